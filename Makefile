@@ -1,0 +1,52 @@
+# make demo | test | check | bench: each does all of its set-up in .venv; Python 3.11 or newer, pip and make are enough.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.PHONY: help demo test lint check bench clean
+
+help:
+	@echo "make demo    draw a bear with the bundled model"
+	@echo "make test    run the tests"
+	@echo "make lint    check format, style and types"
+	@echo "make check   lint and test, as scripts/check does"
+	@echo "make bench   measure beside diffusers (half an hour; BENCH=--quick for a minute)"
+
+demo: $(VENV)/.run
+	$(BIN)/reverie image "a bear on a blue background" -o demo.png --seed 7
+	@echo "The picture is $(CURDIR)/demo.png"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest $(TESTS)
+
+lint: $(VENV)/.dev
+	scripts/check lint
+
+check: $(VENV)/.dev
+	scripts/check
+
+bench: $(VENV)/.test
+	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+
+# Debian's Python may lack ensurepip (package python3-venv); pip can fill the environment from outside.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV) || { \
+	  $(PYTHON) -m venv --clear --without-pip $(VENV) && \
+	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
+
+$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.run
+	$(PIP) --editable ".[train,test]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.test
+	$(PIP) --editable ".[train,test,dev]"
+	@touch $@

@@ -1,0 +1,88 @@
+"""How are two sides compared fairly? In turns, in the same minute, and told with the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Row:
+    """Hold what one row of the table measured: seconds or MiB of either side, lower is better."""
+
+    name: str
+    unit: str = "s"
+    ours: list[float] = field(default_factory=list)
+    theirs: list[float] = field(default_factory=list)
+    peer: str = "diffusers"
+    note: str = ""
+
+    @property
+    def ratio(self) -> float | None:
+        """Divide our median by theirs: below 1 we are ahead. None where there is no peer."""
+        return statistics.median(self.ours) / statistics.median(self.theirs) if self.theirs else None
+
+
+def seconds(action: Callable[[], object]) -> float:
+    """Time one call."""
+    start = time.perf_counter()
+    action()
+    return time.perf_counter() - start
+
+
+def alternate(ours: Callable[[], float], theirs: Callable[[], float], rounds: int) -> tuple[list[float], list[float]]:
+    """Call the two in turns, A B A B; each returns its own measurement."""
+    pairs = [(ours(), theirs()) for _ in range(rounds)]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tell what one process cost: wall-clock seconds, its largest resident set in MiB, and what it printed."""
+
+    seconds: float
+    peak_mib: float
+    output: str
+
+
+def run(command: Sequence[str], **environment: str) -> Run:
+    """Run a process to its end. Raises RuntimeError with its last words where it fails."""
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env={**os.environ, **environment}
+    )
+    assert process.stdout is not None
+    output = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)  # unlike RUSAGE_CHILDREN, of this child alone
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output[-2000:]}")
+    return Run(time.perf_counter() - start, usage.ru_maxrss / 1024, output)
+
+
+def machine() -> dict[str, str]:
+    """Describe the processor, its load and the versions that were measured."""
+    from importlib.metadata import version
+
+    cpuinfo = Path("/proc/cpuinfo")
+    models = [
+        line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
+    ]
+    return {
+        "processor": models[0] if models else platform.processor(),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "cores": str(os.cpu_count()),
+        "threads": str(torch.get_num_threads()),
+        "load": f"{os.getloadavg()[0]:.1f}",
+        "system": platform.platform(),
+        "python": platform.python_version(),
+        **{name: version(name) for name in ("torch", "diffusers", "transformers")},
+    }

@@ -1,0 +1,51 @@
+"""How is a measurement shown? As a markdown table for people and as JSON for programs."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from measure import Row
+
+HEAD = ("", "reverie min", "median", "peer min", "median", "ratio", "")
+
+
+def cells(row: Row) -> list[str]:
+    """Write one row's cells."""
+    numbers = [*extremes(row.ours, row.unit), *extremes(row.theirs, row.unit)]
+    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    remarks = [f"peer: {row.peer}" if row.theirs else "", row.note]
+    return [row.name, *numbers, ratio, "; ".join(filter(None, remarks))]
+
+
+def extremes(values: Sequence[float], unit: str) -> list[str]:
+    """Write the least and the median of some values."""
+    return [amount(min(values), unit), amount(statistics.median(values), unit)] if values else ["", ""]
+
+
+def amount(value: float, unit: str) -> str:
+    """Write a value with three digits or more and its unit, a short time in milliseconds."""
+    if unit == "s" and value < 1:
+        value, unit = 1000 * value, "ms"
+    return f"{value:.0f} {unit}" if value >= 100 else f"{value:#.3g} {unit}"
+
+
+def markdown(rows: Sequence[Row], machine: Mapping[str, str]) -> str:
+    """Write the table, with the machine below it."""
+    lines = [HEAD, ["---"] + ["---:"] * 5 + ["---"], *map(cells, rows)]
+    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    described = ", ".join(f"{name} {value}" for name, value in machine.items())
+    return f"{table}\n\nLower is better; ratio is reverie's median over the peer's. {described}.\n"
+
+
+def write(rows: Sequence[Row], machine: Mapping[str, str], folder: Path) -> tuple[Path, Path]:
+    """Write bench.md and bench.json into a folder and return their paths."""
+    folder.mkdir(parents=True, exist_ok=True)
+    table, data = folder / "bench.md", folder / "bench.json"
+    table.write_text(markdown(rows, machine), encoding="utf-8")
+    records = [asdict(row) | {"ratio": row.ratio} for row in rows]
+    data.write_text(json.dumps({"machine": dict(machine), "rows": records}, indent=1) + "\n", encoding="utf-8")
+    return table, data

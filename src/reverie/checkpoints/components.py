@@ -1,0 +1,36 @@
+"""Which parts make a Stable Diffusion model on disk?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from reverie.checkpoints.configs import ScheduleConfig
+from reverie.models.autoencoder import Autoencoder
+from reverie.models.clip import CLIP, TextTower
+from reverie.models.unet import UNet
+from reverie.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Components:
+    """Hold the parts of a model: what a folder in diffusers' layout holds.
+
+    SD 1 and 2 have one tokenizer and text encoder, XL two of each, its refiner only the second. `zero_empty` says that
+    an empty prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`).
+    """
+
+    tokenizers: tuple[Tokenizer, ...]
+    text_encoders: tuple[TextTower, ...]
+    unet: UNet
+    autoencoder: Autoencoder
+    schedule_config: ScheduleConfig = field(default_factory=ScheduleConfig)
+    zero_empty: bool = False
+    name: str = "model"
+
+
+@dataclass(frozen=True, eq=False)
+class CLIPComponents:
+    """Hold a whole CLIP and its tokenizer: what a folder of transformers' CLIPModel holds."""
+
+    clip: CLIP
+    tokenizer: Tokenizer

@@ -1,0 +1,329 @@
+"""How do config.json files translate? To our config dataclasses and back, refusing what our networks cannot do.
+
+Defaults for absent keys are those of diffusers' and transformers' own signatures, which their files rely on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from reverie.diffusion.schedule import Schedule, linear, scaled_linear, squared_cosine, zero_terminal_snr
+from reverie.errors import ReverieError
+from reverie.models.autoencoder import AutoencoderConfig
+from reverie.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from reverie.models.unet import UNetConfig
+
+Json = dict[str, Any]
+
+# The version of the layout, not of a library: from 0.9 on diffusers takes sample_size as it stands.
+DIFFUSERS_VERSION = "0.30.0"
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Describe the forward process a network was trained on, and what it predicts ("eps", "v" or "x0").
+
+    `timestep_spacing` and `steps_offset` are what other programs should sample with by default; ours choose by request.
+    """
+
+    beta_schedule: str = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    steps: int = 1000
+    prediction: str = "eps"
+    zero_terminal_snr: bool = False
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+
+    def schedule(self) -> Schedule:
+        """Compute the tables."""
+        if self.beta_schedule == "squared_cosine":
+            schedule = squared_cosine(self.steps)
+        else:
+            make = {"scaled_linear": scaled_linear, "linear": linear}[self.beta_schedule]
+            schedule = make(self.beta_start, self.beta_end, self.steps)
+        return zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
+
+
+BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "squared_cosine"}
+PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+
+UNET_FIXED: Json = {
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "freq_shift": 0,
+    "only_cross_attention": False,
+    "mid_block_only_cross_attention": None,
+    "downsample_padding": 1,
+    "mid_block_scale_factor": 1,
+    "act_fn": "silu",
+    "norm_eps": 1e-5,
+    "reverse_transformer_layers_per_block": None,
+    "encoder_hid_dim": None,
+    "encoder_hid_dim_type": None,
+    "num_attention_heads": None,
+    "dual_cross_attention": False,
+    "class_embed_type": None,
+    "num_class_embeds": None,
+    "resnet_time_scale_shift": "default",
+    "resnet_skip_time_act": False,
+    "resnet_out_scale_factor": 1.0,
+    "time_embedding_type": "positional",
+    "time_embedding_dim": None,
+    "time_embedding_act_fn": None,
+    "timestep_post_act": None,
+    "time_cond_proj_dim": None,
+    "conv_in_kernel": 3,
+    "conv_out_kernel": 3,
+    "attention_type": "default",
+    "class_embeddings_concat": False,
+    "cross_attention_norm": None,
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+}
+AUTOENCODER_FIXED: Json = {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None}
+UNET_BLOCKS = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
+
+
+def read_unet(raw: Json, where: str) -> UNetConfig:
+    """Translate diffusers' UNet2DConditionModel config. `where` names the file in errors."""
+    _expect(raw, UNET_FIXED, where)
+    widths = tuple(_need(raw, "block_out_channels", where))
+    down = _need(raw, "down_block_types", where)
+    for block in down:
+        if block not in UNET_BLOCKS:
+            raise _unsupported(where, "down_block_types", block, f"one of {', '.join(UNET_BLOCKS)}")
+    _expect(raw, {"up_block_types": [UNET_BLOCKS[block] for block in reversed(down)]}, where)
+    depths = _per_level(raw, "transformer_layers_per_block", 1, len(widths), where)
+    added = raw.get("addition_embed_type")
+    if added not in (None, "text_time"):
+        raise _unsupported(where, "addition_embed_type", added, "null or 'text_time'")
+    return UNetConfig(
+        in_channels=raw.get("in_channels", 4),
+        out_channels=raw.get("out_channels", 4),
+        sample_size=_need(raw, "sample_size", where),
+        block_out_channels=widths,
+        layers_per_block=_one_for_all(raw, "layers_per_block", 2, len(widths), where),
+        transformer_depth=tuple(
+            depth if block.startswith("CrossAttn") else 0 for block, depth in zip(down, depths, strict=True)
+        ),
+        mid_transformer_depth=depths[-1],
+        # The key is named wrongly in every file, and diffusers reads it as the number of heads (its issue 2011).
+        num_heads=_per_level(raw, "attention_head_dim", 8, len(widths), where),
+        cross_attention_dim=_one_for_all(raw, "cross_attention_dim", 1280, len(widths), where),
+        use_linear_projection=raw.get("use_linear_projection", False),
+        norm_num_groups=raw.get("norm_num_groups", 32),
+        addition_time_embed_dim=raw.get("addition_time_embed_dim") if added else None,
+        projection_input_dim=raw.get("projection_class_embeddings_input_dim") if added else None,
+    )
+
+
+def write_unet(config: UNetConfig) -> Json:
+    """Write a U-Net's config as diffusers reads it. Raises ReverieError for shapes that diffusers cannot express."""
+    depths, middle = list(config.transformer_depth), config.mid_transformer_depth
+    if middle == 0 or depths[-1] not in (0, middle):
+        raise ReverieError(
+            f"diffusers has no U-Net with transformer depth {depths[-1]} in its last level and {middle} in the middle; "
+            "make the middle's depth at least 1, and the last level's the same or 0"
+        )
+    attended = [depth > 0 for depth in depths]
+    down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attended]
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "sample_size": config.sample_size,
+        "block_out_channels": list(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "down_block_types": down,
+        "up_block_types": [UNET_BLOCKS[block] for block in reversed(down)],
+        # A level without attention does not look at its depth; the last one's is also the middle's.
+        "transformer_layers_per_block": [depth or 1 for depth in depths[:-1]] + [middle],
+        "attention_head_dim": list(config.num_heads),
+        "cross_attention_dim": config.cross_attention_dim,
+        "use_linear_projection": config.use_linear_projection,
+        "norm_num_groups": config.norm_num_groups,
+        "addition_embed_type": "text_time" if config.projection_input_dim else None,
+        "addition_time_embed_dim": config.addition_time_embed_dim,
+        "projection_class_embeddings_input_dim": config.projection_input_dim,
+    }
+
+
+def read_autoencoder(raw: Json, where: str) -> AutoencoderConfig:
+    """Translate diffusers' AutoencoderKL config."""
+    widths = tuple(_need(raw, "block_out_channels", where))
+    blocks = {
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+    }
+    _expect(raw, {**AUTOENCODER_FIXED, **blocks}, where)
+    return AutoencoderConfig(
+        in_channels=raw.get("in_channels", 3),
+        out_channels=raw.get("out_channels", 3),
+        latent_channels=raw.get("latent_channels", 4),
+        block_out_channels=widths,
+        layers_per_block=raw.get("layers_per_block", 1),
+        norm_num_groups=raw.get("norm_num_groups", 32),
+        scaling_factor=raw.get("scaling_factor", 0.18215),
+        sample_size=raw.get("sample_size", 32),
+        force_upcast=raw.get("force_upcast", False),  # absent from the files of SD 1, which do not need it
+        use_quant_conv=raw.get("use_quant_conv", True),
+        use_post_quant_conv=raw.get("use_post_quant_conv", True),
+        mid_block_add_attention=raw.get("mid_block_add_attention", True),
+    )
+
+
+def write_autoencoder(config: AutoencoderConfig) -> Json:
+    """Write an autoencoder's config as diffusers reads it."""
+    levels = len(config.block_out_channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        **asdict(config),
+        "act_fn": "silu",
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def read_text(raw: Json, where: str) -> CLIPTextConfig:
+    """Translate transformers' CLIPTextConfig."""
+    vocab_size = raw.get("vocab_size", 49408)
+    end = raw.get("eos_token_id", 49407)
+    return CLIPTextConfig(
+        hidden_size=raw.get("hidden_size", 512),
+        intermediate_size=raw.get("intermediate_size", 2048),
+        num_hidden_layers=raw.get("num_hidden_layers", 12),
+        num_attention_heads=raw.get("num_attention_heads", 8),
+        hidden_act=raw.get("hidden_act", "quick_gelu"),
+        layer_norm_eps=raw.get("layer_norm_eps", 1e-5),
+        vocab_size=vocab_size,
+        max_position_embeddings=raw.get("max_position_embeddings", 77),
+        # Files before transformers 4.31 say 2 by mistake, and are pooled at the largest id instead.
+        eos_token_id=vocab_size - 1 if end == 2 else end,
+        projection_dim=raw.get("projection_dim") or raw.get("hidden_size", 512),
+    )
+
+
+def write_text(config: CLIPTextConfig, architecture: str) -> Json:
+    """Write a text tower's config as transformers reads it; `architecture` is its class there."""
+    return {
+        "architectures": [architecture],
+        "model_type": "clip_text_model",
+        **asdict(config),
+        "bos_token_id": config.eos_token_id - 1,  # CLIP's layout of the vocabulary; neither side's towers look at it
+        "pad_token_id": config.eos_token_id,
+    }
+
+
+def read_clip(raw: Json, where: str) -> CLIPConfig:
+    """Translate transformers' CLIPConfig."""
+    text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
+    _expect(vision, {"num_channels": 3}, where)
+    space = raw.get("projection_dim", 512)
+    return CLIPConfig(
+        text=read_text({**text, "projection_dim": space}, where),
+        vision=CLIPVisionConfig(
+            hidden_size=vision.get("hidden_size", 768),
+            intermediate_size=vision.get("intermediate_size", 3072),
+            num_hidden_layers=vision.get("num_hidden_layers", 12),
+            num_attention_heads=vision.get("num_attention_heads", 12),
+            hidden_act=vision.get("hidden_act", "quick_gelu"),
+            layer_norm_eps=vision.get("layer_norm_eps", 1e-5),
+            image_size=vision.get("image_size", 224),
+            patch_size=vision.get("patch_size", 32),
+        ),
+        projection_dim=space,
+        logit_scale_init_value=raw.get("logit_scale_init_value", 2.6592),
+    )
+
+
+def write_clip(config: CLIPConfig) -> Json:
+    """Write both towers' config as transformers' CLIPModel reads it."""
+    vision = {"model_type": "clip_vision_model", **asdict(config.vision), "projection_dim": config.projection_dim}
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config.projection_dim,
+        "logit_scale_init_value": config.logit_scale_init_value,
+        "text_config": write_text(config.text, "CLIPTextModel"),
+        "vision_config": vision,
+    }
+
+
+def read_schedule(raw: Json, where: str) -> ScheduleConfig:
+    """Translate the config of any of diffusers' schedulers over discrete betas."""
+    _expect(raw, {"trained_betas": None}, where)
+    beta_schedule, prediction = raw.get("beta_schedule"), raw.get("prediction_type", "epsilon")
+    if beta_schedule not in BETA_SCHEDULES:
+        raise _unsupported(where, "beta_schedule", beta_schedule, f"one of {', '.join(BETA_SCHEDULES)}")
+    if prediction not in PREDICTIONS:
+        raise _unsupported(where, "prediction_type", prediction, f"one of {', '.join(PREDICTIONS)}")
+    return ScheduleConfig(
+        beta_schedule=BETA_SCHEDULES[beta_schedule],
+        beta_start=raw.get("beta_start", 0.0001),
+        beta_end=raw.get("beta_end", 0.02),
+        steps=raw.get("num_train_timesteps", 1000),
+        prediction=PREDICTIONS[prediction],
+        zero_terminal_snr=raw.get("rescale_betas_zero_snr", False),
+        timestep_spacing=raw.get("timestep_spacing", "leading"),
+        steps_offset=raw.get("steps_offset", 0),
+    )
+
+
+def write_schedule(config: ScheduleConfig) -> Json:
+    """Write a schedule as the config of diffusers' DDIMScheduler, with the settings of Stable Diffusion."""
+    return {
+        "_class_name": "DDIMScheduler",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "beta_schedule": _key_of(BETA_SCHEDULES, config.beta_schedule),
+        "beta_start": config.beta_start,
+        "beta_end": config.beta_end,
+        "num_train_timesteps": config.steps,
+        "prediction_type": _key_of(PREDICTIONS, config.prediction),
+        "rescale_betas_zero_snr": config.zero_terminal_snr,
+        "timestep_spacing": config.timestep_spacing,
+        "steps_offset": config.steps_offset,
+        "clip_sample": False,
+        "set_alpha_to_one": False,
+    }
+
+
+def _key_of(table: Mapping[str, str], value: str) -> str:
+    return next(key for key, other in table.items() if other == value)
+
+
+def _unsupported(where: str, key: str, given: object, allowed: str) -> ReverieError:
+    return ReverieError(f"{where}: {key} is {given!r}, which is not supported; it should be {allowed}")
+
+
+def _expect(raw: Json, allowed: Mapping[str, Any], where: str) -> None:
+    """Raise ReverieError where a key differs from the one value supported; absent, null and false are alike."""
+    for key, value in allowed.items():
+        given = raw.get(key, value)
+        if given != value and (given or value):
+            raise _unsupported(where, key, given, repr(value))
+
+
+def _need(raw: Json, key: str, where: str) -> Any:
+    if raw.get(key) is None:
+        raise ReverieError(f"{where}: {key} is missing")
+    return raw[key]
+
+
+def _per_level(raw: Json, key: str, default: int, levels: int, where: str) -> tuple[int, ...]:
+    """Read a number, or one a level, as one a level."""
+    given = raw.get(key, default)
+    values = tuple(given) if isinstance(given, list) else (given,) * levels
+    if len(values) != levels or not all(isinstance(value, int) for value in values):
+        raise _unsupported(where, key, given, f"a whole number, or {levels} of them")
+    return values
+
+
+def _one_for_all(raw: Json, key: str, default: int, levels: int, where: str) -> int:
+    values = set(_per_level(raw, key, default, levels, where))
+    if len(values) > 1:
+        raise _unsupported(where, key, raw[key], "the same in every level")
+    return values.pop()

@@ -1,0 +1,120 @@
+"""How is a folder in the layout of diffusers or transformers read?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from reverie.checkpoints import configs, keymaps
+from reverie.checkpoints.components import CLIPComponents, Components
+from reverie.checkpoints.weights import Rename, find_weights, load_weights, read_json
+from reverie.errors import ReverieError
+from reverie.models.autoencoder import Autoencoder
+from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection
+from reverie.models.unet import UNet
+from reverie.tokenizer import Tokenizer
+
+M = TypeVar("M", bound=nn.Module)
+C = TypeVar("C")
+
+PIPELINES = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "StableDiffusionInpaintPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusionXLImg2ImgPipeline",
+    "StableDiffusionXLInpaintPipeline",
+)
+CPU = torch.device("cpu")
+DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+
+
+def load_folder(path: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Components:
+    """Read a model in diffusers' layout (model_index.json and a folder for each part).
+
+    Weights of another dtype are converted; where dtype and device are those of the files, they stay mapped. An
+    autoencoder that overflows in half precision (`force_upcast`) is read in float32. Raises ReverieError.
+    """
+    path = _folder(path)
+    index = read_json(path / "model_index.json")
+    if (kind := index.get("_class_name")) not in PIPELINES:
+        raise ReverieError(f"{path / 'model_index.json'} describes a {kind}; reverie reads {', '.join(PIPELINES)}")
+    suffixes = [suffix for suffix in ("", "_2") if (index.get(f"text_encoder{suffix}") or [None])[0]]
+    towers = [load_text_encoder(path / f"text_encoder{suffix}", device=device, dtype=dtype) for suffix in suffixes]
+    if not towers:
+        raise ReverieError(f"{path / 'model_index.json'} names no text_encoder")
+    return Components(
+        tokenizers=tuple(Tokenizer.load(path / f"tokenizer{suffix}") for suffix in suffixes),
+        text_encoders=tuple(towers),
+        unet=load_unet(path / "unet", device=device, dtype=dtype),
+        autoencoder=load_autoencoder(path / "vae", device=device, dtype=dtype),
+        schedule_config=_config(path / "scheduler", configs.read_schedule, "scheduler_config.json"),
+        zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
+        name=path.resolve().name,
+    )
+
+
+def load_unet(folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> UNet:
+    """Read a U-Net's folder: config.json and its weights."""
+    folder = _folder(folder)
+    config = _config(folder, configs.read_unet)
+    return _load(lambda: UNet(config), folder, DIFFUSERS_STEM, device, dtype)
+
+
+def load_autoencoder(
+    folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> Autoencoder:
+    """Read an autoencoder's folder: config.json and its weights."""
+    folder = _folder(folder)
+    config = _config(folder, configs.read_autoencoder)
+    if config.force_upcast and dtype == torch.float16:
+        dtype = torch.float32
+    return _load(lambda: Autoencoder(config), folder, DIFFUSERS_STEM, device, dtype, keymaps.autoencoder)
+
+
+def load_text_encoder(
+    folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> TextTower:
+    """Read a text tower's folder, with the projection where config.json says that there is one."""
+    folder = _folder(folder)
+    config = _config(folder, configs.read_text)
+    architectures = read_json(folder / "config.json").get("architectures") or []
+    tower = TextTowerWithProjection if "CLIPTextModelWithProjection" in architectures else TextTower
+    return _load(lambda: tower(config), folder, TRANSFORMERS_STEM, device, dtype, keymaps.text_tower)
+
+
+def load_clip(folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> CLIPComponents:
+    """Read a CLIP in transformers' layout, with its tokenizer in the same folder."""
+    folder = _folder(folder)
+    config = _config(folder, configs.read_clip)
+    clip = _load(lambda: CLIP(config), folder, TRANSFORMERS_STEM, device, dtype)
+    return CLIPComponents(clip, Tokenizer.load(folder))
+
+
+def _folder(path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_dir():
+        raise ReverieError(f"no model at '{path}': there is no such folder")
+    return path
+
+
+def _config(folder: Path, read: Callable[[dict[str, Any], str], C], name: str = "config.json") -> C:
+    return read(read_json(folder / name), str(folder / name))
+
+
+def _load(
+    make: Callable[[], M],
+    folder: Path,
+    stem: str,
+    device: torch.device,
+    dtype: torch.dtype,
+    rename: Rename = keymaps.same,
+) -> M:
+    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+        module = make()
+    load_weights(module, find_weights(folder, stem, dtype), device=device, dtype=dtype, rename=rename)
+    return module

@@ -1,0 +1,212 @@
+"""How is a model written so that diffusers and transformers read it? Beside the target first, then moved into place."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from reverie.checkpoints import configs
+from reverie.checkpoints.components import CLIPComponents, Components
+from reverie.checkpoints.load import DIFFUSERS_STEM, TRANSFORMERS_STEM
+from reverie.errors import ReverieError
+from reverie.models.autoencoder import Autoencoder
+from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, CLIPVisionConfig, TextTower, TextTowerWithProjection
+from reverie.models.unet import UNet
+
+SHARD_BYTES = 5 << 30
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)[.-]")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """Say how weights are written: in which dtype, under which variant's name, split above how many bytes."""
+
+    dtype: torch.dtype = torch.float32
+    variant: str | None = None
+    shard_bytes: int = SHARD_BYTES
+
+
+FULL = Precision()
+
+
+def save_folder(components: Components, path: str | Path, precision: Precision = FULL) -> None:
+    """Write a model in diffusers' layout.
+
+    A variant ("fp16") goes into the names of the weights, so that several precisions can share a folder. Files of a
+    model that is already there are replaced, others are left. Raises ReverieError.
+    """
+    parts = zip(_suffixes(components), components.tokenizers, components.text_encoders, strict=True)
+    with _staged(Path(path), precision) as folder:
+        for suffix, tokenizer, tower in parts:
+            tokenizer.save(folder / f"tokenizer{suffix}")
+            _write_text_encoder(tower, folder / f"text_encoder{suffix}", precision)
+        _write_unet(components.unet, folder / "unet", precision)
+        _write_autoencoder(components.autoencoder, folder / "vae", precision)
+        _write_json(folder / "scheduler/scheduler_config.json", configs.write_schedule(components.schedule_config))
+        _write_json(folder / "model_index.json", _index(components))
+
+
+def save_clip(components: CLIPComponents, path: str | Path, precision: Precision = FULL) -> None:
+    """Write a CLIP as transformers' CLIPModel, CLIPTokenizer and CLIPImageProcessor read it."""
+    config = components.clip.config
+    with _staged(Path(path), precision) as folder:
+        components.tokenizer.save(folder)
+        _write_json(folder / "preprocessor_config.json", _preprocessor(config.vision))
+        _write(components.clip, configs.write_clip(config), folder, TRANSFORMERS_STEM, precision)
+
+
+def save_unet(unet: UNet, path: str | Path, precision: Precision = FULL) -> None:
+    """Write a U-Net's folder, which `load_unet` and diffusers' UNet2DConditionModel read."""
+    with _staged(Path(path), precision) as folder:
+        _write_unet(unet, folder, precision)
+
+
+def save_autoencoder(autoencoder: Autoencoder, path: str | Path, precision: Precision = FULL) -> None:
+    """Write an autoencoder's folder, which `load_autoencoder` and diffusers' AutoencoderKL read."""
+    with _staged(Path(path), precision) as folder:
+        _write_autoencoder(autoencoder, folder, precision)
+
+
+def save_text_encoder(tower: TextTower, path: str | Path, precision: Precision = FULL) -> None:
+    """Write a text tower's folder, which `load_text_encoder` and transformers' CLIPTextModel read."""
+    with _staged(Path(path), precision) as folder:
+        _write_text_encoder(tower, folder, precision)
+
+
+def _write_unet(unet: UNet, folder: Path, precision: Precision) -> None:
+    _write(unet, configs.write_unet(unet.config), folder, DIFFUSERS_STEM, precision)
+
+
+def _write_autoencoder(autoencoder: Autoencoder, folder: Path, precision: Precision) -> None:
+    _write(autoencoder, configs.write_autoencoder(autoencoder.config), folder, DIFFUSERS_STEM, precision)
+
+
+def _write_text_encoder(tower: TextTower, folder: Path, precision: Precision) -> None:
+    _write(tower, configs.write_text(tower.config, _architecture(tower)), folder, TRANSFORMERS_STEM, precision)
+
+
+def _suffixes(components: Components) -> list[str]:
+    """Name the folders of the text encoders; one with a projection that stands alone is the refiner's second."""
+    alone = len(components.text_encoders) == 1
+    return ["_2"] if alone and _is_xl(components) else ["", "_2"][: len(components.text_encoders)]
+
+
+def _is_xl(components: Components) -> bool:
+    return components.unet.config.projection_input_dim is not None
+
+
+def _architecture(tower: TextTower) -> str:
+    return "CLIPTextModelWithProjection" if isinstance(tower, TextTowerWithProjection) else "CLIPTextModel"
+
+
+def _index(components: Components) -> dict[str, Any]:
+    index: dict[str, Any] = {
+        "_class_name": "StableDiffusionXLPipeline" if _is_xl(components) else "StableDiffusionPipeline",
+        "_diffusers_version": configs.DIFFUSERS_VERSION,
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+        "feature_extractor": [None, None],
+    }
+    for suffix, tower in zip(_suffixes(components), components.text_encoders, strict=True):
+        index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
+        index[f"text_encoder{suffix}"] = ["transformers", _architecture(tower)]
+    if _is_xl(components):
+        return {**index, "force_zeros_for_empty_prompt": components.zero_empty, "add_watermarker": None}
+    return {**index, "safety_checker": [None, None], "requires_safety_checker": False}
+
+
+def _preprocessor(config: CLIPVisionConfig) -> dict[str, Any]:
+    size = config.image_size
+    return {
+        "image_processor_type": "CLIPImageProcessor",
+        "do_convert_rgb": True,
+        "do_resize": True,
+        "size": {"shortest_edge": size},
+        "resample": 3,
+        "do_center_crop": True,
+        "crop_size": {"height": size, "width": size},
+        "do_rescale": True,
+        "rescale_factor": 1 / 255,
+        "do_normalize": True,
+        "image_mean": list(IMAGE_MEAN),
+        "image_std": list(IMAGE_STD),
+    }
+
+
+@contextmanager
+def _staged(target: Path, precision: Precision) -> Iterator[Path]:
+    """Yield a folder inside `target`; when the block ends well move its files into place one by one, the index last.
+
+    The long work happens in the staging folder, so a full disk or a crash leaves what was there before. Weights of
+    that name and variant which the new ones replace are removed; without a variant those of all variants are.
+    """
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
+            yield Path(staging)
+            files = [file.relative_to(staging) for file in Path(staging).rglob("*") if file.is_file()]
+            for file in sorted(files, key=lambda file: file.name == "model_index.json"):
+                (target / file.parent).mkdir(exist_ok=True)
+                Path(staging, file).replace(target / file)
+        _remove_stale(target, files, precision.variant)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ReverieError(f"cannot write a model to '{target}': {reason or error}") from error
+
+
+def _remove_stale(target: Path, written: list[Path], variant: str | None) -> None:
+    for folder in {file.parent for file in written}:
+        for old in (target / folder).iterdir():
+            replaced = WEIGHTS.match(old.name) and (variant is None or f".{variant}" in old.name)
+            if replaced and folder / old.name not in written:
+                old.unlink()
+
+
+def _write(module: nn.Module, config: dict[str, Any], folder: Path, stem: str, precision: Precision) -> None:
+    """Write config.json and a safetensors file, or shards with an index, named as diffusers and transformers do."""
+    _write_json(folder / "config.json", config)
+    infix = f".{precision.variant}" if precision.variant else ""
+    state = {name: tensor.detach() for name, tensor in module.state_dict().items()}
+    shards = _split(state, precision)
+    table: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        part = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+        file = f"{stem}{infix}{part}.safetensors"
+        tensors = {name: state[name].to("cpu", precision.dtype).contiguous() for name in names}
+        save_file(tensors, folder / file, metadata={"format": "pt"})
+        table |= dict.fromkeys(names, file)
+    if len(shards) > 1:
+        total = sum(tensor.numel() for tensor in state.values()) * precision.dtype.itemsize
+        index = {"metadata": {"total_size": total}, "weight_map": table}
+        _write_json(folder / f"{stem}.safetensors.index{infix}.json", index)
+
+
+def _split(state: Mapping[str, Tensor], precision: Precision) -> list[list[str]]:
+    """Divide the names, in order, into groups of at most `shard_bytes` (or of one tensor)."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in state.items():
+        nbytes = tensor.numel() * precision.dtype.itemsize
+        if shards[-1] and size + nbytes > precision.shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+def _write_json(file: Path, data: dict[str, Any]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(data, indent=2) + "\n", encoding="utf-8")

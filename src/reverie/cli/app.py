@@ -1,0 +1,99 @@
+"""Which commands has `reverie`, and how does each end? Errors become one line and an exit status here."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+
+from reverie.errors import ReverieError
+
+BAD_INPUT = 2
+INTERRUPTED = 128 + 2  # as a shell reports SIGINT
+BROKEN_PIPE = 128 + 13  # as a shell reports SIGPIPE
+
+app = App(
+    name="reverie",
+    help="Draw pictures from words with Stable Diffusion, offline.",
+    help_format="plaintext",  # markdown would cost 60 ms of imports
+    help_on_error=False,
+)
+app["--help"].group = app["--version"].group = "Options"
+
+app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
+app.meta.end_of_options_delimiter = ""  # a `--` is for the command itself: reverie image -- "-5 degrees"
+
+# Commands are named by their path and imported when called, so that `reverie --help` stays quick.
+app.command("reverie.cli.image:image", help="Draw pictures of a prompt.")
+app.command("reverie.cli.image:replay", help="Make a picture again from the request that it carries.")
+app.command("reverie.cli.concepts:concepts", help="List what the bundled model knows, in English and Chinese.")
+app.command("reverie.cli.data:app", name="data", help="Make training data.")
+app.command("reverie.cli.train:train", help="Train a model from a recipe.")
+
+
+@app.meta.default
+def launch(
+    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
+    debug: Annotated[bool, Parameter(negative=(), show_default=False, group="Options")] = False,
+) -> Any:
+    """Run one command.
+
+    Parameters
+    ----------
+    debug
+        Show the traceback of an error.
+    """
+    return app(tokens)
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run a command line (without the program's name) and return its exit status, 0 when all went well."""
+    debug = "--debug" in arguments
+    try:
+        app.meta(
+            list(arguments),
+            exit_on_error=False,
+            print_error=False,
+            result_action="return_none",
+        )
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # `reverie concepts | head`; python would complain once more at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except (ReverieError, CycloptsError, OSError) as error:
+        if debug:
+            raise
+        complain(message_of(error))
+        return BAD_INPUT
+    except Exception as error:
+        if debug:
+            raise
+        complain(f"{type(error).__name__}: {error}; --debug shows where it came from")
+        return 1
+    return 0
+
+
+def message_of(error: Exception) -> str:
+    """Say what was wrong as plain text."""
+    if isinstance(error, UnusedCliTokensError):
+        return f"unexpected '{' '.join(error.unused_tokens or ())}'; put a prompt of several words in quotes"
+    if isinstance(error, CycloptsError):
+        error.verbose = False
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror.lower()}: '{error.filename}'" if error.filename else error.strerror.lower()
+    return str(error)
+
+
+def complain(message: str) -> None:
+    """Write one line to stderr, whatever line breaks the message holds."""
+    print("reverie:", " ".join(message.split()), file=sys.stderr)
+
+
+def main() -> None:
+    """Run the command line of this process."""
+    sys.exit(run(sys.argv[1:]))

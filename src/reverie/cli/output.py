@@ -1,0 +1,50 @@
+"""Where does a command write? Names of files, checked before any work is done, and lines on stdout."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from pathlib import Path
+
+from reverie.codecs.pictures import FORMATS
+from reverie.errors import ReverieError
+
+LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's name has at most 255
+
+
+def say(line: str) -> None:
+    """Write one line of a command's result to stdout."""
+    print(line)
+
+
+def slug(text: str) -> str:
+    """Turn a prompt into a file's name: letters and digits of any script in lower case, dashes between the words."""
+    words = re.findall(r"\w+", text.lower().replace("_", " "))
+    return "-".join(words)[:LONGEST_SLUG].strip("-") or "picture"
+
+
+def numbered(path: Path, count: int) -> list[Path]:
+    """Return `path` for one picture, and path-0, path-1, ... for several."""
+    if count == 1:
+        return [path]
+    return [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
+
+
+def check_writable(paths: list[Path]) -> None:
+    """Raise ReverieError where pictures cannot be written: wrong suffix, a folder of that name, no folder to be in."""
+    for path in paths:
+        if path.is_dir():
+            raise ReverieError(f"output '{path}' is a folder; give the name of a file, such as {path / 'picture.png'}")
+        if path.suffix.lower() not in FORMATS:
+            given = f"suffix '{path.suffix}'" if path.suffix else "a name without suffix"
+            raise ReverieError(
+                f"cannot write '{path}': {given} names no picture format; choose from {', '.join(FORMATS)}"
+            )
+    for folder in {path.parent for path in paths}:
+        if not folder.is_dir():
+            raise ReverieError(f"cannot write into '{folder}': there is no such folder; make it first")
+        try:
+            tempfile.TemporaryFile(dir=folder).close()  # root passes os.access even on a read-only disk
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise ReverieError(f"cannot write into '{folder}': no file can be made there ({reason})") from error

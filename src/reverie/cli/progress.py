@@ -1,0 +1,89 @@
+"""How does long work show how far it is? On stderr: with a bar on a terminal, in plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from datetime import timedelta
+from typing import Protocol, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+Event = TypeVar("Event")
+PLAIN_INTERVAL = 5.0  # seconds between two lines of a log
+
+
+class TrainingEvent(Protocol):
+    """What training tells after some steps; `rate` is in steps a second."""
+
+    @property
+    def step(self) -> int: ...
+    @property
+    def total(self) -> int: ...
+    @property
+    def metrics(self) -> Mapping[str, float]: ...
+    @property
+    def rate(self) -> float: ...
+    @property
+    def seconds_left(self) -> float: ...
+
+
+def watched(events: Iterable[Event], position: Callable[[Event], tuple[int, int]], label: str) -> Iterator[Event]:
+    """Pass events through and show on stderr how far they are, how fast they come and how long the rest will take.
+
+    `position` says of an event how many are done, and of how many.
+    """
+    return _bar(events, position, label) if sys.stderr.isatty() else _lines(events, position, label)
+
+
+def _bar(events: Iterable[Event], position: Callable[[Event], tuple[int, int]], label: str) -> Iterator[Event]:
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        Rate(),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=None)
+        for event in events:
+            done, total = position(event)
+            bar.update(task, completed=done, total=total)
+            yield event
+
+
+def _lines(events: Iterable[Event], position: Callable[[Event], tuple[int, int]], label: str) -> Iterator[Event]:
+    start = last = time.monotonic()
+    for event in events:
+        yield event
+        done, total = position(event)
+        now = time.monotonic()
+        if now - last >= PLAIN_INTERVAL and done < total:
+            last, rate = now, done / (now - start)
+            print(f"{label} {done}/{total}, {rate:.2f}/s, {(total - done) / rate:.0f} s left", file=sys.stderr)
+
+
+class Rate(ProgressColumn):
+    """Show how many events come in a second."""
+
+    def render(self, task: Task) -> Text:
+        """Write the rate, or a dash while it is unknown."""
+        return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
+
+
+def metered(events: Iterable[TrainingEvent]) -> None:
+    """Follow a training run to its end: one line on stderr, rewritten on a terminal, added to elsewhere."""
+    on_terminal = sys.stderr.isatty()
+    for event in events:
+        metrics = " ".join(f"{name} {value:.4g}" for name, value in event.metrics.items())
+        left = timedelta(seconds=round(event.seconds_left))
+        line = f"step {event.step}/{event.total} {metrics} {event.rate:.2f}/s {left} left"
+        if on_terminal:
+            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+        else:
+            print(line, file=sys.stderr, flush=True)
+    if on_terminal:
+        print(file=sys.stderr)

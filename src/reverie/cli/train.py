@@ -1,0 +1,27 @@
+"""`reverie train`: how is a recipe carried out and watched?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from reverie.cli.options import Flag
+from reverie.cli.output import say
+from reverie.cli.progress import metered
+
+
+def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> None:
+    """Train a model from a recipe; Ctrl-C stops it, --resume goes on from the last checkpoint to the same bits.
+
+    Parameters
+    ----------
+    recipe
+        A .toml file, such as recipes/autoencoder.toml.
+    out
+        Folder for checkpoints, logs and samples; runs/NAME if not given.
+    resume
+        Go on with the run in that folder.
+    """
+    from reverie.train import run
+
+    metered(run(recipe, out, resume))
+    say(str(out or Path("runs") / recipe.stem))

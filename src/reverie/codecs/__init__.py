@@ -1,0 +1,1 @@
+"""Between pictures (later sound and film) and latents: `pictures` needs Pillow alone, `image` needs torch."""

@@ -1,0 +1,133 @@
+"""How is a picture written to a file, with the request that made it inside, and read back?"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+from reverie.errors import ReverieError
+
+FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+PARAMETERS = "parameters"  # AUTOMATIC1111's text chunk, which most tools read
+REQUEST = "reverie"  # ours: JSON, enough to make the picture again
+
+# JPEG and WebP have no text chunks. A1111 keeps its parameters in EXIF UserComment; our JSON goes to ImageDescription.
+_EXIF_IFD, _USER_COMMENT, _IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
+_UNICODE = b"UNICODE\0"  # EXIF 2.3, 4.6.5: the character code that opens a UserComment
+
+
+def parameters_text(prompt: str, negative: str, fields: Mapping[str, object]) -> str:
+    """Write AUTOMATIC1111's `parameters` text.
+
+    `fields` follow on the last line in their order; None is left out, and a value that holds a comma, a colon or a
+    newline is JSON-quoted (modules/infotext_utils.py of stable-diffusion-webui).
+    """
+    lines = [prompt]
+    if negative:
+        lines.append(f"Negative prompt: {negative}")
+    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items() if value is not None))
+    return "\n".join(lines).strip()
+
+
+def _quoted(value: object) -> str:
+    text = str(value)
+    return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
+
+
+def save(picture: Image.Image, path: str | Path) -> None:
+    """Write a picture and the texts in its `.info` atomically: beside the target first, then renamed over it.
+
+    The format follows the suffix (.png, .jpg, .webp). Raises ReverieError for another suffix and for a folder that
+    cannot be written.
+    """
+    path = Path(path)
+    form = FORMATS.get(path.suffix.lower())
+    if form is None:
+        raise ReverieError(f"cannot write '{path}': unknown picture format; choose from {', '.join(FORMATS)}")
+    with beside(path) as temporary:
+        if form == "PNG":
+            picture.save(temporary, form, pnginfo=_png_texts(picture))
+        else:
+            picture.convert("RGB").save(temporary, form, quality=95, exif=_exif_texts(picture))
+
+
+@contextmanager
+def beside(path: Path) -> Iterator[Path]:
+    """Yield a temporary path next to `path`; rename it over `path` when the block ends well, remove it otherwise.
+
+    An OSError inside becomes a one-line ReverieError.
+    """
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        raise ReverieError(f"cannot write '{path}': {error.strerror or error}") from error
+    finally:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _texts(picture: Image.Image) -> dict[str, str]:
+    return {key: picture.info[key] for key in (PARAMETERS, REQUEST) if isinstance(picture.info.get(key), str)}
+
+
+def _png_texts(picture: Image.Image) -> PngInfo:
+    chunks = PngInfo()
+    for key, text in _texts(picture).items():
+        chunks.add_text(key, text)  # Latin-1 goes to tEXt, everything else (Chinese) to iTXt in UTF-8
+    return chunks
+
+
+def _exif_texts(picture: Image.Image) -> Image.Exif:
+    exif, texts = Image.Exif(), _texts(picture)
+    if PARAMETERS in texts:
+        exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + texts[PARAMETERS].encode("utf-16-be")
+    if REQUEST in texts:
+        exif[_IMAGE_DESCRIPTION] = texts[REQUEST]
+    return exif
+
+
+def read_texts(picture: Image.Image) -> dict[str, str]:
+    """Read the texts that `save` wrote, from PNG chunks or from EXIF: `parameters`, `reverie`, or neither."""
+    texts, exif = _texts(picture), picture.getexif()
+    comment = exif.get_ifd(_EXIF_IFD).get(_USER_COMMENT)
+    if isinstance(comment, bytes) and comment.startswith(_UNICODE):
+        texts.setdefault(PARAMETERS, comment.removeprefix(_UNICODE).decode("utf-16-be", errors="replace"))
+    description = exif.get(_IMAGE_DESCRIPTION)
+    if isinstance(description, str) and description.startswith("{"):
+        texts.setdefault(REQUEST, description)
+    return texts
+
+
+def open_picture(path: str | Path) -> Image.Image:
+    """Read a picture file with its texts in `.info`. Raises ReverieError where there is none or it is damaged."""
+    try:
+        with Image.open(path) as opened:
+            opened.load()
+            texts = read_texts(opened)
+            picture = opened.copy()
+    except OSError as error:  # PIL.UnidentifiedImageError is one too
+        reason = error.strerror or "not a picture, or damaged"
+        raise ReverieError(f"cannot read '{path}': {reason}") from error
+    picture.info.update(texts)
+    return picture
+
+
+def grid(pictures: Sequence[Image.Image], columns: int | None = None) -> Image.Image:
+    """Lay equal-sized pictures out row by row on one sheet, as near to a square as it goes unless `columns` says."""
+    if not pictures:
+        raise ReverieError("a grid needs at least one picture")
+    columns = columns or math.ceil(math.sqrt(len(pictures)))
+    width, height = pictures[0].size
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(pictures) / columns) * height), "white")
+    for index, picture in enumerate(pictures):
+        sheet.paste(picture, (index % columns * width, index // columns * height))
+    return sheet

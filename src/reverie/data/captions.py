@@ -1,0 +1,88 @@
+"""How a scene is told in words, in English and in Chinese, by varied templates."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from reverie.data.concepts import Concept
+from reverie.data.scenes import COLOURS, Scene
+
+SIZE_WORDS_ZH = {"small": "小", "large": "大", "": ""}
+MASS_OR_PLURAL = ("grapes", "cherries", "glasses", "jeans", "scissors", "gloves", "socks", "french fries", "books")
+MASS = {"bread", "corn", "milk", "beer", "wine", "coffee", "broccoli", "fire", "cooking", "earth", "lightning"}
+MEASURES_ZH = {  # Chinese measure word by CLDR label; the rest take 个
+    "animal-mammal": "只",
+    "animal-bird": "只",
+    "animal-amphibian": "只",
+    "animal-reptile": "只",
+    "animal-marine": "只",
+    "animal-bug": "只",
+    "plant-flower": "朵",
+    "plant-other": "棵",
+    "transport-ground": "辆",
+    "transport-air": "架",
+    "transport-water": "艘",
+    "musical-instrument": "把",
+    "tool": "把",
+    "clothing": "件",
+}
+
+
+def with_article(noun: str) -> str:
+    """Put the indefinite article before a noun, where English has one: "an apple", "grapes"."""
+    if noun.endswith(MASS_OR_PLURAL) or noun in MASS:
+        return noun
+    return f"{'an' if noun[0].lower() in 'aeiou' and not noun.startswith(('uni', 'ewe')) else 'a'} {noun}"
+
+
+def english(scene: Scene, rng: np.random.Generator) -> str:
+    """Tell a scene in English; the ground is named in about two captions of three."""
+    names = [_pick(placed.concept.en, rng) for placed in scene.objects]
+    ground = ("", *(f" on {with_article(scene.colour)} background",) * 2)[rng.integers(3)]
+    if len(names) == 1:
+        noun = f"{scene.size_word} {names[0]}".strip()
+        article = with_article(names[0])
+        told = noun if article == names[0] else with_article(noun)
+        form = rng.integers(6)
+        if form == 0:
+            return f"{noun}, {scene.colour} background" if ground else noun
+        return (f"a picture of {told}" if form == 1 else told) + ground
+    first, second = (with_article(name) for name in names)
+    if scene.relation == "beside":
+        forms = (f"{first} next to {second}", f"{first} and {second}", f"{first} to the left of {second}")
+    else:
+        forms = (f"{first} above {second}", f"{second} below {first}", f"{first} on top of {second}")
+    return forms[rng.integers(3)] + ground
+
+
+def chinese(scene: Scene, rng: np.random.Generator) -> str:
+    """Tell a scene in Chinese; the ground is named in about two captions of three."""
+    names = [_pick(placed.concept.zh, rng) for placed in scene.objects]
+    ground = ("", f"{COLOURS[scene.colour][0]}背景上的", f"{COLOURS[scene.colour][0]}背景上的")[rng.integers(3)]
+    if len(names) == 1:
+        noun = SIZE_WORDS_ZH[scene.size_word] + names[0]
+        counted = "一" + measure(scene.objects[0].concept) + noun
+        form = rng.integers(4)
+        if form == 0:
+            return f"{noun}，{COLOURS[scene.colour][0]}背景" if ground else noun
+        return ground + (noun if form == 1 else counted)
+    first, second = names
+    if scene.relation == "beside":
+        forms = (f"{first}和{second}", f"{first}在{second}旁边", f"{first}在{second}左边")
+    else:
+        forms = (f"{first}在{second}上面", f"{second}在{first}下面", f"{first}在{second}上方")
+    return ground + forms[rng.integers(3)]
+
+
+def caption(scene: Scene, rng: np.random.Generator, chinese_share: float = 0.4) -> str:
+    """Tell a scene in one of the two languages."""
+    return chinese(scene, rng) if rng.random() < chinese_share else english(scene, rng)
+
+
+def measure(concept: Concept) -> str:
+    """Return the Chinese measure word of a concept."""
+    return MEASURES_ZH.get(concept.label, "个")
+
+
+def _pick(names: tuple[str, ...], rng: np.random.Generator) -> str:
+    return names[rng.integers(len(names))]

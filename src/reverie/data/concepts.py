@@ -1,0 +1,163 @@
+"""Which things can stand in an emoji scene, and what they are called in English and Chinese.
+
+Names and keywords are read from Unicode CLDR (Debian package ``unicode-cldr-core``); the pictures are the glyphs of
+Noto Color Emoji (Debian package ``fonts-noto-color-emoji``). Neither is part of reverie: a missing file is reported
+with the package that brings it.
+"""
+
+from __future__ import annotations
+
+import os
+import xml.etree.ElementTree as ElementTree
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+from reverie.errors import ReverieError
+
+CLDR = Path(os.environ.get("REVERIE_CLDR", "/usr/share/unicode/cldr/common"))
+VARIATION_SELECTOR = "\N{VARIATION SELECTOR-16}"
+
+# Label groups of CLDR's properties/labels.txt that are signs to read, not things to draw.
+SKIPPED_LABELS = frozenset(
+    "skin-tone family arrow av-symbol alphanum other-symbol transport-sign flag".split()
+)
+SKIPPED_NAMES = ("o’clock", "-thirty", "button", "hair component")
+
+# Newer emoji (Unicode 12 to 14) have no label in CLDR 41; these blocks hold things, not marks.
+UNLABELLED_BLOCKS = ((0x1F900, 0x1F9FF), (0x1FA70, 0x1FAFF), (0x1F6D5, 0x1F6FF), (0x1F7E0, 0x1F7EB), (0x1F90C, 0x1F93A))
+
+# What people call a thing where CLDR's formal name differs: emoji -> (English, Chinese) further names.
+EVERYDAY_NAMES = {
+    "🍎": ("apple", "苹果"), "🐔": ("hen", "母鸡"), "🚗": ("car", "汽车"), "🚕": ("cab", "出租车"), "🌲": ("fir", "松树"),
+    "🚓": ("police car", "警车"), "🚌": ("bus", "公交车"), "🌽": ("corn", "玉米"), "🌙": ("moon", "月亮"),
+    "❤": ("heart", "红心"), "🐞": ("ladybug", "瓢虫"), "☕": ("coffee", "咖啡"), "🍺": ("beer", "啤酒"),
+    "🎂": ("cake", "蛋糕"), "👕": ("shirt", "衬衫"), "🌍": ("earth", "地球"), "🐑": ("sheep", "绵羊"),
+    "🐿": ("squirrel", "松鼠"), "🎹": ("piano", "钢琴"), "🌳": ("tree", "树"), "🚲": ("bike", "单车"),
+    "⚽": ("football", "足球"), "🥛": ("milk", "牛奶"), "🍷": ("wine", "红酒"), "💧": ("drop", "水滴"),
+    "🎁": ("gift", "礼物"), "🎃": ("pumpkin", "南瓜"), "👶": ("baby", "婴儿"), "🐝": ("bee", "蜜蜂"),
+    "🐵": ("monkey", "猴子"), "🐮": ("cow", "奶牛"), "🐷": ("pig", "小猪"), "🐯": ("tiger", "老虎"),
+    "🐰": ("rabbit", "兔子"), "🐭": ("mouse", "老鼠"), "🐴": ("horse", "马"), "🐳": ("whale", "鲸鱼"),
+    "🍳": ("fried egg", "煎蛋"), "🔒": ("lock", "锁"), "⚡": ("lightning", "闪电"), "⛄": ("snowman", "雪人"),
+    "💎": ("gem", "宝石"), "😀": ("smiley", "笑脸"), "😡": ("angry face", "怒脸"), "🎱": ("eight ball", "八号球"),
+}  # fmt: skip
+
+# The concepts that the bundled model of a two-core machine is trained on: everyday and easy to tell apart.
+COMMON = (
+    "🐻🐼🐨🐯🦁🐮🐷🐸🐵🐔🐧🦊🐰🐭🐺🐴🦄🦒🐘🐪🐑🐿🦔🦇🐊🐢🐍🐳🐬🐟🐙🦀🦋🐌🐝🐞🐜🦉🦆🦅🦢🦜🦩🦖"
+    "🍎🍌🍇🍉🍊🍋🍍🍓🍒🍑🍐🥥🍅🍆🥑🥕🌽🥦🍄🌶🍞🥐🥨🧀🍔🍟🍕🌭🌮🍦🍩🍪🎂🍰🍫🍭🍯☕🍷🍺🍳"
+    "🌲🌳🌴🌵🌷🌹🌻🍀🍁🌸☀🌙⭐☁⛄🌈⚡❄🔥💧🌍"
+    "🚗🚕🚌🚒🚓🚜🚲🚂✈🚁🚀⛵🚢🛸🏠🏰🗼⛺"
+    "🎷🎸🎹🎺🎻🥁🎤🪕⚽🏀🏈⚾🎾🎱🥊🎯🏆"
+    "🔨🪓🔧✂🔑🔒💡🕯📷📺💻📱⌚⏰📚✏📦✉🎁🎈💎💰🔔🧲🔬💊🚪🛁🪑🧸🎨⚓⚙"
+    "👑🎩👒👕👖👗👠👢🧣🧤🧦🎒👓☂❤💙💔☯⚠🛑😀😂😍😎😡😭😱🤖👻👽💀🎃🤡👶"
+)
+
+SUBSETS: dict[str, tuple[str, ...]] = {  # name -> prefixes of CLDR labels; "all" and "common" are made in `concepts`
+    "animals": ("animal-", "monkey-face", "cat-face"),
+    "faces": ("face-", "cat-face", "monkey-face"),
+    "people": ("person", "body"),
+    "food": ("food-", "drink", "dishware"),
+    "plants": ("plant-",),
+    "weather": ("sky & weather",),
+    "vehicles": ("transport-",),
+    "buildings": ("place-",),
+    "instruments": ("musical-instrument", "music", "sound"),
+    "sport": ("sport", "award-medal", "game"),
+    "clothes": ("clothing",),
+    "tools": ("tool", "science", "household", "office", "writing", "lock"),
+    "hearts": ("emotion",),
+    "symbols": ("religion", "zodiac", "warning", "geometric"),
+}
+
+
+@dataclass(frozen=True)
+class Concept:
+    """Name one drawable thing: its emoji, its CLDR label and its names (the first is CLDR's) in both languages."""
+
+    emoji: str
+    label: str
+    en: tuple[str, ...]
+    zh: tuple[str, ...]
+    keywords_en: tuple[str, ...] = ()
+    keywords_zh: tuple[str, ...] = ()
+
+
+def _annotations(language: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Read emoji -> (short name, keywords) of one language from CLDR's annotations."""
+    path = CLDR / "annotations" / f"{language}.xml"
+    if not path.is_file():
+        raise ReverieError(f"no Unicode CLDR names at {path}; install the Debian package unicode-cldr-core")
+    names: dict[str, str] = {}
+    keywords: dict[str, tuple[str, ...]] = {}
+    for node in ElementTree.parse(path).iter("annotation"):
+        emoji, text = node.get("cp", ""), node.text or ""
+        if node.get("type") == "tts":
+            names[emoji] = text.strip()
+        else:
+            keywords[emoji] = tuple(word.strip() for word in text.split("|"))
+    return {emoji: (name, keywords.get(emoji, ())) for emoji, name in names.items()}
+
+
+def parse_unicode_set(text: str) -> list[str]:
+    """Expand the plain UnicodeSets of labels.txt, such as ``[a-c{xy}]`` -> a, b, c, xy (UTS 35, Unicode Sets)."""
+    body = text[1:-1] if text.startswith("[") else text
+    found: list[str] = []
+    i = 0
+    while i < len(body):
+        if body[i] == "{":
+            end = body.index("}", i)
+            found.append(body[i + 1 : end])
+            i = end + 1
+        elif body[i] == "-" and found and i + 1 < len(body):
+            found += [chr(code) for code in range(ord(found[-1]) + 1, ord(body[i + 1]) + 1)]
+            i += 2
+        else:
+            found.append(body[i])
+            i += 1
+    return [emoji.replace(VARIATION_SELECTOR, "") for emoji in found]
+
+
+def _labels() -> dict[str, str]:
+    """Read emoji -> label ("animal-mammal", ...) from CLDR's properties/labels.txt."""
+    labels: dict[str, str] = {}
+    for line in (CLDR / "properties" / "labels.txt").read_text(encoding="utf-8").splitlines():
+        fields = [field.strip() for field in line.split(";")]
+        if len(fields) >= 3 and not line.startswith("#"):
+            labels.update({emoji: fields[2] for emoji in parse_unicode_set(fields[0])})
+    return labels
+
+
+def _usable(emoji: str, name: str, label: str | None) -> bool:
+    if len(emoji) != 1 or any(part in name for part in SKIPPED_NAMES):
+        return False
+    if label is None:
+        return any(low <= ord(emoji) <= high for low, high in UNLABELLED_BLOCKS)
+    return label not in SKIPPED_LABELS
+
+
+@cache
+def concepts(subset: str = "all") -> tuple[Concept, ...]:
+    """Return the concepts of a subset ("all", "common", or a key of ``SUBSETS``), in a fixed order.
+
+    Raises ReverieError for an unknown subset or where CLDR's files are missing.
+    """
+    if subset not in {"all", "common", *SUBSETS}:
+        raise ReverieError(f"unknown subset {subset!r}; choose from all, common, {', '.join(SUBSETS)}")
+    english, chinese, labels = _annotations("en"), _annotations("zh"), _labels()
+    if subset == "common":
+        chosen = [emoji for emoji in COMMON if emoji != VARIATION_SELECTOR]
+    else:
+        prefixes = SUBSETS.get(subset, ("",))
+        chosen = [e for e in english if e in chinese and _usable(e, english[e][0], labels.get(e))]
+        chosen = [e for e in chosen if labels.get(e, "other").startswith(prefixes)]
+    names = {english[emoji][0] for emoji in chosen} | {chinese[emoji][0] for emoji in chosen}
+    found: list[Concept] = []
+    taken: set[str] = set()
+    for emoji in chosen:
+        (en, words_en), (zh, words_zh) = english[emoji], chinese[emoji]
+        if en not in taken and zh not in taken:  # a name means one thing
+            more_en, more_zh = ({name} - names for name in EVERYDAY_NAMES.get(emoji, (en, zh)))
+            found.append(Concept(emoji, labels.get(emoji, "other"), (en, *more_en), (zh, *more_zh), words_en, words_zh))
+            taken |= {en, zh}
+    return tuple(found)

@@ -1,0 +1,46 @@
+"""How do scenes reach training in order, from any step, with any number of workers?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+from torch.utils.data import DataLoader, Dataset
+
+Item = TypeVar("Item")
+
+
+class Indexed(Dataset):
+    """Serve item n as `make(n)`: a pure function of n, so that order and workers do not matter."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self.make = make
+
+    def __getitem__(self, index: int) -> Any:
+        return self.make(index)
+
+
+class Batches:
+    """Serve batch `step` of an endless indexed stream; consecutive steps are prefetched by workers.
+
+    Batch n holds the items n * size to (n + 1) * size - 1, whatever was asked for before.
+    """
+
+    def __init__(self, make: Callable[[int], Any], size: int, workers: int = 0) -> None:
+        self.make, self.size, self.workers = make, size, workers
+        self._next = -1
+        self._stream: Iterator[Any] = iter(())
+
+    def __call__(self, step: int) -> Any:
+        """Return the collated batch of a step."""
+        if step != self._next:
+            self._next = step
+            loader = DataLoader(Indexed(self.make), batch_sampler=self._indices(step), num_workers=self.workers)
+            self._stream = iter(loader)
+        self._next += 1
+        return next(self._stream)
+
+    def _indices(self, step: int) -> Iterator[list[int]]:
+        while True:
+            yield list(range(step * self.size, (step + 1) * self.size))
+            step += 1

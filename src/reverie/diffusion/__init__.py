@@ -1,0 +1,1 @@
+"""The mathematics of diffusion over torch alone: schedules, denoisers, guidance, noise and samplers; no model."""

@@ -1,0 +1,116 @@
+"""How does a network's output become x0? Scalings and training targets, one short function for each prediction type.
+
+D(x, sigma) = c_skip x + c_out F(c_in x, c_noise)   (Karras et al. 2206.00364, eq. 7), with x = x0 + sigma eps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from reverie.diffusion.schedule import Schedule
+
+Level = float | Tensor
+"""One noise level for the whole batch, a float or a scalar tensor."""
+
+Denoise = Callable[[Tensor, Level], Tensor]
+"""(x "b ...", sigma) -> x0 "b ...": all that a sampler knows of a model. Guidance and masks map Denoise to Denoise."""
+
+Network = Callable[[Tensor, Tensor], Tensor]
+"""(x_vp "b ...", t "b") -> F "b ...": a trained network with its conditioning already bound."""
+
+
+class Scalings(NamedTuple):
+    """Name the four preconditioning coefficients at one noise level, float64 scalars."""
+
+    c_skip: Tensor
+    c_out: Tensor
+    c_in: Tensor
+    c_noise: Tensor
+
+
+def denoiser(network: Network, schedule: Schedule, scalings: Callable[[Schedule, Tensor], Scalings]) -> Denoise:
+    """Turn a network into denoise(x, sigma) -> x0, in the dtype of x."""
+
+    def denoise(x: Float[Tensor, "b ..."], sigma: Level) -> Float[Tensor, "b ..."]:
+        c = scalings(schedule, torch.as_tensor(sigma, dtype=torch.float64, device="cpu"))
+        t = c.c_noise.to(x.device, x.dtype).expand(len(x))
+        return c.c_skip * x + c.c_out * network(c.c_in * x, t).to(x.dtype)
+
+    return denoise
+
+
+def eps_scalings(schedule: Schedule, sigma: Tensor) -> Scalings:
+    """Read F as the noise: x0 = x - sigma F."""
+    return Scalings(torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt(), schedule.sigma_to_t(sigma))
+
+
+def v_scalings(schedule: Schedule, sigma: Tensor) -> Scalings:
+    """Read F as v = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x0 (Salimans and Ho 2202.00512, appendix D)."""
+    root = (sigma**2 + 1).sqrt()
+    return Scalings(1 / root**2, -sigma / root, 1 / root, schedule.sigma_to_t(sigma))
+
+
+def x0_scalings(schedule: Schedule, sigma: Tensor) -> Scalings:
+    """Read F as x0 itself."""
+    return Scalings(
+        torch.zeros_like(sigma), torch.ones_like(sigma), 1 / (sigma**2 + 1).sqrt(), schedule.sigma_to_t(sigma)
+    )
+
+
+def edm_scalings(_: Schedule, sigma: Tensor, sigma_data: float = 0.5) -> Scalings:
+    """Read F as EDM does, with unit variance at every noise level (Karras et al. 2206.00364, table 1)."""
+    root = (sigma**2 + sigma_data**2).sqrt()
+    return Scalings((sigma_data / root) ** 2, sigma * sigma_data / root, 1 / root, sigma.log() / 4)
+
+
+def eps_target(schedule: Schedule, x0: Tensor, eps: Tensor, t: Int[Tensor, " b"]) -> Tensor:
+    """Give what an eps network learns to answer at add_noise(x0, eps, t)."""
+    return eps
+
+
+def v_target(schedule: Schedule, x0: Tensor, eps: Tensor, t: Int[Tensor, " b"]) -> Tensor:
+    """Give what a v network learns to answer at add_noise(x0, eps, t)."""
+    signal, noise = schedule.signal_and_noise(t, x0)
+    return signal * eps - noise * x0
+
+
+def x0_target(schedule: Schedule, x0: Tensor, eps: Tensor, t: Int[Tensor, " b"]) -> Tensor:
+    """Give what an x0 network learns to answer at add_noise(x0, eps, t)."""
+    return x0
+
+
+def eps_min_snr(snr: Float[Tensor, " b"], gamma: float = 5.0) -> Float[Tensor, " b"]:
+    """Weigh the squared error of eps by min(SNR, gamma) / SNR (Hang et al. 2303.09556, 3.4); 1 where SNR is 0."""
+    return (gamma / snr).clamp(max=1)
+
+
+def v_min_snr(snr: Float[Tensor, " b"], gamma: float = 5.0) -> Float[Tensor, " b"]:
+    """Weigh the squared error of v by min(SNR, gamma) / (SNR + 1) (Hang et al. 2303.09556, section 3.4)."""
+    return snr.clamp(max=gamma) / (snr + 1)
+
+
+def x0_min_snr(snr: Float[Tensor, " b"], gamma: float = 5.0) -> Float[Tensor, " b"]:
+    """Weigh the squared error of x0 by min(SNR, gamma) (Hang et al. 2303.09556, section 3.4)."""
+    return snr.clamp(max=gamma)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """Say what a network predicts: how to read it, what to teach it, how to weigh its squared error."""
+
+    scalings: Callable[[Schedule, Tensor], Scalings]
+    target: Callable[[Schedule, Tensor, Tensor, Tensor], Tensor]
+    min_snr: Callable[[Tensor], Tensor]
+
+
+PREDICTIONS: dict[str, Prediction] = {
+    "eps": Prediction(eps_scalings, eps_target, eps_min_snr),
+    "v": Prediction(v_scalings, v_target, v_min_snr),
+    "x0": Prediction(x0_scalings, x0_target, x0_min_snr),
+}

@@ -1,0 +1,110 @@
+"""How is a prediction steered? Combinators that take denoisers (or networks, which have the same shape) and return one.
+
+A denoiser D(x, sigma) is affine in its network's F(x_vp, t), with the same coefficients under every prompt; so linear
+guidance may be applied to either. `rescaled` is not linear: apply it to the network, as its authors and diffusers do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.diffusion.denoiser import Denoise, Level
+from reverie.diffusion.schedule import Schedule, to_vp
+
+Predict = Callable[[Tensor, Any], Tensor]
+"""(x "b ...", t "b" or sigma) -> prediction "b ...": a Network or a Denoise."""
+
+PredictPair = Callable[[Tensor, Any], tuple[Tensor, Tensor]]
+"""(x "b ...", t "b" or sigma) -> the unconditional and the conditional prediction."""
+
+Mix = Callable[[Tensor, Tensor], Tensor]
+"""(unconditional, conditional) -> the guided prediction."""
+
+
+def guided(predict: PredictPair, mix: Mix) -> Predict:
+    """Answer with the mixture of the two predictions: `guided(together(network), linear(7.5))`."""
+
+    def prediction(x: Tensor, level: Any) -> Tensor:
+        return mix(*predict(x, level))
+
+    return prediction
+
+
+def together(predict: Predict) -> PredictPair:
+    """Make both predictions in one call on the batch [x, x], whose first half must be conditioned on nothing."""
+
+    def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        doubled = torch.cat([level, level]) if isinstance(level, Tensor) and level.ndim else level
+        unconditional, conditional = predict(torch.cat([x, x]), doubled).chunk(2)
+        return unconditional, conditional
+
+    return pair
+
+
+def apart(unconditional: Predict, conditional: Predict) -> PredictPair:
+    """Make both predictions in two calls, which takes half the memory of `together`."""
+
+    def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        return unconditional(x, level), conditional(x, level)
+
+    return pair
+
+
+def linear(scale: float) -> Mix:
+    """Mix as classifier-free guidance does: u + scale (c - u) (Ho and Salimans 2207.12598, eq. 6, scale = 1 + w)."""
+
+    def mix(unconditional: Tensor, conditional: Tensor) -> Tensor:
+        return unconditional + scale * (conditional - unconditional)
+
+    return mix
+
+
+def rescaled(scale: float, phi: float) -> Mix:
+    """Mix linearly, then go phi of the way to the conditional's deviation (Lin et al. 2305.08891, eq. 14 to 16)."""
+    plain = linear(scale)
+
+    def mix(unconditional: Tensor, conditional: Tensor) -> Tensor:
+        both = plain(unconditional, conditional)
+        return both * (1 - phi + phi * _deviation(conditional) / _deviation(both))
+
+    return mix
+
+
+def thresholded(denoise: Denoise, percentile: float = 0.995, bound: float = 1.0) -> Denoise:
+    """Keep x0 within [-bound, bound] by Imagen's dynamic thresholding (Saharia et al. 2205.11487, section 2.3).
+
+    s is the percentile of |x0| in a sample, at least bound; x0 is clipped to [-s, s] and shrunk by bound / s.
+    """
+
+    def prediction(x: Float[Tensor, "b ..."], sigma: Level) -> Float[Tensor, "b ..."]:
+        x0 = denoise(x, sigma)
+        s = torch.quantile(x0.abs().flatten(1), percentile, dim=1).clamp(min=bound)
+        s = s.view(-1, *[1] * (x0.ndim - 1))
+        return x0.clamp(-s, s) * (bound / s)
+
+    return prediction
+
+
+def consistency(
+    denoise: Denoise, schedule: Schedule, sigma_data: float = 0.5, timestep_scaling: float = 10.0
+) -> Denoise:
+    """Make a denoiser keep the boundary condition of a latent consistency model, x0(x, t = 0) = x (2310.04378, eq. 9).
+
+    With s = timestep_scaling t: c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s / sqrt(s^2 + sigma_data^2).
+    """
+
+    def prediction(x: Float[Tensor, "b ..."], sigma: Level) -> Float[Tensor, "b ..."]:
+        s = timestep_scaling * schedule.sigma_to_t(sigma)
+        c_skip, c_out = sigma_data**2 / (s**2 + sigma_data**2), s / (s**2 + sigma_data**2).sqrt()
+        return c_skip * to_vp(x, sigma) + c_out * denoise(x, sigma)
+
+    return prediction
+
+
+def _deviation(x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
+    return x.std(dim=tuple(range(1, x.ndim)), keepdim=True)

@@ -1,0 +1,38 @@
+"""Which samplers are there? The table of them by name; the mathematics is in onestep.py and multistep.py.
+
+A sampler is a generator over `(denoise, x, sigmas, noise)` that yields a `Step` for each interval of sigmas; the result
+is the last `Step.x`. Start it with
+
+    x = to_ve(noise.initial(), sigmas[0])      # pure noise: the network sees it with unit variance
+    x = x0 + sigmas[0] * noise.initial()       # an image, noised
+
+and end with to_vp(x, sigmas[-1]), which is x itself wherever sigmas end at 0. Options are bound with functools.partial:
+`partial(SAMPLERS["ddim"], eta=0.5)`. Samplers keep no gradient from flowing; run them under torch.inference_mode().
+"""
+
+from __future__ import annotations
+
+from functools import partial
+
+from reverie.diffusion.multistep import dpmpp_2m, dpmpp_3m, lms, plms, unipc
+from reverie.diffusion.onestep import dpm2, dpmpp_2s, dpmpp_sde, euler, heun, lcm
+from reverie.diffusion.step import Sampler
+
+SAMPLERS: dict[str, Sampler] = {
+    "ddpm": partial(euler, eta=1.0),
+    "ddim": euler,
+    "plms": plms,
+    "euler": euler,
+    "euler_ancestral": partial(euler, eta=1.0),
+    "heun": heun,
+    "dpm2": dpm2,
+    "dpm2_ancestral": partial(dpm2, eta=1.0),
+    "lms": lms,
+    "dpmpp_2s_ancestral": partial(dpmpp_2s, eta=1.0),
+    "dpmpp_sde": dpmpp_sde,
+    "dpmpp_2m": dpmpp_2m,
+    "dpmpp_2m_sde": partial(dpmpp_2m, eta=1.0),
+    "dpmpp_3m_sde": partial(dpmpp_3m, eta=1.0),
+    "unipc": unipc,
+    "lcm": lcm,
+}

@@ -1,0 +1,107 @@
+"""Which noise levels does a sampler of so many steps visit? Functions (schedule, steps) -> sigmas [steps + 1], falling.
+
+All end at 0 but `ddim`, which ends where CompVis does. The result is float64 on the CPU.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float, Real
+from torch import Tensor
+
+from reverie.diffusion.schedule import Schedule
+from reverie.diffusion.step import Sigmas
+from reverie.errors import ReverieError
+
+Spacing = Callable[[Schedule, int], Sigmas]
+
+
+def normal(schedule: Schedule, steps: int) -> Sigmas:
+    """Space t evenly from the last timestep to the first, fractions included (k-diffusion: get_sigmas)."""
+    return _visit(schedule, _ramp(len(schedule) - 1, 0, _checked(steps)))
+
+
+def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Sigmas:
+    """Space sigma^(1 / rho) evenly (Karras et al. 2206.00364, eq. 5)."""
+    return _end(_ramp(schedule.sigma_max ** (1 / rho), schedule.sigma_min ** (1 / rho), _checked(steps)) ** rho)
+
+
+def exponential(schedule: Schedule, steps: int) -> Sigmas:
+    """Space log sigma evenly (k-diffusion: get_sigmas_exponential)."""
+    return _end(_ramp(math.log(schedule.sigma_max), math.log(schedule.sigma_min), _checked(steps)).exp())
+
+
+def sgm_uniform(schedule: Schedule, steps: int) -> Sigmas:
+    """Space t evenly as if for one step more, and leave out the last (Stability's generative-models; ComfyUI)."""
+    return _visit(schedule, _ramp(len(schedule) - 1, 0, _checked(steps) + 1)[:-1])
+
+
+def linspace(schedule: Schedule, steps: int) -> Sigmas:
+    """Space t evenly from the last timestep to the first, rounded (Lin et al. 2305.08891, table 2)."""
+    return _visit(schedule, _ramp(len(schedule) - 1, 0, _checked(steps, len(schedule))).round())
+
+
+def leading(schedule: Schedule, steps: int) -> Sigmas:
+    """Visit t = 1, 1 + r, 1 + 2r, ... from above, r = timesteps // steps (2305.08891, table 2; CompVis's offset 1).
+
+    50 steps visit 981, 961, ..., 1. A single step starts from the last timestep: at t = 1 there is hardly any noise.
+    """
+    stride = len(schedule) // _checked(steps, len(schedule) - 1)
+    t = 1 + stride * torch.arange(steps - 1, -1, -1)
+    return _visit(schedule, t if steps > 1 else torch.tensor([len(schedule) - 1]))
+
+
+def trailing(schedule: Schedule, steps: int) -> Sigmas:
+    """Visit every (timesteps / steps)-th t, the last timestep being the first visited (2305.08891, table 2)."""
+    ramp = _ramp(len(schedule), 0, _checked(steps, len(schedule)) + 1)[:-1]
+    return _visit(schedule, ramp.round() - 1)
+
+
+def ddim(schedule: Schedule, steps: int) -> Sigmas:
+    """Visit the timesteps of `leading` and end on alpha_bar[0], not on 1 (CompVis: ddim.py; set_alpha_to_one=False).
+
+    The result keeps that little noise; `to_vp(x, sigmas[-1])` is the latent that CompVis returns.
+    """
+    sigmas = leading(schedule, steps)
+    return torch.cat([sigmas[:-1], schedule.sigmas[:1]])
+
+
+def lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
+    """Visit some of the `distilled` trailing timesteps a consistency model was trained on (Luo et al. 2310.04378)."""
+    trained = trailing(schedule, distilled)
+    return _end(trained[torch.arange(_checked(steps, distilled)) * distilled // steps])
+
+
+def _checked(steps: int, most: int | None = None) -> int:
+    if steps < 1 or (most is not None and steps > most):
+        allowed = "1 or more" if most is None else f"1 to {most}, or choose karras for any number"
+        raise ReverieError(f"{steps} steps do not fit this spacing; give {allowed}")
+    return steps
+
+
+def _ramp(first: float | int, last: float | int, count: int) -> Float[Tensor, " count"]:
+    return torch.linspace(first, last, count, dtype=torch.float64)
+
+
+def _visit(schedule: Schedule, t: Real[Tensor, " steps"]) -> Sigmas:
+    return _end(schedule.t_to_sigma(t))
+
+
+def _end(sigmas: Float[Tensor, " steps"]) -> Sigmas:
+    return torch.cat([sigmas, sigmas.new_zeros(1)])
+
+
+SPACINGS: dict[str, Spacing] = {
+    "normal": normal,
+    "karras": karras,
+    "exponential": exponential,
+    "sgm_uniform": sgm_uniform,
+    "linspace": linspace,
+    "leading": leading,
+    "trailing": trailing,
+    "ddim": ddim,
+    "lcm": lcm,
+}

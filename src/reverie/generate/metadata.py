@@ -1,0 +1,86 @@
+"""How does a picture say which request made it? As AUTOMATIC1111's `parameters`, and as our JSON, which reads back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from reverie.codecs.pictures import PARAMETERS, REQUEST, open_picture, parameters_text, read_texts
+from reverie.errors import ReverieError
+from reverie.generate.requests import TextToImage
+
+KIND = "text_to_image"
+
+# AUTOMATIC1111's names; ours where it has none.
+SAMPLER_LABELS = {
+    "ddpm": "DDPM",
+    "ddim": "DDIM",
+    "plms": "PLMS",
+    "euler": "Euler",
+    "euler_ancestral": "Euler a",
+    "heun": "Heun",
+    "dpm2": "DPM2",
+    "dpm2_ancestral": "DPM2 a",
+    "lms": "LMS",
+    "dpmpp_2s_ancestral": "DPM++ 2S a",
+    "dpmpp_2m": "DPM++ 2M",
+    "dpmpp_sde": "DPM++ SDE",
+    "dpmpp_2m_sde": "DPM++ 2M SDE",
+    "dpmpp_3m_sde": "DPM++ 3M SDE",
+    "unipc": "UniPC",
+    "lcm": "LCM",
+}
+SCHEDULE_LABELS = {
+    "normal": "Uniform",
+    "karras": "Karras",
+    "exponential": "Exponential",
+    "sgm_uniform": "SGM Uniform",
+    "ddim": "DDIM",
+}
+
+
+def texts(request: TextToImage, model: str) -> dict[str, str]:
+    """Return what the picture of a request, with its size filled in, carries in `.info`; `model` names what drew it."""
+    fields = {
+        "Steps": request.steps,
+        "Sampler": SAMPLER_LABELS[request.sampler],
+        "Schedule type": SCHEDULE_LABELS.get(request.schedule, request.schedule),
+        "CFG scale": f"{request.guidance:g}",
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model": model,
+        "CFG Rescale": request.guidance_rescale or None,
+        "Dynamic thresholding": request.threshold,
+    }
+    ours = {"kind": KIND, "model": model, "request": request.model_dump()}
+    return {
+        PARAMETERS: parameters_text(request.prompt, request.negative, fields),
+        REQUEST: json.dumps(ours),
+    }
+
+
+def read_metadata(picture: Image.Image | str | Path) -> tuple[TextToImage, str]:
+    """Return the request that made a picture (a file, or an image with its `.info`), and the name of its model.
+
+    Raises ReverieError where the picture does not hold one.
+    """
+    if not isinstance(picture, Image.Image):
+        picture = open_picture(picture)
+    text = read_texts(picture).get(REQUEST)
+    if text is None:
+        raise ReverieError("this picture holds no request of reverie's; give one that `reverie image` wrote")
+    try:
+        data = json.loads(text)
+        kind, model, request = data["kind"], data["model"], data["request"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ReverieError(f"the picture's '{REQUEST}' text is damaged: {error!r}") from error
+    if kind != KIND or not isinstance(request, dict):
+        raise ReverieError(f"the picture was made by a request of kind {kind!r}; this version knows {KIND!r}")
+    return TextToImage(**request), str(model)
+
+
+def from_metadata(picture: Image.Image | str | Path) -> TextToImage:
+    """Return the request that made a picture: a file, or an image with its `.info`."""
+    return read_metadata(picture)[0]

@@ -1,0 +1,208 @@
+"""How do images become latents and back? The KL-regularised autoencoder of latent diffusion.
+
+Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", appendix E; the parameters
+are named as in diffusers' `AutoencoderKL`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reverie.errors import ReverieError
+from reverie.models.attention import ImageAttention
+from reverie.models.layers import AsymmetricDownsample, ResidualBlock, Upsample
+
+EPS = 1e-6  # of every GroupNorm in the autoencoder
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Describe an autoencoder by the names of diffusers' config.json; the defaults are Stable Diffusion 1's."""
+
+    in_channels: int = 3
+    out_channels: int = 3
+    latent_channels: int = 4
+    block_out_channels: tuple[int, ...] = (128, 256, 512, 512)
+    layers_per_block: int = 2
+    norm_num_groups: int = 32
+    scaling_factor: float = 0.18215
+    sample_size: int = 512
+    force_upcast: bool = False
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+
+
+AUTOENCODERS: dict[str, AutoencoderConfig] = {
+    "sd": AutoencoderConfig(),
+    "sdxl": AutoencoderConfig(scaling_factor=0.13025, sample_size=1024, force_upcast=True),
+}
+
+
+@dataclass(frozen=True)
+class DiagonalGaussian:
+    """Hold the posterior over latents, N(mean, exp(logvar)), independent in every coordinate."""
+
+    mean: Float[Tensor, "b c h w"]
+    logvar: Float[Tensor, "b c h w"]
+
+    def mode(self) -> Float[Tensor, "b c h w"]:
+        """Return the likeliest latents."""
+        return self.mean
+
+    def sample(self, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Draw latents from standard normal `noise`, differentiably."""
+        return self.mean + (0.5 * self.logvar).exp() * noise
+
+    def kl(self) -> Float[Tensor, " b"]:
+        """Return the divergence from the standard normal in nats, summed over each sample's coordinates."""
+        return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).sum(dim=(1, 2, 3))
+
+
+class Block(nn.Module):
+    """Apply the residual blocks of one level, then its resampling where it has one."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, layers: int, groups: int):
+        super().__init__()
+        widths = [in_channels] + [out_channels] * layers
+        self.resnets = nn.ModuleList(ResidualBlock(i, o, groups=groups, eps=EPS) for i, o in pairwise(widths))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
+        for resnet in self.resnets:
+            x = resnet(x)
+        return x
+
+
+class DownBlock(Block):
+    """Apply the residual blocks of one encoder level, then halve the image unless the level is the last."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, layers: int, groups: int, last: bool):
+        super().__init__(in_channels, out_channels, layers=layers, groups=groups)
+        self.downsamplers = nn.Sequential() if last else nn.Sequential(AsymmetricDownsample(out_channels))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
+        return self.downsamplers(super().forward(x))
+
+
+class UpBlock(Block):
+    """Apply the residual blocks of one decoder level, then double the image unless the level is the last."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, layers: int, groups: int, last: bool):
+        super().__init__(in_channels, out_channels, layers=layers, groups=groups)
+        self.upsamplers = nn.Sequential() if last else nn.Sequential(Upsample(out_channels))
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
+        return self.upsamplers(super().forward(x))
+
+
+class MidBlock(nn.Module):
+    """Apply a residual block, attention over all pixels and another residual block at the lowest resolution."""
+
+    def __init__(self, channels: int, *, groups: int, attention: bool):
+        super().__init__()
+        self.resnets = nn.ModuleList(ResidualBlock(channels, channels, groups=groups, eps=EPS) for _ in range(2))
+        self.attentions = nn.Sequential(ImageAttention(channels, groups=groups, eps=EPS)) if attention else None
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        x = self.resnets[0](x)
+        if self.attentions is not None:
+            x = self.attentions(x)
+        return self.resnets[1](x)
+
+
+class Encoder(nn.Module):
+    """Map images to the means and log-variances of their latents."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths, groups = config.block_out_channels, config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.down_blocks = nn.Sequential(
+            *(
+                DownBlock(i, o, layers=config.layers_per_block, groups=groups, last=last)
+                for i, o, last in _levels(widths)
+            )
+        )
+        self.mid_block = MidBlock(widths[-1], groups=groups, attention=config.mid_block_add_attention)
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b moments h2 w2"]:
+        x = self.mid_block(self.down_blocks(self.conv_in(x)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Decoder(nn.Module):
+    """Map latents to images, with one residual block a level more than the encoder."""
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        widths, groups = config.block_out_channels[::-1], config.norm_num_groups
+        self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
+        self.mid_block = MidBlock(widths[0], groups=groups, attention=config.mid_block_add_attention)
+        self.up_blocks = nn.Sequential(
+            *(
+                UpBlock(i, o, layers=config.layers_per_block + 1, groups=groups, last=last)
+                for i, o, last in _levels(widths)
+            )
+        )
+        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
+
+    def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
+        x = self.up_blocks(self.mid_block(self.conv_in(z)))
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+
+class Autoencoder(nn.Module):
+    """Encode images to distributions of latents and decode latents to images.
+
+    Latents are unscaled here: `config.scaling_factor` is applied by the image codec alone.
+    """
+
+    def __init__(self, config: AutoencoderConfig):
+        super().__init__()
+        self.config = config
+        z = config.latent_channels
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1) if config.use_quant_conv else nn.Identity()
+        self.post_quant_conv = nn.Conv2d(z, z, 1) if config.use_post_quant_conv else nn.Identity()
+
+    @property
+    def factor(self) -> int:
+        """Return how many pixels a latent spans in height and in width: 8 with four levels, 16 with five."""
+        return 2 ** (len(self.config.block_out_channels) - 1)
+
+    def encode(self, images: Float[Tensor, "b c h w"]) -> DiagonalGaussian:
+        """Encode images in [-1, 1]; raise `ReverieError` where their size is not a multiple of `factor`."""
+        channels, height, width = images.shape[1:]
+        if channels != self.config.in_channels or height % self.factor or width % self.factor:
+            raise ReverieError(
+                f"cannot encode images of {channels} channels and {width}x{height} pixels; give "
+                f"{self.config.in_channels} channels, width and height multiples of {self.factor}"
+            )
+        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        return DiagonalGaussian(mean, logvar.clamp(-30, 20))
+
+    def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
+        """Decode latents to images, mostly within [-1, 1]; raise `ReverieError` for a wrong number of channels."""
+        if z.shape[1] != self.config.latent_channels:
+            raise ReverieError(f"cannot decode {z.shape[1]} latent channels; give {self.config.latent_channels}")
+        return self.decoder(self.post_quant_conv(z))
+
+    def decoder_last_weight(self) -> Tensor:
+        """Return the weight of the decoder's last convolution, at which adversarial training balances its losses."""
+        return self.decoder.conv_out.weight
+
+
+def _levels(widths: Sequence[int]) -> list[tuple[int, int, bool]]:
+    """List each level's input width, output width and whether it is the last."""
+    inputs = [widths[0], *widths[:-1]]
+    return [(i, o, level == len(widths) - 1) for level, (i, o) in enumerate(zip(inputs, widths, strict=True))]

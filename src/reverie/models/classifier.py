@@ -1,0 +1,94 @@
+"""Which things does a picture show? Two small convolutional classifiers of different make.
+
+`PlainNet` (stacked convolutions, as VGG) gives the perceptual distance its features where VGG's own weights are
+missing; `ResidualNet` (as ResNet) is the judge of generated pictures. They share no weights, data seeds or shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class ClassifierConfig:
+    """Describe a classifier: its make, the classes, and the width of each stage, each at half the last one's size."""
+
+    make: str  # a key of CLASSIFIERS
+    classes: int
+    widths: tuple[int, ...] = (16, 32, 64, 128)
+
+
+class PlainNet(nn.Module):
+    """Stack two 3x3 convolutions a stage with max pooling between (Simonyan and Zisserman 2014), batch-normalised."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        inputs = (3, *config.widths)
+        self.stages = nn.ModuleList(
+            nn.Sequential(*_convolution(a, b), *_convolution(b, b)) for a, b in zip(inputs, config.widths, strict=False)
+        )
+        self.head = nn.Linear(config.widths[-1], config.classes)
+
+    def features(self, images: Float[Tensor, "b 3 h w"]) -> list[Tensor]:
+        """Return every stage's map, taken before the pooling; images in [-1, 1]."""
+        maps, x = [], images
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+            x = F.max_pool2d(x, 2)
+        return maps
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        """Return the logits of images in [-1, 1]: the strongest answer anywhere in the picture."""
+        return self.head(self.features(images)[-1].amax((2, 3)))
+
+
+class ResidualNet(nn.Module):
+    """Halve the picture, then pass residual blocks that each halve it again (He et al. 2015), batch-normalised."""
+
+    def __init__(self, config: ClassifierConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.stem = nn.Sequential(*_convolution(3, config.widths[0], kernel=5, stride=2))
+        inputs = (config.widths[0], *config.widths)
+        self.blocks = nn.ModuleList(ResidualStage(a, b) for a, b in zip(inputs, config.widths, strict=False))
+        self.head = nn.Linear(2 * config.widths[-1], config.classes)
+
+    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+        """Return the logits of images in [-1, 1]."""
+        x = self.stem(F.avg_pool2d(images, 2))
+        for block in self.blocks:
+            x = block(x)
+        return self.head(torch.cat([x.amax((2, 3)), x.mean((2, 3))], 1))
+
+
+class ResidualStage(nn.Module):
+    """Halve a map and add what two convolutions make of it to a projection of the input."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            *_convolution(inputs, outputs, stride=2),
+            nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+            nn.BatchNorm2d(outputs),
+        )
+        self.skip = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
+        """Return the map at half the size."""
+        return F.relu(self.body(x) + self.skip(F.avg_pool2d(x, 2)))
+
+
+CLASSIFIERS: dict[str, type[PlainNet] | type[ResidualNet]] = {"plain": PlainNet, "residual": ResidualNet}
+
+
+def _convolution(inputs: int, outputs: int, kernel: int = 3, stride: int = 1) -> Sequence[nn.Module]:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, padding=kernel // 2, bias=False)
+    return convolution, nn.BatchNorm2d(outputs), nn.ReLU()

@@ -1,0 +1,266 @@
+"""Which network denoises latents towards a prompt? The conditional U-Net of Stable Diffusion 1, 2 and XL.
+
+Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; Podell et al. 2023, "SDXL".
+The parameters are named as in diffusers' `UNet2DConditionModel`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Num
+from torch import Tensor, nn
+
+from reverie.errors import ReverieError
+from reverie.models.attention import SpatialTransformer
+from reverie.models.layers import Downsample, ResidualBlock, TimestepEmbedding, Upsample, timestep_embedding
+
+EPS = 1e-5  # of the GroupNorms outside the spatial transformers
+
+
+@dataclass(frozen=True)
+class UNetConfig:
+    """Describe a U-Net; tuples have one entry a level, and the defaults are Stable Diffusion 1.5's.
+
+    `transformer_depth` counts the transformer blocks after each residual block: 0 is a level without attention.
+    `projection_input_dim` is the width of SDXL's added embedding: the pooled text, then every size embedded at width
+    `addition_time_embed_dim`. None is a U-Net that takes neither.
+    """
+
+    in_channels: int = 4
+    out_channels: int = 4
+    sample_size: int = 64
+    block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
+    layers_per_block: int = 2
+    transformer_depth: tuple[int, ...] = (1, 1, 1, 0)
+    mid_transformer_depth: int = 1
+    num_heads: tuple[int, ...] = (8, 8, 8, 8)
+    cross_attention_dim: int = 768
+    use_linear_projection: bool = False
+    norm_num_groups: int = 32
+    addition_time_embed_dim: int | None = None
+    projection_input_dim: int | None = None
+
+    def __post_init__(self) -> None:
+        levels = len(self.block_out_channels)
+        if len(self.transformer_depth) != levels or len(self.num_heads) != levels:
+            raise ReverieError(
+                f"U-Net of {levels} levels with {len(self.transformer_depth)} transformer depths and "
+                f"{len(self.num_heads)} head counts; give one of each per level"
+            )
+
+
+SD15 = UNetConfig()
+
+UNETS: dict[str, UNetConfig] = {
+    "sd15": SD15,
+    "sd15-inpainting": replace(SD15, in_channels=9),
+    "sd21": UNetConfig(
+        sample_size=96,
+        num_heads=(5, 10, 20, 20),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+    ),
+    "sdxl": UNetConfig(
+        sample_size=128,
+        block_out_channels=(320, 640, 1280),
+        transformer_depth=(0, 2, 10),
+        mid_transformer_depth=10,
+        num_heads=(5, 10, 20),
+        cross_attention_dim=2048,
+        use_linear_projection=True,
+        addition_time_embed_dim=256,
+        projection_input_dim=2816,
+    ),
+    "sdxl-refiner": UNetConfig(
+        sample_size=128,
+        block_out_channels=(384, 768, 1536, 1536),
+        transformer_depth=(0, 4, 4, 0),
+        mid_transformer_depth=4,
+        num_heads=(6, 12, 24, 24),
+        cross_attention_dim=1280,
+        use_linear_projection=True,
+        addition_time_embed_dim=256,
+        projection_input_dim=2560,
+    ),
+}
+
+
+class Block(nn.Module):
+    """Hold residual blocks from the widths `inputs` to one width, and the transformers that follow them."""
+
+    def __init__(
+        self, inputs: Sequence[int], channels: int, config: UNetConfig, *, heads: int, depth: int, transformers: int
+    ):
+        super().__init__()
+        groups, emb_dim = config.norm_num_groups, 4 * config.block_out_channels[0]
+        self.resnets = nn.ModuleList(
+            ResidualBlock(width, channels, groups=groups, eps=EPS, emb_dim=emb_dim) for width in inputs
+        )
+        self.attentions = nn.ModuleList(
+            SpatialTransformer(
+                channels,
+                heads=heads,
+                depth=depth,
+                context_dim=config.cross_attention_dim,
+                groups=groups,
+                linear=config.use_linear_projection,
+            )
+            for _ in range(transformers if depth else 0)
+        )
+
+    def layer(
+        self, index: int, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"], context: Float[Tensor, "b l d"]
+    ) -> Float[Tensor, "b out h w"]:
+        """Apply one residual block and the transformer after it, where there is one."""
+        x = self.resnets[index](x, emb)
+        return self.attentions[index](x, context) if index < len(self.attentions) else x
+
+
+class DownBlock(Block):
+    """Apply one level on the way down and halve the image unless the level is the last."""
+
+    def __init__(self, inputs: Sequence[int], level: int, config: UNetConfig):
+        channels = config.block_out_channels[level]
+        heads, depth = config.num_heads[level], config.transformer_depth[level]
+        super().__init__(inputs, channels, config, heads=heads, depth=depth, transformers=len(inputs))
+        last = level == len(config.block_out_channels) - 1
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(channels)])
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"], context: Float[Tensor, "b l d"]
+    ) -> list[Tensor]:
+        """Return every layer's output; the last is the block's."""
+        outputs = []
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, emb, context)
+            outputs.append(x)
+        return outputs + [downsample(x) for downsample in self.downsamplers]
+
+
+class MidBlock(Block):
+    """Apply a residual block, a transformer and another residual block at the lowest resolution."""
+
+    def __init__(self, config: UNetConfig):
+        channels, heads, depth = config.block_out_channels[-1], config.num_heads[-1], config.mid_transformer_depth
+        super().__init__([channels] * 2, channels, config, heads=heads, depth=depth, transformers=1)
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"], context: Float[Tensor, "b l d"]
+    ) -> Float[Tensor, "b c h w"]:
+        return self.layer(1, self.layer(0, x, emb, context), emb, context)
+
+
+class UpBlock(Block):
+    """Apply one level on the way up, joining the way down's outputs, and enlarge unless the level is the first."""
+
+    def __init__(self, inputs: Sequence[int], level: int, config: UNetConfig):
+        channels = config.block_out_channels[level]
+        heads, depth = config.num_heads[level], config.transformer_depth[level]
+        super().__init__(inputs, channels, config, heads=heads, depth=depth, transformers=len(inputs))
+        self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(channels)])
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        skips: list[Tensor],
+        emb: Float[Tensor, "b e"],
+        context: Float[Tensor, "b l d"],
+    ) -> Float[Tensor, "b out h2 w2"]:
+        """Take this level's outputs off the end of `skips`; enlarge to the size of the one that is then the last."""
+        for index in range(len(self.resnets)):
+            x = self.layer(index, torch.cat([x, skips.pop()], dim=1), emb, context)
+        for upsample in self.upsamplers:
+            x = upsample(x, skips[-1].shape[2:])
+        return x
+
+
+class UNet(nn.Module):
+    """Predict the noise, or the velocity, in latents at a timestep, given the prompt's embedding."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__()
+        self.config = config
+        widths = config.block_out_channels
+        self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        if config.projection_input_dim is not None:
+            self.add_embedding = TimestepEmbedding(config.projection_input_dim, 4 * widths[0])
+        down, up = _input_widths(widths, config.layers_per_block)
+        levels = range(len(widths))
+        self.down_blocks = nn.ModuleList(DownBlock(down[level], level, config) for level in levels)
+        self.mid_block = MidBlock(config)
+        self.up_blocks = nn.ModuleList(UpBlock(up[level], level, config) for level in reversed(levels))
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], EPS)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: Num[Tensor, " b"],
+        context: Float[Tensor, "b l d"],
+        pooled: Float[Tensor, "b p"] | None = None,
+        sizes: Num[Tensor, "b s"] | None = None,
+    ) -> Float[Tensor, "b out h w"]:
+        """Denoise latents of any height and width.
+
+        `t` is in training timesteps, 0 to 999, and may be fractional. SDXL alone takes the pooled text and `sizes`, in
+        pixels: original height and width, crop top and left, then target height and width (the refiner: an aesthetic
+        score in place of these two). Raises `ReverieError` where a width is not the config's.
+        """
+        self._check(x, context)
+        emb = self._embed(t, pooled, sizes)
+        x = self.conv_in(x)
+        skips = [x]
+        for block in self.down_blocks:
+            skips += block(skips[-1], emb, context)
+        x = self.mid_block(skips[-1], emb, context)
+        for block in self.up_blocks:
+            x = block(x, skips, emb, context)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def _check(self, x: Tensor, context: Tensor) -> None:
+        if x.shape[1] != self.config.in_channels:
+            raise ReverieError(f"U-Net input has {x.shape[1]} channels; this model takes {self.config.in_channels}")
+        if context.shape[2] != self.config.cross_attention_dim:
+            raise ReverieError(
+                f"context is {context.shape[2]} wide; this U-Net takes {self.config.cross_attention_dim}: "
+                "use the text encoder it was trained with"
+            )
+
+    def _embed(self, t: Tensor, pooled: Tensor | None, sizes: Tensor | None) -> Float[Tensor, "b e"]:
+        """Embed the timestep, plus the pooled text and the sizes where the model takes them."""
+        emb = self.time_embedding(timestep_embedding(t, self.config.block_out_channels[0]))
+        width, size_width = self.config.projection_input_dim, self.config.addition_time_embed_dim
+        if width is None or size_width is None:
+            return emb
+        if pooled is None or sizes is None:
+            raise ReverieError(
+                "this U-Net also takes the pooled text embedding and the image sizes; give `pooled`, `sizes`"
+            )
+        given = pooled.shape[1] + sizes.shape[1] * size_width
+        if given != width:
+            raise ReverieError(
+                f"pooled text of width {pooled.shape[1]} and {sizes.shape[1]} sizes make {given} numbers; "
+                f"this U-Net takes {width}, {size_width} of them for each size"
+            )
+        embedded_sizes = timestep_embedding(sizes.flatten(), size_width).view(len(sizes), -1)
+        return emb + self.add_embedding(torch.cat([pooled, embedded_sizes], dim=1))
+
+
+def _input_widths(widths: Sequence[int], layers: int) -> tuple[list[list[int]], list[list[int]]]:
+    """List, for each level, the input widths of its residual blocks on the way down and on the way up."""
+    down, skips = [], [widths[0]]
+    for width, following in zip(widths, [*widths[1:], None], strict=True):
+        down.append([skips[-1]] + [width] * (layers - 1))
+        skips += [width] * (layers if following is None else layers + 1)
+    up, x = [], widths[-1]
+    for width in reversed(widths):
+        # One block more than on the way down: it joins the output of the previous level, or of conv_in.
+        inputs = [x] + [width] * layers
+        up.append([i + skips.pop() for i in inputs])
+        x = width
+    return down, up[::-1]

@@ -1,0 +1,191 @@
+"""What is a whole model? Tokenizers, text encoders, U-Net, autoencoder and schedule in one frozen bundle."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.checkpoints.components import Components
+from reverie.checkpoints.load import load_folder
+from reverie.checkpoints.save import FULL, Precision, save_folder
+from reverie.codecs.image import ImageCodec
+from reverie.diffusion.denoiser import PREDICTIONS, Network, Prediction
+from reverie.diffusion.names import choose
+from reverie.diffusion.noise import slerp
+from reverie.diffusion.schedule import Schedule
+from reverie.errors import ReverieError
+
+BUNDLED = Path(__file__).parent / "assets" / "bundled"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+AESTHETIC_SCORE = 6.0  # what SDXL's refiner is told of the picture to make (diffusers' default)
+
+
+@dataclass(frozen=True, eq=False)
+class Conditioning:
+    """Hold what a U-Net is told: the prompt's tokens, and for SDXL the pooled prompt and the sizes in pixels."""
+
+    tokens: Float[Tensor, "b l d"]
+    pooled: Float[Tensor, "b p"] | None = None
+    sizes: Float[Tensor, "b s"] | None = None
+
+    def lerp(self, other: Conditioning, w: float) -> Conditioning:
+        """Go the fraction w of the straight line to another."""
+        return _merge([self, other], lambda ends: torch.lerp(ends[0], ends[1], w))
+
+    def slerp(self, other: Conditioning, w: float) -> Conditioning:
+        """Go the fraction w of the great circle to another, each row on its own; sizes go straight."""
+        tokens_and_pooled = _merge([self, other], lambda ends: slerp(ends[0], ends[1], w))
+        return Conditioning(tokens_and_pooled.tokens, tokens_and_pooled.pooled, self.lerp(other, w).sizes)
+
+    def cat(self, *others: Conditioning) -> Conditioning:
+        """Join the rows of this and others into one batch."""
+        return _merge([self, *others], torch.cat)
+
+    def repeat(self, count: int) -> Conditioning:
+        """Repeat each row `count` times in place: a, a, b, b."""
+        return _merge([self], lambda only: only[0].repeat_interleave(count, dim=0))
+
+
+def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor]) -> Conditioning:
+    """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out."""
+    tokens = merge([part.tokens for part in parts])
+    pooled = [part.pooled for part in parts if part.pooled is not None]
+    sizes = [part.sizes for part in parts if part.sizes is not None]
+    return Conditioning(
+        tokens,
+        merge(pooled) if len(pooled) == len(parts) else None,
+        merge(sizes) if len(sizes) == len(parts) else None,
+    )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StableDiffusion(Components):
+    """Hold a whole model, frozen: the parts of `Components`, and what follows from them."""
+
+    @cached_property
+    def codec(self) -> ImageCodec:
+        """Return the way between pictures and latents."""
+        return ImageCodec(self.autoencoder)
+
+    @cached_property
+    def schedule(self) -> Schedule:
+        """Return the noise levels the U-Net was trained on."""
+        return self.schedule_config.schedule()
+
+    @cached_property
+    def prediction(self) -> Prediction:
+        """Return what the U-Net predicts: how to read its output and how to train it."""
+        return choose("prediction", self.schedule_config.prediction, PREDICTIONS)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the U-Net is."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return what the U-Net computes in."""
+        return self.unet.conv_in.weight.dtype
+
+    @property
+    def size(self) -> int:
+        """Return the width and height in pixels that the model was trained at."""
+        return self.unet.config.sample_size * self.codec.factor
+
+    @torch.no_grad()
+    def encode_prompt(
+        self, texts: Sequence[str], *, width: int | None = None, height: int | None = None
+    ) -> Conditioning:
+        """Encode prompts, one row each, for pictures of a size in pixels (the model's own where None).
+
+        SD 1 and 2 condition on the last layer after the final LayerNorm (SD 2's files leave out the layer that it
+        skips); SDXL on the last layer but one of each encoder, the last encoder's pooled projection and the sizes.
+        Texts that are too long lose their tail.
+        """
+        features = [
+            tower(tokenizer(texts).to(self.device))
+            for tokenizer, tower in zip(self.tokenizers, self.text_encoders, strict=True)
+        ]
+        if self.unet.config.projection_input_dim is None:
+            return Conditioning(features[0].last)
+        tokens, pooled = torch.cat([feature.hidden[-2] for feature in features], dim=-1), features[-1].pooled
+        if self.zero_empty:
+            kept = torch.tensor([text != "" for text in texts], device=self.device)
+            tokens, pooled = tokens * kept[:, None, None], pooled * kept[:, None]
+        sizes = self._sizes(pooled.shape[1], width or self.size, height or self.size)
+        return Conditioning(tokens, pooled, sizes.expand(len(texts), -1))
+
+    def _sizes(self, pooled_dim: int, width: int, height: int) -> Float[Tensor, "1 s"]:
+        """Say what SDXL was told of a training picture: original size, crop and target size; the refiner: a score."""
+        config = self.unet.config
+        if config.projection_input_dim is None or config.addition_time_embed_dim is None:
+            raise ReverieError("this U-Net takes no sizes")
+        count = (config.projection_input_dim - pooled_dim) // config.addition_time_embed_dim
+        target = (AESTHETIC_SCORE,) if count == 5 else (height, width)
+        return torch.tensor([[height, width, 0, 0, *target]], dtype=torch.float32, device=self.device)
+
+    def network(self, conditioning: Conditioning) -> Network:
+        """Bind the U-Net to a conditioning with a row for each of the latents it will be given."""
+
+        def predict(x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+            return self.unet(x.to(self.dtype), t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
+
+        return predict
+
+    def save(self, path: str | Path, precision: Precision = FULL) -> None:
+        """Write the model as a folder that reverie and diffusers load. See `checkpoints.save.save_folder`."""
+        save_folder(self, path, precision)
+
+
+def load(
+    path: str | Path | None = None, *, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+) -> StableDiffusion:
+    """Load a model: the bundled one where no path is given, else a folder in diffusers' layout.
+
+    `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
+    files hold. Raises ReverieError where there is no model or it is damaged.
+    """
+    folder = BUNDLED if path is None else Path(path)
+    if not (folder / "model_index.json").is_file():
+        raise ReverieError(_no_model(folder))
+    place = pick_device(device)
+    return StableDiffusion(**vars(load_folder(folder, device=place, dtype=pick_dtype(dtype, place))))
+
+
+def _no_model(folder: Path) -> str:
+    if folder == BUNDLED:
+        return "this installation holds no bundled model; give the path of a folder in diffusers' layout"
+    if folder.is_dir():
+        return f"no model in '{folder}': it holds no model_index.json; give a folder in diffusers' layout"
+    if folder.is_file():
+        return f"'{folder}' is a file; give a folder in diffusers' layout, with model_index.json"
+    return f"no model at '{folder}': there is no such folder; give one in diffusers' layout"
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """Turn a name into a device that is there; "auto" prefers a GPU. Raises ReverieError for one that is not."""
+    found = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device(found[-1])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ReverieError(f"unknown device '{name}'; choose from auto, {', '.join(found)}") from None
+    if device.type not in (*found, "meta"):
+        raise ReverieError(f"device '{name}' is not available here; choose from auto, {', '.join(found)}")
+    return device
+
+
+def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Turn a name into a dtype; None is float16 on CUDA and float32 elsewhere."""
+    if name is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if isinstance(name, str):
+        return choose("dtype", name, DTYPES)
+    return name

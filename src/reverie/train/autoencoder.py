@@ -1,0 +1,193 @@
+"""How does the autoencoder learn? L1 + perceptual + patch-adversarial + KL, as CompVis' LPIPSWithDiscriminator.
+
+Source: Rombach et al. 2022, appendix G; CompVis/latent-diffusion, ldm/modules/losses/contperceptual.py; the adaptive
+weight is equation 7 of Esser et al. 2021 (VQGAN).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor, nn
+
+from reverie.checkpoints.load import load_autoencoder
+from reverie.checkpoints.save import save_autoencoder
+from reverie.codecs.image import to_pictures
+from reverie.codecs.pictures import grid
+from reverie.data.concepts import concepts
+from reverie.data.loader import Batches
+from reverie.data.scenes import crop_at, render, scene_at
+from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
+from reverie.models.discriminator import PatchGAN, PatchGANConfig
+from reverie.models.lpips import FeatureDistance
+from reverie.train.classifier import load_features
+from reverie.train.loop import step_generator
+from reverie.train.recipe import section
+
+VALIDATION_SEED = 10_000  # scenes that no training seed draws
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Choose the scenes: crops of `crop` pixels around an object, `batch` a step."""
+
+    subset: str = "common"
+    crop: int = 64
+    batch: int = 16
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weigh the terms; 0 leaves one out (and its network unbuilt)."""
+
+    perceptual: float = 0.0
+    features: str = ""  # folder of a trained classifier whose features measure likeness
+    kl: float = 1e-6
+    adversarial: float = 0.0
+    adversarial_start: int = 0  # the step from which the discriminator has a say
+    adversarial_width: int = 32
+    adversarial_layers: int = 2
+    initial: str = ""  # folder of an autoencoder to start from
+    decoder_only: bool = False  # keep the encoder, so that latents made already stay valid
+
+
+def as_images(pixels: Tensor) -> Float[Tensor, "b 3 h w"]:
+    """Bring uint8 pixels to [-1, 1], channels last in memory."""
+    return (pixels.float() / 127.5 - 1).contiguous(memory_format=torch.channels_last)
+
+
+class AutoencoderObjective:
+    """Train an autoencoder, and against it a patch discriminator once its time has come."""
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        make: Callable[[int], np.ndarray],
+        data: DataSettings,
+        loss: LossSettings,
+        seed: int,
+    ) -> None:
+        self.averaged = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.networks = nn.ModuleDict({"autoencoder": autoencoder})
+        if loss.adversarial:
+            config = PatchGANConfig(width=loss.adversarial_width, layers=loss.adversarial_layers)
+            discriminator = PatchGAN(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.networks["discriminator"] = discriminator
+        self.distance = FeatureDistance(load_features(Path(loss.features))) if loss.perceptual else None
+        self.batches = Batches(make, data.batch, data.workers)
+        self.loss, self.seed, self.make = loss, seed, make
+        self.things = concepts(data.subset)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the autoencoder's (or only its decoder's) parameters, and the discriminator's."""
+        trained = [
+            parameter
+            for name, parameter in self.averaged.named_parameters()
+            if not self.loss.decoder_only or name.startswith(("decoder.", "post_quant_conv."))
+        ]
+        groups = {"autoencoder": trained}
+        if self.loss.adversarial:
+            groups["discriminator"] = list(self.networks["discriminator"].parameters())
+        return groups
+
+    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield the autoencoder's loss, then the discriminator's."""
+        images = as_images(self.batches(step))
+        autoencoder = self.averaged
+        with torch.set_grad_enabled(not self.loss.decoder_only):
+            posterior = autoencoder.encode(images)
+        noise = torch.randn(posterior.mean.shape, generator=step_generator(self.seed, step))
+        decoded = autoencoder.decode(posterior.sample(noise))
+        reconstruction = (decoded - images).abs()
+        metrics = {"l1": reconstruction.mean().item()}
+        if self.distance is not None:
+            distance = self.distance(decoded, images)
+            metrics["perceptual"] = distance.mean().item()
+            reconstruction = reconstruction + self.loss.perceptual * distance[:, None, None, None]
+        nll = reconstruction.sum() / len(images)
+        kl = posterior.kl().mean()
+        loss = nll + self.loss.kl * kl
+        adversarial = self.loss.adversarial > 0 and step >= self.loss.adversarial_start
+        if adversarial:
+            generator_loss = -self.networks["discriminator"](decoded).mean()
+            weight = adaptive_weight(nll, generator_loss, autoencoder.decoder_last_weight())
+            loss = loss + self.loss.adversarial * weight * generator_loss
+            metrics |= {"generator": generator_loss.item(), "weight": weight.item()}
+        yield "autoencoder", loss / images[0].numel(), metrics | {"kl": kl.item() / posterior.mean[0].numel()}
+        if adversarial:
+            real, fake = (self.networks["discriminator"](x) for x in (images, decoded.detach()))
+            hinge = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
+            yield "discriminator", hinge, {"hinge": hinge.item(), "real": real.mean().item(), "fake": fake.mean().item()}
+
+    def after_step(self) -> None:
+        """Leave the parameters as they are."""
+
+    @torch.no_grad()
+    def samples(self) -> Image.Image:
+        """Show held-out scenes above their reconstructions."""
+        scenes = [render(scene_at(self.things, VALIDATION_SEED, i)) for i in range(16)]
+        images = as_images(torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2))
+        decoded = self.averaged.decode(self.averaged.encode(images).mode())
+        rows = [images[:8], decoded[:8], images[8:], decoded[8:]]
+        return grid(to_pictures(torch.cat(rows).clamp(-1, 1)), columns=8)
+
+    def export(self, folder: Path) -> None:
+        """Save the autoencoder; a new encoder's scale is set so that its latents have unit variance."""
+        if not self.loss.decoder_only:
+            scenes = np.stack([render(scene_at(self.things, VALIDATION_SEED, i)) for i in range(128)])
+            scale = measured_scale(self.averaged, as_images(torch.from_numpy(scenes).permute(0, 3, 1, 2)))
+            self.averaged.config = replace(self.averaged.config, scaling_factor=scale)
+        save_autoencoder(self.averaged, folder)
+
+
+@torch.no_grad()
+def initialise_(autoencoder: Autoencoder) -> None:
+    """Start a small autoencoder so that it learns in few steps.
+
+    Convolutions keep the variance (He et al. 2015, gain 1), residual branches start at 0 (Goyal et al. 2017), and the
+    posterior starts narrow, or its noise hides the image. With torch's own start the same run is three times as slow.
+    """
+    for name, module in autoencoder.named_modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+            nn.init.zeros_(module.bias)
+        if name.endswith("conv2"):
+            nn.init.zeros_(module.weight)
+    channels = autoencoder.config.latent_channels
+    autoencoder.quant_conv.weight[channels:] *= 0.1
+    autoencoder.quant_conv.bias[channels:] = -6
+
+
+def adaptive_weight(nll: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
+    """Return |d nll / d W| / (|d adversarial / d W| + 1e-4) in [0, 1e4] for the decoder's last weight W (VQGAN, eq. 7)."""
+    (of_nll,) = torch.autograd.grad(nll, last, retain_graph=True)
+    (of_adversarial,) = torch.autograd.grad(adversarial, last, retain_graph=True)
+    return (of_nll.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
+
+
+@torch.no_grad()
+def measured_scale(autoencoder: Autoencoder, images: Float[Tensor, "b 3 h w"]) -> float:
+    """Return one over the standard deviation of the latents (Rombach et al. 2022, appendix D.1)."""
+    return 1 / autoencoder.encode(images).mode().std().item()
+
+
+def build(sections: dict[str, Any], seed: int, out: Path) -> AutoencoderObjective:
+    """Build the objective from a recipe's tables [model], [data] and [loss]."""
+    data, loss = section(sections, "data", DataSettings), section(sections, "loss", LossSettings)
+    torch.manual_seed(seed)
+    if loss.initial:
+        autoencoder = load_autoencoder(Path(loss.initial), device=torch.device("cpu"), dtype=torch.float32)
+    else:
+        autoencoder = Autoencoder(section(sections, "model", AutoencoderConfig))
+        initialise_(autoencoder)
+    things = concepts(data.subset)
+    return AutoencoderObjective(autoencoder, lambda index: crop_at(things, seed, index, data.crop), data, loss, seed)

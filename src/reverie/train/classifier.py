@@ -1,0 +1,120 @@
+"""How do the classifiers learn, the perceptual features and the judge? Cross-entropy over the objects of a scene."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reverie.data.concepts import Concept, concepts
+from reverie.data.loader import Batches
+from reverie.data.scenes import CANVAS, crop_at, scene_at
+from reverie.errors import ReverieError
+from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet, ResidualNet
+from reverie.models.lpips import Features
+from reverie.train.recipe import section
+
+
+@dataclass(frozen=True)
+class ClassifierSettings:
+    """Choose the scenes and the network."""
+
+    make: str
+    widths: tuple[int, ...]
+    subset: str = "common"
+    crop: int = CANVAS  # below the canvas' size: squares that hold a part of the first object
+    batch: int = 32
+    noise: float = 0.0  # standard deviation of the noise and blur strength that make the judge robust
+    workers: int = 0
+
+
+class ClassifierObjective:
+    """Train a classifier to name the object, or share its belief between the two, of a scene."""
+
+    def __init__(self, settings: ClassifierSettings, seed: int) -> None:
+        self.things = concepts(settings.subset)
+        if settings.make not in CLASSIFIERS:
+            raise ReverieError(f"unknown classifier {settings.make!r}; choose from {', '.join(CLASSIFIERS)}")
+        config = ClassifierConfig(settings.make, len(self.things), settings.widths)
+        self.averaged: nn.Module = CLASSIFIERS[settings.make](config)
+        self.networks = nn.ModuleDict({"classifier": self.averaged})
+        self.numbers = {thing.emoji: i for i, thing in enumerate(self.things)}
+        self.settings, self.seed = settings, seed
+        self.batches = Batches(self._item, settings.batch, settings.workers)
+
+    def _item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
+        scene = scene_at(self.things, self.seed, index)
+        whole = self.settings.crop == CANVAS
+        target = np.zeros(len(self.things), np.float32)
+        for placed in scene.objects if whole else scene.objects[:1]:
+            target[self.numbers[placed.concept.emoji]] = 1
+        return crop_at(self.things, self.seed, index, self.settings.crop), target / target.sum()
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the one group."""
+        return {"classifier": list(self.averaged.parameters())}
+
+    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield the cross-entropy."""
+        pixels, target = self.batches(step)
+        images = pixels.float() / 127.5 - 1
+        if self.settings.noise:
+            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
+            amount = self.settings.noise * torch.rand(len(images), 1, 1, 1, generator=generator)
+            blurred = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
+            images = torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, blurred, images)
+            images = images + amount * torch.randn(images.shape, generator=generator)
+        logits = self.averaged(images.contiguous(memory_format=torch.channels_last))
+        loss = F.cross_entropy(logits, target)
+        right = target.gather(1, logits.argmax(1, keepdim=True)).gt(0).float().mean()
+        yield "classifier", loss, {"loss": loss.item(), "right": right.item()}
+
+    def after_step(self) -> None:
+        """Leave the parameters as they are."""
+
+    def samples(self) -> None:
+        """A classifier draws nothing."""
+
+    def export(self, folder: Path) -> None:
+        """Save the weights in half precision beside the config and the class names."""
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {name: value.half() if value.is_floating_point() else value for name, value in self.averaged.state_dict().items()}
+        save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
+        config = asdict(self.averaged.config) | {"names": [thing.emoji for thing in self.things]}  # type: ignore[arg-type]
+        (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1))
+
+
+def load_classifier(folder: Path) -> tuple[PlainNet | ResidualNet, list[str]]:
+    """Load a trained classifier in evaluation mode, and the emoji that its classes stand for."""
+    try:
+        raw = json.loads((folder / "config.json").read_text())
+        state = load_file(folder / "model.safetensors")
+    except OSError as error:
+        raise ReverieError(f"no trained classifier in {folder}: {error}; train one with its recipe") from error
+    names = raw.pop("names")
+    config = ClassifierConfig(raw["make"], raw["classes"], tuple(raw["widths"]))
+    network = CLASSIFIERS[config.make](config)
+    network.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+    return network.eval().requires_grad_(False), names
+
+
+def load_features(folder: Path) -> Features:
+    """Return the feature maps of a trained plain classifier, for a perceptual distance."""
+    network, _ = load_classifier(folder)
+    if not isinstance(network, PlainNet):
+        raise ReverieError(f"the classifier in {folder} has no feature maps; train one with make = 'plain'")
+    return network.to(memory_format=torch.channels_last).features  # type: ignore[call-overload]
+
+
+def build(sections: dict[str, Any], seed: int, out: Path) -> ClassifierObjective:
+    """Build the objective from a recipe's table [classifier]."""
+    torch.manual_seed(seed)
+    return ClassifierObjective(section(sections, "classifier", ClassifierSettings), seed)

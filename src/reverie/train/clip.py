@@ -1,0 +1,151 @@
+"""How does CLIP learn? Symmetric cross-entropy between the pictures and the captions of a batch (Radford et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from reverie.checkpoints.components import CLIPComponents
+from reverie.checkpoints.save import save_clip
+from reverie.data.captions import caption
+from reverie.data.concepts import Concept, concepts
+from reverie.data.loader import Batches
+from reverie.data.scenes import render, scene_at
+from reverie.models.clip import (
+    CLIP,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    contrastive_loss,
+)
+from reverie.tokenizer import Tokenizer
+from reverie.train.recipe import section
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Choose the tokenizer and the text tower."""
+
+    vocabulary: int = 2048
+    length: int = 24
+    width: int = 192
+    layers: int = 4
+    heads: int = 4
+    captions: int = 40_000  # from which the tokenizer is trained
+
+
+@dataclass(frozen=True)
+class VisionSettings:
+    """Choose the vision tower."""
+
+    width: int = 192
+    layers: int = 4
+    heads: int = 4
+    patch: int = 16
+    size: int = 128
+
+
+@dataclass(frozen=True)
+class ContrastSettings:
+    """Choose the data and the common space."""
+
+    subset: str = "common"
+    batch: int = 64
+    projection: int = 192
+    workers: int = 0
+
+
+def captioned_scene(things: tuple[Concept, ...], seed: int, index: int) -> tuple[np.ndarray, str]:
+    """Draw scene `index` with one caption: uint8 (3, 128, 128) and a sentence in English or Chinese."""
+    scene = scene_at(things, seed, index)
+    return np.ascontiguousarray(render(scene).transpose(2, 0, 1)), scene_caption(things, seed, index)
+
+
+def scene_caption(things: tuple[Concept, ...], seed: int, index: int, variant: int = 0) -> str:
+    """Tell scene `index` in words; every `variant` tells it anew."""
+    return caption(scene_at(things, seed, index), np.random.default_rng((seed, index, 2, variant)))
+
+
+def train_tokenizer(things: tuple[Concept, ...], settings: TextSettings, seed: int) -> Tokenizer:
+    """Learn a byte-pair vocabulary from captions of the corpus."""
+    captions = (scene_caption(things, seed, index) for index in range(settings.captions))
+    return Tokenizer.train(captions, settings.vocabulary, settings.length)
+
+
+def normalised(pixels: Tensor) -> Float[Tensor, "b 3 h w"]:
+    """Bring uint8 pixels to CLIP's mean and deviation."""
+    mean, deviation = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
+    return (pixels.float() / 255 - mean) / deviation
+
+
+class ClipObjective:
+    """Train both towers, the projections and the temperature."""
+
+    def __init__(self, clip: CLIP, tokenizer: Tokenizer, settings: ContrastSettings, seed: int) -> None:
+        self.averaged, self.tokenizer = clip, tokenizer
+        self.networks = nn.ModuleDict({"clip": clip})
+        things = concepts(settings.subset)
+        self.batches = Batches(lambda i: captioned_scene(things, seed, i), settings.batch, settings.workers)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the one group."""
+        return {"clip": list(self.averaged.parameters())}
+
+    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield the contrastive loss."""
+        pixels, captions = self.batches(step)
+        images, texts = self.averaged(normalised(pixels), self.tokenizer(captions))
+        loss = contrastive_loss(images, texts, self.averaged.logit_scale)
+        yield "clip", loss, {"loss": loss.item(), "scale": self.averaged.logit_scale.exp().item()}
+
+    def after_step(self) -> None:
+        """Keep the temperature in its range."""
+        self.averaged.clamp_logit_scale_()
+
+    def samples(self) -> None:
+        """CLIP draws nothing."""
+
+    def export(self, folder: Path) -> None:
+        """Save the CLIP with its tokenizer."""
+        save_clip(CLIPComponents(self.averaged, self.tokenizer), folder)
+
+
+def build(sections: dict[str, Any], seed: int, out: Path) -> ClipObjective:
+    """Build the objective from a recipe's tables [text], [vision] and [contrast]."""
+    text, vision = section(sections, "text", TextSettings), section(sections, "vision", VisionSettings)
+    contrast = section(sections, "contrast", ContrastSettings)
+    tokenizer = train_tokenizer(concepts(contrast.subset), text, seed)
+    torch.manual_seed(seed)
+    config = CLIPConfig(
+        text=CLIPTextConfig(
+            hidden_size=text.width,
+            intermediate_size=4 * text.width,
+            num_hidden_layers=text.layers,
+            num_attention_heads=text.heads,
+            hidden_act="gelu",
+            vocab_size=len(tokenizer),
+            max_position_embeddings=text.length,
+            eos_token_id=tokenizer.eos_id,
+            projection_dim=contrast.projection,
+        ),
+        vision=CLIPVisionConfig(
+            hidden_size=vision.width,
+            intermediate_size=4 * vision.width,
+            num_hidden_layers=vision.layers,
+            num_attention_heads=vision.heads,
+            hidden_act="gelu",
+            image_size=vision.size,
+            patch_size=vision.patch,
+        ),
+        projection_dim=contrast.projection,
+    )
+    return ClipObjective(CLIP(config), tokenizer, contrast, seed)

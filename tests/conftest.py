@@ -1,0 +1,116 @@
+"""Tiny systems of random weights, in the shapes of SD 1, SD 2 (v-prediction) and SDXL, that many tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pytest
+import torch
+
+from reverie.checkpoints.configs import ScheduleConfig
+from reverie.generate.pipeline import Pipeline
+from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
+from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
+from reverie.models.unet import UNet, UNetConfig
+from reverie.tokenizer import Tokenizer
+
+LENGTH = 12
+WIDTH = 16
+
+UNET = UNetConfig(
+    sample_size=4,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    transformer_depth=(1, 0),
+    num_heads=(2, 4),
+    cross_attention_dim=WIDTH,
+    norm_num_groups=4,
+)
+UNET_XL = UNetConfig(
+    sample_size=4,
+    block_out_channels=(8, 16),
+    layers_per_block=1,
+    transformer_depth=(0, 2),
+    mid_transformer_depth=2,
+    num_heads=(1, 2),
+    cross_attention_dim=2 * WIDTH,
+    use_linear_projection=True,
+    norm_num_groups=4,
+    addition_time_embed_dim=4,
+    projection_input_dim=WIDTH + 6 * 4,
+)
+AUTOENCODER = AutoencoderConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+EPS = ScheduleConfig()
+V_ZERO_SNR = ScheduleConfig(prediction="v", zero_terminal_snr=True, timestep_spacing="trailing")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Compute on one thread, where results repeat to the bit."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Tokenizer:
+    return Tokenizer.train(["a bear on a blue background", "an apple next to a bear"] * 2, 530, length=LENGTH)
+
+
+@pytest.fixture(scope="session")
+def make_tower(tokenizer: Tokenizer) -> Callable[[type[TextTower]], TextTower]:
+    """Build a tiny text tower of a class, for the tiny tokenizer."""
+
+    def make(kind: type[TextTower]) -> TextTower:
+        config = CLIPTextConfig(
+            hidden_size=WIDTH,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            vocab_size=len(tokenizer),
+            max_position_embeddings=LENGTH,
+            eos_token_id=tokenizer.eos_id,
+            projection_dim=WIDTH,
+        )
+        return kind(config).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_system(tokenizer: Tokenizer, make_tower: Callable[[type[TextTower]], TextTower]) -> Callable[..., Pipeline]:
+    """Build a tiny system, as SD 1's or with `xl` as SDXL's; its pictures have 32 x 32 pixels."""
+
+    def make(schedule: ScheduleConfig = EPS, xl: bool = False) -> Pipeline:
+        torch.manual_seed(0)
+        towers = (make_tower(TextTower), make_tower(TextTowerWithProjection)) if xl else (make_tower(TextTower),)
+        return Pipeline(
+            tokenizers=(tokenizer,) * len(towers),
+            text_encoders=towers,
+            unet=UNet(UNET_XL if xl else UNET).eval(),
+            autoencoder=Autoencoder(AUTOENCODER).eval(),
+            schedule_config=schedule,
+            zero_empty=xl,
+            name="tiny",
+        )
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def tiny(make_system: Callable[..., Pipeline]) -> Pipeline:
+    """Give the tiny system in the shape of SD 1; tests must not change it."""
+    return make_system()
+
+
+@pytest.fixture(scope="session")
+def tiny_v(make_system: Callable[..., Pipeline]) -> Pipeline:
+    """Give the tiny system that predicts v on a schedule of zero terminal SNR."""
+    return make_system(V_ZERO_SNR)
+
+
+@pytest.fixture(scope="session")
+def tiny_xl(make_system: Callable[..., Pipeline]) -> Pipeline:
+    """Give the tiny system in the shape of SDXL."""
+    return make_system(xl=True)

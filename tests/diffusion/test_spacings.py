@@ -1,0 +1,85 @@
+"""The noise levels of each spacing against k-diffusion's formulas and the timesteps of diffusers."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, LCMScheduler
+
+from reverie.diffusion.names import choose
+from reverie.diffusion.schedule import SCHEDULES, Schedule, zero_terminal_snr
+from reverie.diffusion.spacings import SPACINGS
+from reverie.errors import ReverieError
+
+BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+
+
+def visited(schedule: Schedule, name: str, steps: int) -> list[float]:
+    return [round(t, 6) for t in schedule.sigma_to_t(SPACINGS[name](schedule, steps)[:-1]).tolist()]
+
+
+@pytest.mark.parametrize("name", SPACINGS)
+@pytest.mark.parametrize("steps", [1, 2, 3, 20, 50])
+def test_every_spacing_falls_from_much_noise_to_the_end(name: str, steps: int) -> None:
+    for schedule in (*(make() for make in SCHEDULES.values()), zero_terminal_snr(SCHEDULES["scaled_linear"]())):
+        sigmas = SPACINGS[name](schedule, steps)
+        assert sigmas.shape == (steps + 1,)
+        assert sigmas.dtype == torch.float64
+        assert (sigmas.diff() < 0).all()
+        assert sigmas[-1] == (schedule.sigma_min if name == "ddim" else 0)
+        if steps == 1:
+            assert sigmas[0] == pytest.approx(schedule.sigma_max)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 25])
+def test_karras_and_exponential_follow_their_formulas(schedule: Schedule, steps: int) -> None:
+    low, high = schedule.sigma_min, schedule.sigma_max
+    for i in range(steps):
+        ramp = i / max(steps - 1, 1)
+        expected = (high ** (1 / 7) + ramp * (low ** (1 / 7) - high ** (1 / 7))) ** 7
+        assert SPACINGS["karras"](schedule, steps)[i].item() == pytest.approx(expected)
+        assert SPACINGS["exponential"](schedule, steps)[i].item() == pytest.approx(high * (low / high) ** ramp)
+
+
+def test_the_timesteps_are_those_of_the_definitions(schedule: Schedule) -> None:
+    assert visited(schedule, "normal", 4) == [999, 666, 333, 0]
+    assert visited(schedule, "sgm_uniform", 3) == [999, 666, 333]
+    assert visited(schedule, "leading", 50) == list(range(981, 0, -20))
+    assert visited(schedule, "ddim", 50) == list(range(981, 0, -20))
+    assert visited(schedule, "trailing", 4) == [999, 749, 499, 249]
+    assert visited(schedule, "lcm", 4) == [999, 759, 499, 259]
+
+
+@pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
+@pytest.mark.parametrize("steps", [2, 7, 16, 30, 50, 999])
+def test_timesteps_equal_those_of_diffusers(schedule: Schedule, spacing: str, steps: int) -> None:
+    reference = DDIMScheduler(timestep_spacing=spacing, steps_offset=1, **BETAS)
+    reference.set_timesteps(steps)
+    assert visited(schedule, spacing, steps) == reference.timesteps.tolist()
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8, 50])
+def test_lcm_timesteps_equal_those_of_diffusers(schedule: Schedule, steps: int) -> None:
+    reference = LCMScheduler(**BETAS)
+    reference.set_timesteps(steps, original_inference_steps=50)
+    assert visited(schedule, "lcm", steps) == reference.timesteps.tolist()
+
+
+@pytest.mark.parametrize("name", SPACINGS)
+@pytest.mark.parametrize("steps", [0, -3])
+def test_no_steps_is_an_error(schedule: Schedule, name: str, steps: int) -> None:
+    with pytest.raises(ReverieError, match=f"{steps}"):
+        SPACINGS[name](schedule, steps)
+
+
+def test_more_steps_than_timesteps_is_an_error_where_timesteps_are_whole(schedule: Schedule) -> None:
+    for name, most in {"linspace": 1000, "leading": 999, "trailing": 1000, "ddim": 999, "lcm": 50}.items():
+        assert (SPACINGS[name](schedule, most).diff() < 0).all()
+        with pytest.raises(ReverieError, match=f"give 1 to {most}"):
+            SPACINGS[name](schedule, most + 1)
+    assert (SPACINGS["normal"](schedule, 1500).diff() < 0).all()
+
+
+def test_an_unknown_spacing_is_named_with_the_known() -> None:
+    with pytest.raises(ReverieError, match=r"^unknown spacing 'karas'; choose from normal, karras, exponential"):
+        choose("spacing", "karas", SPACINGS)

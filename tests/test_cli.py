@@ -1,0 +1,320 @@
+"""Does the command do what it says, refuse what it cannot do in one line, and cost nothing before it must?"""
+
+from __future__ import annotations
+
+import inspect
+import io
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image, ImageChops
+
+import reverie
+from reverie.checkpoints.components import Components
+from reverie.checkpoints.save import save_folder
+from reverie.cli import concepts, progress
+from reverie.cli.app import run
+from reverie.cli.image import image
+from reverie.cli.options import ModelOptions, ResultOptions
+from reverie.cli.output import numbered, slug
+from reverie.generate.requests import MAX_SEED, TextToImage
+from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
+from reverie.models.clip import CLIPTextConfig, TextTower
+from reverie.models.unet import UNet, UNetConfig
+from reverie.tokenizer import Tokenizer
+
+COMMAND = [str(Path(sys.executable).with_name("reverie"))]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Write a tiny model of random weights; its pictures have 32 x 32 pixels."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(["a bear on a blue background", "an apple"], vocab_size=600, length=12)
+    text = CLIPTextConfig(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=12,
+        eos_token_id=tokenizer.eos_id,
+    )
+    unet = UNetConfig(
+        sample_size=4,
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        transformer_depth=(0, 1),
+        num_heads=(1, 2),
+        cross_attention_dim=16,
+        norm_num_groups=4,
+    )
+    autoencoder = AutoencoderConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    components = Components(
+        tokenizers=(tokenizer,),
+        text_encoders=(TextTower(text),),
+        unet=UNet(unet),
+        autoencoder=Autoencoder(autoencoder),
+    )
+    save_folder(components, folder)
+    return str(folder)
+
+
+@pytest.fixture
+def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded before the input was checked")
+
+    monkeypatch.setattr(reverie, "load", load, raising=False)
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
+    """Run a command that must be refused, and return the one line that it says."""
+    assert run(arguments) == 2
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert told.err.startswith("reverie: ")
+    assert told.err.count("\n") == 1
+    return told.err.removeprefix("reverie: ").strip()
+
+
+def same(a: Path, b: Path) -> bool:
+    with Image.open(a) as left, Image.open(b) as right:
+        return left.size == right.size and ImageChops.difference(left, right).getbbox() is None
+
+
+def test_help_is_quick_and_needs_no_torch() -> None:
+    def once() -> float:
+        start = time.perf_counter()
+        subprocess.run([*COMMAND, "--help"], check=True, capture_output=True)
+        return time.perf_counter() - start
+
+    assert min(once() for _ in range(5)) < 0.5
+    code = "import sys; from reverie.cli.app import run; run(sys.argv[1:]); assert 'torch' not in sys.modules"
+    for arguments in (["--help"], ["image", "--help"], ["train", "--help"], ["image", "x", "--steps", "0"]):
+        subprocess.run([sys.executable, "-c", code, *arguments], check=True, capture_output=True)
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["--help"]) == 0
+    told = capsys.readouterr().out
+    assert all(f"│ {name} " in told for name in ("image", "replay", "concepts", "data", "train"))
+
+
+def test_image_writes_a_picture_that_knows_its_request(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bear.png"
+    options = ["--seed", "7", "--steps", "2", "--guidance", "3.5", "--negative", "red", "--sampler", "euler"]
+    options += ["--schedule", "exponential", "--size", "32x16", "--device", "cpu", "--dtype", "float32"]
+    assert run(["image", "a bear", "-o", str(file), "--model", model, *options]) == 0
+    told = capsys.readouterr()
+    assert told.out == f"{file}\n"
+    assert "seed 7;" in told.err
+    assert reverie.from_metadata(file) == TextToImage(
+        prompt="a bear",
+        negative="red",
+        seed=7,
+        steps=2,
+        guidance=3.5,
+        width=32,
+        height=16,
+        sampler="euler",
+        schedule="exponential",
+    )
+    with Image.open(file) as picture:
+        assert picture.size == (32, 16)
+        assert picture.info["parameters"].startswith("a bear\nNegative prompt: red\nSteps: 2")
+
+
+def test_count_writes_numbered_files_of_consecutive_seeds(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", model, "--steps", "2", "--device", "cpu"]
+    assert (
+        run(["image", "a bear", "-o", str(tmp_path / "b.png"), "--count", "3", "--seed", "5", "--json", *options]) == 0
+    )
+    told = json.loads(capsys.readouterr().out)
+    files = [tmp_path / f"b-{index}.png" for index in range(3)]
+    assert told["files"] == [str(file) for file in files]
+    assert told["seeds"] == [5, 6, 7]
+    assert told["sizes"] == [[32, 32]] * 3
+    assert set(told["timings"]) == {"load", "draw", "save"}
+    assert told["request"]["prompt"] == "a bear"
+    assert sorted(tmp_path.iterdir()) == files
+    assert run(["image", "a bear", "-o", str(tmp_path / "alone.png"), "--seed", "6", *options]) == 0
+    assert same(tmp_path / "alone.png", files[1])
+
+
+@pytest.mark.parametrize("options", [[], ["--count", "3", "--grid"]], ids=["picture", "grid"])
+def test_replay_makes_the_same_picture_again(model: str, tmp_path: Path, options: list[str]) -> None:
+    file = tmp_path / "bear.png"
+    assert run(["image", "a bear", "-o", str(file), "--model", model, "--steps", "2", *options]) == 0
+    assert run(["replay", str(file), "--model", model]) == 0
+    assert same(file, tmp_path / "bear-replay.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bear-replay.png", "bear.png"]
+
+
+def test_replay_asks_for_a_model_that_is_not_bundled(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "bear.png"
+    assert run(["image", "a bear", "-o", str(file), "--model", model, "--steps", "1"]) == 0
+    capsys.readouterr()
+    assert "drawn by the model 'tiny'; say where that is with --model" in refusal(capsys, "replay", str(file))
+
+
+def test_name_and_seed_are_chosen_and_told(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["image", "一只熊, A Bear!", "--model", model, "--steps", "1", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["files"] == [f"一只熊-a-bear-{told['seeds'][0]}.png"]
+    assert Path(told["files"][0]).is_file()
+
+
+def test_every_field_of_the_request_has_an_option() -> None:
+    options = set(inspect.signature(image).parameters) - {"size", "model", "result"}
+    assert options | {"width", "height"} == set(TextToImage.model_fields)
+
+
+@pytest.mark.usefixtures("unloadable")
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--steps", "0"], "steps 0 is not possible"),
+        (["--steps", "2.5"], "'2.5' is not a whole number"),
+        (["--steps", "many"], "'many' is not a whole number"),
+        (["--stepz", "3"], "Did you mean --steps?"),
+        (["--size", "100x96"], "width 100 is not possible"),
+        (["--size", "128"], "write WIDTHxHEIGHT"),
+        (["--sampler", "eulr"], "unknown sampler 'eulr'; did you mean 'euler'?"),
+        (["--schedule", "karas"], "unknown schedule 'karas'; did you mean 'karras'?"),
+        (["--guidance", "nan"], "guidance nan is not possible"),
+        (["--seed", "-1"], "seed -1 is not possible"),
+        (["--seed", str(MAX_SEED), "--count", "2"], "lower one of them"),
+        (["--count", "0"], "count 0 is not possible"),
+        (["on", "blue"], "unexpected 'on blue'; put a prompt of several words in quotes"),
+        (["-o", "."], "output '.' is a folder"),
+        (["-o", "bear.gif"], "choose from .png"),
+        (["-o", "bear"], "a name without suffix"),
+        (["-o", "missing/bear.png"], "there is no such folder"),
+        (["-o", "/proc/bear.png"], "no file can be made there"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(
+    arguments: list[str], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert says in refusal(capsys, "image", "a bear", *arguments)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["imge", "x"], 'Did you mean "image"?'),
+        (["image"], "PROMPT"),
+        (["image", "x", "-o", "x.png", "--model", "nowhere"], "no model at 'nowhere'"),
+        (["image", "x", "-o", "x.png", "--device", "abacus"], "abacus"),
+        (["image", "x", "-o", "x.png", "--dtype", "int3"], "int3"),
+        (["replay", "nothing.png"], "cannot read 'nothing.png'"),
+        (["train", "nothing.toml"], "cannot read the recipe nothing.toml"),
+        (["data", "emoji"], "--output"),
+    ],
+)
+def test_other_bad_input_is_refused(
+    arguments: list[str],
+    says: str,
+    model: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "image" and "--model" not in arguments and len(arguments) > 2:
+        arguments = [*arguments, "--model", model]
+    assert says in refusal(capsys, *arguments)
+
+
+def test_a_plain_picture_cannot_be_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    assert "holds no request" in refusal(capsys, "replay", str(tmp_path / "plain.png"))
+
+
+@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (RuntimeError("two\nlines"), 1)])
+def test_other_ends_have_their_status(
+    error: BaseException,
+    status: int,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def load(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(reverie, "load", load, raising=False)
+    assert run(["image", "x", "-o", str(tmp_path / "x.png")]) == status
+    assert capsys.readouterr().err.count("\n") == (status == 1)
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    with pytest.raises(reverie.ReverieError, match="steps 0"):
+        run(["image", "x", "--steps", "0", "--debug"])
+
+
+def test_slugs_and_numbers() -> None:
+    assert slug("A bear, on: blue/red_") == "a-bear-on-blue-red"
+    assert slug("熊" * 100) == "熊" * 48
+    assert slug("?!") == slug("") == "picture"
+    assert numbered(Path("a/b.c.png"), 2) == [Path("a/b.c-0.png"), Path("a/b.c-1.png")]
+
+
+def test_concepts_are_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(concepts, "files", lambda _: tmp_path)
+    assert "no bundled model" in refusal(capsys, "concepts")
+    known = [{"emoji": "🐻", "en": "bear", "zh": "熊"}]
+    (tmp_path / "assets" / "bundled").mkdir(parents=True)
+    (tmp_path / "assets" / "bundled" / "concepts.json").write_text(json.dumps(known))
+    assert run(["concepts"]) == 0
+    assert capsys.readouterr().out == "🐻\tbear\t熊\n"
+    assert run(["concepts", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == known
+
+
+class Terminal(io.StringIO):
+    """Pretend to be a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    def events() -> Iterator[int]:
+        for index in range(1, 6):
+            time.sleep(0.02)
+            yield index
+
+    monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.03)
+    for stream in (Terminal(), io.StringIO()):
+        monkeypatch.setattr(sys, "stderr", stream)
+        assert list(progress.watched(events(), lambda index: (index, 5), "drawing")) == [1, 2, 3, 4, 5]
+        assert "drawing" in stream.getvalue()
+    assert "drawing 2/5, " in stream.getvalue()
+    assert stream.getvalue().splitlines()[0].endswith(" s left")
+
+
+def test_options_left_out_are_those_of_the_api() -> None:
+    load = inspect.signature(reverie.load).parameters
+    assert ModelOptions() == ModelOptions(**{name: load[name].default for name in ("device", "dtype")})
+    assert ResultOptions().output is None
