@@ -17,7 +17,7 @@ from reverie.errors import ReverieError
 Rename = Callable[[str], str]
 
 # Converted tensors leave their source's pages mapped; after so many bytes the file is opened anew, which drops them.
-REOPEN_AFTER = 32 << 20
+REOPEN_AFTER = 8 << 20
 
 
 class Source(Protocol):

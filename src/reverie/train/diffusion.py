@@ -1,0 +1,194 @@
+"""How does the U-Net learn? To tell what noise was added to the latents of a scene, given its caption.
+
+Source: Rombach et al. 2022, equation 3; v-prediction after Salimans and Ho 2022, appendix D; the weights of the noise
+levels are min-SNR's (Hang et al. 2023).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from reverie.checkpoints.components import CLIPComponents, Components
+from reverie.checkpoints.configs import ScheduleConfig
+from reverie.checkpoints.load import load_autoencoder, load_clip
+from reverie.checkpoints.save import save_folder
+from reverie.codecs.pictures import grid
+from reverie.data.concepts import Concept, concepts
+from reverie.data.loader import Batches
+from reverie.data.scenes import render, scene_at
+from reverie.diffusion.denoiser import PREDICTIONS
+from reverie.errors import ReverieError
+from reverie.generate.pipeline import Pipeline
+from reverie.models.autoencoder import Autoencoder
+from reverie.models.clip import CLIP, TextTower
+from reverie.models.unet import UNet, UNetConfig
+from reverie.train.autoencoder import as_images
+from reverie.train.clip import scene_caption
+from reverie.train.loop import step_generator
+from reverie.train.recipe import section
+
+CPU = torch.device("cpu")
+ENCODE_BATCH = 16
+
+
+@dataclass(frozen=True)
+class LatentSettings:
+    """Choose the scenes whose latents are made once and kept: `pool` of them, then `batch` a step."""
+
+    autoencoder: str  # folder
+    clip: str  # folder
+    subset: str = "common"
+    pool: int = 8000
+    batch: int = 32
+    dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
+    workers: int = 0
+
+
+@dataclass(frozen=True)
+class DiffusionSettings:
+    """Choose what is predicted, over which noise levels, and how they are weighed."""
+
+    prediction: str = "v"
+    beta_schedule: str = "scaled_linear"
+    zero_terminal_snr: bool = False
+
+
+def pooled_latents(
+    autoencoder: Autoencoder, things: tuple[Concept, ...], seed: int, settings: LatentSettings, path: Path
+) -> Tensor:
+    """Return the scaled latents of the pool's scenes, (pool, c, h, w) in half precision; made once, kept at `path`."""
+    identity = json.dumps([asdict(settings), seed, autoencoder.config.scaling_factor], sort_keys=True)
+    identity_file = path.with_suffix(".json")
+    if path.exists() and identity_file.exists() and identity_file.read_text() == identity:
+        return load_file(path)["latents"]
+    rows = []
+    with torch.no_grad():
+        for start in range(0, settings.pool, ENCODE_BATCH):
+            indices = range(start, min(start + ENCODE_BATCH, settings.pool))
+            pixels = np.stack([render(scene_at(things, seed, index)) for index in indices])
+            images = as_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
+            rows.append((autoencoder.encode(images).mode() * autoencoder.config.scaling_factor).half())
+    latents = torch.cat(rows).contiguous()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_suffix(".writing")
+    save_file({"latents": latents}, beside)
+    os.replace(beside, path)
+    identity_file.write_text(identity)
+    return latents
+
+
+def text_tower(clip: CLIP) -> TextTower:
+    """Return the text half of a CLIP as a Stable Diffusion's text encoder, sharing its weights."""
+    with torch.device("meta"):
+        tower = TextTower(clip.config.text)
+    tower.text_model = clip.text_model
+    return tower
+
+
+class DiffusionObjective:
+    """Train a U-Net on cached latents, conditioned on the frozen text tower."""
+
+    def __init__(
+        self,
+        unet: UNet,
+        autoencoder: Autoencoder,
+        text: CLIPComponents,
+        data: LatentSettings,
+        diffusion: DiffusionSettings,
+        seed: int,
+        out: Path,
+    ) -> None:
+        if diffusion.prediction not in PREDICTIONS:
+            raise ReverieError(f"unknown prediction {diffusion.prediction!r}; choose from {', '.join(PREDICTIONS)}")
+        self.averaged = unet
+        self.networks = nn.ModuleDict({"unet": unet})
+        self.data, self.seed = data, seed
+        self.things = concepts(data.subset)
+        config = ScheduleConfig(
+            beta_schedule=diffusion.beta_schedule,
+            prediction=diffusion.prediction,
+            zero_terminal_snr=diffusion.zero_terminal_snr,
+        )
+        self.components = Components(
+            tokenizers=(text.tokenizer,),
+            text_encoders=(text_tower(text.clip),),
+            unet=unet,
+            autoencoder=autoencoder,
+            schedule_config=config,
+            name="reverie-emoji",
+        )
+        self.schedule, self.prediction = config.schedule(), PREDICTIONS[diffusion.prediction]
+        self.latents = pooled_latents(autoencoder, self.things, seed, data, out / "latents.safetensors")
+        self.batches = Batches(self._item, data.batch, data.workers)
+
+    def _item(self, index: int) -> tuple[Tensor, str]:
+        """Return example `index` of the endless stream: each pass over the pool is shuffled and told anew."""
+        turn, place = divmod(index, self.data.pool)
+        scene = _shuffled(self.seed, turn, self.data.pool, place)
+        rng = np.random.default_rng((self.seed, index, 3))
+        empty = rng.random() < self.data.dropout
+        return self.latents[scene], "" if empty else scene_caption(self.things, self.seed, scene, turn)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the one group."""
+        return {"unet": list(self.averaged.parameters())}
+
+    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield the weighted squared error of the prediction."""
+        latents, captions = self.batches(step)
+        x0 = latents.float()
+        generator = step_generator(self.seed, step)
+        t = torch.randint(len(self.schedule), (len(x0),), generator=generator)
+        eps = torch.randn(x0.shape, generator=generator)
+        with torch.no_grad():
+            context = self.components.text_encoders[0](self.components.tokenizers[0](captions)).last
+        predicted = self.averaged(self.schedule.add_noise(x0, eps, t), t, context)
+        error = (predicted - self.prediction.target(self.schedule, x0, eps, t)).square().mean((1, 2, 3))
+        weight = self.prediction.min_snr(self.schedule.snr(t)).to(error.dtype)
+        loss = (weight * error).mean()
+        yield "unet", loss, {"loss": loss.item(), "error": error.mean().item()}
+
+    def after_step(self) -> None:
+        """Leave the parameters as they are."""
+
+    def samples(self) -> Image.Image:
+        """Draw every tenth concept, ten steps each."""
+        pipeline = Pipeline(**vars(self.components))
+        names = [thing.en[0] for thing in self.things[::10]]
+        return grid([pipeline.text_to_image(name, seed=1, steps=10)[0] for name in names], columns=7)
+
+    def export(self, folder: Path) -> None:
+        """Save the whole model in diffusers' layout."""
+        save_folder(self.components, folder)
+
+
+def _shuffled(seed: int, turn: int, size: int, place: int) -> int:
+    """Return where position `place` of pass `turn` points to: an affine permutation, different in every pass."""
+    rng = np.random.default_rng((seed, turn, 4))
+    step = int(rng.integers(1, size))
+    while np.gcd(step, size) != 1:
+        step = step % size + 1
+    return (place * step + int(rng.integers(size))) % size
+
+
+def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
+    """Build the objective from a recipe's tables [unet], [data] and [diffusion]."""
+    data, diffusion = section(sections, "data", LatentSettings), section(sections, "diffusion", DiffusionSettings)
+    autoencoder = load_autoencoder(data.autoencoder, device=CPU, dtype=torch.float32).requires_grad_(False)
+    clip = load_clip(data.clip, device=CPU, dtype=torch.float32)
+    clip.clip.requires_grad_(False)
+    torch.manual_seed(seed)
+    unet = UNet(section(sections, "unet", UNetConfig))
+    unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return DiffusionObjective(unet, autoencoder, clip, data, diffusion, seed, out)
