@@ -347,13 +347,10 @@ def heavy(tmp_path_factory: pytest.TempPathFactory, tiny: Pipeline) -> Path:
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="measures memory through Linux's /proc")
-@pytest.mark.parametrize(
-    ("stored", "wanted"), [("float32", "float32"), ("float16", "float32"), ("float32", "float16")]
-)
+@pytest.mark.parametrize(("stored", "wanted"), [("float32", "float32"), ("float16", "float32"), ("float32", "float16")])
 def test_peak_memory_is_that_of_the_weights(heavy: Path, stored: str, wanted: str) -> None:
     arguments = [str(heavy / "tiny"), str(heavy / stored), wanted]
     child = subprocess.run([sys.executable, "-c", PEAK, *arguments], check=True, capture_output=True, text=True)
     weights, peak = (int(word) for word in child.stdout.split())
     assert weights > (200e6 if wanted == "float32" else 100e6)
-    print(peak / weights)
     assert peak < 1.2 * weights

@@ -66,7 +66,7 @@ def ours(sampler: Sampler, denoise: Denoise, sigmas: Tensor) -> Tensor:
 
 
 def assert_equal(actual: Tensor, expected: Tensor) -> None:
-    assert (actual - expected).abs().max() / expected.abs().max() < 1e-4
+    assert (actual - expected).abs().max() / expected.abs().max() < 1e-5
 
 
 def levels(scheduler) -> Tensor:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from reverie.checkpoints import configs, keymaps
 from reverie.checkpoints.components import CLIPComponents, Components
@@ -31,6 +32,22 @@ PIPELINES = (
 )
 CPU = torch.device("cpu")
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+
+
+class Blueprint(TorchFunctionMode):
+    """Leave new modules without initial values, which are about to be replaced.
+
+    On the meta device values take no memory anyway, but torch would import its compiler, for seconds, to draw nothing.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Skip torch.nn.init and let everything else be."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 def load_folder(path: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Components:
@@ -114,7 +131,7 @@ def _load(
     dtype: torch.dtype,
     rename: Rename = keymaps.same,
 ) -> M:
-    with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+    with torch.device("meta"), Blueprint():
         module = make()
     load_weights(module, find_weights(folder, stem, dtype), device=device, dtype=dtype, rename=rename)
     return module

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -82,7 +83,8 @@ def metered(events: Iterable[TrainingEvent]) -> None:
         left = timedelta(seconds=round(event.seconds_left))
         line = f"step {event.step}/{event.total} {metrics} {event.rate:.2f}/s {left} left"
         if on_terminal:
-            print(f"\r\033[K{line}", end="", file=sys.stderr, flush=True)
+            width = shutil.get_terminal_size().columns
+            print(f"\r\033[K{line[: width - 1]}", end="", file=sys.stderr, flush=True)
         else:
             print(line, file=sys.stderr, flush=True)
     if on_terminal:

@@ -65,7 +65,7 @@ def linear(scale: float) -> Mix:
 
 
 def rescaled(scale: float, phi: float) -> Mix:
-    """Mix linearly, then go phi of the way to the conditional's deviation (Lin et al. 2305.08891, eq. 14 to 16)."""
+    """Mix linearly, then go phi of the way to the conditional's deviation (Lin et al. 2305.08891, section 3.4)."""
     plain = linear(scale)
 
     def mix(unconditional: Tensor, conditional: Tensor) -> Tensor:
@@ -93,7 +93,7 @@ def thresholded(denoise: Denoise, percentile: float = 0.995, bound: float = 1.0)
 def consistency(
     denoise: Denoise, schedule: Schedule, sigma_data: float = 0.5, timestep_scaling: float = 10.0
 ) -> Denoise:
-    """Make a denoiser keep the boundary condition of a latent consistency model, x0(x, t = 0) = x (2310.04378, eq. 9).
+    """Make a denoiser keep the boundary condition of a consistency model, x0(x, t = 0) = x (Luo et al. 2310.04378).
 
     With s = timestep_scaling t: c_skip = sigma_data^2 / (s^2 + sigma_data^2), c_out = s / sqrt(s^2 + sigma_data^2).
     """

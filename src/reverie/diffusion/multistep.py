@@ -20,7 +20,7 @@ ADAMS_BASHFORTH = ((1.0,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 2
 def plms(denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past: Past = ()) -> Iterator[Step]:
     """Sample with pseudo linear multistep: DDIM steps along an Adams-Bashforth mean of the last four eps.
 
-    The weights suit equal steps in t; the first step is Heun's (Liu et al. 2202.09778, eq. 12; CompVis: plms.py).
+    The weights suit equal steps in t; the first step is Heun's (Liu et al. 2202.09778; CompVis: plms.py).
     """
     for at in intervals(sigmas):
         now = Point(at.sigma, x, denoise(x, at.sigma))
@@ -74,7 +74,7 @@ def dpmpp_2m(
 def dpmpp_3m(
     denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past: Past = (), *, eta: float = 0.0
 ) -> Iterator[Step]:
-    """Sample with DPM-Solver++(3M): x0 follows the parabola in log sigma through the last three (2211.01095, app. B).
+    """Sample with DPM-Solver++(3M): x0 follows the parabola in log sigma through its last three (Lu et al. 2211.01095).
 
     eta = 1 is the SDE solver (k-diffusion: sample_dpmpp_3m_sde). A step to 0 takes x0 as it is.
     """
@@ -132,7 +132,7 @@ def unipc(
 
 
 def _unified(base: Point, others: Sequence[Point], end: float) -> Latent:
-    """Step from base to the level end, bending x0 towards the other points (Zhao et al. 2302.04867, eq. 3 and 8).
+    """Step from base to the level end, bending x0 towards the other points (Zhao et al. 2302.04867, with B2(h)).
 
     The exact step takes the mean of x0(s) over s, the fraction of the step in log-SNR/2, under the weight exp(s h). The
     weights w_k of the differences (x0_k - x0) / s_k make it so for polynomials: sum_k w_k s_k^(n-1) = E[s^n]. A lone

@@ -99,7 +99,7 @@ def dpmpp_sde(
 
 
 def lcm(denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past: Past = ()) -> Iterator[Step]:
-    """Sample a consistency model: jump to x0, noise it to the next level, repeat (Luo et al. 2310.04378, alg. 3).
+    """Sample a consistency model: jump to x0, noise it to the next level, repeat (Luo et al. 2310.04378).
 
     The boundary condition of the paper belongs to the denoiser: `consistency` in guidance.py.
     """

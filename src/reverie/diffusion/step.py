@@ -1,7 +1,7 @@
 """What is one step of a sampler? The interval it crosses, the few formulas that all solvers share, and what it yields.
 
 Every solver lives in the variance-exploding frame x = x0 + sigma eps, where the probability-flow equation is
-dx/dsigma = (x - D(x, sigma)) / sigma   (Karras et al. 2206.00364, eq. 1 with s = 1, sigma(t) = t).
+dx/dsigma = (x - D(x, sigma)) / sigma   (Karras et al. 2206.00364, eq. 1 and 3 with sigma(t) = t).
 """
 
 from __future__ import annotations

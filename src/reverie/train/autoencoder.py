@@ -49,6 +49,7 @@ class DataSettings:
 class LossSettings:
     """Weigh the terms; 0 leaves one out (and its network unbuilt)."""
 
+    l2: float = 0.0  # beside L1, as in Stability's ft-MSE decoder
     perceptual: float = 0.0
     features: str = ""  # folder of a trained classifier whose features measure likeness
     kl: float = 1e-6
@@ -107,8 +108,9 @@ class AutoencoderObjective:
             posterior = autoencoder.encode(images)
         noise = torch.randn(posterior.mean.shape, generator=step_generator(self.seed, step))
         decoded = autoencoder.decode(posterior.sample(noise))
-        reconstruction = (decoded - images).abs()
-        metrics = {"l1": reconstruction.mean().item()}
+        difference = decoded - images
+        reconstruction = difference.abs() + self.loss.l2 * difference.square()
+        metrics = {"l1": difference.detach().abs().mean().item(), "l2": difference.detach().square().mean().item()}
         if self.distance is not None:
             distance = self.distance(decoded, images)
             metrics["perceptual"] = distance.mean().item()

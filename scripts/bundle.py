@@ -1,0 +1,144 @@
+"""What ships? Puts the trained models into the package's assets, in half precision, and the judge beside the benchmark.
+
+The model is a whole folder written by train/diffusion.py; its decoder may come from a later run that left the encoder
+alone. Nothing is replaced unless everything fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
+from reverie.checkpoints.save import Precision, save_clip, save_folder
+from reverie.cli.output import say
+from reverie.data.concepts import concepts
+from reverie.errors import ReverieError
+from reverie.models.autoencoder import Autoencoder
+from reverie.train.classifier import load_classifier
+from reverie.train.diffusion import LatentSettings
+from reverie.train.recipe import read
+
+ROOT = Path(__file__).parents[1]
+LARGEST = 60_000_000  # bytes of the model and CLIP together
+HALF = Precision(torch.float16)
+ENCODER = ("encoder.", "quant_conv.")
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    runs = ROOT / "runs"
+    parser = argparse.ArgumentParser(description="Put trained models into the package's assets, in half precision.")
+    parser.add_argument("--unet", type=Path, default=runs / "unet" / "export", help="whole model, diffusers' layout")
+    parser.add_argument("--decoder", type=Path, help="autoencoder whose decoder replaces the model's")
+    parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
+    parser.add_argument("--judge", type=Path, default=runs / "judge" / "export", help="classifier for the benchmark")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "unet.toml", help="names the concepts")
+    parser.add_argument("--root", type=Path, default=ROOT, help="repository to write into")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Assemble, check and put into place; return the exit status."""
+    options = arguments()
+    assets = options.root / "src" / "reverie" / "assets"
+    try:
+        assets.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".bundling-", dir=assets) as staging:
+            things = known(options.recipe)
+            check_judge(options.judge, things)
+            write_model(options.unet, options.decoder, Path(staging, "bundled"))
+            write_concepts(things, Path(staging, "bundled", "concepts.json"))
+            save_clip(load_clip(options.clip), Path(staging, "clip"), HALF)
+            check_sizes(Path(staging))
+            for name in ("bundled", "clip"):
+                put(Path(staging, name), assets / name)
+        copy_judge(options.judge, options.root / "benchmarks" / "judge")
+    except (ReverieError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+def known(recipe: Path) -> list[dict[str, str]]:
+    """Return the concepts that a recipe's U-Net learns, as `reverie concepts` lists them."""
+    subset = read(recipe).get("data", {}).get("subset", LatentSettings.subset)
+    return [{"emoji": thing.emoji, "en": thing.en[0], "zh": thing.zh[0]} for thing in concepts(subset)]
+
+
+def check_judge(folder: Path, things: list[dict[str, str]]) -> None:
+    """Raise ReverieError where the judge cannot tell the model's concepts."""
+    _, names = load_classifier(folder)
+    if missing := [thing["en"] for thing in things if thing["emoji"] not in names]:
+        raise ReverieError(f"the judge in {folder} does not know {', '.join(missing[:5])}; train it on the same subset")
+
+
+def write_model(unet: Path, decoder: Path | None, target: Path) -> None:
+    """Write the model, with another decoder where there is one. Raises ReverieError where that does not fit."""
+    components = load_folder(unet)
+    if decoder is not None:
+        tuned = load_autoencoder(decoder)
+        if not same_latents(components.autoencoder, tuned):
+            raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
+        components = replace(components, autoencoder=tuned)
+    for part in (components.unet, components.autoencoder, *components.text_encoders):
+        for name, value in part.state_dict().items():
+            if not torch.isfinite(value.half()).all():
+                raise ReverieError(f"{type(part).__name__}'s {name} does not fit half precision; lower its weights")
+    save_folder(components, target, HALF)
+
+
+def same_latents(first: Autoencoder, second: Autoencoder) -> bool:
+    """Tell whether two autoencoders have one configuration and encode alike, to the bit."""
+    theirs = second.state_dict()
+    return first.config == second.config and all(
+        torch.equal(value, theirs[name]) for name, value in first.state_dict().items() if name.startswith(ENCODER)
+    )
+
+
+def write_concepts(things: list[dict[str, str]], file: Path) -> None:
+    """Write one concept a line."""
+    lines = ",\n".join(json.dumps(thing, ensure_ascii=False) for thing in things)
+    file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
+    say(f"{len(things)} concepts")
+
+
+def check_sizes(staging: Path) -> None:
+    """Tell what each part weighs. Raises ReverieError above the limit."""
+    parts = sorted({path.parent for path in staging.rglob("*") if path.is_file()})
+    for part in parts:
+        weight = sum(path.stat().st_size for path in part.iterdir() if path.is_file())
+        say(f"{part.relative_to(staging)}: {weight / 1e6:.2f} MB")
+    total = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
+    say(f"together: {total / 1e6:.2f} MB of {LARGEST / 1e6:.0f}")
+    if total > LARGEST:
+        raise ReverieError(
+            f"{total / 1e6:.1f} MB are more than the {LARGEST / 1e6:.0f} MB that may ship; train smaller"
+        )
+
+
+def put(folder: Path, target: Path) -> None:
+    """Move a folder into the place of another."""
+    if target.exists():
+        shutil.rmtree(target)
+    folder.replace(target)
+    say(f"written: {target}")
+
+
+def copy_judge(folder: Path, target: Path) -> None:
+    """Copy the judge, which its run saves in half precision already."""
+    target.mkdir(parents=True, exist_ok=True)
+    for name in ("model.safetensors", "config.json"):
+        shutil.copyfile(folder / name, target / name)
+    say(f"written: {target}, {sum(path.stat().st_size for path in target.iterdir()) / 1e6:.2f} MB")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

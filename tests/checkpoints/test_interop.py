@@ -1,0 +1,158 @@
+"""Do diffusers and transformers read what we save, and draw the same picture from the same noise? And the reverse?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+)
+from PIL import Image
+from torch import Tensor
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+
+from reverie.checkpoints.components import CLIPComponents
+from reverie.checkpoints.load import load_clip, load_folder
+from reverie.checkpoints.save import Precision, save_clip
+from reverie.diffusion.noise import Noise
+from reverie.generate.image import sized
+from reverie.generate.pipeline import Pipeline, load
+from reverie.generate.requests import SamplerName, ScheduleName, TextToImage
+from reverie.generate.sample import guided_denoiser, noise_levels, sample
+from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, preprocess
+from reverie.system import BUNDLED
+from reverie.tokenizer import Tokenizer
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs
+TOLERANCE = 1e-3  # on [-1, 1]
+PROMPT, NEGATIVE, SEED, GUIDANCE = "a bear next to an apple", "blue", 7, 4.0
+
+
+def ours(system: Pipeline, sampler: SamplerName, schedule: ScheduleName, steps: int) -> Tensor:
+    """Draw without rounding to eight bits."""
+    request = TextToImage(
+        prompt=PROMPT,
+        negative=NEGATIVE,
+        seed=SEED,
+        steps=steps,
+        guidance=GUIDANCE,
+        sampler=sampler,
+        schedule=schedule,
+    )
+    request = sized(system, request)
+    positive, negative = (system.encode_prompt([text]) for text in (PROMPT, NEGATIVE))
+    noise = Noise([SEED], system.codec.latent_shape(system.size, system.size))
+    denoise = guided_denoiser(system, request, positive, negative)
+    *_, last = sample(denoise, noise_levels(system, request), noise, sampler)
+    with torch.no_grad():
+        return system.codec.decode(last.x)
+
+
+def theirs(pipeline: StableDiffusionPipeline, scheduler: type, steps: int, **settings: object) -> Tensor:
+    """Draw from the noise that a seed means to us."""
+    pipeline.scheduler = scheduler.from_config(pipeline.scheduler.config, **settings)
+    pipeline.set_progress_bar_config(disable=True)
+    latents = torch.randn(
+        (1, pipeline.unet.config.in_channels, pipeline.unet.config.sample_size, pipeline.unet.config.sample_size),
+        generator=torch.Generator("cpu").manual_seed(SEED),
+    )
+    images = pipeline(
+        PROMPT,
+        negative_prompt=NEGATIVE,
+        guidance_scale=GUIDANCE,
+        num_inference_steps=steps,
+        latents=latents,
+        output_type="pt",
+    ).images
+    return images * 2 - 1
+
+
+def assert_same_pictures(system: Pipeline, folder: Path, kind: type = StableDiffusionPipeline, steps: int = 5) -> None:
+    pipeline = kind.from_pretrained(folder)
+    pairs = {
+        "ddim": (ours(system, "ddim", "ddim", steps), theirs(pipeline, DDIMScheduler, steps, timestep_spacing="leading")),
+        "euler": (
+            ours(system, "euler", "trailing", steps),
+            theirs(pipeline, EulerDiscreteScheduler, steps, timestep_spacing="trailing"),
+        ),
+    }
+    for sampler, (a, b) in pairs.items():
+        assert a.shape == b.shape
+        assert a.std() > 0.01, "a picture without contrast proves nothing"
+        assert (a - b).abs().max() < TOLERANCE, sampler
+
+
+def test_tiny(tiny: Pipeline, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
+    assert_same_pictures(tiny, tmp_path)
+
+
+def test_tiny_v_of_zero_terminal_snr(tiny_v: Pipeline, tmp_path: Path) -> None:
+    tiny_v.save(tmp_path, Precision(shard_bytes=20_000))
+    assert_same_pictures(tiny_v, tmp_path)
+
+
+def test_tiny_xl(tiny_xl: Pipeline, tmp_path: Path) -> None:
+    tiny_xl.save(tmp_path)
+    assert_same_pictures(tiny_xl, tmp_path, StableDiffusionXLPipeline)
+
+
+@pytest.mark.skipif(not (BUNDLED / "model_index.json").exists(), reason="the bundled model is not trained yet")
+def test_bundled() -> None:
+    assert_same_pictures(load(device="cpu", dtype="float32"), BUNDLED, steps=10)
+
+
+@pytest.mark.parametrize("kind", ["tiny", "tiny_xl"])
+def test_what_diffusers_saves(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    """transformers 5 writes text towers without their prefix."""
+    system = request.getfixturevalue(kind)
+    system.save(tmp_path / "a")
+    pipeline = (StableDiffusionXLPipeline if kind == "tiny_xl" else StableDiffusionPipeline).from_pretrained(
+        tmp_path / "a", torch_dtype=torch.float16
+    )
+    pipeline.save_pretrained(tmp_path / "b", variant="fp16", max_shard_size="20KB")
+    loaded = load_folder(tmp_path / "b", dtype=torch.float16)
+    parts = [(system.unet, loaded.unet), *zip(system.text_encoders, loaded.text_encoders, strict=True)]
+    for a, b in parts:
+        theirs = b.state_dict()
+        assert all(torch.equal(tensor.half(), theirs[name]) for name, tensor in a.state_dict().items())
+    assert loaded.schedule_config == system.schedule_config
+    assert loaded.tokenizers[0]([PROMPT]).equal(system.tokenizers[0]([PROMPT]))
+
+
+def test_clip(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    shared = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = CLIPTextConfig(
+        **shared,
+        vocab_size=len(tokenizer),
+        max_position_embeddings=tokenizer.length,
+        eos_token_id=tokenizer.eos_id,
+        projection_dim=24,
+    )
+    clip = CLIP(
+        CLIPConfig(text=text, vision=CLIPVisionConfig(**shared, image_size=16, patch_size=4), projection_dim=24)
+    )
+    save_clip(CLIPComponents(clip, tokenizer), tmp_path)
+    oracle = CLIPModel.from_pretrained(tmp_path).eval()
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8))
+    pixels = CLIPImageProcessor.from_pretrained(tmp_path)(picture, return_tensors="pt")["pixel_values"]
+    padded = CLIPTokenizer.from_pretrained(tmp_path)(
+        [PROMPT], padding="max_length", truncation=True, max_length=tokenizer.length, return_tensors="pt"
+    )
+    with torch.no_grad():
+        theirs = oracle(input_ids=padded["input_ids"], pixel_values=pixels)
+        images, texts = clip(preprocess([picture], 16), tokenizer([PROMPT]))
+    assert padded["input_ids"].equal(tokenizer([PROMPT]))
+    for a, b in ((images, theirs.image_embeds), (texts, theirs.text_embeds)):
+        assert torch.allclose(torch.nn.functional.normalize(a, dim=-1), b, atol=1e-3)
+    oracle.save_pretrained(tmp_path / "theirs")
+    tokenizer.save(tmp_path / "theirs")
+    loaded = load_clip(tmp_path / "theirs").clip
+    assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in clip.state_dict().items())
