@@ -121,7 +121,8 @@ def told(section: Iterator[Figure], left_out: list[str]) -> Iterator[Figure]:
 def present(file: Path, what: str) -> Path:
     """Return the folder of a file that a model must have. Raises FileNotFoundError, with what it is for."""
     if not file.is_file():
-        raise FileNotFoundError(f"{what}, for there is no {file.name} in {file.parent}")
+        folder = file.parent.relative_to(ROOT) if file.is_relative_to(ROOT) else file.parent
+        raise FileNotFoundError(f"{what}, for there is no {file.name} in {folder}")
     return file.parent
 
 
@@ -150,9 +151,9 @@ def autoencoder_figures(options: argparse.Namespace, things: Sequence[Concept]) 
         values = [psnr(np.asarray(real), np.asarray(made)) for real, made in zip(pictures, rebuilt, strict=True)]
         mean = sum(values) / len(values)
         if held_out:
-            yield Figure("autoencoder, PSNR on scenes with a held-out pair", mean, len(values), "dB")
+            yield Figure("autoencoder, mean PSNR of scenes with a held-out pair", mean, len(values), "dB")
             continue
-        yield Figure("autoencoder, PSNR on held-out scenes", mean, len(values), "dB", 25, 28)
+        yield Figure("autoencoder, mean PSNR of held-out scenes", mean, len(values), "dB", 25, 28)
         cells = zip(pictures, rebuilt, values, shown, strict=True)
         beside = [(grid([real, made], 2), f"{described(scene)}\n{value:.1f} dB") for real, made, value, scene in cells]
         keep(contact_sheet(beside[: 3 * 8], columns=3), options.out / "reconstructions.png")

@@ -13,58 +13,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 from PIL import Image, ImageChops
 
 import reverie
-from reverie.checkpoints.components import Components
-from reverie.checkpoints.save import save_folder
 from reverie.cli import concepts, progress
 from reverie.cli.app import run
 from reverie.cli.image import image
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.cli.output import numbered, slug
+from reverie.generate.pipeline import Pipeline
 from reverie.generate.requests import MAX_SEED, TextToImage
-from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
-from reverie.models.clip import CLIPTextConfig, TextTower
-from reverie.models.unet import UNet, UNetConfig
-from reverie.tokenizer import Tokenizer
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Write a tiny model of random weights; its pictures have 32 x 32 pixels."""
-    torch.manual_seed(0)
-    tokenizer = Tokenizer.train(["a bear on a blue background", "an apple"], vocab_size=600, length=12)
-    text = CLIPTextConfig(
-        hidden_size=16,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        vocab_size=len(tokenizer),
-        max_position_embeddings=12,
-        eos_token_id=tokenizer.eos_id,
-    )
-    unet = UNetConfig(
-        sample_size=4,
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        transformer_depth=(0, 1),
-        num_heads=(1, 2),
-        cross_attention_dim=16,
-        norm_num_groups=4,
-    )
-    autoencoder = AutoencoderConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
+def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give the folder of a tiny model of random weights; its pictures have 32 x 32 pixels."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
-    components = Components(
-        tokenizers=(tokenizer,),
-        text_encoders=(TextTower(text),),
-        unet=UNet(unet),
-        autoencoder=Autoencoder(autoencoder),
-    )
-    save_folder(components, folder)
+    tiny.save(folder)
     return str(folder)
 
 

@@ -15,7 +15,8 @@ LAYERS = (
     {"models", "diffusion", "tokenizer", "data"},
     {"codecs", "checkpoints"},
     {"system"},
-    {"generate", "similarity", "train"},
+    {"generate", "similarity"},
+    {"train"},  # draws its contact sheets with generate
     {"server", "cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

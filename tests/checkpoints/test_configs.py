@@ -36,10 +36,13 @@ def via_json(raw: dict[str, Any]) -> dict[str, Any]:
 
 @pytest.mark.parametrize("config", UNETS.values(), ids=UNETS)
 def test_unet(config: UNetConfig) -> None:
-    raw = via_json(write_unet(config))
-    assert read_unet(raw, "") == config
+    assert read_unet(via_json(write_unet(config)), "") == config
+
+
+def test_diffusers_builds_the_same_unet() -> None:
+    config = UNETS["sdxl"]
     with torch.device("meta"):
-        ours, theirs = UNet(config), UNet2DConditionModel.from_config(raw)
+        ours, theirs = UNet(config), UNet2DConditionModel.from_config(via_json(write_unet(config)))
     shapes = ({name: tensor.shape for name, tensor in net.state_dict().items()} for net in (ours, theirs))
     assert next(shapes) == next(shapes)
 
@@ -111,12 +114,21 @@ SD15 = write_unet(UNETS["sd15"])
     [
         ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep', which is not supported; it should be None"),
         ({"norm_eps": 1e-6}, "norm_eps is 1e-06, which is not supported; it should be 1e-05"),
-        ({"down_block_types": ["AttnDownBlock2D"] * 4}, "down_block_types is 'AttnDownBlock2D', which is not supported"),
+        (
+            {"down_block_types": ["AttnDownBlock2D"] * 4},
+            "down_block_types is 'AttnDownBlock2D', which is not supported",
+        ),
         ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types is ['UpBlock2D', "),
         ({"mid_block_type": None}, "mid_block_type is None, which is not supported; it should be 'UNetMidBlock2DC"),
         ({"attention_head_dim": [8, 8]}, "attention_head_dim is [8, 8], which is not supported; it should be a whole"),
-        ({"layers_per_block": [1, 2, 2, 2]}, "layers_per_block is [1, 2, 2, 2], which is not supported; it should be the"),
-        ({"addition_embed_type": "image"}, "addition_embed_type is 'image', which is not supported; it should be null or"),
+        (
+            {"layers_per_block": [1, 2, 2, 2]},
+            "layers_per_block is [1, 2, 2, 2], which is not supported; it should be the",
+        ),
+        (
+            {"addition_embed_type": "image"},
+            "addition_embed_type is 'image', which is not supported; it should be null or",
+        ),
         ({"block_out_channels": None}, "block_out_channels is missing"),
     ],
 )
@@ -132,7 +144,9 @@ def test_other_refusals() -> None:
         read_autoencoder({**autoencoder, "shift_factor": 0.1159}, "a")
     with pytest.raises(ReverieError, match=r"^a: up_block_types is \['UpDecoderBlock2D'\]"):
         read_autoencoder({**autoencoder, "up_block_types": ["UpDecoderBlock2D"]}, "a")
-    with pytest.raises(ReverieError, match=r"^s: beta_schedule is None.* one of scaled_linear, linear, squaredcos_cap_v2"):
+    with pytest.raises(
+        ReverieError, match=r"^s: beta_schedule is None.* one of scaled_linear, linear, squaredcos_cap_v2"
+    ):
         read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "s")
     with pytest.raises(ReverieError, match="^s: prediction_type is 'flow'"):
         read_schedule({"beta_schedule": "linear", "prediction_type": "flow"}, "s")

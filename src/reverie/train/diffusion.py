@@ -173,6 +173,15 @@ class DiffusionObjective:
         save_folder(self.components, folder)
 
 
+@torch.no_grad()
+def initialise_(unet: UNet) -> None:
+    """Start every residual branch, every spatial transformer and the output at 0, as CompVis' zero_module does."""
+    for name, module in unet.named_modules():
+        if name.endswith(("conv2", "proj_out", "conv_out")) and isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
+
+
 def _shuffled(seed: int, turn: int, size: int, place: int) -> int:
     """Return where position `place` of pass `turn` points to: an affine permutation, different in every pass."""
     rng = np.random.default_rng((seed, turn, 4))
@@ -190,5 +199,5 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
     clip.clip.requires_grad_(False)
     torch.manual_seed(seed)
     unet = UNet(section(sections, "unet", UNetConfig))
-    unet = unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    initialise_(unet)
     return DiffusionObjective(unet, autoencoder, clip, data, diffusion, seed, out)

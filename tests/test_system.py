@@ -1,0 +1,113 @@
+"""Does the bundle encode prompts as each family does, mix conditionings, load, and import lazily?"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import reverie
+from reverie.errors import ReverieError
+from reverie.generate.pipeline import Pipeline
+from reverie.system import BUNDLED, Conditioning, pick_device, pick_dtype
+
+
+def test_sd_conditions_on_the_last_layer(tiny: Pipeline) -> None:
+    texts = ["a bear", ""]
+    conditioning = tiny.encode_prompt(texts)
+    with torch.no_grad():
+        assert conditioning.tokens.equal(tiny.text_encoders[0](tiny.tokenizers[0](texts)).last)
+    assert conditioning.pooled is None
+    assert conditioning.sizes is None
+
+
+def test_sdxl_conditions_on_both_encoders_and_the_sizes(tiny_xl: Pipeline) -> None:
+    conditioning = tiny_xl.encode_prompt(["a bear", ""], width=64, height=48)
+    tokens = tiny_xl.tokenizers[0](["a bear"])
+    with torch.no_grad():
+        first, second = (tower(tokens) for tower in tiny_xl.text_encoders)
+    assert torch.allclose(conditioning.tokens[:1], torch.cat([first.hidden[-2], second.hidden[-2]], -1), atol=1e-6)
+    assert torch.allclose(conditioning.pooled[:1], second.pooled, atol=1e-6)
+    assert conditioning.sizes.tolist() == [[48, 64, 0, 0, 48, 64]] * 2
+    assert conditioning.tokens[1].eq(0).all()
+    assert conditioning.pooled[1].eq(0).all()
+
+
+def test_conditionings_mix() -> None:
+    def make(value: float) -> Conditioning:
+        return Conditioning(torch.full((1, 2, 3), value), torch.tensor([[value, 1.0]]), torch.tensor([[value]]))
+
+    a, b = make(1.0), make(3.0)
+    middle = a.lerp(b, 0.5)
+    assert middle.tokens.eq(2).all()
+    assert middle.sizes.item() == 2
+    both = a.cat(b, a)
+    assert both.tokens[:, 0, 0].tolist() == [1, 3, 1]
+    assert both.repeat(2).sizes.flatten().tolist() == [1, 1, 3, 3, 1, 1]
+    x, y = Conditioning(torch.tensor([[[1.0, 0.0]]])), Conditioning(torch.tensor([[[0.0, 1.0]]]))
+    assert torch.allclose(x.slerp(y, 0.5).tokens, torch.tensor([[[0.5**0.5, 0.5**0.5]]]))
+    assert x.slerp(y, 0.5).sizes is None
+    assert a.slerp(b, 0.5).sizes.item() == 2
+
+
+def test_load_and_save(tiny: Pipeline, tmp_path: Path) -> None:
+    tiny.save(tmp_path / "bears")
+    loaded = reverie.load(tmp_path / "bears", device="cpu")
+    assert loaded.name == "bears"
+    assert loaded.size == 32
+    assert loaded.dtype == torch.float32
+    assert loaded.device.type == "cpu"
+    pictures = [system.text_to_image("a bear", seed=1, steps=2)[0].tobytes() for system in (tiny, loaded)]
+    assert pictures[0] == pictures[1]
+    assert reverie.load(str(tmp_path / "bears"), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
+
+
+def test_load_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("")
+    cases = {
+        tmp_path: "^no model in '.*': it holds no model_index.json; give a folder",
+        tmp_path / "file": "file' is a file; give a folder in diffusers' layout",
+        "no/such": "^no model at 'no/such': there is no such folder; give one in diffusers' layout$",
+    }
+    for path, told in cases.items():
+        with pytest.raises(ReverieError, match=told):
+            reverie.load(path)
+    monkeypatch.setattr("reverie.system.BUNDLED", tmp_path / "none")
+    with pytest.raises(ReverieError, match="^this installation holds no bundled model"):
+        reverie.load()
+
+
+def test_devices_and_dtypes() -> None:
+    assert pick_device("cpu") == torch.device("cpu")
+    with pytest.raises(ReverieError, match="^unknown device 'gpu'; choose from auto, cpu"):
+        pick_device("gpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(ReverieError, match="^device 'cuda' is not available here; choose from auto, cpu"):
+            pick_device("cuda")
+    assert pick_dtype(None, torch.device("cpu")) == torch.float32
+    assert pick_dtype(None, torch.device("cuda")) == torch.float16
+    assert pick_dtype("float16", torch.device("cpu")) == torch.float16
+    with pytest.raises(ReverieError, match="^unknown dtype 'float8'; choose from float32, float16, bfloat16$"):
+        pick_dtype("float8", torch.device("cpu"))
+
+
+def test_importing_costs_nothing() -> None:
+    code = "import sys, reverie; assert not {'torch', 'PIL', 'pydantic'} & set(sys.modules), 'heavy'"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_is_there() -> None:
+    for name in reverie.__all__:
+        assert getattr(reverie, name).__name__ == name
+    assert set(reverie.__all__) <= set(dir(reverie))
+    with pytest.raises(AttributeError, match="module 'reverie' has no attribute 'nothing'"):
+        reverie.nothing  # noqa: B018
+
+
+@pytest.mark.skipif(not (BUNDLED / "model_index.json").exists(), reason="the bundled model is not trained yet")
+def test_the_bundled_model_draws() -> None:
+    picture = reverie.load(device="cpu").text_to_image("a bear", seed=7, steps=2)[0]
+    assert picture.size == (128, 128)
