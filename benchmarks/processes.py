@@ -42,6 +42,7 @@ def imported(statement: str) -> float:
 def cold(folder: Path, steps: int, rounds: int, scratch: Path) -> Iterator[Row]:
     """Measure whole processes from the prompt to the file: time and peak memory. The disk's cache is warm."""
     options = ["--steps", str(steps), "--guidance", str(peer_picture.GUIDANCE), "--seed", "7", "--model", str(folder)]
+    options += ["--device", "cpu", "--dtype", "float32"]
     ours = [REVERIE, "image", peer_picture.PROMPT, "-o", str(scratch / "ours.png"), *options]
     theirs = [sys.executable, peer_picture.__file__, str(folder), str(scratch / "theirs.png"), str(steps)]
     run(ours)  # once for the disk's cache
@@ -54,7 +55,7 @@ def cold(folder: Path, steps: int, rounds: int, scratch: Path) -> Iterator[Row]:
 
 def warm(folder: Path, steps: int, rounds: int, scratch: Path) -> Row:
     """Time prompt to file in this process, with the model loaded."""
-    model, pipeline = reverie.load(folder), peer_picture.load(folder)
+    model, pipeline = reverie.load(folder, device="cpu", dtype="float32"), peer_picture.load(folder)
 
     def ours() -> None:
         pictures = model.text_to_image(peer_picture.PROMPT, seed=7, steps=steps, guidance=peer_picture.GUIDANCE)

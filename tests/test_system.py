@@ -60,6 +60,7 @@ def test_load_and_save(tiny: Pipeline, tmp_path: Path) -> None:
     assert loaded.size == 32
     assert loaded.dtype == torch.float32
     assert loaded.device.type == "cpu"
+    assert repr(loaded) == "Pipeline('bears', 32 px, torch.float32, cpu)"
     pictures = [system.text_to_image("a bear", seed=1, steps=2)[0].tobytes() for system in (tiny, loaded)]
     assert pictures[0] == pictures[1]
     assert reverie.load(str(tmp_path / "bears"), device="cpu", dtype="bfloat16").dtype == torch.bfloat16
@@ -76,21 +77,21 @@ def test_load_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ReverieError, match=told):
             reverie.load(path)
     monkeypatch.setattr("reverie.system.BUNDLED", tmp_path / "none")
-    with pytest.raises(ReverieError, match="^this installation holds no bundled model"):
+    with pytest.raises(ReverieError, match=r"^this installation holds no bundled model"):
         reverie.load()
 
 
 def test_devices_and_dtypes() -> None:
     assert pick_device("cpu") == torch.device("cpu")
-    with pytest.raises(ReverieError, match="^unknown device 'gpu'; choose from auto, cpu"):
+    with pytest.raises(ReverieError, match=r"^unknown device 'gpu'; choose from auto, cpu"):
         pick_device("gpu")
     if not torch.cuda.is_available():
-        with pytest.raises(ReverieError, match="^device 'cuda' is not available here; choose from auto, cpu"):
+        with pytest.raises(ReverieError, match=r"^device 'cuda' is not available here; choose from auto, cpu"):
             pick_device("cuda")
     assert pick_dtype(None, torch.device("cpu")) == torch.float32
     assert pick_dtype(None, torch.device("cuda")) == torch.float16
     assert pick_dtype("float16", torch.device("cpu")) == torch.float16
-    with pytest.raises(ReverieError, match="^unknown dtype 'float8'; choose from float32, float16, bfloat16$"):
+    with pytest.raises(ReverieError, match=r"^unknown dtype 'float8'; choose from float32, float16, bfloat16$"):
         pick_dtype("float8", torch.device("cpu"))
 
 

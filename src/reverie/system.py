@@ -64,9 +64,12 @@ def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor
     )
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class StableDiffusion(Components):
     """Hold a whole model, frozen: the parts of `Components`, and what follows from them."""
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.name!r}, {self.size} px, {self.dtype}, {self.device})"
 
     @cached_property
     def codec(self) -> ImageCodec:
@@ -177,7 +180,7 @@ def pick_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ReverieError(f"unknown device '{name}'; choose from auto, {', '.join(found)}") from None
-    if device.type not in (*found, "meta"):
+    if device.type not in found:
         raise ReverieError(f"device '{name}' is not available here; choose from auto, {', '.join(found)}")
     return device
 

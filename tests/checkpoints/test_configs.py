@@ -148,7 +148,7 @@ def test_other_refusals() -> None:
         ReverieError, match=r"^s: beta_schedule is None.* one of scaled_linear, linear, squaredcos_cap_v2"
     ):
         read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "s")
-    with pytest.raises(ReverieError, match="^s: prediction_type is 'flow'"):
+    with pytest.raises(ReverieError, match=r"^s: prediction_type is 'flow'"):
         read_schedule({"beta_schedule": "linear", "prediction_type": "flow"}, "s")
     with pytest.raises(ReverieError, match="diffusers has no U-Net with transformer depth 1 in its last level and 2"):
         write_unet(replace(UNETS["sd15"], transformer_depth=(1, 1, 1, 1), mid_transformer_depth=2))

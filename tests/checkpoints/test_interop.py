@@ -75,7 +75,7 @@ def theirs(pipeline: StableDiffusionPipeline, scheduler: type, steps: int, **set
 
 def assert_same_pictures(system: Pipeline, folder: Path, kind: type = StableDiffusionPipeline, steps: int = 5) -> None:
     pipeline = kind.from_pretrained(folder)
-    # Euler with "leading": there diffusers starts, as we always do, from noise that the network sees with unit variance.
+    # With "leading", diffusers' Euler starts as we always do: from noise that the network sees with unit variance.
     spacing: ScheduleName = "trailing" if system.schedule_config.zero_terminal_snr else "leading"
     pairs = {
         "ddim": (

@@ -52,13 +52,13 @@ def test_a_decoded_picture_does_not_depend_on_its_batch(tiny: Pipeline) -> None:
 
 
 def test_refusals(tiny: Pipeline, pictures: list[Image.Image]) -> None:
-    with pytest.raises(ReverieError, match="^width 20 is not a multiple of 8; the nearest are 16 or 24$"):
+    with pytest.raises(ReverieError, match=r"^width 20 is not a multiple of 8; the nearest are 16 or 24$"):
         tiny.codec.latent_shape(20, 16)
-    with pytest.raises(ReverieError, match="^height 4 is not a multiple of 8; the nearest are 8$"):
+    with pytest.raises(ReverieError, match=r"^height 4 is not a multiple of 8; the nearest are 8$"):
         tiny.codec.latent_shape(16, 4)
     with pytest.raises(ReverieError, match="width 25 is not a multiple"):
         tiny.codec.encode([pictures[0].resize((25, 16))])
     with pytest.raises(
-        ReverieError, match="^pictures of sizes 16x16, 24x16 do not stack; give one or more of one size$"
+        ReverieError, match=r"^pictures of sizes 16x16, 24x16 do not stack; give one or more of one size$"
     ):
         tiny.codec.encode([pictures[0], pictures[0].resize((16, 16))])

@@ -180,7 +180,7 @@ def test_half_precision_draws(make_system: Callable[..., Pipeline]) -> None:
 
 def test_sizes_that_do_not_fit_are_refused_before_any_work(tiny: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(type(tiny.codec.autoencoder), "factor", 16)
-    with pytest.raises(ReverieError, match="^width 40 is not a multiple of 16; the nearest are 32 or 48$"):
+    with pytest.raises(ReverieError, match=r"^width 40 is not a multiple of 16; the nearest are 32 or 48$"):
         tiny.stream(BEAR.replace(width=40))
 
 

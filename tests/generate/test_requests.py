@@ -61,7 +61,7 @@ def test_several_faults_are_counted() -> None:
 
 def test_the_seeds_of_all_pictures_must_fit() -> None:
     assert TextToImage(seed=MAX_SEED).seed == MAX_SEED
-    with pytest.raises(ReverieError, match="^seed 4294967295 with count 2 passes the largest seed, 4294967295; lower"):
+    with pytest.raises(ReverieError, match=r"^seed 4294967295 with count 2 passes the largest seed, 4294967295; lower"):
         TextToImage(seed=MAX_SEED, count=2)
 
 
@@ -101,7 +101,7 @@ def test_json_round_trip(**fields: object) -> None:
 
 
 def test_broken_json() -> None:
-    with pytest.raises(ReverieError, match="^request is not JSON: "):
+    with pytest.raises(ReverieError, match=r"^request is not JSON: "):
         TextToImage.from_json("{")
-    with pytest.raises(ReverieError, match="^request must be a JSON object, not list$"):
+    with pytest.raises(ReverieError, match=r"^request must be a JSON object, not list$"):
         TextToImage.from_json("[]")

@@ -68,7 +68,7 @@ def image(
     threshold
         Percentile of dynamic thresholding, such as 0.995; none if not given.
     """
-    width, height = parse_size(size) if size else (None, None)
+    width, height = (None, None) if size is None else parse_size(size)
     request = TextToImage(
         prompt=prompt,
         negative=negative,

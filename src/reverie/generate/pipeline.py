@@ -16,7 +16,7 @@ from reverie.generate.requests import SamplerName, ScheduleName, TextToImage
 from reverie.system import StableDiffusion
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Pipeline(StableDiffusion):
     """Draw pictures with a model."""
 
