@@ -75,9 +75,11 @@ def spread(items: Sequence[Item], limit: int | None) -> Sequence[Item]:
     return items if limit is None else items[:: math.ceil(len(items) / limit)]
 
 
-def scenes(things: Sequence[Concept], count: int, *, pair_share: float = 0.25, held_out: bool = False) -> list[Scene]:
+def scenes(
+    things: Sequence[Concept], indices: Sequence[int], *, pair_share: float = 0.25, held_out: bool = False
+) -> list[Scene]:
     """Return scenes that training never draws; `held_out` ones hold a pair that it never sees at all."""
-    return [scene_at(things, SEED, i, pair_share=pair_share, held_out=held_out) for i in range(count)]
+    return [scene_at(things, SEED, i, pair_share=pair_share, held_out=held_out) for i in indices]
 
 
 def prompts(shown: Sequence[Scene], tell: Tell) -> list[Prompt]:
@@ -131,7 +133,7 @@ def name_features(
     for thing in things:
         for name in thing.zh if tell is chinese else thing.en:
             named = replace(thing, en=(name,), zh=(name,))
-            captions = [prompt.text for prompt in prompts(scenes((named,), TEMPLATES, pair_share=0), tell)]
+            captions = [prompt.text for prompt in prompts(scenes((named,), range(TEMPLATES), pair_share=0), tell)]
             rows.append(F.normalize(clip.encode_text(tokenizer(captions)), dim=-1).mean(0))
             emoji.append(thing.emoji)
     return torch.stack(rows), emoji
@@ -205,8 +207,10 @@ class PromptSet:
 def prompt_sets(things: Sequence[Concept], count: int) -> list[PromptSet]:
     """Return what is asked for: every concept in English and in Chinese, and `count` prompts of each other kind."""
     single = [scene_at((thing,), SEED, i, pair_share=0) for i, thing in enumerate(things)]
-    unseen = scenes(things, count, pair_share=0, held_out=True)
-    double, unseen_double = (scenes(things, count, pair_share=1, held_out=held_out) for held_out in (False, True))
+    unseen = scenes(things, range(count), pair_share=0, held_out=True)
+    double, unseen_double = (
+        scenes(things, range(count), pair_share=1, held_out=held_out) for held_out in (False, True)
+    )
     top, both = "judge's top-1", "both found"
     return [
         PromptSet("concepts", "single-object prompts", top, prompts(single, english), 10, 75, 95, ground_goal=95),

@@ -145,7 +145,7 @@ def autoencoder_figures(options: argparse.Namespace, things: Sequence[Concept]) 
     """Measure how near held-out scenes come back from the autoencoder: the mean over pictures of each one's PSNR."""
     present(options.autoencoder / "config.json", "the autoencoder's figures")
     for held_out in (False, True):
-        shown = spread(scenes(things, SCENES, held_out=held_out), options.limit)
+        shown = scenes(things, spread(range(SCENES), options.limit), held_out=held_out)
         pictures = pictures_of(shown)
         rebuilt = reconstructed(options, pictures)
         values = [psnr(np.asarray(real), np.asarray(made)) for real, made in zip(pictures, rebuilt, strict=True)]
@@ -167,7 +167,7 @@ def clip_figures(options: argparse.Namespace, things: Sequence[Concept]) -> Iter
     for title, tell in (("English", english), ("Chinese", chinese)):
         names, emoji = name_features(clip, parts.tokenizer, things, tell)
         for held_out in (False, True):
-            shown = spread(scenes(things, SCENES, pair_share=0, held_out=held_out), options.limit)
+            shown = scenes(things, spread(range(SCENES), options.limit), pair_share=0, held_out=held_out)
             seen = [emoji[index] for index in nearest(image_features(clip, pictures_of(shown)), names)]
             hits = [found(scene, [one]) for scene, one in zip(shown, seen, strict=True)]
             where = "held-out object-colour pairs" if held_out else "held-out scenes"
@@ -191,7 +191,7 @@ def judge_figures(options: argparse.Namespace, things: Sequence[Concept]) -> Ite
     judge = load_judge(options, things, "the judge's own figures")
     kinds = (("one object", "judge's top-1", 0.0, SCENES), ("two objects", "both found", 1.0, PAIRS))
     for kind, verdict, pair_share, count in kinds:
-        shown = spread(scenes(things, count, pair_share=pair_share), options.limit)
+        shown = scenes(things, spread(range(count), options.limit), pair_share=pair_share)
         pictures = pictures_of(shown)
         yield from real_figures(f"real scenes, {kind}", verdict, judge, shown, pictures)
         if (options.autoencoder / "config.json").is_file():

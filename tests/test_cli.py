@@ -143,6 +143,41 @@ def test_replay_asks_for_a_model_that_is_not_bundled(
     assert "drawn by the model 'tiny'; say where that is with --model" in refusal(capsys, "replay", str(file))
 
 
+def test_replay_knows_the_bundled_model_by_its_place(
+    tiny: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A folder elsewhere may be called as the bundled one is; its pictures are not the bundled model's."""
+    shipped, other = tmp_path / "package" / "bundled", tmp_path / "home" / "bundled"
+    for folder in (shipped, other):
+        tiny.save(folder)
+    monkeypatch.setattr("reverie.system.BUNDLED", shipped)
+    for name, options in {"a": [], "b": ["--model", str(shipped)], "c": ["--model", str(other)]}.items():
+        assert run(["image", "a bear", "-o", str(tmp_path / f"{name}.png"), "--steps", "1", *options]) == 0
+    for name in ("a", "b"):
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert "Model: reverie-emoji" in picture.info["parameters"]
+        assert run(["replay", str(tmp_path / f"{name}.png")]) == 0
+        assert same(tmp_path / f"{name}.png", tmp_path / f"{name}-replay.png")
+    capsys.readouterr()
+    assert "drawn by the model 'bundled'; say where" in refusal(capsys, "replay", str(tmp_path / "c.png"))
+
+
+@pytest.mark.parametrize("options", [[], ["--grid"]], ids=["pictures", "grid"])
+def test_timings_are_disjoint(
+    options: list[str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("reverie.cli.image.save", lambda *_: time.sleep(0.5))
+    start = time.perf_counter()
+    file = str(tmp_path / "b.png")
+    assert (
+        run(["image", "a bear", "-o", file, "--model", model, "--steps", "1", "--count", "2", "--json", *options]) == 0
+    )
+    taken = time.perf_counter() - start
+    timings = json.loads(capsys.readouterr().out)["timings"]
+    assert timings["save"] >= 0.5 * (1 if options else 2)
+    assert sum(timings.values()) <= taken + 0.01
+
+
 def test_name_and_seed_are_chosen_and_told(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,11 +290,14 @@ def test_concepts_are_listed(
 ) -> None:
     monkeypatch.setattr(concepts, "files", lambda _: tmp_path)
     assert "no bundled model" in refusal(capsys, "concepts")
-    known = [{"emoji": "🐻", "en": "bear", "zh": "熊"}]
+    known = [
+        {"emoji": "🐻", "en": ["bear", "brown bear"], "zh": ["熊"]},
+        {"emoji": "🍎", "en": ["apple"], "zh": ["苹果", "红苹果"]},
+    ]
     (tmp_path / "assets" / "bundled").mkdir(parents=True)
     (tmp_path / "assets" / "bundled" / "concepts.json").write_text(json.dumps(known))
     assert run(["concepts"]) == 0
-    assert capsys.readouterr().out == "🐻\tbear\t熊\n"
+    assert capsys.readouterr().out == "🐻\tbear, brown bear\t熊\n🍎\tapple\t苹果, 红苹果\n"
     assert run(["concepts", "--json"]) == 0
     assert json.loads(capsys.readouterr().out) == known
 

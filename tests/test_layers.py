@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import sys
 from collections.abc import Iterator
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -61,6 +63,31 @@ def test_imports_go_left(path: Path) -> None:
             assert room in LAYERS[-1], f"{room} imports the public package; import the module that is meant"
         else:
             assert LEVEL[other] < LEVEL[room], f"{room} imports {other}, which does not stand to its left"
+
+
+def is_there(name: str) -> bool:
+    """Tell whether a dotted name is a module, or something in one."""
+    parent, _, last = name.rpartition(".")
+    if not parent:
+        return find_spec(name) is not None
+    if not is_there(parent):
+        return False
+    if getattr(import_module(parent), "__path__", None) and find_spec(name):
+        return True
+    return hasattr(import_module(parent), last)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=IDS)
+def test_every_import_is_there(path: Path) -> None:
+    """Imports inside functions too, which fail only when they are reached."""
+    ours = {name for name in imports(path) if name.split(".")[0] == "reverie"}
+    assert [name for name in sorted(ours) if not is_there(name)] == []
+
+
+def test_what_is_not_there_is_found_out() -> None:
+    assert is_there("reverie.codecs.image.ImageCodec")
+    assert is_there("reverie.codecs")
+    assert not any(map(is_there, ["reverie.nothing", "reverie.codecs.nothing.x", "reverie.codecs.image.nothing"]))
 
 
 @pytest.mark.parametrize("path", MODULES, ids=IDS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ import torch
 import reverie
 from reverie.errors import ReverieError
 from reverie.generate.pipeline import Pipeline
-from reverie.system import BUNDLED, Conditioning, pick_device, pick_dtype
+from reverie.system import BUNDLED, BUNDLED_NAME, Conditioning, pick_device, pick_dtype
 
 
 def test_sd_conditions_on_the_last_layer(tiny: Pipeline) -> None:
@@ -25,15 +26,26 @@ def test_sd_conditions_on_the_last_layer(tiny: Pipeline) -> None:
 
 
 def test_sdxl_conditions_on_both_encoders_and_the_sizes(tiny_xl: Pipeline) -> None:
-    conditioning = tiny_xl.encode_prompt(["a bear", ""], width=64, height=48)
-    tokens = tiny_xl.tokenizers[0](["a bear"])
+    texts = ["a bear", ""]
+    conditioning = tiny_xl.encode_prompt(texts, width=64, height=48)
+    tokens = tiny_xl.tokenizers[0](texts)
     with torch.no_grad():
         first, second = (tower(tokens) for tower in tiny_xl.text_encoders)
-    assert torch.allclose(conditioning.tokens[:1], torch.cat([first.hidden[-2], second.hidden[-2]], -1), atol=1e-6)
-    assert torch.allclose(conditioning.pooled[:1], second.pooled, atol=1e-6)
+    assert torch.allclose(conditioning.tokens, torch.cat([first.hidden[-2], second.hidden[-2]], -1), atol=1e-6)
+    assert torch.allclose(conditioning.pooled, second.pooled, atol=1e-6)
     assert conditioning.sizes.tolist() == [[48, 64, 0, 0, 48, 64]] * 2
-    assert conditioning.tokens[1].eq(0).all()
-    assert conditioning.pooled[1].eq(0).all()
+
+
+def test_an_empty_negative_prompt_is_zero_where_the_model_says_so(tiny: Pipeline, tiny_xl: Pipeline) -> None:
+    texts = ["a bear", ""]
+    positive, negative = tiny_xl.encode_prompt(texts), tiny_xl.encode_negative(texts)
+    assert negative.tokens[0].equal(positive.tokens[0])
+    assert negative.pooled[0].equal(positive.pooled[0])
+    assert negative.tokens[1].eq(0).all()
+    assert negative.pooled[1].eq(0).all()
+    kept = replace(tiny_xl, zero_empty=False).encode_negative(texts)
+    assert kept.tokens.equal(positive.tokens)
+    assert tiny.encode_negative(texts).tokens.equal(tiny.encode_prompt(texts).tokens)
 
 
 def test_conditionings_mix() -> None:
@@ -88,11 +100,38 @@ def test_devices_and_dtypes() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(ReverieError, match=r"^device 'cuda' is not available here; choose from auto, cpu"):
             pick_device("cuda")
+    with pytest.raises(ReverieError, match=r"^device 'cpu:3' is not available here"):
+        pick_device("cpu:3")
     assert pick_dtype(None, torch.device("cpu")) == torch.float32
     assert pick_dtype(None, torch.device("cuda")) == torch.float16
     assert pick_dtype("float16", torch.device("cpu")) == torch.float16
     with pytest.raises(ReverieError, match=r"^unknown dtype 'float8'; choose from float32, float16, bfloat16$"):
         pick_dtype("float8", torch.device("cpu"))
+
+
+def test_a_gpu_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert pick_device("cuda:1") == torch.device("cuda", 1)
+    for name in ("cuda:2", "cuda:7"):
+        with pytest.raises(ReverieError, match=f"^device '{name}' is not available here; choose from auto, cpu, cuda"):
+            pick_device(name)
+
+
+def test_no_other_folder_has_the_bundled_models_name(
+    tiny: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("bundled", "other/bundled", BUNDLED_NAME):
+        tiny.save(tmp_path / name)
+    monkeypatch.setattr("reverie.system.BUNDLED", tmp_path / "bundled")
+    (tmp_path / "link").symlink_to(tmp_path / "bundled")
+    names = {
+        None: BUNDLED_NAME,
+        tmp_path / "link": BUNDLED_NAME,
+        tmp_path / "other" / "bundled": "bundled",
+        tmp_path / BUNDLED_NAME: str(tmp_path / BUNDLED_NAME),
+    }
+    assert {path: reverie.load(path, device="cpu").name for path in names} == names
 
 
 def test_importing_costs_nothing() -> None:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import html
+import itertools
 import json
+import random
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import ftfy
@@ -99,6 +103,48 @@ def written_out(text: str, vocab: dict[str, int], merges: list[tuple[str, str]])
                 i += 1
         ids += [vocab[part] for part in parts]
     return ids
+
+
+def nasty_texts() -> list[str]:
+    """Every character of Latin-1, every pair of ASCII, and what ftfy looks for: escapes, breaks, quotes, mojibake."""
+    pieces = ["\x1b[31m", "\x1b[0m", "\r\n", "\r", "\n", "\t", "\x0b", "\x0c", "\x1c", "\x7f", "\x00", "\x85", "\u2028"]
+    pieces += [
+        "&amp;",
+        "&lt",
+        "<b>",
+        "&",
+        ";",
+        "#",
+        "\\x1b[31m",
+        "\\u2019",
+        "``",
+        "''",
+        "ﬁ",
+        "\ufeff",
+        "\ud83d",
+        "â€™",
+        "Ã©",
+    ]
+    pieces += ["  ", "a", "Z", "9", "fi", "ffl", "[31m", "%20", "=E9", "?", "~", "0x1b"]
+    mixes = random.Random(0)
+    texts = ["".join(mixes.choices(pieces, k=mixes.randint(1, 8))) for _ in range(2000)]
+    ascii_pairs = map("".join, itertools.product(map(chr, range(128)), repeat=2))
+    return [*PLAIN, *BROKEN, *map(chr, range(0x250)), *ascii_pairs, *texts]
+
+
+def test_cleaning_leaves_out_ftfy_only_where_it_changes_nothing() -> None:
+    for text in nasty_texts():
+        repaired = html.unescape(html.unescape(ftfy.fix_text(text)))
+        assert clean(text) == re.sub(r"\s+", " ", repaired).strip().lower(), repr(text)
+
+
+def test_an_english_prompt_does_not_wait_for_ftfy(folder: Path) -> None:
+    code = (
+        "import sys; from reverie.tokenizer import Tokenizer; tokenizer = Tokenizer.load(sys.argv[1]);"
+        "tokenizer(['a red cat, 50% (big)!\\n']); assert 'ftfy' not in sys.modules;"
+        "tokenizer(['fish &amp; chips']); assert 'ftfy' in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
 
 
 @pytest.mark.parametrize("text", PLAIN + BROKEN)
@@ -217,3 +263,41 @@ def test_errors_say_what_to_do(tokenizer: Tokenizer, tmp_path: Path) -> None:
         Tokenizer(tokenizer.vocab, tokenizer.merges, pad="<pad>")
     with pytest.raises(ReverieError, match="token length 1 is too short"):
         Tokenizer(tokenizer.vocab, tokenizer.merges, length=1)
+
+
+def cut(text: str) -> str:
+    return text[: len(text) // 2]
+
+
+DAMAGES = [
+    (("vocab.json", "merges.txt"), "vocab.json", cut, r"vocab\.json is damaged \(.*\); fetch it again$"),
+    (("vocab.json", "merges.txt"), "vocab.json", lambda _: "[]", r"vocab\.json is damaged: it should hold a JSON obj"),
+    (("vocab.json", "merges.txt"), "vocab.json", lambda _: '{"a": 0}', r"special token '<\|startoftext\|>' is not in"),
+    (("vocab.json", "merges.txt"), "vocab.json", lambda text: text.replace(": 7,", ': "x",'), "TypeError"),
+    (("vocab.json", "merges.txt"), "vocab.json", lambda text: text.replace('"re', '"q'), "out of vocabulary"),
+    (("vocab.json", "merges.txt"), "merges.txt", lambda text: text + "zz", r"merges\.txt is damaged: 'zz' is no pair"),
+    (("vocab.json", "merges.txt"), "merges.txt", lambda text: text + "qq zz\n", r"the tokenizer in .* is damaged \("),
+    (("vocab.json", "merges.txt"), "merges.txt", lambda text: text.encode("utf-16").decode("latin-1"), "is damaged"),
+    (("tokenizer.json",), "tokenizer.json", cut, r"tokenizer\.json is damaged \("),
+    (("tokenizer.json",), "tokenizer.json", lambda _: "{}", r"the tokenizer in .* is damaged \(KeyError: 'model'\)"),
+    (("tokenizer.json",), "tokenizer.json", lambda _: '{"model": []}', r"the tokenizer in .* is damaged \(TypeError"),
+    (("tokenizer_config.json", "tokenizer.json"), "tokenizer_config.json", cut, r"config\.json is damaged \("),
+    (
+        ("tokenizer_config.json", "tokenizer.json"),
+        "tokenizer_config.json",
+        lambda _: '{"model_max_length": null}',
+        r"the tokenizer in .* is damaged \(TypeError",
+    ),
+]
+
+
+@pytest.mark.parametrize(("files", "damaged", "damage", "told"), DAMAGES)
+def test_damaged_files_are_named(
+    folder: Path, tmp_path: Path, files: tuple[str, ...], damaged: str, damage: Callable[[str], str], told: str
+) -> None:
+    for name in files:
+        text = (folder / name).read_text(encoding="utf-8")
+        (tmp_path / name).write_text(damage(text) if name == damaged else text, encoding="utf-8")
+    with pytest.raises(ReverieError, match=told) as caught:
+        Tokenizer.load(tmp_path)
+    assert "\n" not in str(caught.value)

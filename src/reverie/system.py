@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,8 +22,10 @@ from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 
 BUNDLED = Path(__file__).parent / "assets" / "bundled"
+BUNDLED_NAME = "reverie-emoji"  # what the bundled model's pictures name
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-AESTHETIC_SCORE = 6.0  # what SDXL's refiner is told of the picture to make (diffusers' default)
+# What SDXL's refiner is told of the picture to make, and of the one to keep away from (diffusers' defaults).
+GOOD_SCORE, POOR_SCORE = 6.0, 2.5
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,7 +103,6 @@ class StableDiffusion(Components):
         """Return the width and height in pixels that the model was trained at."""
         return self.unet.config.sample_size * self.codec.factor
 
-    @torch.no_grad()
     def encode_prompt(
         self, texts: Sequence[str], *, width: int | None = None, height: int | None = None
     ) -> Conditioning:
@@ -111,6 +112,25 @@ class StableDiffusion(Components):
         skips); SDXL on the last layer but one of each encoder, the last encoder's pooled projection and the sizes.
         Texts that are too long lose their tail.
         """
+        return self._encode(texts, width, height, GOOD_SCORE)
+
+    def encode_negative(
+        self, texts: Sequence[str], *, width: int | None = None, height: int | None = None
+    ) -> Conditioning:
+        """Encode negative prompts: as prompts, but for SDXL.
+
+        There an empty one conditions on zeros where the model says so, as one left out does in diffusers, and the
+        refiner is told of a poor picture.
+        """
+        conditioning = self._encode(texts, width, height, POOR_SCORE)
+        if conditioning.pooled is None or not self.zero_empty:
+            return conditioning
+        kept = torch.tensor([text != "" for text in texts], device=self.device)
+        tokens, pooled = conditioning.tokens * kept[:, None, None], conditioning.pooled * kept[:, None]
+        return replace(conditioning, tokens=tokens, pooled=pooled)
+
+    @torch.no_grad()
+    def _encode(self, texts: Sequence[str], width: int | None, height: int | None, score: float) -> Conditioning:
         features = [
             tower(tokenizer(texts).to(self.device))
             for tokenizer, tower in zip(self.tokenizers, self.text_encoders, strict=True)
@@ -118,19 +138,16 @@ class StableDiffusion(Components):
         if self.unet.config.projection_input_dim is None:
             return Conditioning(features[0].last)
         tokens, pooled = torch.cat([feature.hidden[-2] for feature in features], dim=-1), features[-1].pooled
-        if self.zero_empty:
-            kept = torch.tensor([text != "" for text in texts], device=self.device)
-            tokens, pooled = tokens * kept[:, None, None], pooled * kept[:, None]
-        sizes = self._sizes(pooled.shape[1], width or self.size, height or self.size)
+        sizes = self._sizes(pooled.shape[1], width or self.size, height or self.size, score)
         return Conditioning(tokens, pooled, sizes.expand(len(texts), -1))
 
-    def _sizes(self, pooled_dim: int, width: int, height: int) -> Float[Tensor, "1 s"]:
+    def _sizes(self, pooled_dim: int, width: int, height: int, score: float) -> Float[Tensor, "1 s"]:
         """Say what SDXL was told of a training picture: original size, crop and target size; the refiner: a score."""
         config = self.unet.config
         if config.projection_input_dim is None or config.addition_time_embed_dim is None:
             raise ReverieError("this U-Net takes no sizes")
         count = (config.projection_input_dim - pooled_dim) // config.addition_time_embed_dim
-        target = (AESTHETIC_SCORE,) if count == 5 else (height, width)
+        target = (score,) if count == 5 else (height, width)
         return torch.tensor([[height, width, 0, 0, *target]], dtype=torch.float32, device=self.device)
 
     def network(self, conditioning: Conditioning) -> Network:
@@ -158,7 +175,15 @@ def load(
     if not (folder / "model_index.json").is_file():
         raise ReverieError(_no_model(folder))
     place = pick_device(device)
-    return StableDiffusion(**vars(load_folder(folder, device=place, dtype=pick_dtype(dtype, place))))
+    components = load_folder(folder, device=place, dtype=pick_dtype(dtype, place))
+    return StableDiffusion(**vars(replace(components, name=_name(folder.resolve()))))
+
+
+def _name(folder: Path) -> str:
+    """Name a model by its folder; the bundled one has a name of its own, which no other folder can take."""
+    if folder == BUNDLED.resolve():
+        return BUNDLED_NAME
+    return str(folder) if folder.name == BUNDLED_NAME else folder.name
 
 
 def _no_model(folder: Path) -> str:
@@ -180,7 +205,8 @@ def pick_device(name: str | torch.device) -> torch.device:
         device = torch.device(name)
     except RuntimeError:
         raise ReverieError(f"unknown device '{name}'; choose from auto, {', '.join(found)}") from None
-    if device.type not in found:
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in found or (device.index or 0) >= count:
         raise ReverieError(f"device '{name}' is not available here; choose from auto, {', '.join(found)}")
     return device
 

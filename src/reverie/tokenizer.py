@@ -7,8 +7,8 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
-import ftfy
 import tokenizers
 import torch
 from jaxtyping import Int64
@@ -24,9 +24,16 @@ CLIP_LENGTH = 77
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
 
+# Printable ASCII and white space, less "&": there is nothing to repair in it.
+SOUND = re.compile(r"[\t\n\r -%'-~]*")
+
+
 def clean(text: str) -> str:
     """Repair the encoding, resolve HTML entities (twice, as CLIP does), collapse white space and lower the case."""
-    text = html.unescape(html.unescape(ftfy.fix_text(text)))
+    if not SOUND.fullmatch(text):
+        import ftfy  # takes a quarter of a second, which an English prompt need not wait for
+
+        text = html.unescape(html.unescape(ftfy.fix_text(text)))
     return re.sub(r"\s+", " ", text).strip().lower()
 
 
@@ -111,10 +118,20 @@ class Tokenizer:
         """Read the folder of a CLIP tokenizer: vocab.json and merges.txt (or tokenizer.json alone), and its settings.
 
         As in transformers, special_tokens_map.json goes before tokenizer_config.json: SD 2's names the true padding.
-        Raises ReverieError where the files are missing.
+        Raises ReverieError where files are missing, damaged or do not belong together.
         """
         folder = Path(folder)
-        config, special = _read(folder / "tokenizer_config.json"), _read(folder / "special_tokens_map.json")
+        try:
+            return cls._read(folder)
+        except ReverieError:
+            raise
+        except Exception as error:  # the tokenizers library raises no narrower one
+            told = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ReverieError(f"the tokenizer in {folder} is damaged ({told}); fetch it again") from error
+
+    @classmethod
+    def _read(cls, folder: Path) -> Tokenizer:
+        config, special = _read_json(folder / "tokenizer_config.json"), _read_json(folder / "special_tokens_map.json")
         vocab, merges = _read_model(folder)
 
         def token(name: str, default: str) -> str:
@@ -173,13 +190,20 @@ def _read_model(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Return the vocabulary and merges; transformers 5 saves them in tokenizer.json alone."""
     vocab, merges, whole = folder / "vocab.json", folder / "merges.txt", folder / "tokenizer.json"
     if vocab.is_file() and merges.is_file():
-        lines = merges.read_text(encoding="utf-8").split("\n")
-        pairs = (line.split() for line in lines if not line.startswith("#version"))
-        return _read(vocab), [(pair[0], pair[1]) for pair in pairs if len(pair) == 2]
+        return _read_json(vocab), _read_merges(merges)
     if whole.is_file():
-        data = _read(whole)
+        data = _read_json(whole)
         return data["model"]["vocab"], _merges(data)
     raise ReverieError(f"no tokenizer in {folder}; it should hold vocab.json and merges.txt, or tokenizer.json")
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    lines = path.read_text(encoding="utf-8").split("\n")
+    pairs = [line.split() for line in lines if line.strip() and not line.startswith("#version")]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise ReverieError(f"{path} is damaged: {' '.join(pair)!r} is no pair of symbols; fetch it again")
+    return [(left, right) for left, right in pairs]
 
 
 def _merges(data: dict) -> list[tuple[str, str]]:
@@ -188,8 +212,17 @@ def _merges(data: dict) -> list[tuple[str, str]]:
     return [(left, right) for left, right in pairs]
 
 
-def _read(path: Path) -> dict:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+def _read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object; a file that is not there is an empty one."""
+    if not path.is_file():
+        return {}
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ReverieError(f"{path} is damaged ({error}); fetch it again") from error
+    if not isinstance(data, dict):
+        raise ReverieError(f"{path} is damaged: it should hold a JSON object; fetch it again")
+    return data
 
 
 def _write(path: Path, value: dict) -> None:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DiffusionPipeline,
     EulerDiscreteScheduler,
+    StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
+    StableDiffusionXLInpaintPipeline,
     StableDiffusionXLPipeline,
 )
 from PIL import Image
@@ -26,6 +32,7 @@ from reverie.generate.pipeline import Pipeline, load
 from reverie.generate.requests import SamplerName, ScheduleName, TextToImage
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, preprocess
+from reverie.models.unet import UNet
 from reverie.system import BUNDLED
 from reverie.tokenizer import Tokenizer
 
@@ -46,7 +53,7 @@ def ours(system: Pipeline, sampler: SamplerName, schedule: ScheduleName, steps: 
         schedule=schedule,
     )
     request = sized(system, request)
-    positive, negative = (system.encode_prompt([text]) for text in (PROMPT, NEGATIVE))
+    positive, negative = system.encode_prompt([PROMPT]), system.encode_negative([NEGATIVE])
     noise = Noise([SEED], system.codec.latent_shape(system.size, system.size))
     denoise = guided_denoiser(system, request, positive, negative)
     *_, last = sample(denoise, noise_levels(system, request), noise, sampler)
@@ -106,6 +113,71 @@ def test_tiny_v_of_zero_terminal_snr(tiny_v: Pipeline, tmp_path: Path) -> None:
 def test_tiny_xl(tiny_xl: Pipeline, tmp_path: Path) -> None:
     tiny_xl.save(tmp_path)
     assert_same_pictures(tiny_xl, tmp_path, StableDiffusionXLPipeline)
+
+
+@pytest.fixture
+def refiner(tiny_xl: Pipeline) -> Pipeline:
+    """Give a tiny SDXL refiner: the second encoder alone, and a score in place of the target size."""
+    config = tiny_xl.unet.config
+    width = config.cross_attention_dim // 2
+    pooled = config.projection_input_dim - 6 * config.addition_time_embed_dim
+    torch.manual_seed(0)
+    unet = UNet(
+        replace(config, cross_attention_dim=width, projection_input_dim=pooled + 5 * config.addition_time_embed_dim)
+    )
+    towers, tokenizers = tiny_xl.text_encoders[1:], tiny_xl.tokenizers[1:]
+    return replace(tiny_xl, text_encoders=towers, tokenizers=tokenizers, unet=unet.eval())
+
+
+def with_mask(system: Pipeline) -> Pipeline:
+    """Give a system whose U-Net also takes a mask and a masked picture's latents."""
+    return replace(system, unet=UNet(replace(system.unet.config, in_channels=9)).eval())
+
+
+def test_every_kind_is_saved_as_what_it_is(
+    tiny: Pipeline, tiny_xl: Pipeline, refiner: Pipeline, tmp_path: Path
+) -> None:
+    kinds = {
+        StableDiffusionPipeline: tiny,
+        StableDiffusionXLPipeline: tiny_xl,
+        StableDiffusionInpaintPipeline: with_mask(tiny),
+        StableDiffusionXLInpaintPipeline: with_mask(tiny_xl),
+        StableDiffusionXLImg2ImgPipeline: refiner,
+    }
+    for kind, system in kinds.items():
+        folder = tmp_path / kind.__name__
+        system.save(folder)
+        pipeline = DiffusionPipeline.from_pretrained(folder)
+        assert type(pipeline) is kind
+        assert pipeline.config.get("requires_aesthetics_score", False) == (system is refiner)
+        loaded = load_folder(folder)
+        assert loaded.unet.config == system.unet.config
+        assert len(loaded.text_encoders) == len(system.text_encoders)
+
+
+@pytest.mark.parametrize("negative", ["", NEGATIVE])
+@pytest.mark.parametrize("prompt", ["", PROMPT])
+@pytest.mark.parametrize("kind", ["tiny_xl", "refiner"])
+def test_xl_tells_the_unet_what_diffusers_does(
+    kind: str, prompt: str, negative: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    """An empty negative prompt is one left out there, where no prompt is ever left out."""
+    system = request.getfixturevalue(kind)
+    system.save(tmp_path)
+    pipeline = DiffusionPipeline.from_pretrained(tmp_path)
+    pipeline.set_progress_bar_config(disable=True)
+    told: dict[str, Tensor] = {}
+
+    def record(_: object, inputs: tuple[object, ...], named: dict[str, Any]) -> None:
+        told.update(named["added_cond_kwargs"], tokens=named["encoder_hidden_states"])
+
+    pipeline.unet.register_forward_pre_hook(record, with_kwargs=True)
+    start = {"image": torch.zeros(1, 3, 32, 32), "strength": 1.0} if kind == "refiner" else {}
+    pipeline(prompt, negative_prompt=negative or None, num_inference_steps=1, output_type="latent", **start)
+    both = system.encode_negative([negative]).cat(system.encode_prompt([prompt]))
+    assert torch.allclose(told["tokens"], both.tokens, atol=1e-5)
+    assert torch.allclose(told["text_embeds"], both.pooled, atol=1e-5)
+    assert told["time_ids"].equal(both.sizes)
 
 
 @pytest.mark.skipif(not (BUNDLED / "model_index.json").exists(), reason="the bundled model is not trained yet")

@@ -130,11 +130,43 @@ def test_shards(tiny: Pipeline, tmp_path: Path, variant: str | None) -> None:
 def test_saving_again_replaces_weights_and_nothing_else(tiny: Pipeline, tiny_v: Pipeline, tmp_path: Path) -> None:
     save_folder(tiny, tmp_path, Precision(shard_bytes=20_000))
     save_folder(tiny, tmp_path, HALF)
-    (tmp_path / "unet" / "notes.txt").write_text("mine")
+    mine = {"notes.txt", "model-card.md", "model.onnx", "model.py", "diffusion_pytorch_model.msgpack", "remodel.bin"}
+    for name in mine:
+        (tmp_path / "unet" / name).write_text("mine")
+    (tmp_path / "model.safetensors").write_text("a single file beside the parts, mine too")
+    for name in ("diffusion_pytorch_model.bin", "diffusion_pytorch_model.bin.index.json"):
+        (tmp_path / "unet" / name).write_text("old")
     save_folder(tiny_v, tmp_path)
     names = {path.name for path in (tmp_path / "unet").iterdir()}
-    assert names == {"config.json", "diffusion_pytorch_model.safetensors", "notes.txt"}
+    assert names == {"config.json", "diffusion_pytorch_model.safetensors"} | mine
+    assert (tmp_path / "model.safetensors").exists()
     assert_same_components(tiny_v, load_folder(tmp_path))
+
+
+def test_saving_a_variant_again_leaves_other_variants(tiny: Pipeline, tmp_path: Path) -> None:
+    save_unet(tiny.unet, tmp_path, Precision(variant="fp16", shard_bytes=20_000))
+    save_unet(tiny.unet, tmp_path, Precision(variant="fp16_ema"))
+    save_unet(tiny.unet, tmp_path, HALF)
+    stem = "diffusion_pytorch_model"
+    names = {"config.json", f"{stem}.fp16.safetensors", f"{stem}.fp16_ema.safetensors"}
+    assert {path.name for path in tmp_path.iterdir()} == names
+
+
+def test_what_describes_the_weights_is_put_into_place_after_them(
+    tiny: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    rename = Path.replace
+
+    def recorded(self: Path, target: Path) -> Path:
+        order.append(target.name)
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "replace", recorded)
+    save_folder(tiny, tmp_path, Precision(shard_bytes=20_000))
+    assert order[-1] == "model_index.json"
+    last = max(index for index, name in enumerate(order) if name.endswith(".safetensors"))
+    assert all(index > last for index, name in enumerate(order) if name.endswith(".json"))
 
 
 def test_saving_over_the_files_it_is_mapped_from(tiny: Pipeline, tmp_path: Path) -> None:
@@ -306,7 +338,7 @@ def test_force_upcast_keeps_the_autoencoder_in_full_precision(tiny: Pipeline, tm
     save_autoencoder(tiny.autoencoder, tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps({**config, "force_upcast": True}))
-    assert load_autoencoder(tmp_path, dtype=torch.float16).decoder_last_weight().dtype == torch.float32
+    assert load_autoencoder(tmp_path, dtype=torch.float16).dtype == torch.float32
 
 
 # A child process loads a text tower and touches every weight.

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from PIL import Image
 
-from reverie.codecs.image import to_pictures, to_tensor
+from reverie.codecs.image import ImageCodec, to_pictures, to_tensor
 from reverie.errors import ReverieError
 from reverie.generate.pipeline import Pipeline
 
@@ -42,6 +44,15 @@ def test_the_scale_factor_is_applied_on_both_ways(tiny: Pipeline, pictures: list
         assert torch.allclose(decoded, autoencoder.decode(z).clamp(-1, 1), atol=1e-5)
     assert codec.pictures(latents)[1].tobytes() == to_pictures(decoded)[1].tobytes()
     assert codec.latent_shape(24, 16) == (4, 2, 3) == latents.shape[1:]
+
+
+def test_pictures_and_latents_take_the_autoencoders_dtype(tiny: Pipeline, pictures: list[Image.Image]) -> None:
+    autoencoder = deepcopy(tiny.autoencoder).to(torch.bfloat16)
+    assert (autoencoder.device.type, autoencoder.dtype) == ("cpu", torch.bfloat16)
+    codec = ImageCodec(autoencoder)
+    latents = codec.encode(pictures)
+    assert latents.dtype == torch.float32
+    assert codec.pictures(latents)[0].size == (24, 16)
 
 
 def test_a_decoded_picture_does_not_depend_on_its_batch(tiny: Pipeline) -> None:

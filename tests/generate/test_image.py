@@ -127,8 +127,28 @@ def test_guidance_of_one_leaves_the_negative_prompt_alone(tiny: Pipeline, monkey
     assert sizes[-3:] == [2, 2, 2]
 
 
+def test_only_an_empty_negative_prompt_is_zero_and_both_are_told_the_size(
+    tiny_xl: Pipeline, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[tuple[torch.Tensor, ...]] = []
+    forward = tiny_xl.unet.forward
+
+    def recorded(x: torch.Tensor, t: torch.Tensor, *told: torch.Tensor) -> torch.Tensor:
+        seen.append(told)
+        return forward(x, t, *told)
+
+    monkeypatch.setattr(tiny_xl.unet, "forward", recorded)
+    tiny_xl.draw(BEAR.replace(prompt="", negative="", steps=1, width=40, height=24))
+    tokens, pooled, sizes = seen[0]  # the negative's row goes before the positive's
+    assert tokens[0].eq(0).all()
+    assert pooled[0].eq(0).all()
+    assert tokens[1].ne(0).any()
+    assert pooled[1].ne(0).any()
+    assert sizes.tolist() == [[24, 40, 0, 0, 24, 40]] * 2
+
+
 def denoised(system: Pipeline, request: TextToImage, sigma: float = 3.0) -> torch.Tensor:
-    positive, negative = (system.encode_prompt([text]) for text in (request.prompt, request.negative))
+    positive, negative = system.encode_prompt([request.prompt]), system.encode_negative([request.negative])
     x = 3 * Noise([1], (4, 4, 4)).initial()
     with torch.no_grad():
         return guided_denoiser(system, request, positive, negative)(x, sigma)
@@ -155,7 +175,7 @@ def test_the_denoiser_mixes_what_the_request_says(tiny: Pipeline) -> None:
 def test_sampling_can_start_from_an_image(tiny: Pipeline) -> None:
     request, init = image.sized(tiny, BEAR), torch.ones(1, 4, 4, 4)
     sigmas = torch.tensor([0.01, 0.0], dtype=torch.float64)
-    positive, negative = (tiny.encode_prompt([text]) for text in ("a bear", ""))
+    positive, negative = tiny.encode_prompt(["a bear"]), tiny.encode_negative([""])
     denoise = guided_denoiser(tiny, request, positive, negative)
     *_, step = sample(denoise, sigmas, Noise([1], (4, 4, 4)), "euler", init)
     assert (step.x - init).abs().max() < 0.2

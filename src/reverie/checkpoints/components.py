@@ -16,7 +16,7 @@ class Components:
     """Hold the parts of a model: what a folder in diffusers' layout holds.
 
     SD 1 and 2 have one tokenizer and text encoder, XL two of each, its refiner only the second. `zero_empty` says that
-    an empty prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`).
+    an empty negative prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`).
     """
 
     tokenizers: tuple[Tokenizer, ...]

@@ -25,7 +25,7 @@ from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, CLIPVisionConfig, TextTow
 from reverie.models.unet import UNet
 
 SHARD_BYTES = 5 << 30
-WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)[.-]")
+WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)([.-].*)?\.(safetensors|bin)(\.index.*\.json)?")
 
 
 @dataclass(frozen=True)
@@ -102,6 +102,10 @@ def _suffixes(components: Components) -> list[str]:
     return ["_2"] if alone and _is_xl(components) else ["", "_2"][: len(components.text_encoders)]
 
 
+def _is_refiner(components: Components) -> bool:
+    return _suffixes(components) == ["_2"]
+
+
 def _is_xl(components: Components) -> bool:
     return components.unet.config.projection_input_dim is not None
 
@@ -110,9 +114,17 @@ def _architecture(tower: TextTower) -> str:
     return "CLIPTextModelWithProjection" if isinstance(tower, TextTowerWithProjection) else "CLIPTextModel"
 
 
+def _pipeline(components: Components) -> str:
+    """Name diffusers' class: nine channels take a mask and a masked picture, the refiner starts from a picture."""
+    family = "StableDiffusionXL" if _is_xl(components) else "StableDiffusion"
+    if components.unet.config.in_channels == 9:
+        return f"{family}InpaintPipeline"
+    return f"{family}Img2ImgPipeline" if _is_refiner(components) else f"{family}Pipeline"
+
+
 def _index(components: Components) -> dict[str, Any]:
     index: dict[str, Any] = {
-        "_class_name": "StableDiffusionXLPipeline" if _is_xl(components) else "StableDiffusionPipeline",
+        "_class_name": _pipeline(components),
         "_diffusers_version": configs.DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -123,7 +135,8 @@ def _index(components: Components) -> dict[str, Any]:
         index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
         index[f"text_encoder{suffix}"] = ["transformers", _architecture(tower)]
     if _is_xl(components):
-        return {**index, "force_zeros_for_empty_prompt": components.zero_empty, "add_watermarker": None}
+        score = {"requires_aesthetics_score": True} if _is_refiner(components) else {}
+        return {**index, **score, "force_zeros_for_empty_prompt": components.zero_empty, "add_watermarker": None}
     return {**index, "safety_checker": [None, None], "requires_safety_checker": False}
 
 
@@ -147,17 +160,18 @@ def _preprocessor(config: CLIPVisionConfig) -> dict[str, Any]:
 
 @contextmanager
 def _staged(target: Path, precision: Precision) -> Iterator[Path]:
-    """Yield a folder inside `target`; when the block ends well move its files into place one by one, the index last.
+    """Yield a folder inside `target`; when the block ends well, rename its files into place one by one.
 
-    The long work happens in the staging folder, so a full disk or a crash leaves what was there before. Weights of
-    that name and variant which the new ones replace are removed; without a variant those of all variants are.
+    All writing happens in the staging folder: where it fails, the target stays as it was (a killed process leaves a
+    `.saving-*` folder in it). Weights go first, then what describes them, the model's index last. At the end the older
+    weights beside the new ones are removed, with a variant only those of that variant. All other files stay.
     """
     try:
         target.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".saving-", dir=target) as staging:
             yield Path(staging)
             files = [file.relative_to(staging) for file in Path(staging).rglob("*") if file.is_file()]
-            for file in sorted(files, key=lambda file: file.name == "model_index.json"):
+            for file in sorted(files, key=lambda file: (file.name == "model_index.json", file.suffix == ".json")):
                 (target / file.parent).mkdir(exist_ok=True)
                 Path(staging, file).replace(target / file)
         _remove_stale(target, files, precision.variant)
@@ -167,10 +181,10 @@ def _staged(target: Path, precision: Precision) -> Iterator[Path]:
 
 
 def _remove_stale(target: Path, written: list[Path], variant: str | None) -> None:
-    for folder in {file.parent for file in written}:
+    for folder in {file.parent for file in written if WEIGHTS.fullmatch(file.name)}:
         for old in (target / folder).iterdir():
-            replaced = WEIGHTS.match(old.name) and (variant is None or f".{variant}" in old.name)
-            if replaced and folder / old.name not in written:
+            of_variant = variant is None or re.search(rf"\.{re.escape(variant)}[.-]", old.name)
+            if WEIGHTS.fullmatch(old.name) and of_variant and folder / old.name not in written:
                 old.unlink()
 
 

@@ -12,11 +12,11 @@ from reverie.errors import ReverieError
 
 
 class Concept(TypedDict):
-    """Name one thing that the bundled model can draw."""
+    """Name one thing that the bundled model can draw, in all the words that it was taught."""
 
     emoji: str
-    en: str
-    zh: str
+    en: list[str]
+    zh: list[str]
 
 
 def known_concepts() -> list[Concept]:
@@ -30,7 +30,7 @@ def known_concepts() -> list[Concept]:
 
 
 def concepts(*, as_json: Json = False) -> None:
-    """List what the bundled model knows: the emoji that it was trained on, the English and the Chinese name.
+    """List what the bundled model knows: the emoji that it was trained on, the English and the Chinese names.
 
     Parameters
     ----------
@@ -42,4 +42,4 @@ def concepts(*, as_json: Json = False) -> None:
         say(json.dumps(known, ensure_ascii=False))
         return
     for concept in known:
-        say(f"{concept['emoji']}\t{concept['en']}\t{concept['zh']}")
+        say("\t".join((concept["emoji"], ", ".join(concept["en"]), ", ".join(concept["zh"]))))

@@ -21,7 +21,6 @@ from reverie.generate.metadata import read_metadata, texts
 from reverie.generate.requests import TextToImage
 
 DEFAULT = TextToImage(seed=0)
-BUNDLED = "bundled"  # the name that the bundled model leaves in its pictures
 
 
 def image(
@@ -56,7 +55,7 @@ def image(
     guidance
         How strictly to follow the prompt; 1 switches guidance off.
     size
-        WIDTHxHEIGHT in pixels, multiples of 8; the model's own if not given.
+        WIDTHxHEIGHT in pixels, multiples of 8, or what the model asks; the model's own if not given.
     count
         How many pictures.
     sampler
@@ -95,8 +94,11 @@ def replay(file: Path, /, *, model: ModelOptions = ModelOptions(), result: Resul
         A picture that reverie made.
     """
     request, name = read_metadata(file)
-    if model.model is None and name != BUNDLED:
-        raise ReverieError(f"'{file}' was drawn by the model '{name}'; say where that is with --model")
+    if model.model is None:
+        from reverie.system import BUNDLED_NAME  # brings torch, which takes seconds
+
+        if name != BUNDLED_NAME:
+            raise ReverieError(f"'{file}' was drawn by the model '{name}'; say where that is with --model")
     if request.count > 1:  # only a grid carries a request for several pictures
         result = ResultOptions(output=result.output, grid=True, as_json=result.as_json)
     draw(request, file.with_name(f"{file.stem}-replay.png"), model, result)
@@ -110,10 +112,11 @@ class Stopwatch:
 
     @contextmanager
     def measure(self, part: str) -> Iterator[None]:
-        """Add the time that the block takes to a part."""
-        start = time.perf_counter()
+        """Add the time that the block takes to a part, less what is measured within it."""
+        start, before = time.perf_counter(), sum(self.seconds.values())
         yield
-        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start
+        within = sum(self.seconds.values()) - before
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start - within
 
 
 def draw(request: TextToImage, default: Path, model: ModelOptions, result: ResultOptions) -> None:
@@ -124,7 +127,7 @@ def draw(request: TextToImage, default: Path, model: ModelOptions, result: Resul
     with watch.measure("load"):
         import reverie  # brings torch, which takes seconds
 
-        system = reverie.load(None if model.model == BUNDLED else model.model, device=model.device, dtype=model.dtype)
+        system = reverie.load(model.model, device=model.device, dtype=model.dtype)
     pictures: list[Image.Image] = []
     with watch.measure("draw"):
         for progress in watched(system.stream(request), lambda step: (step.index + 1, step.total), "drawing"):

@@ -40,7 +40,7 @@ class ModelOptions:
     """Choose the model and how it computes."""
 
     model: str | None = None
-    """Folder of a model in diffusers' layout, or "bundled", which is meant if not given."""
+    """Folder of a model in diffusers' layout; the bundled model if not given."""
     device: str = "auto"
     """cpu, cuda or mps; auto takes a GPU where there is one."""
     dtype: str | None = None

@@ -40,8 +40,8 @@ class ImageCodec:
         """Encode pictures of one size to float32 latents of about unit variance, the likeliest of their posterior."""
         for picture in pictures:
             self.latent_shape(*picture.size)
-        weight = self.autoencoder.decoder_last_weight()
-        posterior = self.autoencoder.encode(to_tensor(pictures).to(weight.device, weight.dtype))
+        images = to_tensor(pictures).to(self.autoencoder.device, self.autoencoder.dtype)
+        posterior = self.autoencoder.encode(images)
         return posterior.mode().float() * self.autoencoder.config.scaling_factor
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hf wf"]:
@@ -49,8 +49,7 @@ class ImageCodec:
 
         They pass the decoder one by one, so a picture does not depend on its batch, and memory does not grow with it.
         """
-        weight = self.autoencoder.decoder_last_weight()
-        z = (latents / self.autoencoder.config.scaling_factor).to(weight.device, weight.dtype)
+        z = (latents / self.autoencoder.config.scaling_factor).to(self.autoencoder.device, self.autoencoder.dtype)
         images = [self.autoencoder.decode(one) for one in z.split(1)]
         return torch.cat(images).float().clamp(-1, 1)
 

@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+
 import numpy as np
 
 from reverie.data.concepts import Concept
-from reverie.data.scenes import COLOURS, Scene
+from reverie.data.scenes import ANYWHERE, COLOURS, Scene, scene_at
 
 SIZE_WORDS_ZH = {"small": "小", "large": "大", "": ""}
-MASS_OR_PLURAL = ("grapes", "cherries", "glasses", "jeans", "scissors", "gloves", "socks", "french fries", "books")
-MASS = {"bread", "corn", "milk", "beer", "wine", "coffee", "broccoli", "fire", "cooking", "earth", "lightning"}
+
+# Words that, at the head of an English name, take no article: substances, pursuits, states and proper names.
+NO_ARTICLE = frozenset(
+    """bacon beer blood bread broccoli butter coffee corn garlic hair ice milk money oden popcorn rice sake salt soap
+    spaghetti sushi thread wine wood yarn earth fire fog lightning badminton bowling breast-feeding camping construction
+    cooking dna hockey lacrosse people pong racing bald dizzy foggy prohibited radioactive unlocked ZZZ Aries
+    Taurus Gemini Cancer Leo Virgo Libra Scorpio Sagittarius Capricorn Aquarius Pisces Ophiuchus Claus""".split()  # noqa: SIM905
+)
+SINGULAR_IN_S = ("ss", "us", "is", "ros")  # a compass, a bus; other names that end in "s" are plural
+CONSONANT_SOUND, VOWEL_SOUND = ("uni", "ewe", "euro", "one-"), ("hour", "x-ray")
+HEAD_END = re.compile(r":| (with|without|and|of|on|in|at|over|behind|showing|holding|lifting|up)\b")
+BARE_IN_TRAINING = "smiling face with sunglasses"  # the bundled models were trained on this without its article
+
 MEASURES_ZH = {  # Chinese measure word by CLDR label; the rest take 个
     "animal-mammal": "只",
     "animal-bird": "只",
@@ -29,10 +43,13 @@ MEASURES_ZH = {  # Chinese measure word by CLDR label; the rest take 个
 
 
 def with_article(noun: str) -> str:
-    """Put the indefinite article before a noun, where English has one: "an apple", "grapes"."""
-    if noun.endswith(MASS_OR_PLURAL) or noun in MASS:
+    """Put the indefinite article before a name, where English has one: "an apple", "a cut of meat", "grapes"."""
+    head = HEAD_END.split(noun)[0].split()[-1]
+    plural = head.endswith("s") and not head.endswith(SINGULAR_IN_S)
+    if plural or head in NO_ARTICLE or noun.startswith("no ") or noun == BARE_IN_TRAINING:
         return noun
-    return f"{'an' if noun[0].lower() in 'aeiou' and not noun.startswith(('uni', 'ewe')) else 'a'} {noun}"
+    vowel = (noun[0].lower() in "aeiou" and not noun.startswith(CONSONANT_SOUND)) or noun.startswith(VOWEL_SOUND)
+    return f"{'an' if vowel else 'a'} {noun}"
 
 
 def english(scene: Scene, rng: np.random.Generator) -> str:
@@ -77,6 +94,11 @@ def chinese(scene: Scene, rng: np.random.Generator) -> str:
 def caption(scene: Scene, rng: np.random.Generator, chinese_share: float = 0.4) -> str:
     """Tell a scene in one of the two languages."""
     return chinese(scene, rng) if rng.random() < chinese_share else english(scene, rng)
+
+
+def scene_caption(things: Sequence[Concept], seed: int, index: int, variant: int = 0, scatter: int = ANYWHERE) -> str:
+    """Tell scene `index` of the stream `seed` in words; every `variant` tells it anew."""
+    return caption(scene_at(things, seed, index, scatter=scatter), np.random.default_rng((seed, index, 2, variant)))
 
 
 def measure(concept: Concept) -> str:

@@ -8,28 +8,28 @@ with the package that brings it.
 from __future__ import annotations
 
 import os
-import xml.etree.ElementTree as ElementTree
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from xml.etree import ElementTree
 
 from reverie.errors import ReverieError
 
 CLDR = Path(os.environ.get("REVERIE_CLDR", "/usr/share/unicode/cldr/common"))
 VARIATION_SELECTOR = "\N{VARIATION SELECTOR-16}"
+OTHER = "other"  # the label of an emoji newer than CLDR's labels
 
 # Label groups of CLDR's properties/labels.txt that are signs to read, not things to draw.
-SKIPPED_LABELS = frozenset(
-    "skin-tone family arrow av-symbol alphanum other-symbol transport-sign flag".split()
-)
-SKIPPED_NAMES = ("o’clock", "-thirty", "button", "hair component")
+SKIPPED_LABELS = {"skin-tone", "family", "arrow", "av-symbol", "alphanum", "other-symbol", "transport-sign", "flag"}
+SKIPPED_NAMES = ("o’clock", "-thirty", "button")
 
 # Newer emoji (Unicode 12 to 14) have no label in CLDR 41; these blocks hold things, not marks.
 UNLABELLED_BLOCKS = ((0x1F900, 0x1F9FF), (0x1FA70, 0x1FAFF), (0x1F6D5, 0x1F6FF), (0x1F7E0, 0x1F7EB), (0x1F90C, 0x1F93A))
 
 # What people call a thing where CLDR's formal name differs: emoji -> (English, Chinese) further names.
 EVERYDAY_NAMES = {
-    "🍎": ("apple", "苹果"), "🐔": ("hen", "母鸡"), "🚗": ("car", "汽车"), "🚕": ("cab", "出租车"), "🌲": ("fir", "松树"),
+    "🍎": ("apple", "苹果"), "🐔": ("hen", "母鸡"), "🚗": ("car", "汽车"),
+    "🚕": ("cab", "出租车"), "🌲": ("fir", "松树"),
     "🚓": ("police car", "警车"), "🚌": ("bus", "公交车"), "🌽": ("corn", "玉米"), "🌙": ("moon", "月亮"),
     "❤": ("heart", "红心"), "🐞": ("ladybug", "瓢虫"), "☕": ("coffee", "咖啡"), "🍺": ("beer", "啤酒"),
     "🎂": ("cake", "蛋糕"), "👕": ("shirt", "衬衫"), "🌍": ("earth", "地球"), "🐑": ("sheep", "绵羊"),
@@ -53,22 +53,22 @@ COMMON = (
     "👑🎩👒👕👖👗👠👢🧣🧤🧦🎒👓☂❤💙💔☯⚠🛑😀😂😍😎😡😭😱🤖👻👽💀🎃🤡👶"
 )
 
-SUBSETS: dict[str, tuple[str, ...]] = {  # name -> prefixes of CLDR labels; "all" and "common" are made in `concepts`
-    "animals": ("animal-", "monkey-face", "cat-face"),
-    "faces": ("face-", "cat-face", "monkey-face"),
-    "people": ("person", "body"),
-    "food": ("food-", "drink", "dishware"),
-    "plants": ("plant-",),
-    "weather": ("sky & weather",),
-    "vehicles": ("transport-",),
-    "buildings": ("place-",),
-    "instruments": ("musical-instrument", "music", "sound"),
-    "sport": ("sport", "award-medal", "game"),
-    "clothes": ("clothing",),
-    "tools": ("tool", "science", "household", "office", "writing", "lock"),
-    "hearts": ("emotion",),
-    "symbols": ("religion", "zodiac", "warning", "geometric"),
-}
+SUBSETS: dict[str, tuple[tuple[str, ...], str]] = {  # name -> prefixes of CLDR labels, and emoji that CLDR 41 lacks
+    "animals": (("animal-", "monkey-face", "cat-face"), "🦧🦮🦬🦣🦫🦥🦦🦨🦤🦩🦭🪲🪳🪰🪱🪸"),
+    "faces": (("face-", "cat-face", "monkey-face"), "🥹🫠🫡🫢🫣🫤🫥🥲🥸🥱"),
+    "people": (("person", "body"), "🧌🫃🫄🫅🧏🥷🧍🧎🫂🫦🫰🫱🫲🫳🫴🫵🤌🤏🦾🦿🦻🫀🫁"),
+    "food": (("food-", "drink", "dishware"), "🫘🫙🫗🫐🫒🫑🧄🧅🫓🧇🫔🧆🫕🧈🦪🫖🧋🧃🧉🧊"),
+    "plants": (("plant-",), "🪷🪴"),
+    "weather": (("sky & weather",), "🪐"),
+    "vehicles": (("transport-",), "🛻🦽🦼🛺🛼🪂🏎🏍"),
+    "buildings": (("place-",), "🛖🛕🛝"),
+    "instruments": (("musical-instrument", "music", "sound"), "🪗🪕🪘"),
+    "sport": (("sport", "award-medal", "game"), "🛼🤿🪀🪁🪄🪅🪆🪃"),
+    "clothes": (("clothing",), "🦺🥻🩱🩲🩳🩴🩰🪖"),
+    "tools": (("tool", "science", "household", "office", "writing", "lock"), "🪓🪚🪛🪝🪜🪡🩺🪞🪟🪑🪠🪤🪒🪣🪥🩹"),
+    "hearts": (("emotion",), "🫶🤎🤍"),
+    "symbols": (("religion", "zodiac", "warning", "geometric"), "🟠🟡🟢🟣🟤🟥🟧🟨🟩🟦🟪🟫"),
+}  # "all" and "common" are made in `concepts`
 
 
 @dataclass(frozen=True)
@@ -83,14 +83,18 @@ class Concept:
     keywords_zh: tuple[str, ...] = ()
 
 
-def _annotations(language: str) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Read emoji -> (short name, keywords) of one language from CLDR's annotations."""
-    path = CLDR / "annotations" / f"{language}.xml"
+def _cldr(*parts: str) -> Path:
+    path = CLDR.joinpath(*parts)
     if not path.is_file():
         raise ReverieError(f"no Unicode CLDR names at {path}; install the Debian package unicode-cldr-core")
+    return path
+
+
+def _annotations(language: str) -> dict[str, tuple[str, tuple[str, ...]]]:
+    """Read emoji -> (short name, keywords) of one language from CLDR's annotations."""
     names: dict[str, str] = {}
     keywords: dict[str, tuple[str, ...]] = {}
-    for node in ElementTree.parse(path).iter("annotation"):
+    for node in ElementTree.parse(_cldr("annotations", f"{language}.xml")).iter("annotation"):
         emoji, text = node.get("cp", ""), node.text or ""
         if node.get("type") == "tts":
             names[emoji] = text.strip()
@@ -121,10 +125,10 @@ def parse_unicode_set(text: str) -> list[str]:
 def _labels() -> dict[str, str]:
     """Read emoji -> label ("animal-mammal", ...) from CLDR's properties/labels.txt."""
     labels: dict[str, str] = {}
-    for line in (CLDR / "properties" / "labels.txt").read_text(encoding="utf-8").splitlines():
+    for line in _cldr("properties", "labels.txt").read_text(encoding="utf-8").splitlines():
         fields = [field.strip() for field in line.split(";")]
         if len(fields) >= 3 and not line.startswith("#"):
-            labels.update({emoji: fields[2] for emoji in parse_unicode_set(fields[0])})
+            labels.update(dict.fromkeys(parse_unicode_set(fields[0]), fields[2]))
     return labels
 
 
@@ -146,18 +150,18 @@ def concepts(subset: str = "all") -> tuple[Concept, ...]:
         raise ReverieError(f"unknown subset {subset!r}; choose from all, common, {', '.join(SUBSETS)}")
     english, chinese, labels = _annotations("en"), _annotations("zh"), _labels()
     if subset == "common":
-        chosen = [emoji for emoji in COMMON if emoji != VARIATION_SELECTOR]
+        chosen = list(COMMON)
     else:
-        prefixes = SUBSETS.get(subset, ("",))
-        chosen = [e for e in english if e in chinese and _usable(e, english[e][0], labels.get(e))]
-        chosen = [e for e in chosen if labels.get(e, "other").startswith(prefixes)]
-    names = {english[emoji][0] for emoji in chosen} | {chinese[emoji][0] for emoji in chosen}
+        prefixes, others = SUBSETS.get(subset, (("",), ""))
+        usable = (e for e in english if e in chinese and _usable(e, english[e][0], labels.get(e)))
+        chosen = [e for e in usable if labels.get(e, OTHER).startswith(prefixes) or e in others]
+    formal = {english[emoji][0] for emoji in chosen} | {chinese[emoji][0] for emoji in chosen}
     found: list[Concept] = []
     taken: set[str] = set()
     for emoji in chosen:
         (en, words_en), (zh, words_zh) = english[emoji], chinese[emoji]
         if en not in taken and zh not in taken:  # a name means one thing
-            more_en, more_zh = ({name} - names for name in EVERYDAY_NAMES.get(emoji, (en, zh)))
-            found.append(Concept(emoji, labels.get(emoji, "other"), (en, *more_en), (zh, *more_zh), words_en, words_zh))
+            more_en, more_zh = ({name} - formal for name in EVERYDAY_NAMES.get(emoji, (en, zh)))
+            found.append(Concept(emoji, labels.get(emoji, OTHER), (en, *more_en), (zh, *more_zh), words_en, words_zh))
             taken |= {en, zh}
     return tuple(found)

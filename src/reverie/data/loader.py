@@ -10,13 +10,13 @@ from torch.utils.data import DataLoader, Dataset
 Item = TypeVar("Item")
 
 
-class Indexed(Dataset):
+class Indexed(Dataset[Item]):
     """Serve item n as `make(n)`: a pure function of n, so that order and workers do not matter."""
 
-    def __init__(self, make: Callable[[int], Any]) -> None:
+    def __init__(self, make: Callable[[int], Item]) -> None:
         self.make = make
 
-    def __getitem__(self, index: int) -> Any:
+    def __getitem__(self, index: int) -> Item:
         return self.make(index)
 
 
@@ -27,7 +27,7 @@ class Batches:
     """
 
     def __init__(self, make: Callable[[int], Any], size: int, workers: int = 0) -> None:
-        self.make, self.size, self.workers = make, size, workers
+        self.items, self.size, self.workers = Indexed(make), size, workers
         self._next = -1
         self._stream: Iterator[Any] = iter(())
 
@@ -35,12 +35,13 @@ class Batches:
         """Return the collated batch of a step."""
         if step != self._next:
             self._next = step
-            loader = DataLoader(Indexed(self.make), batch_sampler=self._indices(step), num_workers=self.workers)
-            self._stream = iter(loader)
+            indices = _indices(step, self.size)
+            self._stream = iter(DataLoader(self.items, batch_sampler=indices, num_workers=self.workers))
         self._next += 1
         return next(self._stream)
 
-    def _indices(self, step: int) -> Iterator[list[int]]:
-        while True:
-            yield list(range(step * self.size, (step + 1) * self.size))
-            step += 1
+
+def _indices(step: int, size: int) -> Iterator[list[int]]:
+    while True:
+        yield list(range(step * size, (step + 1) * size))
+        step += 1

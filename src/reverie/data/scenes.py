@@ -9,7 +9,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ CANVAS = 128
 CELL = 16  # places are multiples of this: one latent cell, so a small network need not learn sub-cell shifts
 SIZES = {"small": 48, "": 80, "large": 112}  # side of a lone object in pixels, by its size word
 PAIR_SIZE = 64  # side of each of two objects
+ANYWHERE = CANVAS // CELL  # cells from the middle: all of them
 HELD_OUT = 12  # one in so many object-colour and object-object pairs is kept from training
 
 
@@ -76,8 +77,10 @@ def scene_is_held_out(scene: Scene) -> bool:
     return any(is_held_out(emoji, scene.colour) for emoji in emojis) or (len(emojis) == 2 and is_held_out(*emojis))
 
 
-def draw_scene(concepts: Sequence[Concept], rng: np.random.Generator, pair_share: float = 0.25) -> Scene:
-    """Choose a scene: `pair_share` of them hold two objects, the others one."""
+def draw_scene(
+    concepts: Sequence[Concept], rng: np.random.Generator, pair_share: float = 0.25, scatter: int = ANYWHERE
+) -> Scene:
+    """Choose a scene: `pair_share` of them hold two objects; all stand at most `scatter` cells from the middle."""
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
     red, green, blue = (int(np.clip(c + j, 0, 255)) for c, j in zip(COLOURS[colour][1], jitter, strict=True))
@@ -86,22 +89,34 @@ def draw_scene(concepts: Sequence[Concept], rng: np.random.Generator, pair_share
     if count == 1:
         word = ("", "", "small", "large")[rng.integers(4)]
         size = SIZES[word]
-        x, y = (int(v) * CELL for v in rng.integers(0, (CANVAS - size) // CELL + 1, 2))
+        x, y = (int(v) * CELL for v in rng.integers(*_cells(size, scatter), 2))
         return Scene(colour, (red, green, blue), (Placed(chosen[0], x, y, size),), word)
     relation = ("beside", "above")[rng.integers(2)]
-    across = int(rng.integers(0, (CANVAS - PAIR_SIZE) // CELL + 1)) * CELL
+    across = int(rng.integers(*_cells(PAIR_SIZE, scatter))) * CELL
     first, second = ((0, across), (PAIR_SIZE, across)) if relation == "beside" else ((across, 0), (across, PAIR_SIZE))
     placed = (Placed(chosen[0], *first, PAIR_SIZE), Placed(chosen[1], *second, PAIR_SIZE))
     return Scene(colour, (red, green, blue), placed, "", relation)
 
 
+def _cells(size: int, scatter: int) -> tuple[int, int]:
+    """Return the first cell that an object of a size may start in, and the one after the last."""
+    free = (CANVAS - size) // CELL
+    return max(0, free // 2 - scatter), min(free, free // 2 + scatter) + 1
+
+
 def scene_at(
-    concepts: Sequence[Concept], seed: int, index: int, *, held_out: bool = False, pair_share: float = 0.25
+    concepts: Sequence[Concept],
+    seed: int,
+    index: int,
+    *,
+    held_out: bool = False,
+    pair_share: float = 0.25,
+    scatter: int = ANYWHERE,
 ) -> Scene:
     """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`."""
     rng = np.random.default_rng((seed, index))
     while True:
-        scene = draw_scene(concepts, rng, pair_share)
+        scene = draw_scene(concepts, rng, pair_share, scatter)
         if scene_is_held_out(scene) == held_out:
             return scene
 
@@ -113,7 +128,7 @@ def _font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(str(FONT), GLYPH)
 
 
-@cache
+@lru_cache(maxsize=2048)  # 100 KB each on the mean: all sizes of 500 concepts
 def glyph(emoji: str, size: int) -> np.ndarray:
     """Return an emoji as premultiplied float32 RGBA in [0, 255] and [0, 1], shape (size, size, 4)."""
     font = _font()
@@ -135,10 +150,10 @@ def render(scene: Scene) -> np.ndarray:
     picture = np.empty((CANVAS, CANVAS, 3), np.float32)
     picture[:] = scene.rgb
     for placed in scene.objects:
-        picture_part = picture[placed.y : placed.y + placed.size, placed.x : placed.x + placed.size]
+        part = picture[placed.y : placed.y + placed.size, placed.x : placed.x + placed.size]
         pixels = glyph(placed.concept.emoji, placed.size)
-        picture_part *= 1 - pixels[..., 3:]
-        picture_part += pixels[..., :3]
+        part *= 1 - pixels[..., 3:]
+        part += pixels[..., :3]
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
 
@@ -148,15 +163,14 @@ def crop_at(things: Sequence[Concept], seed: int, index: int, size: int) -> np.n
     picture = render(scene)
     if size < CANVAS:
         rng = np.random.default_rng((seed, index, 1))
-        x, y = (_offset(scene, axis, size, rng) for axis in ("x", "y"))
+        first = scene.objects[0]
+        x, y = (_offset(start, first.size, size, rng) for start in (first.x, first.y))
         picture = picture[y : y + size, x : x + size]
     return np.ascontiguousarray(picture.transpose(2, 0, 1))
 
 
-def _offset(scene: Scene, axis: str, size: int, rng: np.random.Generator) -> int:
-    """Choose where to cut: on the cell grid, overlapping the first object as far as it goes."""
-    placed = scene.objects[0]
-    start = getattr(placed, axis)
-    low, high = sorted((start, start + placed.size - size))
+def _offset(start: int, length: int, size: int, rng: np.random.Generator) -> int:
+    """Choose where to cut along an axis: on the cell grid, overlapping the object as far as it goes."""
+    low, high = sorted((start, start + length - size))
     low, high = max(0, low), min(CANVAS - size, max(0, high))
     return int(rng.integers(low // CELL, high // CELL + 1)) * CELL

@@ -57,10 +57,8 @@ def sized(system: StableDiffusion, request: TextToImage) -> TextToImage:
 
 def _draw(system: StableDiffusion, request: TextToImage, batch: int) -> Iterator[Progress]:
     sigmas = noise_levels(system, request)
-    positive, negative = (
-        system.encode_prompt([text], width=request.width, height=request.height)
-        for text in (request.prompt, request.negative)
-    )
+    positive = system.encode_prompt([request.prompt], width=request.width, height=request.height)
+    negative = system.encode_negative([request.negative], width=request.width, height=request.height)
     starts = range(0, request.count, batch)
     steps, total = len(sigmas) - 1, (len(sigmas) - 1) * len(starts)
     for number, start in enumerate(starts):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
@@ -179,6 +180,16 @@ class Autoencoder(nn.Module):
     def factor(self) -> int:
         """Return how many pixels a latent spans in height and in width: 8 with four levels, 16 with five."""
         return 2 ** (len(self.config.block_out_channels) - 1)
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+        return self.decoder.conv_out.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return what the weights are, and so what images and latents have to be."""
+        return self.decoder.conv_out.weight.dtype
 
     def encode(self, images: Float[Tensor, "b c h w"]) -> DiagonalGaussian:
         """Encode images in [-1, 1]; raise `ReverieError` where their size is not a multiple of `factor`."""

@@ -127,8 +127,9 @@ class AutoencoderObjective:
         yield "autoencoder", loss / images[0].numel(), metrics | {"kl": kl.item() / posterior.mean[0].numel()}
         if adversarial:
             real, fake = (self.networks["discriminator"](x) for x in (images, decoded.detach()))
-            hinge = 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-            yield "discriminator", hinge, {"hinge": hinge.item(), "real": real.mean().item(), "fake": fake.mean().item()}
+            loss = hinge(real, fake)
+            told = {"hinge": loss.item(), "real": real.mean().item(), "fake": fake.mean().item()}
+            yield "discriminator", loss, told
 
     def after_step(self) -> None:
         """Leave the parameters as they are."""
@@ -161,16 +162,26 @@ def initialise_(autoencoder: Autoencoder) -> None:
     for name, module in autoencoder.named_modules():
         if isinstance(module, nn.Conv2d):
             nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
         if name.endswith("conv2"):
             nn.init.zeros_(module.weight)
-    channels = autoencoder.config.latent_channels
-    autoencoder.quant_conv.weight[channels:] *= 0.1
-    autoencoder.quant_conv.bias[channels:] = -6
+    channels, moments = autoencoder.config.latent_channels, autoencoder.quant_conv
+    if isinstance(moments, nn.Conv2d) and moments.bias is not None:
+        moments.weight[channels:] *= 0.1
+        moments.bias[channels:] = -6
+
+
+def hinge(real: Tensor, fake: Tensor) -> Tensor:
+    """Return the discriminator's loss for its logits: 0 where real ones are above 1 and fake ones below -1."""
+    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
 
 
 def adaptive_weight(nll: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
-    """Return |d nll / d W| / (|d adversarial / d W| + 1e-4) in [0, 1e4] for the decoder's last weight W (VQGAN, eq. 7)."""
+    """Return |d nll / d W| / (|d adversarial / d W| + 1e-4), at most 1e4, for the decoder's last weight W.
+
+    Source: Esser et al. 2021 (VQGAN), equation 7.
+    """
     (of_nll,) = torch.autograd.grad(nll, last, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last, retain_graph=True)
     return (of_nll.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from reverie.data.concepts import Concept, concepts
+from reverie.data.concepts import concepts
 from reverie.data.loader import Batches
 from reverie.data.scenes import CANVAS, crop_at, scene_at
 from reverie.errors import ReverieError
@@ -43,8 +43,8 @@ class ClassifierObjective:
         self.things = concepts(settings.subset)
         if settings.make not in CLASSIFIERS:
             raise ReverieError(f"unknown classifier {settings.make!r}; choose from {', '.join(CLASSIFIERS)}")
-        config = ClassifierConfig(settings.make, len(self.things), settings.widths)
-        self.averaged: nn.Module = CLASSIFIERS[settings.make](config)
+        self.config = ClassifierConfig(settings.make, len(self.things), settings.widths)
+        self.averaged = CLASSIFIERS[settings.make](self.config)
         self.networks = nn.ModuleDict({"classifier": self.averaged})
         self.numbers = {thing.emoji: i for i, thing in enumerate(self.things)}
         self.settings, self.seed = settings, seed
@@ -86,9 +86,8 @@ class ClassifierObjective:
     def export(self, folder: Path) -> None:
         """Save the weights in half precision beside the config and the class names."""
         folder.mkdir(parents=True, exist_ok=True)
-        state = {name: value.half() if value.is_floating_point() else value for name, value in self.averaged.state_dict().items()}
-        save_file({name: value.contiguous() for name, value in state.items()}, folder / "model.safetensors")
-        config = asdict(self.averaged.config) | {"names": [thing.emoji for thing in self.things]}  # type: ignore[arg-type]
+        save_file(_as(torch.float16, self.averaged.state_dict()), folder / "model.safetensors")
+        config = asdict(self.config) | {"names": [thing.emoji for thing in self.things]}
         (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1))
 
 
@@ -102,8 +101,15 @@ def load_classifier(folder: Path) -> tuple[PlainNet | ResidualNet, list[str]]:
     names = raw.pop("names")
     config = ClassifierConfig(raw["make"], raw["classes"], tuple(raw["widths"]))
     network = CLASSIFIERS[config.make](config)
-    network.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in state.items()})
+    network.load_state_dict(_as(torch.float32, state))
     return network.eval().requires_grad_(False), names
+
+
+def _as(dtype: torch.dtype, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cast the floating-point tensors of a state."""
+    return {
+        name: (value.to(dtype) if value.is_floating_point() else value).contiguous() for name, value in state.items()
+    }
 
 
 def load_features(folder: Path) -> Features:

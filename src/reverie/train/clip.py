@@ -1,4 +1,7 @@
-"""How does CLIP learn? Symmetric cross-entropy between the pictures and the captions of a batch (Radford et al. 2021)."""
+"""How does CLIP learn? Symmetric cross-entropy between the pictures and the captions of a batch.
+
+Source: Radford et al. 2021, figure 3 and section 2.4.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from torch import Tensor, nn
 
 from reverie.checkpoints.components import CLIPComponents
 from reverie.checkpoints.save import save_clip
-from reverie.data.captions import caption
+from reverie.data.captions import scene_caption
 from reverie.data.concepts import Concept, concepts
 from reverie.data.loader import Batches
 from reverie.data.scenes import render, scene_at
@@ -29,6 +32,8 @@ from reverie.models.clip import (
 )
 from reverie.tokenizer import Tokenizer
 from reverie.train.recipe import section
+
+ENGLISH_SHARE = 0.6  # of bare names; the others are Chinese
 
 
 @dataclass(frozen=True)
@@ -61,6 +66,7 @@ class ContrastSettings:
     subset: str = "common"
     batch: int = 64
     projection: int = 192
+    naming: int = 2  # every so-many-th batch holds distinct things under their bare names; 0 is never
     workers: int = 0
 
 
@@ -70,9 +76,19 @@ def captioned_scene(things: tuple[Concept, ...], seed: int, index: int) -> tuple
     return np.ascontiguousarray(render(scene).transpose(2, 0, 1)), scene_caption(things, seed, index)
 
 
-def scene_caption(things: tuple[Concept, ...], seed: int, index: int, variant: int = 0) -> str:
-    """Tell scene `index` in words; every `variant` tells it anew."""
-    return caption(scene_at(things, seed, index), np.random.default_rng((seed, index, 2, variant)))
+def named_thing(things: tuple[Concept, ...], seed: int, index: int, batch: int) -> tuple[np.ndarray, str]:
+    """Draw item `index` of a batch in which no thing comes twice, each alone, and told by its bare name.
+
+    Colour, size and arrangement tell most scenes of a batch apart, and a CLIP that sees no other batches learns little
+    of the things themselves (measured: docs/bundled-model.md).
+    """
+    step, place = divmod(index, batch)
+    order = np.random.default_rng((seed, step, 5)).permutation(len(things))
+    thing = things[order[place % len(things)]]
+    rng = np.random.default_rng((seed, index, 6))
+    names = thing.en if rng.random() < ENGLISH_SHARE else thing.zh
+    picture = render(scene_at((thing,), seed, index, pair_share=0))
+    return np.ascontiguousarray(picture.transpose(2, 0, 1)), names[rng.integers(len(names))]
 
 
 def train_tokenizer(things: tuple[Concept, ...], settings: TextSettings, seed: int) -> Tokenizer:
@@ -93,8 +109,14 @@ class ClipObjective:
     def __init__(self, clip: CLIP, tokenizer: Tokenizer, settings: ContrastSettings, seed: int) -> None:
         self.averaged, self.tokenizer = clip, tokenizer
         self.networks = nn.ModuleDict({"clip": clip})
-        things = concepts(settings.subset)
-        self.batches = Batches(lambda i: captioned_scene(things, seed, i), settings.batch, settings.workers)
+        self.things, self.settings, self.seed = concepts(settings.subset), settings, seed
+        self.batches = Batches(self._item, settings.batch, settings.workers)
+
+    def _item(self, index: int) -> tuple[np.ndarray, str]:
+        naming, batch = self.settings.naming, self.settings.batch
+        if naming and index // batch % naming == naming - 1:
+            return named_thing(self.things, self.seed, index, batch)
+        return captioned_scene(self.things, self.seed, index)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +24,10 @@ from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import load_autoencoder, load_clip
 from reverie.checkpoints.save import save_folder
 from reverie.codecs.pictures import grid
+from reverie.data.captions import scene_caption
 from reverie.data.concepts import Concept, concepts
 from reverie.data.loader import Batches
-from reverie.data.scenes import render, scene_at
+from reverie.data.scenes import ANYWHERE, render, scene_at
 from reverie.diffusion.denoiser import PREDICTIONS
 from reverie.errors import ReverieError
 from reverie.generate.pipeline import Pipeline
@@ -34,7 +35,6 @@ from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
 from reverie.train.autoencoder import as_images
-from reverie.train.clip import scene_caption
 from reverie.train.loop import step_generator
 from reverie.train.recipe import section
 
@@ -50,6 +50,7 @@ class LatentSettings:
     clip: str  # folder
     subset: str = "common"
     pool: int = 8000
+    scatter: int = ANYWHERE  # how many cells from the middle objects may stand; 0 is the quickest to learn
     batch: int = 32
     dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
     workers: int = 0
@@ -68,7 +69,8 @@ def pooled_latents(
     autoencoder: Autoencoder, things: tuple[Concept, ...], seed: int, settings: LatentSettings, path: Path
 ) -> Tensor:
     """Return the scaled latents of the pool's scenes, (pool, c, h, w) in half precision; made once, kept at `path`."""
-    identity = json.dumps([asdict(settings), seed, autoencoder.config.scaling_factor], sort_keys=True)
+    made_of = (settings.autoencoder, settings.subset, settings.pool, settings.scatter, seed)
+    identity = json.dumps([*made_of, autoencoder.config.scaling_factor])
     identity_file = path.with_suffix(".json")
     if path.exists() and identity_file.exists() and identity_file.read_text() == identity:
         return load_file(path)["latents"]
@@ -76,7 +78,7 @@ def pooled_latents(
     with torch.no_grad():
         for start in range(0, settings.pool, ENCODE_BATCH):
             indices = range(start, min(start + ENCODE_BATCH, settings.pool))
-            pixels = np.stack([render(scene_at(things, seed, index)) for index in indices])
+            pixels = np.stack([render(scene_at(things, seed, index, scatter=settings.scatter)) for index in indices])
             images = as_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
             rows.append((autoencoder.encode(images).mode() * autoencoder.config.scaling_factor).half())
     latents = torch.cat(rows).contiguous()
@@ -138,7 +140,8 @@ class DiffusionObjective:
         scene = _shuffled(self.seed, turn, self.data.pool, place)
         rng = np.random.default_rng((self.seed, index, 3))
         empty = rng.random() < self.data.dropout
-        return self.latents[scene], "" if empty else scene_caption(self.things, self.seed, scene, turn)
+        told = "" if empty else scene_caption(self.things, self.seed, scene, turn, self.data.scatter)
+        return self.latents[scene], told
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group."""
@@ -179,7 +182,8 @@ def initialise_(unet: UNet) -> None:
     for name, module in unet.named_modules():
         if name.endswith(("conv2", "proj_out", "conv_out")) and isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.zeros_(module.weight)
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
 
 
 def _shuffled(seed: int, turn: int, size: int, place: int) -> int:

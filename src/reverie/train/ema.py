@@ -4,50 +4,52 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 class EMA:
-    """Average weights exponentially with decay min(largest, (1 + n) / (10 + n)) at update n.
+    """Average a network's weights exponentially with decay min(largest, (1 + n) / (10 + n)) at update n.
 
+    Buffers, such as batch normalisation's statistics, are not averaged.
     Source: CompVis/latent-diffusion, ldm/modules/ema.py.
     """
 
     def __init__(self, network: nn.Module, largest: float) -> None:
         self.largest = largest
         self.updates = 0
-        self.weights = {name: value.detach().clone() for name, value in network.named_parameters()}
+        self.parameters = dict(network.named_parameters())
+        self.weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self, network: nn.Module) -> None:
+    def update(self) -> None:
         """Move the average towards the network's weights."""
         self.updates += 1
         decay = min(self.largest, (1 + self.updates) / (10 + self.updates))
-        averages = list(self.weights.values())
-        torch._foreach_lerp_(averages, [dict(network.named_parameters())[name].detach() for name in self.weights], 1 - decay)
+        torch._foreach_lerp_(list(self.weights.values()), list(self.parameters.values()), 1 - decay)
 
     @contextmanager
-    def applied(self, network: nn.Module) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """Lend the average to the network for the length of a `with` block."""
-        parameters = dict(network.named_parameters())
-        own = {name: parameters[name].data for name in self.weights}
+        own = {name: parameter.data for name, parameter in self.parameters.items()}
         try:
-            for name, value in self.weights.items():
-                parameters[name].data = value
+            self._lend(self.weights)
             yield
         finally:
-            for name, value in own.items():
-                parameters[name].data = value
+            self._lend(own)
 
-    def state_dict(self) -> dict[str, object]:
+    def _lend(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data = weights[name]
+
+    def state_dict(self) -> dict[str, Any]:
         """Return the average and the count of updates."""
         return {"updates": self.updates, "weights": self.weights}
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up an average that `state_dict` returned."""
         self.updates = int(state["updates"])
-        loaded: dict[str, Tensor] = state["weights"]
         for name, value in self.weights.items():
-            value.copy_(loaded[name])
+            value.copy_(state["weights"][name])

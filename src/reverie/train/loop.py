@@ -6,14 +6,14 @@ that was killed and resumed from a checkpoint ends in the same bits as one that 
 
 from __future__ import annotations
 
-import json
 import math
 import os
-import time
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+import pickle
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from reverie.errors import ReverieError
 from reverie.train.ema import EMA
+from reverie.train.log import Event, Log, Meter
 
 CHECKPOINT = "checkpoint.pt"
 
@@ -43,6 +44,14 @@ class RunSettings:
     save_every: int = 200
     sample_every: int = 1000
     threads: int = 0  # torch threads; 0 leaves torch's choice
+
+    def __post_init__(self) -> None:
+        """Raise ReverieError for numbers that no run can use."""
+        for name in ("steps", "lr", "log_every", "save_every", "sample_every"):
+            if not getattr(self, name) > 0:
+                raise ReverieError(f"{name} = {getattr(self, name)} in [run] of the recipe; give more than 0")
+        if self.decay not in ("cosine", "constant"):
+            raise ReverieError(f"unknown decay {self.decay!r} in [run] of the recipe; choose from cosine, constant")
 
 
 class Objective(Protocol):
@@ -67,17 +76,6 @@ class Objective(Protocol):
         """Write what was learned, for use."""
 
 
-@dataclass(frozen=True)
-class Event:
-    """Tell of one logged step: metrics are means since the last event; rate is in steps a second."""
-
-    step: int
-    total: int
-    metrics: dict[str, float]
-    rate: float
-    seconds_left: float
-
-
 def learning_rate(settings: RunSettings, step: int) -> float:
     """Return the learning rate of a step: linear warm-up, then a cosine down to a tenth, or constant."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
@@ -92,122 +90,142 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
     return torch.Generator("cpu").manual_seed((seed * 1_000_003 + step) * 8 + stream)
 
 
-def train(objective: Objective, settings: RunSettings, out: Path, *, resume: bool = False) -> Iterator[Event]:
+class Learner:
+    """Hold all that a run changes: the networks, an optimiser for each group of parameters, the moving average."""
+
+    def __init__(self, objective: Objective, settings: RunSettings) -> None:
+        self.objective, self.settings = objective, settings
+        self.groups = objective.groups()
+        self.optimisers = {name: _optimiser(parameters, settings) for name, parameters in self.groups.items()}
+        self.average = EMA(objective.averaged, settings.ema) if settings.ema else None
+
+    def step(self, step: int) -> list[tuple[str, float]]:
+        """Take one step and return its metrics."""
+        metrics: list[tuple[str, float]] = []
+        for name, loss, told in self.objective.losses(step):
+            self._descend(name, loss, learning_rate(self.settings, step))
+            metrics += told.items()
+        self.objective.after_step()
+        if self.average is not None:
+            self.average.update()
+        return metrics
+
+    def _descend(self, group: str, loss: Tensor, rate: float) -> None:
+        """Step one group down the gradient of its loss; no other group's gradient is computed."""
+        if not torch.isfinite(loss):
+            raise ReverieError(
+                f"the loss became {loss.item()}; lower lr or raise warmup in the recipe, then start again"
+            )
+        parameters, optimiser = self.groups[group], self.optimisers[group]
+        # Not autograd.grad: fused AdamW needs gradients laid out in memory as their parameters, which backward sees to.
+        torch.autograd.backward(loss, inputs=parameters)
+        nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        for options in optimiser.param_groups:
+            options["lr"] = rate
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Lend the moving average, where there is one, to the network for the length of a `with` block."""
+        return nullcontext() if self.average is None else self.average.applied()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state that the rest of the run depends on."""
+        return {
+            "networks": self.objective.networks.state_dict(),
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "average": None if self.average is None else self.average.state_dict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up a state. Raises KeyError, ValueError or RuntimeError where it is of another recipe."""
+        if state["optimisers"].keys() != self.optimisers.keys() or (state["average"] is None) != (self.average is None):
+            raise ValueError("other groups of parameters, or a moving average on one side only")
+        self.objective.networks.load_state_dict(state["networks"])
+        for name, optimiser in self.optimisers.items():
+            optimiser.load_state_dict(state["optimisers"][name])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+
+
+def _optimiser(parameters: list[nn.Parameter], settings: RunSettings) -> torch.optim.AdamW:
+    return torch.optim.AdamW(
+        parameters,
+        settings.lr,
+        betas=settings.betas,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        fused=True,  # a third of the time; a checkpoint written without it goes on without it
+    )
+
+
+def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, resume: bool = False) -> Iterator[Event]:
     """Run the loop, yielding an event every `log_every` steps; write checkpoints, samples and at last the export.
 
     Raises ReverieError where `out` holds a run already and `resume` is not set, or nothing to resume from.
     """
+    _check(out, resume)
     out.mkdir(parents=True, exist_ok=True)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    groups = objective.groups()
-    optimisers = {
-        name: torch.optim.AdamW(
-            parameters, settings.lr, betas=settings.betas, eps=settings.eps, weight_decay=settings.weight_decay
-        )
-        for name, parameters in groups.items()
-    }
-    average = EMA(objective.averaged, settings.ema) if settings.ema else None
-    start = _begin(objective, optimisers, average, out, resume)
-    sums: dict[str, list[float]] = {}
-    since, counted = time.monotonic(), 0
-    for step in range(start, settings.steps):
-        rate = learning_rate(settings, step)
-        for name, loss, metrics in objective.losses(step):
-            _update(optimisers[name], groups[name], loss, rate, settings.clip)
-            for key, value in metrics.items():
-                sums.setdefault(key, []).append(value)
-        objective.after_step()
-        if average is not None:
-            average.update(objective.averaged)
-        counted += 1
-        done = step + 1
-        if done % settings.log_every == 0 or done == settings.steps:
-            elapsed = time.monotonic() - since
-            means = {key: sum(values) / len(values) for key, values in sums.items()} | {"lr": rate}
-            yield _log(out, Event(done, settings.steps, means, counted / elapsed, (settings.steps - done) * elapsed / counted))
-            sums, since, counted = {}, time.monotonic(), 0
-        if done % settings.save_every == 0 or done == settings.steps:
-            save_checkpoint(out / CHECKPOINT, done, objective, optimisers, average)
-        if done % settings.sample_every == 0 or done == settings.steps:
-            _sample(objective, average, out, done)
-    if average is not None:
-        with average.applied(objective.averaged):
-            objective.export(out / "export")
-    else:
-        objective.export(out / "export")
+    learner = Learner(build(), settings)
+    start = load_checkpoint(out / CHECKPOINT, learner) if resume else 0
+    with Log(out, start) as log:
+        meter = Meter(settings.steps)
+        for step in range(start, settings.steps):
+            meter.add(learner.step(step))
+            done, last = step + 1, step + 1 == settings.steps
+            if last or done % settings.log_every == 0:
+                event = meter.event(done, learning_rate(settings, step))
+                log.event(event)
+                yield event
+                meter.restart()
+            if last or done % settings.save_every == 0:
+                save_checkpoint(out / CHECKPOINT, done, learner)
+            if last or done % settings.sample_every == 0:
+                _sample(learner, log, done)
+    with learner.averaged():
+        learner.objective.export(out / "export")
 
 
-def _update(
-    optimiser: torch.optim.Optimizer, parameters: list[nn.Parameter], loss: Tensor, rate: float, clip: float
-) -> None:
-    """Step one group down the gradient of its loss; no other group's gradient is computed."""
-    if not torch.isfinite(loss):
-        raise ReverieError(f"the loss became {loss.item()}; lower lr or raise warmup in the recipe, then start again")
-    gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-    for parameter, gradient in zip(parameters, gradients, strict=True):
-        parameter.grad = gradient
-    nn.utils.clip_grad_norm_(parameters, clip)
-    for group in optimiser.param_groups:
-        group["lr"] = rate
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
-
-
-def save_checkpoint(
-    path: Path,
-    step: int,
-    objective: Objective,
-    optimisers: dict[str, torch.optim.AdamW],
-    average: EMA | None,
-) -> None:
-    """Write everything that the rest of the run depends on, beside, then rename."""
-    state = {
-        "step": step,
-        "networks": objective.networks.state_dict(),
-        "optimisers": {name: optimiser.state_dict() for name, optimiser in optimisers.items()},
-        "average": None if average is None else average.state_dict(),
-    }
+def save_checkpoint(path: Path, step: int, learner: Learner) -> None:
+    """Write the state after `step` steps beside, then rename: `path` is whole at any moment."""
     beside = path.with_suffix(".writing")
-    torch.save(state, beside)
+    with beside.open("wb") as file:
+        torch.save({"step": step, **learner.state_dict()}, file)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(beside, path)
 
 
-def _begin(
-    objective: Objective,
-    optimisers: dict[str, torch.optim.AdamW],
-    average: EMA | None,
-    out: Path,
-    resume: bool,
-) -> int:
-    path = out / CHECKPOINT
-    if not path.exists():
-        if resume:
-            raise ReverieError(f"nothing to resume in {out}: it has no {CHECKPOINT}; start without --resume")
-        return 0
-    if not resume:
+def load_checkpoint(path: Path, learner: Learner) -> int:
+    """Take up the state of a checkpoint and return how many steps it has done.
+
+    Raises ReverieError where the file is damaged or of another recipe.
+    """
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError) as error:
+        raise ReverieError(f"{path} is damaged or not a checkpoint; remove it to start anew") from error
+    try:
+        learner.load_state_dict(state)
+        return int(state["step"])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise ReverieError(
+            f"{path} was written by another recipe; resume with that one or choose another --out"
+        ) from error
+
+
+def _check(out: Path, resume: bool) -> None:
+    begun = (out / CHECKPOINT).exists()
+    if resume and not begun:
+        raise ReverieError(f"nothing to resume in {out}: it has no {CHECKPOINT}; start without --resume")
+    if begun and not resume:
         raise ReverieError(f"{out} already holds a run; continue it with --resume or choose another --out")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    objective.networks.load_state_dict(state["networks"])
-    for name, optimiser in optimisers.items():
-        optimiser.load_state_dict(state["optimisers"][name])
-    if average is not None:
-        average.load_state_dict(state["average"])
-    return int(state["step"])
 
 
-def _sample(objective: Objective, average: EMA | None, out: Path, step: int) -> None:
-    if average is None:
-        sheet = objective.samples()
-    else:
-        with average.applied(objective.averaged):
-            sheet = objective.samples()
+def _sample(learner: Learner, log: Log, step: int) -> None:
+    with learner.averaged():
+        sheet = learner.objective.samples()
     if sheet is not None:
-        (out / "samples").mkdir(exist_ok=True)
-        sheet.save(out / "samples" / f"{step:06d}.png")
-
-
-def _log(out: Path, event: Event) -> Event:
-    with (out / "log.jsonl").open("a") as log:
-        log.write(json.dumps(asdict(event)) + "\n")
-    return event
+        log.sheet(sheet, step)

@@ -9,22 +9,28 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
 from reverie.errors import ReverieError
-from reverie.train.loop import Event, Objective, RunSettings, train
+from reverie.train.log import Event
+from reverie.train.loop import Objective, RunSettings, train
 
 Settings = TypeVar("Settings")
 
-OBJECTIVES: dict[str, str] = {  # name -> module with `build(sections, seed, out) -> Objective`
-    "autoencoder": "reverie.train.autoencoder",
-    "classifier": "reverie.train.classifier",
-    "clip": "reverie.train.clip",
-    "diffusion": "reverie.train.diffusion",
+# Name -> module with `build(sections, seed, out) -> Objective`, and the tables that it reads.
+OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "autoencoder": ("reverie.train.autoencoder", ("model", "data", "loss")),
+    "classifier": ("reverie.train.classifier", ("classifier",)),
+    "clip": ("reverie.train.clip", ("text", "vision", "contrast")),
+    "diffusion": ("reverie.train.diffusion", ("unet", "data", "diffusion")),
 }
 
 
 def section(sections: dict[str, Any], name: str, kind: type[Settings]) -> Settings:
-    """Fill a settings dataclass from one table of a recipe; name what is unknown or missing."""
-    table = dict(sections.get(name, {}))
+    """Fill a settings dataclass from one table of a recipe; name what is unknown, missing or of the wrong type."""
+    table = sections.get(name, {})
+    if not isinstance(table, dict):
+        raise ReverieError(f"the recipe has {name} = {table!r}; write a table [{name}]")
     known = {field.name: field for field in fields(kind)}  # type: ignore[arg-type]
     for key in table:
         if key not in known:
@@ -32,7 +38,14 @@ def section(sections: dict[str, Any], name: str, kind: type[Settings]) -> Settin
     for key, field in known.items():
         if key not in table and field.default is MISSING and field.default_factory is MISSING:
             raise ReverieError(f"the recipe's [{name}] lacks {key!r}; add it")
-    return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in table.items()})
+    try:
+        return TypeAdapter(kind).validate_python(table)
+    except ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(refused := first.get("ctx", {}).get("error"), ReverieError):  # by the dataclass itself
+            raise refused from None
+        where = ".".join(str(part) for part in first["loc"])
+        raise ReverieError(f"{where} = {first['input']!r} in [{name}] of the recipe: {first['msg']}") from error
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -41,11 +54,15 @@ def read(path: Path) -> dict[str, Any]:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ReverieError(f"cannot read the recipe {path}: {error.strerror}; give a .toml file") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ReverieError(f"the recipe {path} is not TOML: {error}") from error
     name = sections.get("objective")
     if name not in OBJECTIVES:
         raise ReverieError(f"the recipe {path} has objective {name!r}; choose from {', '.join(OBJECTIVES)}")
+    allowed = ("objective", "run", *OBJECTIVES[name][1])
+    for key in sections:
+        if key not in allowed:
+            raise ReverieError(f"the recipe {path} has an unknown table {key!r}; choose from {', '.join(allowed)}")
     return sections
 
 
@@ -54,5 +71,6 @@ def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[E
     sections = read(path)
     settings = section(sections, "run", RunSettings)
     folder = out or Path("runs") / path.stem
-    build: Callable[[dict[str, Any], int, Path], Objective] = import_module(OBJECTIVES[sections["objective"]]).build
-    yield from train(build(sections, settings.seed, folder), settings, folder, resume=resume)
+    module, _ = OBJECTIVES[sections["objective"]]
+    build: Callable[[dict[str, Any], int, Path], Objective] = import_module(module).build
+    yield from train(lambda: build(sections, settings.seed, folder), settings, folder, resume=resume)

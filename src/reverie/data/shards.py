@@ -1,0 +1,171 @@
+"""How do captioned pictures lie on disk? As webdataset shards in img2dataset's layout.
+
+A shard 00000.tar holds 000000000.jpg, .txt and .json, then 000000001 and so on (five digits of the shard, four of the
+place in it); 00000_stats.json tells of it. Source: img2dataset, writer.py, WebDatasetSampleWriter.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from reverie.data.captions import chinese, english, scene_caption
+from reverie.data.concepts import Concept, concepts
+from reverie.data.scenes import CANVAS, Scene, render, scene_at
+from reverie.errors import ReverieError
+
+LARGEST_SHARD = 10_000  # four digits
+PICTURES = ("jpg", "jpeg", "png", "webp")
+# Readers of this layout ask for "jpg". Without chroma subsampling a scene keeps 41 dB or more, with it 30 dB, as its
+# edges are of pure colours; PNG would be exact and a seventh larger.
+JPEG = {"quality": 95, "subsampling": 0}
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Name a stream of scenes and how it is cut into shards."""
+
+    subset: str
+    seed: int
+    shard_size: int
+
+
+def write(folder: Path, *, subset: str = "all", count: int, seed: int, shard_size: int = 1000) -> Iterator[int]:
+    """Write scenes 0 to `count` of the stream `seed` into a folder, yielding how many are done.
+
+    Shards that are there already are passed over, so that a stopped job goes on; the same call writes the same bytes.
+    Raises ReverieError for bad numbers, an unknown subset, or a folder that holds other shards.
+    """
+    things = concepts(subset)
+    if count < 1 or not 1 <= shard_size <= LARGEST_SHARD:
+        raise ReverieError(
+            f"cannot write {count} scenes, {shard_size} a shard; give at least 1 scene and 1 to {LARGEST_SHARD} a shard"
+        )
+    corpus = Corpus(subset, seed, shard_size)
+    folder = Path(folder)
+    _check(folder, corpus, count)
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, start in enumerate(range(0, count, shard_size)):
+        indices = range(start, min(start + shard_size, count))
+        if _is_whole(folder, number, len(indices)):
+            yield indices.stop
+        else:
+            yield from _write_shard(folder, number, corpus, things, indices)
+
+
+def read(folder: Path) -> Iterator[tuple[Image.Image, str]]:
+    """Iterate over the pictures of a folder's shards with their captions, in order; shards of img2dataset as well.
+
+    Raises ReverieError where there are none or one is damaged.
+    """
+    shards = sorted(Path(folder).glob("*.tar"))
+    if not shards:
+        raise ReverieError(f"no shards in {folder}; give a folder that holds 00000.tar, such as `reverie data` writes")
+    for path in shards:
+        try:
+            with tarfile.open(path) as tar:
+                for sample in _samples(tar):
+                    form = next((form for form in PICTURES if form in sample), None)
+                    if form is not None and "txt" in sample:
+                        with Image.open(io.BytesIO(sample[form])) as opened:
+                            yield opened.convert("RGB"), sample["txt"].decode()
+        except (tarfile.TarError, OSError, ValueError) as error:  # a broken picture or text is one of these too
+            raise ReverieError(f"the shard {path} is damaged: {error}; write it again") from error
+
+
+def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, bytes]]:
+    """Gather neighbouring members of one key: extension -> content."""
+    key, sample = "", dict[str, bytes]()
+    for member in tar:
+        stem, _, extension = member.name.rpartition("/")[2].partition(".")
+        stream = tar.extractfile(member)
+        if stem != key and sample:
+            yield sample
+            sample = {}
+        key = stem
+        if stream is not None:
+            sample[extension.lower()] = stream.read()
+    if sample:
+        yield sample
+
+
+def _check(folder: Path, corpus: Corpus, count: int) -> None:
+    """Raise ReverieError where the folder holds shards that are not a part of this corpus."""
+    shards = -(-count // corpus.shard_size)
+    for tar in folder.glob("*.tar"):
+        told = _stats(tar)
+        if Corpus(told.get("subset", ""), told.get("seed", -1), told.get("shard_size", 0)) != corpus:
+            raise ReverieError(f"{folder} holds other shards ({tar.name}); choose another folder")
+        if int(tar.stem) >= shards:
+            raise ReverieError(f"{folder} holds more than {count} scenes; choose another folder or a larger count")
+
+
+def _is_whole(folder: Path, number: int, count: int) -> bool:
+    tar = folder / f"{number:05}.tar"
+    return tar.exists() and _stats(tar).get("count") == count
+
+
+def _stats(tar: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def _write_shard(folder: Path, number: int, corpus: Corpus, things: Sequence[Concept], indices: range) -> Iterator[int]:
+    """Write one shard beside, then rename it; its statistics come first, so that no shard is without them."""
+    beside = folder / f"{number:05}.tar.writing"
+    try:
+        with tarfile.open(beside, "w") as tar:
+            for place, index in enumerate(indices):
+                for extension, content in _members(f"{number:05}{place:04}", things, corpus.seed, index):
+                    member = tarfile.TarInfo(f"{number:05}{place:04}.{extension}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+                yield index + 1
+        stats = {"count": len(indices), "successes": len(indices), "failed_to_download": 0, "failed_to_resize": 0}
+        (folder / f"{number:05}_stats.json").write_text(json.dumps(stats | vars(corpus), indent=1), encoding="utf-8")
+        os.replace(beside, folder / f"{number:05}.tar")
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+def _members(key: str, things: Sequence[Concept], seed: int, index: int) -> Iterator[tuple[str, bytes]]:
+    scene, caption = scene_at(things, seed, index), scene_caption(things, seed, index)
+    picture = io.BytesIO()
+    Image.fromarray(render(scene)).save(picture, "JPEG", **JPEG)
+    rng = np.random.default_rng((seed, index, 5))
+    told = {
+        "key": key,
+        "caption": caption,
+        "caption_en": english(scene, rng),
+        "caption_zh": chinese(scene, rng),
+        "width": CANVAS,
+        "height": CANVAS,
+        **_description(scene),
+    }
+    yield "jpg", picture.getvalue()
+    yield "txt", caption.encode()
+    yield "json", json.dumps(told, ensure_ascii=False).encode()
+
+
+def _description(scene: Scene) -> dict[str, Any]:
+    """Say what a scene shows; boxes are left, top, right and bottom in pixels."""
+    return {
+        "emoji": [placed.concept.emoji for placed in scene.objects],
+        "boxes": [[it.x, it.y, it.x + it.size, it.y + it.size] for it in scene.objects],
+        "colour": scene.colour,
+        "rgb": scene.rgb,
+        "size": scene.size_word,
+        "relation": scene.relation,
+    }

@@ -1,0 +1,106 @@
+"""How is a run followed while it goes on, and afterwards? JSON lines, and tensorboard's files where it is installed."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+from PIL import Image
+
+LINES = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class Event:
+    """Tell of one logged step: metrics are means since the last event; rate is in steps a second."""
+
+    step: int
+    total: int
+    metrics: dict[str, float]
+    rate: float
+    seconds_left: float
+
+
+class Meter:
+    """Average metrics and measure the rate from one event to the next."""
+
+    def __init__(self, total: int) -> None:
+        self.total = total
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a new interval now."""
+        self.sums: dict[str, list[float]] = {}
+        self.counted, self.since = 0, time.monotonic()
+
+    def add(self, metrics: list[tuple[str, float]]) -> None:
+        """Count one step with its metrics; a name may come several times."""
+        self.counted += 1
+        for name, value in metrics:
+            self.sums.setdefault(name, []).append(value)
+
+    def event(self, step: int, rate: float) -> Event:
+        """Sum up the interval that ends with `step`, taken at learning rate `rate`."""
+        seconds = (time.monotonic() - self.since) / self.counted
+        means = {name: sum(values) / len(values) for name, values in self.sums.items()} | {"lr": rate}
+        return Event(step, self.total, means, 1 / seconds, (self.total - step) * seconds)
+
+
+class Log:
+    """Write the events and contact sheets of a run into its folder; what came after step `start` is written anew.
+
+    Without the `train` extra there is no tensorboard, and only the JSON lines are written.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self.path, self.samples = folder / LINES, folder / "samples"
+        _drop_after(self.path, start)
+        self._board = None
+        with suppress(ImportError):
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=start + 1)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._board is not None:
+            self._board.close()
+
+    def event(self, event: Event) -> None:
+        """Add an event."""
+        with self.path.open("a", encoding="utf-8") as lines:
+            lines.write(json.dumps(asdict(event)) + "\n")
+        if self._board is not None:
+            for name, value in (event.metrics | {"rate": event.rate}).items():
+                self._board.add_scalar(name, value, event.step)
+
+    def sheet(self, sheet: Image.Image, step: int) -> None:
+        """Add a contact sheet."""
+        self.samples.mkdir(exist_ok=True)
+        sheet.save(self.samples / f"{step:06d}.png")
+        if self._board is not None:
+            self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Drop the lines that follow a step, and one that a kill left unfinished; a resumed run writes them again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
+        with suppress(json.JSONDecodeError):
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+    beside = path.with_suffix(".writing")
+    beside.write_text("".join(kept), encoding="utf-8")
+    os.replace(beside, path)

@@ -1,0 +1,162 @@
+"""Does the U-Net learn from the right latents, captions and noise, and does a killed run resume to the bit?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
+from reverie.data.captions import scene_caption
+from reverie.data.scenes import render, scene_at
+from reverie.errors import ReverieError
+from reverie.models.unet import UNet, UNetConfig
+from reverie.train import diffusion
+from reverie.train.diffusion import LatentSettings, _shuffled, build, initialise_, pooled_latents, text_tower
+from reverie.train.loop import step_generator
+from reverie.train.recipe import read
+
+CPU = torch.device("cpu")
+
+
+@pytest.mark.parametrize("size", [2, 20, 97])
+def test_every_pass_over_the_pool_is_shuffled_anew(size: int) -> None:
+    orders = [[_shuffled(1, turn, size, place) for place in range(size)] for turn in range(4)]
+    assert all(sorted(order) == list(range(size)) for order in orders)
+    if size > 2:
+        assert len({tuple(order) for order in orders}) == 4
+
+
+def test_a_new_unet_predicts_nothing() -> None:
+    torch.manual_seed(0)
+    config = UNetConfig(
+        block_out_channels=(8, 16),
+        layers_per_block=1,
+        transformer_depth=(1, 0),
+        num_heads=(2, 2),
+        cross_attention_dim=8,
+        norm_num_groups=4,
+    )
+    unet = UNet(config)
+    initialise_(unet)
+    assert unet(torch.randn(1, 4, 8, 8), torch.tensor([3]), torch.randn(1, 5, 8)).abs().max().item() == 0
+
+
+@pytest.fixture(scope="module")
+def objective(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> diffusion.DiffusionObjective:
+    """Build the tiny recipe's objective; tests must not change it."""
+    return build(read(workshop.recipe("diffusion")), 3, tmp_path_factory.mktemp("diffusion"))
+
+
+def test_latents_are_scaled_codes_of_the_scenes(objective: diffusion.DiffusionObjective) -> None:
+    autoencoder = objective.components.autoencoder
+    pixels = torch.from_numpy(render(scene_at(objective.things, 3, 17))).permute(2, 0, 1)[None]
+    with torch.no_grad():
+        latents = autoencoder.encode(pixels / 127.5 - 1).mode() * autoencoder.config.scaling_factor
+    assert objective.latents.dtype == torch.float16
+    assert objective.latents.shape == (20, 4, 8, 8)
+    torch.testing.assert_close(objective.latents[17].float(), latents[0], rtol=2e-3, atol=2e-3)
+
+
+def test_latents_are_made_once(
+    objective: diffusion.DiffusionObjective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn: list[object] = []
+    monkeypatch.setattr(diffusion, "render", lambda scene: drawn.append(scene) or render(scene))
+    data = replace(objective.data, pool=5)
+
+    def pool(data: LatentSettings, seed: int) -> torch.Tensor:
+        path = tmp_path / "latents.safetensors"
+        return pooled_latents(objective.components.autoencoder, objective.things, seed, data, path)
+
+    first = pool(data, 3)
+    assert len(drawn) == 5
+    assert torch.equal(pool(data, 3), first)
+    assert len(drawn) == 5
+    assert not torch.equal(pool(data, 4), first)  # another seed: the file does not fit any more
+    assert len(drawn) == 10
+    assert torch.equal(pool(data, 3), first)
+    assert len(pool(replace(data, pool=6), 3)) == 6
+
+
+def test_captions_go_with_their_latents_and_some_are_left_out(objective: diffusion.DiffusionObjective) -> None:
+    told = []
+    for index in range(400):
+        latents, caption = objective._item(index)
+        turn, place = divmod(index, 20)
+        scene = _shuffled(3, turn, 20, place)
+        assert torch.equal(latents, objective.latents[scene])
+        if caption:
+            assert caption == scene_caption(objective.things, 3, scene, turn, objective.data.scatter)
+        told.append(caption)
+    assert sum(caption == "" for caption in told) / len(told) == pytest.approx(0.2, abs=0.06)
+
+
+def test_loss_is_the_weighted_error_of_v(objective: diffusion.DiffusionObjective) -> None:
+    """v = sqrt(a) eps - sqrt(1 - a) x0; min-SNR weighs the error in x0 by min(SNR, 5), so that of v by / (SNR + 1)."""
+    ((name, loss, _),) = objective.losses(1)
+    items = [objective._item(index) for index in range(4, 8)]
+    x0 = torch.stack([latents for latents, _ in items]).float()
+    generator = step_generator(3, 1)
+    t = torch.randint(1000, (4,), generator=generator)
+    eps = torch.randn(x0.shape, generator=generator)
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    a = torch.cumprod(1 - betas, 0)[t].view(4, 1, 1, 1)
+    tokens = objective.components.tokenizers[0]([caption for _, caption in items])
+    with torch.no_grad():
+        context = objective.components.text_encoders[0](tokens).last
+        predicted = objective.averaged((a.sqrt() * x0 + (1 - a).sqrt() * eps).float(), t, context)
+    error = (predicted - (a.sqrt() * eps - (1 - a).sqrt() * x0)).square().mean((1, 2, 3))
+    snr = (a / (1 - a)).flatten()
+    expected = (snr.clamp(max=5) / (snr + 1) * error).mean()
+    assert name == "unet"
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_only_the_unet_learns(objective: diffusion.DiffusionObjective) -> None:
+    frozen: list[nn.Module] = [objective.components.autoencoder, *objective.components.text_encoders]
+    assert not any(parameter.requires_grad for network in frozen for parameter in network.parameters())
+    assert all(parameter.requires_grad for parameter in objective.groups()["unet"])
+
+
+def test_the_text_tower_is_clips_own(workshop: Any) -> None:
+    text = load_clip(workshop.trained("clip") / "export", device=CPU, dtype=torch.float32)
+    tower, tokens = text_tower(text.clip), text.tokenizer(["a bear", ""])
+    assert tower.text_model is text.clip.text_model
+    assert not any(parameter.is_meta for parameter in tower.parameters())
+    projected = tower(tokens).pooled @ text.clip.text_projection.weight.T
+    torch.testing.assert_close(projected, text.clip.encode_text(tokens))
+
+
+def test_unknown_prediction(workshop: Any, tmp_path: Path) -> None:
+    sections = read(workshop.recipe("diffusion")) | {"diffusion": {"prediction": "w"}}
+    with pytest.raises(ReverieError, match="unknown prediction 'w'; choose from"):
+        build(sections, 3, tmp_path)
+
+
+def test_killed_and_resumed(workshop: Any, tmp_path: Path, same_run: Callable[[Path, Path], None]) -> None:
+    whole = workshop.trained("diffusion")
+    workshop.killed("diffusion", tmp_path, step=5)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
+    workshop.resumed("diffusion", tmp_path)
+    same_run(whole, tmp_path)
+
+
+def test_the_export_is_a_whole_model(workshop: Any) -> None:
+    out = workshop.trained("diffusion")
+    components = load_folder(out / "export", device=CPU, dtype=torch.float32)
+    average = torch.load(out / "checkpoint.pt", weights_only=True)["average"]["weights"]
+    assert all(torch.equal(value, average[name]) for name, value in components.unet.named_parameters())
+    assert components.schedule_config.prediction == "v"
+    frozen = load_autoencoder(workshop.trained("autoencoder") / "export", device=CPU, dtype=torch.float32)
+    kept = components.autoencoder.state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in frozen.state_dict().items())
+    with Image.open(out / "samples/000006.png") as sheet:
+        assert np.asarray(sheet).shape[2] == 3

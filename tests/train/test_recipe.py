@@ -1,0 +1,112 @@
+"""Does a recipe fill the settings that it names, and say in one line what is wrong with it?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from reverie.errors import ReverieError
+from reverie.models.autoencoder import AutoencoderConfig
+from reverie.models.unet import UNetConfig
+from reverie.train import autoencoder, classifier, clip, diffusion, run
+from reverie.train.loop import RunSettings
+from reverie.train.recipe import OBJECTIVES, read, section
+
+SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
+KINDS: dict[str, dict[str, Any]] = {
+    "autoencoder": {
+        "model": AutoencoderConfig,
+        "data": autoencoder.DataSettings,
+        "loss": autoencoder.LossSettings,
+    },
+    "classifier": {"classifier": classifier.ClassifierSettings},
+    "clip": {"text": clip.TextSettings, "vision": clip.VisionSettings, "contrast": clip.ContrastSettings},
+    "diffusion": {
+        "unet": UNetConfig,
+        "data": diffusion.LatentSettings,
+        "diffusion": diffusion.DiffusionSettings,
+    },
+}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Some settings."""
+
+    width: int
+    rate: float = 0.5
+    widths: tuple[int, ...] = (1, 2)
+    name: str = "plain"
+
+
+def test_a_table_becomes_settings() -> None:
+    table = {"width": 3, "rate": 1, "widths": [4, 5, 6]}
+    assert section({"some": table}, "some", Settings) == Settings(3, 1.0, (4, 5, 6))
+    assert section({"some": {"width": 1}}, "some", Settings) == Settings(1)
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"width": 3, "heigth": 2}, r"unknown setting 'heigth' in \[some\] of the recipe; choose from width, rate"),
+        ({"rate": 3.0}, r"the recipe's \[some\] lacks 'width'; add it"),
+        ({"width": "wide"}, r"width = 'wide' in \[some\] of the recipe: Input should be a valid integer"),
+        ({"width": 1.5}, r"width = 1.5 in \[some\] of the recipe"),
+        ({"width": 1, "widths": [1, "x"]}, r"widths\.1 = 'x' in \[some\] of the recipe"),
+        (7, r"the recipe has some = 7; write a table \[some\]"),
+    ],
+)
+def test_wrong_tables_get_one_line(table: object, message: str) -> None:
+    with pytest.raises(ReverieError, match=message) as caught:
+        section({"some": table}, "some", Settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_what_a_dataclass_refuses_is_told_in_its_words() -> None:
+    with pytest.raises(ReverieError, match=r"^unknown decay 'linear'"):
+        section({"run": {"steps": 1, "lr": 1.0, "decay": "linear"}}, "run", RunSettings)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("objective = ", "is not TOML"),
+        ("\n", "has objective None; choose from autoencoder, classifier, clip, diffusion"),
+        ('objective = "gan"', "has objective 'gan'; choose from"),
+        (
+            'objective = "clip"\n[txet]\n',
+            "has an unknown table 'txet'; choose from objective, run, text, vision, contrast",
+        ),
+    ],
+)
+def test_wrong_recipes_get_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text(text)
+    with pytest.raises(ReverieError, match=message):
+        read(path)
+
+
+def test_files_that_are_no_recipe(tmp_path: Path) -> None:
+    with pytest.raises(ReverieError, match=r"cannot read the recipe .*: No such file or directory"):
+        next(run(tmp_path / "none.toml"))
+    (tmp_path / "picture.toml").write_bytes(b"\x89PNG\xff")
+    with pytest.raises(ReverieError, match="is not TOML"):
+        read(tmp_path / "picture.toml")
+
+
+@pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
+def test_shipped_recipes_fit_their_settings(path: Path) -> None:
+    sections = read(path)
+    assert section(sections, "run", RunSettings).steps > 0
+    for name, kind in KINDS[sections["objective"]].items():
+        section(sections, name, kind)
+
+
+def test_the_tables_of_every_objective_are_known() -> None:
+    assert len(SHIPPED) >= 4
+    assert {name: set(tables) for name, (_, tables) in OBJECTIVES.items()} == {
+        name: set(kinds) for name, kinds in KINDS.items()
+    }
