@@ -247,7 +247,7 @@ def draw(model: reverie.Pipeline, asked: Sequence[Prompt], options: argparse.Nam
     request = reverie.TextToImage(seed=0, steps=options.steps, guidance=options.guidance)
     sigmas, shape = noise_levels(model, request), model.codec.latent_shape(model.size, model.size)
     size = CPU_BATCH if model.device.type == "cpu" else GPU_BATCH
-    empty = model.encode_prompt([""])
+    empty = model.encode_negative([""])
     pictures: list[Image.Image] = []
     starts = watched(range(0, len(asked), size), lambda start: (min(start + size, len(asked)), len(asked)), "drawing")
     for start in starts:

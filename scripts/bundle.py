@@ -13,6 +13,7 @@ import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -29,6 +30,7 @@ from reverie.train.recipe import read
 ROOT = Path(__file__).parents[1]
 LARGEST = 60_000_000  # bytes of the model and CLIP together
 HALF = Precision(torch.float16)
+Known = dict[str, Any]  # {"emoji": ..., "en": [names], "zh": [names]}
 ENCODER = ("encoder.", "quant_conv.")
 
 
@@ -37,7 +39,9 @@ def arguments() -> argparse.Namespace:
     runs = ROOT / "runs"
     parser = argparse.ArgumentParser(description="Put trained models into the package's assets, in half precision.")
     parser.add_argument("--unet", type=Path, default=runs / "unet" / "export", help="whole model, diffusers' layout")
-    parser.add_argument("--decoder", type=Path, help="autoencoder whose decoder replaces the model's")
+    parser.add_argument(
+        "--decoder", type=Path, default=runs / "decoder" / "export", help="autoencoder with the decoder that ships"
+    )
     parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
     parser.add_argument("--judge", type=Path, default=runs / "judge" / "export", help="classifier for the benchmark")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "unet.toml", help="names the concepts")
@@ -67,27 +71,25 @@ def main() -> int:
     return 0
 
 
-def known(recipe: Path) -> list[dict[str, str]]:
+def known(recipe: Path) -> list[Known]:
     """Return the concepts that a recipe's U-Net learns, as `reverie concepts` lists them."""
     subset = read(recipe).get("data", {}).get("subset", LatentSettings.subset)
-    return [{"emoji": thing.emoji, "en": thing.en[0], "zh": thing.zh[0]} for thing in concepts(subset)]
+    return [{"emoji": thing.emoji, "en": list(thing.en), "zh": list(thing.zh)} for thing in concepts(subset)]
 
 
-def check_judge(folder: Path, things: list[dict[str, str]]) -> None:
+def check_judge(folder: Path, things: list[Known]) -> None:
     """Raise ReverieError where the judge cannot tell the model's concepts."""
     _, names = load_classifier(folder)
-    if missing := [thing["en"] for thing in things if thing["emoji"] not in names]:
+    if missing := [thing["en"][0] for thing in things if thing["emoji"] not in names]:
         raise ReverieError(f"the judge in {folder} does not know {', '.join(missing[:5])}; train it on the same subset")
 
 
-def write_model(unet: Path, decoder: Path | None, target: Path) -> None:
-    """Write the model, with another decoder where there is one. Raises ReverieError where that does not fit."""
-    components = load_folder(unet)
-    if decoder is not None:
-        tuned = load_autoencoder(decoder)
-        if not same_latents(components.autoencoder, tuned):
-            raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
-        components = replace(components, autoencoder=tuned)
+def write_model(unet: Path, decoder: Path, target: Path) -> None:
+    """Write the model with the decoder of another run. Raises ReverieError where that does not fit."""
+    components, tuned = load_folder(unet), load_autoencoder(decoder)
+    if not same_latents(components.autoencoder, tuned):
+        raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
+    components = replace(components, autoencoder=tuned)
     for part in (components.unet, components.autoencoder, *components.text_encoders):
         for name, value in part.state_dict().items():
             if not torch.isfinite(value.half()).all():
@@ -103,7 +105,7 @@ def same_latents(first: Autoencoder, second: Autoencoder) -> bool:
     )
 
 
-def write_concepts(things: list[dict[str, str]], file: Path) -> None:
+def write_concepts(things: list[Known], file: Path) -> None:
     """Write one concept a line."""
     lines = ",\n".join(json.dumps(thing, ensure_ascii=False) for thing in things)
     file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")

@@ -134,6 +134,7 @@ def call(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> in
 
 def bundle(monkeypatch: pytest.MonkeyPatch, runs: Path, root: Path, *more: object) -> int:
     given = [f"--{name}={runs / name}" for name in ("unet", "clip", "judge")]
+    given.append(f"--decoder={runs / 'unet' / 'vae'}")
     return call(monkeypatch, "bundle", *given, f"--recipe={runs / 'recipe.toml'}", f"--root={root}", *more)
 
 
@@ -143,7 +144,7 @@ def test_bundle_loads_and_is_measured(runs: Path, tmp_path: Path, monkeypatch: p
     assert bundle(monkeypatch, runs, root) == 0
     assets = root / "src" / "reverie" / "assets"
     known = json.loads((assets / "bundled" / "concepts.json").read_text(encoding="utf-8"))
-    assert {"emoji": "🎷", "en": "saxophone", "zh": "萨克斯管"} in known
+    assert {"emoji": "🎷", "en": ["saxophone"], "zh": ["萨克斯管"]} in known
     assert len(known) == len(concepts(SUBSET))
     assert load(assets / "bundled", device="cpu").size == 32
     assert load_clip(assets / "clip").clip.config.vision.image_size == 32

@@ -14,7 +14,7 @@ from reverie.checkpoints.load import load_clip
 from reverie.data.concepts import concepts
 from reverie.data.scenes import render, scene_at
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD
-from reverie.train.clip import TextSettings, build, captioned_scene, normalised, train_tokenizer
+from reverie.train.clip import TextSettings, build, captioned_scene, named_thing, normalised, train_tokenizer
 from reverie.train.recipe import read
 
 
@@ -39,6 +39,28 @@ def test_the_vocabulary_is_made_of_the_captions_alone(corpus: None) -> None:
     assert one.vocab == other.vocab
     assert one.length == 16
     assert 514 < len(one) <= 600
+
+
+def test_named_things_are_distinct_within_a_batch_and_bare(corpus: None) -> None:
+    things, batch = concepts("instruments"), 8
+    meant = {name: thing.emoji for thing in things for name in thing.en + thing.zh}
+    for start in (0, 8, 16):
+        items = [named_thing(things, 1, index, batch) for index in range(start, start + batch)]
+        assert len({meant[name] for _, name in items}) == batch
+        assert all(picture.shape == (3, 128, 128) for picture, _ in items)
+    picture, name = named_thing(things, 1, 3, batch)
+    again, name_again = named_thing(things, 1, 3, batch)
+    assert np.array_equal(picture, again)
+    assert name == name_again
+
+
+def test_every_other_batch_names_things(workshop: Any) -> None:
+    objective = build(read(workshop.recipe("clip")), 3, Path())
+    meant = {name for thing in objective.things for name in thing.en + thing.zh}
+    for step in range(4):
+        _, captions = objective.batches(step)
+        bare = all(caption in meant for caption in captions)
+        assert bare == (step % 2 == 1)
 
 
 def test_losses_start_at_chance_and_the_temperature_is_clamped(workshop: Any) -> None:

@@ -16,13 +16,12 @@ SIZE_WORDS_ZH = {"small": "小", "large": "大", "": ""}
 NO_ARTICLE = frozenset(
     """bacon beer blood bread broccoli butter coffee corn garlic hair ice milk money oden popcorn rice sake salt soap
     spaghetti sushi thread wine wood yarn earth fire fog lightning badminton bowling breast-feeding camping construction
-    cooking dna hockey lacrosse people pong racing bald dizzy foggy prohibited radioactive unlocked ZZZ Aries
+    cooking dna hockey lacrosse people pong racing tennis locked bald dizzy foggy prohibited radioactive unlocked ZZZ Aries
     Taurus Gemini Cancer Leo Virgo Libra Scorpio Sagittarius Capricorn Aquarius Pisces Ophiuchus Claus""".split()  # noqa: SIM905
 )
 SINGULAR_IN_S = ("ss", "us", "is", "ros")  # a compass, a bus; other names that end in "s" are plural
 CONSONANT_SOUND, VOWEL_SOUND = ("uni", "ewe", "euro", "one-"), ("hour", "x-ray")
 HEAD_END = re.compile(r":| (with|without|and|of|on|in|at|over|behind|showing|holding|lifting|up)\b")
-BARE_IN_TRAINING = "smiling face with sunglasses"  # the bundled models were trained on this without its article
 
 MEASURES_ZH = {  # Chinese measure word by CLDR label; the rest take 个
     "animal-mammal": "只",
@@ -46,7 +45,7 @@ def with_article(noun: str) -> str:
     """Put the indefinite article before a name, where English has one: "an apple", "a cut of meat", "grapes"."""
     head = HEAD_END.split(noun)[0].split()[-1]
     plural = head.endswith("s") and not head.endswith(SINGULAR_IN_S)
-    if plural or head in NO_ARTICLE or noun.startswith("no ") or noun == BARE_IN_TRAINING:
+    if plural or head in NO_ARTICLE or noun.startswith("no "):
         return noun
     vowel = (noun[0].lower() in "aeiou" and not noun.startswith(CONSONANT_SOUND)) or noun.startswith(VOWEL_SOUND)
     return f"{'an' if vowel else 'a'} {noun}"
