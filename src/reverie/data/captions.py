@@ -16,8 +16,8 @@ SIZE_WORDS_ZH = {"small": "小", "large": "大", "": ""}
 NO_ARTICLE = frozenset(
     """bacon beer blood bread broccoli butter coffee corn garlic hair ice milk money oden popcorn rice sake salt soap
     spaghetti sushi thread wine wood yarn earth fire fog lightning badminton bowling breast-feeding camping construction
-    cooking dna hockey lacrosse people pong racing tennis locked bald dizzy foggy prohibited radioactive unlocked ZZZ Aries
-    Taurus Gemini Cancer Leo Virgo Libra Scorpio Sagittarius Capricorn Aquarius Pisces Ophiuchus Claus""".split()  # noqa: SIM905
+    cooking dna hockey lacrosse people pong racing tennis locked bald dizzy foggy prohibited radioactive unlocked ZZZ
+    Aries Taurus Gemini Cancer Leo Virgo Libra Scorpio Sagittarius Capricorn Aquarius Pisces Ophiuchus Claus""".split()  # noqa: SIM905
 )
 SINGULAR_IN_S = ("ss", "us", "is", "ros")  # a compass, a bus; other names that end in "s" are plural
 CONSONANT_SOUND, VOWEL_SOUND = ("uni", "ewe", "euro", "one-"), ("hour", "x-ray")
