@@ -13,15 +13,15 @@ import torch
 from reverie.checkpoints.load import load_clip
 from reverie.data.concepts import concepts
 from reverie.data.scenes import render, scene_at
-from reverie.models.clip import IMAGE_MEAN, IMAGE_STD
-from reverie.train.clip import TextSettings, build, captioned_scene, named_thing, normalised, train_tokenizer
+from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, normalise
+from reverie.train.clip import TextSettings, build, captioned_scene, named_thing, train_tokenizer
 from reverie.train.recipe import read
 
 
 def test_pixels_have_clips_mean_and_deviation() -> None:
     mean = (torch.tensor(IMAGE_MEAN) * 255).view(1, 3, 1, 1)
-    assert normalised(mean).abs().max().item() < 1e-6
-    above = normalised(mean + 255 * torch.tensor(IMAGE_STD).view(1, 3, 1, 1))
+    assert normalise(mean).abs().max().item() < 1e-6
+    above = normalise(mean + 255 * torch.tensor(IMAGE_STD).view(1, 3, 1, 1))
     torch.testing.assert_close(above, torch.ones(1, 3, 1, 1))
 
 

@@ -352,8 +352,12 @@ def preprocess(images: Sequence[Image.Image], size: int) -> Float[Tensor, "b 3 s
         left, top = round((width - size) / 2), round((height - size) / 2)
         resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
         rows.append(np.asarray(resized.crop((left, top, left + size, top + size)), dtype=np.float32))
-    pixels = torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2) / 255
-    return (pixels - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None]
+    return normalise(torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2))
+
+
+def normalise(levels: Tensor) -> Float[Tensor, "b 3 h w"]:
+    """Bring pixels of 0 to 255 to CLIP's mean and deviation."""
+    return (levels.float() / 255 - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None]
 
 
 def _projection(width: int, out: int) -> nn.Linear:

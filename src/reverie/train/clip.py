@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.checkpoints.components import CLIPComponents
@@ -23,12 +22,11 @@ from reverie.data.loader import Batches
 from reverie.data.scenes import render, scene_at
 from reverie.models.clip import (
     CLIP,
-    IMAGE_MEAN,
-    IMAGE_STD,
     CLIPConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
     contrastive_loss,
+    normalise,
 )
 from reverie.tokenizer import Tokenizer
 from reverie.train.recipe import section
@@ -97,12 +95,6 @@ def train_tokenizer(things: tuple[Concept, ...], settings: TextSettings, seed: i
     return Tokenizer.train(captions, settings.vocabulary, settings.length)
 
 
-def normalised(pixels: Tensor) -> Float[Tensor, "b 3 h w"]:
-    """Bring uint8 pixels to CLIP's mean and deviation."""
-    mean, deviation = (torch.tensor(values)[:, None, None] for values in (IMAGE_MEAN, IMAGE_STD))
-    return (pixels.float() / 255 - mean) / deviation
-
-
 class ClipObjective:
     """Train both towers, the projections and the temperature."""
 
@@ -125,7 +117,7 @@ class ClipObjective:
     def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the contrastive loss."""
         pixels, captions = self.batches(step)
-        images, texts = self.averaged(normalised(pixels), self.tokenizer(captions))
+        images, texts = self.averaged(normalise(pixels), self.tokenizer(captions))
         loss = contrastive_loss(images, texts, self.averaged.logit_scale)
         yield "clip", loss, {"loss": loss.item(), "scale": self.averaged.logit_scale.exp().item()}
 
