@@ -12,7 +12,14 @@ import torch
 from reverie.data.scenes import scene_at
 from reverie.errors import ReverieError
 from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet
-from reverie.train.classifier import ClassifierObjective, ClassifierSettings, load_classifier, load_features
+from reverie.train.classifier import (
+    ClassifierObjective,
+    ClassifierSettings,
+    coarsened,
+    degraded,
+    load_classifier,
+    load_features,
+)
 
 
 def objective(**changed: Any) -> ClassifierObjective:
@@ -54,6 +61,23 @@ def test_a_crop_is_named_after_its_first_object(corpus: None) -> None:
         assert picture.shape == (3, 32, 32)
         assert target.argmax() == features.numbers[first.concept.emoji]
         assert target.max() == 1
+
+
+def test_a_coarsened_image_holds_nothing_finer_than_the_factor() -> None:
+    fine = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(1, 1, 8, 8)
+    torch.testing.assert_close(coarsened(fine, 2), torch.zeros(1, 1, 16, 16))
+    flat = torch.full((1, 3, 13, 10), 0.25)
+    torch.testing.assert_close(coarsened(flat, 3), flat)
+    assert coarsened(fine, 1) is fine
+
+
+def test_each_image_is_degraded_by_itself() -> None:
+    settings = ClassifierSettings(make="residual", widths=(4,), coarsest=4)
+    image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
+    made = degraded(image.repeat(40, 1, 1, 1), settings, torch.Generator().manual_seed(2))
+    expected = [coarsened(image, factor)[0] for factor in range(1, 5)]
+    kinds = [next(i for i, one in enumerate(expected) if torch.equal(one, row)) for row in made]
+    assert set(kinds) == {0, 1, 2, 3}
 
 
 def test_noise_is_the_same_at_every_call(corpus: None) -> None:

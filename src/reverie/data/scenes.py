@@ -41,6 +41,7 @@ CANVAS = 128
 CELL = 16  # places are multiples of this: one latent cell, so a small network need not learn sub-cell shifts
 SIZES = {"small": 48, "": 80, "large": 112}  # side of a lone object in pixels, by its size word
 PAIR_SIZE = 64  # side of each of two objects
+PAIR_SHARE = 0.25  # of the scenes hold two objects
 ANYWHERE = CANVAS // CELL  # cells from the middle: all of them
 HELD_OUT = 12  # one in so many object-colour and object-object pairs is kept from training
 
@@ -78,7 +79,7 @@ def scene_is_held_out(scene: Scene) -> bool:
 
 
 def draw_scene(
-    concepts: Sequence[Concept], rng: np.random.Generator, pair_share: float = 0.25, scatter: int = ANYWHERE
+    concepts: Sequence[Concept], rng: np.random.Generator, pair_share: float = PAIR_SHARE, scatter: int = ANYWHERE
 ) -> Scene:
     """Choose a scene: `pair_share` of them hold two objects; all stand at most `scatter` cells from the middle."""
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
@@ -110,7 +111,7 @@ def scene_at(
     index: int,
     *,
     held_out: bool = False,
-    pair_share: float = 0.25,
+    pair_share: float = PAIR_SHARE,
     scatter: int = ANYWHERE,
 ) -> Scene:
     """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`."""
@@ -157,9 +158,9 @@ def render(scene: Scene) -> np.ndarray:
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
 
 
-def crop_at(things: Sequence[Concept], seed: int, index: int, size: int) -> np.ndarray:
+def crop_at(things: Sequence[Concept], seed: int, index: int, size: int, pair_share: float = PAIR_SHARE) -> np.ndarray:
     """Draw a scene and cut a square of `size` pixels that holds a part of an object: uint8 (3, size, size)."""
-    scene = scene_at(things, seed, index)
+    scene = scene_at(things, seed, index, pair_share=pair_share)
     picture = render(scene)
     if size < CANVAS:
         rng = np.random.default_rng((seed, index, 1))

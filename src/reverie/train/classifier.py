@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reverie.data.concepts import concepts
 from reverie.data.loader import Batches
-from reverie.data.scenes import CANVAS, crop_at, scene_at
+from reverie.data.scenes import CANVAS, PAIR_SHARE, crop_at, scene_at
+from reverie.diffusion.names import choose
 from reverie.errors import ReverieError
 from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet, ResidualNet
 from reverie.models.lpips import Features
+from reverie.train.loop import step_generator
 from reverie.train.recipe import section
 
 
@@ -32,7 +35,9 @@ class ClassifierSettings:
     subset: str = "common"
     crop: int = CANVAS  # below the canvas' size: squares that hold a part of the first object
     batch: int = 32
-    noise: float = 0.0  # standard deviation of the noise and blur strength that make the judge robust
+    pair_share: float = PAIR_SHARE  # of the scenes hold two objects
+    coarsest: int = 1  # largest factor by which a picture is shrunk and enlarged again, as a blurred drawing would be
+    noise: float = 0.0  # largest standard deviation of the noise laid over a picture
     workers: int = 0
 
 
@@ -41,22 +46,21 @@ class ClassifierObjective:
 
     def __init__(self, settings: ClassifierSettings, seed: int) -> None:
         self.things = concepts(settings.subset)
-        if settings.make not in CLASSIFIERS:
-            raise ReverieError(f"unknown classifier {settings.make!r}; choose from {', '.join(CLASSIFIERS)}")
         self.config = ClassifierConfig(settings.make, len(self.things), settings.widths)
-        self.averaged = CLASSIFIERS[settings.make](self.config)
+        self.averaged = choose("classifier", settings.make, CLASSIFIERS)(self.config)
         self.networks = nn.ModuleDict({"classifier": self.averaged})
         self.numbers = {thing.emoji: i for i, thing in enumerate(self.things)}
         self.settings, self.seed = settings, seed
         self.batches = Batches(self._item, settings.batch, settings.workers)
 
     def _item(self, index: int) -> tuple[np.ndarray, np.ndarray]:
-        scene = scene_at(self.things, self.seed, index)
+        share = self.settings.pair_share
+        scene = scene_at(self.things, self.seed, index, pair_share=share)
         whole = self.settings.crop == CANVAS
         target = np.zeros(len(self.things), np.float32)
         for placed in scene.objects if whole else scene.objects[:1]:
             target[self.numbers[placed.concept.emoji]] = 1
-        return crop_at(self.things, self.seed, index, self.settings.crop), target / target.sum()
+        return crop_at(self.things, self.seed, index, self.settings.crop, share), target / target.sum()
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group."""
@@ -66,12 +70,7 @@ class ClassifierObjective:
         """Yield the cross-entropy."""
         pixels, target = self.batches(step)
         images = pixels.float() / 127.5 - 1
-        if self.settings.noise:
-            generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
-            amount = self.settings.noise * torch.rand(len(images), 1, 1, 1, generator=generator)
-            blurred = F.avg_pool2d(images, 3, 1, 1, count_include_pad=False)
-            images = torch.where(torch.rand(len(images), 1, 1, 1, generator=generator) < 0.5, blurred, images)
-            images = images + amount * torch.randn(images.shape, generator=generator)
+        images = degraded(images, self.settings, step_generator(self.seed, step))
         logits = self.averaged(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, target)
         right = target.gather(1, logits.argmax(1, keepdim=True)).gt(0).float().mean()
@@ -89,6 +88,29 @@ class ClassifierObjective:
         save_file(_as(torch.float16, self.averaged.state_dict()), folder / "model.safetensors")
         config = asdict(self.config) | {"names": [thing.emoji for thing in self.things]}
         (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1))
+
+
+def degraded(
+    images: Float[Tensor, "b 3 h w"], settings: ClassifierSettings, generator: torch.Generator
+) -> Float[Tensor, "b 3 h w"]:
+    """Take sharpness from each image by a factor of its own and lay noise of an amount of its own over it."""
+    if settings.coarsest > 1:
+        factors = torch.randint(1, settings.coarsest + 1, (len(images),), generator=generator)
+        rows = zip(images.split(1), factors.tolist(), strict=True)
+        images = torch.cat([coarsened(row, factor) for row, factor in rows])
+    if settings.noise:
+        amount = settings.noise * torch.rand(len(images), 1, 1, 1, generator=generator)
+        images = images + amount * torch.randn(images.shape, generator=generator)
+    return images
+
+
+def coarsened(images: Float[Tensor, "b 3 h w"], factor: int) -> Float[Tensor, "b 3 h w"]:
+    """Shrink images by averaging and enlarge them again, so that nothing finer than `factor` pixels is left."""
+    if factor == 1:
+        return images
+    height, width = images.shape[2:]
+    small = F.interpolate(images, (height // factor, width // factor), mode="area")
+    return F.interpolate(small, (height, width), mode="bilinear")
 
 
 def load_classifier(folder: Path) -> tuple[PlainNet | ResidualNet, list[str]]:

@@ -29,7 +29,7 @@ from reverie.data.concepts import Concept, concepts
 from reverie.data.loader import Batches
 from reverie.data.scenes import ANYWHERE, render, scene_at
 from reverie.diffusion.denoiser import PREDICTIONS
-from reverie.errors import ReverieError
+from reverie.diffusion.names import choose
 from reverie.generate.pipeline import Pipeline
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower
@@ -111,8 +111,7 @@ class DiffusionObjective:
         seed: int,
         out: Path,
     ) -> None:
-        if diffusion.prediction not in PREDICTIONS:
-            raise ReverieError(f"unknown prediction {diffusion.prediction!r}; choose from {', '.join(PREDICTIONS)}")
+        prediction = choose("prediction", diffusion.prediction, PREDICTIONS)
         self.averaged = unet
         self.networks = nn.ModuleDict({"unet": unet})
         self.data, self.seed = data, seed
@@ -130,7 +129,7 @@ class DiffusionObjective:
             schedule_config=config,
             name="reverie-emoji",
         )
-        self.schedule, self.prediction = config.schedule(), PREDICTIONS[diffusion.prediction]
+        self.schedule, self.prediction = config.schedule(), prediction
         self.latents = pooled_latents(autoencoder, self.things, seed, data, out / "latents.safetensors")
         self.batches = Batches(self._item, data.batch, data.workers)
 
@@ -189,7 +188,7 @@ def initialise_(unet: UNet) -> None:
 def _shuffled(seed: int, turn: int, size: int, place: int) -> int:
     """Return where position `place` of pass `turn` points to: an affine permutation, different in every pass."""
     rng = np.random.default_rng((seed, turn, 4))
-    step = int(rng.integers(1, size))
+    step = int(rng.integers(1, max(2, size)))
     while np.gcd(step, size) != 1:
         step = step % size + 1
     return (place * step + int(rng.integers(size))) % size
