@@ -35,6 +35,9 @@ class Toy:
         self.seed = seed
         self.before_step: Callable[[int], None] = lambda step: None
 
+    def move(self, device: torch.device) -> None:
+        self.networks.to(device)
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
         line = [*self.networks["line"].parameters(), *self.networks["norm"].parameters()]
         return {"convolution": list(self.averaged.parameters()), "line": line}
@@ -78,7 +81,7 @@ def settings() -> Callable[..., RunSettings]:
 
     def make(**changed: object) -> RunSettings:
         short = {"steps": 8, "lr": 0.05, "warmup": 3, "ema": 0.9, "weight_decay": 0.1, "log_every": 1, "save_every": 3}
-        return RunSettings(**short | {"sample_every": 4, "threads": 1} | changed)
+        return RunSettings(**short | {"sample_every": 4, "threads": 1, "device": "cpu"} | changed)
 
     return make
 
@@ -119,6 +122,7 @@ ema = 0.9
 weight_decay = 0.01
 seed = 3
 threads = 1
+device = "cpu"
 log_every = 1
 save_every = 2
 """

@@ -103,7 +103,7 @@ def test_a_trained_classifier_comes_back(workshop: Any) -> None:
     average = torch.load(folder.parent / "checkpoint.pt", weights_only=True)["average"]["weights"]
     for name, parameter in network.named_parameters():
         assert torch.equal(parameter, average[name].half().float())
-    maps = load_features(folder)(torch.zeros(1, 3, 16, 16))
+    maps = load_features(folder).features(torch.zeros(1, 3, 16, 16))
     assert [one.shape[1] for one in maps] == [4, 8]
 
 

@@ -83,10 +83,17 @@ class AutoencoderObjective:
             config = PatchGANConfig(width=loss.adversarial_width, layers=loss.adversarial_layers)
             discriminator = PatchGAN(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.networks["discriminator"] = discriminator
-        self.distance = FeatureDistance(load_features(Path(loss.features))) if loss.perceptual else None
+        self.features = load_features(Path(loss.features)) if loss.perceptual else None
+        self.distance = None if self.features is None else FeatureDistance(self.features.features)
         self.batches = Batches(make, data.batch, data.workers)
         self.loss, self.seed, self.make = loss, seed, make
         self.things = concepts(data.subset)
+
+    def move(self, device: torch.device) -> None:
+        """Put the networks, and the features that measure likeness, onto a device."""
+        self.networks.to(device)
+        if self.features is not None:
+            self.features.to(device)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the autoencoder's (or only its decoder's) parameters, and the discriminator's."""
@@ -102,12 +109,12 @@ class AutoencoderObjective:
 
     def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the autoencoder's loss, then the discriminator's."""
-        images = as_images(self.batches(step))
         autoencoder = self.averaged
+        images = as_images(self.batches(step).to(autoencoder.device))
         with torch.set_grad_enabled(not self.loss.decoder_only):
             posterior = autoencoder.encode(images)
         noise = torch.randn(posterior.mean.shape, generator=step_generator(self.seed, step))
-        decoded = autoencoder.decode(posterior.sample(noise))
+        decoded = autoencoder.decode(posterior.sample(noise.to(images.device)))
         difference = decoded - images
         reconstruction = difference.abs() + self.loss.l2 * difference.square()
         metrics = {"l1": difference.detach().abs().mean().item(), "l2": difference.detach().square().mean().item()}
@@ -138,7 +145,7 @@ class AutoencoderObjective:
     def samples(self) -> Image.Image:
         """Show held-out scenes above their reconstructions."""
         scenes = [render(scene_at(self.things, VALIDATION_SEED, i)) for i in range(16)]
-        images = as_images(torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2))
+        images = as_images(torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).to(self.averaged.device))
         decoded = self.averaged.decode(self.averaged.encode(images).mode())
         rows = [images[:8], decoded[:8], images[8:], decoded[8:]]
         return grid(to_pictures(torch.cat(rows).clamp(-1, 1)), columns=8)
@@ -147,7 +154,8 @@ class AutoencoderObjective:
         """Save the autoencoder; a new encoder's scale is set so that its latents have unit variance."""
         if not self.loss.decoder_only:
             scenes = np.stack([render(scene_at(self.things, VALIDATION_SEED, i)) for i in range(128)])
-            scale = measured_scale(self.averaged, as_images(torch.from_numpy(scenes).permute(0, 3, 1, 2)))
+            images = as_images(torch.from_numpy(scenes).permute(0, 3, 1, 2).to(self.averaged.device))
+            scale = measured_scale(self.averaged, images)
             self.averaged.config = replace(self.averaged.config, scaling_factor=scale)
         save_autoencoder(self.averaged, folder)
 

@@ -21,8 +21,7 @@ from reverie.data.scenes import CANVAS, PAIR_SHARE, crop_at, scene_at
 from reverie.diffusion.names import choose
 from reverie.errors import ReverieError
 from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet, ResidualNet
-from reverie.models.lpips import Features
-from reverie.train.loop import step_generator
+from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import section
 
 
@@ -62,6 +61,10 @@ class ClassifierObjective:
             target[self.numbers[placed.concept.emoji]] = 1
         return crop_at(self.things, self.seed, index, self.settings.crop, share), target / target.sum()
 
+    def move(self, device: torch.device) -> None:
+        """Put the networks onto a device."""
+        self.networks.to(device)
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group."""
         return {"classifier": list(self.averaged.parameters())}
@@ -71,6 +74,7 @@ class ClassifierObjective:
         pixels, target = self.batches(step)
         images = pixels.float() / 127.5 - 1
         images = degraded(images, self.settings, step_generator(self.seed, step))
+        images, target = images.to(device_of(self.averaged)), target.to(device_of(self.averaged))
         logits = self.averaged(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, target)
         right = target.gather(1, logits.argmax(1, keepdim=True)).gt(0).float().mean()
@@ -85,7 +89,7 @@ class ClassifierObjective:
     def export(self, folder: Path) -> None:
         """Save the weights in half precision beside the config and the class names."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_as(torch.float16, self.averaged.state_dict()), folder / "model.safetensors")
+        save_file(_as(torch.float16, self.averaged.cpu().state_dict()), folder / "model.safetensors")
         config = asdict(self.config) | {"names": [thing.emoji for thing in self.things]}
         (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1))
 
@@ -134,12 +138,12 @@ def _as(dtype: torch.dtype, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     }
 
 
-def load_features(folder: Path) -> Features:
-    """Return the feature maps of a trained plain classifier, for a perceptual distance."""
+def load_features(folder: Path) -> PlainNet:
+    """Load a trained plain classifier, whose feature maps give a perceptual distance."""
     network, _ = load_classifier(folder)
     if not isinstance(network, PlainNet):
         raise ReverieError(f"the classifier in {folder} has no feature maps; train one with make = 'plain'")
-    return network.to(memory_format=torch.channels_last).features  # type: ignore[call-overload]
+    return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def build(sections: dict[str, Any], seed: int, out: Path) -> ClassifierObjective:

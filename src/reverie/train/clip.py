@@ -29,6 +29,7 @@ from reverie.models.clip import (
     normalise,
 )
 from reverie.tokenizer import Tokenizer
+from reverie.train.loop import device_of
 from reverie.train.recipe import section
 
 ENGLISH_SHARE = 0.6  # of bare names; the others are Chinese
@@ -110,6 +111,10 @@ class ClipObjective:
             return named_thing(self.things, self.seed, index, batch)
         return captioned_scene(self.things, self.seed, index)
 
+    def move(self, device: torch.device) -> None:
+        """Put the networks onto a device."""
+        self.networks.to(device)
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group."""
         return {"clip": list(self.averaged.parameters())}
@@ -117,7 +122,8 @@ class ClipObjective:
     def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the contrastive loss."""
         pixels, captions = self.batches(step)
-        images, texts = self.averaged(normalise(pixels), self.tokenizer(captions))
+        device = device_of(self.averaged)
+        images, texts = self.averaged(normalise(pixels.to(device)), self.tokenizer(captions).to(device))
         loss = contrastive_loss(images, texts, self.averaged.logit_scale)
         yield "clip", loss, {"loss": loss.item(), "scale": self.averaged.logit_scale.exp().item()}
 

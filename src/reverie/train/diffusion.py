@@ -35,7 +35,7 @@ from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
 from reverie.train.autoencoder import as_images
-from reverie.train.loop import step_generator
+from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import section
 
 CPU = torch.device("cpu")
@@ -142,6 +142,11 @@ class DiffusionObjective:
         told = "" if empty else scene_caption(self.things, self.seed, scene, turn, self.data.scatter)
         return self.latents[scene], told
 
+    def move(self, device: torch.device) -> None:
+        """Put the U-Net, and what stands frozen around it, onto a device."""
+        for network in (self.averaged, self.components.autoencoder, *self.components.text_encoders):
+            network.to(device)
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group."""
         return {"unet": list(self.averaged.parameters())}
@@ -153,12 +158,14 @@ class DiffusionObjective:
         generator = step_generator(self.seed, step)
         t = torch.randint(len(self.schedule), (len(x0),), generator=generator)
         eps = torch.randn(x0.shape, generator=generator)
+        noisy, target = self.schedule.add_noise(x0, eps, t), self.prediction.target(self.schedule, x0, eps, t)
+        weight = self.prediction.min_snr(self.schedule.snr(t)).to(x0.dtype)
+        device = device_of(self.averaged)
         with torch.no_grad():
-            context = self.components.text_encoders[0](self.components.tokenizers[0](captions)).last
-        predicted = self.averaged(self.schedule.add_noise(x0, eps, t), t, context)
-        error = (predicted - self.prediction.target(self.schedule, x0, eps, t)).square().mean((1, 2, 3))
-        weight = self.prediction.min_snr(self.schedule.snr(t)).to(error.dtype)
-        loss = (weight * error).mean()
+            context = self.components.text_encoders[0](self.components.tokenizers[0](captions).to(device)).last
+        predicted = self.averaged(noisy.to(device), t.to(device), context)
+        error = (predicted - target.to(device)).square().mean((1, 2, 3))
+        loss = (weight.to(device) * error).mean()
         yield "unet", loss, {"loss": loss.item(), "error": error.mean().item()}
 
     def after_step(self) -> None:

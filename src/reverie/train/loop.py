@@ -20,6 +20,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
+from reverie.system import pick_device
 from reverie.train.ema import EMA
 from reverie.train.log import Event, Log, Meter
 
@@ -44,6 +45,7 @@ class RunSettings:
     save_every: int = 200
     sample_every: int = 1000
     threads: int = 0  # torch threads; 0 leaves torch's choice
+    device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU where there is one
 
     def __post_init__(self) -> None:
         """Raise ReverieError for numbers that no run can use."""
@@ -59,6 +61,9 @@ class Objective(Protocol):
 
     networks: nn.ModuleDict  # everything whose state is part of a checkpoint
     averaged: nn.Module  # the part that is kept as a moving average
+
+    def move(self, device: torch.device) -> None:
+        """Put all that computes onto a device. Batches and noise are still drawn on the CPU, the same everywhere."""
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Name the groups of parameters, each with an optimiser of its own."""
@@ -83,6 +88,11 @@ def learning_rate(settings: RunSettings, step: int) -> float:
         return settings.lr * rise
     progress = min(1.0, step / max(1, settings.steps))
     return settings.lr * rise * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """Return where a network's first parameter is."""
+    return next(network.parameters()).device
 
 
 def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
@@ -168,7 +178,9 @@ def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, r
     out.mkdir(parents=True, exist_ok=True)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    learner = Learner(build(), settings)
+    objective = build()
+    objective.move(pick_device(settings.device))
+    learner = Learner(objective, settings)
     start = load_checkpoint(out / CHECKPOINT, learner) if resume else 0
     with Log(out, start) as log:
         meter = Meter(settings.steps)
