@@ -45,6 +45,7 @@ from reverie.data.captions import chinese, english
 from reverie.data.concepts import Concept, concepts
 from reverie.data.scenes import Scene, render
 from reverie.diffusion.noise import Noise
+from reverie.generate.conditioning import steady
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.train.classifier import load_classifier
 from sheets import chinese_font, contact_sheet
@@ -253,7 +254,7 @@ def draw(model: reverie.Pipeline, asked: Sequence[Prompt], options: argparse.Nam
     for start in starts:
         batch = asked[start : start + size]
         positive = model.encode_prompt([prompt.text for prompt in batch])
-        denoise = guided_denoiser(model, request, positive, empty.repeat(len(batch)))
+        denoise = guided_denoiser(model, request, steady(positive, empty.repeat(len(batch))), sigmas)
         noise = Noise([prompt.seed for prompt in batch], shape, model.device)
         *_, last = sample(denoise, sigmas, noise, request.sampler)
         pictures += model.codec.pictures(last.x)

@@ -18,6 +18,7 @@ from PIL import Image, ImageChops
 import reverie
 from reverie.cli import concepts, progress
 from reverie.cli.app import run
+from reverie.cli.ask import SIZES, AdapterOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.image import image
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.cli.output import numbered, slug
@@ -189,8 +190,9 @@ def test_name_and_seed_are_chosen_and_told(
 
 
 def test_every_field_of_the_request_has_an_option() -> None:
-    options = set(inspect.signature(image).parameters) - {"size", "model", "result"}
-    assert options | {"width", "height"} == set(TextToImage.model_fields)
+    options = set(inspect.signature(image).parameters) - {"size", "init", "adapters", "further", "model", "result"}
+    asked = ask({}, InitOptions(), AdapterOptions(), FurtherOptions()).model_fields_set | SIZES
+    assert options | {"width", "height"} | asked == set(TextToImage.model_fields)
 
 
 @pytest.mark.usefixtures("unloadable")
@@ -254,7 +256,7 @@ def test_other_bad_input_is_refused(
 
 def test_a_plain_picture_cannot_be_replayed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
-    assert "holds no request" in refusal(capsys, "replay", str(tmp_path / "plain.png"))
+    assert "does not say how it was made" in refusal(capsys, "replay", str(tmp_path / "plain.png"))
 
 
 @pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), 130), (RuntimeError("two\nlines"), 1)])
@@ -326,5 +328,6 @@ def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_options_left_out_are_those_of_the_api() -> None:
     load = inspect.signature(reverie.load).parameters
-    assert ModelOptions() == ModelOptions(**{name: load[name].default for name in ("device", "dtype")})
+    names = ("device", "dtype", "config", "revision", "variant", "vae")
+    assert ModelOptions() == ModelOptions(**{name: load[name].default for name in names})
     assert ResultOptions().output is None

@@ -17,6 +17,7 @@ LAYERS = (
     {"models", "diffusion", "tokenizer", "data"},
     {"codecs", "checkpoints"},
     {"system"},
+    {"adapters"},  # put something into a system and take it out again
     {"generate", "similarity"},
     {"train"},  # draws its contact sheets with generate
     {"server", "cli"},

@@ -82,8 +82,8 @@ def test_load_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     cases = {
         tmp_path: "^no model in '.*': it holds no model_index.json; give a folder",
-        tmp_path / "file": "file' is a file; give a folder in diffusers' layout",
-        "no/such": "^no model at 'no/such': there is no such folder; give one in diffusers' layout$",
+        tmp_path / "file": "file is empty; reverie reads .safetensors files",
+        "nosuch": "^no model at 'nosuch': there is no such file or folder; give a folder",
     }
     for path, told in cases.items():
         with pytest.raises(ReverieError, match=told):

@@ -10,17 +10,25 @@ if TYPE_CHECKING:
     from reverie.errors import ReverieError
     from reverie.generate.image import Progress
     from reverie.generate.metadata import from_metadata
+    from reverie.generate.parts import ControlInput, Hires, Refiner, Variation
     from reverie.generate.pipeline import Pipeline, load
-    from reverie.generate.requests import TextToImage
+    from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
     from reverie.system import Conditioning, StableDiffusion
 
 __all__ = [
     "Conditioning",
+    "ControlInput",
+    "Hires",
+    "ImageToImage",
+    "Inpaint",
+    "Outpaint",
     "Pipeline",
     "Progress",
+    "Refiner",
     "ReverieError",
     "StableDiffusion",
     "TextToImage",
+    "Variation",
     "from_metadata",
     "grid",
     "load",
@@ -29,11 +37,18 @@ __all__ = [
 
 _PLACES = {
     "Conditioning": "reverie.system",
+    "ControlInput": "reverie.generate.parts",
+    "Hires": "reverie.generate.parts",
+    "ImageToImage": "reverie.generate.requests",
+    "Inpaint": "reverie.generate.requests",
+    "Outpaint": "reverie.generate.requests",
     "Pipeline": "reverie.generate.pipeline",
     "Progress": "reverie.generate.image",
+    "Refiner": "reverie.generate.parts",
     "ReverieError": "reverie.errors",
     "StableDiffusion": "reverie.system",
     "TextToImage": "reverie.generate.requests",
+    "Variation": "reverie.generate.parts",
     "from_metadata": "reverie.generate.metadata",
     "grid": "reverie.codecs.pictures",
     "load": "reverie.generate.pipeline",

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
+from reverie.checkpoints import hub
 from reverie.checkpoints.components import Components
 from reverie.checkpoints.load import load_folder
 from reverie.checkpoints.save import FULL, Precision, save_folder
+from reverie.checkpoints.single import load_file, load_vae
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import PREDICTIONS, Network, Prediction
 from reverie.diffusion.names import choose
@@ -129,26 +131,45 @@ class StableDiffusion(Components):
         tokens, pooled = conditioning.tokens * kept[:, None, None], conditioning.pooled * kept[:, None]
         return replace(conditioning, tokens=tokens, pooled=pooled)
 
-    @torch.no_grad()
     def _encode(self, texts: Sequence[str], width: int | None, height: int | None, score: float) -> Conditioning:
-        features = [
-            tower(tokenizer(texts).to(self.device))
-            for tokenizer, tower in zip(self.tokenizers, self.text_encoders, strict=True)
-        ]
-        if self.unet.config.projection_input_dim is None:
-            return Conditioning(features[0].last)
-        tokens, pooled = torch.cat([feature.hidden[-2] for feature in features], dim=-1), features[-1].pooled
-        sizes = self._sizes(pooled.shape[1], width or self.size, height or self.size, score)
-        return Conditioning(tokens, pooled, sizes.expand(len(texts), -1))
+        layers, pooled = self.text_layers([tokenizer(texts) for tokenizer in self.tokenizers])
+        size = (width or self.size, height or self.size)
+        sizes = None if pooled is None else self.sizes(size, (0, 0), size, score).expand(len(texts), -1)
+        return Conditioning(torch.cat(layers, dim=-1), pooled, sizes)
 
-    def _sizes(self, pooled_dim: int, width: int, height: int, score: float) -> Float[Tensor, "1 s"]:
-        """Say what SDXL was told of a training picture: original size, crop and target size; the refiner: a score."""
+    @torch.no_grad()
+    def text_layers(
+        self, tokens: Sequence[Int64[Tensor, "b l"]], clip_skip: int = 1
+    ) -> tuple[list[Float[Tensor, "b l d"]], Float[Tensor, "b p"] | None]:
+        """Return the layer of each text encoder that the U-Net conditions on, and for SDXL the pooled text.
+
+        `clip_skip` counts layers from the end: 1 is the last, which SD 1 and 2 normalise. SDXL never takes the last, so
+        1 and 2 both mean its own, the last but one. Raises ReverieError where there are not so many layers.
+        """
+        features = [tower(ids.to(self.device)) for ids, tower in zip(tokens, self.text_encoders, strict=True)]
+        fewest = min(len(feature.hidden) - 1 for feature in features)
+        if clip_skip > fewest:
+            raise ReverieError(f"clip skip {clip_skip} is too much; this model's text encoder has {fewest} layers")
+        if self.unet.config.projection_input_dim is not None:
+            return [feature.hidden[-max(clip_skip, 2)] for feature in features], features[-1].pooled
+        if clip_skip == 1:
+            return [features[0].last], None
+        return [self.text_encoders[0].text_model.final_layer_norm(features[0].hidden[-clip_skip])], None
+
+    def sizes(
+        self, original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int], score: float = GOOD_SCORE
+    ) -> Float[Tensor, "1 s"]:
+        """Say what SDXL was told of a training picture: original size, crop and target size; the refiner: a score.
+
+        In pixels, (width, height) and (left, top). Raises ReverieError for a model that takes no sizes.
+        """
         config = self.unet.config
         if config.projection_input_dim is None or config.addition_time_embed_dim is None:
             raise ReverieError("this U-Net takes no sizes")
+        pooled_dim = self.text_encoders[-1].config.projection_dim
         count = (config.projection_input_dim - pooled_dim) // config.addition_time_embed_dim
-        target = (score,) if count == 5 else (height, width)
-        return torch.tensor([[height, width, 0, 0, *target]], dtype=torch.float32, device=self.device)
+        end = (score,) if count == 5 else target[::-1]
+        return torch.tensor([[*original[::-1], *crop[::-1], *end]], dtype=torch.float32, device=self.device)
 
     def network(self, conditioning: Conditioning) -> Network:
         """Bind the U-Net to a conditioning with a row for each of the latents it will be given."""
@@ -164,36 +185,64 @@ class StableDiffusion(Components):
 
 
 def load(
-    path: str | Path | None = None, *, device: str | torch.device = "auto", dtype: str | torch.dtype | None = None
+    path: str | Path | None = None,
+    *,
+    device: str | torch.device = "auto",
+    dtype: str | torch.dtype | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    vae: str | Path | None = None,
 ) -> StableDiffusion:
-    """Load a model: the bundled one where no path is given, else a folder in diffusers' layout.
+    """Load a model: the bundled one where no path is given, else a folder, a single file or a name on the hub.
+
+    A folder is in diffusers' layout, a single file in CompVis' or Stability's (.safetensors, .ckpt); `config` names the
+    file's family where it does not tell. A name, `owner/name`, is looked for in the hub's cache, then fetched, of a
+    `revision` and in a `variant` ("fp16"). `vae` is an autoencoder to put in place of the model's: a folder or a file.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
     files hold. Raises ReverieError where there is no model or it is damaged.
     """
-    folder = BUNDLED if path is None else Path(path)
-    if not (folder / "model_index.json").is_file():
-        raise ReverieError(_no_model(folder))
     place = pick_device(device)
-    components = load_folder(folder, device=place, dtype=pick_dtype(dtype, place))
-    return StableDiffusion(**vars(replace(components, name=_name(folder.resolve()))))
+    kind = pick_dtype(dtype, place)
+    found, name = _locate(path, revision, variant)
+    if found.is_file():
+        components = load_file(found, device=place, dtype=kind, config=config)
+    elif config is not None:
+        raise ReverieError(f"config '{config}' was given for the folder '{found}'; it is for single files alone")
+    else:
+        components = load_folder(found, device=place, dtype=kind, variant=variant)
+    if vae is not None:
+        autoencoder = load_vae(vae, device=place, dtype=kind, config=components.autoencoder.config)
+        components = replace(components, autoencoder=autoencoder)
+    return StableDiffusion(**vars(replace(components, name=name)))
 
 
-def _name(folder: Path) -> str:
-    """Name a model by its folder; the bundled one has a name of its own, which no other folder can take."""
-    if folder == BUNDLED.resolve():
+def _locate(path: str | Path | None, revision: str | None, variant: str | None) -> tuple[Path, str]:
+    """Find a model's file or folder, fetching it where it is a name on the hub; say what the model is called."""
+    found = BUNDLED if path is None else Path(path)
+    if not found.exists() and hub.is_name(str(path)):
+        return hub.find(str(path), revision=revision, variant=variant), str(path)
+    if found.is_file() or (found / "model_index.json").is_file():
+        return found, _name(found.resolve())
+    raise ReverieError(_no_model(found))
+
+
+def _name(path: Path) -> str:
+    """Name a model by its folder or file; the bundled one has a name of its own, which no other can take."""
+    if path == BUNDLED.resolve():
         return BUNDLED_NAME
-    return str(folder) if folder.name == BUNDLED_NAME else folder.name
+    name = path.stem if path.is_file() else path.name
+    return str(path) if name == BUNDLED_NAME else name
 
 
-def _no_model(folder: Path) -> str:
-    if folder == BUNDLED:
-        return "this installation holds no bundled model; give the path of a folder in diffusers' layout"
-    if folder.is_dir():
-        return f"no model in '{folder}': it holds no model_index.json; give a folder in diffusers' layout"
-    if folder.is_file():
-        return f"'{folder}' is a file; give a folder in diffusers' layout, with model_index.json"
-    return f"no model at '{folder}': there is no such folder; give one in diffusers' layout"
+def _no_model(path: Path) -> str:
+    allowed = "give a folder in diffusers' layout, a single file, or a name on the hub such as owner/name"
+    if path == BUNDLED:
+        return f"this installation holds no bundled model; {allowed}"
+    if path.is_dir():
+        return f"no model in '{path}': it holds no model_index.json; {allowed}"
+    return f"no model at '{path}': there is no such file or folder; {allowed}"
 
 
 def pick_device(name: str | torch.device) -> torch.device:

@@ -27,6 +27,7 @@ from reverie.checkpoints.components import CLIPComponents
 from reverie.checkpoints.load import load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip
 from reverie.diffusion.noise import Noise
+from reverie.generate.conditioning import steady
 from reverie.generate.image import sized
 from reverie.generate.pipeline import Pipeline, load
 from reverie.generate.requests import SamplerName, ScheduleName, TextToImage
@@ -55,8 +56,9 @@ def ours(system: Pipeline, sampler: SamplerName, schedule: ScheduleName, steps: 
     request = sized(system, request)
     positive, negative = system.encode_prompt([PROMPT]), system.encode_negative([NEGATIVE])
     noise = Noise([SEED], system.codec.latent_shape(system.size, system.size))
-    denoise = guided_denoiser(system, request, positive, negative)
-    *_, last = sample(denoise, noise_levels(system, request), noise, sampler)
+    sigmas = noise_levels(system, request)
+    denoise = guided_denoiser(system, request, steady(positive, negative), sigmas)
+    *_, last = sample(denoise, sigmas, noise, sampler)
     with torch.no_grad():
         return system.codec.decode(last.x)
 

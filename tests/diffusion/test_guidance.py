@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from diffusers import DDIMScheduler
 from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 from torch import Tensor
 
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
-from reverie.diffusion.guidance import apart, consistency, guided, linear, rescaled, thresholded, together
+from reverie.diffusion.guidance import apart, composed, consistency, guided, linear, rescaled, thresholded, together
 from reverie.diffusion.schedule import Schedule, to_vp
 
 
@@ -82,3 +84,25 @@ def test_consistency_holds_its_boundary_condition(schedule: Schedule) -> None:
     denoise = consistency(lambda x, sigma: torch.zeros_like(x), schedule)
     torch.testing.assert_close(denoise(x, schedule.sigma_min), to_vp(x, schedule.sigma_min))  # t = 0: x itself
     assert denoise(x, schedule.sigma_max).abs().max() < 1e-7
+
+
+def test_parts_are_joined_by_their_weights() -> None:
+    """u + sum of w_i (c_i - u); one part of weight 1 is itself, to the bit."""
+    u, first, second = (torch.full((1, 2), value) for value in (0.1, 0.7, -0.4))
+    assert composed(u, [first], (1.0,)) is first
+    torch.testing.assert_close(composed(u, [first], (2.0,)), torch.full((1, 2), 1.3))
+    torch.testing.assert_close(composed(u, [first, second], (1.0, 0.5)), torch.full((1, 2), 0.45))
+
+
+def test_parts_in_one_call_and_apart_agree() -> None:
+    """The rows of a batch belong to nothing, the first part and the second; each has its own factor."""
+
+    def factors(*values: float) -> Callable[[Tensor, Tensor], Tensor]:
+        return lambda x, t: x * torch.tensor(values).repeat_interleave(len(x) // len(values))[:, None] + t[:, None]
+
+    x, t, weights = torch.randn(3, 2), torch.arange(3.0), (1.5, -0.5)
+    once = together(factors(1, 2, 4), weights)(x, t)
+    twice = apart(factors(1), factors(2, 4), weights)(x, t)
+    for a, b in zip(once, twice, strict=True):
+        torch.testing.assert_close(a, b)
+    torch.testing.assert_close(once[1], x * (1 + 1.5 * (2 - 1) - 0.5 * (4 - 1)) + t[:, None])

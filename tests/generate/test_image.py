@@ -13,8 +13,9 @@ from reverie.diffusion.noise import Noise
 from reverie.errors import ReverieError
 from reverie.generate import image
 from reverie.generate.metadata import from_metadata
+from reverie.generate.options import ImageToImageOptions, InpaintOptions, OutpaintOptions, TextToImageOptions
 from reverie.generate.pipeline import Pipeline
-from reverie.generate.requests import SAMPLERS, TextToImage
+from reverie.generate.requests import SAMPLERS, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 
 BEAR = TextToImage(prompt="a bear", negative="red", seed=7, steps=3)
@@ -69,11 +70,23 @@ def test_text_to_image_takes_the_fields_of_the_request(tiny: Pipeline) -> None:
         "threshold": 0.9,
     }
     request = TextToImage(prompt="a bear", **options)
-    assert {"prompt", *options} == set(TextToImage.model_fields)
     assert pixels(tiny.text_to_image("a bear", **options)) == pixels(tiny.draw(request))
     assert from_metadata(tiny.text_to_image(steps=1)[0]).prompt == ""
     defaults = from_metadata(tiny.text_to_image("x", seed=1)[0])
     assert defaults == TextToImage(prompt="x", seed=1, width=32, height=32)
+
+
+@pytest.mark.parametrize(
+    ("request_type", "options", "arguments"),
+    [
+        (TextToImage, TextToImageOptions, {"prompt"}),
+        (ImageToImage, ImageToImageOptions, {"prompt", "init"}),
+        (Inpaint, InpaintOptions, {"prompt", "init", "mask"}),
+        (Outpaint, OutpaintOptions, {"prompt", "init"}),
+    ],
+)
+def test_methods_take_all_fields(request_type: type[TextToImage], options: type, arguments: set[str]) -> None:
+    assert options.__annotations__.keys() | arguments == request_type.model_fields.keys()
 
 
 def test_stream_counts_steps_over_all_pictures(tiny: Pipeline) -> None:

@@ -50,61 +50,87 @@ class Blueprint(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def load_folder(path: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> Components:
+def load_folder(
+    path: str | Path,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = torch.float32,
+    variant: str | None = None,
+) -> Components:
     """Read a model in diffusers' layout (model_index.json and a folder for each part).
 
-    Weights of another dtype are converted; where dtype and device are those of the files, they stay mapped. An
-    autoencoder that overflows in half precision (`force_upcast`) is read in float32. Raises ReverieError.
+    Weights of another dtype are converted (None: none is); where dtype and device are those of the files, they stay
+    mapped. An autoencoder that overflows in half precision (`force_upcast`) is read in float32. Of several files of the
+    same weights, those of the `variant` are taken, such as "fp16" or "non_ema". Raises ReverieError.
     """
     path = _folder(path)
     index = read_json(path / "model_index.json")
     if (kind := index.get("_class_name")) not in PIPELINES:
         raise ReverieError(f"{path / 'model_index.json'} describes a {kind}; reverie reads {', '.join(PIPELINES)}")
     suffixes = [suffix for suffix in ("", "_2") if (index.get(f"text_encoder{suffix}") or [None])[0]]
-    towers = [load_text_encoder(path / f"text_encoder{suffix}", device=device, dtype=dtype) for suffix in suffixes]
+    towers = [
+        load_text_encoder(path / f"text_encoder{suffix}", device=device, dtype=dtype, variant=variant)
+        for suffix in suffixes
+    ]
     if not towers:
         raise ReverieError(f"{path / 'model_index.json'} names no text_encoder")
     return Components(
         tokenizers=tuple(Tokenizer.load(path / f"tokenizer{suffix}") for suffix in suffixes),
         text_encoders=tuple(towers),
-        unet=load_unet(path / "unet", device=device, dtype=dtype),
-        autoencoder=load_autoencoder(path / "vae", device=device, dtype=dtype),
+        unet=load_unet(path / "unet", device=device, dtype=dtype, variant=variant),
+        autoencoder=load_autoencoder(path / "vae", device=device, dtype=dtype, variant=variant),
         schedule_config=_config(path / "scheduler", configs.read_schedule, "scheduler_config.json"),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         name=path.resolve().name,
     )
 
 
-def load_unet(folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> UNet:
+def load_unet(
+    folder: str | Path,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = torch.float32,
+    variant: str | None = None,
+) -> UNet:
     """Read a U-Net's folder: config.json and its weights."""
     folder = _folder(folder)
     config = _config(folder, configs.read_unet)
-    return _load(lambda: UNet(config), folder, DIFFUSERS_STEM, device, dtype)
+    return _load(lambda: UNet(config), folder, DIFFUSERS_STEM, device, dtype, variant)
 
 
 def load_autoencoder(
-    folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = torch.float32,
+    variant: str | None = None,
 ) -> Autoencoder:
     """Read an autoencoder's folder: config.json and its weights."""
     folder = _folder(folder)
     config = _config(folder, configs.read_autoencoder)
     if config.force_upcast and dtype == torch.float16:
         dtype = torch.float32
-    return _load(lambda: Autoencoder(config), folder, DIFFUSERS_STEM, device, dtype, keymaps.autoencoder)
+    return _load(lambda: Autoencoder(config), folder, DIFFUSERS_STEM, device, dtype, variant, keymaps.autoencoder)
 
 
 def load_text_encoder(
-    folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+    folder: str | Path,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = torch.float32,
+    variant: str | None = None,
 ) -> TextTower:
     """Read a text tower's folder, with the projection where config.json says that there is one."""
     folder = _folder(folder)
     config = _config(folder, configs.read_text)
     architectures = read_json(folder / "config.json").get("architectures") or []
     tower = TextTowerWithProjection if "CLIPTextModelWithProjection" in architectures else TextTower
-    return _load(lambda: tower(config), folder, TRANSFORMERS_STEM, device, dtype, keymaps.text_tower)
+    return _load(lambda: tower(config), folder, TRANSFORMERS_STEM, device, dtype, variant, keymaps.text_tower)
 
 
-def load_clip(folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> CLIPComponents:
+def load_clip(
+    folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype | None = torch.float32
+) -> CLIPComponents:
     """Read a CLIP in transformers' layout, with its tokenizer in the same folder."""
     folder = _folder(folder)
     config = _config(folder, configs.read_clip)
@@ -128,10 +154,11 @@ def _load(
     folder: Path,
     stem: str,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
+    variant: str | None = None,
     rename: Rename = keymaps.same,
 ) -> M:
     with torch.device("meta"), Blueprint():
         module = make()
-    load_weights(module, find_weights(folder, stem, dtype), device=device, dtype=dtype, rename=rename)
+    load_weights(module, find_weights(folder, stem, dtype, variant), device=device, dtype=dtype, rename=rename)
     return module

@@ -30,11 +30,15 @@ WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)([.-].*)?\.(
 
 @dataclass(frozen=True)
 class Precision:
-    """Say how weights are written: in which dtype, under which variant's name, split above how many bytes."""
+    """Say how weights are written: dtype (None: each its own), which variant's name, split above which size."""
 
-    dtype: torch.dtype = torch.float32
+    dtype: torch.dtype | None = torch.float32
     variant: str | None = None
     shard_bytes: int = SHARD_BYTES
+
+    def size(self, tensor: Tensor) -> int:
+        """Return how many bytes a tensor takes so written."""
+        return tensor.numel() * (self.dtype or tensor.dtype).itemsize
 
 
 FULL = Precision()
@@ -202,7 +206,7 @@ def _write(module: nn.Module, config: dict[str, Any], folder: Path, stem: str, p
         save_file(tensors, folder / file, metadata={"format": "pt"})
         table |= dict.fromkeys(names, file)
     if len(shards) > 1:
-        total = sum(tensor.numel() for tensor in state.values()) * precision.dtype.itemsize
+        total = sum(precision.size(tensor) for tensor in state.values())
         index = {"metadata": {"total_size": total}, "weight_map": table}
         _write_json(folder / f"{stem}.safetensors.index{infix}.json", index)
 
@@ -212,7 +216,7 @@ def _split(state: Mapping[str, Tensor], precision: Precision) -> list[list[str]]
     shards: list[list[str]] = [[]]
     size = 0
     for name, tensor in state.items():
-        nbytes = tensor.numel() * precision.dtype.itemsize
+        nbytes = precision.size(tensor)
         if shards[-1] and size + nbytes > precision.shard_bytes:
             shards.append([])
             size = 0

@@ -31,7 +31,10 @@ app.command("reverie.cli.image:image", help="Draw pictures of a prompt.")
 app.command("reverie.cli.image:replay", help="Make a picture again from the request that it carries.")
 app.command("reverie.cli.concepts:concepts", help="List what the bundled model knows, in English and Chinese.")
 app.command("reverie.cli.data:app", name="data", help="Make training data.")
+app.command("reverie.cli.inspect:inspect", help="Tell what a file of weights or a picture is.")
+app.command("reverie.cli.convert:convert", help="Turn a single file into a folder, or a folder into a single file.")
 app.command("reverie.cli.train:train", help="Train a model from a recipe.")
+app.command("reverie.cli.watermark:app", name="watermark", help="Read and write invisible watermarks.")
 
 
 @app.meta.default

@@ -40,7 +40,15 @@ class ModelOptions:
     """Choose the model and how it computes."""
 
     model: str | None = None
-    """Folder of a model in diffusers' layout; the bundled model if not given."""
+    """Folder in diffusers' layout, single file, or owner/name on the hub; the bundled model if not given."""
+    config: str | None = None
+    """What a single file is, where it does not tell: sd15, sdxl, ...; an unknown name lists them all."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    variant: str | None = None
+    """Which files of a folder on the hub, such as fp16."""
+    vae: str | None = None
+    """Autoencoder to put in place of the model's: a folder or a file."""
     device: str = "auto"
     """cpu, cuda or mps; auto takes a GPU where there is one."""
     dtype: str | None = None
@@ -58,3 +66,11 @@ class ResultOptions:
     """Lay all pictures out in one file."""
     as_json: Json = False
     """Print one JSON object with files, seeds, sizes and timings."""
+    preview: Path | None = None
+    """Picture file that is written over every few steps, to watch the drawing."""
+    taesd: Path | None = None
+    """TAESD that decodes the preview; if not given, a quick look by colours alone."""
+    safety: Path | None = None
+    """Safety checker: its folder, or a model's in diffusers' layout; what it holds back is black."""
+    watermark: str | None = None
+    """Text to write into the pictures invisibly; `reverie watermark read` reads it back."""

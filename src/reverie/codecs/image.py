@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,15 +12,23 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from reverie.codecs import slices
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
+
+WHOLE = 768 * 768  # pixels, where the widest layer of a float32 decoder holds 0.6 GB; at 1024 x 1024, 1.07 GB
 
 
 @dataclass(frozen=True, eq=False)
 class ImageCodec:
-    """Encode pictures to scaled latents and decode scaled latents, through an autoencoder."""
+    """Encode pictures to scaled latents and decode scaled latents, through an autoencoder.
+
+    Pictures of more than `whole` pixels pass it in slices, which takes less memory and changes rounding alone. Where
+    float16 overflows, as in the autoencoder that came with SDXL, the work is done again in float32.
+    """
 
     autoencoder: Autoencoder
+    whole: int = WHOLE
 
     @property
     def factor(self) -> int:
@@ -40,18 +49,32 @@ class ImageCodec:
         """Encode pictures of one size to float32 latents of about unit variance, the likeliest of their posterior."""
         for picture in pictures:
             self.latent_shape(*picture.size)
-        images = to_tensor(pictures).to(self.autoencoder.device, self.autoencoder.dtype)
-        posterior = self.autoencoder.encode(images)
-        return posterior.mode().float() * self.autoencoder.config.scaling_factor
+        return self.encode_tensor(to_tensor(pictures))
+
+    @torch.no_grad()
+    def encode_tensor(self, images: Float[Tensor, "b 3 hf wf"]) -> Float[Tensor, "b c h w"]:
+        """Encode images in [-1, 1] as `encode` does pictures; those that pass in slices, one by one."""
+        large = images[0, 0].numel() > self.whole
+        run, parts = (slices.encode, images.split(1)) if large else (Autoencoder.encode, (images,))
+        latents = [self._finite(lambda model, part: run(model, part).mode(), part) for part in parts]
+        return torch.cat(latents) * self.autoencoder.config.scaling_factor
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hf wf"]:
         """Decode scaled latents to float32 images in [-1, 1], clipped.
 
         They pass the decoder one by one, so a picture does not depend on its batch, and memory does not grow with it.
         """
-        z = (latents / self.autoencoder.config.scaling_factor).to(self.autoencoder.device, self.autoencoder.dtype)
-        images = [self.autoencoder.decode(one) for one in z.split(1)]
-        return torch.cat(images).float().clamp(-1, 1)
+        z = latents / self.autoencoder.config.scaling_factor
+        run = slices.decode if z[0, 0].numel() * self.factor**2 > self.whole else Autoencoder.decode
+        return torch.cat([self._finite(run, one) for one in z.split(1)]).clamp(-1, 1)
+
+    def _finite(self, run: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
+        """Run the autoencoder in its own dtype, and again in float32 where that overflows; float32."""
+        model = self.autoencoder
+        result = run(model, x.to(model.device, model.dtype)).float()
+        if model.dtype == torch.float32 or result.isfinite().all():
+            return result
+        return run(deepcopy(model).float(), x.to(model.device))
 
     @torch.no_grad()
     def pictures(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:

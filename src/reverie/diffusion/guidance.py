@@ -6,7 +6,7 @@ guidance may be applied to either. `rescaled` is not linear: apply it to the net
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -35,24 +35,41 @@ def guided(predict: PredictPair, mix: Mix) -> Predict:
     return prediction
 
 
-def together(predict: Predict) -> PredictPair:
-    """Make both predictions in one call on the batch [x, x], whose first half must be conditioned on nothing."""
+def together(predict: Predict, weights: Sequence[float] = (1.0,)) -> PredictPair:
+    """Make all predictions in one call on the batch [x, x, ...], whose first x must be conditioned on nothing.
+
+    The others, one for each weight, are the parts that `composed` joins.
+    """
+    count = len(weights) + 1
 
     def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
-        doubled = torch.cat([level, level]) if isinstance(level, Tensor) and level.ndim else level
-        unconditional, conditional = predict(torch.cat([x, x]), doubled).chunk(2)
-        return unconditional, conditional
+        unconditional, *conditional = predict(torch.cat([x] * count), _repeated(level, count)).chunk(count)
+        return unconditional, composed(unconditional, conditional, weights)
 
     return pair
 
 
-def apart(unconditional: Predict, conditional: Predict) -> PredictPair:
-    """Make both predictions in two calls, which takes half the memory of `together`."""
+def apart(unconditional: Predict, conditional: Predict, weights: Sequence[float] = (1.0,)) -> PredictPair:
+    """Make the predictions in two calls, which takes less memory; the second makes those of all parts."""
+    count = len(weights)
 
     def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
-        return unconditional(x, level), conditional(x, level)
+        nothing = unconditional(x, level)
+        parts = conditional(torch.cat([x] * count), _repeated(level, count)).chunk(count)
+        return nothing, composed(nothing, parts, weights)
 
     return pair
+
+
+def _repeated(level: Any, count: int) -> Any:
+    return torch.cat([level] * count) if isinstance(level, Tensor) and level.ndim else level
+
+
+def composed(unconditional: Tensor, conditional: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+    """Join predictions for parts of a prompt: u + sum of w_i (c_i - u) (Liu et al. 2206.01714, eq. 11)."""
+    if tuple(weights) == (1.0,):
+        return conditional[0]
+    return unconditional + sum(w * (c - unconditional) for w, c in zip(weights, conditional, strict=True))
 
 
 def linear(scale: float) -> Mix:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -10,14 +11,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.diffusion.noise import Noise
 from reverie.diffusion.step import Step
+from reverie.generate import canvas
 from reverie.generate.metadata import texts
 from reverie.generate.requests import TextToImage
-from reverie.generate.sample import guided_denoiser, noise_levels, sample
-from reverie.system import Conditioning, StableDiffusion
+from reverie.generate.studio import Studio, opened
+from reverie.system import StableDiffusion
 
 GPU_BATCH = 4
+
+Show = Callable[[Tensor], list[Image.Image]]
+"""Clean, scaled latents "b c h w" -> pictures: a decoder, or a quick look such as `LinearPreview.pictures`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +29,7 @@ class Progress:
     """Tell how far a request has come: it has taken step `index` of `total`, counted over all its pictures.
 
     `seeds` are those of the pictures at work, `latents` the sampler's present guess of them, clean and scaled, and
-    `preview()` decodes it. `pictures` holds what this step finished: nothing, but in the last step of each picture.
+    `preview()` shows it. `pictures` holds what this step finished: nothing, but in the last step of each picture.
     """
 
     index: int
@@ -36,57 +40,67 @@ class Progress:
     pictures: tuple[Image.Image, ...] = ()
 
 
-def stream(system: StableDiffusion, request: TextToImage) -> Iterator[Progress]:
+def stream(
+    system: StableDiffusion,
+    request: TextToImage,
+    *,
+    refiner: StableDiffusion | None = None,
+    preview: Show | None = None,
+) -> Iterator[Progress]:
     """Draw a request's pictures and yield every step; closing the generator stops the work.
 
     Picture k is the one that seed + k alone gives. On the CPU it is so to the bit (at one thread count), because there
     the pictures are drawn one after another: kernels sum in another order for another batch, which moves the last bits
     and, over many steps, more. On a GPU, where a batch is worth it, up to GPU_BATCH are drawn together and agree with
-    the pictures made alone but for rounding. Raises ReverieError, before any work, where the size does not fit.
+    the pictures made alone but for rounding. `refiner` is the model that the request hands over to; `preview` decodes
+    in full where None. LoRAs and seamless tiling change the model while the generator lives: draw one request at a
+    time. Raises ReverieError, before any work, where the size does not fit.
     """
     request = sized(system, request)
-    return _draw(system, request, 1 if system.device.type == "cpu" else GPU_BATCH)
+    return _draw(system, request, 1 if system.device.type == "cpu" else GPU_BATCH, refiner, preview)
 
 
 def sized(system: StableDiffusion, request: TextToImage) -> TextToImage:
-    """Fill in the model's own size where the request leaves it open. Raises ReverieError for one that does not fit."""
-    width, height = request.width or system.size, request.height or system.size
-    system.codec.latent_shape(width, height)
+    """Fill in the size where the request leaves it open. Raises ReverieError for one that does not fit the model."""
+    width, height = canvas.size_of(system, request)
+    if request.hires is not None:
+        system.codec.latent_shape(*request.hires.size(width, height, system.codec.factor))
     return request.replace(width=width, height=height)
 
 
-def _draw(system: StableDiffusion, request: TextToImage, batch: int) -> Iterator[Progress]:
-    sigmas = noise_levels(system, request)
-    positive = system.encode_prompt([request.prompt], width=request.width, height=request.height)
-    negative = system.encode_negative([request.negative], width=request.width, height=request.height)
-    starts = range(0, request.count, batch)
-    steps, total = len(sigmas) - 1, (len(sigmas) - 1) * len(starts)
-    for number, start in enumerate(starts):
-        singles = [request.only(k) for k in range(start, min(start + batch, request.count))]
-        seeds = tuple(single.seed for single in singles)
-        for step in _steps(system, request, sigmas, seeds, positive, negative):
-            decode = partial(system.codec.pictures, step.denoised)
-            finished = _finished(system, singles, step) if step.index == steps - 1 else ()
-            yield Progress(number * steps + step.index, total, seeds, step.denoised, decode, finished)
-
-
-def _steps(
+def _draw(
     system: StableDiffusion,
     request: TextToImage,
-    sigmas: Tensor,
-    seeds: tuple[int, ...],
-    positive: Conditioning,
-    negative: Conditioning,
-) -> Iterator[Step]:
-    shape = system.codec.latent_shape(request.width or 0, request.height or 0)
-    noise = Noise(seeds, shape, system.device)
-    denoise = guided_denoiser(system, request, positive.repeat(len(seeds)), negative.repeat(len(seeds)))
-    return sample(denoise, sigmas, noise, request.sampler)
+    batch: int,
+    refiner: StableDiffusion | None = None,
+    preview: Show | None = None,
+) -> Iterator[Progress]:
+    with ExitStack() as stack:
+        studio = stack.enter_context(opened(system, request, refiner))
+        starts = range(0, request.count, batch)
+        total, done = sum(len(one) for one in studio.passes) * len(starts), 0
+        for start in starts:
+            singles = [request.only(k) for k in range(start, min(start + batch, request.count))]
+            seeds = tuple(single.seed for single in singles)
+            for step, last in _passes(studio, singles):
+                show = partial(preview or studio.codec.pictures, step.denoised)
+                finished = _finished(studio, singles, step) if last else ()
+                yield Progress(done, total, seeds, step.denoised, show, finished)
+                done += 1
 
 
-def _finished(system: StableDiffusion, singles: list[TextToImage], step: Step) -> tuple[Image.Image, ...]:
+def _passes(studio: Studio, singles: Sequence[TextToImage]) -> Iterator[tuple[Step, bool]]:
+    """Go through the passes of a request, each from the latents of the one before; tell the very last step."""
+    latents = None
+    for number, one in enumerate(studio.passes):
+        for step in studio.steps(one, singles, latents):
+            yield step, number == len(studio.passes) - 1 and step.index == step.total - 1
+        latents = step.x
+
+
+def _finished(studio: Studio, singles: Sequence[TextToImage], step: Step) -> tuple[Image.Image, ...]:
     """Decode the last step's latents, and give every picture the request that makes it alone."""
-    pictures = system.codec.pictures(step.x)
+    pictures = [studio.canvas.finish(picture) for picture in studio.codec.pictures(step.x)]
     for picture, single in zip(pictures, singles, strict=True):
-        picture.info.update(texts(single, system.name))
+        picture.info.update(texts(single, studio.system.name))
     return tuple(pictures)

@@ -9,9 +9,7 @@ from PIL import Image
 
 from reverie.codecs.pictures import PARAMETERS, REQUEST, open_picture, parameters_text, read_texts
 from reverie.errors import ReverieError
-from reverie.generate.requests import TextToImage
-
-KIND = "text_to_image"
+from reverie.generate.requests import KINDS, ImageToImage, Inpaint, Outpaint, TextToImage
 
 # AUTOMATIC1111's names; ours where it has none.
 SAMPLER_LABELS = {
@@ -53,12 +51,36 @@ def texts(request: TextToImage, model: str) -> dict[str, str]:
         "Model": model,
         "CFG Rescale": request.guidance_rescale or None,
         "Dynamic thresholding": request.threshold,
+        **_further(request),
     }
-    ours = {"kind": KIND, "model": model, "request": request.model_dump()}
+    ours = {"kind": request.kind, "model": model, "request": request.recorded()}
     return {
         PARAMETERS: parameters_text(request.prompt, request.negative, fields),
         REQUEST: json.dumps(ours),
     }
+
+
+def _further(request: TextToImage) -> dict[str, object]:
+    """Name what a request asks for beyond a prompt, by AUTOMATIC1111's names; what it does not ask for is left out."""
+    fields: dict[str, object] = {
+        "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
+        "Tiling": request.tile if request.tile != "none" else None,
+    }
+    if isinstance(request, ImageToImage | Outpaint):
+        fields["Denoising strength"] = f"{request.strength:g}"
+    if isinstance(request, Inpaint | Outpaint):
+        fields |= {"Mask blur": request.mask_blur, "Masked content": request.fill}
+    if variation := request.variation:
+        fields |= {"Variation seed": variation.seed, "Variation seed strength": f"{variation.strength:g}"}
+        if variation.width and variation.height:
+            fields["Seed resize from"] = f"{variation.width}x{variation.height}"
+    if hires := request.hires:
+        larger = hires.size(request.width or 0, request.height or 0, 8)
+        fields |= {"Hires resize": f"{larger[0]}x{larger[1]}", "Hires upscaler": hires.upscaler}
+        fields |= {"Hires steps": hires.steps, "Hires denoising strength": f"{hires.strength:g}"}
+    if refiner := request.refiner:
+        fields |= {"Refiner": refiner.model, "Refiner switch at": f"{refiner.switch:g}"}
+    return fields
 
 
 def read_metadata(picture: Image.Image | str | Path) -> tuple[TextToImage, str]:
@@ -76,9 +98,9 @@ def read_metadata(picture: Image.Image | str | Path) -> tuple[TextToImage, str]:
         kind, model, request = data["kind"], data["model"], data["request"]
     except (ValueError, KeyError, TypeError) as error:
         raise ReverieError(f"the picture's '{REQUEST}' text is damaged: {error!r}") from error
-    if kind != KIND or not isinstance(request, dict):
-        raise ReverieError(f"the picture was made by a request of kind {kind!r}; this version knows {KIND!r}")
-    return TextToImage(**request), str(model)
+    if kind not in KINDS or not isinstance(request, dict):
+        raise ReverieError(f"the picture was made by a request of kind {kind!r}; this version knows {', '.join(KINDS)}")
+    return KINDS[kind](**request), str(model)
 
 
 def from_metadata(picture: Image.Image | str | Path) -> TextToImage:

@@ -1,17 +1,17 @@
-"""What can be asked for? A frozen request: flags, HTTP body and metadata in one object."""
+"""What can be asked for? Frozen requests: flags, HTTP body and metadata in one object."""
 
 from __future__ import annotations
 
-import difflib
 import json
 import secrets
-from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.errors import ReverieError
+from reverie.generate.frozen import Frozen
+from reverie.generate.parts import MAX_SEED, ControlInput, Hires, Refiner, Strength, Variation, check_strength
+from reverie.generate.pictures import RECORDED, Picture
 
 SamplerName = Literal[
     "ddpm",
@@ -38,8 +38,11 @@ ScheduleName = Literal[
 SAMPLERS: tuple[str, ...] = get_args(SamplerName)
 SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 
-# torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
-MAX_SEED = 2**32 - 1
+Tile = Literal["none", "x", "y", "xy"]
+Fill = Literal["original", "surroundings", "noise", "nothing"]
+Size = tuple[Annotated[int, Field(ge=1, le=65536)], Annotated[int, Field(ge=1, le=65536)]]
+Corner = tuple[Annotated[int, Field(ge=0, le=65536)], Annotated[int, Field(ge=0, le=65536)]]
+Border = Annotated[int, Field(ge=0, le=8192, multiple_of=8)]
 
 
 def random_seed() -> int:
@@ -51,51 +54,86 @@ def _seed_or_random(seed: object) -> object:
     return random_seed() if seed is None else seed
 
 
-class TextToImage(BaseModel):
+class TextToImage(Frozen):
     """Ask for `count` pictures of a prompt; picture k is the one that seed + k alone would give.
 
     `width` and `height` in pixels are the model's own size where None; `seed` is drawn at random where None.
     Raises ReverieError, in one line, for any value out of range.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    kind: ClassVar[str] = "text_to_image"
 
-    prompt: str = Field("", description="what to draw; may be empty")
-    negative: str = Field("", description="what to keep away from")
+    prompt: str = Field(default="", description="what to draw; may be empty")
+    negative: str = Field(default="", description="what to keep away from")
     seed: Annotated[int, BeforeValidator(_seed_or_random)] = Field(
         default_factory=random_seed, ge=0, le=MAX_SEED, description="picture k uses seed + k; random if not given"
     )
-    steps: int = Field(20, ge=1, le=1000, description="denoising steps")
-    guidance: float = Field(5.0, ge=0, le=100, description="classifier-free guidance; 1 switches it off")
-    width: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="pixels; the model's own if not given")
-    height: int | None = Field(None, ge=8, le=8192, multiple_of=8, description="pixels; the model's own if not given")
-    count: int = Field(1, ge=1, le=10_000, description="how many pictures")
-    sampler: SamplerName = Field("dpmpp_2m", description="how the noise is taken away")
-    schedule: ScheduleName = Field("karras", description="how the noise levels are spaced")
-    guidance_rescale: float = Field(0.0, ge=0, le=1, description="against overexposure (Lin et al. 2023, eq. 15-16)")
-    threshold: float | None = Field(None, gt=0, le=1, description="dynamic thresholding's percentile, such as 0.995")
+    steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
+    guidance: float = Field(default=5.0, ge=0, le=100, description="classifier-free guidance; 1 switches it off")
+    width: int | None = Field(
+        default=None, ge=8, le=8192, multiple_of=8, description="pixels; the model's own if not given"
+    )
+    height: int | None = Field(
+        default=None, ge=8, le=8192, multiple_of=8, description="pixels; the model's own if not given"
+    )
+    count: int = Field(default=1, ge=1, le=10_000, description="how many pictures")
+    sampler: SamplerName = Field(default="dpmpp_2m", description="how the noise is taken away")
+    schedule: ScheduleName = Field(default="karras", description="how the noise levels are spaced")
+    guidance_rescale: float = Field(
+        default=0.0, ge=0, le=1, description="against overexposure (Lin et al. 2023, eq. 15-16)"
+    )
+    threshold: float | None = Field(
+        default=None, gt=0, le=1, description="dynamic thresholding's percentile, such as 0.995"
+    )
+    clip_skip: int = Field(
+        default=1, ge=1, le=12, description="1 reads the text encoder's usual layer, 2 the one before, ..."
+    )
+    loras: tuple[str, ...] = Field(
+        default=(), description="files, each FILE, FILE:weight or FILE:text weight:U-Net weight"
+    )
+    embeddings: tuple[str, ...] = Field(default=(), description="textual inversion files, or folders of them")
+    controls: tuple[ControlInput, ...] = Field(default=(), description="ControlNets, each with its picture")
+    variation: Variation | None = Field(default=None, description="another picture near to the seed's")
+    hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
+    refiner: Refiner | None = Field(default=None, description="the model that takes the last steps")
+    tile: Tile = Field(default="none", description="directions in which the picture's edges fit each other")
+    original_size: Size | None = Field(
+        default=None, description="SDXL: what the picture is said to be cut from; its size"
+    )
+    crop: Corner | None = Field(default=None, description="SDXL: the left and top it is said to be cut at; 0, 0")
+    target_size: Size | None = Field(default=None, description="SDXL: what size it is said to be; its size")
+    negative_original_size: Size | None = Field(
+        default=None, description="the same for the negative prompt; as the positive"
+    )
+    negative_crop: Corner | None = Field(default=None, description="the same for the negative prompt; as the positive")
+    negative_target_size: Size | None = Field(
+        default=None, description="the same for the negative prompt; as the positive"
+    )
 
-    def __init__(self, **data: Any) -> None:
-        try:
-            super().__init__(**data)
-        except ValidationError as error:
-            raise ReverieError(one_line(error, type(self))) from None
-        if self.seed + self.count - 1 > MAX_SEED:
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        first = self.seed if self.variation is None else self.variation.seed
+        if first + self.count - 1 > MAX_SEED:
             raise ReverieError(
-                f"seed {self.seed} with count {self.count} passes the largest seed, {MAX_SEED}; lower one of them"
+                f"seed {first} with count {self.count} passes the largest seed, {MAX_SEED}; lower one of them"
             )
-
-    def replace(self, **changes: object) -> Self:
-        """Return a copy with some fields changed, checked again."""
-        return type(self)(**{**self.model_dump(), **changes})
+        if self.hires is not None:
+            check_strength(self.hires.steps or self.steps, self.hires.strength)
+        return self
 
     def only(self, index: int) -> Self:
         """Return the request for picture `index` of the `count` alone."""
-        return self.replace(seed=self.seed + index, count=1)
+        if self.variation is None:
+            return self.replace(seed=self.seed + index, count=1)
+        return self.replace(variation=self.variation.replace(seed=self.variation.seed + index), count=1)
 
     def to_json(self) -> str:
-        """Write the request as one line of JSON."""
+        """Write the request as one line of JSON, with its pictures as data URLs."""
         return self.model_dump_json()
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the metadata holds of the request: its pictures by path and SHA-256."""
+        return self.model_dump(mode="json", context=RECORDED)
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -106,27 +144,85 @@ class TextToImage(BaseModel):
             raise ReverieError(f"request is not JSON: {error}") from error
         if not isinstance(data, dict):
             raise ReverieError(f"request must be a JSON object, not {type(data).__name__}")
-        return cls(**data)
+        return cls.of(data)
 
 
-def one_line(error: ValidationError, request: type[BaseModel]) -> str:
-    """Say the first of pydantic's complaints in one line: what was given, what is allowed, and how many more."""
-    first, *others = error.errors()
-    more = f" (and {len(others)} more)" if others else ""
-    return _complaint(first, request) + more
+class ImageToImage(TextToImage):
+    """Ask for a picture to be drawn anew: noised as far as `strength` says, and denoised towards the prompt.
+
+    Of the `steps` the last int(steps * strength) are taken, as in diffusers; 1 forgets the picture. `width` and
+    `height` are the picture's where None, rounded to whole latents; transparent parts are laid on white.
+    """
+
+    kind: ClassVar[str] = "image_to_image"
+
+    init: Picture = Field(description="the picture to start from")
+    strength: Strength = Field(default=0.75, description="how far to go from the picture; 1 forgets it")
+
+    @model_validator(mode="after")
+    def _check_strength(self) -> Self:
+        check_strength(self.steps, self.strength)
+        return self
 
 
-def _complaint(error: ErrorDetails, request: type[BaseModel]) -> str:
-    name, given = str(error["loc"][0]), error["input"]
-    if error["type"] == "extra_forbidden":
-        return _unknown("option", name, list(request.model_fields))
-    if error["type"] == "literal_error":
-        return _unknown(name, given, get_args(request.model_fields[name].annotation))
-    message = error["msg"].removeprefix("Input ").removeprefix("should ")
-    return f"{name} {given!r} is not possible; it should {message}"
+class Inpaint(ImageToImage):
+    """Ask for part of a picture to be painted anew: where `mask` is light, or where the picture is transparent.
+
+    What lies outside the mask, blurred by `mask_blur` pixels, stays to the bit. `only_masked` draws the surroundings of
+    the mask, `padding` pixels around it, at the request's (or the model's own) size, and lays the result back.
+    `fill` says what the drawing starts from within the mask.
+    """
+
+    kind: ClassVar[str] = "inpaint"
+
+    mask: Picture | None = Field(
+        default=None, description="white is painted; if not given, what is transparent in the picture"
+    )
+    mask_blur: int = Field(default=4, ge=0, le=256, description="pixels by which the mask's edge is softened")
+    only_masked: bool = Field(default=False, description="draw the part around the mask alone, at full size")
+    padding: int = Field(default=32, ge=0, le=4096, description="pixels around the mask that only_masked draws as well")
+    fill: Fill = Field(default="original", description="what to start from within the mask")
+
+    @model_validator(mode="after")
+    def _check_mask(self) -> Self:
+        if self.hires is not None:
+            raise ReverieError("a second pass does not go with a mask; leave out one of hires and mask")
+        if self.mask is None:
+            if self.init.transparent is False:
+                raise ReverieError("nothing says where to paint: give a mask, or a picture with transparent parts")
+        elif self.init.size and self.mask.size and self.init.size != self.mask.size:
+            sizes = [f"{width}x{height}" for width, height in (self.mask.size, self.init.size)]
+            raise ReverieError(f"the mask has {sizes[0]} pixels and the picture {sizes[1]}; give them the same size")
+        return self
 
 
-def _unknown(what: str, given: object, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(str(given), allowed, n=1)
-    hint = f"did you mean '{near[0]}'? " if near else ""
-    return f"unknown {what} {given!r}; {hint}choose from {', '.join(allowed)}"
+class Outpaint(TextToImage):
+    """Ask for a picture to be continued beyond its edges, by so many pixels (multiples of 8) on each side.
+
+    The result has the picture's size and the borders; `fill` says what the drawing starts from there, and
+    `mask_blur` softens the edge between old and new.
+    """
+
+    kind: ClassVar[str] = "outpaint"
+
+    init: Picture = Field(description="the picture to continue")
+    left: Border = 0
+    right: Border = 0
+    top: Border = 0
+    bottom: Border = 0
+    strength: Strength = Field(default=1.0, description="how far to go from the fill")
+    mask_blur: int = Field(default=8, ge=0, le=256, description="pixels by which the edge is softened")
+    fill: Fill = Field(default="surroundings", description="what to start from beyond the edges")
+
+    @model_validator(mode="after")
+    def _check_borders(self) -> Self:
+        check_strength(self.steps, self.strength)
+        if not (self.left or self.right or self.top or self.bottom):
+            raise ReverieError("outpainting by 0 pixels on every side; give left, right, top or bottom")
+        if self.hires is not None:
+            raise ReverieError("a second pass does not go with outpainting; leave out one of them")
+        return self
+
+
+KINDS: dict[str, type[TextToImage]] = {kind.kind: kind for kind in (TextToImage, ImageToImage, Inpaint, Outpaint)}
+"""The requests by the name that the metadata gives them."""

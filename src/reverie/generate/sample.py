@@ -2,41 +2,102 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.diffusion.denoiser import Denoise, denoiser
-from reverie.diffusion.guidance import consistency, guided, linear, rescaled, thresholded, together
+from reverie.diffusion.denoiser import Denoise, Level, Network, denoiser
+from reverie.diffusion.guidance import apart, consistency, guided, linear, rescaled, thresholded, together
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import to_ve, to_vp
 from reverie.diffusion.spacings import SPACINGS
 from reverie.diffusion.step import Sigmas, Step
+from reverie.generate.conditioning import Prompts
 from reverie.generate.requests import TextToImage
 from reverie.system import Conditioning, StableDiffusion
 
 # Dynamic thresholding wants the range of clean data. Scaled latents have unit variance: 99.7 % lie within 3.
 LATENT_BOUND = 3.0
+NEAR = 1e-4  # a level counts as reached within this fraction of it: samplers compute it in other ways
+
+Bind = Callable[[Conditioning], Network]
+"""Give the network for a conditioning, as `StableDiffusion.network` does."""
 
 
 def guided_denoiser(
-    system: StableDiffusion, request: TextToImage, positive: Conditioning, negative: Conditioning
+    system: StableDiffusion,
+    request: TextToImage,
+    prompts: Prompts,
+    sigmas: Sigmas,
+    rows: int = 1,
+    bind: Bind | None = None,
 ) -> Denoise:
-    """Build denoise(x, sigma) towards `positive` and away from `negative`, by the request's guidance.
+    """Build denoise(x, sigma) for `rows` pictures, towards and away from what the prompts say at each noise level.
+
+    `sigmas` are the levels that the sampler visits, which tell the steps. `bind` gives the network for a conditioning
+    (`system.network` where None), whose rows are those of the negative prompt and of every part of the prompt, `rows`
+    for each; where the negative prompt is longer or shorter than the prompt, its rows are bound by themselves.
+    """
+
+    @cache
+    def stage(negative: Conditioning, *positive: Conditioning) -> Denoise:
+        weights = [guide.weight for guide in prompts.positive]
+        predict = _guided(request, negative, positive, weights, rows, bind or system.network)
+        return _denoiser(system, request, predict)
+
+    def denoise(x: Float[Tensor, "b c h w"], sigma: Level) -> Float[Tensor, "b c h w"]:
+        step = step_at(sigmas, sigma)
+        return stage(prompts.negative.at(step), *(guide.at(step) for guide in prompts.positive))(x, sigma)
+
+    return denoise
+
+
+def step_at(sigmas: Sigmas, sigma: Level) -> int:
+    """Tell which step, counted from 0, a noise level belongs to; a level between two, to the step that crosses it."""
+    return max(0, int((sigmas[:-1].cpu() >= float(sigma) * (1 - NEAR)).sum()) - 1)
+
+
+def _guided(
+    request: TextToImage,
+    negative: Conditioning,
+    positive: Sequence[Conditioning],
+    weights: Sequence[float],
+    rows: int,
+    bind: Bind,
+) -> Network:
+    """Bind the network to all that it is asked at a step, and mix its answers.
 
     Guidance of 1 asks nothing of the negative prompt, and the U-Net is then run once a step instead of twice.
     """
-    if request.guidance == 1:
-        predict = system.network(positive)
-    else:
-        mix = linear(request.guidance)
-        if request.guidance_rescale:
-            mix = rescaled(request.guidance, request.guidance_rescale)
-        predict = guided(together(system.network(negative.cat(positive))), mix)
+    nothing, something = negative.repeat(rows), _joined(positive, rows)
+    if request.guidance == 1 and tuple(weights) == (1.0,):
+        return bind(something)
+    mix = linear(request.guidance)
+    if request.guidance_rescale:
+        mix = rescaled(request.guidance, request.guidance_rescale)
+    if nothing.tokens.shape[1] == something.tokens.shape[1]:
+        return guided(together(bind(nothing.cat(something)), weights), mix)
+    return guided(apart(bind(nothing), bind(something), weights), mix)
+
+
+def _joined(parts: Sequence[Conditioning], rows: int) -> Conditioning:
+    """Put the parts of a prompt into one batch; shorter ones repeat their last token, as in A1111."""
+    longest = max(part.tokens.shape[1] for part in parts)
+    first, *others = (
+        replace(part, tokens=F.pad(part.tokens, (0, 0, 0, longest - part.tokens.shape[1]), mode="replicate"))
+        for part in parts
+    )
+    return first.repeat(rows).cat(*(other.repeat(rows) for other in others))
+
+
+def _denoiser(system: StableDiffusion, request: TextToImage, predict: Network) -> Denoise:
+    """Turn a network's guided prediction into x0, held in bounds where the request asks for it."""
     denoise = denoiser(predict, system.schedule, system.prediction.scalings)
     if request.sampler == "lcm":
         denoise = consistency(denoise, system.schedule)

@@ -178,8 +178,8 @@ class UpBlock(Block):
         return x
 
 
-class UNet(nn.Module):
-    """Predict the noise, or the velocity, in latents at a timestep, given the prompt's embedding."""
+class DownPath(nn.Module):
+    """Hold what a U-Net shares with its ControlNet: the timestep's embedding, the way down and the middle."""
 
     def __init__(self, config: UNetConfig):
         super().__init__()
@@ -189,38 +189,18 @@ class UNet(nn.Module):
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
         if config.projection_input_dim is not None:
             self.add_embedding = TimestepEmbedding(config.projection_input_dim, 4 * widths[0])
-        down, up = _input_widths(widths, config.layers_per_block)
-        levels = range(len(widths))
-        self.down_blocks = nn.ModuleList(DownBlock(down[level], level, config) for level in levels)
+        inputs, _ = _input_widths(widths, config.layers_per_block)
+        self.down_blocks = nn.ModuleList(DownBlock(inputs[level], level, config) for level in range(len(widths)))
         self.mid_block = MidBlock(config)
-        self.up_blocks = nn.ModuleList(UpBlock(up[level], level, config) for level in reversed(levels))
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], EPS)
-        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b c h w"],
-        t: Num[Tensor, " b"],
-        context: Float[Tensor, "b l d"],
-        pooled: Float[Tensor, "b p"] | None = None,
-        sizes: Num[Tensor, "b s"] | None = None,
-    ) -> Float[Tensor, "b out h w"]:
-        """Denoise latents of any height and width.
-
-        `t` is in training timesteps, 0 to 999, and may be fractional. SDXL alone takes the pooled text and `sizes`, in
-        pixels: original height and width, crop top and left, then target height and width (the refiner: an aesthetic
-        score in place of these two). Raises `ReverieError` where a width is not the config's.
-        """
-        self._check(x, context)
-        emb = self._embed(t, pooled, sizes)
-        x = self.conv_in(x)
+    def descend(
+        self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"], context: Float[Tensor, "b l d"]
+    ) -> tuple[list[Tensor], Tensor]:
+        """Return x, which `conv_in` made, with every layer's output on the way down, and the middle's output."""
         skips = [x]
         for block in self.down_blocks:
             skips += block(skips[-1], emb, context)
-        x = self.mid_block(skips[-1], emb, context)
-        for block in self.up_blocks:
-            x = block(x, skips, emb, context)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return skips, self.mid_block(skips[-1], emb, context)
 
     def _check(self, x: Tensor, context: Tensor) -> None:
         if x.shape[1] != self.config.in_channels:
@@ -249,6 +229,43 @@ class UNet(nn.Module):
             )
         embedded_sizes = timestep_embedding(sizes.flatten(), size_width).view(len(sizes), -1)
         return emb + self.add_embedding(torch.cat([pooled, embedded_sizes], dim=1))
+
+
+class UNet(DownPath):
+    """Predict the noise, or the velocity, in latents at a timestep, given the prompt's embedding."""
+
+    def __init__(self, config: UNetConfig):
+        super().__init__(config)
+        widths = config.block_out_channels
+        _, inputs = _input_widths(widths, config.layers_per_block)
+        self.up_blocks = nn.ModuleList(UpBlock(inputs[level], level, config) for level in reversed(range(len(widths))))
+        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], EPS)
+        self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b c h w"],
+        t: Num[Tensor, " b"],
+        context: Float[Tensor, "b l d"],
+        pooled: Float[Tensor, "b p"] | None = None,
+        sizes: Num[Tensor, "b s"] | None = None,
+        residuals: Sequence[Tensor] | None = None,
+    ) -> Float[Tensor, "b out h w"]:
+        """Denoise latents of any height and width.
+
+        `t` is in training timesteps, 0 to 999, and may be fractional. SDXL alone takes the pooled text and `sizes`, in
+        pixels: original height and width, crop top and left, then target height and width (the refiner: an aesthetic
+        score in place of these two). `residuals`, from a ControlNet, are added to the outputs of the way down, the last
+        to the middle's. Raises `ReverieError` where a width is not the config's.
+        """
+        self._check(x, context)
+        emb = self._embed(t, pooled, sizes)
+        skips, x = self.descend(self.conv_in(x), emb, context)
+        if residuals is not None:
+            *skips, x = (output + added for output, added in zip([*skips, x], residuals, strict=True))
+        for block in self.up_blocks:
+            x = block(x, skips, emb, context)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
 def _input_widths(widths: Sequence[int], layers: int) -> tuple[list[list[int]], list[list[int]]]:

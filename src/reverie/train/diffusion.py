@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from reverie.data.captions import scene_caption
 from reverie.data.concepts import Concept, concepts
 from reverie.data.loader import Batches
 from reverie.data.scenes import ANYWHERE, render, scene_at
-from reverie.diffusion.denoiser import PREDICTIONS
+from reverie.diffusion.denoiser import PREDICTIONS, Prediction
 from reverie.diffusion.names import choose
 from reverie.generate.pipeline import Pipeline
 from reverie.models.autoencoder import Autoencoder
@@ -56,11 +56,19 @@ class LatentSettings:
     workers: int = 0
 
 
+WEIGHTINGS: dict[str, Callable[[Prediction, Tensor], Tensor]] = {
+    "min_snr": lambda prediction, snr: prediction.min_snr(snr),
+    "uniform": lambda prediction, snr: torch.ones_like(snr),
+}
+"""How much the error of the prediction counts at a signal-to-noise ratio."""
+
+
 @dataclass(frozen=True)
 class DiffusionSettings:
     """Choose what is predicted, over which noise levels, and how they are weighed."""
 
     prediction: str = "v"
+    weighting: str = "min_snr"  # of the noise levels, a key of WEIGHTINGS
     beta_schedule: str = "scaled_linear"
     zero_terminal_snr: bool = False
 
@@ -130,6 +138,7 @@ class DiffusionObjective:
             name="reverie-emoji",
         )
         self.schedule, self.prediction = config.schedule(), prediction
+        self.weigh = choose("weighting", diffusion.weighting, WEIGHTINGS)
         self.latents = pooled_latents(autoencoder, self.things, seed, data, out / "latents.safetensors")
         self.batches = Batches(self._item, data.batch, data.workers)
 
@@ -159,7 +168,7 @@ class DiffusionObjective:
         t = torch.randint(len(self.schedule), (len(x0),), generator=generator)
         eps = torch.randn(x0.shape, generator=generator)
         noisy, target = self.schedule.add_noise(x0, eps, t), self.prediction.target(self.schedule, x0, eps, t)
-        weight = self.prediction.min_snr(self.schedule.snr(t)).to(x0.dtype)
+        weight = self.weigh(self.prediction, self.schedule.snr(t)).to(x0.dtype)
         device = device_of(self.averaged)
         with torch.no_grad():
             context = self.components.text_encoders[0](self.components.tokenizers[0](captions).to(device)).last

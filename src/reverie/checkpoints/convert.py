@@ -1,0 +1,103 @@
+"""How does a model go from a single file to a folder in diffusers' layout, and back? Without losing a bit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reverie.checkpoints.families import Family, family_of, spelled
+from reverie.checkpoints.load import load_folder
+from reverie.checkpoints.save import Precision, save_folder
+from reverie.checkpoints.single import Networks, find_tokenizers, load_networks
+from reverie.checkpoints.weights import open_source
+from reverie.errors import ReverieError
+
+# What a single file holds and no network of a folder has room for, as SD 2's last text layer: it goes into a file of
+# its own, which diffusers does not look at.
+REST = "rest_of_single_file.safetensors"
+# What only the training needed.
+TRAINING = ("model_ema.", "first_stage_model.loss.", "optimizer_states.", "callbacks.", "loops.", "lr_schedulers.")
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    *,
+    dtype: torch.dtype | None = None,
+    config: str | Family | None = None,
+    ema: bool = False,
+    overwrite: bool = False,
+) -> None:
+    """Write a model, a single file or a folder, as the other of the two, or as a single file anew.
+
+    What the target is called decides: `.safetensors` is a single file, a name without suffix a folder. `dtype` None
+    keeps each weight's own; `config` names the family of a single file where it does not tell; `ema` takes the running
+    averages of its U-Net. What a training left is not written. Raises ReverieError.
+    """
+    source, target = Path(source), Path(target)
+    _check(source, target, overwrite)
+    if source.is_dir():
+        components = load_folder(source, dtype=None)
+        family = config if isinstance(config, Family) else family_of(components)
+        networks = Networks(family, components.unet, components.autoencoder, components.text_encoders)
+        rest = _tensors(source / REST) if (source / REST).is_file() else {}
+    else:
+        networks = load_networks(source, config=config, ema=ema)
+        components = None
+        rest = _tensors(source)
+    used = {spelled(name, set(rest)) for name in networks.names()}
+    rest = {name: tensor for name, tensor in rest.items() if name not in used and not name.startswith(TRAINING)}
+    if target.suffix == ".safetensors":
+        save_tensors({**rest, **networks.tensors()}, target, dtype)
+        return
+    if components is None:
+        components = networks.components(find_tokenizers(source, networks.family), target.name)
+    save_folder(components, target, Precision(dtype))
+    if rest:
+        save_tensors(rest, target / REST, dtype)
+
+
+def save_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
+    """Write tensors as safetensors, beside the target first, then renamed over it; whole numbers keep their dtype."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        ready = {
+            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+            for name, tensor in tensors.items()
+        }
+        save_file(ready, temporary, metadata={"format": "pt"})
+        temporary.replace(path)
+    except (OSError, SafetensorError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ReverieError(f"cannot write '{path}': {reason or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _tensors(file: Path) -> dict[str, Tensor]:
+    """Map all tensors of a file."""
+    source = open_source(file)
+    return {name: source.tensor(name) for name in source.names()}
+
+
+def _check(source: Path, target: Path, overwrite: bool) -> None:
+    """Refuse what cannot be meant, before any work is done."""
+    if not source.exists():
+        raise ReverieError(f"no model at '{source}': there is no such file or folder")
+    if target.suffix not in ("", ".safetensors"):
+        raise ReverieError(
+            f"cannot write '{target}': give a name that ends in .safetensors for a single file, or one without suffix "
+            "for a folder"
+        )
+    if source.is_dir() and target.suffix == "":
+        raise ReverieError(f"'{source}' is a folder already; give a target that ends in .safetensors")
+    if target.exists() and source.resolve() == target.resolve():
+        raise ReverieError(f"'{target}' would be written over itself; give another name")
+    if target.exists() and not overwrite and (target.is_file() or any(target.iterdir())):
+        raise ReverieError(f"'{target}' is there already; give another name, or --force to write over it")

@@ -1,0 +1,223 @@
+"""How does a model come from the Hugging Face hub? From its cache where it is whole there, else fetched into it.
+
+The cache is that of huggingface_hub, which other programs share; HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT are
+honoured as it does. It is imported when it is needed, as most models are on the disk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reverie.checkpoints.needed import INDEX, folder_files, single_file
+from reverie.checkpoints.weights import read_json
+from reverie.errors import ReverieError
+
+NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
+REVISION = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
+MAIN = "main"
+PATIENCE = 5.0  # seconds to wait for the hub's first answer
+
+
+@dataclass(frozen=True)
+class Download:
+    """Tell how far fetching is, in bytes over all files, and which file is under way."""
+
+    file: str
+    done: int
+    total: int
+
+
+Report = Callable[[Download], None]
+
+
+def unreported(download: Download) -> None:
+    """Tell nobody."""
+
+
+def is_name(text: str) -> bool:
+    """Tell whether a text could name a model on the hub, `owner/name`, or a file there, `owner/name/file`."""
+    match = NAME.fullmatch(text)
+    return match is not None and ".." not in text and not (match["file"] or "").startswith(".")
+
+
+def find(name: str, *, revision: str | None = None, variant: str | None = None, report: Report = unreported) -> Path:
+    """Return the folder or file of a model, fetching what is not in the cache.
+
+    A folder in diffusers' layout where the repository holds one, else its one checkpoint; `owner/name/file` names one
+    of several. `revision` is a branch, tag or commit, `variant` the precision of the weights, such as fp16. What is
+    whole in the cache is not asked for again. Raises ReverieError where there is no such model, or no way to it.
+    """
+    repo, file = _split(name)
+    if file is not None:
+        return fetch(repo, [file], revision=revision, report=report) / file
+    place = _cached(repo, revision, variant)
+    if place is None:
+        sizes = _list(repo, revision)
+        wanted = _wanted(repo, revision, variant, sizes)
+        _download(repo, revision, {name: sizes[name] for name in wanted}, report)
+        place = _cached(repo, revision, variant)
+    if place is None:
+        raise ReverieError(f"'{repo}' changed while it was fetched; run it again")
+    return place
+
+
+def fetch(repo: str, files: Iterable[str], *, revision: str | None = None, report: Report = unreported) -> Path:
+    """Return the folder of a repository with at least these files of it. Raises ReverieError as `find` does."""
+    files = list(files)
+    snapshot = _snapshot(repo, revision)
+    if snapshot is not None and all((snapshot / file).is_file() for file in files):
+        return snapshot
+    sizes = _list(repo, revision)
+    for file in files:
+        if file not in sizes:
+            raise ReverieError(f"'{repo}' holds no file '{file}'{_at(revision)}; {_offer(sizes)}")
+    return _download(repo, revision, {file: sizes[file] for file in files}, report)
+
+
+def _split(name: str) -> tuple[str, str | None]:
+    match = NAME.fullmatch(name)
+    if match is None or not is_name(name):
+        raise ReverieError(f"'{name}' is no name on the hub; write owner/name, or owner/name/file for one file of it")
+    return match["repo"], match["file"]
+
+
+def _snapshot(repo: str, revision: str | None) -> Path | None:
+    """Return the folder of the cache with a revision's files, as many as there are."""
+    from huggingface_hub import constants
+
+    if revision is not None and not REVISION.fullmatch(revision):
+        raise ReverieError(f"revision '{revision}' is not possible; give a branch, a tag or a commit")
+    root = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}"
+    reference = root / "refs" / (revision or MAIN)
+    commit = reference.read_text().strip() if reference.is_file() else revision or MAIN
+    snapshot = root / "snapshots" / commit
+    return snapshot if snapshot.is_dir() else None
+
+
+def _cached(repo: str, revision: str | None, variant: str | None) -> Path | None:
+    """Return a model's folder or file in the cache where all of it is there."""
+    snapshot = _snapshot(repo, revision)
+    if snapshot is None:
+        return None
+    names = {path.relative_to(snapshot).as_posix() for path in snapshot.rglob("*") if path.is_file()}
+    try:
+        if INDEX not in names:
+            return snapshot / single_file(names, variant)
+        folder_files(names, read_json(snapshot / INDEX), variant)
+    except LookupError:
+        return None
+    return snapshot
+
+
+def _wanted(repo: str, revision: str | None, variant: str | None, sizes: Mapping[str, int]) -> list[str]:
+    """List the files to fetch; for a folder its index is fetched first, which names its parts."""
+    try:
+        if INDEX not in sizes:
+            return [single_file(sizes, variant)]
+        snapshot = _download(repo, revision, {INDEX: sizes[INDEX]}, unreported)
+        return folder_files(sizes, read_json(snapshot / INDEX), variant)
+    except LookupError as error:
+        raise ReverieError(f"'{repo}'{_at(revision)} {error.args[0]}") from None
+
+
+def _list(repo: str, revision: str | None) -> dict[str, int]:
+    """Ask the hub for a repository's files and their sizes in bytes."""
+    from huggingface_hub import HfApi
+
+    with _guarded(repo, revision):
+        info = HfApi().model_info(repo, revision=revision, timeout=PATIENCE, files_metadata=True)
+    return {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+
+
+def _download(repo: str, revision: str | None, sizes: Mapping[str, int], report: Report) -> Path:
+    """Fetch files into the cache, where each appears when it is whole, and return the folder that they are in."""
+    from huggingface_hub import hf_hub_download
+
+    total, done = sum(sizes.values()), 0
+    snapshot = Path()
+    for file, size in sizes.items():
+        before = done
+
+        def tell(count: int, file: str = file) -> None:
+            nonlocal done
+            done += count
+            report(Download(file, done, total))
+
+        with _guarded(repo, revision):
+            path = hf_hub_download(repo, file, revision=revision, etag_timeout=PATIENCE, tqdm_class=_bar(tell))
+        done = before + size
+        report(Download(file, done, total))
+        snapshot = Path(path).parents[file.count("/")]
+    return snapshot
+
+
+def _bar(tell: Callable[[int], None]) -> type[Any]:
+    """Make a class as huggingface_hub wants it for progress, which shows nothing and passes the bytes on."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Bar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **{**kwargs, "disable": True})
+            tell(kwargs.get("initial") or 0)
+
+        def update(self, n: float | None = 1) -> bool | None:
+            tell(int(n or 0))
+            return None
+
+    return Bar
+
+
+@contextmanager
+def _guarded(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn what goes wrong between here and the hub into one line that says what to do."""
+    from huggingface_hub import constants, errors
+
+    if constants.HF_HUB_OFFLINE:
+        raise ReverieError(
+            f"'{repo}'{_at(revision)} is not whole in the cache ({constants.HF_HUB_CACHE}), and HF_HUB_OFFLINE is set; "
+            "unset it once to fetch the model, or give a path"
+        )
+    try:
+        yield
+    except errors.GatedRepoError:
+        raise ReverieError(
+            f"'{repo}' asks for its conditions to be accepted; do so at {constants.ENDPOINT}/{repo}, and set HF_TOKEN"
+        ) from None
+    except errors.RepositoryNotFoundError:
+        raise ReverieError(
+            f"there is no model '{repo}' at {constants.ENDPOINT}, or it is private; check the name, or set HF_TOKEN"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ReverieError(
+            f"'{repo}' has no revision '{revision}'; leave it out, or give a branch, tag or commit"
+        ) from None
+    except Exception as error:  # the classes of its HTTP library change from version to version
+        raise ReverieError(
+            f"cannot fetch '{repo}' from {constants.ENDPOINT} ({_reason(error)}); check the network, or give a path"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """Say in a few words why fetching failed: the hub's status, or the first cause."""
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if status is not None:
+        return f"it answers {status}"
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _at(revision: str | None) -> str:
+    return f" at revision '{revision}'" if revision else ""
+
+
+def _offer(names: Iterable[str]) -> str:
+    """Name a few of a repository's files."""
+    files = sorted(name for name in names if name.endswith((".safetensors", ".ckpt", ".bin", ".json")))
+    more = f" and {len(files) - 6} others" if len(files) > 6 else ""
+    return f"it has {', '.join(files[:6])}{more}" if files else "it has no weights"

@@ -1,0 +1,170 @@
+"""What does a request draw upon? Nothing, a picture, or the part of one that a mask leaves open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from reverie.codecs.image import ImageCodec, to_tensor
+from reverie.errors import ReverieError
+from reverie.generate import masks
+from reverie.generate.requests import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.system import StableDiffusion
+
+INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves
+Finish = Callable[[Image.Image], Image.Image]
+
+
+@dataclass(frozen=True, eq=False)
+class Canvas:
+    """Hold what a drawing starts from; tensors are of one sample.
+
+    `known` are the clean latents of the picture, `start` those that are noised to begin with: None begins with noise
+    alone. `mask` is 1 where latents are drawn, None draws all. `extra` are an inpainting U-Net's further channels.
+    `finish` makes the final picture of a drawn one.
+    """
+
+    start: Float[Tensor, "1 c h w"] | None = None
+    known: Float[Tensor, "1 c h w"] | None = None
+    mask: Float[Tensor, "1 1 h w"] | None = None
+    extra: Float[Tensor, "1 e h w"] | None = None
+    fill: Fill = "original"
+    finish: Finish = lambda picture: picture
+
+    def begin(self, noise: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"] | None:
+        """Return the clean latents that each sample of a batch starts from, or None for noise alone."""
+        if self.start is None:
+            return None
+        start = self.start.expand_as(noise)
+        if self.mask is None or self.fill not in FILLED:
+            return start
+        return torch.where(self.mask > 0, FILLED[self.fill](noise), start)
+
+
+FILLED: dict[str, Callable[[Tensor], Tensor]] = {"noise": lambda noise: noise, "nothing": torch.zeros_like}
+"""The fills that are latents, made from the noise of a drawing."""
+
+
+def size_of(system: StableDiffusion, request: TextToImage) -> tuple[int, int]:
+    """Return the width and height that a request is drawn at; raise ReverieError where they do not fit the model."""
+    width, height = _natural_size(system, request)
+    width, height = request.width or width, request.height or height
+    system.codec.latent_shape(width, height)
+    return width, height
+
+
+def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, int]:
+    factor = system.codec.factor
+    match request:
+        case Outpaint():
+            width, height = request.init.image().size
+            width, height = width + request.left + request.right, height + request.top + request.bottom
+        case Inpaint(only_masked=True):
+            return system.size, system.size
+        case ImageToImage():
+            width, height = request.init.image().size
+        case _:
+            return system.size, system.size
+    return max(1, round(width / factor)) * factor, max(1, round(height / factor)) * factor
+
+
+def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) -> Canvas:
+    """Make the canvas of a request whose size is filled in."""
+    size = (request.width or system.size, request.height or system.size)
+    match request:
+        case Outpaint():
+            picture = masks.extended(request.init.image(), request.left, request.right, request.top, request.bottom)
+            picture = picture.resize(size, Image.Resampling.LANCZOS) if picture.size != size else picture
+            paint = _Paint(picture, masks.transparency(picture), request.mask_blur, request.fill, request.strength)
+            return _masked(system, codec, paint)
+        case Inpaint():
+            return _inpaint(system, codec, request, size)
+        case ImageToImage():
+            latents = codec.encode([_sized(request.init.image(), size)])
+            return Canvas(start=latents if request.strength < 1 else None, extra=unmasked(system, codec, size))
+        case _:
+            return Canvas(extra=unmasked(system, codec, size))
+
+
+@dataclass(frozen=True, eq=False)
+class _Paint:
+    """Hold a picture, its mask (white is painted), the pixels that soften the mask, and what to start from."""
+
+    picture: Image.Image
+    mask: Image.Image
+    blur: int
+    fill: Fill
+    strength: float
+
+
+def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size: tuple[int, int]) -> Canvas:
+    """Prepare the whole picture, or the box around its mask alone."""
+    picture = request.init.image()
+    mask = masks.transparency(picture) if request.mask is None else request.mask.image().convert("L")
+    if mask.size != picture.size:
+        raise ReverieError(
+            f"the mask has {mask.width}x{mask.height} pixels and the picture {picture.width}x"
+            f"{picture.height}; give them the same size"
+        )
+    box = masks.surroundings(mask, request.padding, *size)
+    if not request.only_masked:
+        picture, mask = _sized(picture, size), mask.resize(size) if mask.size != size else mask
+        return _masked(system, codec, _Paint(picture, mask, request.mask_blur, request.fill, request.strength))
+    crop, cut = _sized(picture.crop(box), size), mask.crop(box).resize(size)
+    canvas = _masked(system, codec, _Paint(crop, cut, 0, request.fill, request.strength))
+    whole, edge = masks.on_white(picture), masks.soft(mask, request.mask_blur)
+    return Canvas(
+        canvas.start, canvas.known, canvas.mask, canvas.extra, canvas.fill, partial(_laid_in, whole, edge, box)
+    )
+
+
+def _masked(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> Canvas:
+    """Prepare a picture of the drawing's size under its mask."""
+    picture, mask = masks.on_white(paint.picture), paint.mask
+    opened = torch.from_numpy(_open(mask))[None, None].to(system.device)
+    known = codec.encode([picture])
+    start = codec.encode([masks.filled(picture, mask)]) if paint.fill == "surroundings" else known
+    cells = F.max_pool2d(opened, codec.factor)  # a latent is drawn where any of its pixels is
+    finish = partial(_composed, picture, masks.soft(mask, paint.blur))
+    start_or_noise = start if paint.strength < 1 else None
+    if system.unet.config.in_channels != INPAINTING_CHANNELS:
+        return Canvas(start_or_noise, known, cells, None, paint.fill, finish)
+    images = to_tensor([picture]).to(opened.device)
+    hidden = codec.encode_tensor(images.where(opened < 0.5, torch.zeros_like(images)))
+    return Canvas(start_or_noise, known, cells, torch.cat([cells, hidden], dim=1), paint.fill, finish)
+
+
+def unmasked(system: StableDiffusion, codec: ImageCodec, size: tuple[int, int]) -> Float[Tensor, "1 e h w"] | None:
+    """Tell an inpainting U-Net to draw all of a picture, of which it sees grey: so does AUTOMATIC1111."""
+    if system.unet.config.in_channels != INPAINTING_CHANNELS:
+        return None
+    hidden = codec.encode_tensor(torch.zeros(1, 3, size[1], size[0], device=system.device))
+    return torch.cat([torch.ones_like(hidden[:, :1]), hidden], dim=1)
+
+
+def _sized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture if picture.size == size else picture.convert("RGBA").resize(size, Image.Resampling.LANCZOS)
+
+
+def _open(mask: Image.Image) -> np.ndarray:
+    return (np.asarray(mask) >= masks.PAINTED).astype(np.float32)
+
+
+def _composed(picture: Image.Image, mask: Image.Image, drawn: Image.Image) -> Image.Image:
+    """Keep the picture where the mask is 0, to the bit, and the drawing where it is 255."""
+    return Image.composite(drawn, picture, mask)
+
+
+def _laid_in(whole: Image.Image, mask: Image.Image, box: masks.Box, drawn: Image.Image) -> Image.Image:
+    """Lay a drawing of a box into the whole picture, under the mask."""
+    sheet = whole.copy()
+    sheet.paste(drawn.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS), box[:2])
+    return Image.composite(sheet, whole, mask)

@@ -1,0 +1,161 @@
+"""How does a prompt steer the U-Net? Its text is parsed, encoded in chunks, weighed, and told step by step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.adapters import inversion, lora
+from reverie.adapters.inversion import Words
+from reverie.generate import editing, prompt
+from reverie.generate.chunks import Chunk, split
+from reverie.generate.requests import TextToImage
+from reverie.system import GOOD_SCORE, POOR_SCORE, Conditioning, StableDiffusion
+
+# In standard deviations; the bundled text tower's encodings have means of up to 0.004 of theirs (measured).
+NO_MEAN = 0.01
+
+
+@dataclass(frozen=True, eq=False)
+class Guide:
+    """Hold what one part of a prompt says at each step, and how strongly it guides.
+
+    `stages` are the last step of each, and its conditioning of one row; all have the same number of tokens.
+    """
+
+    weight: float
+    stages: tuple[tuple[int, Conditioning], ...]
+
+    def at(self, step: int) -> Conditioning:
+        """Return what holds at a step, counted from 0.
+
+        A stage that ends with step n, counted from 1, holds at steps 0 to n: A1111's samplers count from 0 and its
+        prompts from 1, and old pictures depend on it (AUTOMATIC1111/stable-diffusion-webui, issue 7279).
+        """
+        return next((conditioning for until, conditioning in self.stages if step <= until), self.stages[-1][1])
+
+
+@dataclass(frozen=True, eq=False)
+class Prompts:
+    """Hold what a request steers towards, the parts that AND joined, and what it keeps away from."""
+
+    positive: tuple[Guide, ...]
+    negative: Guide
+
+
+def steady(positive: Conditioning, negative: Conditioning) -> Prompts:
+    """Steer by the same two conditionings at every step."""
+    return Prompts((Guide(1.0, ((1, positive),)),), Guide(1.0, ((1, negative),)))
+
+
+@dataclass(frozen=True, eq=False)
+class _Encoder:
+    """Encode texts for a model whose embedding tables hold the words."""
+
+    system: StableDiffusion
+    words: tuple[Words, ...]
+    clip_skip: int
+
+    def guide(self, text: str, weight: float, steps: int, after: int | None, sizes: Tensor | None, zero: bool) -> Guide:
+        """Encode every stage of a text; `zero` conditions on zeros where the whole text is empty."""
+        stages = editing.schedule(text, steps, after)
+        rows = {stage.text: self._split(stage.text) for stage in stages}
+        count = max(len(chunks) for row in rows.values() for chunks in row)
+        encoded = {text: self._encode(row, count, sizes) for text, row in rows.items()}
+        if zero and set(rows) == {""}:
+            encoded = {"": _zeros(encoded[""])}
+        return Guide(weight, tuple((stage.until, encoded[stage.text]) for stage in stages))
+
+    def _split(self, text: str) -> list[list[Chunk]]:
+        """Cut a text into the chunks of each encoder."""
+        sections = prompt.weigh(text)
+        return [
+            split(sections, tokenizer, words)
+            for tokenizer, words in zip(self.system.tokenizers, self.words, strict=True)
+        ]
+
+    def _encode(self, row: Sequence[Sequence[Chunk]], count: int, sizes: Tensor | None) -> Conditioning:
+        """Join the layers of a text's chunks, filled up to `count` with empty ones; pooled is the first chunk's."""
+        chunks = [[*encoder, *[Chunk()] * (count - len(encoder))] for encoder in row]
+        encoded = [self._chunk(column) for column in zip(*chunks, strict=True)]
+        return Conditioning(torch.cat([tokens for tokens, _ in encoded], dim=1), encoded[0][1], sizes)
+
+    def _chunk(self, chunks: Sequence[Chunk]) -> tuple[Float[Tensor, "1 l d"], Float[Tensor, "1 p"] | None]:
+        """Encode one chunk with every encoder."""
+        tokenizers = self.system.tokenizers
+        rows = [chunk.row(tokenizer) for chunk, tokenizer in zip(chunks, tokenizers, strict=True)]
+        layers, pooled = self.system.text_layers(rows, self.clip_skip)
+        weighed = [
+            emphasised(layer, chunk.multipliers(tokenizer))
+            for layer, chunk, tokenizer in zip(layers, chunks, tokenizers, strict=True)
+        ]
+        return torch.cat(weighed, dim=-1), pooled
+
+
+def emphasised(z: Float[Tensor, "1 l d"], weights: Float[Tensor, "l 1"]) -> Float[Tensor, "1 l d"]:
+    """Multiply tokens by their weights and restore the mean of the whole: A1111's emphasis "Original".
+
+    A mean near 0, as a LayerNorm without much of a bias leaves it, is not restored: its ratio is a matter of chance.
+    """
+    if weights.eq(1).all():
+        return z
+    plain = z.float()
+    weighed = plain * weights.to(z.device)
+    if plain.mean().abs() >= NO_MEAN * plain.std():
+        weighed = weighed * (plain.mean() / weighed.mean())
+    return weighed.to(z.dtype)
+
+
+def encode(system: StableDiffusion, request: TextToImage, after: int | None = None) -> Prompts:
+    """Encode a request's prompts over its steps.
+
+    `after` is the number of steps of a first pass, where this is the second (the hires fix). The negative prompt knows
+    neither AND nor the tags of LoRAs, as in A1111. Raises ReverieError for textual inversions and a clip skip that do
+    not fit the model.
+    """
+    positive, negative = _sizes(system, request)
+    with inversion.apply(system, inversion.load_all(request.embeddings)) as words:
+        encoder = _Encoder(system, words, request.clip_skip)
+        guides = tuple(
+            encoder.guide(part.text, part.weight, request.steps, after, positive, zero=False)
+            for part in prompt.parts(prompt.extract(request.prompt)[0])
+        )
+        away = encoder.guide(request.negative, 1.0, request.steps, after, negative, zero=system.zero_empty)
+        return Prompts(guides, away)
+
+
+def _sizes(system: StableDiffusion, request: TextToImage) -> tuple[Tensor | None, Tensor | None]:
+    """Return what SDXL is told of the picture to make, and of the one to keep away from."""
+    if system.unet.config.projection_input_dim is None:
+        return None, None
+    size = (request.width or system.size, request.height or system.size)
+    original, crop, target = request.original_size or size, request.crop or (0, 0), request.target_size or size
+    negative = (
+        request.negative_original_size or original,
+        request.negative_crop or crop,
+        request.negative_target_size or target,
+    )
+    return system.sizes(original, crop, target, GOOD_SCORE), system.sizes(*negative, POOR_SCORE)
+
+
+def _zeros(conditioning: Conditioning) -> Conditioning:
+    tokens, pooled = conditioning.tokens, conditioning.pooled
+    return Conditioning(tokens * 0, None if pooled is None else pooled * 0, conditioning.sizes)
+
+
+@contextmanager
+def adapted(system: StableDiffusion, request: TextToImage) -> Iterator[None]:
+    """Put the LoRAs of a request, and those that its prompt names, into a model for as long as the context lasts.
+
+    Raises ReverieError, before anything is changed, where one is not found or does not fit.
+    """
+    listed = [lora.parse(text) for text in request.loras]
+    tags = prompt.extract(request.prompt)[1]
+    named = [(lora.find(tag.name, [path.parent for path, _, _ in listed]), tag.unet, tag.text) for tag in tags]
+    with lora.apply(system, [*listed, *named]):
+        yield

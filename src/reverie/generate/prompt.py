@@ -1,0 +1,128 @@
+"""What does a prompt in AUTOMATIC1111's syntax ask for? LoRAs, parts joined by AND, weighted pieces between BREAKs.
+
+Nothing here is an error: what does not follow the syntax is text, as it is there. Its order is kept too: the tags of
+LoRAs are taken out first, then AND splits, then `editing.schedule` chooses the words of each step, then brackets weigh.
+The facts are those of AUTOMATIC1111/stable-diffusion-webui 1.10: modules/prompt_parser.py, modules/extra_networks.py.
+"""
+
+from __future__ import annotations
+
+import re
+from itertools import groupby
+from typing import NamedTuple
+
+ROUND, SQUARE = 1.1, 1 / 1.1  # what a pair of round or square brackets multiplies the weight by
+
+_NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
+_TAG = re.compile(r"<(?:lora|lyco):([^:>]+)((?::[^:>]*)*)>")
+_AND = re.compile(r"\bAND\b")
+_PART_WEIGHT = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$")
+_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+_ATTENTION = re.compile(rf"\\[()\[\]\\]?|[()\[\]]|:\s*({_NUMBER})\s*\)|[^\\()\[\]:]+|:")
+
+
+class LoraTag(NamedTuple):
+    """Name a LoRA with its weights for the text encoders and the U-Net: `<lora:name:text:unet>`."""
+
+    name: str
+    text: float
+    unet: float
+
+
+class Part(NamedTuple):
+    """Hold one of the prompts that AND joins, and how strongly it guides."""
+
+    text: str
+    weight: float
+
+
+class Piece(NamedTuple):
+    """Hold a stretch of text whose tokens all have one weight."""
+
+    text: str
+    weight: float
+
+
+def extract(prompt: str) -> tuple[str, tuple[LoraTag, ...]]:
+    """Take the tags of LoRAs out of a prompt; a tag whose weights are not numbers stays text."""
+    tags = []
+
+    def take(match: re.Match[str]) -> str:
+        tag = _tag(match[1], match[2].split(":")[1:])
+        if tag is None:
+            return match[0]
+        tags.append(tag)
+        return ""
+
+    return _TAG.sub(take, prompt), tuple(tags)
+
+
+def _tag(name: str, arguments: list[str]) -> LoraTag | None:
+    """Read `text:unet`, either of which may be named: `te=0.5`, `unet=1`. One number stands for both."""
+    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
+    plain = [argument for argument in arguments if "=" not in argument]
+    try:
+        first = float(plain[0]) if plain else 1.0
+        text = float(named.get("te", first))
+        return LoraTag(name.strip(), text, float(named.get("unet", plain[1] if len(plain) > 1 else text)))
+    except ValueError:
+        return None
+
+
+def parts(prompt: str) -> tuple[Part, ...]:
+    """Split a prompt at AND; a number after a colon at the end of a part, `: 1.2`, is its weight."""
+    return tuple(_part(text) for text in _AND.split(prompt))
+
+
+def _part(text: str) -> Part:
+    text = text.rstrip()
+    found = _PART_WEIGHT.search(text)
+    return Part(text[: found.start()].rstrip(), float(found[1])) if found else Part(text, 1.0)
+
+
+def weigh(text: str) -> tuple[tuple[Piece, ...], ...]:
+    r"""Return the weighted pieces of each of the sections that BREAK separates.
+
+    `(a)` weighs 1.1, `(a:1.3)` weighs 1.3, `[a]` weighs 1 / 1.1, and nested brackets multiply; `\(` is a bracket of the
+    text. A bracket that is never closed reaches to the end; one that was never opened is text.
+    """
+    found: list[tuple[str | None, float]] = []  # None is a BREAK
+    opened: dict[str, list[int]] = {"(": [], "[": []}
+
+    def close(kind: str, factor: float) -> None:
+        start = opened[kind].pop()
+        found[start:] = [(piece, weight * factor) for piece, weight in found[start:]]
+
+    for match in _ATTENTION.finditer(text):
+        token, number = match[0], match[1]
+        if token.startswith("\\"):
+            found.append((token[1:], 1.0))
+        elif token in opened:
+            opened[token].append(len(found))
+        elif token.endswith(")") and opened["("]:
+            close("(", ROUND if number is None else float(number))
+        elif token == "]" and opened["["]:
+            close("[", SQUARE)
+        else:
+            for index, words in enumerate(_BREAK.split(token)):
+                found += [(None, 1.0)] * (index > 0) + [(words, 1.0)]
+    for kind, factor in (("(", ROUND), ("[", SQUARE)):
+        while opened[kind]:
+            close(kind, factor)
+    return _sections(found)
+
+
+def _sections(found: list[tuple[str | None, float]]) -> tuple[tuple[Piece, ...], ...]:
+    """Cut at every BREAK and join neighbours of one weight, whose words may then be one token."""
+    sections: list[list[Piece]] = [[]]
+    for text, weight in found:
+        if text is None:
+            sections.append([])
+        else:
+            sections[-1].append(Piece(text, weight))
+    return tuple(
+        tuple(
+            Piece("".join(piece.text for piece in run), weight) for weight, run in groupby(section, lambda p: p.weight)
+        )
+        for section in sections
+    )

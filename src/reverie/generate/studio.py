@@ -1,0 +1,175 @@
+"""What must be ready before a request is drawn? The model adapted, the prompts encoded, canvas, passes and controls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from reverie.adapters.control import Control, controlled
+from reverie.checkpoints.controlnets import load_controlnet
+from reverie.codecs.edges import PREPROCESSORS
+from reverie.codecs.image import ImageCodec
+from reverie.diffusion.denoiser import Denoise, Network
+from reverie.diffusion.parts import handed_over, joined, masked
+from reverie.diffusion.schedule import Schedule
+from reverie.diffusion.step import Sigmas, Step
+from reverie.errors import ReverieError
+from reverie.generate import conditioning
+from reverie.generate.canvas import Canvas, prepare, unmasked
+from reverie.generate.conditioning import Prompts
+from reverie.generate.noise import starting_noise
+from reverie.generate.parts import ControlInput, steps_taken
+from reverie.generate.requests import ImageToImage, Outpaint, TextToImage
+from reverie.generate.sample import Bind, guided_denoiser, noise_levels, sample
+from reverie.models.seamless import seamless
+from reverie.system import Conditioning, StableDiffusion
+
+Enlarge = Callable[[Tensor], Tensor]
+NEAR = 1e-9  # levels that are one level but for rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """Hold one run of the sampler: the request with the size and steps of this run, its levels and its prompts.
+
+    `bind` gives its network; `enlarge` makes the latents to start from of those of the pass before.
+    """
+
+    request: TextToImage
+    sigmas: Sigmas
+    prompts: Prompts
+    refined: Prompts | None
+    bind: Bind
+    enlarge: Enlarge
+
+    def __len__(self) -> int:
+        return len(self.sigmas) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Studio:
+    """Hold everything that the pictures of a request share."""
+
+    system: StableDiffusion
+    codec: ImageCodec
+    canvas: Canvas
+    passes: tuple[Pass, ...]
+    refiner: StableDiffusion | None
+
+    def steps(
+        self, one: Pass, singles: Sequence[TextToImage], latents: Float[Tensor, "b c h w"] | None
+    ) -> Iterator[Step]:
+        """Run one pass for some pictures; `latents` are those of the pass before."""
+        shape = self.codec.latent_shape(one.request.width or 0, one.request.height or 0)
+        noise = starting_noise(singles, shape, self.codec.factor, self.system.device)
+        denoise = self._denoiser(one, noise.initial())
+        init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
+        return sample(denoise, one.sigmas, noise, one.request.sampler, init)
+
+    def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"]) -> Denoise:
+        """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
+        request, rows = one.request, len(eps)
+        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind)
+        if self.refiner is not None and request.refiner is not None and one.refined is not None:
+            refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
+            denoise = handed_over(denoise, refine, switch_level(self.system.schedule, request.refiner.switch))
+        mask, known = self.canvas.mask, self.canvas.known
+        if mask is None or known is None or self.canvas.extra is not None:
+            return denoise
+        below = math.inf if self.canvas.start is not None else one.sigmas[0].item() * (1 - NEAR)
+        return masked(denoise, mask.expand(rows, -1, -1, -1), known.expand_as(eps), eps, below)
+
+
+@contextmanager
+def opened(system: StableDiffusion, request: TextToImage, refiner: StableDiffusion | None) -> Iterator[Studio]:
+    """Make everything ready for a request whose size is filled in; afterwards the model is as it was.
+
+    Raises ReverieError where files of the request are missing or do not fit the model, and where the request asks for
+    a refiner and none is given.
+    """
+    if request.refiner is not None and refiner is None:
+        raise ReverieError("the request hands over to a refiner; give the model that it names")
+    networks = [system.unet, system.autoencoder.decoder] + ([refiner.unet] if refiner else [])
+    codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
+    with conditioning.adapted(system, request), seamless(networks, request.tile.replace("none", "")):
+        canvas = prepare(system, codec, request)
+        bind = controlled(system, [load_control(system, control) for control in request.controls])
+        yield Studio(system, codec, canvas, _passes(system, codec, request, refiner, bind, canvas.extra), refiner)
+
+
+def load_control(system: StableDiffusion, control: ControlInput) -> Control:
+    """Load a ControlNet and prepare the picture that it sees."""
+    network = load_controlnet(control.model, device=system.device, dtype=system.dtype)
+    picture = control.image.image()
+    if control.preprocessor != "none":
+        picture = PREPROCESSORS[control.preprocessor](picture)
+    return Control(network, picture, control.weight, control.start, control.end)
+
+
+def _widened(bind: Bind, extra: Tensor | None) -> Bind:
+    """Bind an inpainting U-Net with its further channels."""
+    if extra is None:
+        return bind
+
+    def wide(conditioning: Conditioning) -> Network:
+        return joined(bind(conditioning), extra)
+
+    return wide
+
+
+def _passes(
+    system: StableDiffusion,
+    codec: ImageCodec,
+    request: TextToImage,
+    refiner: StableDiffusion | None,
+    bind: Bind,
+    extra: Tensor | None,
+) -> tuple[Pass, ...]:
+    """Plan the first pass, and the second where the request asks for one.
+
+    Of the request's levels a pass visits the last int(steps * strength) intervals, as diffusers counts.
+    """
+
+    def plan(request: TextToImage, strength: float, extra: Tensor | None, after: int | None, enlarge: Enlarge) -> Pass:
+        sigmas = noise_levels(system, request)[-steps_taken(request.steps, strength) - 1 :]
+        prompts = conditioning.encode(system, request, after)
+        refined = conditioning.encode(refiner, request, after) if refiner else None
+        return Pass(request, sigmas, prompts, refined, _widened(bind, extra), enlarge)
+
+    strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
+    first = plan(request, strength, extra, None, lambda latents: latents)
+    if request.hires is None:
+        return (first,)
+    hires = request.hires
+    width, height = hires.size(request.width or 0, request.height or 0, codec.factor)
+    larger = request.replace(width=width, height=height, steps=hires.steps or request.steps)
+    enlarge = partial(UPSCALERS[hires.upscaler], codec, (width, height))
+    return first, plan(larger, hires.strength, unmasked(system, codec, (width, height)), request.steps, enlarge)
+
+
+def switch_level(schedule: Schedule, switch: float) -> float:
+    """Return the lowest noise level before the refiner: that of timestep (1 - switch) of all, as in diffusers."""
+    timestep = round(len(schedule) * (1 - switch))
+    return schedule.t_to_sigma(float(timestep)).item() * (1 - NEAR)
+
+
+def _larger_latents(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:
+    return F.interpolate(latents, codec.latent_shape(*size)[1:], mode="bilinear")
+
+
+def _larger_pictures(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:
+    return codec.encode([picture.resize(size, Image.Resampling.LANCZOS) for picture in codec.pictures(latents)])
+
+
+UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
+    "latent": _larger_latents,
+    "lanczos": _larger_pictures,
+}

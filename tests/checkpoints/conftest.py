@@ -1,0 +1,97 @@
+"""Tiny models of random weights in the structure of every family, as single files hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from reverie.checkpoints.families import FAMILIES, Family
+from reverie.checkpoints.single import Networks
+from reverie.models.autoencoder import Autoencoder
+from reverie.models.clip import TextTower
+from reverie.models.unet import UNet
+from reverie.tokenizer import Tokenizer
+
+TINY_LEVELS = {
+    "sample_size": 4,
+    "block_out_channels": (8, 16),
+    "layers_per_block": 1,
+    "num_heads": (1, 2),
+    "norm_num_groups": 4,
+}
+
+
+@pytest.fixture(scope="session")
+def tiny_family(tokenizer: Tokenizer) -> Callable[[str], Family]:
+    """Shrink a family; its towers are 16 wide, and an SDXL reads two of them."""
+
+    def shrink(name: str) -> Family:
+        family = FAMILIES[name]
+        towers = tuple(
+            replace(
+                tower,
+                config=replace(
+                    tower.config,
+                    hidden_size=16,
+                    intermediate_size=32,
+                    num_hidden_layers=2,
+                    num_attention_heads=2,
+                    vocab_size=len(tokenizer),
+                    max_position_embeddings=tokenizer.length,
+                    eos_token_id=tokenizer.eos_id,
+                    projection_dim=16,
+                ),
+            )
+            for tower in family.towers
+        )
+        xl = family.unet.projection_input_dim is not None
+        sizes = 5 if name == "sdxl-refiner" else 6
+        unet = replace(
+            family.unet,
+            **TINY_LEVELS,
+            transformer_depth=(0, 2) if xl else (1, 0),
+            mid_transformer_depth=2 if xl else 1,
+            cross_attention_dim=16 * len(towers),
+            addition_time_embed_dim=4 if xl else None,
+            projection_input_dim=16 + sizes * 4 if xl else None,
+        )
+        autoencoder = replace(
+            family.autoencoder, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+        )
+        return replace(family, unet=unet, towers=towers, autoencoder=autoencoder)
+
+    return shrink
+
+
+@pytest.fixture(scope="session")
+def tiny_networks(tiny_family: Callable[[str], Family]) -> Callable[[str], Networks]:
+    """Give a tiny model of a family random weights."""
+
+    def make(name: str) -> Networks:
+        family = tiny_family(name)
+        torch.manual_seed(0)
+        towers: list[TextTower] = [tower.kind(tower.config).eval() for tower in family.towers]
+        return Networks(family, UNet(family.unet).eval(), Autoencoder(family.autoencoder).eval(), tuple(towers))
+
+    return make
+
+
+@pytest.fixture
+def single_file(
+    tiny_networks: Callable[[str], Networks], tokenizer: Tokenizer, tmp_path: Path
+) -> Callable[[str], tuple[Path, Networks]]:
+    """Write a tiny model of a family as a single file, with a tokenizer beside it."""
+
+    def write(name: str) -> tuple[Path, Networks]:
+        networks = tiny_networks(name)
+        tokenizer.save(tmp_path / "tokenizer")
+        file = tmp_path / f"{name}.safetensors"
+        save_file({key: tensor.contiguous() for key, tensor in networks.tensors().items()}, file)
+        return file, networks
+
+    return write

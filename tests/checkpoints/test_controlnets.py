@@ -1,0 +1,129 @@
+"""Are ControlNets read from what diffusers saves, and from files in the layout of their author?"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import ControlNetModel
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reverie.checkpoints.controlnets import PREFIX, blueprint, load_controlnet, places, read_controlnet
+from reverie.errors import ReverieError
+from reverie.models.controlnet import CONTROLNETS, ControlNet, ControlNetConfig
+from reverie.models.unet import UNetConfig
+
+TINY = ControlNetConfig(
+    UNetConfig(block_out_channels=(8, 16, 24, 24), num_heads=(2, 2, 2, 2), cross_attention_dim=12, norm_num_groups=4),
+    hint_widths=(4, 6, 8, 12),
+)
+OFFICIAL = {  # ControlNet of 2023, models/cldm_v15.yaml: some of each kind, and how many there are of it
+    "time_embed.0.weight": (1280, 320),
+    "time_embed.2.bias": (1280,),
+    "input_blocks.0.0.weight": (320, 4, 3, 3),
+    "input_blocks.1.0.in_layers.2.weight": (320, 320, 3, 3),
+    "input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+    "input_blocks.3.0.op.weight": (320, 320, 3, 3),
+    "input_blocks.4.0.skip_connection.weight": (640, 320, 1, 1),
+    "input_blocks.11.0.out_layers.3.bias": (1280,),
+    "input_hint_block.0.weight": (16, 3, 3, 3),
+    "input_hint_block.2.weight": (16, 16, 3, 3),
+    "input_hint_block.4.weight": (32, 16, 3, 3),
+    "input_hint_block.12.weight": (256, 96, 3, 3),
+    "input_hint_block.14.weight": (320, 256, 3, 3),
+    "zero_convs.0.0.weight": (320, 320, 1, 1),
+    "zero_convs.11.0.weight": (1280, 1280, 1, 1),
+    "middle_block.1.proj_in.weight": (1280, 1280, 1, 1),
+    "middle_block.2.out_layers.0.weight": (1280,),
+    "middle_block_out.0.weight": (1280, 1280, 1, 1),
+}
+
+
+@pytest.fixture(scope="module")
+def controlnet() -> ControlNet:
+    """Give a tiny one of random weights, the silent ones too."""
+    torch.manual_seed(0)
+    module = ControlNet(TINY).eval()
+    for parameter in module.parameters():
+        torch.nn.init.normal_(parameter)
+    return module
+
+
+def assert_same(a: ControlNet, b: ControlNet) -> None:
+    theirs = b.state_dict()
+    assert a.control == b.control
+    assert all(torch.equal(tensor, theirs[name]) for name, tensor in a.state_dict().items())
+
+
+def original(module: ControlNet, prefix: str = PREFIX) -> dict[str, Tensor]:
+    """Lay the weights out as lllyasviel does."""
+    state = module.state_dict()
+    return {place.name: state[ours] for ours, place in places(module.control, list(state), prefix).items()}
+
+
+def test_official_names_and_shapes() -> None:
+    shapes = {name: tuple(tensor.shape) for name, tensor in original(blueprint(CONTROLNETS["sd15"]), "").items()}
+    assert shapes.items() >= OFFICIAL.items()
+    assert len(shapes) == len(blueprint(CONTROLNETS["sd15"]).state_dict()) == 340
+    assert sum(name.startswith("zero_convs.") for name in shapes) == 2 * 12
+    assert sum(name.startswith("input_hint_block.") for name in shapes) == 2 * 8
+
+
+@pytest.mark.parametrize("name", CONTROLNETS)
+def test_the_names_of_the_two_layouts_pair_off(name: str) -> None:
+    names = list(blueprint(CONTROLNETS[name]).state_dict())
+    table = places(CONTROLNETS[name], names)
+    assert list(table) == names
+    assert len({place.name for place in table.values()}) == len(names)
+
+
+def test_a_folder_that_diffusers_saves(controlnet: ControlNet, tmp_path: Path) -> None:
+    unet = TINY.unet
+    theirs = ControlNetModel(
+        block_out_channels=unet.block_out_channels,
+        attention_head_dim=unet.num_heads,
+        cross_attention_dim=unet.cross_attention_dim,
+        norm_num_groups=unet.norm_num_groups,
+        conditioning_embedding_out_channels=TINY.hint_widths,
+    )
+    theirs.load_state_dict(controlnet.state_dict())
+    theirs.save_pretrained(tmp_path)
+    assert_same(controlnet, load_controlnet(tmp_path))
+    assert_same(controlnet, load_controlnet(tmp_path / "diffusion_pytorch_model.safetensors", config=TINY))
+    config = json.loads((tmp_path / "config.json").read_text())
+    for key, value in (("controlnet_conditioning_channel_order", "bgr"), ("mid_block_type", "UNetMidBlock2D")):
+        with pytest.raises(ReverieError, match=f"{key} is '{value}', which is not supported"):
+            read_controlnet({**config, key: value}, "x")
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, ""])
+@pytest.mark.parametrize("suffix", ["safetensors", "pth"])
+def test_a_file_of_its_author_s(prefix: str, suffix: str, controlnet: ControlNet, tmp_path: Path) -> None:
+    state, file = original(controlnet, prefix), tmp_path / f"x.{suffix}"
+    state["model.diffusion_model.out.2.bias"] = torch.zeros(4)  # some hold the whole model
+    if suffix == "pth":
+        torch.save(state, file)
+    else:
+        save_file(state, file)
+    assert_same(controlnet, load_controlnet(file, config=TINY))
+    half = load_controlnet(file, dtype=torch.float16, config=TINY)
+    assert half.conv_in.weight.dtype == torch.float16
+
+
+def test_refusals(controlnet: ControlNet, tmp_path: Path) -> None:
+    with pytest.raises(ReverieError, match="no ControlNet at"):
+        load_controlnet(tmp_path / "nothing")
+    state, file = original(controlnet), tmp_path / "x.safetensors"
+    save_file(state, file)
+    with pytest.raises(ReverieError, match="is not a ControlNet that is known here"):
+        load_controlnet(file)
+    del state[f"{PREFIX}zero_convs.3.0.bias"]
+    save_file(state, file)
+    with pytest.raises(ReverieError, match="is not a ControlNet that is known here"):
+        load_controlnet(file, config=TINY)
+    with pytest.raises(ReverieError):
+        load_controlnet(file, config=replace(TINY, hint_widths=(4, 8)))

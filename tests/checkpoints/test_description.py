@@ -1,0 +1,128 @@
+"""Does `reverie inspect` tell what a file is: models, parts of them, what goes beside them, and pictures?"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file as read_tensors
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reverie.checkpoints.description import Description, describe
+from reverie.checkpoints.families import FAMILIES
+from reverie.checkpoints.single import Networks
+from reverie.cli.app import run
+from reverie.codecs.pictures import save
+from reverie.errors import ReverieError
+from reverie.generate.metadata import texts
+from reverie.generate.pipeline import Pipeline
+from reverie.generate.requests import TextToImage
+
+Writer = Callable[[str], tuple[Path, Networks]]
+
+
+def test_single_file(single_file: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, networks = single_file("sdxl")
+    monkeypatch.setattr("reverie.checkpoints.description.identify", lambda *_: networks.family)
+    tensors = read_tensors(file)
+    halved = {name: tensor.half() if name.startswith("model.") else tensor for name, tensor in tensors.items()}
+    save_file(halved | {"model_ema.diffusion_modelx": torch.zeros(5)}, file)
+    modules = (networks.unet, networks.autoencoder, *networks.text_encoders)
+    assert describe(file) == Description(
+        path=str(file),
+        kind="model",
+        title="Stable Diffusion XL",
+        family="sdxl",
+        prediction="eps",
+        resolution=32,
+        dtypes=("float16", "float32"),
+        parameters=sum(tensor.numel() for module in modules for tensor in module.state_dict().values()),
+        tensors=len(tensors),
+        size=file.stat().st_size,
+        averages=True,
+    )
+
+
+def test_stable_diffusion_2_is_in_doubt(single_file: Writer, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, _ = single_file("sd2")
+    monkeypatch.setattr("reverie.checkpoints.description.identify", lambda *_: FAMILIES["sd21-v"])
+    told = describe(file)
+    assert (told.prediction, told.resolution) == (None, None)
+    assert "eps (512 px) or v (768 px)" in told.notes[0]
+
+
+def test_folders(tiny: Pipeline, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
+    whole = describe(tmp_path)
+    assert (whole.kind, whole.family, whole.prediction, whole.resolution) == ("model", None, "eps", 32)
+    assert whole.title == "a model of its own kind, in diffusers' layout"
+    assert whole.parameters == sum(
+        tensor.numel()
+        for module in (tiny.unet, tiny.autoencoder, *tiny.text_encoders)
+        for tensor in module.state_dict().values()
+    )
+    assert describe(tmp_path / "vae").kind == "vae"
+    with pytest.raises(ReverieError, match=r"holds no model_index.json and no part"):
+        describe(tmp_path / "tokenizer")
+    with pytest.raises(ReverieError, match="no file or folder at"):
+        describe(tmp_path / "nowhere")
+
+
+DOWN = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
+OTHERS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[str, ...]]] = {
+    "lora of 1": ("lora", {DOWN: (8, 768)}, ("rank 8", "for Stable Diffusion 1.x")),
+    "lora of xl": ("lora", {DOWN: (8, 2048), f"x{DOWN}": (4, 9)}, ("ranks 4 to 8", "for Stable Diffusion XL")),
+    "embedding": ("embedding", {"emb_params": (3, 1024)}, ("3 vectors of width 1024", "for Stable Diffusion 2.x")),
+    "embedding of xl": (
+        "embedding",
+        {"clip_l": (2, 768), "clip_g": (2, 1280)},
+        ("2 vectors of width 768 and 1280", "for Stable Diffusion XL"),
+    ),
+    "controlnet": (
+        "controlnet",
+        {
+            "control_model.input_hint_block.0.weight": (16, 3, 3, 3),
+            "control_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight": (320, 768),
+        },
+        ("for Stable Diffusion 1.x",),
+    ),
+    "taesd": ("taesd", {"1.weight": (64, 4, 3, 3), "3.conv.0.weight": (64, 64, 3, 3)}, ()),
+    "vae": ("vae", {"encoder.conv_in.weight": (128, 3, 3, 3), "decoder.conv_in.weight": (512, 4, 3, 3)}, ()),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_goes_beside_a_model(name: str, tmp_path: Path) -> None:
+    kind, shapes, notes = OTHERS[name]
+    tensors: dict[str, Tensor] = {key: torch.zeros(shape) for key, shape in shapes.items()}
+    save_file(tensors, tmp_path / "x.safetensors")
+    told = describe(tmp_path / "x.safetensors")
+    assert (told.kind, set(told.notes), told.dtypes) == (kind, set(notes), ("float32",))
+
+
+def test_the_command(tiny: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.save(tmp_path / "model")
+    assert run(["inspect", str(tmp_path / "model")]) == 0
+    told = capsys.readouterr().out
+    assert "kind: model\n" in told
+    assert "resolution: 32 px\n" in told
+    assert "size: 0." in told
+    assert run(["inspect", str(tmp_path / "model/unet"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["kind"] == "unet"
+    assert run(["inspect", str(tmp_path / "nowhere")]) == 2
+
+
+def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    picture = Image.new("RGB", (64, 32))
+    picture.info.update(texts(TextToImage(prompt="a bear", seed=7, width=64, height=32), "emoji"))
+    save(picture, tmp_path / "ours.png")
+    assert run(["inspect", str(tmp_path / "ours.png"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["model"], told["width"], told["request"]["prompt"]) == ("picture", "emoji", 64, "a bear")
+    assert run(["inspect", str(tmp_path / "ours.png")]) == 0
+    assert "model: emoji\n" in capsys.readouterr().out

@@ -1,0 +1,82 @@
+"""Do the slices of a large picture give what the whole network gives?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+
+from reverie.codecs import slices
+from reverie.codecs.image import ImageCodec
+from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
+
+CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
+
+
+@pytest.fixture(params=[CONFIG, replace(CONFIG, mid_block_add_attention=False, use_quant_conv=False)])
+def autoencoder(request: pytest.FixtureRequest) -> Autoencoder:
+    torch.manual_seed(0)
+    model = Autoencoder(request.param).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # norms that are not the identity, biases that are not small
+            parameter.add_(0.2 * torch.randn_like(parameter))
+    return model
+
+
+@pytest.fixture(autouse=True)
+def short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(slices, "STRIP", 5)
+
+
+@pytest.mark.parametrize("size", [(2, 2), (6, 10), (13, 7)])
+def test_slices_give_what_the_whole_gives(autoencoder: Autoencoder, size: tuple[int, int]) -> None:
+    z, images = torch.randn(1, 4, *size), torch.rand(1, 3, 2 * size[0], 2 * size[1]) * 2 - 1
+    with torch.no_grad():
+        for sliced, whole in (
+            (slices.decode(autoencoder, z), autoencoder.decode(z)),
+            (slices.encode(autoencoder, images).mean, autoencoder.encode(images).mean),
+            (slices.encode(autoencoder, images).logvar, autoencoder.encode(images).logvar),
+        ):
+            assert sliced.shape == whole.shape
+            assert (sliced - whole).abs().max() / whole.abs().max() < 1e-5
+
+
+def test_what_is_given_stays_as_it_is(autoencoder: Autoencoder) -> None:
+    images = torch.rand(1, 3, 8, 8)
+    before = images.clone()
+    with torch.no_grad():
+        slices.encode(autoencoder, images)
+    assert torch.equal(images, before)
+
+
+def test_the_codec_slices_large_pictures_alone(autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    for name in ("decode", "encode"):
+
+        def counted(model: Autoencoder, x: torch.Tensor, name: str = name, run: Callable = getattr(slices, name)):
+            calls.append(name)
+            return run(model, x)
+
+        monkeypatch.setattr(slices, name, counted)
+    codec = ImageCodec(autoencoder, whole=16 * 16)
+    small = codec.encode_tensor(torch.zeros(1, 3, 16, 16))
+    codec.pictures(small)
+    assert calls == []
+    large = codec.encode_tensor(torch.zeros(1, 3, 16, 18))
+    codec.pictures(large)
+    assert calls == ["encode", "decode"]
+
+
+def test_float16_that_overflows_is_done_again_in_float32(autoencoder: Autoencoder) -> None:
+    with torch.no_grad():
+        autoencoder.decoder.conv_in.weight.mul_(2e4)
+    z = torch.randn(1, 4, 4, 4)
+    expected = ImageCodec(autoencoder).pictures(z)[0]
+    half = ImageCodec(autoencoder.half())
+    assert not autoencoder.decode((z / 0.18215).half()).isfinite().all()
+    assert half.decode(z).isfinite().all()
+    assert autoencoder.dtype == torch.float16
+    difference = torch.tensor(list(half.pictures(z)[0].tobytes())) - torch.tensor(list(expected.tobytes()))
+    assert difference.abs().max() <= 4

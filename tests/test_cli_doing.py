@@ -1,0 +1,160 @@
+"""Do the flags for pictures, masks and passes mean the requests they say, and does replay make the same again?"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+
+import reverie
+from reverie.cli.app import run
+from reverie.generate.parts import Hires, Refiner, Variation
+from reverie.generate.pipeline import Pipeline
+from reverie.generate.requests import ImageToImage, Inpaint, Outpaint
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.save(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lay out a picture, a mask and a sketch that is half transparent, in the present folder."""
+    monkeypatch.chdir(tmp_path)
+    init = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+    init.save("init.png")
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (8, 8, 24, 24))
+    mask.save("mask.png")
+    sketch = Image.new("RGBA", (32, 32), (0, 0, 0, 0))
+    sketch.paste(init.crop((0, 0, 32, 16)), (0, 0))
+    sketch.save("sketch.png")
+
+
+def draw(model: str, *arguments: str) -> int:
+    return run(["image", "a bear", "-o", "bear.png", "--model", model, "--seed", "7", "--steps", "4", *arguments])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "kind", "fields"),
+    [
+        (["--init", "init.png"], ImageToImage, {"strength": 0.75, "width": 32}),
+        (["--init", "init.png", "--strength", "0.5"], ImageToImage, {"strength": 0.5}),
+        (
+            ["--init", "init.png", "--mask", "mask.png", "--mask-blur", "2", "--only-masked", "--padding", "4"],
+            Inpaint,
+            {"mask_blur": 2, "only_masked": True, "padding": 4, "fill": "original"},
+        ),
+        (["--init", "sketch.png", "--fill", "nothing"], Inpaint, {"mask": None, "fill": "nothing"}),
+        (["--init", "sketch.png"], Inpaint, {"mask": None}),
+        (["--init", "init.png", "--outpaint", "8"], Outpaint, {"left": 8, "bottom": 8, "width": 48, "strength": 1.0}),
+        (["--init", "init.png", "--outpaint", "left=8,top=16"], Outpaint, {"left": 8, "right": 0, "top": 16}),
+        (
+            ["--subseed", "3", "--subseed-strength", "0.25", "--seed-size", "64x48"],
+            reverie.TextToImage,
+            {"variation": Variation(seed=3, strength=0.25, width=64, height=48)},
+        ),
+        (["--hires", "1.5"], reverie.TextToImage, {"hires": Hires(scale=1.5)}),
+        (
+            ["--hires", "48x40", "--hires-upscaler", "lanczos", "--hires-steps", "2", "--hires-strength", "0.5"],
+            reverie.TextToImage,
+            {"hires": Hires(width=48, height=40, upscaler="lanczos", steps=2, strength=0.5)},
+        ),
+        (["--tile", "xy", "--crop", "8x0"], reverie.TextToImage, {"tile": "xy", "crop": (8, 0)}),
+    ],
+)
+def test_flags_make_requests_that_replay(
+    model: str, arguments: list[str], kind: type[reverie.TextToImage], fields: dict[str, object]
+) -> None:
+    assert draw(model, *arguments) == 0
+    request = reverie.from_metadata("bear.png")
+    assert type(request) is kind
+    assert {name: getattr(request, name) for name in fields} == fields
+    assert run(["replay", "bear.png", "--model", model]) == 0
+    with Image.open("bear.png") as a, Image.open("bear-replay.png") as b:
+        assert a.size == b.size
+        assert ImageChops.difference(a, b).getbbox() is None
+
+
+def test_a_refiner_takes_over(model: str) -> None:
+    assert draw(model, "--refiner", model, "--refiner-switch", "0.5") == 0
+    assert reverie.from_metadata("bear.png").refiner == Refiner(model=model, switch=0.5)
+
+
+def test_replay_wants_the_same_picture_and_takes_it_elsewhere(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw(model, "--init", "init.png", "--count", "2", "--grid") == 0
+    Path("init.png").rename("moved.png")
+    assert run(["replay", "bear.png", "--model", model]) == 2
+    assert "init.png': no such file" in capsys.readouterr().err
+    assert run(["replay", "bear.png", "--model", model, "--init", "moved.png"]) == 0
+    with Image.open("bear.png") as a, Image.open("bear-replay.png") as b:
+        assert ImageChops.difference(a, b).getbbox() is None
+    capsys.readouterr()
+    assert run(["replay", "bear.png", "--model", model, "--init", "moved.png", "--mask", "mask.png"]) == 2
+    assert "was made without mask; leave out --mask" in capsys.readouterr().err
+
+
+def test_replay_tells_what_another_program_asked_for(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "a bear\nSteps: 2, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 32x32, Model: x, Hypernet: y"
+    info = Image.new("RGB", (8, 8))
+    info.info["parameters"] = told
+    reverie.save(info, "theirs.png")
+    assert run(["replay", "theirs.png", "--model", model, "--json"]) == 0
+    answer = capsys.readouterr()
+    request = json.loads(answer.out)["request"]
+    assert (request["steps"], request["sampler"], request["seed"]) == (2, "euler_ancestral", 5)
+    assert "not honoured: " in answer.err
+
+
+def test_previews_are_written_over(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[tuple[str, tuple[int, int]]] = []
+    monkeypatch.setattr("reverie.cli.image.save", lambda picture, path: written.append((str(path), picture.size)))
+    assert draw(model, "--hires", "1.5", "--preview", "look.png") == 0
+    assert written == [("look.png", (32, 32)), ("look.png", (48, 48)), ("bear.png", (48, 48))]
+
+
+def test_json_names_the_pictures_and_does_not_hold_them(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw(model, "--init", "init.png", "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["request"]["init"].keys() == {"path", "sha256"}
+    assert told["request"]["init"]["path"] == str(Path("init.png").absolute())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["--mask", "mask.png"], "--mask is about a picture to start from; give one with --init"),
+        (["--strength", "0.5"], "--strength is about a picture to start from"),
+        (["--only-masked"], "--only-masked is about a picture to start from"),
+        (["--outpaint", "8"], "--outpaint is about a picture to start from"),
+        (["--init", "nowhere.png"], "cannot read 'nowhere.png': no such file"),
+        (["--init", "init.png", "--strength", "0.1"], "strength 0.1 of 4 steps leaves none; give at least 0.25"),
+        (["--init", "init.png", "--mask-blur", "3"], "nothing says where to paint"),
+        (["--init", "init.png", "--outpaint", "7"], "left 7 is not possible; it should be a multiple of 8"),
+        (["--init", "init.png", "--outpaint", "up=8"], "'up=8' is no border"),
+        (["--init", "init.png", "--mask", "mask.png", "--fill", "red"], "unknown fill 'red'"),
+        (["--hires", "big"], "size 'big' is not possible"),
+        (["--hires-steps", "3"], "--hires-steps is about a second pass; ask for one with --hires 2"),
+        (["--refiner-switch", "0.5"], "--refiner-switch is about a refiner"),
+        (["--subseed-strength", "2"], "variation strength 2.0 is not possible"),
+        (["--tile", "z"], "unknown tile 'z'"),
+        (["--clip-skip", "0"], "clip_skip 0 is not possible"),
+        (["--control", "edges.png"], "--control 'edges.png' is not possible; write name=value,name=value"),
+        (["--control", "model=x,image=init.png,wieght=2"], "unknown control option 'wieght'; did you mean 'weight'?"),
+        (["--control", "model=x"], "control image is missing"),
+        (["--preview", "look.gif"], "choose from .png"),
+    ],
+)
+def test_bad_input_is_refused_before_the_model_is_loaded(
+    arguments: list[str], says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(reverie, "load", None, raising=False)
+    assert draw("nowhere", *arguments) == 2
+    told = capsys.readouterr().err
+    assert says in told
+    assert told.count("\n") == 1
