@@ -12,6 +12,7 @@ from reverie.diffusion.denoiser import denoiser
 from reverie.diffusion.noise import Noise
 from reverie.errors import ReverieError
 from reverie.generate import image
+from reverie.generate.conditioning import encode
 from reverie.generate.metadata import from_metadata
 from reverie.generate.options import ImageToImageOptions, InpaintOptions, OutpaintOptions, TextToImageOptions
 from reverie.generate.pipeline import Pipeline
@@ -161,10 +162,9 @@ def test_only_an_empty_negative_prompt_is_zero_and_both_are_told_the_size(
 
 
 def denoised(system: Pipeline, request: TextToImage, sigma: float = 3.0) -> torch.Tensor:
-    positive, negative = system.encode_prompt([request.prompt]), system.encode_negative([request.negative])
     x = 3 * Noise([1], (4, 4, 4)).initial()
     with torch.no_grad():
-        return guided_denoiser(system, request, positive, negative)(x, sigma)
+        return guided_denoiser(system, request, encode(system, request), noise_levels(system, request))(x, sigma)
 
 
 def test_the_denoiser_mixes_what_the_request_says(tiny: Pipeline) -> None:
@@ -188,8 +188,7 @@ def test_the_denoiser_mixes_what_the_request_says(tiny: Pipeline) -> None:
 def test_sampling_can_start_from_an_image(tiny: Pipeline) -> None:
     request, init = image.sized(tiny, BEAR), torch.ones(1, 4, 4, 4)
     sigmas = torch.tensor([0.01, 0.0], dtype=torch.float64)
-    positive, negative = tiny.encode_prompt(["a bear"]), tiny.encode_negative([""])
-    denoise = guided_denoiser(tiny, request, positive, negative)
+    denoise = guided_denoiser(tiny, request, encode(tiny, request), sigmas)
     *_, step = sample(denoise, sigmas, Noise([1], (4, 4, 4)), "euler", init)
     assert (step.x - init).abs().max() < 0.2
 
