@@ -52,6 +52,8 @@ REASONS = {
     ("lms", "leading", "image to image"): "diffusers chooses the order of LMS by the position in the table instead of "
     "the steps taken, so starting in its middle it leaves out terms of a past that is not there",
     ("lms", "leading", "inpainting"): "as in image to image",
+    ("dpm2", "leading", "inpainting"): "diffusers lays the clean picture in after each half of a step, the first time "
+    "with the noise of the step's end instead of its middle",
     ("ddim", "ddim", "inpainting"): "diffusers lays the clean picture in after the last step; DDIM ends at the first "
     "timestep's noise, 0.029, which reverie's latents outside the mask also carry; there the finished picture is the "
     "original",
@@ -246,7 +248,7 @@ drawing before the original is laid back outside the mask.
 
 Left out: `dpmpp_sde` (diffusers' needs torchsde and draws its noise from a Brownian tree), `dpmpp_2s_ancestral`
 (diffusers' singlestep solver has no ancestral noise), `dpmpp_3m_sde` (diffusers has another sign in phi_3 than
-k-diffusion, which reverie follows). All three are tested against the analytic solution instead.
+k-diffusion, which reverie follows). All three are tested against golden values of k-diffusion instead.
 
 Made by `python benchmarks/compatibility.py`.
 """
