@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image, ImageChops
+from safetensors.torch import save_file
 
 import reverie
 from reverie.cli.app import run
+from reverie.codecs.pictures import open_picture
 from reverie.generate.parts import Hires, Refiner, Variation
 from reverie.generate.pipeline import Pipeline
 from reverie.generate.requests import ImageToImage, Inpaint, Outpaint
+from reverie.models.clip import CLIPVisionConfig
+from reverie.models.controlnet import ControlNet, ControlNetConfig
+from reverie.models.safety import SafetyChecker, SafetyConfig
+from reverie.models.tiny import TinyAutoencoder, TinyConfig
+
+from .conftest import UNET
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +69,7 @@ def draw(model: str, *arguments: str) -> int:
             reverie.TextToImage,
             {"variation": Variation(seed=3, strength=0.25, width=64, height=48)},
         ),
-        (["--hires", "1.5"], reverie.TextToImage, {"hires": Hires(scale=1.5)}),
+        (["--hires", "1.5"], reverie.TextToImage, {"hires": Hires(scale=1.5, width=48, height=48)}),
         (
             ["--hires", "48x40", "--hires-upscaler", "lanczos", "--hires-steps", "2", "--hires-strength", "0.5"],
             reverie.TextToImage,
@@ -118,6 +128,68 @@ def test_previews_are_written_over(model: str, monkeypatch: pytest.MonkeyPatch) 
     assert written == [("look.png", (32, 32)), ("look.png", (48, 48)), ("bear.png", (48, 48))]
 
 
+def test_a_taesd_decodes_the_previews(model: str) -> None:
+    torch.manual_seed(0)
+    tiny = TinyAutoencoder(TinyConfig(channels=8))
+    save_file(tiny.state_dict(), "taesd.safetensors")
+    assert draw(model, "--preview", "look.png") == 0
+    by_colours = Path("look.png").read_bytes()
+    assert draw(model, "--preview", "look.png", "--taesd", "taesd.safetensors") == 0
+    with Image.open("look.png") as look:
+        assert look.size == (32, 32)
+    assert Path("look.png").read_bytes() != by_colours
+
+
+def test_a_controlnet_steers_and_replays(model: str) -> None:
+    torch.manual_seed(0)
+    network = ControlNet(ControlNetConfig(UNET, hint_widths=(4, 4, 4, 4)))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    folder = Path("control")
+    folder.mkdir()
+    save_file(network.state_dict(), folder / "diffusion_pytorch_model.safetensors")
+    raw = json.loads((Path(model) / "unet/config.json").read_text())
+    raw = {name: value for name, value in raw.items() if name not in ("up_block_types", "out_channels")}
+    told = {"_class_name": "ControlNetModel", "conditioning_embedding_out_channels": [4, 4, 4, 4]}
+    (folder / "config.json").write_text(json.dumps(raw | told))
+    assert draw(model) == 0
+    free = open_picture("bear.png")
+    assert draw(model, "--control", "model=control,image=init.png,weight=0.8,preprocessor=canny") == 0
+    assert run(["replay", "bear.png", "--model", model]) == 0
+    with Image.open("bear.png") as a, Image.open("bear-replay.png") as b:
+        assert ImageChops.difference(a, free).getbbox() is not None
+        assert ImageChops.difference(a, b).getbbox() is None
+
+
+def test_a_watermark_is_written_and_read(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw(model, "--size", "128x128", "--watermark", "machine") == 0
+    capsys.readouterr()
+    assert run(["watermark", "read", "bear.png"]) == 0
+    assert capsys.readouterr().out == "machine\n"
+    assert reverie.from_metadata("bear.png").seed == 7
+
+
+@pytest.mark.parametrize(("threshold", "held"), [(-2.0, True), (2.0, False)])
+def test_a_safety_checker_holds_back(
+    model: str, threshold: float, held: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vision = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8
+    )
+    checker = SafetyChecker(SafetyConfig(vision=vision, projection_dim=16))
+    torch.nn.init.constant_(checker.concept_embeds_weights, threshold)
+    torch.nn.init.constant_(checker.special_care_embeds_weights, 2.0)
+    folder = Path("checker")
+    folder.mkdir()
+    save_file(checker.state_dict(), folder / "model.safetensors")
+    raw = {"projection_dim": 16, "vision_config": asdict(vision), "text_config": {}}
+    (folder / "config.json").write_text(json.dumps(raw))
+    assert draw(model, "--safety", str(folder)) == 0
+    assert ("held back by the safety checker" in capsys.readouterr().err) is held
+    with Image.open("bear.png") as picture:
+        assert (picture.convert("RGB").getbbox() is None) is held
+
+
 def test_json_names_the_pictures_and_does_not_hold_them(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert draw(model, "--init", "init.png", "--json") == 0
     told = json.loads(capsys.readouterr().out)
@@ -148,6 +220,9 @@ def test_json_names_the_pictures_and_does_not_hold_them(model: str, capsys: pyte
         (["--control", "model=x,image=init.png,wieght=2"], "unknown control option 'wieght'; did you mean 'weight'?"),
         (["--control", "model=x"], "control image is missing"),
         (["--preview", "look.gif"], "choose from .png"),
+        (["--taesd", "taesd"], "--taesd is about the preview; ask for one with --preview"),
+        (["--watermark", ""], "--watermark '' says nothing"),
+        (["--init", "init.png", "--outpaint", "-8"], "--outpaint '-8' is not possible; write 64, or left=64"),
     ],
 )
 def test_bad_input_is_refused_before_the_model_is_loaded(

@@ -32,20 +32,27 @@ GOOD_SCORE, POOR_SCORE = 6.0, 2.5
 
 @dataclass(frozen=True, eq=False)
 class Conditioning:
-    """Hold what a U-Net is told: the prompt's tokens, and for SDXL the pooled prompt and the sizes in pixels."""
+    """Hold what a U-Net is told: the prompt's tokens, and for SDXL the pooled prompt and the sizes in pixels.
+
+    `guidance` is the scale less 1 that a latent consistency model, which is not guided from outside, is told.
+    """
 
     tokens: Float[Tensor, "b l d"]
     pooled: Float[Tensor, "b p"] | None = None
     sizes: Float[Tensor, "b s"] | None = None
+    guidance: Float[Tensor, " b"] | None = None
 
     def lerp(self, other: Conditioning, w: float) -> Conditioning:
         """Go the fraction w of the straight line to another."""
         return _merge([self, other], lambda ends: torch.lerp(ends[0], ends[1], w))
 
     def slerp(self, other: Conditioning, w: float) -> Conditioning:
-        """Go the fraction w of the great circle to another, each row on its own; sizes go straight."""
-        tokens_and_pooled = _merge([self, other], lambda ends: slerp(ends[0], ends[1], w))
-        return Conditioning(tokens_and_pooled.tokens, tokens_and_pooled.pooled, self.lerp(other, w).sizes)
+        """Go the fraction w of the great circle to another, each row on its own; sizes and guidance go straight."""
+        straight = self.lerp(other, w)
+        pooled = None
+        if self.pooled is not None and other.pooled is not None:
+            pooled = slerp(self.pooled, other.pooled, w)
+        return replace(straight, tokens=slerp(self.tokens, other.tokens, w), pooled=pooled)
 
     def cat(self, *others: Conditioning) -> Conditioning:
         """Join the rows of this and others into one batch."""
@@ -58,13 +65,16 @@ class Conditioning:
 
 def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor]) -> Conditioning:
     """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out."""
-    tokens = merge([part.tokens for part in parts])
-    pooled = [part.pooled for part in parts if part.pooled is not None]
-    sizes = [part.sizes for part in parts if part.sizes is not None]
+
+    def merged(tensors: list[Tensor | None]) -> Tensor | None:
+        held = [tensor for tensor in tensors if tensor is not None]
+        return merge(held) if len(held) == len(tensors) else None
+
     return Conditioning(
-        tokens,
-        merge(pooled) if len(pooled) == len(parts) else None,
-        merge(sizes) if len(sizes) == len(parts) else None,
+        merge([part.tokens for part in parts]),
+        merged([part.pooled for part in parts]),
+        merged([part.sizes for part in parts]),
+        merged([part.guidance for part in parts]),
     )
 
 
@@ -175,7 +185,8 @@ class StableDiffusion(Components):
         """Bind the U-Net to a conditioning with a row for each of the latents it will be given."""
 
         def predict(x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            return self.unet(x.to(self.dtype), t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
+            told = (conditioning.pooled, conditioning.sizes)
+            return self.unet(x.to(self.dtype), t, conditioning.tokens, *told, guidance=conditioning.guidance)
 
         return predict
 

@@ -79,6 +79,9 @@ def test_refusals(single_file: Writer, tmp_path: Path) -> None:
         (folder, tmp_path / "other"): "is a folder already",
         (folder, tmp_path / "new.safetensors"): "has networks of its own",
     }
+    for options in ({"ema": True}, {"config": "sd15"}):
+        with pytest.raises(ReverieError, match="is a folder, which says what it is"):
+            convert(folder, tmp_path / "new.safetensors", **options)
     for (source, target), told in refused.items():
         with pytest.raises(ReverieError, match=told):
             convert(source, target)
@@ -86,6 +89,17 @@ def test_refusals(single_file: Writer, tmp_path: Path) -> None:
     convert(file, there, config=networks.family, overwrite=True)
     assert_same(read_tensors(file), read_tensors(there))
     assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_what_was_written_over_leaves_nothing(single_file: Writer, tmp_path: Path) -> None:
+    file, networks = single_file("sd15")
+    tensors = read_tensors(file)
+    save_file(tensors | {"logit_scale": torch.tensor(4.6)}, tmp_path / "more.safetensors")
+    convert(tmp_path / "more.safetensors", tmp_path / "folder", config=networks.family)
+    assert (tmp_path / "folder" / REST).is_file()
+    convert(file, tmp_path / "folder", config=networks.family, overwrite=True)
+    convert(tmp_path / "folder", tmp_path / "again.safetensors", config=networks.family)
+    assert_same(tensors, read_tensors(tmp_path / "again.safetensors"))
 
 
 def test_the_command(single_file: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -105,6 +105,14 @@ def test_what_goes_beside_a_model(name: str, tmp_path: Path) -> None:
     assert (told.kind, set(told.notes), told.dtypes) == (kind, set(notes), ("float32",))
 
 
+def test_nothing_is_no_embedding(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "x.safetensors")
+    with pytest.raises(ReverieError, match="holds no model that reverie knows"):
+        describe(tmp_path / "x.safetensors")
+    save_file({"emb_params": torch.zeros(())}, tmp_path / "x.safetensors")
+    assert describe(tmp_path / "x.safetensors").kind == "embedding"
+
+
 def test_the_command(tiny: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tiny.save(tmp_path / "model")
     assert run(["inspect", str(tmp_path / "model")]) == 0

@@ -279,7 +279,8 @@ def test_names(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["name", "/a/b", "./a/b", "a/../b", "a//b", "a/b/", "a b/c", "../a", "a/b/../c", "C:/a/b", ""]
+    "name",
+    ["name", "/a/b", "./a/b", "a/../b", "a//b", "a/b/", "a b/c", "../a", "a/b/../c", "C:/a/b", "", "a/b.safetensors"],
 )
 def test_no_names(name: str) -> None:
     assert not hub.is_name(name)

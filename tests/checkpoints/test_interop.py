@@ -13,6 +13,8 @@ from diffusers import (
     DDIMScheduler,
     DiffusionPipeline,
     EulerDiscreteScheduler,
+    LatentConsistencyModelPipeline,
+    LCMScheduler,
     StableDiffusionInpaintPipeline,
     StableDiffusionPipeline,
     StableDiffusionXLImg2ImgPipeline,
@@ -27,7 +29,8 @@ from reverie.checkpoints.components import CLIPComponents
 from reverie.checkpoints.load import load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip
 from reverie.diffusion.noise import Noise
-from reverie.generate.conditioning import steady
+from reverie.errors import ReverieError
+from reverie.generate.conditioning import encode, steady
 from reverie.generate.image import sized
 from reverie.generate.pipeline import Pipeline, load
 from reverie.generate.requests import SamplerName, ScheduleName, TextToImage
@@ -115,6 +118,34 @@ def test_tiny_v_of_zero_terminal_snr(tiny_v: Pipeline, tmp_path: Path) -> None:
 def test_tiny_xl(tiny_xl: Pipeline, tmp_path: Path) -> None:
     tiny_xl.save(tmp_path)
     assert_same_pictures(tiny_xl, tmp_path, StableDiffusionXLPipeline)
+
+
+def test_tiny_latent_consistency_model(tiny: Pipeline, tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    unet = UNet(replace(tiny.unet.config, time_cond_proj_dim=8)).eval()
+    replace(tiny, unet=unet).save(tmp_path)
+    system, pipeline = load(tmp_path, device="cpu"), LatentConsistencyModelPipeline.from_pretrained(tmp_path)
+    pipeline.scheduler = LCMScheduler.from_config(pipeline.scheduler.config)
+    pipeline.set_progress_bar_config(disable=True)
+    generator = torch.Generator("cpu").manual_seed(SEED)
+    shape = (1, *system.codec.latent_shape(system.size, system.size))
+    asked = {"guidance_scale": GUIDANCE, "num_inference_steps": 4, "output_type": "pt"}
+    b = pipeline(PROMPT, latents=torch.randn(shape, generator=generator), generator=generator, **asked).images * 2 - 1
+
+    def drawn(guidance: float) -> Tensor:
+        request = TextToImage(prompt=PROMPT, seed=SEED, steps=4, guidance=guidance, sampler="lcm", schedule="lcm")
+        sigmas = noise_levels(system, sized(system, request))
+        denoise = guided_denoiser(system, request, encode(system, request), sigmas)
+        *_, last = sample(denoise, sigmas, Noise([SEED], shape[1:]), "lcm")
+        with torch.no_grad():
+            return system.codec.decode(last.x)
+
+    assert b.std() > 0.01
+    assert (drawn(GUIDANCE) - b).abs().max() < TOLERANCE
+    assert (drawn(1.0) - b).abs().max() > TOLERANCE
+    for prompt, negative in (("a bear AND an apple", ""), ("a bear", "blue")):
+        with pytest.raises(ReverieError, match="guided within; leave out the negative prompt and AND"):
+            system.text_to_image(prompt, negative=negative, sampler="lcm", schedule="lcm")
 
 
 @pytest.fixture

@@ -164,6 +164,9 @@ def test_what_does_not_fit_is_named(single_file: Writer) -> None:
     file, networks = single_file("sd15")
     wrong = damaged(file, lambda tensors: tensors.update({key: torch.zeros(1, 2)}), networks.family)
     assert f"'{key}' has the shape (1, 2), which does not become (4, 8, 3, 3)" in wrong
+    file, networks = single_file("sd15")
+    whole = damaged(file, lambda tensors: tensors.update({key: tensors[key].to(torch.int8)}), networks.family)
+    assert f"'{key}' holds whole numbers" in whole
 
 
 OTHERS: dict[str, dict[str, tuple[int, ...]]] = {

@@ -49,6 +49,15 @@ def test_found(place: str, tokenizer: Tokenizer, tmp_path: Path) -> None:
         find_tokenizer(tmp_path / "models/x.safetensors", 49408)
 
 
+def test_other_models_in_the_cache_are_passed_over(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    other = tmp_path / "cache/models--another--model/snapshots/0123"
+    other.mkdir(parents=True)
+    (other / "vocab.json").write_text('{"a": 0}')  # no start and no end
+    (other / "merges.txt").write_text("#version: 0.2\n")
+    save(tokenizer, tmp_path / "cache/models--somebody--model/snapshots/0123/tokenizer")
+    assert find_tokenizer(tmp_path / "x.safetensors", len(tokenizer)).vocab == tokenizer.vocab
+
+
 def test_named_by_the_variable(tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     save(tokenizer, tmp_path / "mine")
     monkeypatch.setenv(VARIABLE, str(tmp_path / "mine"))

@@ -106,6 +106,15 @@ def test_transparency_and_metadata_stay(tmp_path: Path) -> None:
     assert open_picture(tmp_path / "x.png").info["parameters"] == "a bear\nSteps: 20"
 
 
+def test_a_palette_s_transparency_stays(tmp_path: Path) -> None:
+    discs(128).quantize(16).save(tmp_path / "x.png", transparency=0)
+    picture = open_picture(tmp_path / "x.png")
+    marked = write(picture, "reverie")
+    save(marked, tmp_path / "y.png")
+    assert marked.getchannel("A").tobytes() == picture.convert("RGBA").getchannel("A").tobytes()
+    assert read(tmp_path / "y.png") == "reverie"
+
+
 def test_a_bit_is_in_the_largest_singular_value_of_the_wavelet_s_cosine_transform() -> None:
     """Compute the three transforms one after another, as the method is named."""
     bits = np.random.default_rng(0).integers(0, 2, 16 * 16).astype(np.uint8)

@@ -95,6 +95,17 @@ def test_steps_are_those_that_the_strength_leaves(tiny: Pipeline) -> None:
     assert len(list(tiny.stream(ASKED["hires_lanczos"]))) == 3 + 1
 
 
+def test_few_steps_of_a_second_pass_go_with_a_weak_first(tiny: Pipeline) -> None:
+    request = ASKED["hires_lanczos"].replace(steps=20, strength=0.1, hires=Hires(scale=1.5, steps=4, strength=0.5))
+    assert len(list(tiny.stream(request))) == 2 + 2
+
+
+def test_the_second_size_is_filled_in_before_any_work(tiny: Pipeline) -> None:
+    assert image.sized(tiny, ASKED["hires_latent"]).hires == Hires(scale=1.5, width=48, height=48, strength=0.5)
+    with pytest.raises(ReverieError, match=r"^hires width 12800 is not possible"):
+        tiny.stream(ASKED["hires_latent"].replace(width=1600, height=32, hires=Hires(scale=8)))
+
+
 def test_a_weak_strength_keeps_the_latents(tiny: Pipeline) -> None:
     request = ImageToImage(**BEAR | {"steps": 1000}, init=INIT, strength=0.001, schedule="normal")
     *_, last = tiny.stream(request)
@@ -251,7 +262,7 @@ def test_parameters_of_automatic1111() -> None:
         refiner=Refiner(model="refiner"),
         tile="x",
     )
-    told = texts(request, "m")["parameters"].rpartition("Model: m, ")[2].split(", ")
+    told = texts(request, "m")["parameters"].rpartition("Model: m, RNG: CPU, ")[2].split(", ")
     assert told == [
         "Clip skip: 2",
         "Tiling: x",

@@ -321,6 +321,27 @@ def test_whatever_stands_there_gives_a_request_or_one_line(data: st.DataObject) 
             assert isinstance(read_foreign(picture).request, TextToImage)
 
 
+def test_our_own_parameters_miss_nothing(tmp_path: Path) -> None:
+    """As after another program has kept A1111's text and dropped ours."""
+    request = TextToImage(prompt="a bear", seed=7, width=64, height=48, clip_skip=2, tile="x", hires=Hires(steps=5))
+    reading = from_png(tmp_path, parameters=texts(request, "mine")["parameters"])
+    assert reading.not_honoured == ()
+    assert reading.model == "mine"
+    assert reading.request == request.replace(hires=Hires(steps=5, width=128, height=96))
+
+
+def test_what_leads_in_circles_is_one_line(tmp_path: Path) -> None:
+    graph = comfy_graph()
+    for node in graph.values():
+        if node["class_type"] == "CLIPTextEncode":
+            node["inputs"]["text"] = ["round", 0]
+    graph["round"] = {"class_type": "PrimitiveString", "inputs": {"value": ["round", 0]}}
+    with pytest.raises(ReverieError, match="settings are damaged"):
+        from_png(tmp_path, prompt=json.dumps(graph))
+    with pytest.raises(ReverieError, match="settings are damaged"):
+        from_png(tmp_path, invokeai_metadata='{"clip_skip": Infinity}')
+
+
 def test_refusals(tmp_path: Path) -> None:
     with pytest.raises(ReverieError, match="does not say how it was made"):
         from_png(tmp_path, Software="GIMP")

@@ -29,11 +29,12 @@ def test_every_sampler_has_a_label() -> None:
 def test_parameters_of_automatic1111() -> None:
     assert texts(REQUEST, "my model")["parameters"] == (
         "一只熊, a bear\nNegative prompt: red\n"
-        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 7, Size: 128x64, Model: my model"
+        "Steps: 20, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 5, Seed: 7, Size: 128x64, Model: my model, "
+        "RNG: CPU"
     )
     fancy = REQUEST.replace(guidance=4.5, guidance_rescale=0.7, threshold=0.995, schedule="trailing", negative="")
     assert texts(fancy, "m")["parameters"].endswith(
-        "Schedule type: trailing, CFG scale: 4.5, Seed: 7, Size: 128x64, Model: m, "
+        "Schedule type: trailing, CFG scale: 4.5, Seed: 7, Size: 128x64, Model: m, RNG: CPU, "
         "CFG Rescale: 0.7, Dynamic thresholding: 0.995"
     )
 

@@ -69,9 +69,21 @@ def test_refusals(given: object) -> None:
     assert "picture" in str(caught.value) or "nowhere.png" in str(caught.value)
 
 
+def test_other_depths_and_colours_are_brought_to_eight_bits(tmp_path: Path) -> None:
+    """A depth map of 16 bits keeps its greys, and what PNG cannot hold is taken all the same."""
+    deep = Image.new("I;16", (8, 8), 0x8080)
+    deep.save(tmp_path / "depth.png")
+    for given in (tmp_path / "depth.png", deep, deep.convert("I")):
+        assert asked(given).init.image().convert("RGB").getpixel((0, 0)) == (128, 128, 128)
+    printed = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    assert asked(printed).init.image().getpixel((0, 0)) == printed.convert("RGB").getpixel((0, 0))
+
+
 def test_transparency_is_known() -> None:
     clear = Image.new("RGBA", (8, 8), (0, 0, 0, 0))
     transparent = [asked(image).init.transparent for image in (clear, clear.convert("RGB"), clear.convert("LA"))]
     assert transparent == [True, False, True]
     assert asked(Image.new("RGBA", (8, 8), "red")).init.transparent is False
+    assert asked(Image.new("RGBA", (8, 8), (0, 0, 0, 127))).init.transparent is True
+    assert asked(Image.new("RGBA", (8, 8), (0, 0, 0, 128))).init.transparent is False  # no mask would paint it
     assert Picture.model_validate({"sha256": "0" * 64, "path": "x"}).transparent is None

@@ -118,3 +118,7 @@ def test_any_text_has_a_meaning(text: str) -> None:
 
 def test_deep_brackets_take_no_time() -> None:
     assert flat("(" * 2000 + "a" + ")" * 2000)[0][0] == "a"
+    (pieces,) = weigh("(a" * 10_000 + ")" * 10_000)
+    assert "".join(piece.text for piece in pieces) == "a" * 10_000
+    assert [piece.weight for piece in weigh("(" * 500 + "a" + ")" * 500)[0]] == [pytest.approx(1.1**100)]
+    assert extract("<lora:a:" * 5000) == ("<lora:a:" * 5000, ())

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from diffusers import UNet2DConditionModel
+from diffusers import LatentConsistencyModelPipeline, UNet2DConditionModel
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
@@ -71,6 +71,7 @@ def oracle_of(config: UNetConfig) -> UNet2DConditionModel:
         addition_embed_type="text_time" if added else None,
         addition_time_embed_dim=config.addition_time_embed_dim,
         projection_class_embeddings_input_dim=config.projection_input_dim,
+        time_cond_proj_dim=config.time_cond_proj_dim,
     )
 
 
@@ -122,6 +123,18 @@ def check_agrees(config: UNetConfig, given: list[Tensor]) -> None:
 @pytest.mark.parametrize("name", TINY)
 def test_agrees_with_diffusers(name: str) -> None:
     check_agrees(TINY[name], inputs(TINY[name], 16, 24))
+
+
+@torch.no_grad()
+def test_takes_the_guidance_as_diffusers_does() -> None:
+    config = replace(SD1, time_cond_proj_dim=10)
+    ours, oracle = pair(config)
+    given, scale = inputs(config, 8, 8), torch.tensor([0.0, 7.5])
+    embedded = LatentConsistencyModelPipeline.get_guidance_scale_embedding(None, scale, embedding_dim=10)
+    theirs = oracle(*given, timestep_cond=embedded).sample
+    assert ((ours(*given, guidance=scale) - theirs).norm() / theirs.norm()).item() <= 1e-5
+    with pytest.raises(ReverieError, match="give `guidance`"):
+        ours(*given)
 
 
 @pytest.mark.parametrize("name", ["sd15", "sdxl"])

@@ -70,7 +70,7 @@ def controlled(system: StableDiffusion, controls: Sequence[Control]) -> Callable
                 latents = x[:, : control.network.config.in_channels]
                 answer = control.network(latents, t, conditioning.tokens, embedded, *told)
                 total = _sum(total, [control.weight * residual for residual in answer])
-            return system.unet(x, t, conditioning.tokens, *told, residuals=total)
+            return system.unet(x, t, conditioning.tokens, *told, residuals=total, guidance=conditioning.guidance)
 
         return predict
 

@@ -150,7 +150,7 @@ def _added(
             weight = weight + adapter.strength * delta
         if (change := bias_delta(parts)) is not None:
             bias = adapter.strength * change if bias is None else bias + adapter.strength * change
-    except (RuntimeError, KeyError) as error:
+    except (RuntimeError, KeyError, IndexError, TypeError) as error:
         shapes = ", ".join(f"{role} {tuple(part.shape)}" for role, part in parts.items() if part.ndim)
         key = next(iter(adapter.keys.values()))
         raise ReverieError(

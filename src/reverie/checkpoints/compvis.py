@@ -56,7 +56,7 @@ class Place:
     def shape(self, stored: Shape) -> Shape:
         """Return our tensor's shape, from the stored one's."""
         shape = self.form.shape(stored)
-        return shape if self.third is None else (shape[0] // 3, *shape[1:])
+        return shape if self.third is None or not shape or shape[0] % 3 else (shape[0] // 3, *shape[1:])
 
     def read(self, stored: Tensor) -> Tensor:
         """Return our tensor: a view of the stored one."""

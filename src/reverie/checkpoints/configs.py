@@ -74,7 +74,6 @@ UNET_FIXED: Json = {
     "time_embedding_dim": None,
     "time_embedding_act_fn": None,
     "timestep_post_act": None,
-    "time_cond_proj_dim": None,
     "conv_in_kernel": 3,
     "conv_out_kernel": 3,
     "attention_type": "default",
@@ -116,6 +115,7 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
         norm_num_groups=raw.get("norm_num_groups", 32),
         addition_time_embed_dim=raw.get("addition_time_embed_dim") if added else None,
         projection_input_dim=raw.get("projection_class_embeddings_input_dim") if added else None,
+        time_cond_proj_dim=raw.get("time_cond_proj_dim"),
     )
 
 
@@ -148,6 +148,7 @@ def write_unet(config: UNetConfig) -> Json:
         "addition_embed_type": "text_time" if config.projection_input_dim else None,
         "addition_time_embed_dim": config.addition_time_embed_dim,
         "projection_class_embeddings_input_dim": config.projection_input_dim,
+        "time_cond_proj_dim": config.time_cond_proj_dim,
     }
 
 

@@ -43,6 +43,8 @@ def convert(
     source, target = Path(source), Path(target)
     _check(source, target, overwrite)
     if source.is_dir():
+        if ema or isinstance(config, str):
+            raise ReverieError(f"'{source}' is a folder, which says what it is and holds no averages; leave both out")
         components = load_folder(source, dtype=None)
         family = config if isinstance(config, Family) else family_of(components)
         networks = Networks(family, components.unet, components.autoencoder, components.text_encoders)
@@ -61,6 +63,8 @@ def convert(
     save_folder(components, target, Precision(dtype))
     if rest:
         save_tensors(rest, target / REST, dtype)
+    else:
+        (target / REST).unlink(missing_ok=True)  # of what was written over
 
 
 def save_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:

@@ -136,14 +136,16 @@ def _details(kind: str, source: Source) -> tuple[str, ...]:
     """Tell of a LoRA its rank, of an embedding its vectors, and of both and of a ControlNet what they belong to."""
     shapes = {name: source.shape(name) for name in source.names()}
     notes: list[str] = []
-    if kind == "embedding":
-        tables = [(1, *shape)[-2:] for shape in shapes.values() if shape]
+    tables = [(1, *shape)[-2:] for shape in shapes.values() if shape]
+    if kind == "embedding" and tables:
         widths = sorted({width for _, width in tables})
         base = "Stable Diffusion XL" if widths == [768, 1280] else BASES.get(widths[0])
         notes.append(f"{tables[0][0]} vectors of width {' and '.join(map(str, widths))}")
         return (*notes, f"for {base}") if base else tuple(notes)
     if kind == "lora":
-        ranks = sorted({shape[0] for name, shape in shapes.items() if "lora_down." in name or "lora_A." in name})
+        ranks = sorted(
+            {shape[0] for name, shape in shapes.items() if shape and ("lora_down." in name or "lora_A." in name)}
+        )
         notes += [f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"] if ranks else []
     keys = [shape[1] for name, shape in shapes.items() if "attn2" in name and "to_k" in name and len(shape) > 1]
     base = next((BASES[width] for width in keys if width in BASES), None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from reverie.checkpoints.needed import INDEX, folder_files, single_file
+from reverie.checkpoints.needed import INDEX, SINGLE, folder_files, single_file
 from reverie.checkpoints.weights import read_json
 from reverie.errors import ReverieError
 
@@ -42,7 +42,9 @@ def unreported(download: Download) -> None:
 def is_name(text: str) -> bool:
     """Tell whether a text could name a model on the hub, `owner/name`, or a file there, `owner/name/file`."""
     match = NAME.fullmatch(text)
-    return match is not None and ".." not in text and not (match["file"] or "").startswith(".")
+    if match is None or match["repo"].endswith(SINGLE):  # models/x.safetensors is a file that is not there
+        return False
+    return ".." not in text and not (match["file"] or "").startswith(".")
 
 
 def find(name: str, *, revision: str | None = None, variant: str | None = None, report: Report = unreported) -> Path:

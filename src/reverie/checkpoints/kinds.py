@@ -48,7 +48,7 @@ def _is_embedding(names: set[str], source: Source) -> bool:
     if {"emb_params"} & names or any(name.startswith("string_to_param") for name in names):
         return True
     shapes = [source.shape(name) for name in names]
-    return len(names) <= 4 and all(0 < len(shape) <= 2 and shape[-1] in EMBEDDED_WIDTHS for shape in shapes)
+    return 0 < len(names) <= 4 and all(0 < len(shape) <= 2 and shape[-1] in EMBEDDED_WIDTHS for shape in shapes)
 
 
 VAE_PREFIXES = ("", "first_stage_model.", "vae.")
@@ -98,7 +98,7 @@ def not_a_model(source: Source, known: Iterable[str]) -> str:
         return f"is {kind.title}; {kind.advice}"
     first = f"{PART_OF_A_MODEL}input_blocks.0.0.weight"
     if first in set(source.names()):
-        width, channels = source.shape(first)[:2]
+        width, channels = (*source.shape(first), 0, 0)[:2]
         told = f"holds a U-Net of width {width} with {channels} input channels"
     else:
         told = "holds no model"

@@ -120,6 +120,8 @@ def _architecture(tower: TextTower) -> str:
 
 def _pipeline(components: Components) -> str:
     """Name diffusers' class: nine channels take a mask and a masked picture, the refiner starts from a picture."""
+    if components.unet.config.time_cond_proj_dim is not None:
+        return "LatentConsistencyModelPipeline"
     family = "StableDiffusionXL" if _is_xl(components) else "StableDiffusion"
     if components.unet.config.in_channels == 9:
         return f"{family}InpaintPipeline"

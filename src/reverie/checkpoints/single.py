@@ -188,6 +188,8 @@ def _read(
     for ours, theirs in found.items():
         if theirs in names and table[ours].shape(source.shape(theirs)) != wanted[ours]:
             faults.append(f"'{theirs}' has the shape {source.shape(theirs)}, which does not become {wanted[ours]}")
+        elif theirs in names and not source.dtype(theirs).is_floating_point:
+            faults.append(f"'{theirs}' holds whole numbers, as quantised models do, which reverie does not read")
     if faults:
         others = f" (and {len(faults) - 1} other faults)" if len(faults) > 1 else ""
         raise ReverieError(f"{where} is not as its kind should be: {faults[0]}{others}; fetch it again")

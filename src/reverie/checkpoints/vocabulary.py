@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -38,9 +39,10 @@ def find_tokenizer(near: Path, size: int) -> Tokenizer:
         if _is_vocabulary(place):
             return _checked(place, size)
     for place in (*_cached(), *_installed()):
-        tokenizer = read_tokenizer(place)
-        if len(tokenizer) == size:
-            return tokenizer
+        with suppress(ReverieError):  # the cache holds those of other models too, which need not be like CLIP's
+            tokenizer = read_tokenizer(place)
+            if len(tokenizer) == size:
+                return tokenizer
     try:
         return _checked(hub.fetch(OPENAI, FILES), size)
     except ReverieError as error:

@@ -173,6 +173,8 @@ def parse_borders(text: str) -> dict[str, int]:
     """Read pixels for all sides, or left=64,bottom=32. Raises ReverieError for anything else."""
     if text.isdecimal():
         return dict.fromkeys(("left", "right", "top", "bottom"), int(text))
+    if "=" not in text:
+        raise ReverieError(f"--outpaint '{text}' is not possible; write 64, or left=64,right=64,top=32,bottom=32")
     borders = parse_fields(text, "outpaint")
     for side, pixels in borders.items():
         if side not in ("left", "right", "top", "bottom") or not pixels.isdecimal():

@@ -164,6 +164,10 @@ def draw(request: TextToImage, default: Path, model: ModelOptions, result: Resul
     output, watch = result.output or default, Stopwatch()
     paths = [output] if result.grid else numbered(output, request.count)
     check_writable([*paths, *([result.preview] if result.preview else [])])
+    if result.taesd is not None and result.preview is None:
+        raise ReverieError("--taesd is about the preview; ask for one with --preview look.png")
+    if result.watermark == "":
+        raise ReverieError("--watermark '' says nothing; give a text, or leave it out")
     with watch.measure("load"):
         fetch(model)
         import reverie  # brings torch, which takes seconds
@@ -237,7 +241,7 @@ def finishing(system: Pipeline, result: ResultOptions) -> Callable[[Image.Image]
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:
     """Lay pictures out on one sheet that carries the request for all of them."""
     laid_out, first = grid(pictures), read_metadata(pictures[0])[0]
-    laid_out.info.update(texts(request.replace(width=first.width, height=first.height), model))
+    laid_out.info.update(texts(request.replace(width=first.width, height=first.height, hires=first.hires), model))
     return laid_out
 
 

@@ -38,11 +38,12 @@ def write(picture: Image.Image, text: str) -> Image.Image:
             f"a watermark of {len(message)} bytes does not fit a picture of {picture.width} x {picture.height} pixels; "
             + (f"give a text of 1 to {most}" if most else "give one of at least 96 x 96")
         )
-    pixels = np.asarray(picture.convert("RGB"), dtype=np.float64)
+    whole = picture.convert("RGBA") if picture.has_transparency_data else picture
+    pixels = np.asarray(whole.convert("RGB"), dtype=np.float64)
     marked = Image.fromarray(embed(pixels, _frame(message, _count(picture))).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA"):
-        marked.putalpha(picture.getchannel("A"))
-    marked.info.update(picture.info)
+    if whole.mode == "RGBA":
+        marked.putalpha(whole.getchannel("A"))
+    marked.info.update({name: value for name, value in picture.info.items() if name != "transparency"})
     return marked
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reverie.adapters import inversion, lora
 from reverie.adapters.inversion import Words
+from reverie.errors import ReverieError
 from reverie.generate import editing, prompt
 from reverie.generate.chunks import Chunk, split
 from reverie.generate.requests import TextToImage
@@ -60,6 +61,7 @@ class _Encoder:
     system: StableDiffusion
     words: tuple[Words, ...]
     clip_skip: int
+    guidance: Tensor | None
 
     def guide(self, text: str, weight: float, steps: int, after: int | None, sizes: Tensor | None, zero: bool) -> Guide:
         """Encode every stage of a text; `zero` conditions on zeros where the whole text is empty."""
@@ -83,7 +85,7 @@ class _Encoder:
         """Join the layers of a text's chunks, filled up to `count` with empty ones; pooled is the first chunk's."""
         chunks = [[*encoder, *[Chunk()] * (count - len(encoder))] for encoder in row]
         encoded = [self._chunk(column) for column in zip(*chunks, strict=True)]
-        return Conditioning(torch.cat([tokens for tokens, _ in encoded], dim=1), encoded[0][1], sizes)
+        return Conditioning(torch.cat([tokens for tokens, _ in encoded], dim=1), encoded[0][1], sizes, self.guidance)
 
     def _chunk(self, chunks: Sequence[Chunk]) -> tuple[Float[Tensor, "1 l d"], Float[Tensor, "1 p"] | None]:
         """Encode one chunk with every encoder."""
@@ -119,14 +121,23 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
     not fit the model.
     """
     positive, negative = _sizes(system, request)
+    parts, guidance = prompt.parts(prompt.extract(request.prompt)[0]), _told_guidance(system, request)
+    if guidance is not None and (request.negative or [part.weight for part in parts] != [1.0]):
+        raise ReverieError("this latent consistency model is guided within; leave out the negative prompt and AND")
     with inversion.apply(system, inversion.load_all(request.embeddings)) as words:
-        encoder = _Encoder(system, words, request.clip_skip)
+        encoder = _Encoder(system, words, request.clip_skip, guidance)
         guides = tuple(
-            encoder.guide(part.text, part.weight, request.steps, after, positive, zero=False)
-            for part in prompt.parts(prompt.extract(request.prompt)[0])
+            encoder.guide(part.text, part.weight, request.steps, after, positive, zero=False) for part in parts
         )
         away = encoder.guide(request.negative, 1.0, request.steps, after, negative, zero=system.zero_empty)
         return Prompts(guides, away)
+
+
+def _told_guidance(system: StableDiffusion, request: TextToImage) -> Tensor | None:
+    """Return what a latent consistency model is told of the guidance, its scale less 1; None for other models."""
+    if system.unet.config.time_cond_proj_dim is None:
+        return None
+    return torch.tensor([request.guidance - 1], device=system.device)
 
 
 def _sizes(system: StableDiffusion, request: TextToImage) -> tuple[Tensor | None, Tensor | None]:

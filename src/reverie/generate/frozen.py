@@ -19,7 +19,7 @@ class Frozen(BaseModel):
     part: ClassVar[str] = ""
     """What a complaint names before the field, for a part of a request."""
 
-    def __init__(self, **data: Any) -> None:
+    def __init__(self, /, **data: Any) -> None:
         try:
             super().__init__(**data)
         except ValidationError as error:

@@ -61,11 +61,14 @@ def stream(
 
 
 def sized(system: StableDiffusion, request: TextToImage) -> TextToImage:
-    """Fill in the size where the request leaves it open. Raises ReverieError for one that does not fit the model."""
+    """Fill in the sizes where the request leaves them open. Raises ReverieError for one that does not fit the model."""
     width, height = canvas.size_of(system, request)
-    if request.hires is not None:
-        system.codec.latent_shape(*request.hires.size(width, height, system.codec.factor))
-    return request.replace(width=width, height=height)
+    hires = request.hires
+    if hires is not None:
+        larger = hires.size(width, height, system.codec.factor)
+        system.codec.latent_shape(*larger)
+        hires = hires.replace(width=larger[0], height=larger[1])
+    return request.replace(width=width, height=height, hires=hires)
 
 
 def _draw(

@@ -49,6 +49,7 @@ def texts(request: TextToImage, model: str) -> dict[str, str]:
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
         "Model": model,
+        "RNG": "CPU",  # where our noise is drawn; AUTOMATIC1111 says so where it is not the GPU
         "CFG Rescale": request.guidance_rescale or None,
         "Dynamic thresholding": request.threshold,
         **_further(request),

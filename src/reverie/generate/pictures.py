@@ -14,11 +14,13 @@ from pydantic import Field, SerializationInfo, model_serializer, model_validator
 
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
+from reverie.generate.masks import PAINTED
 
 RECORDED = {"pictures": "recorded"}
 """The context in which a request is written with its pictures' paths and sums, and not with their data."""
 
 DATA_URL = "data:"
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for bad files
 
 
@@ -67,19 +69,22 @@ class Picture(Frozen):
 
     @property
     def transparent(self) -> bool | None:
-        """Tell whether some of the picture is transparent, or None while the data is not at hand."""
+        """Tell whether some of the picture is so transparent that a mask paints it; None while the data is missing."""
         if self.data is None:
             return None
         image = self.image()
         if "A" not in image.getbands() and "transparency" not in image.info:
             return False
-        return any(image.convert("RGBA").getchannel("A").histogram()[:255])
+        return any(image.convert("RGBA").getchannel("A").histogram()[: 256 - PAINTED])
 
     def image(self) -> Image.Image:
-        """Decode the picture, upright. Raises ReverieError where its file is gone, or is not the file it was."""
+        """Decode the picture, upright and in eight bits.
+
+        Raises ReverieError where its file is gone, or is not the file it was.
+        """
         image = self._open(self.data or self._found())
         try:
-            return ImageOps.exif_transpose(image)
+            return _eight_bits(ImageOps.exif_transpose(image))
         except UNREADABLE as error:
             raise ReverieError(f"cannot read {self._name}: damaged ({error})") from error
 
@@ -118,8 +123,17 @@ def _read(path: Path) -> bytes:
 
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
+    if image.mode not in PNG_MODES:
+        image = _eight_bits(image).convert("RGBA" if image.has_transparency_data else "RGB")
     image.save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """Bring grey of sixteen bits, as depth maps are, to eight; Pillow itself would cut off all above 255."""
+    if not image.mode.startswith("I"):
+        return image
+    return image.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
 
 
 def _from_data_url(url: str) -> bytes:

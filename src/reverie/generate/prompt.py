@@ -12,9 +12,10 @@ from itertools import groupby
 from typing import NamedTuple
 
 ROUND, SQUARE = 1.1, 1 / 1.1  # what a pair of round or square brackets multiplies the weight by
+NESTING = 100  # brackets deeper than anyone writes weigh nothing, which bounds the time that weighing takes
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
-_TAG = re.compile(r"<(?:lora|lyco):([^:>]+)((?::[^:>]*)*)>")
+_TAG = re.compile(r"<(?:lora|lyco):([^:<>]+)((?::[^:<>]*)*)>")
 _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
@@ -91,7 +92,8 @@ def weigh(text: str) -> tuple[tuple[Piece, ...], ...]:
 
     def close(kind: str, factor: float) -> None:
         start = opened[kind].pop()
-        found[start:] = [(piece, weight * factor) for piece, weight in found[start:]]
+        if len(opened["("]) + len(opened["["]) < NESTING:
+            found[start:] = [(piece, weight * factor) for piece, weight in found[start:]]
 
     for match in _ATTENTION.finditer(text):
         token, number = match[0], match[1]

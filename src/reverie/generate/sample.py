@@ -73,10 +73,11 @@ def _guided(
 ) -> Network:
     """Bind the network to all that it is asked at a step, and mix its answers.
 
-    Guidance of 1 asks nothing of the negative prompt, and the U-Net is then run once a step instead of twice.
+    Guidance of 1 asks nothing of the negative prompt, nor does a model that is told the guidance: the U-Net is then
+    run once a step instead of twice.
     """
     nothing, something = negative.repeat(rows), _joined(positive, rows)
-    if request.guidance == 1 and tuple(weights) == (1.0,):
+    if something.guidance is not None or (request.guidance == 1 and tuple(weights) == (1.0,)):
         return bind(something)
     mix = linear(request.guidance)
     if request.guidance_rescale:

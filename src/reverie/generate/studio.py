@@ -150,7 +150,10 @@ def _passes(
         return (first,)
     hires = request.hires
     width, height = hires.size(request.width or 0, request.height or 0, codec.factor)
-    larger = request.replace(width=width, height=height, steps=hires.steps or request.steps)
+    changes: dict[str, object] = {"width": width, "height": height, "steps": hires.steps or request.steps}
+    if isinstance(request, ImageToImage):
+        changes["strength"] = hires.strength  # the first pass's may leave none of so few steps
+    larger = request.replace(**changes)
     enlarge = partial(UPSCALERS[hires.upscaler], codec, (width, height))
     return first, plan(larger, hires.strength, unmasked(system, codec, (width, height)), request.steps, enlarge)
 

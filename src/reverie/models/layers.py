@@ -79,14 +79,36 @@ def timestep_embedding(t: Num[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
-class TimestepEmbedding(nn.Module):
-    """Map a sinusoidal embedding to the width of the residual blocks with a two-layer perceptron."""
+def guidance_embedding(scale: Float[Tensor, " b"], dim: int) -> Float[Tensor, "b {dim}"]:
+    """Embed guidance scales as [sin, cos] of 1000 times the scale, at frequencies from 1 down to 1/10000, in float32.
 
-    def __init__(self, in_dim: int, dim: int):
+    Source: Luo et al. 2310.04378 (latent consistency models), section 4.2 and their code. `dim` is even.
+    """
+    half = dim // 2
+    frequencies = torch.exp(
+        torch.arange(half, dtype=torch.float32, device=scale.device) * (-math.log(1e4) / (half - 1))
+    )
+    angles = 1000 * scale[:, None].float() * frequencies
+    return torch.cat([angles.sin(), angles.cos()], dim=-1)
+
+
+class TimestepEmbedding(nn.Module):
+    """Map a sinusoidal embedding to the width of the residual blocks with a two-layer perceptron.
+
+    `guidance_dim` is the width of a second embedding that is added after a projection: a distilled model's guidance.
+    """
+
+    def __init__(self, in_dim: int, dim: int, guidance_dim: int | None = None):
         super().__init__()
         self.linear_1 = nn.Linear(in_dim, dim)
         self.linear_2 = nn.Linear(dim, dim)
+        self.cond_proj = None if guidance_dim is None else nn.Linear(guidance_dim, in_dim, bias=False)
 
-    def forward(self, x: Float[Tensor, "b in_dim"]) -> Float[Tensor, "b d"]:
+    def forward(
+        self, x: Float[Tensor, "b in_dim"], guidance: Float[Tensor, "b g"] | None = None
+    ) -> Float[Tensor, "b d"]:
         """Embed `x`, which is cast to the weights' type (the sinusoids are float32, the weights may be half)."""
-        return self.linear_2(F.silu(self.linear_1(x.to(self.linear_1.weight.dtype))))
+        x = x.to(self.linear_1.weight.dtype)
+        if self.cond_proj is not None and guidance is not None:
+            x = x + self.cond_proj(guidance.to(x.dtype))
+        return self.linear_2(F.silu(self.linear_1(x)))

@@ -16,7 +16,14 @@ from torch import Tensor, nn
 
 from reverie.errors import ReverieError
 from reverie.models.attention import SpatialTransformer
-from reverie.models.layers import Downsample, ResidualBlock, TimestepEmbedding, Upsample, timestep_embedding
+from reverie.models.layers import (
+    Downsample,
+    ResidualBlock,
+    TimestepEmbedding,
+    Upsample,
+    guidance_embedding,
+    timestep_embedding,
+)
 
 EPS = 1e-5  # of the GroupNorms outside the spatial transformers
 
@@ -27,7 +34,8 @@ class UNetConfig:
 
     `transformer_depth` counts the transformer blocks after each residual block: 0 is a level without attention.
     `projection_input_dim` is the width of SDXL's added embedding: the pooled text, then every size embedded at width
-    `addition_time_embed_dim`. None is a U-Net that takes neither.
+    `addition_time_embed_dim`. None is a U-Net that takes neither. `time_cond_proj_dim` is the width at which a latent
+    consistency model embeds the guidance that it was distilled for; None is a U-Net that is guided from outside.
     """
 
     in_channels: int = 4
@@ -43,6 +51,7 @@ class UNetConfig:
     norm_num_groups: int = 32
     addition_time_embed_dim: int | None = None
     projection_input_dim: int | None = None
+    time_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -186,7 +195,7 @@ class DownPath(nn.Module):
         self.config = config
         widths = config.block_out_channels
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
-        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0])
+        self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], config.time_cond_proj_dim)
         if config.projection_input_dim is not None:
             self.add_embedding = TimestepEmbedding(config.projection_input_dim, 4 * widths[0])
         inputs, _ = _input_widths(widths, config.layers_per_block)
@@ -211,9 +220,20 @@ class DownPath(nn.Module):
                 "use the text encoder it was trained with"
             )
 
-    def _embed(self, t: Tensor, pooled: Tensor | None, sizes: Tensor | None) -> Float[Tensor, "b e"]:
+    def _embed_time(self, t: Tensor, guidance: Tensor | None) -> Float[Tensor, "b e"]:
+        """Embed the timestep, with the guidance where the model takes it."""
+        embedded = timestep_embedding(t, self.config.block_out_channels[0])
+        if (width := self.config.time_cond_proj_dim) is None:
+            return self.time_embedding(embedded)
+        if guidance is None:
+            raise ReverieError("this U-Net was distilled for a guidance and takes its scale; give `guidance`")
+        return self.time_embedding(embedded, guidance_embedding(guidance, width))
+
+    def _embed(
+        self, t: Tensor, pooled: Tensor | None, sizes: Tensor | None, guidance: Tensor | None = None
+    ) -> Float[Tensor, "b e"]:
         """Embed the timestep, plus the pooled text and the sizes where the model takes them."""
-        emb = self.time_embedding(timestep_embedding(t, self.config.block_out_channels[0]))
+        emb = self._embed_time(t, guidance)
         width, size_width = self.config.projection_input_dim, self.config.addition_time_embed_dim
         if width is None or size_width is None:
             return emb
@@ -250,16 +270,18 @@ class UNet(DownPath):
         pooled: Float[Tensor, "b p"] | None = None,
         sizes: Num[Tensor, "b s"] | None = None,
         residuals: Sequence[Tensor] | None = None,
+        guidance: Float[Tensor, " b"] | None = None,
     ) -> Float[Tensor, "b out h w"]:
         """Denoise latents of any height and width.
 
         `t` is in training timesteps, 0 to 999, and may be fractional. SDXL alone takes the pooled text and `sizes`, in
         pixels: original height and width, crop top and left, then target height and width (the refiner: an aesthetic
         score in place of these two). `residuals`, from a ControlNet, are added to the outputs of the way down, the last
-        to the middle's. Raises `ReverieError` where a width is not the config's.
+        to the middle's. `guidance`, the scale less 1, is for latent consistency models alone. Raises `ReverieError` where
+        a width is not the config's.
         """
         self._check(x, context)
-        emb = self._embed(t, pooled, sizes)
+        emb = self._embed(t, pooled, sizes, guidance)
         skips, x = self.descend(self.conv_in(x), emb, context)
         if residuals is not None:
             *skips, x = (output + added for output, added in zip([*skips, x], residuals, strict=True))

@@ -37,7 +37,7 @@ def read_foreign(picture: Image.Image | str | Path) -> Reading:
         draft = _draft(texts_of(picture))
     except ReverieError:
         raise
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         raise ReverieError(f"the picture's settings are damaged: {error!r}") from error
     if draft is None:
         raise ReverieError("this picture does not say how it was made; give one that still has its metadata")
