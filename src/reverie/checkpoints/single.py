@@ -85,8 +85,10 @@ def load_file(
     likewise read in float32. Raises ReverieError.
     """
     path = Path(path)
+    family = _given(config) or identify(open_source(path), str(path))
+    tokenizers = find_tokenizers(path, family)  # before the weights, for a refusal should cost nothing
     networks = load_networks(path, device=device, dtype=dtype, config=config)
-    return networks.components(find_tokenizers(path, networks.family), path.stem)
+    return networks.components(tokenizers, path.stem)
 
 
 def find_tokenizers(path: Path, family: Family) -> tuple[Tokenizer, ...]:
@@ -109,7 +111,7 @@ def load_networks(
 ) -> Networks:
     """Read the networks of a single file; dtype None keeps each tensor's own, `ema` takes the U-Net's averages."""
     source, where = open_source(path), str(path)
-    given = named(config) if isinstance(config, str) else config
+    given = _given(config)
     family = given or identify(source, where)
     if ema and not any(name.startswith("model_ema.") for name in source.names()):
         raise ReverieError(f"{where} holds no running averages (model_ema); leave --ema out")
@@ -124,6 +126,10 @@ def load_networks(
         _read(family.autoencoder_part(), source, where, device, torch.float32 if upcast else dtype),
         tuple(_read(tower.part(), source, where, device, dtype) for tower in family.towers),
     )
+
+
+def _given(config: str | Family | None) -> Family | None:
+    return named(config) if isinstance(config, str) else config
 
 
 @torch.no_grad()
