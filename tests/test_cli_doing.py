@@ -109,6 +109,15 @@ def test_replay_wants_the_same_picture_and_takes_it_elsewhere(model: str, capsys
     assert "was made without mask; leave out --mask" in capsys.readouterr().err
 
 
+def test_replay_tells_that_the_model_is_another(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw(model, "--vae", f"{model}/vae") == 0
+    capsys.readouterr()
+    assert run(["replay", "bear.png", "--model", model]) == 0
+    assert "not honoured: it was drawn by 'tiny + vae', this is 'tiny'" in capsys.readouterr().err
+    assert run(["replay", "bear.png", "--model", model, "--vae", f"{model}/vae"]) == 0
+    assert "not honoured" not in capsys.readouterr().err
+
+
 def test_replay_tells_what_another_program_asked_for(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = "a bear\nSteps: 2, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 32x32, Model: x, Hypernet: y"
     info = Image.new("RGB", (8, 8))

@@ -225,7 +225,7 @@ def load(
         components = load_folder(found, device=place, dtype=kind, variant=variant)
     if vae is not None:
         autoencoder = load_vae(vae, device=place, dtype=kind, config=components.autoencoder.config)
-        components = replace(components, autoencoder=autoencoder)
+        components, name = replace(components, autoencoder=autoencoder), f"{name} + {Path(vae).name}"
     return StableDiffusion(**vars(replace(components, name=name)))
 
 

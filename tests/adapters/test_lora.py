@@ -267,7 +267,7 @@ def test_names_are_found_in_folders(
 ) -> None:
     monkeypatch.delenv(lora.FOLDERS, raising=False)
     with pytest.raises(
-        ReverieError, match=r"^no LoRA 'ink' in no folder; set REVERIE_LORA_DIR to the folder that holds it$"
+        ReverieError, match=r"^nowhere to look for the LoRA 'ink'; set REVERIE_LORA_DIR to the folder that holds it$"
     ):
         lora.find("ink")
     state = {"x": torch.ones(1)}

@@ -229,7 +229,10 @@ def test_loras_of_requests_and_prompts(
     assert change(asked("a", loras=[str(ink)])) == near(1, 1)
     assert change(asked("a", loras=[f"{ink}:0.25:0.5"])) == near(0.5, 0.25)
     assert change(asked("a <lora:ink:0.5>", loras=[f"{ink}:2"])) == near(2.5, 2.5)
-    with pytest.raises(ReverieError, match=r"^no LoRA 'ink' in no folder"), adapted(tiny, asked("a <lora:ink:0.5>")):
+    with (
+        pytest.raises(ReverieError, match=r"^nowhere to look for the LoRA 'ink'"),
+        adapted(tiny, asked("a <lora:ink:0.5>")),
+    ):
         pass
     monkeypatch.setenv(FOLDERS, str(tmp_path))
     assert change(asked("a <lora:ink:0.25:0.5>")) == near(0.5, 0.25)

@@ -74,8 +74,9 @@ def find(name: str, folders: Sequence[Path] = ()) -> Path:
             return file
     near = difflib.get_close_matches(name, [file.stem for file in files], n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
-    where = ", ".join(map(str, dict.fromkeys([*folders, *own]))) or "no folder"
-    raise ReverieError(f"no LoRA '{name}' in {where}; {hint}set {FOLDERS} to the folder that holds it")
+    where = ", ".join(map(str, dict.fromkeys([*folders, *own])))
+    missing = f"no LoRA '{name}' in {where}" if where else f"nowhere to look for the LoRA '{name}'"
+    raise ReverieError(f"{missing}; {hint}set {FOLDERS} to the folder that holds it")
 
 
 @contextmanager

@@ -130,7 +130,7 @@ def replay(
             raise ReverieError(f"'{file}' was drawn by the model '{drawn_by}'; say where that is with --model")
     if request.count > 1:  # only a grid carries a request for several pictures
         result = replace(result, grid=True)
-    draw(request, file.with_name(f"{file.stem}-replay.png"), model, result)
+    draw(request, file.with_name(f"{file.stem}-replay.png"), model, result, drawn_by)
 
 
 def known(file: Path) -> tuple[TextToImage, str]:
@@ -159,8 +159,13 @@ class Stopwatch:
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start - within
 
 
-def draw(request: TextToImage, default: Path, model: ModelOptions, result: ResultOptions) -> None:
-    """Check where to write, load the model, draw, write each picture as soon as it is done, and report."""
+def draw(
+    request: TextToImage, default: Path, model: ModelOptions, result: ResultOptions, drawn_by: str | None = None
+) -> None:
+    """Check where to write, load the model, draw, write each picture as soon as it is done, and report.
+
+    `drawn_by` is the model of the picture that is made again; another one is told of on stderr.
+    """
     output, watch = result.output or default, Stopwatch()
     paths = [output] if result.grid else numbered(output, request.count)
     check_writable([*paths, *([result.preview] if result.preview else [])])
@@ -181,6 +186,8 @@ def draw(request: TextToImage, default: Path, model: ModelOptions, result: Resul
             variant=model.variant,
             vae=model.vae,
         )
+        if drawn_by not in (None, system.name):
+            print(f"not honoured: it was drawn by '{drawn_by}', this is '{system.name}'", file=sys.stderr)
         finish = finishing(system, result)
     pictures: list[Image.Image] = []
     with watch.measure("draw"):

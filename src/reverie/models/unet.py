@@ -277,8 +277,8 @@ class UNet(DownPath):
         `t` is in training timesteps, 0 to 999, and may be fractional. SDXL alone takes the pooled text and `sizes`, in
         pixels: original height and width, crop top and left, then target height and width (the refiner: an aesthetic
         score in place of these two). `residuals`, from a ControlNet, are added to the outputs of the way down, the last
-        to the middle's. `guidance`, the scale less 1, is for latent consistency models alone. Raises `ReverieError` where
-        a width is not the config's.
+        to the middle's. `guidance`, the scale less 1, is for latent consistency models alone. Raises `ReverieError`
+        where a width is not the config's.
         """
         self._check(x, context)
         emb = self._embed(t, pooled, sizes, guidance)
