@@ -21,6 +21,7 @@ def expected(step: int) -> tuple[torch.Tensor, tuple[str, ...]]:
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded, use of fork:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")  # on a single core
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_from_any_step(workers: int) -> None:
     batches = Batches(item, SIZE, workers)

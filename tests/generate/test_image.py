@@ -105,10 +105,10 @@ def test_closing_the_stream_stops_the_work(tiny: Pipeline, monkeypatch: pytest.M
     calls = 0
     forward = tiny.unet.forward
 
-    def counted(*inputs: object) -> object:
+    def counted(*inputs: object, **told: object) -> object:
         nonlocal calls
         calls += 1
-        return forward(*inputs)
+        return forward(*inputs, **told)
 
     monkeypatch.setattr(tiny.unet, "forward", counted)
     events = tiny.stream(BEAR)
@@ -129,9 +129,9 @@ def test_guidance_of_one_leaves_the_negative_prompt_alone(tiny: Pipeline, monkey
     sizes = []
     forward = tiny.unet.forward
 
-    def measured(x: torch.Tensor, *inputs: object) -> object:
+    def measured(x: torch.Tensor, *inputs: object, **told: object) -> object:
         sizes.append(len(x))
-        return forward(x, *inputs)
+        return forward(x, *inputs, **told)
 
     monkeypatch.setattr(tiny.unet, "forward", measured)
     plain = tiny.draw(BEAR.replace(guidance=1))
@@ -147,9 +147,9 @@ def test_only_an_empty_negative_prompt_is_zero_and_both_are_told_the_size(
     seen: list[tuple[torch.Tensor, ...]] = []
     forward = tiny_xl.unet.forward
 
-    def recorded(x: torch.Tensor, t: torch.Tensor, *told: torch.Tensor) -> torch.Tensor:
+    def recorded(x: torch.Tensor, t: torch.Tensor, *told: torch.Tensor, guidance: None) -> torch.Tensor:
         seen.append(told)
-        return forward(x, t, *told)
+        return forward(x, t, *told, guidance=guidance)
 
     monkeypatch.setattr(tiny_xl.unet, "forward", recorded)
     tiny_xl.draw(BEAR.replace(prompt="", negative="", steps=1, width=40, height=24))
