@@ -48,6 +48,8 @@ REASONS = {
         "image to image",
     ): "diffusers' table for PLMS has its second timestep twice, and cutting the table "
     "at the strength cuts by rows: it starts one timestep higher, and takes one step more",
+    ("plms", "ddim", "text to image"): "predicting v, diffusers mixes the past v's and turns the mixture into eps with "
+    "the present level; reverie mixes the past eps, as PLMS is defined",
     ("plms", "ddim", "inpainting"): "as in image to image",
     ("lms", "leading", "image to image"): "diffusers chooses the order of LMS by the position in the table instead of "
     "the steps taken, so starting in its middle it leaves out terms of a past that is not there",
