@@ -44,9 +44,9 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) --editable ".[train,test]"
+	$(PIP) --editable ".[c2pa,train,test]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) --editable ".[train,test,dev]"
+	$(PIP) --editable ".[c2pa,train,test,dev]"
 	@touch $@

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import asdict
 from pathlib import Path
 
@@ -107,6 +108,24 @@ def test_replay_wants_the_same_picture_and_takes_it_elsewhere(model: str, capsys
     capsys.readouterr()
     assert run(["replay", "bear.png", "--model", model, "--init", "moved.png", "--mask", "mask.png"]) == 2
     assert "was made without mask; leave out --mask" in capsys.readouterr().err
+
+
+def test_signing_is_checked_before_any_work(
+    model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "c2pa", None)
+    assert draw(model, "--c2pa", "signer") == 2
+    assert "signing needs the extra: pip install 'reverie[c2pa]'" in capsys.readouterr().err
+    assert not Path("bear.png").exists()
+
+
+def test_files_are_signed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    signed: list[tuple[Path, bool]] = []
+    monkeypatch.setattr(
+        "reverie.codecs.provenance.signer", lambda folder: lambda path: signed.append((path, path.exists()))
+    )
+    assert draw(model, "--c2pa", "signer", "--count", "2") == 0
+    assert signed == [(Path("bear-0.png"), True), (Path("bear-1.png"), True)]
 
 
 def test_replay_tells_that_the_model_is_another(model: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -173,6 +173,7 @@ def draw(
         raise ReverieError("--taesd is about the preview; ask for one with --preview look.png")
     if result.watermark == "":
         raise ReverieError("--watermark '' says nothing; give a text, or leave it out")
+    sign = signing(result)
     with watch.measure("load"):
         fetch(model)
         import reverie  # brings torch, which takes seconds
@@ -197,11 +198,13 @@ def draw(
                 if not result.grid:
                     with watch.measure("save"):
                         save(finished, paths[len(pictures)])
+                        sign(paths[len(pictures)])
                 pictures.append(finished)
     if result.grid:
         with watch.measure("save"):
             pictures = [sheet(pictures, request, system.name)]
             save(pictures[0], output)
+            sign(output)
     report(request, paths, pictures, watch.seconds, result.as_json)
 
 
@@ -243,6 +246,15 @@ def finishing(system: Pipeline, result: ResultOptions) -> Callable[[Image.Image]
         return picture if result.watermark is None else watermark.write(picture, result.watermark)
 
     return finish
+
+
+def signing(result: ResultOptions) -> Callable[[Path], None]:
+    """Return what becomes of each file once it is written: nothing, or a signature."""
+    if result.c2pa is None:
+        return lambda path: None
+    from reverie.codecs.provenance import signer
+
+    return signer(result.c2pa)
 
 
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:

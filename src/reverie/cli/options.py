@@ -74,3 +74,5 @@ class ResultOptions:
     """Safety checker: its folder, or a model's in diffusers' layout; what it holds back is black."""
     watermark: str | None = None
     """Text to write into the pictures invisibly; `reverie watermark read` reads it back."""
+    c2pa: Path | None = None
+    """Folder with cert.pem and key.pem to sign the files with (the extra c2pa)."""
