@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,8 @@ from diffusers import ControlNetModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.checkpoints.controlnets import PREFIX, blueprint, load_controlnet, places, read_controlnet
+from reverie.checkpoints.controlnets import PREFIX, load_controlnet, places, read_controlnet
+from reverie.checkpoints.load import blueprint
 from reverie.errors import ReverieError
 from reverie.models.controlnet import CONTROLNETS, ControlNet, ControlNetConfig
 from reverie.models.unet import UNetConfig
@@ -66,16 +68,17 @@ def original(module: ControlNet, prefix: str = PREFIX) -> dict[str, Tensor]:
 
 
 def test_official_names_and_shapes() -> None:
-    shapes = {name: tuple(tensor.shape) for name, tensor in original(blueprint(CONTROLNETS["sd15"]), "").items()}
+    module = blueprint(partial(ControlNet, CONTROLNETS["sd15"]))
+    shapes = {name: tuple(tensor.shape) for name, tensor in original(module, "").items()}
     assert shapes.items() >= OFFICIAL.items()
-    assert len(shapes) == len(blueprint(CONTROLNETS["sd15"]).state_dict()) == 340
+    assert len(shapes) == len(module.state_dict()) == 340
     assert sum(name.startswith("zero_convs.") for name in shapes) == 2 * 12
     assert sum(name.startswith("input_hint_block.") for name in shapes) == 2 * 8
 
 
 @pytest.mark.parametrize("name", CONTROLNETS)
 def test_the_names_of_the_two_layouts_pair_off(name: str) -> None:
-    names = list(blueprint(CONTROLNETS[name]).state_dict())
+    names = list(blueprint(partial(ControlNet, CONTROLNETS[name])).state_dict())
     table = places(CONTROLNETS[name], names)
     assert list(table) == names
     assert len({place.name for place in table.values()}) == len(names)

@@ -8,11 +8,13 @@ from typing import Any
 import pytest
 import torch
 from diffusers import ControlNetModel, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 
 from reverie.errors import ReverieError
 from reverie.models.controlnet import CONTROLNETS, ControlNet, ControlNetConfig
 from reverie.models.unet import UNet, UNetConfig
+
+from .conftest import random_weights
 
 SD1 = UNetConfig(block_out_channels=(8, 16, 24, 24), num_heads=(2, 2, 2, 2), cross_attention_dim=12, norm_num_groups=4)
 SDXL = UNetConfig(
@@ -60,18 +62,6 @@ def unet_oracle(unet: UNetConfig) -> UNet2DConditionModel:
     """Build diffusers' U-Net to go with it."""
     up = tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for depth in unet.transformer_depth[::-1])
     return UNet2DConditionModel(**shared(unet), up_block_types=up)
-
-
-def random_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Draw every parameter, those that start at zero too."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, parameter in model.named_parameters():
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-        weights[name] = torch.randn(parameter.shape, generator=generator).div_(fan_in**0.5)
-        if "norm" in name and name.endswith("weight"):
-            weights[name] += 1
-    return weights
 
 
 def pair(config: ControlNetConfig) -> tuple[ControlNet, ControlNetModel]:

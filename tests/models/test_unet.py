@@ -13,6 +13,8 @@ from reverie.errors import ReverieError
 from reverie.models.layers import timestep_embedding
 from reverie.models.unet import UNETS, UNet, UNetConfig
 
+from .conftest import random_weights
+
 SD1 = UNetConfig(block_out_channels=(8, 16, 24, 24), num_heads=(2, 2, 2, 2), cross_attention_dim=12, norm_num_groups=4)
 SDXL = UNetConfig(
     block_out_channels=(8, 16, 24),
@@ -73,18 +75,6 @@ def oracle_of(config: UNetConfig) -> UNet2DConditionModel:
         projection_class_embeddings_input_dim=config.projection_input_dim,
         time_cond_proj_dim=config.time_cond_proj_dim,
     )
-
-
-def random_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Draw every parameter, norms and biases too, so that none is invisible at its initial 0 or 1."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, parameter in model.named_parameters():
-        fan_in = parameter[0].numel() if parameter.ndim > 1 else 4
-        weights[name] = torch.randn(parameter.shape, generator=generator).div_(fan_in**0.5)
-        if "norm" in name and name.endswith("weight"):
-            weights[name] += 1
-    return weights
 
 
 def pair(config: UNetConfig) -> tuple[UNet, UNet2DConditionModel]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import torch
 from reverie.checkpoints import compvis, keymaps
 from reverie.checkpoints.compvis import Place, Table
 from reverie.checkpoints.configs import UNET_BLOCKS, read_unet
-from reverie.checkpoints.load import CPU, DIFFUSERS_STEM, Blueprint
+from reverie.checkpoints.load import CPU, DIFFUSERS_STEM, blueprint
 from reverie.checkpoints.weights import Source, find_weights, load_weights, open_source, read_json
 from reverie.errors import ReverieError
 from reverie.models.controlnet import CONTROLNETS, ControlNet, ControlNetConfig
@@ -39,7 +40,8 @@ def load_controlnet(
     """
     path = Path(path)
     if path.is_dir():
-        module = blueprint(config or read_controlnet(read_json(path / "config.json"), str(path / "config.json")))
+        given = config or read_controlnet(read_json(path / "config.json"), str(path / "config.json"))
+        module = blueprint(partial(ControlNet, given))
         files = find_weights(path, DIFFUSERS_STEM, dtype)
         load_weights(module, files, device=device, dtype=dtype, rename=keymaps.same)
         return module
@@ -50,12 +52,6 @@ def load_controlnet(
     state = {ours: place.read(source.tensor(place.name)) for ours, place in table.items()}
     module.load_state_dict({ours: tensor.to(device, dtype) for ours, tensor in state.items()}, assign=True)
     return module.eval()
-
-
-def blueprint(config: ControlNetConfig) -> ControlNet:
-    """Build a ControlNet without values."""
-    with torch.device("meta"), Blueprint():
-        return ControlNet(config)
 
 
 def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:
@@ -95,7 +91,7 @@ def _recognised(source: Source, path: Path, configs: list[ControlNetConfig]) -> 
     """Find the config whose names and shapes are all in a file, and where. Raises ReverieError where none is."""
     names = set(source.names())
     for config in configs:
-        module = blueprint(config)
+        module = blueprint(partial(ControlNet, config))
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         table = {name: Place(name) for name in shapes}
         for prefix in (PREFIX, ""):

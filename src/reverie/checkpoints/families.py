@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, TypeVar
 
-import torch
 from torch import nn
 
 from reverie.checkpoints import compvis
@@ -14,7 +13,7 @@ from reverie.checkpoints.components import Components
 from reverie.checkpoints.compvis import Table
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.kinds import not_a_model
-from reverie.checkpoints.load import Blueprint
+from reverie.checkpoints.load import blueprint
 from reverie.checkpoints.weights import Source
 from reverie.diffusion.names import choose
 from reverie.errors import ReverieError
@@ -42,8 +41,7 @@ class Part(Generic[M]):
 
     def blueprint(self) -> M:
         """Build the network without values."""
-        with torch.device("meta"), Blueprint():
-            return self.make()
+        return blueprint(self.make)
 
     def places(self, names: Iterable[str]) -> Table:
         """Give each of the network's tensors its place."""

@@ -35,8 +35,8 @@ CPU = torch.device("cpu")
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 
 
-class Blueprint(TorchFunctionMode):
-    """Leave new modules without initial values, which are about to be replaced.
+class _Blank(TorchFunctionMode):
+    """Leave new modules without initial values.
 
     On the meta device values take no memory anyway, but torch would import its compiler, for seconds, to draw nothing.
     """
@@ -49,6 +49,12 @@ class Blueprint(TorchFunctionMode):
         if getattr(func, "__module__", None) == "torch.nn.init":
             return kwargs["tensor"] if "tensor" in kwargs else args[0]
         return func(*args, **kwargs)
+
+
+def blueprint(make: Callable[[], M]) -> M:
+    """Build a network on the meta device, without values: a checkpoint is about to give it its own."""
+    with torch.device("meta"), _Blank():
+        return make()
 
 
 def load_folder(
@@ -159,7 +165,6 @@ def _load(
     variant: str | None = None,
     rename: Rename = keymaps.same,
 ) -> M:
-    with torch.device("meta"), Blueprint():
-        module = make()
+    module = blueprint(make)
     load_weights(module, find_weights(folder, stem, dtype, variant), device=device, dtype=dtype, rename=rename)
     return module

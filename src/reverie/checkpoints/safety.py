@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from reverie.checkpoints.configs import read_clip
-from reverie.checkpoints.load import CPU, TRANSFORMERS_STEM, Blueprint
+from reverie.checkpoints.load import CPU, TRANSFORMERS_STEM, blueprint
 from reverie.checkpoints.weights import find_weights, load_weights, read_json
 from reverie.errors import ReverieError
 from reverie.models.safety import SafetyChecker, SafetyConfig
@@ -26,8 +26,8 @@ def load_safety(
     if not (folder / "config.json").is_file():
         raise ReverieError(f"no safety checker in '{path}'; give the folder {INSIDE} of a model in diffusers' layout")
     config = read_clip(read_json(folder / "config.json"), str(folder / "config.json"))
-    with torch.device("meta"), Blueprint():
-        checker = SafetyChecker(SafetyConfig(vision=config.vision, projection_dim=config.projection_dim))
+    safety = SafetyConfig(vision=config.vision, projection_dim=config.projection_dim)
+    checker = blueprint(lambda: SafetyChecker(safety))
     files = find_weights(folder, TRANSFORMERS_STEM, dtype)
     load_weights(checker, files, device=device, dtype=dtype, rename=_tower)
     return checker

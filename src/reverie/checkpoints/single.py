@@ -25,7 +25,7 @@ from reverie.checkpoints.families import (
     spelled,
 )
 from reverie.checkpoints.kinds import VAE_PREFIXES, kind_of
-from reverie.checkpoints.load import CPU, Blueprint, load_autoencoder
+from reverie.checkpoints.load import CPU, blueprint, load_autoencoder
 from reverie.checkpoints.vocabulary import find_tokenizer
 from reverie.checkpoints.weights import Rename, Source, load_weights, open_source
 from reverie.errors import ReverieError
@@ -168,8 +168,7 @@ def load_vae(
         kind = kind_of(source)
         raise ReverieError(f"{path} is {kind.title if kind else 'no autoencoder'}; give an autoencoder (VAE)")
     if any(name.startswith("decoder.up_blocks.") for name in names):
-        with torch.device("meta"), Blueprint():
-            autoencoder = Autoencoder(config)
+        autoencoder = blueprint(lambda: Autoencoder(config))
         load_weights(autoencoder, [path], device=device, dtype=dtype, rename=keymaps.autoencoder)
         return autoencoder
     return _read(autoencoder_part(config, prefix), source, str(path), device, dtype)

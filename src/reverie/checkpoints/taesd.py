@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from reverie.checkpoints.load import CPU, DIFFUSERS_STEM, Blueprint
+from reverie.checkpoints.load import CPU, DIFFUSERS_STEM, blueprint
 from reverie.checkpoints.weights import Source, find_weights, load_weights, open_source
 from reverie.errors import ReverieError
 from reverie.models.tiny import TinyAutoencoder, TinyConfig
@@ -27,8 +27,7 @@ def load_tiny(path: str | Path, *, device: torch.device = CPU, dtype: torch.dtyp
     if not halves:
         raise ReverieError(f"{path} is no TAESD; give taesd_decoder.pth, or diffusers' AutoencoderTiny")
     config = TinyConfig(latent_channels=_latent_channels(source, table, halves), channels=_width(source, table, halves))
-    with torch.device("meta"), Blueprint():
-        tiny = TinyAutoencoder(config, encoder="encoder" in halves, decoder="decoder" in halves)
+    tiny = blueprint(lambda: TinyAutoencoder(config, encoder="encoder" in halves, decoder="decoder" in halves))
     load_weights(tiny, [file], device=device, dtype=dtype, rename=lambda name: today(name, source))
     return tiny
 
