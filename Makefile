@@ -40,13 +40,13 @@ $(BIN)/python:
 	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable .
+	$(PIP) --editable ".[film,sound]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) --editable ".[c2pa,train,test]"
+	$(PIP) --editable ".[film,sound,faiss,c2pa,train,test]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) --editable ".[c2pa,train,test,dev]"
+	$(PIP) --editable ".[film,sound,faiss,c2pa,train,test,dev]"
 	@touch $@

@@ -10,10 +10,10 @@ from torch import nn
 
 from networks import random_weights
 from reverie.checkpoints.configs import ScheduleConfig
-from reverie.generate.pipeline import Pipeline
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPS, CLIPTextConfig, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNETS, UNet, UNetConfig
+from reverie.pipeline import Pipeline
 from reverie.tokenizer import Tokenizer
 
 WORDS = ["a bear on a blue background", "an apple next to a bear", "red and green"]

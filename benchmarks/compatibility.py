@@ -25,9 +25,9 @@ from torch import Tensor
 from architectures import ARCHITECTURES, FULL, Architecture, Scale, build
 from reverie.diffusion.noise import Noise
 from reverie.generate.image import sized
-from reverie.generate.pipeline import Pipeline
 from reverie.generate.requests import ImageToImage, Inpaint, SamplerName, ScheduleName, TextToImage
 from reverie.generate.studio import opened
+from reverie.pipeline import Pipeline
 
 DOCS = Path(__file__).parents[1] / "docs" / "compatibility.md"
 PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE, STRENGTH = "a bear next to an apple", "blue", 7, 8, 4.0, 0.75

@@ -16,12 +16,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from reverie.codecs.clip_images import Preprocessing
 from reverie.codecs.image import to_tensor
 from reverie.data.captions import chinese, english
 from reverie.data.concepts import Concept
 from reverie.data.scenes import COLOURS, Scene, scene_at
 from reverie.models.classifier import PlainNet, ResidualNet
-from reverie.models.clip import CLIP, preprocess
+from reverie.models.clip import CLIP
 from reverie.tokenizer import Tokenizer
 
 SEED = 20_000  # no recipe draws from it (1 to 77), nor validation (10,000)
@@ -144,7 +145,7 @@ def image_features(clip: CLIP, pictures: Sequence[Image.Image]) -> Float[Tensor,
     """Return the features of pictures."""
     size = clip.config.vision.image_size
     batches = (pictures[start : start + BATCH] for start in range(0, len(pictures), BATCH))
-    return torch.cat([clip.encode_image(preprocess(batch, size)) for batch in batches])
+    return torch.cat([clip.encode_image(Preprocessing(size=size, edge=size)(batch)) for batch in batches])
 
 
 def nearest(images: Float[Tensor, "b d"], names: Float[Tensor, "n d"]) -> list[int]:

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from reverie.checkpoints.configs import ScheduleConfig
-from reverie.generate.pipeline import Pipeline
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNet, UNetConfig
+from reverie.pipeline import Pipeline
 from reverie.tokenizer import Tokenizer
 
 LENGTH = 12

@@ -11,9 +11,9 @@ from PIL import Image
 
 import reverie
 from reverie.checkpoints.load import load_clip
+from reverie.codecs.clip_images import Preprocessing
 from reverie.data.concepts import CLDR, concepts
 from reverie.data.scenes import FONT, render, scene_at
-from reverie.models.clip import preprocess
 
 FOLDER = Path(reverie.__file__).parent / "assets" / "clip"
 SEED = 20_000  # as in benchmarks/quality.py: no recipe draws from it
@@ -25,7 +25,9 @@ def test_names_what_it_sees() -> None:
     scenes = [scene_at(things, SEED, index, pair_share=0) for index in range(40)]
     with torch.no_grad():
         names = parts.clip.encode_text(parts.tokenizer([f"a {thing.en[0]}" for thing in things]))
-        seen = parts.clip.encode_image(preprocess([Image.fromarray(render(scene)) for scene in scenes], 128))
+        seen = parts.clip.encode_image(
+            Preprocessing(size=128, edge=128)([Image.fromarray(render(scene)) for scene in scenes])
+        )
     names, seen = F.normalize(names), F.normalize(seen)
     best = (seen @ names.T).argmax(1).tolist()
     right = [things[index] == scene.objects[0].concept for index, scene in zip(best, scenes, strict=True)]

@@ -18,12 +18,11 @@ from PIL import Image, ImageChops
 import reverie
 from reverie.cli import concepts, progress
 from reverie.cli.app import run
-from reverie.cli.ask import SIZES, AdapterOptions, FurtherOptions, InitOptions, ask
-from reverie.cli.image import image
+from reverie.cli.ask import SIZES, AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.cli.output import numbered, slug
-from reverie.generate.pipeline import Pipeline
 from reverie.generate.requests import MAX_SEED, TextToImage
+from reverie.pipeline import Pipeline
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]
 
@@ -167,7 +166,7 @@ def test_replay_knows_the_bundled_model_by_its_place(
 def test_timings_are_disjoint(
     options: list[str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("reverie.cli.image.save", lambda *_: time.sleep(0.5))
+    monkeypatch.setattr("reverie.cli.drawing.save", lambda *_: time.sleep(0.5))
     start = time.perf_counter()
     file = str(tmp_path / "b.png")
     assert (
@@ -190,7 +189,7 @@ def test_name_and_seed_are_chosen_and_told(
 
 
 def test_every_field_of_the_request_has_an_option() -> None:
-    options = set(inspect.signature(image).parameters) - {"size", "init", "adapters", "further", "model", "result"}
+    options = BasicOptions.__dataclass_fields__.keys() - {"size"} | {"prompt"}
     asked = ask({}, InitOptions(), AdapterOptions(), FurtherOptions()).model_fields_set | SIZES
     assert options | {"width", "height"} | asked == set(TextToImage.model_fields)
 

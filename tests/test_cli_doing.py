@@ -16,12 +16,12 @@ import reverie
 from reverie.cli.app import run
 from reverie.codecs.pictures import open_picture
 from reverie.generate.parts import Hires, Refiner, Variation
-from reverie.generate.pipeline import Pipeline
 from reverie.generate.requests import ImageToImage, Inpaint, Outpaint
 from reverie.models.clip import CLIPVisionConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.tiny import TinyAutoencoder, TinyConfig
+from reverie.pipeline import Pipeline
 
 from .conftest import UNET
 
@@ -151,7 +151,7 @@ def test_replay_tells_what_another_program_asked_for(model: str, capsys: pytest.
 
 def test_previews_are_written_over(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[tuple[str, tuple[int, int]]] = []
-    monkeypatch.setattr("reverie.cli.image.save", lambda picture, path: written.append((str(path), picture.size)))
+    monkeypatch.setattr("reverie.cli.drawing.save", lambda picture, path: written.append((str(path), picture.size)))
     assert draw(model, "--hires", "1.5", "--preview", "look.png") == 0
     assert written == [("look.png", (32, 32)), ("look.png", (48, 48)), ("bear.png", (48, 48))]
 

@@ -15,10 +15,12 @@ SOURCE = Path(__file__).parents[1] / "src" / "reverie"
 LAYERS = (
     {"errors"},
     {"models", "diffusion", "tokenizer", "data"},
-    {"codecs", "checkpoints"},
+    {"codecs", "checkpoints", "fast"},
     {"system"},
     {"adapters"},  # put something into a system and take it out again
-    {"generate", "similarity"},
+    {"generate"},
+    {"animation", "similarity"},
+    {"pipeline", "video"},  # what a loaded model can be asked for: pictures and films
     {"train"},  # draws its contact sheets with generate
     {"server", "cli"},
 )

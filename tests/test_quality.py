@@ -20,9 +20,9 @@ from reverie.checkpoints.save import save_autoencoder, save_clip
 from reverie.data.captions import chinese, english
 from reverie.data.concepts import CLDR, Concept, concepts
 from reverie.data.scenes import COLOURS, FONT, Placed, Scene
-from reverie.generate.pipeline import Pipeline, load
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, CLIPConfig, CLIPVisionConfig
+from reverie.pipeline import Pipeline, load
 from reverie.train.classifier import ClassifierObjective, ClassifierSettings
 
 ROOT = Path(__file__).parents[1]

@@ -12,7 +12,7 @@ import torch
 
 import reverie
 from reverie.errors import ReverieError
-from reverie.generate.pipeline import Pipeline
+from reverie.pipeline import Pipeline
 from reverie.system import BUNDLED, BUNDLED_NAME, Conditioning, pick_device, pick_dtype
 
 

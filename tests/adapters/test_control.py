@@ -11,9 +11,9 @@ from torch import Tensor
 
 from reverie.adapters.control import Control, controlled
 from reverie.errors import ReverieError
-from reverie.generate.pipeline import Pipeline
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.unet import UNet
+from reverie.pipeline import Pipeline
 from reverie.system import StableDiffusion
 
 PICTURE = Image.linear_gradient("L")

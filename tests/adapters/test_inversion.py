@@ -11,8 +11,8 @@ import torch
 from reverie.adapters import inversion
 from reverie.errors import ReverieError
 from reverie.generate.chunks import split
-from reverie.generate.pipeline import Pipeline
 from reverie.generate.prompt import weigh
+from reverie.pipeline import Pipeline
 
 WIDTH = 16
 

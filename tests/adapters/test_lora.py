@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from reverie.adapters import lora
 from reverie.errors import ReverieError
-from reverie.generate.pipeline import Pipeline
+from reverie.pipeline import Pipeline
 
 from .conftest import RANK, Pairs, layers, pairs
 

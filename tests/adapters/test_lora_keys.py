@@ -11,8 +11,8 @@ import torch
 from reverie.adapters import lora
 from reverie.adapters.lora_keys import group, targets
 from reverie.checkpoints.compvis import places, unet
-from reverie.generate.pipeline import Pipeline
 from reverie.models.unet import UNETS, UNet
+from reverie.pipeline import Pipeline
 
 from .conftest import pairs
 

@@ -20,8 +20,8 @@ from reverie.cli.app import run
 from reverie.codecs.pictures import save
 from reverie.errors import ReverieError
 from reverie.generate.metadata import texts
-from reverie.generate.pipeline import Pipeline
 from reverie.generate.requests import TextToImage
+from reverie.pipeline import Pipeline
 
 Writer = Callable[[str], tuple[Path, Networks]]
 

@@ -28,15 +28,16 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 from reverie.checkpoints.components import CLIPComponents
 from reverie.checkpoints.load import load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip
+from reverie.codecs.clip_images import Preprocessing
 from reverie.diffusion.noise import Noise
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import encode, steady
 from reverie.generate.image import sized
-from reverie.generate.pipeline import Pipeline, load
 from reverie.generate.requests import SamplerName, ScheduleName, TextToImage
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
-from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, preprocess
+from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNet
+from reverie.pipeline import Pipeline, load
 from reverie.system import BUNDLED
 from reverie.tokenizer import Tokenizer
 
@@ -258,7 +259,7 @@ def test_clip(tokenizer: Tokenizer, tmp_path: Path) -> None:
     )
     with torch.no_grad():
         theirs = oracle(input_ids=padded["input_ids"], pixel_values=pixels)
-        images, texts = clip(preprocess([picture], 16), tokenizer([PROMPT]))
+        images, texts = clip(Preprocessing(size=16, edge=16)([picture]), tokenizer([PROMPT]))
     assert padded["input_ids"].equal(tokenizer([PROMPT]))
     for a, b in ((images, theirs.image_embeds), (texts, theirs.text_embeds)):
         assert torch.allclose(torch.nn.functional.normalize(a, dim=-1), b, atol=1e-3)

@@ -17,8 +17,8 @@ from reverie.checkpoints.components import CLIPComponents, Components
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder, load_text_encoder, load_unet
 from reverie.checkpoints.save import Precision, save_autoencoder, save_clip, save_folder, save_text_encoder, save_unet
 from reverie.errors import ReverieError
-from reverie.generate.pipeline import Pipeline
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, TextTower
+from reverie.pipeline import Pipeline
 from reverie.tokenizer import Tokenizer
 
 HALF = Precision(torch.float16, variant="fp16")

@@ -10,7 +10,7 @@ from PIL import Image
 
 from reverie.codecs.image import ImageCodec, to_pictures, to_tensor
 from reverie.errors import ReverieError
-from reverie.generate.pipeline import Pipeline
+from reverie.pipeline import Pipeline
 
 
 @pytest.fixture

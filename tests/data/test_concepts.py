@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from reverie.data import concepts as module
-from reverie.data.concepts import COMMON, EVERYDAY_NAMES, SUBSETS, Concept, concepts, parse_unicode_set
+from reverie.data.concepts import BASIC, COMMON, EVERYDAY_NAMES, SUBSETS, Concept, concepts, parse_unicode_set
 from reverie.errors import ReverieError
 
 
@@ -42,8 +42,16 @@ def test_the_common_ones_are_known_by_the_names_of_the_issue(cldr: None) -> None
     assert {concept.emoji for concept in common} <= {concept.emoji for concept in concepts("all")}
 
 
+def test_the_basic_ones_are_common_and_known_by_the_names_of_the_issue(cldr: None) -> None:
+    basic = concepts("basic")
+    assert len(basic) == len(BASIC)
+    names = {name for concept in basic for name in concept.en + concept.zh}
+    assert {"bear", "apple", "saxophone", "熊", "苹果"} <= names
+    assert set(basic) <= set(concepts("common"))  # what CLIP and the judge know
+
+
 @pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("subset", ["all", "common"])
+@pytest.mark.parametrize("subset", ["all", "basic", "common"])
 def test_a_name_means_one_thing(cldr: None, subset: str, language: str) -> None:
     counted = Counter(name for concept in concepts(subset) for name in getattr(concept, language))
     assert [name for name, count in counted.items() if count > 1] == []
@@ -76,7 +84,7 @@ def test_subsets_hold_what_their_labels_miss(everything: tuple[Concept, ...]) ->
 
 
 def test_unknown_subset_names_the_known() -> None:
-    with pytest.raises(ReverieError, match="unknown subset 'beasts'; choose from all, common, animals"):
+    with pytest.raises(ReverieError, match="unknown subset 'beasts'; choose from all, basic, common, animals"):
         concepts("beasts")
 
 

@@ -16,10 +16,10 @@ from reverie.generate import image
 from reverie.generate.canvas import prepare
 from reverie.generate.metadata import from_metadata, texts
 from reverie.generate.parts import Hires, Refiner, Variation
-from reverie.generate.pipeline import Pipeline
 from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.generate.studio import opened
 from reverie.models.unet import UNet
+from reverie.pipeline import Pipeline
 
 BEAR = {"prompt": "a bear", "negative": "red", "seed": 7, "steps": 4}
 

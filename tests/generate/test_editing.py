@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverie.generate.editing import schedule
+from reverie.generate.editing import said, schedule
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,17 @@ def test_deep_edits_are_text() -> None:
     assert schedule(deep, 2) == ((1, ""), (2, "a"))
     deeper = "[" * 99 + "a" + ":1]" * 99
     assert schedule(deeper, 2)[-1].text.startswith("[[[")
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a bear", "a bear"),
+        ("a (red:1.2) bear, [dim] <lora:style:0.5>", "a red bear, dim"),
+        ("a [cat:dog:0.5] BREAK on grass", "a dog on grass"),
+        ("a bear :1.2 AND a hat AND rain :-1", "a bear a hat"),
+        ("  <lora:style:1> ", ""),
+    ],
+)
+def test_what_a_prompt_says_in_the_end(text: str, words: str) -> None:
+    assert said(text, 10) == words

@@ -6,18 +6,16 @@ import dataclasses
 import math
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPConfig as OracleConfig
-from transformers import CLIPImageProcessorPil, CLIPTextModelWithProjection
 from transformers import CLIPModel as Oracle
 from transformers import CLIPTextConfig as OracleTextConfig
 from transformers import CLIPTextModel as OracleTextModel
+from transformers import CLIPTextModelWithProjection
 
 from reverie.errors import ReverieError
 from reverie.models.clip import (
@@ -29,7 +27,6 @@ from reverie.models.clip import (
     TextTower,
     TextTowerWithProjection,
     contrastive_loss,
-    preprocess,
     similarity_logits,
 )
 
@@ -237,27 +234,6 @@ def test_later_tokens_do_not_reach_earlier_ones() -> None:
     other = tokens.clone()
     other[:, 6:] = 1
     torch.testing.assert_close(tower(tokens).last[:, :6], tower(other).last[:, :6])
-
-
-@pytest.mark.parametrize("size", [(64, 64), (100, 60), (31, 95), (34, 25)])
-def test_preprocess_equals_transformers(size: tuple[int, int]) -> None:
-    pixels = np.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    image = Image.fromarray(pixels)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size={"height": 24, "width": 24})
-    oracle = processor(image, return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(preprocess([image], 24), oracle, atol=1e-5, rtol=1e-5)
-
-
-def test_preprocess_crops_where_openai_does() -> None:
-    """torchvision's centre crop rounds half a pixel to even; transformers rounds it down."""
-    image = Image.new("RGB", (24, 31))
-    image.putpixel((0, 4), (255, 255, 255))
-    assert preprocess([image], 24)[0, 0].argmax() == 0
-
-
-def test_preprocess_takes_any_mode_and_shape() -> None:
-    images = [Image.new("L", (30, 50)), Image.new("RGBA", (24, 24)), Image.new("P", (300, 24))]
-    assert preprocess(images, 24).shape == (3, 3, 24, 24)
 
 
 def test_errors_say_what_is_allowed() -> None:

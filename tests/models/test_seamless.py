@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reverie.generate.pipeline import Pipeline
 from reverie.models.seamless import seamless
+from reverie.pipeline import Pipeline
 
 
 @pytest.mark.parametrize(("axes", "dims"), [("x", (3,)), ("y", (2,)), ("xy", (2, 3))])

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from torch import nn
 
 from reverie.checkpoints.load import load_clip
 from reverie.data.concepts import concepts
 from reverie.data.scenes import render, scene_at
-from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, normalise
-from reverie.train.clip import TextSettings, build, captioned_scene, named_thing, train_tokenizer
-from reverie.train.recipe import read
+from reverie.data.shards import read as read_shards
+from reverie.data.shards import write
+from reverie.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, normalise
+from reverie.train import run
+from reverie.train.clip import (
+    ContrastSettings,
+    TextSettings,
+    VisionSettings,
+    build,
+    clip_config,
+    learn_words,
+)
+from reverie.train.pairs import ScenePairs, captioned_scene, named_thing
+from reverie.train.recipe import read, section
+
+RECIPES = Path(__file__).parents[2] / "recipes"
 
 
 def test_pixels_have_clips_mean_and_deviation() -> None:
@@ -35,7 +51,7 @@ def test_pictures_come_with_a_caption(corpus: None) -> None:
 def test_the_vocabulary_is_made_of_the_captions_alone(corpus: None) -> None:
     things = concepts("instruments")
     settings = TextSettings(vocabulary=600, length=16, captions=200)
-    one, other = (train_tokenizer(things, settings, seed=2) for _ in range(2))
+    one, other = (learn_words(ScenePairs(things, 2, 4, 2), settings) for _ in range(2))
     assert one.vocab == other.vocab
     assert one.length == 16
     assert 514 < len(one) <= 600
@@ -56,7 +72,7 @@ def test_named_things_are_distinct_within_a_batch_and_bare(corpus: None) -> None
 
 def test_every_other_batch_names_things(workshop: Any) -> None:
     objective = build(read(workshop.recipe("clip")), 3, Path())
-    meant = {name for thing in objective.things for name in thing.en + thing.zh}
+    meant = {name for thing in objective.pairs.things for name in thing.en + thing.zh}
     for step in range(4):
         _, captions = objective.batches(step)
         bare = all(caption in meant for caption in captions)
@@ -82,3 +98,135 @@ def test_the_export_holds_the_average(workshop: Any) -> None:
     average = torch.load(out / "checkpoint.pt", weights_only=True)["average"]["weights"]
     assert all(torch.equal(value, average[name]) for name, value in loaded.clip.named_parameters())
     assert loaded.tokenizer(["一只熊", "a bear"]).shape == (2, 16)
+
+
+def written(recipe: Path, folder: Path, **changed: str) -> Path:
+    """Write a recipe with further lines in some of its tables."""
+    text = recipe.read_text()
+    for table, lines in changed.items():
+        head, found, tail = text.partition(f"[{table}]\n")
+        text = f"{head}[{table}]\n{lines}\n{tail}" if found else f"{text}\n[{table}]\n{lines}\n"
+    path = folder / "changed.toml"
+    path.write_text(text)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("run_lines", "contrast"),
+    [
+        ("", "chunk = 3\nrecompute_layers = true"),
+        ('precision = "bfloat16"', 'chunk = 2\nloss = "sigmoid"'),
+        ('precision = "float16"', ""),
+    ],
+)
+def test_a_stopped_run_ends_in_the_same_bits(
+    workshop: Any, tmp_path: Path, same_run: Callable[[Path, Path], None], run_lines: str, contrast: str
+) -> None:
+    recipe = written(workshop.recipe("clip"), tmp_path, run=run_lines, contrast=contrast)
+    list(run(recipe, tmp_path / "whole"))
+    part = run(recipe, tmp_path / "parts")
+    while next(part).step < 3:  # the last checkpoint is of step 2
+        pass
+    part.close()
+    list(run(recipe, tmp_path / "parts", resume=True))
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_saving_memory_changes_no_loss(workshop: Any, tmp_path: Path) -> None:
+    """The batch of 4 is contrasted as a whole, whatever passes the towers at once."""
+    plain = [event.metrics for event in run(written(workshop.recipe("clip"), tmp_path), tmp_path / "plain")]
+    saving = written(workshop.recipe("clip"), tmp_path, contrast="chunk = 1\nrecompute_layers = true")
+    for one, other in zip(plain, run(saving, tmp_path / "saving"), strict=True):
+        assert other.metrics == pytest.approx(one, rel=1e-4)
+
+
+def test_low_precision_is_near(workshop: Any, tmp_path: Path) -> None:
+    first = next(run(workshop.recipe("clip"), tmp_path / "float32")).metrics["loss"]
+    for precision in ("bfloat16", "float16"):
+        recipe = written(workshop.recipe("clip"), tmp_path, run=f'precision = "{precision}"')
+        out = tmp_path / precision
+        event, *_ = run(recipe, out)
+        assert event.metrics["loss"] == pytest.approx(first, rel=3e-2)
+        assert event.metrics["loss"] != first
+        state = torch.load(out / "checkpoint.pt", weights_only=True)
+        assert ("scaler" in state) == (precision == "float16")
+        assert {value.dtype for value in state["networks"].values()} == {torch.float32}
+
+
+def test_pictures_are_named_while_it_learns(workshop: Any, tmp_path: Path) -> None:
+    things = concepts("instruments")
+    for thing in things[:2]:
+        folder = tmp_path / "classes" / thing.en[0].replace(" ", "_")
+        folder.mkdir(parents=True)
+        Image.fromarray(render(scene_at((thing,), 5, 0, pair_share=0))).save(folder / "1.png")
+    exam = f'folder = "{tmp_path}/classes"\nscenes = 5'
+    recipe = written(workshop.recipe("clip"), tmp_path, run="sample_every = 4", evaluation=exam)
+    events = list(run(recipe, tmp_path / "named"))
+    assert [event.step for event in events if "top1" in event.metrics] == [4, 6]
+    for event in events[3], events[5]:
+        assert event.metrics["top1"] in (0.0, 0.5, 1.0)
+        assert event.metrics["top5"] == 1.0  # of two classes
+        assert event.metrics["scenes_top1"] * 5 == pytest.approx(round(event.metrics["scenes_top1"] * 5))
+    plain, named = (
+        torch.load(out / "checkpoint.pt", weights_only=True)["networks"]
+        for out in (workshop.trained("clip"), tmp_path / "named")
+    )
+    assert all(torch.equal(value, named[name]) for name, value in plain.items())  # measuring changed nothing
+
+
+def test_a_collection_of_ones_own_is_learned(workshop: Any, tmp_path: Path) -> None:
+    list(write(tmp_path / "shards", subset="instruments", count=7, seed=1, shard_size=4))
+    recipe = written(
+        workshop.recipe("clip"), tmp_path, data=f'path = "{tmp_path}/shards"', vision="", contrast='loss = "sigmoid"'
+    )
+    text = recipe.read_text().replace("size = 128", "size = 64")
+    recipe.write_text(text)
+    objective = build(read(recipe), 3, Path())
+    pixels, captions = objective.batches(0)
+    assert pixels.shape == (4, 3, 64, 64)
+    seen = [objective.pairs(index)[1] for index in range(14)]
+    assert sorted(seen[:7]) == sorted(seen[7:]) == sorted(caption for _, caption in read_shards(tmp_path / "shards"))
+    assert list(captions) == seen[:4]
+    assert seen[:7] != seen[7:]
+    out = tmp_path / "out"
+    events = list(run(recipe, out))
+    assert all(math.isfinite(event.metrics["loss"]) for event in events)
+    state = torch.load(out / "checkpoint.pt", weights_only=True)["networks"]
+    assert state["contrast.bias"].item() != -10
+    assert load_clip(out / "export", device=torch.device("cpu"), dtype=torch.float32).tokenizer.length == 16
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "whole"),
+    [  # text tower and whole model; OpenAI's published counts (ViT-B/32: its notebook; open_clip's model_profile.csv)
+        ("clip-vit-b32", 63_165_952, 151_277_313),
+        ("clip-vit-b16", 63_165_952, 149_620_737),
+        ("clip-vit-l14", 123_060_480, 427_616_513),
+    ],
+)
+def test_recipes_of_the_paper_have_its_parameters(name: str, text: int, whole: int) -> None:
+    sections = read(RECIPES / f"{name}.toml")
+    tables = (
+        section(sections, "text", TextSettings),
+        section(sections, "vision", VisionSettings),
+        section(sections, "contrast", ContrastSettings),
+    )
+    with torch.device("meta"):
+        clip = CLIP(clip_config(*tables, vocabulary=49408, length=77, eos=49407))
+    assert tables[0].vocabulary == 49408
+    assert tables[0].length == 77
+    assert count(clip.text_model) == text
+    assert count(clip) == whole
+
+
+def test_the_papers_base_text_model_has_63_million() -> None:
+    """Radford et al. 2021, section 2.4: 12 layers, width 512, 8 heads, 49,152 byte pairs, at most 76 tokens."""
+    tables = (TextSettings(width=512, layers=12, heads=8), VisionSettings(), ContrastSettings(projection=512))
+    with torch.device("meta"):
+        clip = CLIP(clip_config(*tables, vocabulary=49152, length=76, eos=49151))
+    assert count(clip.text_model) == 63_034_368
+    assert round(count(clip.text_model) / 1e6) == 63
+
+
+def count(network: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in network.parameters())

@@ -14,12 +14,13 @@ from PIL import Image
 from torch import nn
 
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
-from reverie.data.captions import scene_caption
+from reverie.data import captions
+from reverie.data.loader import shuffled
 from reverie.data.scenes import render, scene_at
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet, UNetConfig
 from reverie.train import diffusion
-from reverie.train.diffusion import LatentSettings, _shuffled, build, initialise_, pooled_latents, text_tower
+from reverie.train.diffusion import LatentSettings, build, initialise_, pooled_latents, text_tower
 from reverie.train.loop import step_generator
 from reverie.train.recipe import read
 
@@ -28,7 +29,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("size", [2, 20, 97])
 def test_every_pass_over_the_pool_is_shuffled_anew(size: int) -> None:
-    orders = [[_shuffled(1, turn, size, place) for place in range(size)] for turn in range(4)]
+    orders = [[shuffled(1, turn, size, place) for place in range(size)] for turn in range(4)]
     assert all(sorted(order) == list(range(size)) for order in orders)
     if size > 2:
         assert len({tuple(order) for order in orders}) == 4
@@ -91,10 +92,11 @@ def test_captions_go_with_their_latents_and_some_are_left_out(objective: diffusi
     for index in range(400):
         latents, caption = objective._item(index)
         turn, place = divmod(index, 20)
-        scene = _shuffled(3, turn, 20, place)
+        scene = shuffled(3, turn, 20, place)
         assert torch.equal(latents, objective.latents[scene])
         if caption:
-            assert caption == scene_caption(objective.things, 3, scene, turn, objective.data.scatter)
+            drawn = diffusion.pooled_scene(objective.things, 3, scene, objective.data)
+            assert caption == captions.caption(drawn, captions.telling(3, scene, turn))
         told.append(caption)
     assert sum(caption == "" for caption in told) / len(told) == pytest.approx(0.2, abs=0.06)
 

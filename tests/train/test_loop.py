@@ -49,6 +49,7 @@ def test_learning_rate_rises_then_falls_to_a_tenth() -> None:
         ({"lr": math.nan}, "lr = nan"),
         ({"save_every": 0}, "save_every = 0"),
         ({"decay": "linear"}, "unknown decay 'linear' .* choose from cosine, constant"),
+        ({"precision": "half"}, "unknown precision 'half' .* choose from float32, bfloat16, float16"),
     ],
 )
 def test_settings_that_no_run_can_use(settings: Make, wrong: dict[str, object], message: str) -> None:
@@ -94,6 +95,42 @@ def test_a_step_is_adamw_on_clipped_gradients(toy: type, settings: Make) -> None
         other.after_step()
     for ours, theirs in zip(objective.networks.parameters(), other.networks.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
+def test_gains_and_biases_can_be_spared_the_decay(toy: type, settings: Make) -> None:
+    for spared in (False, True):
+        objective = toy()
+        learner = Learner(objective, settings(weight_decay=0.5, spare_gains=spared))
+        before = {name: value.clone() for name, value in objective.averaged.named_parameters()}
+        still = sum((parameter * 0).sum() for parameter in objective.averaged.parameters())
+        learner._descend("convolution", still, 0.1)
+        torch.testing.assert_close(objective.averaged.weight, 0.95 * before["weight"])
+        torch.testing.assert_close(objective.averaged.bias, (1 if spared else 0.95) * before["bias"])
+
+
+def test_steps_that_overflow_half_precision_are_left_out(toy: type, settings: Make) -> None:
+    objective = toy()
+    learner = Learner(objective, settings(precision="float16"))
+    scale = learner.scaler.get_scale()
+    before = objective.averaged.weight.clone()
+    learner._descend("convolution", objective.averaged.weight.sum() * 1e35, 0.1)  # finite, but not when scaled up
+    assert torch.equal(objective.averaged.weight, before)
+    assert learner.scaler.get_scale() == scale / 2
+    learner._descend("convolution", objective.averaged.weight.sum(), 0.1)
+    assert not torch.equal(objective.averaged.weight, before)
+    other = Learner(toy(), settings(precision="float16"))
+    other.load_state_dict(learner.state_dict())
+    assert other.scaler.get_scale() == scale / 2
+
+
+def test_measures_are_told_when_sheets_are_drawn(toy: type, settings: Make, tmp_path: Path) -> None:
+    objective = toy()
+    objective.measures = lambda: {"bias": objective.averaged.bias[0].item()}
+    events = list(train(lambda: objective, settings(log_every=3), tmp_path))
+    assert [event.step for event in events] == [3, 4, 6, 8]
+    assert ["bias" in event.metrics for event in events] == [False, True, False, True]
+    average = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["average"]["weights"]["bias"]
+    assert events[-1].metrics["bias"] == average[0].item()  # of the average, not of the weights
 
 
 def test_a_run_tells_saves_draws_and_exports(toy: type, settings: Make, tmp_path: Path) -> None:

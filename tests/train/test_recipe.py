@@ -11,7 +11,7 @@ import pytest
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.unet import UNetConfig
-from reverie.train import autoencoder, classifier, clip, diffusion, run
+from reverie.train import autoencoder, classifier, clip, diffusion, run, zero_shot
 from reverie.train.loop import RunSettings
 from reverie.train.recipe import OBJECTIVES, read, section
 
@@ -23,7 +23,13 @@ KINDS: dict[str, dict[str, Any]] = {
         "loss": autoencoder.LossSettings,
     },
     "classifier": {"classifier": classifier.ClassifierSettings},
-    "clip": {"text": clip.TextSettings, "vision": clip.VisionSettings, "contrast": clip.ContrastSettings},
+    "clip": {
+        "text": clip.TextSettings,
+        "vision": clip.VisionSettings,
+        "contrast": clip.ContrastSettings,
+        "data": clip.PairSettings,
+        "evaluation": zero_shot.EvaluationSettings,
+    },
     "diffusion": {
         "unet": UNetConfig,
         "data": diffusion.LatentSettings,
@@ -87,6 +93,15 @@ def test_wrong_recipes_get_one_line(tmp_path: Path, text: str, message: str) -> 
     path.write_text(text)
     with pytest.raises(ReverieError, match=message):
         read(path)
+
+
+def test_objectives_that_cannot_share_a_batch_refuse_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    path = tmp_path / "recipe.toml"
+    path.write_text('objective = "autoencoder"\n[run]\nsteps = 1\nlr = 1e-3\n')
+    with pytest.raises(ReverieError, match="autoencoder learns in one process, not in 2; leave torchrun out"):
+        next(run(path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:

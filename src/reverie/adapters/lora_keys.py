@@ -104,5 +104,6 @@ def targets(system: StableDiffusion) -> Mapping[str, Target]:
 
 def _weighted(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in network.named_modules():
-        if isinstance(getattr(module, "weight", None), nn.Parameter):
+        # The first two always have one; asking a packed one for it would unpack it.
+        if isinstance(module, nn.Linear | nn.Conv2d) or isinstance(getattr(module, "weight", None), nn.Parameter):
             yield name, module

@@ -6,7 +6,7 @@ torch stores the entries of its files uncompressed, so that they can be mapped. 
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
 
@@ -31,8 +31,11 @@ class Entry:
     length: int
 
 
-def entries(opened: BinaryIO, size: int) -> dict[str, Entry]:
-    """Locate a zip file's entries by name. Raises ValueError where they are not plain, whole and apart."""
+def entries(opened: BinaryIO, size: int, skipped: Callable[[str], bool] = lambda name: False) -> dict[str, Entry]:
+    """Locate a zip file's entries by name, but for those `skipped`, which may be compressed as they are never read.
+
+    Raises ValueError where they are not plain, whole and apart.
+    """
     count, offset, length = _directory(opened, size)
     if length > MOST_DIRECTORY or count > MOST_ENTRIES:
         raise ValueError(f"its directory claims {count} entries in {length} bytes")
@@ -40,7 +43,7 @@ def entries(opened: BinaryIO, size: int) -> dict[str, Entry]:
         raise ValueError("its directory lies outside of the file")
     opened.seek(offset)
     found: dict[str, Entry] = {}
-    for name, header, stored in _central(opened.read(length), count):
+    for name, header, stored in _central(opened.read(length), count, skipped):
         if name in found:
             raise ValueError(f"it holds {ascii(name)[:80]} twice")
         found[name] = Entry(_data(opened, header), stored)
@@ -81,7 +84,7 @@ def _unpack(layout: struct.Struct, opened: BinaryIO) -> tuple[Any, ...]:
     return layout.unpack(data)
 
 
-def _central(directory: bytes, count: int) -> Iterator[tuple[str, int, int]]:
+def _central(directory: bytes, count: int, skipped: Callable[[str], bool]) -> Iterator[tuple[str, int, int]]:
     """Yield each entry's name, where its local header lies and its length."""
     at = 0
     for _ in range(count):
@@ -96,6 +99,8 @@ def _central(directory: bytes, count: int) -> Iterator[tuple[str, int, int]]:
         name = directory[at : at + name_length].decode("utf-8", "backslashreplace")
         extra = directory[at + name_length : at + name_length + extra_length]
         at += name_length + extra_length + comment_length
+        if skipped(name):
+            continue
         _check_plain(name, flags, method)
         stored, packed, header = _widen((stored, packed, header), extra)
         if packed != stored:

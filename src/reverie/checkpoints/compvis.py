@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reverie.models.autoencoder import AutoencoderConfig
-from reverie.models.clip import CLIPTextConfig
+from reverie.models.clip import CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNetConfig
 
 Shape = tuple[int, ...]
@@ -203,8 +203,29 @@ def open_clip(config: CLIPTextConfig) -> Table:
         }
     )
     table["text_projection.weight"] = Place("text_projection", form=TRANSPOSED)
-    for layer in range(config.num_hidden_layers):
-        ours, theirs = f"text_model.encoder.layers.{layer}", f"transformer.resblocks.{layer}"
+    return table | _open_clip_layers("text_model.encoder.layers", "transformer.resblocks", config.num_hidden_layers)
+
+
+def open_clip_vision(config: CLIPVisionConfig) -> Table:
+    """Place the modules of OpenAI's and OpenCLIP's vision transformer."""
+    table = _plain(
+        {
+            "vision_model.embeddings.class_embedding": "visual.class_embedding",
+            "vision_model.embeddings.patch_embedding": "visual.conv1",
+            "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
+            "vision_model.pre_layrnorm": "visual.ln_pre",
+            "vision_model.post_layernorm": "visual.ln_post",
+        }
+    )
+    table["visual_projection.weight"] = Place("visual.proj", form=TRANSPOSED)
+    theirs = "visual.transformer.resblocks"
+    return table | _open_clip_layers("vision_model.encoder.layers", theirs, config.num_hidden_layers)
+
+
+def _open_clip_layers(all_ours: str, all_theirs: str, count: int) -> Table:
+    table: Table = {}
+    for layer in range(count):
+        ours, theirs = f"{all_ours}.{layer}", f"{all_theirs}.{layer}"
         table |= _plain({f"{ours}.layer_norm1": f"{theirs}.ln_1", f"{ours}.layer_norm2": f"{theirs}.ln_2"})
         table |= _plain({f"{ours}.mlp.fc1": f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc2": f"{theirs}.mlp.c_proj"})
         table[f"{ours}.self_attn.out_proj"] = Place(f"{theirs}.attn.out_proj")

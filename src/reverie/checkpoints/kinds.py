@@ -19,6 +19,10 @@ TAESD = (
     "decoder.layers.0.weight",
     "3.conv.0.weight",
 )
+CLIP_MARKS = (  # OpenAI's and open_clip's layout, transformers'
+    {"visual.class_embedding", "visual.proj"},
+    {"vision_model.embeddings.class_embedding", "text_projection.weight"},
+)
 EMBEDDED_WIDTHS = (768, 1024, 1280)  # of the text towers of SD 1, SD 2 and XL's second
 
 
@@ -70,6 +74,12 @@ KINDS = (
         "a U-Net in diffusers' layout",
         "give the model's folder, with model_index.json",
         lambda names, _: {"conv_in.weight", "time_embedding.linear_1.weight"} <= names,
+    ),
+    Kind(
+        "clip",
+        "a CLIP",
+        "give it to `reverie similarity`, `classify` or `index` with --model",
+        lambda names, _: any(marks <= {name.removeprefix("module.") for name in names} for marks in CLIP_MARKS),
     ),
     Kind(
         "text-encoder",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 # What bounds time and memory. A full SD 1.5 with its averaged copy takes 150,000 opcodes.
@@ -33,6 +33,14 @@ class Rebuilder:
 
     name: str
     call: Callable[[tuple[Any, ...]], object]
+
+
+@dataclass(frozen=True, eq=False)
+class Scripted:
+    """Stand in for a module of TorchScript: the attributes that it is given, with none of its code."""
+
+    name: str
+    state: dict[Any, Any] = field(default_factory=dict)
 
 
 class Machine:
@@ -233,9 +241,14 @@ class Machine:
             raise ValueError("it calls what is no class")
 
     def build(self) -> None:
-        """Swallow an object's state: tables take none that matters (`_metadata` of modules), others are not rebuilt."""
-        self.pull()
-        if not isinstance(self._top(), Inert | dict):
+        """Swallow an object's state: tables take none that matters (`_metadata` of modules), others are not rebuilt.
+
+        That of a TorchScript module is kept: its weights are there.
+        """
+        state, top = self.pull(), self._top()
+        if isinstance(top, Scripted) and isinstance(state, dict):
+            top.state.update(state)
+        elif not isinstance(top, Inert | dict):
             raise ValueError("it sets the state of plain data")
 
 

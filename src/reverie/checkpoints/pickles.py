@@ -1,7 +1,7 @@
 """Which tensors does a torch pickle hold? Rebuilt by an allow-list, as extents of the file; nothing in it is run.
 
 torch writes zip files since 1.6 (data.pkl, and each storage in an entry of its own), before that five pickles in a row
-with the storages behind them.
+with the storages behind them. TorchScript's archives (OpenAI's CLIP) are zip files too, whose data.pkl holds a module.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ import torch
 
 from reverie.checkpoints.archive import Entry, entries
 from reverie.checkpoints.extents import LONGEST_AXIS, Extent, Mapped, check_shape, reach
-from reverie.checkpoints.opcodes import Forbidden, Inert, Machine, Rebuilder, table
+from reverie.checkpoints.opcodes import Forbidden, Inert, Machine, Rebuilder, Scripted, table
 from reverie.errors import ReverieError
 
 LONGEST_PICKLE = 32 << 20  # bytes; a full SD 1.5 has half a megabyte
 MOST_TENSORS = 100_000
+DEEPEST_MODULE = 32
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch.serialization
 
 STORAGES = {
@@ -49,6 +50,7 @@ INERT = {
     *(f"numpy.{name}" for name in ("dtype", "ndarray")),
     *(f"{builtins}.{name}" for builtins in ("builtins", "__builtin__") for name in ("dict", "float", "int", "list")),
     *(f"{builtins}.{name}" for builtins in ("builtins", "__builtin__") for name in ("set", "str", "bool", "tuple")),
+    *(f"torch.jit._pickle.build_{kind}list" for kind in ("int", "double", "bool", "tensor")),
     *(f"torch.{name}" for name in ("device", "float16", "float32", "float64", "bfloat16", "int64")),
     "argparse.Namespace",
     "collections.Counter",
@@ -107,7 +109,7 @@ def open_pickle(file: Path) -> Mapped:
 
 
 def _read_zip(opened: BinaryIO, size: int) -> dict[str, Extent]:
-    found = entries(opened, size)
+    found = entries(opened, size, _is_code)
     roots = [name.removesuffix("data.pkl") for name in found if name.endswith("data.pkl") and name.count("/") <= 1]
     if len(roots) != 1:
         raise ValueError(f"it holds {len(roots)} files data.pkl, where torch writes one")
@@ -122,6 +124,11 @@ def _read_zip(opened: BinaryIO, size: int) -> dict[str, Extent]:
             raise ValueError(f"the data of {ascii(name)[:80]} is missing or cut short")
         placed[name] = view.at(entry.start)
     return placed
+
+
+def _is_code(name: str) -> bool:
+    """Tell of an archive's entry whether it holds TorchScript's sources, which are compressed and of no use here."""
+    return name.split("/")[1:2] == ["code"]
 
 
 def _entry(opened: BinaryIO, entry: Entry) -> bytes:
@@ -171,6 +178,8 @@ def _follow(opened: BinaryIO, size: int, position: int, storages: list[Storage])
 
 def _named_views(content: object) -> Iterator[tuple[str, View]]:
     """Find the tensors: those of `state_dict` where there is one, else of the table and of the tables in it."""
+    if isinstance(content, Scripted):
+        yield from _of_modules(content)
     if not isinstance(content, dict):
         return
     top: dict[Any, Any] = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
@@ -186,6 +195,21 @@ def _named_views(content: object) -> Iterator[tuple[str, View]]:
             raise ValueError(f"it holds more than {MOST_TENSORS} tensors")
 
 
+def _of_modules(root: Scripted) -> Iterator[tuple[str, View]]:
+    """Find the tensors of a module and of the modules in it; the names are joined by dots, as in its `state_dict`."""
+    waiting, seen = [("", root)], 0
+    while waiting:
+        prefix, module = waiting.pop()
+        for name, value in module.state.items():
+            seen += 1
+            if isinstance(value, View) and isinstance(name, str):
+                yield f"{prefix}{name}", value
+            elif isinstance(value, Scripted) and isinstance(name, str) and prefix.count(".") < DEEPEST_MODULE:
+                waiting.append((f"{prefix}{name}.", value))
+        if seen > MOST_TENSORS:
+            raise ValueError(f"its modules hold more than {MOST_TENSORS} things")
+
+
 def _find(module: str, name: str) -> object:
     """Say what a pickle's global stands for. Raises Forbidden, naming it, where it is on no list."""
     full = f"{module}.{name}"
@@ -195,6 +219,8 @@ def _find(module: str, name: str) -> object:
         return STORAGES[name]
     if full in INERT:
         return Inert(full)
+    if full.startswith("__torch__."):  # a class that TorchScript compiled from sources in the archive, which stay there
+        return Rebuilder(full, lambda arguments: Scripted(full))
     raise Forbidden(ascii(full)[:120])
 
 

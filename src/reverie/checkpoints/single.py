@@ -115,7 +115,7 @@ def load_networks(
     family = given or identify(source, where)
     if ema and not any(name.startswith("model_ema.") for name in source.names()):
         raise ReverieError(f"{where} holds no running averages (model_ema); leave --ema out")
-    unet = _read(family.unet_part(), source, where, device, dtype, averaged if ema else keymaps.same)
+    unet = read_part(family.unet_part(), source, where, device, dtype, averaged if ema else keymaps.same)
     if given is None and is_doubtful(family):
         family = SD21_V if predicts_v(unet) else SD2
         unet.config = family.unet  # of the same shapes
@@ -123,8 +123,8 @@ def load_networks(
     return Networks(
         family,
         unet,
-        _read(family.autoencoder_part(), source, where, device, torch.float32 if upcast else dtype),
-        tuple(_read(tower.part(), source, where, device, dtype) for tower in family.towers),
+        read_part(family.autoencoder_part(), source, where, device, torch.float32 if upcast else dtype),
+        tuple(read_part(tower.part(), source, where, device, dtype) for tower in family.towers),
     )
 
 
@@ -171,10 +171,10 @@ def load_vae(
         autoencoder = blueprint(lambda: Autoencoder(config))
         load_weights(autoencoder, [path], device=device, dtype=dtype, rename=keymaps.autoencoder)
         return autoencoder
-    return _read(autoencoder_part(config, prefix), source, str(path), device, dtype)
+    return read_part(autoencoder_part(config, prefix), source, str(path), device, dtype)
 
 
-def _read(
+def read_part(
     part: Part[M],
     source: Source,
     where: str,

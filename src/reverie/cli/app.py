@@ -28,12 +28,18 @@ app.meta.end_of_options_delimiter = ""  # a `--` is for the command itself: reve
 
 # Commands are named by their path and imported when called, so that `reverie --help` stays quick.
 app.command("reverie.cli.image:image", help="Draw pictures of a prompt.")
-app.command("reverie.cli.image:replay", help="Make a picture again from the request that it carries.")
+app.command("reverie.cli.image:replay", help="Make a picture or a film again from the request that it carries.")
+app.command("reverie.cli.animate:animate", help="Make a film from prompt to prompt.")
 app.command("reverie.cli.concepts:concepts", help="List what the bundled model knows, in English and Chinese.")
 app.command("reverie.cli.data:app", name="data", help="Make training data.")
 app.command("reverie.cli.inspect:inspect", help="Tell what a file of weights or a picture is.")
 app.command("reverie.cli.convert:convert", help="Turn a single file into a folder, or a folder into a single file.")
 app.command("reverie.cli.train:train", help="Train a model from a recipe.")
+app.command("reverie.cli.similarity:similarity", help="Tell how alike pictures and texts are.")
+app.command("reverie.cli.classify:classify", help="Name pictures by labels, or measure how often that is right.")
+app.command("reverie.cli.index:index", help="Embed a collection of pictures, so that it can be searched.")
+app.command("reverie.cli.index:search", help="Find pictures of an index by words and by example.")
+app.command("reverie.cli.curate:curate", help="Keep the samples of shards that are worth learning from.")
 app.command("reverie.cli.watermark:app", name="watermark", help="Read and write invisible watermarks.")
 
 

@@ -1,4 +1,4 @@
-"""How do flags become a request? Groups of options beyond the prompt, and the one request that they mean."""
+"""How do flags become a request? Groups of options beside the prompt, and the one request that they mean."""
 
 from __future__ import annotations
 
@@ -16,9 +16,43 @@ from reverie.generate.parts import ControlInput, Hires, Refiner, Variation
 from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
 
 Fields = dict[str, Any]
-Several = Annotated[tuple[str, ...], Parameter(negative=())]
+Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
+DEFAULT = TextToImage(seed=0)
 MASKING = ("mask", "mask_blur", "only_masked", "padding", "fill")
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class BasicOptions:
+    """Choose what most drawings choose."""
+
+    negative: str = DEFAULT.negative
+    """What to keep away from."""
+    seed: Whole | None = None
+    """Picture k is drawn from seed + k; random if not given."""
+    steps: Whole = DEFAULT.steps
+    """Denoising steps."""
+    guidance: float = DEFAULT.guidance
+    """How strictly to follow the prompt; 1 switches guidance off."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels, multiples of 8, or what the model asks; the model's own if not given."""
+    count: Whole = DEFAULT.count
+    """How many pictures."""
+    sampler: str = DEFAULT.sampler
+    """How the noise is taken away: dpmpp_2m, euler, heun, ...; an unknown name lists them all."""
+    schedule: str = DEFAULT.schedule
+    """How the noise levels are spaced: karras, exponential, ...; an unknown name lists them all."""
+    guidance_rescale: float = DEFAULT.guidance_rescale
+    """0 to 1, against overexposure at high guidance."""
+    threshold: float | None = DEFAULT.threshold
+    """Percentile of dynamic thresholding, such as 0.995; none if not given."""
+
+    def fields(self) -> Fields:
+        """Return the requests' fields."""
+        fields = dict(vars(self))
+        width, height = (None, None) if fields.pop("size") is None else parse_size(str(self.size))
+        return fields | {"width": width, "height": height}
 
 
 @Parameter(name="*", group="Start from a picture")

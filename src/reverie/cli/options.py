@@ -53,6 +53,8 @@ class ModelOptions:
     """cpu, cuda or mps; auto takes a GPU where there is one."""
     dtype: str | None = None
     """float32, float16 or bfloat16; if not given, what suits the device."""
+    fast: Annotated[bool, Parameter(negative="--no-fast", show_default=False)] = True
+    """Compute with packed weights on the CPU; --no-fast computes plainly, the same but for rounding."""
 
 
 @Parameter(name="*")

@@ -1,4 +1,4 @@
-"""How does long work show how far it is? On stderr: with a bar on a terminal, in plain lines elsewhere."""
+"""How does long work show how far it is, and what took long? On stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import Protocol, TypeVar
 
@@ -57,13 +59,16 @@ def _bar(events: Iterable[Event], position: Callable[[Event], tuple[int, int]], 
 
 
 def _lines(events: Iterable[Event], position: Callable[[Event], tuple[int, int]], label: str) -> Iterator[Event]:
-    start = last = time.monotonic()
+    last = time.monotonic()
+    first: tuple[float, int] | None = None  # what came before it, such as loading, tells nothing of the rest
     for event in events:
         yield event
         done, total = position(event)
         now = time.monotonic()
-        if now - last >= PLAIN_INTERVAL and done < total:
-            last, rate = now, done / (now - start)
+        if first is None:
+            first = now, done
+        elif now - last >= PLAIN_INTERVAL and first[1] < done < total:
+            last, rate = now, (done - first[1]) / (now - first[0])
             print(f"{label} {done}/{total}, {rate:.2f}/s, {(total - done) / rate:.0f} s left", file=sys.stderr)
 
 
@@ -89,3 +94,18 @@ def metered(events: Iterable[TrainingEvent]) -> None:
             print(line, file=sys.stderr, flush=True)
     if on_terminal:
         print(file=sys.stderr)
+
+
+@dataclass
+class Stopwatch:
+    """Collect how many seconds each part of the work took."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def measure(self, part: str) -> Iterator[None]:
+        """Add the time that the block takes to a part, less what is measured within it."""
+        start, before = time.perf_counter(), sum(self.seconds.values())
+        yield
+        within = sum(self.seconds.values()) - before
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start - within

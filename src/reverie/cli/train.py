@@ -12,6 +12,8 @@ from reverie.cli.progress import metered
 def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> None:
     """Train a model from a recipe; Ctrl-C stops it, --resume goes on from the last checkpoint to the same bits.
 
+    CLIP learns on several GPUs or machines too: torchrun --nproc-per-node 8 --no-python reverie train RECIPE
+
     Parameters
     ----------
     recipe
@@ -22,6 +24,8 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
         Go on with the run in that folder.
     """
     from reverie.train import run
+    from reverie.train.parallel import is_first
 
     metered(run(recipe, out, resume))
-    say(str(out or Path("runs") / recipe.stem))
+    if is_first():
+        say(str(out or Path("runs") / recipe.stem))

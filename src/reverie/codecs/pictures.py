@@ -15,6 +15,8 @@ from PIL.PngImagePlugin import PngInfo
 from reverie.errors import ReverieError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+READABLE = FORMATS.keys() | {".bmp", ".gif", ".tif", ".tiff", ".avif"}
+"""Suffixes of the files that are taken for pictures."""
 PARAMETERS = "parameters"  # AUTOMATIC1111's text chunk, which most tools read
 REQUEST = "reverie"  # ours: JSON, enough to make the picture again
 
@@ -55,7 +57,7 @@ def save(picture: Image.Image, path: str | Path) -> None:
         if form == "PNG":
             picture.save(temporary, form, pnginfo=_png_texts(picture))
         else:
-            picture.convert("RGB").save(temporary, form, quality=95, exif=_exif_texts(picture))
+            picture.convert("RGB").save(temporary, form, quality=95, exif=exif_texts(_texts(picture)))
 
 
 @contextmanager
@@ -86,8 +88,9 @@ def _png_texts(picture: Image.Image) -> PngInfo:
     return chunks
 
 
-def _exif_texts(picture: Image.Image) -> Image.Exif:
-    exif, texts = Image.Exif(), _texts(picture)
+def exif_texts(texts: Mapping[str, str]) -> Image.Exif:
+    """Write texts as EXIF, for files without text chunks."""
+    exif = Image.Exif()
     if PARAMETERS in texts:
         exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + texts[PARAMETERS].encode("utf-16-be")
     if REQUEST in texts:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from PIL import Image
 
-from reverie.models.clip import preprocess
+from reverie.codecs.clip_images import Preprocessing
 from reverie.models.safety import SafetyChecker
 
 NOTE = "held back by the safety checker"
@@ -20,7 +20,8 @@ def screened(checker: SafetyChecker, pictures: Sequence[Image.Image]) -> tuple[l
     if not pictures:
         return [], []
     device = checker.visual_projection.weight.device
-    pixels = preprocess(pictures, checker.config.vision.image_size).to(device)
+    size = checker.config.vision.image_size
+    pixels = Preprocessing(size=size, edge=size)(pictures).to(device)
     held = checker(pixels).tolist()
     return [_black(picture) if bad else picture for picture, bad in zip(pictures, held, strict=True)], held
 

@@ -127,11 +127,11 @@ def _joined(strips: Iterator[tuple[int, Tensor]], height: int) -> Tensor:
 def _strips(conv: nn.Conv2d, rows: Rows, height: int, padding: Padding) -> Iterator[tuple[int, Tensor]]:
     """Convolve `height` rows, padded by zeros, strip by strip: yield each strip and its first row in the output."""
     left, right, above, below = padding
-    stride, kernel = conv.stride[0], conv.kernel_size[0]
+    stride, kernel, weight = conv.stride[0], conv.kernel_size[0], conv.weight  # a packed one is unpacked once
     total = (height + above + below - kernel) // stride + 1
     for top in range(0, total, STRIP):
         bottom = min(top + STRIP, total)
         first, last = top * stride - above, (bottom - 1) * stride + kernel - above
         piece = rows(max(first, 0), min(last, height))
         piece = F.pad(piece, (left, right, max(-first, 0), max(last - height, 0)))
-        yield top, F.conv2d(piece, conv.weight, conv.bias, conv.stride)
+        yield top, F.conv2d(piece, weight, conv.bias, conv.stride)

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from reverie.data.concepts import Concept
-from reverie.data.scenes import ANYWHERE, COLOURS, Scene, scene_at
+from reverie.data.scenes import COLOURS, Scene, scene_at
 
+BARE = 3  # one caption in so many leaves the ground out
 SIZE_WORDS_ZH = {"small": "小", "large": "大", "": ""}
 
 # Words that, at the head of an English name, take no article: substances, pursuits, states and proper names.
@@ -51,10 +52,10 @@ def with_article(noun: str) -> str:
     return f"{'an' if vowel else 'a'} {noun}"
 
 
-def english(scene: Scene, rng: np.random.Generator) -> str:
-    """Tell a scene in English; the ground is named in about two captions of three."""
+def english(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> str:
+    """Tell a scene in English; one caption in `bare` leaves the ground out."""
     names = [_pick(placed.concept.en, rng) for placed in scene.objects]
-    ground = ("", *(f" on {with_article(scene.colour)} background",) * 2)[rng.integers(3)]
+    ground = f" on {with_article(scene.colour)} background" if rng.integers(bare) else ""
     if len(names) == 1:
         noun = f"{scene.size_word} {names[0]}".strip()
         article = with_article(names[0])
@@ -71,10 +72,10 @@ def english(scene: Scene, rng: np.random.Generator) -> str:
     return forms[rng.integers(3)] + ground
 
 
-def chinese(scene: Scene, rng: np.random.Generator) -> str:
-    """Tell a scene in Chinese; the ground is named in about two captions of three."""
+def chinese(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> str:
+    """Tell a scene in Chinese; one caption in `bare` leaves the ground out."""
     names = [_pick(placed.concept.zh, rng) for placed in scene.objects]
-    ground = ("", f"{COLOURS[scene.colour][0]}背景上的", f"{COLOURS[scene.colour][0]}背景上的")[rng.integers(3)]
+    ground = f"{COLOURS[scene.colour][0]}背景上的" if rng.integers(bare) else ""
     if len(names) == 1:
         noun = SIZE_WORDS_ZH[scene.size_word] + names[0]
         counted = "一" + measure(scene.objects[0].concept) + noun
@@ -90,14 +91,20 @@ def chinese(scene: Scene, rng: np.random.Generator) -> str:
     return ground + forms[rng.integers(3)]
 
 
-def caption(scene: Scene, rng: np.random.Generator, chinese_share: float = 0.4) -> str:
+def caption(scene: Scene, rng: np.random.Generator, chinese_share: float = 0.4, bare: int = BARE) -> str:
     """Tell a scene in one of the two languages."""
-    return chinese(scene, rng) if rng.random() < chinese_share else english(scene, rng)
+    tell = chinese if rng.random() < chinese_share else english
+    return tell(scene, rng, bare)
 
 
-def scene_caption(things: Sequence[Concept], seed: int, index: int, variant: int = 0, scatter: int = ANYWHERE) -> str:
+def scene_caption(things: Sequence[Concept], seed: int, index: int, variant: int = 0) -> str:
     """Tell scene `index` of the stream `seed` in words; every `variant` tells it anew."""
-    return caption(scene_at(things, seed, index, scatter=scatter), np.random.default_rng((seed, index, 2, variant)))
+    return caption(scene_at(things, seed, index), telling(seed, index, variant))
+
+
+def telling(seed: int, index: int, variant: int = 0) -> np.random.Generator:
+    """Return the random numbers that choose the words for scene `index` of the stream `seed`."""
+    return np.random.default_rng((seed, index, 2, variant))
 
 
 def measure(concept: Concept) -> str:

@@ -42,7 +42,10 @@ EVERYDAY_NAMES = {
     "💎": ("gem", "宝石"), "😀": ("smiley", "笑脸"), "😡": ("angry face", "怒脸"), "🎱": ("eight ball", "八号球"),
 }  # fmt: skip
 
-# The concepts that the bundled model of a two-core machine is trained on: everyday and easy to tell apart.
+# What the bundled U-Net draws as long as two cores train it: as many things as some hours carry, easy to tell apart.
+BASIC = "🐻🐼🦊🐸🐧🐘🐢🐟🦋🐝🍎🍌🍇🍊🍋🍓🍉🥕🍄🍔🍕🍩🌲🌵🌻🌙⭐🌈🔥⛄🚗🚲🚀⛵🏠🎷🎸🎹🎺🥁⚽🎈🎁🔑👑❤😀👻"
+
+# What the bundled CLIP, the autoencoder and the judge are trained on: everyday things, `BASIC` among them.
 COMMON = (
     "🐻🐼🐨🐯🦁🐮🐷🐸🐵🐔🐧🦊🐰🐭🐺🐴🦄🦒🐘🐪🐑🐿🦔🦇🐊🐢🐍🐳🐬🐟🐙🦀🦋🐌🐝🐞🐜🦉🦆🦅🦢🦜🦩🦖"
     "🍎🍌🍇🍉🍊🍋🍍🍓🍒🍑🍐🥥🍅🍆🥑🥕🌽🥦🍄🌶🍞🥐🥨🧀🍔🍟🍕🌭🌮🍦🍩🍪🎂🍰🍫🍭🍯☕🍷🍺🍳"
@@ -68,7 +71,9 @@ SUBSETS: dict[str, tuple[tuple[str, ...], str]] = {  # name -> prefixes of CLDR 
     "tools": (("tool", "science", "household", "office", "writing", "lock"), "🪓🪚🪛🪝🪜🪡🩺🪞🪟🪑🪠🪤🪒🪣🪥🩹"),
     "hearts": (("emotion",), "🫶🤎🤍"),
     "symbols": (("religion", "zodiac", "warning", "geometric"), "🟠🟡🟢🟣🟤🟥🟧🟨🟩🟦🟪🟫"),
-}  # "all" and "common" are made in `concepts`
+}  # "all" is made in `concepts`
+
+CHOSEN = {"basic": BASIC, "common": COMMON}  # subsets that are chosen one by one, in this order
 
 
 @dataclass(frozen=True)
@@ -142,15 +147,15 @@ def _usable(emoji: str, name: str, label: str | None) -> bool:
 
 @cache
 def concepts(subset: str = "all") -> tuple[Concept, ...]:
-    """Return the concepts of a subset ("all", "common", or a key of ``SUBSETS``), in a fixed order.
+    """Return the concepts of a subset ("all", or a key of ``CHOSEN`` or ``SUBSETS``), in a fixed order.
 
     Raises ReverieError for an unknown subset or where CLDR's files are missing.
     """
-    if subset not in {"all", "common", *SUBSETS}:
-        raise ReverieError(f"unknown subset {subset!r}; choose from all, common, {', '.join(SUBSETS)}")
+    if subset not in {"all", *CHOSEN, *SUBSETS}:
+        raise ReverieError(f"unknown subset {subset!r}; choose from all, {', '.join([*CHOSEN, *SUBSETS])}")
     english, chinese, labels = _annotations("en"), _annotations("zh"), _labels()
-    if subset == "common":
-        chosen = list(COMMON)
+    if subset in CHOSEN:
+        chosen = list(CHOSEN[subset])
     else:
         prefixes, others = SUBSETS.get(subset, (("",), ""))
         usable = (e for e in english if e in chinese and _usable(e, english[e][0], labels.get(e)))

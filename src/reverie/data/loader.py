@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
+import numpy as np
 from torch.utils.data import DataLoader, Dataset
 
 Item = TypeVar("Item")
@@ -39,6 +40,15 @@ class Batches:
             self._stream = iter(DataLoader(self.items, batch_sampler=indices, num_workers=self.workers))
         self._next += 1
         return next(self._stream)
+
+
+def shuffled(seed: int, turn: int, size: int, place: int) -> int:
+    """Return where position `place` of pass `turn` points to: an affine permutation, different in every pass."""
+    rng = np.random.default_rng((seed, turn, 4))
+    step = int(rng.integers(1, max(2, size)))
+    while np.gcd(step, size) != 1:
+        step = step % size + 1
+    return (place * step + int(rng.integers(size))) % size
 
 
 def _indices(step: int, size: int) -> Iterator[list[int]]:

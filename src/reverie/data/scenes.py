@@ -40,6 +40,7 @@ COLOUR_JITTER = 6  # grey levels either side of the named colour
 CANVAS = 128
 CELL = 16  # places are multiples of this: one latent cell, so a small network need not learn sub-cell shifts
 SIZES = {"small": 48, "": 80, "large": 112}  # side of a lone object in pixels, by its size word
+SIZE_WORDS = ("", "", "small", "large")  # which are drawn from, as often as they stand here
 PAIR_SIZE = 64  # side of each of two objects
 PAIR_SHARE = 0.25  # of the scenes hold two objects
 ANYWHERE = CANVAS // CELL  # cells from the middle: all of them
@@ -79,16 +80,23 @@ def scene_is_held_out(scene: Scene) -> bool:
 
 
 def draw_scene(
-    concepts: Sequence[Concept], rng: np.random.Generator, pair_share: float = PAIR_SHARE, scatter: int = ANYWHERE
+    concepts: Sequence[Concept],
+    rng: np.random.Generator,
+    pair_share: float = PAIR_SHARE,
+    scatter: int = ANYWHERE,
+    sizes: Sequence[str] = SIZE_WORDS,
 ) -> Scene:
-    """Choose a scene: `pair_share` of them hold two objects; all stand at most `scatter` cells from the middle."""
+    """Choose a scene: `pair_share` of them hold two objects; all stand at most `scatter` cells from the middle.
+
+    The size of a lone object is drawn from the words `sizes`.
+    """
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
     red, green, blue = (int(np.clip(c + j, 0, 255)) for c, j in zip(COLOURS[colour][1], jitter, strict=True))
     count = 2 if rng.random() < pair_share else 1
     chosen = [concepts[i] for i in rng.choice(len(concepts), size=count, replace=False)]
     if count == 1:
-        word = ("", "", "small", "large")[rng.integers(4)]
+        word = sizes[int(rng.integers(len(sizes)))]
         size = SIZES[word]
         x, y = (int(v) * CELL for v in rng.integers(*_cells(size, scatter), 2))
         return Scene(colour, (red, green, blue), (Placed(chosen[0], x, y, size),), word)
@@ -113,11 +121,12 @@ def scene_at(
     held_out: bool = False,
     pair_share: float = PAIR_SHARE,
     scatter: int = ANYWHERE,
+    sizes: Sequence[str] = SIZE_WORDS,
 ) -> Scene:
     """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`."""
     rng = np.random.default_rng((seed, index))
     while True:
-        scene = draw_scene(concepts, rng, pair_share, scatter)
+        scene = draw_scene(concepts, rng, pair_share, scatter, sizes)
         if scene_is_held_out(scene) == held_out:
             return scene
 

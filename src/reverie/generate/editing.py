@@ -11,6 +11,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from reverie.generate import prompt
+
 NESTING = 50  # deeper edits than anyone writes are text
 
 _TOKEN = re.compile(r"[()\[\]:|]|(?:[^\\()\[\]:|]|\\.)+|\\")
@@ -75,6 +77,13 @@ def schedule(text: str, steps: int, after: int | None = None) -> tuple[Stage, ..
         else:
             ends.add(_step(node.when, steps, after))
     return tuple(Stage(end, "".join(_at(root, end, steps, after))) for end in sorted(ends) if end >= 1)
+
+
+def said(text: str, steps: int) -> str:
+    """Return the words that a prompt ends with, bare of weights, brackets and tags; parts that repel are left out."""
+    ends = [schedule(part.text, steps)[-1].text for part in prompt.parts(prompt.extract(text)[0]) if part.weight > 0]
+    sections = ["".join(piece.text for piece in pieces) for end in ends for pieces in prompt.weigh(end)]
+    return " ".join(" ".join(sections).split())
 
 
 def _step(when: str, steps: int, after: int | None) -> int:

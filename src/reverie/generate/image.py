@@ -85,14 +85,14 @@ def _draw(
         for start in starts:
             singles = [request.only(k) for k in range(start, min(start + batch, request.count))]
             seeds = tuple(single.seed for single in singles)
-            for step, last in _passes(studio, singles):
+            for step, last in passes(studio, singles):
                 show = partial(preview or studio.codec.pictures, step.denoised)
-                finished = _finished(studio, singles, step) if last else ()
-                yield Progress(done, total, seeds, step.denoised, show, finished)
+                done_now = finished(studio, singles, step) if last else ()
+                yield Progress(done, total, seeds, step.denoised, show, done_now)
                 done += 1
 
 
-def _passes(studio: Studio, singles: Sequence[TextToImage]) -> Iterator[tuple[Step, bool]]:
+def passes(studio: Studio, singles: Sequence[TextToImage]) -> Iterator[tuple[Step, bool]]:
     """Go through the passes of a request, each from the latents of the one before; tell the very last step."""
     latents = None
     for number, one in enumerate(studio.passes):
@@ -101,7 +101,7 @@ def _passes(studio: Studio, singles: Sequence[TextToImage]) -> Iterator[tuple[St
         latents = step.x
 
 
-def _finished(studio: Studio, singles: Sequence[TextToImage], step: Step) -> tuple[Image.Image, ...]:
+def finished(studio: Studio, singles: Sequence[TextToImage], step: Step) -> tuple[Image.Image, ...]:
     """Decode the last step's latents, and give every picture the request that makes it alone."""
     pictures = [studio.canvas.finish(picture) for picture in studio.codec.pictures(step.x)]
     for picture, single in zip(pictures, singles, strict=True):

@@ -17,7 +17,7 @@ from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import to_ve, to_vp
 from reverie.diffusion.spacings import SPACINGS
-from reverie.diffusion.step import Sigmas, Step
+from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
 from reverie.generate.conditioning import Prompts
 from reverie.generate.requests import TextToImage
 from reverie.system import Conditioning, StableDiffusion
@@ -112,7 +112,6 @@ def noise_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
     return SPACINGS[request.schedule](system.schedule, request.steps)
 
 
-@torch.no_grad()
 def sample(
     denoise: Denoise, sigmas: Sigmas, noise: Noise, sampler: str, init: Float[Tensor, "b c h w"] | None = None
 ) -> Iterator[Step]:
@@ -122,5 +121,13 @@ def sample(
     """
     first = sigmas[0].item()
     x = to_ve(noise.initial(), first) if init is None else init + first * noise.initial()
-    for step in SAMPLERS[sampler](denoise, x, sigmas, noise):
+    return resume(denoise, sigmas, noise, SAMPLERS[sampler], x)
+
+
+@torch.no_grad()
+def resume(
+    denoise: Denoise, sigmas: Sigmas, noise: NoiseSource, sampler: Sampler, x: Latent, past: Past = ()
+) -> Iterator[Step]:
+    """Denoise from a state of a sampler at sigmas[0], with what it remembers there, as `sample` does from noise."""
+    for step in sampler(denoise, x, sigmas, noise, past):
         yield replace(step, x=to_vp(step.x, step.sigma)) if step.index == step.total - 1 else step

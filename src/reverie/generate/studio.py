@@ -22,6 +22,7 @@ from reverie.diffusion.parts import handed_over, joined, masked
 from reverie.diffusion.schedule import Schedule
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
+from reverie.fast import pack, packed
 from reverie.generate import conditioning
 from reverie.generate.canvas import Canvas, prepare, unmasked
 from reverie.generate.conditioning import Prompts
@@ -108,6 +109,8 @@ def opened(system: StableDiffusion, request: TextToImage, refiner: StableDiffusi
 def load_control(system: StableDiffusion, control: ControlInput) -> Control:
     """Load a ControlNet and prepare the picture that it sees."""
     network = load_controlnet(control.model, device=system.device, dtype=system.dtype)
+    if packed(system.unet):
+        pack(network)
     picture = control.image.image()
     if control.preprocessor != "none":
         picture = PREPROCESSORS[control.preprocessor](picture)

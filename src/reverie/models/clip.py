@@ -11,11 +11,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from PIL import Image
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
@@ -288,7 +286,7 @@ class VisionTower(nn.Module):
         self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> VisionFeatures:
-        """Return the features of images made by `preprocess`."""
+        """Return the features of images made by `codecs.clip_images`."""
         hidden = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
         return VisionFeatures(hidden[-1], hidden, self.post_layernorm(hidden[-1][:, 0]))
 
@@ -310,7 +308,7 @@ class CLIP(nn.Module):
         return self.text_projection(self.text_model(tokens).pooled)
 
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """Return the projected features of images made by `preprocess`, not normalised."""
+        """Return the projected features of images made by `codecs.clip_images`, not normalised."""
         return self.visual_projection(self.vision_model(pixels).pooled)
 
     def forward(
@@ -344,20 +342,12 @@ def contrastive_loss(
     return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
 
 
-def preprocess(images: Sequence[Image.Image], size: int) -> Float[Tensor, "b 3 size size"]:
-    """Resize the shortest side to `size` (bicubic), crop the centre and normalise by CLIP's mean and deviation."""
-    rows = []
-    for image in images:
-        width, height = (size * side // min(image.size) for side in image.size)
-        left, top = round((width - size) / 2), round((height - size) / 2)
-        resized = image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-        rows.append(np.asarray(resized.crop((left, top, left + size, top + size)), dtype=np.float32))
-    return normalise(torch.from_numpy(np.stack(rows)).permute(0, 3, 1, 2))
-
-
-def normalise(levels: Tensor) -> Float[Tensor, "b 3 h w"]:
-    """Bring pixels of 0 to 255 to CLIP's mean and deviation."""
-    return (levels.float() / 255 - torch.tensor(IMAGE_MEAN)[:, None, None]) / torch.tensor(IMAGE_STD)[:, None, None]
+def normalise(
+    levels: Tensor, mean: Sequence[float] = IMAGE_MEAN, std: Sequence[float] = IMAGE_STD
+) -> Float[Tensor, "b 3 h w"]:
+    """Bring pixels of 0 to 255 to the mean and deviation that a model was trained with, where the pixels are."""
+    middle, spread = (torch.tensor(values, device=levels.device)[:, None, None] for values in (mean, std))
+    return (levels.float() / 255 - middle) / spread
 
 
 def _projection(width: int, out: int) -> nn.Linear:
@@ -367,7 +357,12 @@ def _projection(width: int, out: int) -> nn.Linear:
 
 
 def _preset(
-    text: tuple[int, int, int], vision: tuple[int, int, int, int], patch: int, space: int, activation: str
+    text: tuple[int, int, int],
+    vision: tuple[int, int, int, int],
+    patch: int,
+    space: int,
+    activation: str,
+    size: int = 224,
 ) -> CLIPConfig:
     """Build a config; `text` is (width, layers, heads), `vision` is (width, MLP width, layers, heads)."""
     return CLIPConfig(
@@ -385,17 +380,19 @@ def _preset(
             num_hidden_layers=vision[2],
             num_attention_heads=vision[3],
             hidden_act=activation,
+            image_size=size,
             patch_size=patch,
         ),
         projection_dim=space,
     )
 
 
-# OpenAI's three (CLIP paper, table 20), then OpenCLIP's two that Stable Diffusion 2 and XL use.
+# OpenAI's four (CLIP paper, table 20), then OpenCLIP's two that Stable Diffusion 2 and XL use.
 CLIPS = {
     "ViT-B/32": _preset((512, 12, 8), (768, 3072, 12, 12), 32, 512, "quick_gelu"),
     "ViT-B/16": _preset((512, 12, 8), (768, 3072, 12, 12), 16, 512, "quick_gelu"),
     "ViT-L/14": _preset((768, 12, 12), (1024, 4096, 24, 16), 14, 768, "quick_gelu"),
+    "ViT-L/14@336": _preset((768, 12, 12), (1024, 4096, 24, 16), 14, 768, "quick_gelu", 336),
     "ViT-H/14": _preset((1024, 24, 16), (1280, 5120, 32, 16), 14, 1024, "gelu"),
     "ViT-bigG/14": _preset((1280, 32, 20), (1664, 8192, 48, 16), 14, 1280, "gelu"),
 }

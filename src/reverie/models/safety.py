@@ -44,7 +44,7 @@ class SafetyChecker(nn.Module):
 
     @torch.no_grad()
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Bool[Tensor, " b"]:
-        """Tell which pictures, made by `clip.preprocess`, are to be held back."""
+        """Tell which pictures, made by `codecs.clip_images`, are to be held back."""
         features = self.visual_projection(self.vision_model(pixels.to(self.visual_projection.weight.dtype)).pooled)
         special = _excess(features, self.special_care_embeds, self.special_care_embeds_weights)
         care = CARE * (special.round(decimals=3) > 0).any(dim=1, keepdim=True)

@@ -1,6 +1,7 @@
-"""How does CLIP learn? Symmetric cross-entropy between the pictures and the captions of a batch.
+"""How does CLIP learn? Pictures and captions of a batch find each other, in a batch as large as wanted.
 
-Source: Radford et al. 2021, figure 3 and section 2.4.
+Source: Radford et al. 2021, figure 3 and section 2.4. `contrast.py` holds the losses and what saves memory,
+`parallel.py` what shares the batch among processes, `pairs.py` where pictures and captions come from.
 """
 
 from __future__ import annotations
@@ -10,29 +11,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.checkpoints.components import CLIPComponents
 from reverie.checkpoints.save import save_clip
-from reverie.data.captions import scene_caption
-from reverie.data.concepts import Concept, concepts
 from reverie.data.loader import Batches
-from reverie.data.scenes import render, scene_at
-from reverie.models.clip import (
-    CLIP,
-    CLIPConfig,
-    CLIPTextConfig,
-    CLIPVisionConfig,
-    contrastive_loss,
-    normalise,
-)
+from reverie.diffusion.names import choose
+from reverie.errors import ReverieError
+from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, normalise
 from reverie.tokenizer import Tokenizer
+from reverie.train.contrast import CONTRASTS, Sigmoid, Softmax, in_chunks, recompute_layers_
 from reverie.train.loop import device_of
+from reverie.train.pairs import Pair, Pairs, open_pairs
+from reverie.train.parallel import Ranks, ranks, total
 from reverie.train.recipe import section
-
-ENGLISH_SHARE = 0.6  # of bare names; the others are Chinese
+from reverie.train.zero_shot import EvaluationSettings, Examination, examination
 
 
 @dataclass(frozen=True)
@@ -45,6 +40,7 @@ class TextSettings:
     layers: int = 4
     heads: int = 4
     captions: int = 40_000  # from which the tokenizer is trained
+    tokenizer: str = ""  # folder of one to take instead, with its vocabulary and length
 
 
 @dataclass(frozen=True)
@@ -59,57 +55,53 @@ class VisionSettings:
 
 
 @dataclass(frozen=True)
+class PairSettings:
+    """Choose a collection of the user's own; without a path, the emoji scenes of [contrast] are learned."""
+
+    path: str = ""  # folder of webdataset shards, or of pictures with captions
+    smallest: float = 0.9  # least share of a picture that a crop keeps; 1 crops the largest square in the middle
+
+
+@dataclass(frozen=True)
 class ContrastSettings:
-    """Choose the data and the common space."""
+    """Choose the data, the common space and the loss."""
 
     subset: str = "common"
-    batch: int = 64
+    batch: int = 64  # of all processes together: what each picture is contrasted with
     projection: int = 192
     naming: int = 2  # every so-many-th batch holds distinct things under their bare names; 0 is never
     workers: int = 0
+    loss: str = "softmax"  # a key of CONTRASTS
+    activation: str = "gelu"
+    chunk: int = 0  # pairs that pass the towers at once, by gradient caching; 0 is a process's whole share
+    recompute_layers: bool = False  # half the layers' memory or less, for a third more time
 
-
-def captioned_scene(things: tuple[Concept, ...], seed: int, index: int) -> tuple[np.ndarray, str]:
-    """Draw scene `index` with one caption: uint8 (3, 128, 128) and a sentence in English or Chinese."""
-    scene = scene_at(things, seed, index)
-    return np.ascontiguousarray(render(scene).transpose(2, 0, 1)), scene_caption(things, seed, index)
-
-
-def named_thing(things: tuple[Concept, ...], seed: int, index: int, batch: int) -> tuple[np.ndarray, str]:
-    """Draw item `index` of a batch in which no thing comes twice, each alone, and told by its bare name.
-
-    Colour, size and arrangement tell most scenes of a batch apart, and a CLIP that sees no other batches learns little
-    of the things themselves (measured: docs/bundled-model.md).
-    """
-    step, place = divmod(index, batch)
-    order = np.random.default_rng((seed, step, 5)).permutation(len(things))
-    thing = things[order[place % len(things)]]
-    rng = np.random.default_rng((seed, index, 6))
-    names = thing.en if rng.random() < ENGLISH_SHARE else thing.zh
-    picture = render(scene_at((thing,), seed, index, pair_share=0))
-    return np.ascontiguousarray(picture.transpose(2, 0, 1)), names[rng.integers(len(names))]
-
-
-def train_tokenizer(things: tuple[Concept, ...], settings: TextSettings, seed: int) -> Tokenizer:
-    """Learn a byte-pair vocabulary from captions of the corpus."""
-    captions = (scene_caption(things, seed, index) for index in range(settings.captions))
-    return Tokenizer.train(captions, settings.vocabulary, settings.length)
+    def __post_init__(self) -> None:
+        """Raise ReverieError for numbers that no run can use."""
+        if self.batch < 1 or self.chunk < 0:
+            raise ReverieError(f"batch = {self.batch}, chunk = {self.chunk} in [contrast]; give 1 or more, 0 or more")
 
 
 class ClipObjective:
     """Train both towers, the projections and the temperature."""
 
-    def __init__(self, clip: CLIP, tokenizer: Tokenizer, settings: ContrastSettings, seed: int) -> None:
-        self.averaged, self.tokenizer = clip, tokenizer
-        self.networks = nn.ModuleDict({"clip": clip})
-        self.things, self.settings, self.seed = concepts(settings.subset), settings, seed
-        self.batches = Batches(self._item, settings.batch, settings.workers)
+    def __init__(
+        self,
+        clip: CLIP,
+        tokenizer: Tokenizer,
+        contrast: Softmax | Sigmoid,
+        pairs: Pairs,
+        settings: ContrastSettings,
+        exam: Examination | None = None,
+        here: Ranks = Ranks(),
+    ) -> None:
+        self.averaged, self.tokenizer, self.contrast = clip, tokenizer, contrast
+        self.networks = nn.ModuleDict({"clip": clip, "contrast": contrast})
+        self.pairs, self.settings, self.exam, self.here = pairs, settings, exam, here
+        self.batches = Batches(self._item, here.share(settings.batch), settings.workers)
 
-    def _item(self, index: int) -> tuple[np.ndarray, str]:
-        naming, batch = self.settings.naming, self.settings.batch
-        if naming and index // batch % naming == naming - 1:
-            return named_thing(self.things, self.seed, index, batch)
-        return captioned_scene(self.things, self.seed, index)
+    def _item(self, index: int) -> Pair:
+        return self.pairs(self.here.position(index, self.settings.batch))
 
     def move(self, device: torch.device) -> None:
         """Put the networks onto a device."""
@@ -117,19 +109,28 @@ class ClipObjective:
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group."""
-        return {"clip": list(self.averaged.parameters())}
+        return {"clip": list(self.networks.parameters())}
 
     def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-        """Yield the contrastive loss."""
-        pixels, captions = self.batches(step)
-        device = device_of(self.averaged)
-        images, texts = self.averaged(normalise(pixels.to(device)), self.tokenizer(captions).to(device))
-        loss = contrastive_loss(images, texts, self.averaged.logit_scale)
-        yield "clip", loss, {"loss": loss.item(), "scale": self.averaged.logit_scale.exp().item()}
+        """Yield the contrastive loss: this process's share of it."""
+        levels, captions = self.batches(step)
+        device, chunk = device_of(self.averaged), self.settings.chunk
+        images = in_chunks(self._embed_levels, levels.to(device), chunk)
+        texts = in_chunks(self.averaged.encode_text, self.tokenizer(captions).to(device), chunk)
+        with torch.autocast(device.type, enabled=False):  # cosines near one another need all the digits
+            loss = self.contrast(images.float(), texts.float(), self.averaged.logit_scale)
+        yield "clip", loss, {"loss": total(loss), "scale": self.averaged.logit_scale.exp().item()}
+
+    def _embed_levels(self, levels: Tensor) -> Float[Tensor, "b d"]:
+        return self.averaged.encode_image(normalise(levels))
 
     def after_step(self) -> None:
         """Keep the temperature in its range."""
-        self.averaged.clamp_logit_scale_()
+        self.contrast.settle(self.averaged)
+
+    def measures(self) -> dict[str, float]:
+        """Name pictures, where the recipe has an [evaluation]."""
+        return self.exam(self.averaged, self.tokenizer) if self.exam else {}
 
     def samples(self) -> None:
         """CLIP draws nothing."""
@@ -139,22 +140,20 @@ class ClipObjective:
         save_clip(CLIPComponents(self.averaged, self.tokenizer), folder)
 
 
-def build(sections: dict[str, Any], seed: int, out: Path) -> ClipObjective:
-    """Build the objective from a recipe's tables [text], [vision] and [contrast]."""
-    text, vision = section(sections, "text", TextSettings), section(sections, "vision", VisionSettings)
-    contrast = section(sections, "contrast", ContrastSettings)
-    tokenizer = train_tokenizer(concepts(contrast.subset), text, seed)
-    torch.manual_seed(seed)
-    config = CLIPConfig(
+def clip_config(
+    text: TextSettings, vision: VisionSettings, contrast: ContrastSettings, *, vocabulary: int, length: int, eos: int
+) -> CLIPConfig:
+    """Describe the network of a recipe, for a tokenizer of so many tokens, whose texts are so long and end in `eos`."""
+    return CLIPConfig(
         text=CLIPTextConfig(
             hidden_size=text.width,
             intermediate_size=4 * text.width,
             num_hidden_layers=text.layers,
             num_attention_heads=text.heads,
-            hidden_act="gelu",
-            vocab_size=len(tokenizer),
-            max_position_embeddings=text.length,
-            eos_token_id=tokenizer.eos_id,
+            hidden_act=contrast.activation,
+            vocab_size=vocabulary,
+            max_position_embeddings=length,
+            eos_token_id=eos,
             projection_dim=contrast.projection,
         ),
         vision=CLIPVisionConfig(
@@ -162,10 +161,45 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> ClipObjective:
             intermediate_size=4 * vision.width,
             num_hidden_layers=vision.layers,
             num_attention_heads=vision.heads,
-            hidden_act="gelu",
+            hidden_act=contrast.activation,
             image_size=vision.size,
             patch_size=vision.patch,
         ),
         projection_dim=contrast.projection,
     )
-    return ClipObjective(CLIP(config), tokenizer, contrast, seed)
+
+
+def learn_words(pairs: Pairs, settings: TextSettings) -> Tokenizer:
+    """Return the tokenizer that the settings name, or learn a byte-pair vocabulary from captions."""
+    if settings.tokenizer:
+        return Tokenizer.load(settings.tokenizer)
+    return Tokenizer.train(pairs.captions(settings.captions), settings.vocabulary, settings.length)
+
+
+def build(sections: dict[str, Any], seed: int, out: Path) -> ClipObjective:
+    """Build the objective from a recipe's tables [text], [vision], [data], [contrast] and [evaluation]."""
+    text, vision = section(sections, "text", TextSettings), section(sections, "vision", VisionSettings)
+    data, settings = section(sections, "data", PairSettings), section(sections, "contrast", ContrastSettings)
+    kind = choose("loss", settings.loss, CONTRASTS)
+    here = ranks()
+    here.share(settings.batch)
+    exam = examination(section(sections, "evaluation", EvaluationSettings), settings.subset, vision.size)
+    pairs = open_pairs(
+        data.path,
+        subset=settings.subset,
+        seed=seed,
+        batch=settings.batch,
+        naming=settings.naming,
+        size=vision.size,
+        smallest=data.smallest,
+    )
+    tokenizer = learn_words(pairs, text)
+    torch.manual_seed(seed)
+    shape = {"vocabulary": len(tokenizer), "length": tokenizer.length, "eos": tokenizer.eos_id}
+    clip = CLIP(clip_config(text, vision, settings, **shape))
+    contrast = kind()
+    with torch.no_grad():
+        clip.logit_scale.fill_(contrast.start)
+    if settings.recompute_layers:
+        recompute_layers_(clip)
+    return ClipObjective(clip, tokenizer, contrast, pairs, settings, exam, here)

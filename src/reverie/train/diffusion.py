@@ -24,16 +24,16 @@ from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import load_autoencoder, load_clip
 from reverie.checkpoints.save import save_folder
 from reverie.codecs.pictures import grid
-from reverie.data.captions import scene_caption
+from reverie.data.captions import BARE, caption, telling
 from reverie.data.concepts import Concept, concepts
-from reverie.data.loader import Batches
-from reverie.data.scenes import ANYWHERE, render, scene_at
+from reverie.data.loader import Batches, shuffled
+from reverie.data.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS, Scene, render, scene_at
 from reverie.diffusion.denoiser import PREDICTIONS, Prediction
 from reverie.diffusion.names import choose
-from reverie.generate.pipeline import Pipeline
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
+from reverie.pipeline import Pipeline
 from reverie.train.autoencoder import as_images
 from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import section
@@ -51,7 +51,10 @@ class LatentSettings:
     subset: str = "common"
     pool: int = 8000
     scatter: int = ANYWHERE  # how many cells from the middle objects may stand; 0 is the quickest to learn
+    pair_share: float = PAIR_SHARE  # of the scenes hold two objects
+    sizes: tuple[str, ...] = SIZE_WORDS  # words for the size of a lone object, as often as they stand here
     batch: int = 32
+    bare: int = BARE  # one caption in so many leaves the ground out: it cannot be foreseen, and that drowns the rest
     dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
     workers: int = 0
 
@@ -73,11 +76,17 @@ class DiffusionSettings:
     zero_terminal_snr: bool = False
 
 
+def pooled_scene(things: tuple[Concept, ...], seed: int, index: int, settings: LatentSettings) -> Scene:
+    """Return scene `index` of the pool."""
+    return scene_at(things, seed, index, pair_share=settings.pair_share, scatter=settings.scatter, sizes=settings.sizes)
+
+
 def pooled_latents(
     autoencoder: Autoencoder, things: tuple[Concept, ...], seed: int, settings: LatentSettings, path: Path
 ) -> Tensor:
     """Return the scaled latents of the pool's scenes, (pool, c, h, w) in half precision; made once, kept at `path`."""
-    made_of = (settings.autoencoder, settings.subset, settings.pool, settings.scatter, seed)
+    mix = (settings.scatter, settings.pair_share, settings.sizes)
+    made_of = (settings.autoencoder, settings.subset, settings.pool, *mix, seed)
     identity = json.dumps([*made_of, autoencoder.config.scaling_factor])
     identity_file = path.with_suffix(".json")
     if path.exists() and identity_file.exists() and identity_file.read_text() == identity:
@@ -86,7 +95,7 @@ def pooled_latents(
     with torch.no_grad():
         for start in range(0, settings.pool, ENCODE_BATCH):
             indices = range(start, min(start + ENCODE_BATCH, settings.pool))
-            pixels = np.stack([render(scene_at(things, seed, index, scatter=settings.scatter)) for index in indices])
+            pixels = np.stack([render(pooled_scene(things, seed, index, settings)) for index in indices])
             images = as_images(torch.from_numpy(pixels).permute(0, 3, 1, 2))
             rows.append((autoencoder.encode(images).mode() * autoencoder.config.scaling_factor).half())
     latents = torch.cat(rows).contiguous()
@@ -145,11 +154,11 @@ class DiffusionObjective:
     def _item(self, index: int) -> tuple[Tensor, str]:
         """Return example `index` of the endless stream: each pass over the pool is shuffled and told anew."""
         turn, place = divmod(index, self.data.pool)
-        scene = _shuffled(self.seed, turn, self.data.pool, place)
-        rng = np.random.default_rng((self.seed, index, 3))
-        empty = rng.random() < self.data.dropout
-        told = "" if empty else scene_caption(self.things, self.seed, scene, turn, self.data.scatter)
-        return self.latents[scene], told
+        number = shuffled(self.seed, turn, self.data.pool, place)
+        if np.random.default_rng((self.seed, index, 3)).random() < self.data.dropout:
+            return self.latents[number], ""
+        scene = pooled_scene(self.things, self.seed, number, self.data)
+        return self.latents[number], caption(scene, telling(self.seed, number, turn), bare=self.data.bare)
 
     def move(self, device: torch.device) -> None:
         """Put the U-Net, and what stands frozen around it, onto a device."""
@@ -199,15 +208,6 @@ def initialise_(unet: UNet) -> None:
             nn.init.zeros_(module.weight)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-
-
-def _shuffled(seed: int, turn: int, size: int, place: int) -> int:
-    """Return where position `place` of pass `turn` points to: an affine permutation, different in every pass."""
-    rng = np.random.default_rng((seed, turn, 4))
-    step = int(rng.integers(1, max(2, size)))
-    while np.gcd(step, size) != 1:
-        step = step % size + 1
-    return (place * step + int(rng.integers(size))) % size
 
 
 def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:

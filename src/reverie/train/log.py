@@ -45,10 +45,11 @@ class Meter:
         for name, value in metrics:
             self.sums.setdefault(name, []).append(value)
 
-    def event(self, step: int, rate: float) -> Event:
-        """Sum up the interval that ends with `step`, taken at learning rate `rate`."""
+    def event(self, step: int, rate: float, measured: dict[str, float]) -> Event:
+        """Sum up the interval that ends with `step`, taken at learning rate `rate`; `measured` holds for its end."""
         seconds = (time.monotonic() - self.since) / self.counted
-        means = {name: sum(values) / len(values) for name, values in self.sums.items()} | {"lr": rate}
+        means = {name: sum(values) / len(values) for name, values in self.sums.items()}
+        means |= measured | {"lr": rate}
         return Event(step, self.total, means, 1 / seconds, (self.total - step) * seconds)
 
 
@@ -90,6 +91,24 @@ class Log:
         sheet.save(self.samples / f"{step:06d}.png")
         if self._board is not None:
             self._board.add_image("samples", np.asarray(sheet), step, dataformats="HWC")
+
+
+class Silent:
+    """Stand for the log in a process that leaves writing to the first."""
+
+    def __enter__(self) -> Silent:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Do nothing."""
+
+    def event(self, event: Event) -> None:
+        """Write nothing."""
+
+    def sheet(self, sheet: Image.Image, step: int) -> None:
+        """Write nothing."""
 
 
 def _drop_after(path: Path, step: int) -> None:

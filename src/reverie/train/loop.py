@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
@@ -22,9 +22,11 @@ from torch import Tensor, nn
 from reverie.errors import ReverieError
 from reverie.system import pick_device
 from reverie.train.ema import EMA
-from reverie.train.log import Event, Log, Meter
+from reverie.train.log import Event, Log, Meter, Silent
+from reverie.train.parallel import is_first, joined, sum_gradients
 
 CHECKPOINT = "checkpoint.pt"
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ class RunSettings:
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
+    spare_gains: bool = False  # leaves gains, biases and other vectors out of the weight decay, as CLIP's paper does
     clip: float = 1.0  # largest norm of a group's gradient
     ema: float = 0.0  # largest decay of the averaged weights; 0 keeps no average
     log_every: int = 10
@@ -46,6 +49,7 @@ class RunSettings:
     sample_every: int = 1000
     threads: int = 0  # torch threads; 0 leaves torch's choice
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU where there is one
+    precision: str = "float32"  # in which networks multiply, a key of PRECISIONS; weights stay in float32
 
     def __post_init__(self) -> None:
         """Raise ReverieError for numbers that no run can use."""
@@ -54,6 +58,10 @@ class RunSettings:
                 raise ReverieError(f"{name} = {getattr(self, name)} in [run] of the recipe; give more than 0")
         if self.decay not in ("cosine", "constant"):
             raise ReverieError(f"unknown decay {self.decay!r} in [run] of the recipe; choose from cosine, constant")
+        if self.precision not in PRECISIONS:
+            raise ReverieError(
+                f"unknown precision {self.precision!r} in [run] of the recipe; choose from {', '.join(PRECISIONS)}"
+            )
 
 
 class Objective(Protocol):
@@ -81,6 +89,14 @@ class Objective(Protocol):
         """Write what was learned, for use."""
 
 
+@runtime_checkable
+class Measured(Protocol):
+    """An objective that can also tell in numbers what has been learned, such as CLIP by naming pictures."""
+
+    def measures(self) -> dict[str, float]:
+        """Measure it, without touching what training depends on."""
+
+
 def learning_rate(settings: RunSettings, step: int) -> float:
     """Return the learning rate of a step: linear warm-up, then a cosine down to a tenth, or constant."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
@@ -101,24 +117,41 @@ def step_generator(seed: int, step: int, stream: int = 0) -> torch.Generator:
 
 
 class Learner:
-    """Hold all that a run changes: the networks, an optimiser for each group of parameters, the moving average."""
+    """Hold all that a run changes: the networks, an optimiser for each group of parameters, the moving average.
+
+    In float16 small gradients would vanish, so losses are scaled up before the way back, and the scale is part of the
+    state; a step whose gradients overflow is left out.
+    """
 
     def __init__(self, objective: Objective, settings: RunSettings) -> None:
         self.objective, self.settings = objective, settings
         self.groups = objective.groups()
         self.optimisers = {name: _optimiser(parameters, settings) for name, parameters in self.groups.items()}
         self.average = EMA(objective.averaged, settings.ema) if settings.ema else None
+        self.kind = device_of(objective.averaged).type
+        self.scaler = torch.amp.GradScaler(self.kind, enabled=settings.precision == "float16")
 
     def step(self, step: int) -> list[tuple[str, float]]:
         """Take one step and return its metrics."""
         metrics: list[tuple[str, float]] = []
-        for name, loss, told in self.objective.losses(step):
+        losses = self.objective.losses(step)
+        while (found := self._next(losses)) is not None:
+            name, loss, told = found
             self._descend(name, loss, learning_rate(self.settings, step))
             metrics += told.items()
         self.objective.after_step()
         if self.average is not None:
             self.average.update()
         return metrics
+
+    def _next(
+        self, losses: Iterator[tuple[str, Tensor, dict[str, float]]]
+    ) -> tuple[str, Tensor, dict[str, float]] | None:
+        """Compute the next loss in the precision of the run."""
+        if self.settings.precision == "float32":
+            return next(losses, None)
+        with torch.autocast(self.kind, PRECISIONS[self.settings.precision]):
+            return next(losses, None)
 
     def _descend(self, group: str, loss: Tensor, rate: float) -> None:
         """Step one group down the gradient of its loss; no other group's gradient is computed."""
@@ -128,11 +161,14 @@ class Learner:
             )
         parameters, optimiser = self.groups[group], self.optimisers[group]
         # Not autograd.grad: fused AdamW needs gradients laid out in memory as their parameters, which backward sees to.
-        torch.autograd.backward(loss, inputs=parameters)
+        torch.autograd.backward(self.scaler.scale(loss), inputs=parameters)
+        sum_gradients(parameters)
+        self.scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(parameters, self.settings.clip)
         for options in optimiser.param_groups:
             options["lr"] = rate
-        optimiser.step()
+        self.scaler.step(optimiser)
+        self.scaler.update()
         optimiser.zero_grad(set_to_none=True)
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -141,11 +177,12 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run depends on."""
-        return {
+        state = {
             "networks": self.objective.networks.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
             "average": None if self.average is None else self.average.state_dict(),
         }
+        return state | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state. Raises KeyError, ValueError or RuntimeError where it is of another recipe."""
@@ -156,11 +193,16 @@ class Learner:
             optimiser.load_state_dict(state["optimisers"][name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(state["scaler"])
 
 
 def _optimiser(parameters: list[nn.Parameter], settings: RunSettings) -> torch.optim.AdamW:
+    vectors = [parameter for parameter in parameters if parameter.ndim < 2 and settings.spare_gains]
+    matrices = [parameter for parameter in parameters if parameter.ndim >= 2 or not settings.spare_gains]
+    spared: list[dict[str, Any]] = [{"params": vectors, "weight_decay": 0.0}] if vectors else []
     return torch.optim.AdamW(
-        parameters,
+        [{"params": matrices}, *spared],
         settings.lr,
         betas=settings.betas,
         eps=settings.eps,
@@ -172,32 +214,44 @@ def _optimiser(parameters: list[nn.Parameter], settings: RunSettings) -> torch.o
 def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, resume: bool = False) -> Iterator[Event]:
     """Run the loop, yielding an event every `log_every` steps; write checkpoints, samples and at last the export.
 
-    Raises ReverieError where `out` holds a run already and `resume` is not set, or nothing to resume from.
+    Of several processes that torchrun started only the first writes and yields; all read the same checkpoint. Raises
+    ReverieError where `out` holds a run already and `resume` is not set, or nothing to resume from.
     """
     _check(out, resume)
+    device = pick_device(settings.device)
     out.mkdir(parents=True, exist_ok=True)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    objective = build()
-    objective.move(pick_device(settings.device))
-    learner = Learner(objective, settings)
-    start = load_checkpoint(out / CHECKPOINT, learner) if resume else 0
-    with Log(out, start) as log:
-        meter = Meter(settings.steps)
-        for step in range(start, settings.steps):
-            meter.add(learner.step(step))
-            done, last = step + 1, step + 1 == settings.steps
-            if last or done % settings.log_every == 0:
-                event = meter.event(done, learning_rate(settings, step))
-                log.event(event)
-                yield event
-                meter.restart()
-            if last or done % settings.save_every == 0:
-                save_checkpoint(out / CHECKPOINT, done, learner)
-            if last or done % settings.sample_every == 0:
-                _sample(learner, log, done)
-    with learner.averaged():
-        learner.objective.export(out / "export")
+    with joined(device) as device:
+        objective = build()
+        objective.move(device)
+        learner = Learner(objective, settings)
+        start = load_checkpoint(out / CHECKPOINT, learner) if resume else 0
+        with Log(out, start) if is_first() else Silent() as log:
+            yield from filter(lambda event: is_first(), _steps(learner, out, log, start))
+        if is_first():
+            with learner.averaged():
+                learner.objective.export(out / "export")
+
+
+def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterator[Event]:
+    """Take the steps from `start` on."""
+    settings = learner.settings
+    meter = Meter(settings.steps)
+    for step in range(start, settings.steps):
+        meter.add(learner.step(step))
+        done, last = step + 1, step + 1 == settings.steps
+        sampled = last or done % settings.sample_every == 0
+        measured = _measure(learner) if sampled else {}
+        if last or measured or done % settings.log_every == 0:
+            event = meter.event(done, learning_rate(settings, step), measured)
+            log.event(event)
+            yield event
+            meter.restart()
+        if is_first() and (last or done % settings.save_every == 0):
+            save_checkpoint(out / CHECKPOINT, done, learner)
+        if sampled:
+            _sample(learner, log, done)
 
 
 def save_checkpoint(path: Path, step: int, learner: Learner) -> None:
@@ -236,7 +290,14 @@ def _check(out: Path, resume: bool) -> None:
         raise ReverieError(f"{out} already holds a run; continue it with --resume or choose another --out")
 
 
-def _sample(learner: Learner, log: Log, step: int) -> None:
+def _measure(learner: Learner) -> dict[str, float]:
+    if not isinstance(learner.objective, Measured):
+        return {}
+    with learner.averaged():
+        return learner.objective.measures()
+
+
+def _sample(learner: Learner, log: Log | Silent, step: int) -> None:
     with learner.averaged():
         sheet = learner.objective.samples()
     if sheet is not None:

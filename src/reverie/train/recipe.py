@@ -14,6 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from reverie.errors import ReverieError
 from reverie.train.log import Event
 from reverie.train.loop import Objective, RunSettings, train
+from reverie.train.parallel import started
 
 Settings = TypeVar("Settings")
 
@@ -21,9 +22,10 @@ Settings = TypeVar("Settings")
 OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "autoencoder": ("reverie.train.autoencoder", ("model", "data", "loss")),
     "classifier": ("reverie.train.classifier", ("classifier",)),
-    "clip": ("reverie.train.clip", ("text", "vision", "contrast")),
+    "clip": ("reverie.train.clip", ("text", "vision", "contrast", "data", "evaluation")),
     "diffusion": ("reverie.train.diffusion", ("unet", "data", "diffusion")),
 }
+TOGETHER = ("clip",)  # objectives that share a batch among the processes of torchrun
 
 
 def section(sections: dict[str, Any], name: str, kind: type[Settings]) -> Settings:
@@ -70,6 +72,10 @@ def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[E
     """Carry out a recipe into the folder `out` (default runs/NAME), yielding events; see `train`."""
     sections = read(path)
     settings = section(sections, "run", RunSettings)
+    if (processes := started()) > 1 and sections["objective"] not in TOGETHER:
+        raise ReverieError(
+            f"the objective {sections['objective']} learns in one process, not in {processes}; leave torchrun out"
+        )
     folder = out or Path("runs") / path.stem
     module, _ = OBJECTIVES[sections["objective"]]
     build: Callable[[dict[str, Any], int, Path], Objective] = import_module(module).build

@@ -11,7 +11,15 @@ import torch
 from PIL import Image
 
 from reverie import system
+from reverie.animation.draw import BATCH, Frame
+from reverie.animation.draw import animate as draw_film
+from reverie.animation.pacing import Distance
+from reverie.animation.request import Animation
+from reverie.animation.store import Store
+from reverie.codecs.encoder import Waveform
+from reverie.fast import packed
 from reverie.generate import image
+from reverie.generate.explain import Explanation, explain
 from reverie.generate.image import Progress, Show
 from reverie.generate.options import (
     ImageToImageOptions,
@@ -21,12 +29,14 @@ from reverie.generate.options import (
     TextToImageOptions,
 )
 from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.similarity.best import best, rivals
+from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Pipeline(StableDiffusion):
-    """Draw pictures with a model.
+    """Draw pictures and films with a model.
 
     Each method asks for one kind of request, whose fields are its options, and raises ReverieError for values out of
     range. Each picture's `.info` holds the request that makes it alone.
@@ -56,6 +66,19 @@ class Pipeline(StableDiffusion):
         """Draw the pictures that a request asks for, in order."""
         return [picture for progress in self.stream(request) for picture in progress.pictures]
 
+    def best(self, request: TextToImage, *, of: int, clip: Clip | None = None) -> list[Image.Image]:
+        """Draw `of` pictures and return the `request.count` most like the prompt, the best first, with their scores.
+
+        They are told by a CLIP: the bundled one where none is given. See `similarity.best`.
+        """
+        asked, judge = rivals(request, of), clip or load_clip(device=self.device)
+        drawn = (picture for progress in self.stream(asked) for picture in progress.pictures)
+        return [one.picture for one in best(judge, drawn, request)]
+
+    def explain(self, request: TextToImage) -> Explanation:
+        """Draw the first picture of a request and tell which word drew what. See `generate.explain.explain`."""
+        return explain(self, request)
+
     def stream(self, request: TextToImage, preview: Show | None = None) -> Iterator[Progress]:
         """Draw and report every step, with previews; stop by closing the generator. See `generate.image.stream`.
 
@@ -63,8 +86,21 @@ class Pipeline(StableDiffusion):
         """
         refiner = None
         if request.refiner is not None:
-            refiner = system.load(request.refiner.model, device=self.device, dtype=self.dtype)
+            fast = packed(self.unet)
+            refiner = system.load(request.refiner.model, device=self.device, dtype=self.dtype, fast=fast)
         return image.stream(self, request, refiner=refiner, preview=preview)
+
+    def animate(
+        self,
+        animation: Animation,
+        *,
+        distance: Distance[Image.Image] | None = None,
+        store: Store | None = None,
+        heard: Waveform | None = None,
+        batch: int = BATCH,
+    ) -> Iterator[Frame]:
+        """Draw a film and yield its frames in order; stop by closing the generator. See `animation.draw.animate`."""
+        return draw_film(self, animation, distance=distance, store=store, heard=heard, batch=batch)
 
 
 def load(
@@ -76,12 +112,14 @@ def load(
     revision: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    fast: bool = True,
 ) -> Pipeline:
     """Load a model to draw with: the bundled one where no path is given, else a folder, a file or a name on the hub.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
-    files hold. `vae` is an autoencoder to put in place of the model's. See `system.load`. Raises ReverieError where
-    there is no model or it is damaged.
+    files hold. `vae` is an autoencoder to put in place of the model's; `fast` packs weights for the CPU. See
+    `system.load`. Raises ReverieError where there is no model or it is damaged.
     """
-    loaded = system.load(path, device=device, dtype=dtype, config=config, revision=revision, variant=variant, vae=vae)
+    which = {"config": config, "revision": revision, "variant": variant}
+    loaded = system.load(path, device=device, dtype=dtype, **which, vae=vae, fast=fast)
     return Pipeline(**vars(loaded))

@@ -1,0 +1,218 @@
+"""How does a request become a film? Its places are found, drawn in batches, and shown frame by frame."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from pathlib import Path as FilePath
+
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from reverie.animation.fit import fitted
+from reverie.animation.pacing import Distance
+from reverie.animation.path import prepared
+from reverie.animation.placing import by_sight, by_sound
+from reverie.animation.reel import Projector, Shot, Shown, shots
+from reverie.animation.request import Animation
+from reverie.animation.revise import frames_in, source_pictures
+from reverie.animation.store import FrameStore, Store
+from reverie.animation.timeline import Timeline, order, timeline
+from reverie.codecs import footage
+from reverie.codecs.encoder import Waveform
+from reverie.codecs.footage import Footage
+from reverie.errors import ReverieError
+from reverie.system import StableDiffusion
+
+BATCH = 4
+
+
+@dataclass(frozen=True, eq=False)
+class Frame:
+    """Hold one frame of a film: `index` of `total`, its place on the path, and the second at which it is shown.
+
+    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before.
+    """
+
+    index: int
+    total: int
+    place: float
+    time: float
+    picture: Image.Image
+    latents: Float[Tensor, "1 c h w"] | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Film:
+    """Hold what is known of a film before anything is drawn."""
+
+    animation: Animation
+    size: tuple[int, int]
+    timeline: Timeline
+    places: tuple[float, ...]
+    source: Footage | None = None
+
+    @property
+    def order(self) -> list[int]:
+        return order(self.timeline.count, self.animation.ping_pong, self.animation.loop)
+
+    @property
+    def revisits(self) -> bool:
+        """Tell whether pictures are shown again after others."""
+        return self.animation.pace == "perceptual" or self.animation.ping_pong
+
+
+def animate(
+    system: StableDiffusion,
+    animation: Animation,
+    *,
+    distance: Distance[Image.Image] | None = None,
+    store: Store | None = None,
+    heard: Waveform | None = None,
+    batch: int = BATCH,
+) -> Iterator[Frame]:
+    """Draw a film and yield its frames in order; closing the generator stops the work.
+
+    It holds a batch of pictures at a time, `batch` of them drawn together. `store` keeps what was drawn, so that the
+    same film goes on from there, to the bit; without one a film that shows pictures again keeps them in a temporary
+    folder. `distance` tells how different two pictures look, which a perceptual pace needs; it draws the film several
+    times over before its first frame comes. `heard` is the sound of `animation.audio`, where it has been read already.
+
+    Keyframes without pictures are, where the anchor is 0, what `text_to_image` draws of their prompt and seed: on the
+    CPU to the bit, as they are drawn alone. LoRAs change the model while the generator lives. Raises ReverieError,
+    before any work, for sizes, sounds and films that do not fit.
+    """
+    if batch < 1:
+        raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
+    if animation.pace == "perceptual" and distance is None:
+        raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
+    return _frames(system, _planned(system, animation, heard), distance, store, batch)
+
+
+def frame_count(animation: Animation, heard: Waveform | None = None) -> int:
+    """Return how many frames a film has; reads its sound and the film it is drawn over where it must."""
+    laid, _, _ = _laid_out(animation, heard)
+    return len(order(laid.count, animation.ping_pong, animation.loop))
+
+
+def _laid_out(animation: Animation, heard: Waveform | None) -> tuple[Timeline, Waveform | None, Footage | None]:
+    """Lay the film's way out in time; return the sound and the film that tell how long it is, too."""
+    if animation.audio is not None and heard is None:
+        from reverie.codecs import sound  # brings soundfile
+
+        heard = sound.read(animation.audio)
+    source = None if animation.init_video is None else footage.read(animation.init_video)
+    lasting = None
+    if source is not None:
+        count = source.count or sum(1 for _ in source.pictures())
+        lasting = frames_in(count, source.fps or animation.fps, animation.fps)
+    elif heard is not None:
+        lasting = max(1, round(heard.samples.shape[-1] / heard.rate * animation.fps))
+    return timeline(animation, lasting), heard, source
+
+
+def _planned(system: StableDiffusion, animation: Animation, heard: Waveform | None) -> _Film:
+    """Find size, frames and places, but for those that only drawing tells."""
+    laid, heard, source = _laid_out(animation, heard)
+    size = _size(system, animation, source)
+    names = [keyframe.easing or animation.easing for keyframe in animation.keyframes]
+    places = laid.places(names)
+    if heard is not None and len(laid.stops) > 1:
+        places = by_sound(laid, animation.fps, heard, animation.drive, animation.smooth)
+    return _Film(animation, size, laid, places, source)
+
+
+def _size(system: StableDiffusion, animation: Animation, source: Footage | None) -> tuple[int, int]:
+    """Return the film's size: as asked, else its first picture's in whole latents, else the model's own.
+
+    Raises ReverieError for one that does not fit the model, and for pictures of another where no fit is chosen.
+    """
+    images = [keyframe.image.image() for keyframe in animation.keyframes if keyframe.image is not None]
+    sizes = [image.size for image in images] + ([source.size] if source is not None else [])
+    factor = system.codec.factor
+    own = tuple(max(1, side // factor) * factor for side in sizes[0]) if sizes else (system.size, system.size)
+    size = (animation.width or own[0], animation.height or own[1])
+    system.codec.latent_shape(*size)
+    for image in images:
+        fitted(image, size, animation.fit)
+    if source is not None:
+        fitted(Image.new("RGB", source.size), size, animation.fit)
+    return size
+
+
+def _frames(
+    system: StableDiffusion, film: _Film, distance: Distance[Image.Image] | None, store: Store | None, batch: int
+) -> Iterator[Frame]:
+    with ExitStack() as stack:
+        path = stack.enter_context(prepared(system, film.animation, film.size))
+        if store is None and film.revisits:
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="reverie-"))
+            store = stack.enter_context(FrameStore(FilePath(folder) / "frames"))
+        projector = Projector(path, batch, store)
+        if film.source is not None:
+            reel: Iterable[Shot] = _drawn_over(film, film.source)
+            yield from _shown(film, projector.show(reel))
+            return
+        places = film.places
+        if film.animation.pace == "perceptual" and distance is not None:
+            timed = film.animation.keyframes[0].time is not None
+            places = by_sight(film.timeline, partial(_seen, projector, film), distance, timed=timed)
+        reel = shots(places, film.timeline.stops[: len(film.animation.keyframes)], film.animation.in_between)
+        back = _back(projector, reel, [places[frame] for frame in film.order[len(places) :]])
+        yield from _shown(film, chain(projector.show(reel), back))
+
+
+def _shown(film: _Film, pictures: Iterable[Shown]) -> Iterator[Frame]:
+    """Show each picture for as many frames as it holds."""
+    index, total = 0, len(film.order)
+    for shown in pictures:
+        for _ in range(shown.shot.shown):
+            place, time = shown.shot.place, index / film.animation.fps
+            yield Frame(index, total, place, time, shown.picture, shown.latents)
+            index += 1
+
+
+def _back(projector: Projector, reel: Sequence[Shot], places: Sequence[float]) -> Iterator[Shown]:
+    """Show pictures of the way there again, one for each frame of the way back."""
+    latest: Shown | None = None
+    for place in places:
+        if latest is None or latest.shot.key != place:
+            picture = projector.store.get(place) if projector.store is not None else None
+            shot = Shot(place, place)
+            if picture is not None:
+                latest = Shown(shot, picture)
+            else:  # its file was damaged since: the way there is gone through once more
+                again = next(shown for shown in projector.show(reel) if shown.shot.key == place)
+                latest = Shown(shot, again.picture, again.latents)
+        yield latest
+
+
+def _seen(projector: Projector, film: _Film, places: Sequence[float]) -> Iterator[Image.Image]:
+    """Show places that pacing asks for; the end of a closed way is its first keyframe."""
+    end = len(film.timeline.stops) - 1 if film.timeline.closed else None
+    own = (0.0 if place == end else float(place) for place in places)
+    return (shown.picture for shown in projector.show(Shot(place, place) for place in own))
+
+
+def _drawn_over(film: _Film, source: Footage) -> Iterator[Shot]:
+    """Name the shots of a film that is drawn over another: frames of one picture and one place are one shot."""
+    fit = partial(fitted, size=film.size, fit=film.animation.fit)
+    fps = film.animation.fps  # a folder of pictures has no rate of its own
+    pictures = source_pictures(source.pictures(), source.fps or fps, fps, film.timeline.count, fit)
+    held: list[tuple[int, float, Image.Image]] = []
+    for frame, (place, under) in enumerate(zip(film.places, pictures, strict=True)):
+        if held and (held[0][1] != place or held[0][2] is not under):
+            yield _held(held)
+            held = []
+        held.append((frame, place, under))
+    yield _held(held)
+
+
+def _held(held: Sequence[tuple[int, float, Image.Image]]) -> Shot:
+    frame, place, under = held[0]
+    return Shot(float(frame), place, shown=len(held), under=under)

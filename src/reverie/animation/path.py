@@ -1,0 +1,295 @@
+"""What is denoised at a place on the way? Prompts, guidance and a starting state, gone between those of two keyframes.
+
+The place k is the k-th keyframe, and k + w lies the fraction w of the way to the next. All frames start at the level
+that the shared steps came down to (andreasjansson/cog-stable-diffusion, branch animate): from one latent where all
+keyframes have one seed, else between those of the seeds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
+from itertools import islice
+
+import torch
+from jaxtyping import Float
+from PIL import Image
+from torch import Tensor
+
+from reverie.animation import blend
+from reverie.animation.fit import fitted
+from reverie.animation.invert import invert_picture
+from reverie.animation.request import Animation, Keyframe
+from reverie.codecs.image import ImageCodec
+from reverie.diffusion.inversion import INVERTERS, Inverted
+from reverie.diffusion.noise import Noise, slerp
+from reverie.diffusion.samplers import SAMPLERS
+from reverie.diffusion.schedule import to_ve
+from reverie.diffusion.step import Point, Sampler, Sigmas
+from reverie.errors import ReverieError
+from reverie.generate import conditioning
+from reverie.generate.conditioning import Prompts
+from reverie.generate.parts import steps_taken
+from reverie.generate.prompt import extract
+from reverie.generate.requests import TextToImage
+from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
+from reverie.generate.studio import opened
+from reverie.system import StableDiffusion
+
+
+@dataclass(frozen=True, eq=False)
+class Stop:
+    """Hold what a keyframe is drawn from: `start` is one row at the level where the frames begin."""
+
+    prompts: Prompts
+    guidance: float
+    strength: float
+    seed: int
+    start: Inverted
+
+
+class NoiseBetween:
+    """Draw noise between that of two seeds, the same for every film and batch: row i goes `ws[i]` of the way.
+
+    The norm of each draw is kept: all go along great circles. `drawn` draws were taken by the steps before.
+    """
+
+    def __init__(self, seeds: tuple[int, int], ws: Sequence[float], noise: partial[Noise], drawn: int = 0) -> None:
+        self._noise, self._ws = noise(seeds), ws
+        for _ in range(drawn):
+            self._noise.next()
+
+    def initial(self) -> Float[Tensor, "b c h w"]:
+        """Give the first draw."""
+        return self._rows(self._noise.initial())
+
+    def next(self) -> Float[Tensor, "b c h w"]:
+        """Give the next draw."""
+        return self._rows(self._noise.next())
+
+    def _rows(self, pair: Float[Tensor, "2 c h w"]) -> Float[Tensor, "b c h w"]:
+        return torch.cat([_arc(pair[:1], pair[1:], w) for w in self._ws])
+
+
+class _Counted(Noise):
+    """Count the draws after the first."""
+
+    drawn = 0
+
+    def next(self) -> Tensor:
+        self.drawn += 1
+        return super().next()
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """Hold a film's keyframes, ready to be drawn between; a closed path holds its first once more at its end."""
+
+    system: StableDiffusion
+    codec: ImageCodec
+    animation: Animation
+    request: TextToImage
+    stops: tuple[Stop, ...]
+    sampler: Sampler
+    sigmas: Sigmas
+    bind: Bind
+    drawn: int
+
+    def group(self, place: float) -> Hashable:
+        """Tell which places may be drawn in one batch: those of one group.
+
+        Keyframes are drawn alone, so that they are to the bit what their requests alone give; so are places where the
+        guidance changes along the way, as a batch has one.
+        """
+        segment, w = self._part(place)
+        a, b = self._ends(segment)
+        level = steps_taken(self.animation.steps, self._strength(place))
+        drawn_over = self.animation.init_video is not None
+        if not drawn_over and w in (0, 1):
+            return "keyframe", segment + w
+        own = a.guidance != b.guidance or blend.weights(a.prompts) != blend.weights(b.prompts)
+        return segment, level, place if own else None
+
+    def draw(self, places: Sequence[float], under: Sequence[Image.Image] = ()) -> Float[Tensor, "b c h w"]:
+        """Return clean latents, a row for each place of one group; `under` are the pictures that are drawn over."""
+        segment, ws = self._part(places[0])[0], [self._part(place)[1] for place in places]
+        a, b = self._ends(segment)
+        prompts = blend.stacked([self._prompts(a, b, w, single=len(ws) == 1) for w in ws])
+        guidance = a.guidance + ws[0] * (b.guidance - a.guidance)
+        request = self.request.replace(guidance=guidance)
+        denoise = guided_denoiser(self.system, request, prompts, self.sigmas, bind=self.bind)
+        noise = NoiseBetween((a.seed, b.seed), ws, self._noise, self.drawn)
+        if under:
+            start = self._drawn_over(under, noise, steps_taken(self.animation.steps, self._strength(places[0])))
+            sigmas = self.sigmas[-steps_taken(self.animation.steps, self._strength(places[0])) - 1 :]
+        else:
+            start, sigmas = _rows([_state(a.start, b.start, w) for w in ws]), self.sigmas[self.animation.shared_steps :]
+        for step in resume(denoise, sigmas, noise, self.sampler, start.x, start.past):
+            last = step
+        return last.x
+
+    def _drawn_over(self, under: Sequence[Image.Image], noise: NoiseBetween, taken: int) -> Inverted:
+        """Noise pictures as image to image does; all steps forget them."""
+        first = self.sigmas[-taken - 1].item()
+        if taken == self.animation.steps:
+            return Inverted(to_ve(noise.initial(), first))
+        return Inverted(self.codec.encode(under) + first * noise.initial())
+
+    @cached_property
+    def _noise(self) -> partial[Noise]:
+        shape = self.codec.latent_shape(self.request.width or 0, self.request.height or 0)
+        return partial(Noise, shape=shape, device=self.system.device)
+
+    def _part(self, place: float) -> tuple[int, float]:
+        segment = max(0, min(int(place), len(self.stops) - 2))
+        return segment, place - segment
+
+    def _ends(self, segment: int) -> tuple[Stop, Stop]:
+        return self.stops[segment], self.stops[min(segment + 1, len(self.stops) - 1)]
+
+    def _strength(self, place: float) -> float:
+        segment, w = self._part(place)
+        a, b = self._ends(segment)
+        return a.strength + w * (b.strength - a.strength)
+
+    def _prompts(self, a: Stop, b: Stop, w: float, single: bool) -> Prompts:
+        if single and w in (0, 1):
+            return b.prompts if w else a.prompts
+        return blend.between(a.prompts, b.prompts, w, blend.MIXES[self.animation.interpolation])
+
+
+def _arc(a: Tensor, b: Tensor, w: float) -> Tensor:
+    """Go along the great circle; its ends are what they are, to the bit."""
+    return slerp(a, b, w) if 0 < w < 1 else b if w else a
+
+
+def _state(a: Inverted, b: Inverted, w: float) -> Inverted:
+    if a is b or w == 0:
+        return a
+    return b if w == 1 else a.between(b, w)
+
+
+def _rows(states: Sequence[Inverted]) -> Inverted:
+    """Join states that remember alike into one batch."""
+    past = tuple(
+        Point(column[0].sigma, torch.cat([point.x for point in column]), torch.cat([point.x0 for point in column]))
+        for column in zip(*(state.past for state in states), strict=True)
+    )
+    return Inverted(torch.cat([state.x for state in states]), past)
+
+
+@contextmanager
+def prepared(system: StableDiffusion, animation: Animation, size: tuple[int, int]) -> Iterator[Path]:
+    """Make a film's path ready: prompts encoded, pictures inverted, the shared steps taken; LoRAs in until it ends.
+
+    `size` is the film's in pixels. Raises ReverieError for files that are missing or do not fit, pictures of another
+    size, and LoRAs that keyframes want with several weights.
+    """
+    request = _base(animation, size)
+    with opened(system, request, None) as studio:
+        yield _Builder(system, studio.codec, animation, request, studio.passes[0].bind).path()
+
+
+def _base(animation: Animation, size: tuple[int, int]) -> TextToImage:
+    """Return what all pictures of a film have in common; its prompt is the keyframes' LoRAs alone."""
+    through_pictures = any(keyframe.image for keyframe in animation.keyframes)
+    return TextToImage(
+        prompt=_tags(animation.keyframes),
+        seed=animation.seed,
+        steps=animation.steps,
+        guidance=animation.guidance,
+        width=size[0],
+        height=size[1],
+        sampler="ddim" if through_pictures else animation.sampler,
+        schedule=animation.schedule,
+        guidance_rescale=animation.guidance_rescale,
+        threshold=animation.threshold,
+        clip_skip=animation.clip_skip,
+        loras=animation.loras,
+        embeddings=animation.embeddings,
+        tile=animation.tile,
+    )
+
+
+def _tags(keyframes: Sequence[Keyframe]) -> str:
+    """Write each LoRA that the keyframes name once: it is in the model for the whole film."""
+    tags = dict.fromkeys(tag for keyframe in keyframes for tag in extract(keyframe.prompt)[1])
+    names = [tag.name for tag in tags]
+    for name in names:
+        if names.count(name) > 1:
+            raise ReverieError(f"keyframes name the LoRA '{name}' with several weights; a film has one of each")
+    return "".join(f"<lora:{tag.name}:{tag.text!r}:{tag.unet!r}>" for tag in tags)
+
+
+class _Builder:
+    """Build the stops of a path; what keyframes have in common is computed once."""
+
+    def __init__(
+        self, system: StableDiffusion, codec: ImageCodec, animation: Animation, request: TextToImage, bind: Bind
+    ) -> None:
+        self.system, self.codec, self.animation, self.request, self.bind = system, codec, animation, request, bind
+        self.sigmas = noise_levels(system, request)
+        self.shape = codec.latent_shape(request.width or 0, request.height or 0)
+        self.through_pictures = any(keyframe.image for keyframe in animation.keyframes)
+        self.drawn = 0
+        self._prompts: dict[TextToImage, Prompts] = {}
+        self._starts: dict[int, Inverted] = {}
+
+    def path(self) -> Path:
+        """Return the finished path."""
+        animation = self.animation
+        sampler = SAMPLERS[animation.sampler]
+        if self.through_pictures:
+            sampler = INVERTERS[animation.inversion].down
+        middle = self._middle()
+        stops = [self._stop(keyframe, middle) for keyframe in animation.keyframes]
+        stops += stops[:1] if animation.loops_on else []
+        parts = (self.system, self.codec, animation, self.request, tuple(stops), sampler, self.sigmas, self.bind)
+        return Path(*parts, self.drawn)
+
+    def _stop(self, keyframe: Keyframe, middle: tuple[Prompts, float]) -> Stop:
+        seed = self.animation.seed if keyframe.seed is None else keyframe.seed
+        request, prompts = self._encoded(keyframe)
+        if keyframe.image is None:
+            start = self._start(seed, middle)
+        else:
+            size = (self.request.width or 0, self.request.height or 0)
+            picture = fitted(keyframe.image.image(), size, self.animation.fit)
+            told = (self.system, self.codec, request, prompts, self.sigmas, picture, self.animation.inversion)
+            start = invert_picture(*told, bind=self.bind)
+        return Stop(prompts, request.guidance, keyframe.strength or self.animation.strength, seed, start)
+
+    def _encoded(self, keyframe: Keyframe) -> tuple[TextToImage, Prompts]:
+        negative = self.animation.negative if keyframe.negative is None else keyframe.negative
+        guidance = self.animation.guidance if keyframe.guidance is None else keyframe.guidance
+        request = self.request.replace(prompt=keyframe.prompt, negative=negative, guidance=guidance)
+        told = request if self.system.unet.config.time_cond_proj_dim is not None else request.replace(guidance=1.0)
+        if told not in self._prompts:
+            self._prompts[told] = conditioning.encode(self.system, told)
+        return request, self._prompts[told]
+
+    def _middle(self) -> tuple[Prompts, float]:
+        """Return the prompts and the guidance of the shared steps: the middle keyframe's, or halfway of two."""
+        count = len(self.animation.keyframes)
+        pair = [self._encoded(self.animation.keyframes[index]) for index in ((count - 1) // 2, count // 2)]
+        (one, a), (other, b) = pair
+        mix = blend.MIXES[self.animation.interpolation]
+        return blend.between(a, b, 0.5, mix), (one.guidance + other.guidance) / 2
+
+    def _start(self, seed: int, middle: tuple[Prompts, float]) -> Inverted:
+        """Take the shared steps from a seed's noise, once for each seed."""
+        if seed in self._starts:
+            return self._starts[seed]
+        noise, shared = _Counted([seed], self.shape, self.system.device), self.animation.shared_steps
+        start = Inverted(to_ve(noise.initial(), self.sigmas[0].item()))
+        if shared:
+            request = self.request.replace(guidance=middle[1])
+            denoise = guided_denoiser(self.system, request, middle[0], self.sigmas, bind=self.bind)
+            steps = resume(denoise, self.sigmas, noise, SAMPLERS[self.animation.sampler], start.x)
+            *_, last = islice(steps, shared)
+            start, self.drawn = Inverted(last.x, last.past), noise.drawn
+        wide = self.through_pictures and self.system.device.type != "mps"  # as what pictures are inverted to
+        self._starts[seed] = replace(start, x=start.x.double()) if wide else start
+        return self._starts[seed]

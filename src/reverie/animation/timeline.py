@@ -1,0 +1,83 @@
+"""When does a film pass its keyframes? Each stands on a frame of its own; easing spreads the frames between."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+from reverie.animation.easing import EASINGS
+from reverie.errors import ReverieError
+
+if TYPE_CHECKING:
+    from reverie.animation.request import Animation
+
+SECONDS = 2.0  # between two keyframes, where nothing says how long the film is
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Hold the frame that each keyframe stands on, and how many frames there are, on the way there alone.
+
+    In a closed film the first keyframe stands once more at the end, on the frame after the last: `stops[-1] == count`.
+    """
+
+    stops: tuple[int, ...]
+    count: int
+
+    @property
+    def closed(self) -> bool:
+        """Tell whether the way leads back to the first keyframe."""
+        return self.stops[-1] == self.count
+
+    def places(self, easings: Sequence[str]) -> tuple[float, ...]:
+        """Return the place on the path of each frame: k on the k-th keyframe, and between two as its easing says.
+
+        Before its first keyframe and after its last the film stands.
+        """
+        found = [0.0] * min(self.stops[0], self.count)
+        for segment, (begin, end) in enumerate(pairwise(self.stops)):
+            easing = EASINGS[easings[segment]]  # type: ignore[index]
+            found += [segment + easing(frame / (end - begin)) for frame in range(end - begin)]
+        last = float(len(self.stops) - 1)
+        return tuple((found + [last] * (self.count - len(found)))[: self.count])
+
+
+def timeline(animation: Animation, lasting: int | None = None) -> Timeline:
+    """Lay out a film's way; `lasting` is its frames where it does not say, such as those of its sound.
+
+    Raises ReverieError where the frames do not reach the keyframes.
+    """
+    closed, many, fps = animation.loops_on, len(animation.keyframes), animation.fps
+    times = [keyframe.time for keyframe in animation.keyframes if keyframe.time is not None]
+    asked = animation.frames or (round(animation.seconds * fps) if animation.seconds else None)
+    if times:
+        stops = [round(time * fps) for time in times]
+        count = asked or _natural_end(stops, closed, lasting)
+    else:
+        gaps = many if closed else many - 1
+        count = asked or lasting or round(SECONDS * fps * max(1, gaps)) + (not closed)
+        steps = count if closed else count - 1
+        stops = [round(k * steps / max(1, gaps)) for k in range(many)]
+    stops += [count] if closed else []
+    if any(a >= b for a, b in pairwise(stops)) or (not closed and stops[-1] >= count):
+        raise ReverieError(f"{count} frames do not reach {many} keyframes; make the film longer, or its rate higher")
+    return Timeline(tuple(stops), count)
+
+
+def _natural_end(stops: Sequence[int], closed: bool, lasting: int | None) -> int:
+    """End with the sound, or with the last keyframe; the way back to the first takes as long as the others do."""
+    if closed:
+        return max(lasting or 0, stops[-1] + max(1, round(stops[-1] / max(1, len(stops) - 1))))
+    return max(lasting or 0, stops[-1] + 1)
+
+
+def order(count: int, ping_pong: bool, loop: bool) -> list[int]:
+    """Return which frame of the way there each frame of the film is; the turning frames are shown once.
+
+    A film that goes back and loops leaves out its last frame, as its first follows.
+    """
+    there = list(range(count))
+    back = there[-2::-1] if ping_pong else []
+    return there + (back[:-1] if loop else back)

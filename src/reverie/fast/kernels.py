@@ -1,0 +1,90 @@
+"""Which operators compute with weights in oneDNN's own order? Those that torch's compiler emits, called by hand.
+
+A packed weight is an opaque tensor. It lies as the processor's kernel wants it, so that no call rearranges it anew, and
+gives the very same values back. The operators have no gradients and take float32 on the CPU.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import NewType
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+Packed = NewType("Packed", Tensor)
+"""A weight as oneDNN orders it."""
+
+OPERATORS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_linear_weight")
+NOTHING: list[float] = []  # the scalars of a fused operation that has none
+
+
+@cache
+def available() -> bool:
+    """Tell whether this build of torch has the operators, by computing with them."""
+    if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS):
+        return False
+    try:
+        weight, image = torch.ones(16, 16, 1, 1), torch.ones(1, 16, 1, 1)
+        convolved = conv2d(image, pack_conv2d(weight), None, (1, 1), (0, 0), (1, 1), add=image)
+        product = linear(image.flatten(1), pack_linear(weight.flatten(1)), None, gelu=True)
+        return bool(convolved.eq(17).all()) and bool((product - 16).abs().max() < 1e-3)
+    except (RuntimeError, NotImplementedError, AttributeError, TypeError):
+        return False
+
+
+@torch.no_grad()
+def pack_conv2d(weight: Float[Tensor, "out in kh kw"]) -> Packed:
+    """Pack the weight of a convolution without groups; its order does not depend on the input's size."""
+    weight = weight.detach().contiguous()
+    if hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):  # newer, and spares a copy
+        return Packed(torch.ops.mkldnn._reorder_convolution_weight.default(weight))
+    around, ones = [0, 0], [1, 1]
+    return Packed(torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), around, ones, ones, 1))
+
+
+@torch.no_grad()
+def pack_linear(weight: Float[Tensor, "out in"]) -> Packed:
+    """Pack the weight of a linear layer; its order does not depend on the number of rows."""
+    return Packed(torch.ops.mkldnn._reorder_linear_weight.default(weight.detach().contiguous()))
+
+
+def unpack(packed: Packed) -> Tensor:
+    """Return a packed weight's values, bit by bit those that were packed."""
+    return packed.to_dense()
+
+
+def conv2d(
+    x: Float[Tensor, "b c h w"],
+    weight: Packed,
+    bias: Float[Tensor, " out"] | None,
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+    add: Float[Tensor, "b out h2 w2"] | None = None,
+) -> Float[Tensor, "b out h2 w2"]:
+    """Convolve, and add `add` in the same pass; an input in channels-last gives an output in channels-last."""
+    shape = (list(padding), list(stride), list(dilation), 1)
+    if add is None:
+        return torch.ops.mkldnn._convolution_pointwise.default(x, weight, bias, *shape, "none", NOTHING, "")
+    return torch.ops.mkldnn._convolution_pointwise.binary(x, add, weight, bias, *shape, "add", 1.0, None, NOTHING, None)
+
+
+def linear(
+    x: Float[Tensor, "*b d"],
+    weight: Packed,
+    bias: Float[Tensor, " out"] | None,
+    *,
+    gelu: bool = False,
+    add: Float[Tensor, "*b out"] | None = None,
+    multiply: Float[Tensor, "*b out"] | None = None,
+) -> Float[Tensor, "*b out"]:
+    """Multiply by a weight, and in the same pass take the exact GELU, add or multiply: one of the three."""
+    if add is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, bias, "add")
+    if multiply is not None:
+        return torch.ops.mkldnn._linear_pointwise.binary(x, multiply, weight, bias, "mul")
+    if gelu:
+        return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "gelu", NOTHING, "none")
+    return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", NOTHING, "")

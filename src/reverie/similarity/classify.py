@@ -1,0 +1,129 @@
+"""What is in a picture? The label whose text is most like it: zero-shot classification (CLIP paper, section 3.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from typing import NamedTuple, Protocol
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from reverie.codecs.clip_images import Picture
+from reverie.errors import ReverieError
+from reverie.similarity.likeness import named
+from reverie.similarity.templates import filled
+
+TEXTS_AT_ONCE = 2048  # tokens of so many are held together; thousands of labels in 80 templates are many more
+
+
+class Embedder(Protocol):
+    """What classification needs of a CLIP."""
+
+    @property
+    def scale(self) -> float: ...
+    def levels(self, pictures: Sequence[Picture]) -> UInt8[Tensor, "n 3 h w"]: ...
+    def embed_levels(self, levels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]: ...
+    def embed_images(self, pictures: Sequence[Picture], batch: int = 32) -> Float[Tensor, "n d"]: ...
+    def embed_texts(self, texts: Sequence[str], batch: int = 256) -> Float[Tensor, "n d"]: ...
+
+
+class Guess(NamedTuple):
+    """Name a picture by a label: how likely it is among all labels, and how alike the two are."""
+
+    label: str
+    probability: float
+    cosine: float
+
+
+@dataclass(frozen=True)
+class Guesses:
+    """Hold the likeliest labels of one picture, the best first."""
+
+    picture: str
+    guesses: tuple[Guess, ...]
+
+    @property
+    def label(self) -> str:
+        """Return the best label."""
+        return self.guesses[0].label
+
+    def record(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+        return {"picture": self.picture, "guesses": [guess._asdict() for guess in self.guesses]}
+
+    def _repr_html_(self) -> str:
+        """Show bars in a notebook."""
+        rows = "".join(
+            f"<tr><td>{escape(guess.label)}</td><td>{guess.probability:.1%}</td>"
+            f'<td><div style="background:#3b518b;height:0.8em;width:{200 * guess.probability:.0f}px"></div></td></tr>'
+            for guess in self.guesses
+        )
+        return f"<table><caption>{escape(self.picture)}</caption>{rows}</table>"
+
+
+class Embedded(NamedTuple):
+    """Tell how many of all labels are embedded; `rows` are those of the latest."""
+
+    done: int
+    total: int
+    rows: Float[Tensor, "n d"]
+
+
+def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]) -> Iterator[Embedded]:
+    """Embed labels, some at a time: the normalised mean of a label's normalised embeddings in all templates.
+
+    Raises ReverieError where a template has no place for a label, or there is none of them.
+    """
+    if not labels or not templates:
+        raise ReverieError("classification needs a label and a template at least; give some")
+    step = max(1, TEXTS_AT_ONCE // len(templates))
+    for start in range(0, len(labels), step):
+        some = labels[start : start + step]
+        texts = [filled(template, label) for label in some for template in templates]
+        rows = clip.embed_texts(texts).unflatten(0, (len(some), len(templates))).mean(1)
+        yield Embedded(start + len(some), len(labels), F.normalize(rows, dim=-1))
+
+
+@dataclass(frozen=True, eq=False)
+class Classifier:
+    """Name pictures by labels whose embeddings are its `weights`."""
+
+    clip: Embedder = field(repr=False)
+    labels: tuple[str, ...]
+    weights: Float[Tensor, "n d"] = field(repr=False)
+
+    @classmethod
+    def of(cls, clip: Embedder, labels: Sequence[str], templates: Sequence[str]) -> Classifier:
+        """Embed the labels."""
+        return cls(clip, tuple(labels), torch.cat([event.rows for event in embed_labels(clip, labels, templates)]))
+
+    def cosines(self, embeddings: Float[Tensor, "b d"]) -> Float[Tensor, "b n"]:
+        """Compare normalised embeddings of pictures with all labels."""
+        return embeddings @ self.weights.T
+
+    def probabilities(self, cosines: Float[Tensor, "b n"]) -> Float[Tensor, "b n"]:
+        """Turn cosines into probabilities over the labels, with the model's own temperature."""
+        return (self.clip.scale * cosines).softmax(-1)
+
+    def name(self, pictures: Sequence[Picture], *, top: int = 5, batch: int = 32) -> list[Guesses]:
+        """Name pictures, or the files at paths, by their `top` likeliest labels. Raises ReverieError."""
+        if top < 1:
+            raise ReverieError(f"top is {top}; ask for 1 label or more")
+        cosines = self.cosines(self.clip.embed_images(pictures, batch))
+        best = self.probabilities(cosines).topk(min(top, len(self.labels)), -1)
+        return [
+            Guesses(
+                name,
+                tuple(
+                    Guess(self.labels[index], probability, alike[index].item())
+                    for index, probability in zip(indices, probabilities, strict=True)
+                ),
+            )
+            for name, alike, indices, probabilities in zip(
+                named(pictures), cosines, best.indices.tolist(), best.values.tolist(), strict=True
+            )
+        ]

@@ -1,0 +1,183 @@
+"""What is there to know of a shard's samples? Their sizes, and by CLIP how alike picture and text are."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from functools import cached_property, lru_cache
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from reverie.codecs.pictures import beside
+from reverie.errors import ReverieError
+from reverie.similarity.curation.aesthetic import AestheticHead, load_aesthetic
+from reverie.similarity.curation.rules import Measured
+from reverie.similarity.curation.samples import Sample, read_samples
+from reverie.similarity.curation.spread import Message
+from reverie.similarity.embed import Clip, load_clip
+from reverie.similarity.sources import decoded, reason_of
+
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scoring:
+    """Say which CLIP measures, as values that travel to other processes and machines."""
+
+    model: str | None = None
+    activation: str | None = None
+    revision: str | None = None
+    device: str = "auto"
+    dtype: str | None = None
+    aesthetic: str | None = None
+    """File of an aesthetic head."""
+
+    @cached_property
+    def clip(self) -> Clip:
+        """Load the CLIP."""
+        return load_clip(
+            self.model, device=self.device, dtype=self.dtype, activation=self.activation, revision=self.revision
+        )
+
+    @cached_property
+    def head(self) -> AestheticHead | None:
+        """Load the aesthetic head."""
+        return load_aesthetic(self.aesthetic, self.clip.width) if self.aesthetic else None
+
+    @cached_property
+    def identity(self) -> str:
+        """Return a key of all weights."""
+        return f"{self.clip.identity} {self.head.identity if self.head else ''}"
+
+
+@dataclass(frozen=True)
+class Measuring:
+    """Measure shards: call it with a shard's path. It goes to other processes and machines as it is."""
+
+    folder: Path
+    """Where the measurements go: NAME.json, and NAME.npy with the embeddings, a row a sample."""
+    scoring: Scoring | None
+    """None where no rule needs a CLIP."""
+    identity: str
+    """Key of the scoring's weights, so that measurements of others are not taken for these."""
+
+    def __call__(self, shard: str) -> Message:
+        """Measure a shard, if that is not done; tell how many samples it has, and what is wrong with it."""
+        path = Path(shard)
+        target = self.folder / f"{path.stem}.json"
+        key = self._key(path)
+        found = read_measured(target)
+        # What a CLIP measured is good also where none is asked for: it cost much, and may be asked for again.
+        if found is None or found["key"] != key or (self.scoring and found["identity"] != self.identity):
+            with _one_thread():
+                measured, vectors, damage = self._measure(path)
+            with beside(target.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
+                np.save(file, vectors)
+            found = {
+                "key": key,
+                "identity": self.identity,
+                "damage": damage,
+                "samples": [asdict(sample) for sample in measured],
+            }
+            with beside(target) as temporary:
+                temporary.write_text(json.dumps(found), encoding="utf-8")
+        return {"shard": shard, "samples": len(found["samples"]), "damage": found["damage"]}
+
+    def _key(self, shard: Path) -> str:
+        """Return a key of the shard's file."""
+        told = shard.stat()
+        return f"1 {told.st_size} {told.st_mtime_ns}"
+
+    def _measure(self, shard: Path) -> tuple[list[Measured], np.ndarray, str]:
+        samples = _Samples(shard)
+        measured: list[Measured] = []
+        width = loaded(self.scoring).clip.width if self.scoring else 0
+        vectors: list[np.ndarray] = [np.zeros((0, width), np.float32)]
+        iterator = iter(samples)
+        while batch := list(islice(iterator, BATCH)):
+            some, rows = _scored(batch, self.scoring)
+            measured += some
+            vectors.append(rows)
+        return measured, np.concatenate(vectors), samples.damage
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Compute on one thread: many processes share the cores, and the sums of one thread are the same everywhere."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+class _Samples:
+    """Give a shard's samples up to where it is damaged, and remember the damage."""
+
+    def __init__(self, shard: Path) -> None:
+        self.shard, self.damage = shard, ""
+
+    def __iter__(self) -> Iterator[Sample]:
+        try:
+            yield from read_samples(self.shard)
+        except ReverieError as error:
+            self.damage = str(error)
+
+
+def _scored(samples: Iterable[Sample], scoring: Scoring | None) -> tuple[list[Measured], np.ndarray]:
+    """Measure some samples; where there is no picture, the row is zero."""
+    plain = [_plain(sample) for sample in samples]
+    measured = [it for it, _ in plain]
+    if scoring is None:
+        return measured, np.zeros((len(plain), 0), np.float32)
+    tools = loaded(scoring)
+    rows = torch.zeros(len(plain), tools.clip.width)
+    readable = [place for place, (_, picture) in enumerate(plain) if picture is not None]
+    if readable:
+        pictures = [picture for _, picture in plain if picture is not None]
+        rows[readable] = tools.clip.embed_images(pictures, BATCH)
+        texts = tools.clip.embed_texts([measured[place].text or "" for place in readable])
+        cosines = (rows[readable] * texts).sum(-1).tolist()
+        scores = tools.head(rows[readable]).tolist() if tools.head else [None] * len(readable)
+        for place, cosine, score in zip(readable, cosines, scores, strict=True):
+            it = measured[place]
+            told = asdict(it) | {"cosine": cosine if it.text is not None else None, "aesthetic": score}
+            measured[place] = Measured(**told)
+    return measured, rows.numpy()
+
+
+def _plain(sample: Sample) -> tuple[Measured, Image.Image | None]:
+    content, text = sample.picture, sample.text
+    if content is None:
+        return Measured(key=sample.key, text=text), None
+    try:
+        picture = decoded(content)
+    except Exception as error:  # decoders of damaged files raise SyntaxError, struct.error, MemoryError and others
+        return Measured(key=sample.key, text=text, bytes=len(content), error=reason_of(error)), None
+    return (
+        Measured(key=sample.key, text=text, bytes=len(content), width=picture.width, height=picture.height),
+        picture,
+    )
+
+
+@lru_cache(maxsize=1)
+def loaded(scoring: Scoring) -> Scoring:
+    """Keep the loaded models of a process from shard to shard."""
+    return scoring
+
+
+def read_measured(file: Path) -> Message | None:
+    """Read a shard's measurements; None where there are none, or they were cut off."""
+    try:
+        found = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    whole = isinstance(found, dict) and {"key", "identity", "damage", "samples"} <= set(found)
+    return found if whole and file.with_suffix(".npy").is_file() else None

@@ -1,0 +1,155 @@
+"""How is a collection curated? Measured shard by shard, judged as a whole, and written shard by shard.
+
+Both parts by shard are spread over processes or machines; in between, one process applies the rules and seeks
+near-duplicates over all of them. Every step leaves its results in files, so a stopped run goes on where it was, and one
+with other thresholds measures nothing again.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from reverie.codecs.pictures import beside
+from reverie.errors import ReverieError
+from reverie.similarity.curation.duplicates import near_duplicates
+from reverie.similarity.curation.keep import Keeping
+from reverie.similarity.curation.measure import Measuring, Scoring, loaded, read_measured
+from reverie.similarity.curation.report import HISTOGRAMS, Curated, Histogram, write_report
+from reverie.similarity.curation.rules import DUPLICATE, Measured, Rules, reason_to_drop
+from reverie.similarity.curation.samples import find_shards
+from reverie.similarity.curation.spread import Spread, here
+from reverie.similarity.lock import alone
+
+MEASURED = "measured"
+COMMONEST = 1000  # words that the report keeps
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Tell how far a step is, in shards; the last event has the outcome."""
+
+    step: str
+    done: int
+    total: int
+    outcome: Curated | None = field(repr=False, default=None)
+
+
+def curate(
+    source: str | Path,
+    folder: str | Path,
+    rules: Rules = Rules(),
+    *,
+    scoring: Scoring = Scoring(),
+    spread: Spread = here,
+) -> Iterator[Progress]:
+    """Write what is worth keeping of a folder of shards into another folder, with a report of what went and why.
+
+    `folder` gets NAME.tar with the samples kept, as they were, NAME.jsonl with a line on every sample, and report.html
+    and report.json. Raises ReverieError where the source holds no shards or `folder` holds something else.
+    """
+    if rules.min_aesthetic is not None and scoring.aesthetic is None:
+        raise ReverieError("min_aesthetic needs the weights of an aesthetic head; give them with --aesthetic")
+    shards = [str(path.resolve()) for path in find_shards(source)]
+    folder = Path(folder).resolve()
+    _check(folder, Path(source), {Path(shard).stem for shard in shards})
+    scored = replace(scoring) if rules.need_clip or scoring.aesthetic else None
+    identity = loaded(scored).identity if scored else ""
+    (folder / MEASURED).mkdir(parents=True, exist_ok=True)
+    with alone(folder), alone(folder / MEASURED):
+        yield from _steps(folder, shards, rules, scored, identity, spread)
+
+
+def _steps(
+    folder: Path, shards: Sequence[str], rules: Rules, scored: Scoring | None, identity: str, spread: Spread
+) -> Iterator[Progress]:
+    """Measure, judge and write."""
+    measuring = Measuring(folder / MEASURED, scored and replace(scored), identity)  # without the loaded weights
+    damaged: dict[str, str] = {}
+    yield Progress("measuring", 0, len(shards))
+    for done, message in enumerate(spread(measuring, shards), 1):
+        if message["damage"]:
+            damaged[Path(message["shard"]).name] = message["damage"]
+        yield Progress("measuring", done, len(shards))
+    outcome = replace(_judge(folder, shards, rules), damaged=dict(sorted(damaged.items())), model=identity)
+    words: tuple[Counter[str], Counter[str]] = Counter(), Counter()
+    yield Progress("writing", 0, len(shards))
+    for done, message in enumerate(spread(Keeping(folder), shards), 1):
+        words[0].update(message["words_all"])
+        words[1].update(message["words_kept"])
+        yield Progress("writing", done, len(shards))
+    outcome = replace(
+        outcome,
+        distinct_words=(len(words[0]), len(words[1])),
+        words=tuple((word, count, words[1][word]) for word, count in _commonest(words[0])),
+    )
+    write_report(folder, outcome)
+    yield Progress("done", len(shards), len(shards), outcome)
+
+
+def _judge(folder: Path, shards: Sequence[str], rules: Rules) -> Curated:
+    """Find a reason to drop for each sample, and write it beside what was measured."""
+    measured = {shard: _measured(folder, shard) for shard in shards}
+    reasons = {shard: [reason_to_drop(it, rules) for it in samples] for shard, samples in measured.items()}
+    if rules.duplicates is not None:
+        _mark_duplicates(folder, reasons, rules.duplicates)
+    for shard, samples in measured.items():
+        lines = [asdict(it) | {"reason": reason} for it, reason in zip(samples, reasons[shard], strict=True)]
+        with beside(folder / f"{Path(shard).stem}.jsonl") as temporary:
+            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+    flat = [pair for shard in shards for pair in zip(measured[shard], reasons[shard], strict=True)]
+    dropped = Counter(reason for _, reason in flat if reason)
+    histograms = {}
+    for name, value in HISTOGRAMS.items():
+        values = [(value(it), not reason) for it, reason in flat]
+        histograms[name] = Histogram.of([(v, kept) for v, kept in values if v is not None])
+    return Curated(
+        rules=rules,
+        seen=len(flat),
+        dropped=dict(dropped.most_common()),
+        histograms={name: histogram for name, histogram in histograms.items() if histogram.edges},
+    )
+
+
+def _mark_duplicates(folder: Path, reasons: Mapping[str, list[str]], threshold: float) -> None:
+    """Compare all that is still kept, in the order of the shards."""
+    left = [(shard, row) for shard, found in reasons.items() for row, reason in enumerate(found) if not reason]
+    parts = []
+    for shard, found in reasons.items():
+        vectors = np.load(_file(folder, shard).with_suffix(".npy"), mmap_mode="r", allow_pickle=False)
+        parts.append(vectors[[row for row, reason in enumerate(found) if not reason]])
+    for (shard, row), duplicate in zip(left, near_duplicates(np.concatenate(parts), threshold), strict=True):
+        if duplicate:
+            reasons[shard][row] = DUPLICATE
+
+
+def _measured(folder: Path, shard: str) -> list[Measured]:
+    found = read_measured(_file(folder, shard))
+    if found is None:
+        raise ReverieError(f"the measurements of '{shard}' are gone from '{folder}'; run it again")
+    return [Measured(**sample) for sample in found["samples"]]
+
+
+def _file(folder: Path, shard: str) -> Path:
+    return folder / MEASURED / f"{Path(shard).stem}.json"
+
+
+def _commonest(counts: Counter[str]) -> list[tuple[str, int]]:
+    """Order words by how often they come, equals by name, so that it matters not who counted first."""
+    return sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))[:COMMONEST]
+
+
+def _check(folder: Path, source: Path, names: set[str]) -> None:
+    """Raise ReverieError where the output would overwrite what is not its own, or stand beside what is another's."""
+    if folder == (source if source.is_dir() else source.parent).resolve():
+        raise ReverieError(f"'{folder}' holds the shards themselves; give another folder with -o")
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MEASURED).is_dir())):
+        raise ReverieError(f"'{folder}' holds something else; give a new or empty folder with -o")
+    others = sorted({file.stem for file in (folder / MEASURED).glob("*.json")} - names)
+    if others:
+        raise ReverieError(f"'{folder}' holds '{others[0]}', no shard of '{source}'; give another folder with -o")

@@ -1,0 +1,121 @@
+"""Is every captioned picture of shards or folders found by its number, and nothing outside of them opened?"""
+
+from __future__ import annotations
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from reverie.data.captioned import open_captioned
+from reverie.data.shards import read, write
+from reverie.errors import ReverieError
+
+
+def png(colour: str) -> bytes:
+    data = io.BytesIO()
+    Image.new("RGBA", (4, 2), colour).save(data, "PNG")
+    return data.getvalue()
+
+
+def shard(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
+    with tarfile.open(path, mode) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return path
+
+
+def test_shards_are_read_in_any_order(cldr: None, font: None, tmp_path: Path) -> None:
+    list(write(tmp_path, subset="food", count=7, seed=3, shard_size=3))
+    expected = list(read(tmp_path))  # front to back, by another way through the tar
+    found = open_captioned(tmp_path)
+    assert len(found) == 7
+    for index in (6, 0, 3, 2, 5, 1, 4):
+        picture, caption = expected[index]
+        assert found.caption(index) == caption
+        assert np.array_equal(np.asarray(found.picture(index)), np.asarray(picture))
+    assert len(open_captioned(tmp_path / "00001.tar")) == 3
+
+
+def test_shards_of_others(tmp_path: Path) -> None:
+    long = "long/" * 30 + "5"  # its header takes three blocks
+    members = {"a/1.png": png("red"), "a/1.txt": "红".encode(), "2.json": b"{}", "2.txt": b"no picture"}
+    members |= {"3.TXT": b"blue", "3.json": b"{}", "3.PNG": png("blue"), f"{long}.txt": b"lime", f"{long}.webp": b"?"}
+    shard(tmp_path / "00000.tar", members)
+    found = open_captioned(tmp_path)
+    assert [found.caption(index) for index in range(len(found))] == ["红", "blue", "lime"]
+    assert found.picture(0).getpixel((0, 0)) == (255, 0, 0)
+    assert found.picture(1).mode == "RGB"
+    with pytest.raises(ReverieError, match=r"cannot read the picture at byte \d+ of .*00000\.tar"):
+        found.picture(2)
+
+
+def test_links_in_a_shard_are_no_files(tmp_path: Path) -> None:
+    path = shard(tmp_path / "00000.tar", {"1.png": png("red"), "1.txt": b"red", "2.png": png("blue")})
+    with tarfile.open(path, "a") as tar:
+        link = tarfile.TarInfo("2.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    assert len(open_captioned(path)) == 1
+
+
+@pytest.mark.parametrize("content", ["half", "no tar", "compressed"])
+def test_damaged_shards_get_one_line(tmp_path: Path, content: str) -> None:
+    mode = "w:gz" if content == "compressed" else "w"
+    path = shard(tmp_path / "00000.tar", {"1.png": png("red") + bytes(4096), "1.txt": b"red"}, mode)
+    if content == "half":
+        path.write_bytes(path.read_bytes()[:2048])
+    elif content == "no tar":
+        path.write_bytes(b"not a tar" * 100)
+    with pytest.raises(ReverieError, match=r"the shard .*00000\.tar is damaged or compressed"):
+        open_captioned(tmp_path)
+
+
+def test_folders_with_a_text_beside_each_picture(tmp_path: Path) -> None:
+    (tmp_path / "b").mkdir()
+    for name, colour in (("b/2.png", "blue"), ("a.JPG", "red"), ("none.png", "lime")):
+        Image.new("RGB", (3, 3), colour).save(tmp_path / name)
+    (tmp_path / "a.txt").write_text("a red one\n")
+    (tmp_path / "b/2.txt").write_text("蓝")
+    found = open_captioned(tmp_path)
+    assert [found.caption(index) for index in range(len(found))] == ["a red one", "蓝"]
+    assert found.picture(1).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_folders_with_a_list(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 3), "red").save(tmp_path / "1.png")
+    lines = [{"file_name": "1.png", "text": "one"}, {"file_name": "gone.png", "caption": "two"}]
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    found = open_captioned(tmp_path)
+    assert [found.caption(index) for index in range(len(found))] == ["one", "two"]
+    assert found.picture(0).size == (3, 3)
+    with pytest.raises(ReverieError, match=r"cannot read the picture .*gone\.png"):
+        found.picture(1)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ({"file_name": "../1.png", "text": "one"}, r"line 1: '../1.png' lies outside; name files below it"),
+        ({"file_name": str(Path(__file__).resolve()), "text": "one"}, "lies outside"),
+        ({"text": "one"}, r'line 1: write {"file_name": "a.jpg", "text": "..."}'),
+        ({"file_name": "1.png", "text": 3}, "line 1: write"),
+        (["1.png", "one"], "line 1: write"),
+    ],
+)
+def test_wrong_lists_get_one_line(tmp_path: Path, line: object, message: str) -> None:
+    (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
+    with pytest.raises(ReverieError, match=message):
+        open_captioned(tmp_path)
+
+
+def test_nothing_to_read(tmp_path: Path) -> None:
+    Image.new("RGB", (3, 3)).save(tmp_path / "1.png")
+    with pytest.raises(ReverieError, match=r"no pictures with captions in .*; give a folder of \.tar shards"):
+        open_captioned(tmp_path)
