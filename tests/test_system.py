@@ -141,7 +141,7 @@ def test_importing_costs_nothing() -> None:
 
 def test_every_public_name_is_there() -> None:
     for name in reverie.__all__:
-        assert getattr(reverie, name).__name__ == name
+        assert getattr(reverie, name).__name__.removeprefix("reverie.") == name
     assert set(reverie.__all__) <= set(dir(reverie))
     with pytest.raises(AttributeError, match="module 'reverie' has no attribute 'nothing'"):
         reverie.nothing  # noqa: B018

@@ -57,8 +57,10 @@ class Kept(dict[float, Image.Image]):
         self.update(drawn)
 
 
-@pytest.mark.parametrize("shape", ["tiny", "tiny_v", "tiny_xl"])
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "dpmpp_sde", "unipc"])
+@pytest.mark.parametrize(
+    ("shape", "sampler"),
+    [("tiny", "dpmpp_2m"), ("tiny", "dpmpp_sde"), ("tiny_v", "unipc"), ("tiny_xl", "euler_ancestral")],
+)
 def test_keyframes_are_what_their_requests_draw_alone(shape: str, sampler: str, request: pytest.FixtureRequest) -> None:
     system: Pipeline = request.getfixturevalue(shape)
     frames = film(system, *WORDS, frames=5, anchor=0, sampler=sampler)
@@ -70,7 +72,7 @@ def test_keyframes_are_what_their_requests_draw_alone(shape: str, sampler: str, 
     assert not same(frames[1].picture, frames[2].picture)
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_3m_sde", "lms", "unipc", "plms", "euler_ancestral"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_3m_sde", "unipc", "euler_ancestral"])
 def test_the_anchor_hands_over_within_one_run(tiny: Pipeline, sampler: str) -> None:
     """One unbroken run, told of the middle for two steps and of the keyframe then, ends in the keyframe's latents."""
     base = TextToImage(seed=7, steps=5, guidance=3.0, sampler=sampler, width=32, height=32)
@@ -100,7 +102,7 @@ def test_the_anchor_is_computed_once_and_frames_share_calls(tiny: Pipeline) -> N
 def test_any_batch_gives_the_same_film(shape: str, request: pytest.FixtureRequest) -> None:
     system: Pipeline = request.getfixturevalue(shape)
     words = ["a bear @seed 1", "an apple AND blue :0.5", "next to a bear on a blue background next to an apple a bear"]
-    films = [film(system, *words, frames=9, sampler="euler_ancestral", batch=batch) for batch in (1, 3, 8)]
+    films = [film(system, *words, frames=7, sampler="euler_ancestral", batch=batch) for batch in (1, 3)]
     for frames in zip(*films, strict=True):
         rows = [frame.latents for frame in frames]
         assert rows[0] is not None
@@ -168,9 +170,9 @@ def test_in_between_frames_lie_between_latents(tiny: Pipeline) -> None:
 
 @pytest.mark.parametrize("fields", [{}, {"in_between": 2}, {"ping_pong": True}])
 def test_a_film_that_broke_off_goes_on_to_the_bit(tiny: Pipeline, fields: dict[str, object]) -> None:
-    asked = Animation.of({"keyframes": WORDS, "seed": 1, "steps": 2, "frames": 12, **fields})
+    asked = Animation.of({"keyframes": WORDS, "seed": 1, "steps": 2, "frames": 9, **fields})
     whole = list(animate(tiny, asked, batch=3))
-    for stop in (1, 4, 9):
+    for stop in (1, 6):
         kept = Kept()
         broken = animate(tiny, asked, batch=3, store=kept)
         list(itertools.islice(broken, stop))
@@ -187,7 +189,7 @@ def test_a_frame_that_is_lost_is_drawn_again_as_it_was(tiny: Pipeline) -> None:
     asked = Animation.of({"keyframes": WORDS, "seed": 1, "steps": 2, "frames": 12, "in_between": 1})
     kept = Kept()
     whole = list(animate(tiny, asked, batch=3, store=kept))
-    for lost in list(kept):
+    for lost in list(kept)[::3]:
         del kept[lost]
         again = list(animate(tiny, asked, batch=3, store=kept))
         assert all(same(a.picture, b.picture) for a, b in zip(whole, again, strict=True))

@@ -11,8 +11,10 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
+import soundfile
 from PIL import Image, ImageChops
 
 import reverie
@@ -20,6 +22,7 @@ from reverie import video
 from reverie.animation import metadata
 from reverie.animation.request import Animation
 from reverie.animation.store import JOURNAL, FrameStore
+from reverie.cli import animate
 from reverie.cli.app import run
 from reverie.codecs import footage
 from reverie.pipeline import Pipeline
@@ -164,6 +167,32 @@ def test_a_stopped_film_goes_on_and_ends_up_the_same(
     monkeypatch.setenv("REVERIE_CACHE", str(tmp_path / "another"))
     assert run([*command, "-o", str(tmp_path / "whole.mp4")]) == 0
     assert (tmp_path / "broken.mp4").read_bytes() == (tmp_path / "whole.mp4").read_bytes()
+
+
+def test_a_film_over_a_film_keeps_its_rate(model: str, tmp_path: Path) -> None:
+    video.write([Image.new("RGB", (32, 32), (40 * k, 90, 200)) for k in range(5)], tmp_path / "in.gif", 10)
+    options = ["--init-video", str(tmp_path / "in.gif"), "--model", model, *QUICK, "-o", str(tmp_path / "out.gif")]
+    assert run(["animate", "a bear", *options]) == 0
+    assert (footage.read(tmp_path / "out.gif").fps, len(frames(tmp_path / "out.gif"))) == (pytest.approx(10), 5)
+
+
+def test_a_search_for_an_even_pace_and_a_song_are_told_of(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(animate, "PLAIN_INTERVAL", 0.0)
+    ask = ["animate", "a bear", "an apple", "--model", model, *QUICK]
+    assert run([*ask, "--frames", "6", "--pace", "perceptual", "-o", str(tmp_path / "even.gif")]) == 0
+    assert "finding an even pace: 5 pictures looked at" in capsys.readouterr().err
+    clicks = np.zeros(8000)
+    clicks[[2000, 5000]] = 1
+    soundfile.write(tmp_path / "song.wav", clicks, 8000)
+    outputs = [str(tmp_path / name) for name in ("song.mp4", "song.gif")]
+    asked = [*ask, "--fps", "10", "--audio", str(tmp_path / "song.wav"), "-o", outputs[0], "-o", outputs[1]]
+    assert run(asked) == 0
+    assert "'" + outputs[1] + "' moves to the sound but cannot hold it" in capsys.readouterr().err
+    assert len(frames(tmp_path / "song.mp4")) == 10
+    with av.open(outputs[0]) as film:
+        assert [stream.type for stream in film.streams] == ["video", "audio"]
 
 
 @pytest.mark.slow  # three processes that import torch

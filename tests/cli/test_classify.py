@@ -68,7 +68,10 @@ def test_evaluates_a_folder(photo: Path, tmp_path: Path, capsys: pytest.CaptureF
         (["{photo}"], "what is in which picture?"),
         (["{photo}", "--labels", ",,"], "holds no labels"),
         (["{photo}", "--labels", "none.txt"], "no file of labels 'none.txt'"),
+        (["{photo}", "--labels", "bear"], "the one label 'bear'"),
+        (["--evaluate", "{photo}/..", "--labels", "a,b"], "no file 'a,b'; --labels of --evaluate"),
         (["{photo}", "--labels", "a,b", "--templates", "clip"], "unknown templates 'clip'"),
+        (["{photo}", "--labels", "a,b", "--templates", "a" * 300], "unknown templates"),
         (["{photo}", "--labels", "a,b", "--top", "0"], "should be 1 or more"),
         (["{photo}", "--labels", "a,b", "-o", "x.png"], "goes with --evaluate"),
         (["{photo}", "--evaluate", "."], "leave one of both out"),
@@ -86,6 +89,8 @@ def test_bad_input_is_one_line(
 
 
 def test_labels_and_names(tmp_path: Path) -> None:
+    many = [f"thing {number}" for number in range(99)]  # longer than a file's name may be
+    assert read_labels(",".join(many)) == many
     assert read_labels("cat, dog，熊,cat") == ["cat", "dog", "熊"]
     (tmp_path / "names.tsv").write_text("n01\ttench\nn02 goldfish\n")
     with pytest.raises(ReverieError, match="a folder's name, a tab and its label"):

@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import Image, ImageFont
 
 from reverie.cli.app import run
 from reverie.cli.similarity import shortened, sorted_out, table
@@ -44,10 +44,16 @@ def test_prints_what_python_computes(pictures: list[Path], capsys: pytest.Captur
     assert [float(value) for value in lines[2].split()[1:]] == pytest.approx(expected[1], abs=1e-3)
 
 
-def test_texts_alone_and_a_heat_map(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_texts_alone_and_a_heat_map(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    font = ImageFont.load_default(12)
+    monkeypatch.setattr("reverie.codecs.lettering.font_for", lambda text, size: None if "熊" in text else font)
     heat = tmp_path / "heat.png"
     assert run(["similarity", "熊", "--text", "bear.png", "-o", str(heat), "--json", "--device", "cpu"]) == 0
-    told = json.loads(capsys.readouterr().out)
+    answer = capsys.readouterr()
+    told = json.loads(answer.out)
+    assert "numbered: #1 熊; install one" in answer.err
     assert told["rows"] == told["columns"] == ["熊", "bear.png"]
     assert told["cosines"][0][0] == pytest.approx(1, abs=1e-5)
     assert open_picture(heat).width > 2 * 56
@@ -61,6 +67,7 @@ def test_texts_alone_and_a_heat_map(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["a bear", "-o", "heat.xyz"], "names no picture format"),
         (["a bear", "--model", "nowhere"], "no CLIP at 'nowhere'"),
         (["./"], "is a folder; give its pictures"),
+        (["a bear", "--json", "--csv"], "leave one out"),
     ],
 )
 def test_bad_input_is_one_line(arguments: list[str], fault: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -75,6 +82,7 @@ def test_files_and_texts_are_told_apart(pictures: list[Path]) -> None:
     assert sorted_out(["x" * 5000]) == ([], ["x" * 5000])
     with pytest.raises(ReverieError, match="give it with --text"):
         sorted_out(["bear.JPG"])
+    assert sorted_out(["熊" * 400]) == ([], ["熊" * 400])  # longer than a file's name may be
 
 
 def test_files_of_one_name_keep_their_folders() -> None:

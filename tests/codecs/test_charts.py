@@ -25,11 +25,11 @@ def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def test_colours_are_the_ends_of_the_scale_and_rise() -> None:
-    assert colour_of(-1, -1, 1)[0] == VIRIDIS[0]
-    assert colour_of(1, -1, 1)[0] == VIRIDIS[-1]
-    grey = [sum(colour_of(value / 50, 0, 1)[0]) for value in range(51)]
+    assert colour_of(-1.0, -1.0, 1.0)[0] == VIRIDIS[0]
+    assert colour_of(1.0, -1.0, 1.0)[0] == VIRIDIS[-1]
+    grey = [sum(colour_of(value / 50, 0.0, 1.0)[0]) for value in range(51)]
     assert grey == sorted(grey)
-    assert colour_of(3, 3, 3)[0] == VIRIDIS[4]
+    assert colour_of(3.0, 3.0, 3.0)[0] == VIRIDIS[4]
 
 
 def test_a_thousand_classes_are_drawn_small() -> None:

@@ -140,13 +140,30 @@ def test_cosines_are_those_of_the_pair_alone(shards: Path, tmp_path: Path) -> No
 
 
 def test_other_limits_measure_nothing_again(shards: Path, tmp_path: Path) -> None:
-    outcome(shards, tmp_path / "out")
-    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out/measured").iterdir()}
-    found = outcome(shards, tmp_path / "out", replace(PLAIN, min_text=0))
-    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out/measured").iterdir()} == before
+    outcome(shards, tmp_path / "out", replace(PLAIN, min_cosine=-0.9))
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "out/measured").glob("0*")}
+    found = outcome(shards, tmp_path / "out", replace(PLAIN, min_text=0))  # needs no CLIP, and forgets nothing of it
+    outcome(shards, tmp_path / "out", replace(PLAIN, min_cosine=-0.8))
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "out/measured").glob("0*")} == before
     assert found.kept == 5
     assert outcome(shards, tmp_path / "out").kept == 3
     assert not (tmp_path / "out/00002.tar").exists()
+
+
+def test_shards_of_another_collection_are_not_mixed_in(shards: Path, tmp_path: Path) -> None:
+    outcome(shards, tmp_path / "out")
+    (shards / "00002.tar").unlink()
+    with pytest.raises(ReverieError, match="holds '00002', no shard of"):
+        outcome(shards, tmp_path / "out")
+
+
+def test_two_processes_do_not_curate_into_one_folder(shards: Path, tmp_path: Path) -> None:
+    running = curate(shards, tmp_path / "out", PLAIN)
+    next(running)
+    with pytest.raises(ReverieError, match="another process is writing"):
+        outcome(shards, tmp_path / "out")
+    running.close()
+    assert outcome(shards, tmp_path / "out").kept == 3
 
 
 @pytest.mark.parametrize("stop", [2, 4, 6])

@@ -57,6 +57,18 @@ def test_nothing_gives_nothing(clip: Clip) -> None:
     assert clip.embed_images([]).shape == clip.embed_texts([]).shape == (0, 16)
 
 
+def test_one_alone_is_no_list(clip: Clip) -> None:
+    """Or the letters of "cat" would be three labels."""
+    for asked in (
+        lambda: clip.similarity("bear.png", ["a bear"]),
+        lambda: clip.similarity([], "a bear"),
+        lambda: clip.classify([], "cat"),
+        lambda: clip.classify([], ["cat", "dog"], "a {}"),
+    ):
+        with pytest.raises(ReverieError, match=r"lists?, as in"):
+            asked()
+
+
 def test_short_texts_cost_few_positions(clip: Clip, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, ...]] = []
     encode = clip.model.encode_text

@@ -54,7 +54,7 @@ def test_cells_have_their_values_colours(likeness: Likeness) -> None:
     picture = likeness.heat_map()
     colours = {picture.getpixel((x, y)) for x in range(picture.width) for y in range(picture.height)}
     for value in likeness.cosines.flatten().tolist():
-        exact = colour_of(value, -1, 1)[0]
+        exact = colour_of(value, -1.0, 1.0)[0]
         assert any(max(abs(a - b) for a, b in zip(exact, colour, strict=True)) <= 1 for colour in colours)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import shutil
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -96,6 +97,32 @@ def test_the_page_shows_pictures_and_runs_nothing(tmp_path: Path) -> None:
         assert evil in page.text
         assert results.query in page.text
         assert "cannot be read any more" in page.text
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page(tmp_path: Path) -> None:
+    """In Chromium pictures and names are there, and neither what a name holds nor a script put in by hand runs."""
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium on this machine")
+    api = pytest.importorskip("playwright.sync_api")
+    evil = 'a"><img src=x onerror="document.title=1"><&.png'
+    paint(tmp_path / "pictures" / evil, (250, 0, 0))
+    paint(tmp_path / "pictures/blue.png", (0, 0, 250))
+    list(update(tmp_path / "index", tmp_path / "pictures", MeanColour()))
+    html = contact_sheet(search(open_index(tmp_path / "index"), MeanColour(), Query(("red",))))
+    (tmp_path / "found.html").write_text(html.replace("</body>", "<script>document.title = 'ran'</script></body>"))
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page()
+        page.goto((tmp_path / "found.html").as_uri())
+        widths = page.evaluate("[...document.images].map(image => image.complete && image.naturalWidth)")
+        texts = page.locator("figcaption").all_inner_texts()
+        title = page.title()
+        browser.close()
+    assert widths == [9, 9]
+    assert [text.partition(" ")[2] for text in texts] == [evil, "blue.png"]
+    assert title == "red"
 
 
 def test_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -66,6 +66,20 @@ def test_latents_are_scaled_codes_of_the_scenes(objective: diffusion.DiffusionOb
     torch.testing.assert_close(objective.latents[17].float(), latents[0], rtol=2e-3, atol=2e-3)
 
 
+def test_goes_on_from_a_unet_that_was_exported(
+    objective: diffusion.DiffusionObjective, workshop: Any, tmp_path: Path
+) -> None:
+    objective.export(tmp_path / "model")
+    recipe = read(workshop.recipe("diffusion"))
+    recipe["diffusion"] = recipe.get("diffusion", {}) | {"initial": str(tmp_path / "model" / "unet")}
+    begun = build(recipe, 4, tmp_path)  # another seed: its own initial values would be others
+    for name, value in objective.averaged.state_dict().items():
+        assert torch.equal(begun.averaged.state_dict()[name], value), name
+    ((_, loss, _),) = begun.losses(0)
+    loss.backward()
+    assert all(parameter.grad is not None for parameter in begun.averaged.parameters())
+
+
 def test_latents_are_made_once(
     objective: diffusion.DiffusionObjective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -268,7 +268,7 @@ def _located(path: str | Path, revision: str | None) -> tuple[Path, str]:
     if place.exists():
         return place, place.resolve().stem if place.is_file() else place.resolve().name
     name = PUBLISHED.get(str(path), str(path))
-    if not hub.is_name(name) or name.endswith(tuple(WEIGHTS)):
+    if not hub.is_name(name) or name.count("/") != 1 or name.endswith(tuple(WEIGHTS)):  # never a file of a repository
         known = ", ".join(PUBLISHED)
         raise ReverieError(f"no CLIP at '{path}'; give a folder, a file, a name on the hub, or one of {known}")
     return _fetched(name, revision), str(path)

@@ -42,7 +42,7 @@ class PathOptions:
     """Choose what the film goes through, how and how fast."""
 
     keyframe: Several = ()
-    """What to draw and when, such as "2s: an apple @seed 3" or "@image bear.png"; several times, in place of prompts."""
+    """What to draw and when, such as "2s: an apple @seed 3" or "@image bear.png"; several times, for prompts."""
     storyboard: Path | None = None
     """TOML or JSON file of keyframes and of whatever else the film is; options given here go before."""
     frames: Whole | None = None

@@ -10,11 +10,11 @@ from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from reverie.cli.options import Json, Output, Whole
-from reverie.cli.output import check_writable, say
+from reverie.cli.output import check_writable, say, tell_numbered
 from reverie.cli.progress import watched
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
-from reverie.similarity.templates import find_templates, read_lines
+from reverie.similarity.templates import existing, find_templates, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -75,9 +75,46 @@ def classify(
     for picture in pictures:
         if not picture.is_file():
             raise ReverieError(f"no picture '{picture}': there is no such file")
-    known = read_labels(labels)
+    _name(pictures, read_labels(labels), sentences, clip, top, batch, as_json)
+
+
+def read_labels(text: str) -> list[str]:
+    """Read labels: a file with one a line, or a list with commas; each counts once. Raises ReverieError."""
+    file = existing(text)
+    parts = read_lines(file) if file else [part.strip() for part in text.replace("，", ",").split(",")]
+    labels = list(dict.fromkeys(part for part in parts if part))
+    if not labels:
+        raise ReverieError(f"'{text}' holds no labels; write them with commas, or one a line in a file")
+    if len(labels) == 1 and not file and Path(text).suffix:
+        raise ReverieError(f"no file of labels '{text}'; write labels with commas, or give a file with one a line")
+    if len(labels) == 1:
+        raise ReverieError(f"the one label '{labels[0]}' is always the likeliest; give others to choose from")
+    return labels
+
+
+def read_names(file: str | None) -> dict[str, str] | None:
+    """Read what folders stand for: a folder's name, a tab and a label in each line. Raises ReverieError."""
+    if file is None:
+        return None
+    if not Path(file).is_file():
+        raise ReverieError(f"no file '{file}'; --labels of --evaluate is one: a folder, a tab, a label in each line")
+    lines = [line.split("\t") for line in read_lines(Path(file)) if line]
+    if not all(len(line) == 2 for line in lines):
+        raise ReverieError(f"'{file}' does not name classes; write a folder's name, a tab and its label in each line")
+    return {folder.strip(): label.strip() for folder, label in lines}
+
+
+def _name(
+    pictures: Sequence[Path],
+    labels: Sequence[str],
+    templates: Sequence[str] | None,
+    clip: ClipOptions,
+    top: int,
+    batch: int,
+    as_json: bool,
+) -> None:
     model = clip.load()
-    classifier = _classifier(model, known, sentences)
+    classifier = _classifier(model, labels, templates)
     for start in range(0, len(pictures), batch):
         for found in classifier.name(pictures[start : start + batch], top=top, batch=batch):
             if as_json:
@@ -86,28 +123,6 @@ def classify(
             say(found.picture)
             for guess in found.guesses:
                 say(f"  {guess.probability:6.1%}  {guess.cosine:.3f}  {guess.label}")
-
-
-def read_labels(text: str) -> list[str]:
-    """Read labels: a file with one a line, or a list with commas; each counts once. Raises ReverieError."""
-    is_file = len(text) < 1024 and Path(text).is_file()
-    parts = read_lines(Path(text)) if is_file else [part.strip() for part in text.replace("，", ",").split(",")]
-    labels = list(dict.fromkeys(part for part in parts if part))
-    if not labels:
-        raise ReverieError(f"'{text}' holds no labels; write them with commas, or one a line in a file")
-    if len(labels) == 1 and not is_file and Path(text).suffix:
-        raise ReverieError(f"no file of labels '{text}'; write labels with commas, or give a file with one a line")
-    return labels
-
-
-def read_names(file: str | None) -> dict[str, str] | None:
-    """Read what folders stand for: a folder's name, a tab and a label in each line. Raises ReverieError."""
-    if file is None:
-        return None
-    lines = [line.split("\t") for line in read_lines(Path(file)) if line]
-    if not all(len(line) == 2 for line in lines):
-        raise ReverieError(f"'{file}' does not name classes; write a folder's name, a tab and its label in each line")
-    return {folder.strip(): label.strip() for folder, label in lines}
 
 
 def _classifier(model: Clip, labels: Sequence[str], templates: Sequence[str] | None) -> Classifier:
@@ -145,6 +160,7 @@ def _evaluate(
         report = event.report
     if output is not None:
         save(report.picture(), output)
+        tell_numbered(report.labels)
     if as_json:
         drawn = {"confusion": str(output) if output else None}
         say(json.dumps({"model": model.name, **report.record(), **drawn}, ensure_ascii=False))

@@ -41,7 +41,8 @@ def draw(
     `drawn_by` is the model of the picture that is made again; another one is told of on stderr.
     """
     output, watch = result.output or default, Stopwatch()
-    asked, paths, sign = judge.asked(request, result), places(output, request.count, result), signing(result)
+    paths, sign = places(output, request.count, result), signing(result)
+    asked = judge.asked(request, result)
     with watch.measure("load"):
         clip = judge.load(model.device)
         system = load(model, drawn_by)

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from PIL import Image
 
 from reverie.cli.options import Flag, ResultOptions, Whole
+from reverie.cli.output import tell_numbered
 from reverie.codecs.pictures import save
 from reverie.errors import ReverieError
 from reverie.generate.requests import TextToImage
@@ -73,5 +74,7 @@ class JudgeOptions:
 def explain_beside(system: Pipeline, request: TextToImage, path: Path) -> Path:
     """Write which word drew what in a request's picture, next to it; return the file."""
     beside = path.with_name(f"{path.stem}-explained.png")
-    save(system.explain(request).sheet(), beside)
+    explained = system.explain(request)
+    save(explained.sheet(), beside)
+    tell_numbered(list(explained.maps))
     return beside

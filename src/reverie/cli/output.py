@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
+from reverie.codecs.lettering import labelled
 from reverie.codecs.pictures import FORMATS
 from reverie.errors import ReverieError
 
@@ -15,6 +18,14 @@ LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's nam
 def say(line: str) -> None:
     """Write one line of a command's result to stdout."""
     print(line)
+
+
+def tell_numbered(names: Sequence[str]) -> None:
+    """Say on stderr which names a chart shows as numbers, because no font of the system can write them."""
+    numbered = [f"{shown} {name}" for shown, name in zip(labelled(names), names, strict=True) if shown != name]
+    if numbered:
+        told = ", ".join(numbered)
+        print(f"no font here can write these names, so they are numbered: {told}; install one", file=sys.stderr)
 
 
 def slug(text: str) -> str:

@@ -12,9 +12,10 @@ from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from reverie.cli.options import Flag, Json, Output
-from reverie.cli.output import check_writable, say
+from reverie.cli.output import check_writable, say, tell_numbered
 from reverie.codecs.pictures import READABLE
 from reverie.errors import ReverieError
+from reverie.similarity.templates import existing
 
 if TYPE_CHECKING:
     from reverie.similarity.embed import Clip
@@ -74,6 +75,8 @@ def similarity(
     texts += text or []
     if not pictures and not texts:
         raise ReverieError('nothing to compare; give pictures and texts, as in: reverie similarity *.png "a bear"')
+    if as_json and as_csv:
+        raise ReverieError("--json and --csv are two ways to print one matrix; leave one out")
     if output is not None:
         check_writable([output])
     likeness = clip.load().similarity(pictures, texts)
@@ -81,27 +84,29 @@ def similarity(
         from reverie.codecs.pictures import save
 
         save(likeness.heat_map(), output)
+        tell_numbered(likeness.rows)
+        tell_numbered(likeness.columns if likeness.columns != likeness.rows else ())
     if as_json:
         say(json.dumps(likeness.record() | {"heat_map": str(output) if output else None}, ensure_ascii=False))
     elif as_csv:
         say(likeness.csv().rstrip("\n"))
     else:
-        names = shortened(likeness.rows) if pictures else likeness.rows
+        rows = shortened(likeness.rows) if pictures else likeness.rows
+        columns = likeness.columns if texts else shortened(likeness.columns)
         cells = [[f"{value:.3f}" for value in row] for row in likeness.cosines.tolist()]
-        for line in table(names, shortened(likeness.columns) if not texts else likeness.columns, cells):
-            say(line)
+        say("\n".join(table(rows, columns, cells)))
 
 
 def sorted_out(items: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Tell files of pictures from texts. Raises ReverieError for a folder, and for a picture that is not there."""
     pictures, texts = [], []
     for item in items:
-        path = Path(item)
-        if len(item) < 1024 and path.is_dir() and "/" in item:
-            raise ReverieError(f"'{item}' is a folder; give its pictures, as in {item.rstrip('/')}/*.png")
-        if len(item) < 1024 and path.is_file():
+        path = existing(item)
+        if path is not None and path.is_file():
             pictures.append(path)
-        elif path.suffix.lower() in READABLE and " " not in item:
+        elif path is not None and "/" in item:
+            raise ReverieError(f"'{item}' is a folder; give its pictures, as in {item.rstrip('/')}/*.png")
+        elif Path(item).suffix.lower() in READABLE and " " not in item:
             raise ReverieError(f"no picture '{item}': there is no such file; if it is a text, give it with --text")
         else:
             texts.append(item)

@@ -124,12 +124,17 @@ class Attention(nn.Module):
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Return the mixed tokens."""
-        q, k, v = (
-            project(x).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for project in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        x = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
-        return self.out_proj(x.transpose(1, 2).flatten(2))
+        return self._mix(x, x)
+
+    def first(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b 1 d"]:
+        """Return the first token of them alone, where every token sees all."""
+        return self._mix(x[:, :1], x)
+
+    def _mix(self, queries: Tensor, x: Tensor) -> Tensor:
+        asked = ((self.q_proj, queries), (self.k_proj, x), (self.v_proj, x))
+        q, k, v = (project(given).unflatten(-1, (self.heads, -1)).transpose(1, 2) for project, given in asked)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2))
 
 
 class MLP(nn.Module):
@@ -159,6 +164,11 @@ class Layer(nn.Module):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
         """Return the updated tokens."""
         x = x + self.self_attn(self.layer_norm1(x))
+        return x + self.mlp(self.layer_norm2(x))
+
+    def first(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b 1 d"]:
+        """Return the first token of them alone."""
+        x = x[:, :1] + self.self_attn.first(self.layer_norm1(x))
         return x + self.mlp(self.layer_norm2(x))
 
 
@@ -290,6 +300,14 @@ class VisionTower(nn.Module):
         hidden = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
         return VisionFeatures(hidden[-1], hidden, self.post_layernorm(hidden[-1][:, 0]))
 
+    def pooled(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """Return `pooled` of the features alone; most of the last layer need not be computed for it."""
+        x, last = self.pre_layrnorm(self.embeddings(pixels)), self.encoder.layers[-1]
+        assert isinstance(last, Layer)
+        for layer in self.encoder.layers[:-1]:
+            x = layer(x)
+        return self.post_layernorm(last.first(x)[:, 0])
+
 
 class CLIP(nn.Module):
     """Embed texts and images in one space, where a text and its image point the same way."""
@@ -309,7 +327,7 @@ class CLIP(nn.Module):
 
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Return the projected features of images made by `codecs.clip_images`, not normalised."""
-        return self.visual_projection(self.vision_model(pixels).pooled)
+        return self.visual_projection(self.vision_model.pooled(pixels))
 
     def forward(
         self, pixels: Float[Tensor, "i 3 h w"], tokens: Int64[Tensor, "t l"]

@@ -78,6 +78,8 @@ def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]
 
     Raises ReverieError where a template has no place for a label, or there is none of them.
     """
+    if isinstance(labels, str) or isinstance(templates, str):
+        raise ReverieError('labels and templates are given as lists, as in ["cat", "dog"], not as one text')
     if not labels or not templates:
         raise ReverieError("classification needs a label and a template at least; give some")
     step = max(1, TEXTS_AT_ONCE // len(templates))

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from reverie.checkpoints.clip_files import OPEN_CLIP_CONFIG, PREPROCESSOR, FoundClip
@@ -91,6 +92,8 @@ class Clip:
 
     def embed_images(self, pictures: Sequence[Picture], batch: int = 32) -> Float[Tensor, "n d"]:
         """Embed pictures, or the files at paths. Raises ReverieError, naming the file, where one cannot be read."""
+        if isinstance(pictures, str | Path | Image.Image):  # letters of a path would be taken for paths
+            raise ReverieError('pictures are given as a list, as in ["bear.png"], not as one alone')
         rows = [self.embed_levels(self.levels(part)) for part in _parts(pictures, batch)]
         return torch.cat(rows) if rows else torch.empty(0, self.width)
 
@@ -101,6 +104,8 @@ class Clip:
         Batches are made of texts of like length and end where their longest does: attention is causal, so what follows
         the end of a text does not change it, and a label of three words costs five positions instead of 77.
         """
+        if isinstance(texts, str):
+            raise ReverieError('texts are given as a list, as in ["a bear"], not as one alone')
         if not texts:
             return torch.empty(0, self.width)
         tokens = self.tokenizer(texts)

@@ -157,9 +157,9 @@ def _searcher(index: Index) -> Any:
     head, rows = index.header, np.array(sorted(index.by_row), np.int64)
     flat = faiss.IndexFlatIP(head.width)
     if len(rows) < CELLS_FROM:
-        made = faiss.IndexIDMap2(flat)
-        made.add_with_ids(index.vectors[rows], rows)
-        return made
+        compared = faiss.IndexIDMap2(flat)
+        compared.add_with_ids(index.vectors[rows], rows)
+        return compared
     file = index.folder / f"faiss-{head.generation}-{head.journal}.index"
     if file.is_file():
         return faiss.read_index(str(file), faiss.IO_FLAG_MMAP)

@@ -63,7 +63,7 @@ def find_templates(text: str) -> tuple[str, ...]:
         return TEMPLATES[text]
     if SLOT in text:
         return (text,)
-    if not Path(text).is_file():
+    if existing(text) is None:
         known = ", ".join(TEMPLATES)
         raise ReverieError(
             f"unknown templates '{text}'; choose from {known}, a sentence with {SLOT}, or a file of them"
@@ -74,6 +74,14 @@ def find_templates(text: str) -> tuple[str, ...]:
     for template in found:
         filled(template, "")
     return found
+
+
+def existing(text: str) -> Path | None:
+    """Return the file or folder that a text names; None where there is none, or it is too long to be a name."""
+    try:
+        return Path(text) if Path(text).exists() else None
+    except OSError:
+        return None
 
 
 def read_lines(file: Path) -> list[str]:

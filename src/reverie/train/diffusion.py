@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from reverie.checkpoints.components import CLIPComponents, Components
 from reverie.checkpoints.configs import ScheduleConfig
-from reverie.checkpoints.load import load_autoencoder, load_clip
+from reverie.checkpoints.load import load_autoencoder, load_clip, load_unet
 from reverie.checkpoints.save import save_folder
 from reverie.codecs.pictures import grid
 from reverie.data.captions import BARE, caption, telling
@@ -74,6 +74,7 @@ class DiffusionSettings:
     weighting: str = "min_snr"  # of the noise levels, a key of WEIGHTINGS
     beta_schedule: str = "scaled_linear"
     zero_terminal_snr: bool = False
+    initial: str = ""  # folder of a U-Net to start from, whose configuration is kept; "" starts from nothing
 
 
 def pooled_scene(things: tuple[Concept, ...], seed: int, index: int, settings: LatentSettings) -> Scene:
@@ -216,7 +217,11 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
     autoencoder = load_autoencoder(data.autoencoder, device=CPU, dtype=torch.float32).requires_grad_(False)
     clip = load_clip(data.clip, device=CPU, dtype=torch.float32)
     clip.clip.requires_grad_(False)
-    torch.manual_seed(seed)
-    unet = UNet(section(sections, "unet", UNetConfig))
-    initialise_(unet)
+    config = section(sections, "unet", UNetConfig)
+    if diffusion.initial:
+        unet = load_unet(diffusion.initial, device=CPU, dtype=torch.float32).train()
+    else:
+        torch.manual_seed(seed)
+        unet = UNet(config)
+        initialise_(unet)
     return DiffusionObjective(unet, autoencoder, clip, data, diffusion, seed, out)
