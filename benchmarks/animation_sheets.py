@@ -31,7 +31,7 @@ from reverie.similarity.embed import load_clip
 SEED = 20_000  # of scenes: no recipe draws from it
 COLUMNS = 8
 GIF_BYTES = 300_000  # that a README should load
-LOOP = ("a bear", "an apple", "a rocket", "a tree")
+LOOP = ("a bear", "an apple", "a rocket", "a star")
 
 
 def drawn(system: Pipeline, told: dict[str, Any], paced: bool = False) -> list[Image.Image]:
@@ -45,7 +45,7 @@ def drawn(system: Pipeline, told: dict[str, Any], paced: bool = False) -> list[I
 
 def scenes(size: int, indices: Sequence[int]) -> list[Keyframe]:
     """Render scenes of the emoji corpus, one thing on each, as keyframes with their captions."""
-    things, found = concepts("common"), []
+    things, found = concepts("basic"), []
     for index in indices:
         scene = scene_at(things, SEED, index, pair_share=0)
         picture = Image.fromarray(render(scene)).resize((size, size), Image.Resampling.LANCZOS)

@@ -11,7 +11,8 @@ from torch import nn
 from networks import random_weights
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
-from reverie.models.clip import CLIPS, CLIPTextConfig, TextTower, TextTowerWithProjection
+from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
+from reverie.models.clip_presets import CLIPS
 from reverie.models.unet import UNETS, UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.tokenizer import Tokenizer

@@ -72,7 +72,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=20)
     options.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0])
     chosen = options.parse_args()
-    system, things = reverie.load(chosen.model), concepts("common")
+    system, things = reverie.load(chosen.model), concepts("basic")
     scenes = [(index, scene_at(things, SEED, index, pair_share=0)) for index in range(chosen.pictures)]
     size = (system.size, system.size)
     pictures = [Image.fromarray(render(scene)).resize(size) for _, scene in scenes]

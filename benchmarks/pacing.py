@@ -26,15 +26,15 @@ from reverie.similarity.embed import load_clip
 
 PAIRS = (
     ("a bear", "an apple"),
-    ("a cat", "a dog"),
+    ("a panda", "a penguin"),
     ("a rocket", "a sailboat"),
-    ("a tree", "a cactus"),
-    ("a pizza", "the sun"),
-    ("a fish", "a bird"),
-    ("a house", "a castle"),
-    ("a heart", "a rose"),
+    ("a sunflower", "a cactus"),
+    ("a pizza", "a star"),
+    ("a fish", "a butterfly"),
+    ("a house", "a gift"),
+    ("a heart", "a balloon"),
     ("a car", "a bicycle"),
-    ("a pumpkin", "a ghost"),
+    ("a snowman", "a ghost"),
 )
 
 

@@ -20,7 +20,8 @@ from reverie.checkpoints.pickles import open_pickle
 from reverie.checkpoints.save import save_clip
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
-from reverie.models.clip import CLIP, CLIPS, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from reverie.models.clip_presets import CLIPS
 from reverie.tokenizer import Tokenizer
 
 LAYERS, SIZE, PATCH, SPACE = 2, 32, 8, 24

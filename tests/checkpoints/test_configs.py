@@ -26,7 +26,8 @@ from reverie.checkpoints.configs import (
 from reverie.diffusion.schedule import scaled_linear, squared_cosine, zero_terminal_snr
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AUTOENCODERS, AutoencoderConfig
-from reverie.models.clip import CLIPS, CLIPConfig
+from reverie.models.clip import CLIPConfig
+from reverie.models.clip_presets import CLIPS
 from reverie.models.unet import UNETS, UNet, UNetConfig
 
 

@@ -20,7 +20,6 @@ from transformers import CLIPTextModelWithProjection
 from reverie.errors import ReverieError
 from reverie.models.clip import (
     CLIP,
-    CLIPS,
     CLIPConfig,
     CLIPTextConfig,
     CLIPVisionConfig,
@@ -29,6 +28,7 @@ from reverie.models.clip import (
     contrastive_loss,
     similarity_logits,
 )
+from reverie.models.clip_presets import CLIPS
 
 TOLERANCE = 1e-5
 BOS, EOS = 97, 98

@@ -90,5 +90,6 @@ def recompute_layers_(clip: CLIP) -> None:
     """Let every layer forget what it computed inside, and compute it again going back (gradient checkpointing)."""
     for module in clip.modules():
         if isinstance(module, Layer):
-            again = partial(checkpoint, module.forward, use_reentrant=False, preserve_rng_state=False)
-            module.__dict__["forward"] = again  # of this instance alone; names of parameters stay
+            for name in ("forward", "first"):  # of this instance alone; names of parameters stay
+                method = getattr(module, name)
+                module.__dict__[name] = partial(checkpoint, method, use_reentrant=False, preserve_rng_state=False)
