@@ -8,14 +8,14 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 .PHONY: help demo test lint check bench clean
 
 help:
-	@echo "make demo    draw a bear with the bundled model"
+	@echo "make demo    draw a panda with the bundled model"
 	@echo "make test    run the tests"
 	@echo "make lint    check format, style and types"
 	@echo "make check   lint and test, as scripts/check does"
 	@echo "make bench   measure beside diffusers (half an hour; BENCH=--quick for a minute)"
 
 demo: $(VENV)/.run
-	$(BIN)/reverie image "a bear on a blue background" -o demo.png --seed 7
+	$(BIN)/reverie image "a panda on a green background" -o demo.png --seed 7 --guidance 2
 	@echo "The picture is $(CURDIR)/demo.png"
 
 test: $(VENV)/.test

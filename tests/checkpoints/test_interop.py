@@ -87,7 +87,7 @@ def theirs(pipeline: StableDiffusionPipeline, scheduler: type, steps: int, **set
 
 
 def assert_same_pictures(system: Pipeline, folder: Path, kind: type = StableDiffusionPipeline, steps: int = 5) -> None:
-    pipeline = kind.from_pretrained(folder)
+    pipeline = kind.from_pretrained(folder, torch_dtype=torch.float32)  # transformers keeps the files' half precision
     # With "leading", diffusers' Euler starts as we always do: from noise that the network sees with unit variance.
     spacing: ScheduleName = "trailing" if system.schedule_config.zero_terminal_snr else "leading"
     pairs = {
