@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Any, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
@@ -14,7 +13,8 @@ from reverie.animation.easing import EasingName
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
 from reverie.generate.parts import MAX_SEED, Fraction, Pixels, Strength, steps_taken
-from reverie.generate.pictures import RECORDED, Picture
+from reverie.generate.pictures import Picture
+from reverie.generate.recorded import Request
 from reverie.generate.requests import SamplerName, ScheduleName, Tile, random_seed
 
 ANCHOR = 0.2  # of the steps are shared where nothing is said: the reference's prompt strength of 0.8
@@ -60,7 +60,7 @@ def _keyframes(given: object) -> object:
     return tuple(found)
 
 
-class Animation(Frozen):
+class Animation(Request):
     """Ask for a film from keyframe to keyframe; keyframes may be given as texts, such as "2s: an apple @seed 3".
 
     `anchor` is the share of the steps that all frames take together, towards the middle of the prompts: 0 in a film
@@ -212,22 +212,3 @@ class Animation(Frozen):
     def loops_on(self) -> bool:
         """Tell whether the way goes on from the last keyframe to the first, rather than back."""
         return self.loop and not self.ping_pong
-
-    def to_json(self) -> str:
-        """Write the request as one line of JSON, with its pictures as data URLs."""
-        return self.model_dump_json()
-
-    def recorded(self) -> dict[str, Any]:
-        """Return what the metadata holds of the request: its pictures by path and SHA-256."""
-        return self.model_dump(mode="json", context=RECORDED)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read a request written by `to_json`."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ReverieError(f"request is not JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ReverieError(f"request must be a JSON object, not {type(data).__name__}")
-        return cls.of(data)

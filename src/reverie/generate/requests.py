@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import secrets
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.errors import ReverieError
-from reverie.generate.frozen import Frozen
 from reverie.generate.parts import MAX_SEED, ControlInput, Hires, Refiner, Strength, Variation, check_strength
-from reverie.generate.pictures import RECORDED, Picture
+from reverie.generate.pictures import Picture
+from reverie.generate.recorded import Request
 
 SamplerName = Literal[
     "ddpm",
@@ -54,7 +53,7 @@ def _seed_or_random(seed: object) -> object:
     return random_seed() if seed is None else seed
 
 
-class TextToImage(Frozen):
+class TextToImage(Request):
     """Ask for `count` pictures of a prompt; picture k is the one that seed + k alone would give.
 
     `width` and `height` in pixels are the model's own size where None; `seed` is drawn at random where None.
@@ -126,25 +125,6 @@ class TextToImage(Frozen):
         if self.variation is None:
             return self.replace(seed=self.seed + index, count=1)
         return self.replace(variation=self.variation.replace(seed=self.variation.seed + index), count=1)
-
-    def to_json(self) -> str:
-        """Write the request as one line of JSON, with its pictures as data URLs."""
-        return self.model_dump_json()
-
-    def recorded(self) -> dict[str, Any]:
-        """Return what the metadata holds of the request: its pictures by path and SHA-256."""
-        return self.model_dump(mode="json", context=RECORDED)
-
-    @classmethod
-    def from_json(cls, text: str) -> Self:
-        """Read a request written by `to_json`."""
-        try:
-            data = json.loads(text)
-        except json.JSONDecodeError as error:
-            raise ReverieError(f"request is not JSON: {error}") from error
-        if not isinstance(data, dict):
-            raise ReverieError(f"request must be a JSON object, not {type(data).__name__}")
-        return cls.of(data)
 
 
 class ImageToImage(TextToImage):
