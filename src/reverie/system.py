@@ -27,6 +27,7 @@ from reverie.fast import limit_threads, pack, pack_after
 BUNDLED = Path(__file__).parent / "assets" / "bundled"
 BUNDLED_NAME = "reverie-emoji"  # what the bundled model's pictures name
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+PACKED_FROM = 256  # widest level from which a U-Net gains by packing; the bundled one would take twice as long
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
 # What SDXL's refiner is told of the picture to make, and of the one to keep away from (diffusers' defaults).
 GOOD_SCORE, POOR_SCORE = 6.0, 2.5
@@ -215,8 +216,8 @@ def load(
     `revision` and in a `variant` ("fp16"). `vae` is an autoencoder to put in place of the model's: a folder or a file.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
-    files hold. `fast` lets the networks compute with packed weights where they are float32 on the CPU: the same results
-    but for rounding. Raises ReverieError where there is no model or it is damaged.
+    files hold. `fast` lets networks that gain by it compute with packed weights where they are float32 on the CPU: the
+    same results but for rounding. Raises ReverieError where there is no model or it is damaged.
     """
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
@@ -232,8 +233,9 @@ def load(
         components, name = replace(components, autoencoder=autoencoder), f"{name} + {Path(vae).name}"
     if fast:
         limit_threads()
-        for network in (components.unet, components.autoencoder):
-            pack(network)
+        pack(components.autoencoder)
+        if max(components.unet.config.block_out_channels) >= PACKED_FROM:
+            pack(components.unet)
         for tower in components.text_encoders:
             pack_after(TOWER_CALLS, tower)
     return StableDiffusion(**vars(replace(components, name=name)))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import reverie
-from reverie import ImageToImage, Pipeline, TextToImage
+from reverie import ImageToImage, Pipeline, TextToImage, system
 from reverie.adapters import lora
 from reverie.adapters.control import Control, controlled
 from reverie.checkpoints.configs import ScheduleConfig
@@ -49,7 +49,8 @@ def plain(folder: Path) -> Pipeline:
 
 
 @pytest.fixture
-def fast(folder: Path) -> Pipeline:
+def fast(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Pipeline:
+    monkeypatch.setattr(system, "PACKED_FROM", 0)  # as if it were wide
     return reverie.load(folder)
 
 
@@ -66,6 +67,12 @@ def test_what_is_loaded_is_fast_unless_it_is_not_wanted(plain: Pipeline, fast: P
     assert packed(fast.autoencoder)
     assert not packed(plain.unet)
     assert not packed(reverie.load(folder, dtype="bfloat16").unet)
+
+
+def test_a_narrow_unet_stays_plain(folder: Path) -> None:
+    narrow = reverie.load(folder)
+    assert not packed(narrow.unet)
+    assert packed(narrow.autoencoder)
 
 
 def test_pictures_are_the_same(plain: Pipeline, fast: Pipeline) -> None:
