@@ -157,9 +157,9 @@ class DiffusionObjective:
         turn, place = divmod(index, self.data.pool)
         number = shuffled(self.seed, turn, self.data.pool, place)
         if np.random.default_rng((self.seed, index, 3)).random() < self.data.dropout:
-            return self.latents[number], ""
+            return self.latents[number].float(), ""
         scene = pooled_scene(self.things, self.seed, number, self.data)
-        return self.latents[number], caption(scene, telling(self.seed, number, turn), bare=self.data.bare)
+        return self.latents[number].float(), caption(scene, telling(self.seed, number, turn), bare=self.data.bare)
 
     def move(self, device: torch.device) -> None:
         """Put the U-Net, and what stands frozen around it, onto a device."""
@@ -172,8 +172,7 @@ class DiffusionObjective:
 
     def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the weighted squared error of the prediction."""
-        latents, captions = self.batches(step)
-        x0 = latents.float()
+        x0, captions = self.batches(step)
         generator = step_generator(self.seed, step)
         t = torch.randint(len(self.schedule), (len(x0),), generator=generator)
         eps = torch.randn(x0.shape, generator=generator)

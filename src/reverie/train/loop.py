@@ -18,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reverie.errors import ReverieError
 from reverie.system import pick_device
@@ -150,7 +151,9 @@ class Learner:
         """Compute the next loss in the precision of the run."""
         if self.settings.precision == "float32":
             return next(losses, None)
-        with torch.autocast(self.kind, PRECISIONS[self.settings.precision]):
+        # On a CPU attention that is fused takes eight times as long in half precision as plain products do.
+        plain = sdpa_kernel(SDPBackend.MATH) if self.kind == "cpu" else nullcontext()
+        with torch.autocast(self.kind, PRECISIONS[self.settings.precision]), plain:
             return next(losses, None)
 
     def _descend(self, group: str, loss: Tensor, rate: float) -> None:
