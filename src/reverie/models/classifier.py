@@ -53,15 +53,15 @@ class PlainNet(nn.Module):
 class ResidualNet(nn.Module):
     """Halve the picture, then pass residual blocks that each halve it again (He et al. 2015), batch-normalised."""
 
-    def __init__(self, config: ClassifierConfig) -> None:
+    def __init__(self, config: ClassifierConfig, channels: int = 3) -> None:
         super().__init__()
         self.config = config
-        self.stem = nn.Sequential(*_convolution(3, config.widths[0], kernel=5, stride=2))
+        self.stem = nn.Sequential(*_convolution(channels, config.widths[0], kernel=5, stride=2))
         inputs = (config.widths[0], *config.widths)
         self.blocks = nn.ModuleList(ResidualStage(a, b) for a, b in zip(inputs, config.widths, strict=False))
         self.head = nn.Linear(2 * config.widths[-1], config.classes)
 
-    def forward(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b classes"]:
+    def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b classes"]:
         """Return the logits of images in [-1, 1]."""
         x = self.stem(F.avg_pool2d(images, 2))
         for block in self.blocks:
@@ -83,7 +83,7 @@ class ResidualStage(nn.Module):
 
     def forward(self, x: Float[Tensor, "b i h w"]) -> Float[Tensor, "b o h2 w2"]:
         """Return the map at half the size."""
-        return F.relu(self.body(x) + self.skip(F.avg_pool2d(x, 2)))
+        return F.relu(self.body(x) + self.skip(F.avg_pool2d(x, 2, ceil_mode=True)))
 
 
 CLASSIFIERS: dict[str, type[PlainNet] | type[ResidualNet]] = {"plain": PlainNet, "residual": ResidualNet}

@@ -89,7 +89,7 @@ class ClassifierObjective:
     def export(self, folder: Path) -> None:
         """Save the weights in half precision beside the config and the class names."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(_as(torch.float16, self.averaged.cpu().state_dict()), folder / "model.safetensors")
+        save_file(in_half(self.averaged.cpu().state_dict()), folder / "model.safetensors")
         config = asdict(self.config) | {"names": [thing.emoji for thing in self.things]}
         (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1))
 
@@ -108,7 +108,7 @@ def degraded(
     return images
 
 
-def coarsened(images: Float[Tensor, "b 3 h w"], factor: int) -> Float[Tensor, "b 3 h w"]:
+def coarsened(images: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c h w"]:
     """Shrink images by averaging and enlarge them again, so that nothing finer than `factor` pixels is left."""
     if factor == 1:
         return images
@@ -127,8 +127,18 @@ def load_classifier(folder: Path) -> tuple[PlainNet | ResidualNet, list[str]]:
     names = raw.pop("names")
     config = ClassifierConfig(raw["make"], raw["classes"], tuple(raw["widths"]))
     network = CLASSIFIERS[config.make](config)
-    network.load_state_dict(_as(torch.float32, state))
+    network.load_state_dict(in_single(state))
     return network.eval().requires_grad_(False), names
+
+
+def in_half(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cast the floating-point tensors of a state to float16, as they are kept."""
+    return _as(torch.float16, state)
+
+
+def in_single(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Cast the floating-point tensors of a state to float32, as they compute."""
+    return _as(torch.float32, state)
 
 
 def _as(dtype: torch.dtype, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -20,10 +20,12 @@ Settings = TypeVar("Settings")
 
 # Name -> module with `build(sections, seed, out) -> Objective`, and the tables that it reads.
 OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
-    "autoencoder": ("reverie.train.autoencoder", ("model", "data", "loss")),
+    "autoencoder": ("reverie.train.autoencoder", ("model", "data", "spectrogram", "loss")),
     "classifier": ("reverie.train.classifier", ("classifier",)),
     "clip": ("reverie.train.clip", ("text", "vision", "contrast", "data", "evaluation")),
     "diffusion": ("reverie.train.diffusion", ("unet", "data", "diffusion")),
+    "listener": ("reverie.train.listener", ("listener",)),
+    "finetune": ("reverie.train.finetune", ("model", "data", "spectrogram", "text", "lora", "prior", "loss")),
 }
 TOGETHER = ("clip",)  # objectives that share a batch among the processes of torchrun
 
@@ -68,6 +70,11 @@ def read(path: Path) -> dict[str, Any]:
     return sections
 
 
+def folder_of(path: Path, out: Path | None) -> Path:
+    """Return the folder of a recipe's run: `out`, or runs/NAME."""
+    return out or Path("runs") / path.stem
+
+
 def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[Event]:
     """Carry out a recipe into the folder `out` (default runs/NAME), yielding events; see `train`."""
     sections = read(path)
@@ -76,7 +83,7 @@ def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[E
         raise ReverieError(
             f"the objective {sections['objective']} learns in one process, not in {processes}; leave torchrun out"
         )
-    folder = out or Path("runs") / path.stem
+    folder = folder_of(path, out)
     module, _ = OBJECTIVES[sections["objective"]]
     build: Callable[[dict[str, Any], int, Path], Objective] = import_module(module).build
     yield from train(lambda: build(sections, settings.seed, folder), settings, folder, resume=resume)
