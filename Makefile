@@ -1,11 +1,11 @@
-# make demo | test | check | bench: each does all of its set-up in .venv; Python 3.11 or newer, pip and make are enough.
+# make demo | test | check | bench | bench-quick: each does all of its set-up in .venv; Python 3.11 or newer, pip and make are enough.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint check bench clean
+.PHONY: help demo test lint check bench bench-quick clean
 
 help:
 	@echo "make demo    draw a panda with the bundled model"
@@ -13,6 +13,7 @@ help:
 	@echo "make lint    check format, style and types"
 	@echo "make check   lint and test, as scripts/check does"
 	@echo "make bench   measure beside diffusers (half an hour; BENCH=--quick for a minute)"
+	@echo "make bench-quick   the main ratios in two minutes, to see whether anything became slower"
 
 demo: $(VENV)/.run
 	$(BIN)/reverie image "a panda on a green background" -o demo.png --seed 7 --guidance 2
@@ -29,6 +30,9 @@ check: $(VENV)/.dev
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py $(BENCH)
+
+bench-quick: $(VENV)/.test
+	$(BIN)/python benchmarks/quick.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

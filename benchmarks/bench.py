@@ -24,7 +24,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--quick", action="store_true", help="tiny networks, few rounds: does the benchmark itself work?"
     )
-    parser.add_argument("--full", action="store_true", help="VAE decoding at 512x512 too")
+    parser.add_argument("--full", action="store_true", help="VAE decoding at 512x512 and a step of SDXL too (21 GB)")
+    parser.add_argument("--compile", action="store_true", help="beside torch.compile too, which compiles for minutes")
+    parser.add_argument("--openvino-python", type=Path, help="Python of an environment with openvino, to measure too")
     parser.add_argument("--rounds", type=int, help="rounds of A and B (5; 2 with --quick)")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
     parser.add_argument("--model", type=Path, default=BUNDLED, help="folder in diffusers' layout for prompt to file")
@@ -45,7 +47,9 @@ def main() -> None:
     described, rows = machine(), []
     with tempfile.TemporaryDirectory() as scratch:
         rows += told(processes.rows(folder, options.steps, rounds, Path(scratch)))
-    rows += told(networks.rows(sizes, rounds))
+    rows += told(networks.rows(sizes, rounds, networks.Peers(options.openvino_python, options.compile)))
+    if options.full:
+        rows += told(networks.unet_rows(networks.XL, rounds))
     print(markdown(rows, described))
     print("written to", *write(rows, described, options.out))
 

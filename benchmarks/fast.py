@@ -47,20 +47,18 @@ def arguments() -> argparse.Namespace:
 
 def unet(sizes: Sizes, rounds: int, clock: Clock) -> Iterator[Row]:
     """Measure a U-Net step of batch 2."""
-    ours, theirs = networks.unet_pair(sizes.unet)
-    fast = packed_twin(ours, lambda: UNet(sizes.unet))
+    fast, theirs = networks.unet_pair(sizes.unet)
+    ours = plain_twin(fast, lambda: UNet(sizes.unet))
     for side in sizes.unet_latents:
-        x, t = torch.randn(2, sizes.unet.in_channels, side, side), torch.tensor([500.0, 500.0])
-        context = torch.randn(2, 77, sizes.unet.cross_attention_dim)
-        given = (x, t, context)
+        given = networks.unet_inputs(sizes.unet, side)
         calls = (partial(fast, *given), partial(ours, *given), sample(theirs, *given))
         yield from compare(f"U-Net step, batch 2, {side}x{side} latents", calls, rounds, clock)
 
 
 def decoder(sizes: Sizes, rounds: int, clock: Clock) -> Iterator[Row]:
     """Measure the decoding of one picture."""
-    ours, theirs = networks.decoder_pair(sizes.autoencoder)
-    fast = packed_twin(ours, lambda: Autoencoder(sizes.autoencoder))
+    fast, theirs = networks.decoder_pair(sizes.autoencoder)
+    ours = plain_twin(fast, lambda: Autoencoder(sizes.autoencoder))
     for side in sizes.decoder_latents:
         z = torch.randn(1, sizes.autoencoder.latent_channels, side, side)
         calls = (partial(fast.decode, z), partial(ours.decode, z), sample(theirs.decode, z))
@@ -72,7 +70,8 @@ def text(sizes: Sizes, rounds: int, clock: Clock) -> Iterator[Row]:
     with torch.device("meta"):
         ours = TextTower(sizes.text)
     ours.load_state_dict(networks.random_weights(ours), assign=True)
-    fast = packed_twin(ours.eval(), lambda: TextTower(sizes.text))
+    ours.eval()
+    fast = pack(plain_twin(ours, lambda: TextTower(sizes.text)))
     _, peer = networks.text_calls(sizes.text)
     tokens = torch.randint(0, sizes.text.eos_token_id - 1, (1, sizes.text.max_position_embeddings))
     calls = (lambda: fast(tokens).last, lambda: ours(tokens).last, peer)
@@ -87,12 +86,12 @@ def sample(peer: Callable[..., Any], *given: Tensor) -> Call:
     return lambda: peer(*given).sample
 
 
-def packed_twin(plain: M, make: Callable[[], M]) -> M:
-    """Build the same network around the same weights, and pack it."""
+def plain_twin(network: M, make: Callable[[], M]) -> M:
+    """Build the same network around the same weights, not packed."""
     with torch.device("meta"):
         twin = make()
-    twin.load_state_dict(plain.state_dict(), assign=True)
-    return pack(twin.eval())
+    twin.load_state_dict(network.state_dict(), assign=True)
+    return twin.eval()
 
 
 @torch.no_grad()

@@ -68,6 +68,37 @@ def run(command: Sequence[str], **environment: str) -> Run:
     return Run(time.perf_counter() - start, usage.ru_maxrss / 1024, output)
 
 
+class Remote:
+    """Hold a peer that lives in an environment of its own: it answers every line with the seconds that a call took."""
+
+    def __init__(self, command: Sequence[str], **environment: str) -> None:
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
+        )
+        self._answer("ready")
+
+    def seconds(self, clock: str = "wall") -> float:
+        """Let it make one call and return how long that took: by the wall's clock, or by the processor's."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("again\n")
+        self.process.stdin.flush()
+        wall, processor = self._answer("").split()
+        return float(processor if clock == "cpu" else wall)
+
+    def _answer(self, start: str) -> str:
+        assert self.process.stdout is not None
+        for line in self.process.stdout:
+            if line.startswith(start):
+                return line
+        raise RuntimeError(f"the peer ended with {self.process.wait()}")
+
+    def close(self) -> None:
+        """Let it end."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+
+
 def machine() -> dict[str, str]:
     """Describe the processor, its load and the versions that were measured."""
     from importlib.metadata import version

@@ -14,12 +14,13 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "reverie"
 LAYERS = (
     {"errors"},
-    {"models", "diffusion", "tokenizer", "data"},
+    {"models", "diffusion", "tokenizer", "data", "sound"},
     {"codecs", "checkpoints", "fast"},
     {"system"},
     {"adapters"},  # put something into a system and take it out again
     {"generate"},
     {"animation", "similarity"},
+    {"music"},  # its films follow animation's paths
     {"pipeline", "video"},  # what a loaded model can be asked for: pictures and films
     {"train"},  # draws its contact sheets with generate
     {"server", "cli"},

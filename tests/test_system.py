@@ -13,7 +13,7 @@ import torch
 import reverie
 from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
-from reverie.system import BUNDLED, BUNDLED_NAME, Conditioning, pick_device, pick_dtype
+from reverie.system import BUNDLED, BUNDLED_NAME, MUSIC_NAME, Conditioning, pick_device, pick_dtype
 
 
 def test_sd_conditions_on_the_last_layer(tiny: Pipeline) -> None:
@@ -89,7 +89,7 @@ def test_load_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         with pytest.raises(ReverieError, match=told):
             reverie.load(path)
     monkeypatch.setattr("reverie.system.BUNDLED", tmp_path / "none")
-    with pytest.raises(ReverieError, match=r"^this installation holds no bundled model"):
+    with pytest.raises(ReverieError, match=r"^this installation holds no bundled model reverie-emoji"):
         reverie.load()
 
 
@@ -132,6 +132,16 @@ def test_no_other_folder_has_the_bundled_models_name(
         tmp_path / BUNDLED_NAME: str(tmp_path / BUNDLED_NAME),
     }
     assert {path: reverie.load(path, device="cpu").name for path in names} == names
+
+
+def test_bundled_models_have_names(tiny: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for attribute, name in (("BUNDLED", BUNDLED_NAME), ("MUSIC", MUSIC_NAME)):
+        tiny.save(tmp_path / attribute)
+        monkeypatch.setattr(f"reverie.system.{attribute}", tmp_path / attribute)
+        assert reverie.load(name, device="cpu").name == name
+    monkeypatch.setattr("reverie.system.MUSIC", tmp_path / "none")
+    with pytest.raises(ReverieError, match=r"^this installation holds no bundled model reverie-music; give a folder"):
+        reverie.load(MUSIC_NAME)
 
 
 def test_importing_costs_nothing() -> None:

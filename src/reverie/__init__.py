@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from reverie.generate.metadata import from_metadata
     from reverie.generate.parts import ControlInput, Hires, Refiner, Variation
     from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
+    from reverie.music.recording import Recording
+    from reverie.music.request import Film, Music, Stop
     from reverie.pipeline import Pipeline, load
     from reverie.similarity.embed import Clip, load_clip
     from reverie.system import Conditioning, StableDiffusion
@@ -27,18 +29,22 @@ __all__ = [
     "Conditioning",
     "ControlInput",
     "Explanation",
+    "Film",
     "Frame",
     "Hires",
     "ImageToImage",
     "Inpaint",
     "Keyframe",
+    "Music",
     "Outpaint",
     "Pipeline",
     "Progress",
+    "Recording",
     "Refiner",
     "ReverieError",
     "Sound",
     "StableDiffusion",
+    "Stop",
     "TextToImage",
     "Variation",
     "from_metadata",
@@ -55,18 +61,22 @@ _PLACES = {
     "Conditioning": "reverie.system",
     "ControlInput": "reverie.generate.parts",
     "Explanation": "reverie.generate.explain",
+    "Film": "reverie.music.request",
     "Frame": "reverie.animation.draw",
     "Hires": "reverie.generate.parts",
     "ImageToImage": "reverie.generate.requests",
     "Inpaint": "reverie.generate.requests",
     "Keyframe": "reverie.animation.request",
+    "Music": "reverie.music.request",
     "Outpaint": "reverie.generate.requests",
     "Pipeline": "reverie.pipeline",
     "Progress": "reverie.generate.image",
+    "Recording": "reverie.music.recording",
     "Refiner": "reverie.generate.parts",
     "ReverieError": "reverie.errors",
     "Sound": "reverie.codecs.sound",
     "StableDiffusion": "reverie.system",
+    "Stop": "reverie.music.request",
     "TextToImage": "reverie.generate.requests",
     "Variation": "reverie.generate.parts",
     "from_metadata": "reverie.generate.metadata",

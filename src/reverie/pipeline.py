@@ -29,6 +29,11 @@ from reverie.generate.options import (
     TextToImageOptions,
 )
 from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.music import draw as player
+from reverie.music.film import frames as film_frames
+from reverie.music.options import MusicOptions
+from reverie.music.recording import Recording
+from reverie.music.request import Film, Music
 from reverie.similarity.best import best, rivals
 from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion
@@ -36,7 +41,7 @@ from reverie.system import StableDiffusion
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Pipeline(StableDiffusion):
-    """Draw pictures and films with a model.
+    """Draw pictures and films, or play music, with a model.
 
     Each method asks for one kind of request, whose fields are its options, and raises ReverieError for values out of
     range. Each picture's `.info` holds the request that makes it alone.
@@ -102,6 +107,22 @@ class Pipeline(StableDiffusion):
         """Draw a film and yield its frames in order; stop by closing the generator. See `animation.draw.animate`."""
         return draw_film(self, animation, distance=distance, store=store, heard=heard, batch=batch)
 
+    def music(self, prompt: str = "", **options: Unpack[MusicOptions]) -> list[Recording]:
+        """Play clips of music; the options are the fields of `Music`. They are sounds, which notebooks play."""
+        progress = self.play(Music.of({"prompt": prompt, **options}))
+        return [step.clip for step in progress if step.clip is not None]
+
+    def play(self, music: Music) -> Iterator[player.Progress]:
+        """Play clips and report every step; stop by closing the generator. See `music.draw.stream`."""
+        return player.stream(self, music)
+
+    def film(self, recording: Recording, film: Film = Film()) -> Iterator[Frame]:
+        """Draw the film to a recording, whose pictures move on its beat, and yield its frames. See `music.film`.
+
+        This is the model of the pictures; what played the recording may be another.
+        """
+        return film_frames(self, recording, film)
+
 
 def load(
     path: str | Path | None = None,
@@ -113,13 +134,14 @@ def load(
     variant: str | None = None,
     vae: str | Path | None = None,
     fast: bool = True,
+    int8: bool = False,
 ) -> Pipeline:
     """Load a model to draw with: the bundled one where no path is given, else a folder, a file or a name on the hub.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
-    files hold. `vae` is an autoencoder to put in place of the model's; `fast` packs weights for the CPU. See
-    `system.load`. Raises ReverieError where there is no model or it is damaged.
+    files hold. `vae` is an autoencoder to put in place of the model's; `fast` packs weights for the CPU; `int8` rounds
+    the U-Net's. See `system.load`. Raises ReverieError where there is no model or it is damaged.
     """
     which = {"config": config, "revision": revision, "variant": variant}
-    loaded = system.load(path, device=device, dtype=dtype, **which, vae=vae, fast=fast)
+    loaded = system.load(path, device=device, dtype=dtype, **which, vae=vae, fast=fast, int8=int8)
     return Pipeline(**vars(loaded))

@@ -22,10 +22,11 @@ from reverie.diffusion.names import choose
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
-from reverie.fast import limit_threads, pack, pack_after
+from reverie.fast import limit_threads, pack, pack_after, quantize
 
-BUNDLED = Path(__file__).parent / "assets" / "bundled"
-BUNDLED_NAME = "reverie-emoji"  # what the bundled model's pictures name
+ASSETS = Path(__file__).parent / "assets"
+BUNDLED, MUSIC = ASSETS / "bundled", ASSETS / "music"
+BUNDLED_NAME, MUSIC_NAME = "reverie-emoji", "reverie-music"  # what the bundled models are asked for and told by
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PACKED_FROM = 256  # widest level from which a U-Net gains by packing; the bundled one would take twice as long
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
@@ -208,16 +209,19 @@ def load(
     variant: str | None = None,
     vae: str | Path | None = None,
     fast: bool = True,
+    int8: bool = False,
 ) -> StableDiffusion:
-    """Load a model: the bundled one where no path is given, else a folder, a single file or a name on the hub.
+    """Load a model: the bundled one where no path is given, else a folder, a single file or a name.
 
     A folder is in diffusers' layout, a single file in CompVis' or Stability's (.safetensors, .ckpt); `config` names the
-    file's family where it does not tell. A name, `owner/name`, is looked for in the hub's cache, then fetched, of a
-    `revision` and in a `variant` ("fp16"). `vae` is an autoencoder to put in place of the model's: a folder or a file.
+    file's family where it does not tell. "reverie-emoji" and "reverie-music" are the bundled models; another name,
+    `owner/name`, is looked for in the hub's cache, then fetched, of a `revision` and in a `variant` ("fp16"). `vae` is
+    an autoencoder to put in place of the model's: a folder or a file.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
-    files hold. `fast` lets networks that gain by it compute with packed weights where they are float32 on the CPU: the
-    same results but for rounding. Raises ReverieError where there is no model or it is damaged.
+    files hold. `fast` lets networks that gain by it compute with packed weights where they are float32 (or bfloat16, on
+    processors that compute in it) on the CPU: the same results but for rounding. `int8` rounds the U-Net's weights to 8
+    bits, and the model is named so. Raises ReverieError where there is no model or it is damaged.
     """
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
@@ -231,19 +235,26 @@ def load(
     if vae is not None:
         autoencoder = load_vae(vae, device=place, dtype=kind, config=components.autoencoder.config)
         components, name = replace(components, autoencoder=autoencoder), f"{name} + {Path(vae).name}"
+    if int8:
+        quantize(components.unet)
+        name = f"{name} in int8"
     if fast:
         limit_threads()
         pack(components.autoencoder)
-        if max(components.unet.config.block_out_channels) >= PACKED_FROM:
+        if not int8 and max(components.unet.config.block_out_channels) >= PACKED_FROM:
             pack(components.unet)
         for tower in components.text_encoders:
             pack_after(TOWER_CALLS, tower)
     return StableDiffusion(**vars(replace(components, name=name)))
 
 
+def _bundled() -> dict[str, Path]:
+    return {BUNDLED_NAME: BUNDLED, MUSIC_NAME: MUSIC}
+
+
 def _locate(path: str | Path | None, revision: str | None, variant: str | None) -> tuple[Path, str]:
     """Find a model's file or folder, fetching it where it is a name on the hub; say what the model is called."""
-    found = BUNDLED if path is None else Path(path)
+    found = _bundled().get(BUNDLED_NAME if path is None else str(path), Path(path or ""))
     if not found.exists() and hub.is_name(str(path)):
         return hub.find(str(path), revision=revision, variant=variant), str(path)
     if found.is_file() or (found / "model_index.json").is_file():
@@ -252,17 +263,19 @@ def _locate(path: str | Path | None, revision: str | None, variant: str | None) 
 
 
 def _name(path: Path) -> str:
-    """Name a model by its folder or file; the bundled one has a name of its own, which no other can take."""
-    if path == BUNDLED.resolve():
-        return BUNDLED_NAME
+    """Name a model by its folder or file; the bundled ones have names of their own, which no other can take."""
+    for name, folder in _bundled().items():
+        if path == folder.resolve():
+            return name
     name = path.stem if path.is_file() else path.name
-    return str(path) if name == BUNDLED_NAME else name
+    return str(path) if name in _bundled() else name
 
 
 def _no_model(path: Path) -> str:
     allowed = "give a folder in diffusers' layout, a single file, or a name on the hub such as owner/name"
-    if path == BUNDLED:
-        return f"this installation holds no bundled model; {allowed}"
+    for name, folder in _bundled().items():
+        if path == folder:
+            return f"this installation holds no bundled model {name}; {allowed}"
     if path.is_dir():
         return f"no model in '{path}': it holds no model_index.json; {allowed}"
     return f"no model at '{path}': there is no such file or folder; {allowed}"

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from reverie.checkpoints.save import Precision, save_autoencoder, save_clip, sav
 from reverie.errors import ReverieError
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, TextTower
 from reverie.pipeline import Pipeline
+from reverie.sound.params import SMALL
 from reverie.tokenizer import Tokenizer
 
 HALF = Precision(torch.float16, variant="fp16")
@@ -56,6 +58,28 @@ def test_round_trip(kind: str, request: pytest.FixtureRequest, tmp_path: Path) -
     assert not any(tensor.is_meta for tensor in loaded.unet.state_dict().values())
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     assert not list((tmp_path / "model").glob(".*"))
+
+
+def test_how_a_model_of_music_hears_is_kept(tiny: Pipeline, tmp_path: Path) -> None:
+    save_folder(replace(tiny, spectrogram=replace(SMALL, power=0.5)), tmp_path / "model")
+    assert load_folder(tmp_path / "model").spectrogram == replace(SMALL, power=0.5)
+    save_folder(tiny, tmp_path / "model")
+    assert load_folder(tmp_path / "model").spectrogram is None
+
+
+@pytest.mark.parametrize(
+    ("told", "message"),
+    [
+        ("[]", "is damaged: it should hold a JSON object"),
+        ('{"mels": "many"}', "spectrogram.json describes no spectrogram: mels: Input should be a valid integer"),
+        ('{"high": 0}', "spectrogram.json describes no spectrogram: .*bands from 0 to 0 Hz are not possible"),
+    ],
+)
+def test_a_damaged_spectrogram_gets_one_line(tiny: Pipeline, tmp_path: Path, told: str, message: str) -> None:
+    save_folder(tiny, tmp_path)
+    (tmp_path / "spectrogram.json").write_text(told)
+    with pytest.raises(ReverieError, match=message):
+        load_folder(tmp_path)
 
 
 def test_single_parts(tiny: Pipeline, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import tarfile
 from pathlib import Path
 
@@ -86,6 +87,28 @@ def test_folders_with_a_text_beside_each_picture(tmp_path: Path) -> None:
     found = open_captioned(tmp_path)
     assert [found.caption(index) for index in range(len(found))] == ["a red one", "蓝"]
     assert found.picture(1).getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_pictures_without_a_caption_have_the_default(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        Image.new("RGB", (4, 3)).save(tmp_path / f"{name}.png")
+    (tmp_path / "b.txt").write_text("a bear")
+    assert [open_captioned(tmp_path).caption(0), len(open_captioned(tmp_path))] == ["a bear", 1]
+    found = open_captioned(tmp_path, "a photo of sks dog")
+    assert [found.caption(index) for index in range(len(found))] == ["a photo of sks dog", "a bear"]
+
+
+def test_collections_know_when_their_files_change(tmp_path: Path) -> None:
+    for folder in ("one", "other"):
+        (tmp_path / folder).mkdir()
+        Image.new("RGB", (4, 3)).save(tmp_path / folder / "a.png")
+        os.utime(tmp_path / folder / "a.png", (7, 7))
+    before = open_captioned(tmp_path / "one", "a dog").identity
+    assert open_captioned(tmp_path / "other", "a cat").identity == before  # wherever they lie, whatever is told of them
+    os.utime(tmp_path / "one" / "a.png", (8, 8))
+    assert open_captioned(tmp_path / "one", "a dog").identity != before
+    Image.new("RGB", (4, 3)).save(tmp_path / "other" / "b.png")
+    assert len(open_captioned(tmp_path / "other", "a cat").identity) == len(before) + 1
 
 
 def test_folders_with_a_list(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_a_corpus_can_grow(folder: Path, tmp_path: Path) -> None:
         ({"seed": SEED + 1}, "holds other shards"),
         ({"subset": "plants"}, "holds other shards"),
         ({"shard_size": SIZE + 1}, "holds other shards"),
-        ({"count": SIZE}, "holds more than 3 scenes"),
+        ({"count": SIZE}, "holds more than 3 samples"),
     ],
 )
 def test_other_shards_are_not_mixed(folder: Path, changed: dict[str, object], message: str) -> None:
@@ -118,7 +118,7 @@ def test_foreign_shards_are_left_alone(cldr: None, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("numbers", [{"count": 0}, {"count": 1, "shard_size": 0}, {"count": 1, "shard_size": 10_001}])
 def test_bad_numbers(cldr: None, tmp_path: Path, numbers: dict[str, int]) -> None:
-    with pytest.raises(ReverieError, match="give at least 1 scene and 1 to 10000 a shard"):
+    with pytest.raises(ReverieError, match="give at least 1 sample and 1 to 10000 a shard"):
         list(write(tmp_path / "new", subset="food", seed=0, **numbers))
     assert not (tmp_path / "new").exists()
 

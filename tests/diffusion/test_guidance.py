@@ -10,7 +10,17 @@ from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import resca
 from torch import Tensor
 
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
-from reverie.diffusion.guidance import apart, composed, consistency, guided, linear, rescaled, thresholded, together
+from reverie.diffusion.guidance import (
+    apart,
+    composed,
+    consistency,
+    guided,
+    linear,
+    rescaled,
+    thresholded,
+    together,
+    within,
+)
 from reverie.diffusion.schedule import Schedule, to_vp
 
 
@@ -106,3 +116,10 @@ def test_parts_in_one_call_and_apart_agree() -> None:
     for a, b in zip(once, twice, strict=True):
         torch.testing.assert_close(a, b)
     torch.testing.assert_close(once[1], x * (1 + 1.5 * (2 - 1) - 0.5 * (4 - 1)) + t[:, None])
+
+
+def test_guidance_acts_between_two_levels_alone() -> None:
+    x = torch.zeros(1, 2)
+    denoise = within(lambda x, sigma: x + 1, lambda x, sigma: x - 1, 5.0, 0.5)
+    seen = {sigma: denoise(x, sigma)[0, 0].item() for sigma in (9.0, 5.1, 5.0, 2.0, 0.5, 0.4)}
+    assert seen == {9.0: -1, 5.1: -1, 5.0: 1, 2.0: 1, 0.5: 1, 0.4: -1}

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverie.fast import pack, packed, unpack
+from reverie.fast import kernels, native, pack, packed, unpack
 from reverie.fast.blocks import BLOCKS
 from reverie.fast.transform import PLAIN
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -192,11 +192,31 @@ def test_latents_of_one_pixel_and_of_odd_sides() -> None:
 
 @torch.no_grad()
 def test_other_types_stay_plain() -> None:
-    halves = UNet(UNET).to(torch.bfloat16)
-    assert not packed(pack(halves))
+    assert not packed(pack(UNet(UNET).half()))
     assert packed(pack(UNet(UNET)))
     with torch.device("meta"):
         assert not packed(pack(UNet(UNET)))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(not native(torch.bfloat16), reason="this processor does not compute in bfloat16")
+def test_bfloat16_is_packed_where_the_processor_computes_in_it() -> None:
+    """As near to the exact values as the plain modules are in bfloat16, and back to the bit."""
+    torch.manual_seed(0)
+    network, (x, t, context) = UNet(UNET).eval(), given()
+    exact = network(x, t, context)
+    network.to(torch.bfloat16)
+    weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    halves = (x.bfloat16(), t, context.bfloat16())
+    plain = error(network(*halves).float(), exact)
+    assert packed(pack(network))
+    assert error(network(*halves).float(), exact) < 1.2 * plain
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in unpack(network).state_dict().items())
+
+
+def test_bfloat16_stays_plain_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "native", lambda dtype: dtype == torch.float32)
+    assert not packed(pack(UNet(UNET).bfloat16()))
 
 
 @torch.no_grad()

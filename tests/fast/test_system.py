@@ -19,7 +19,7 @@ from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.save import save_folder
 from reverie.codecs import slices
 from reverie.codecs.image import to_pictures
-from reverie.fast import pack, packed
+from reverie.fast import int8, pack, packed
 from reverie.generate.explain import explain
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
@@ -66,13 +66,26 @@ def test_what_is_loaded_is_fast_unless_it_is_not_wanted(plain: Pipeline, fast: P
     assert packed(fast.unet)
     assert packed(fast.autoencoder)
     assert not packed(plain.unet)
-    assert not packed(reverie.load(folder, dtype="bfloat16").unet)
+    assert not packed(reverie.load(folder, dtype="float16").unet)
 
 
 def test_a_narrow_unet_stays_plain(folder: Path) -> None:
     narrow = reverie.load(folder)
     assert not packed(narrow.unet)
     assert packed(narrow.autoencoder)
+
+
+@pytest.mark.skipif(not int8.available(), reason="this processor multiplies no 8-bit numbers")
+def test_a_model_may_be_rounded(plain: Pipeline, folder: Path, tmp_path: Path) -> None:
+    small = reverie.load(folder, int8=True)
+    assert small.name == f"{plain.name} in int8"
+    assert packed(small.autoencoder)
+    assert 1e-5 < error(latents(small, BEAR), latents(plain, BEAR)) < 0.2
+    file = some_lora(plain, tmp_path / "ink.safetensors")
+    without = latents(small, BEAR)
+    with lora.apply(small, [(file, 1.0, 1.0)]):
+        assert error(latents(small, BEAR), without) > 1e-3
+    assert error(latents(small, BEAR), without) < 1e-2
 
 
 def test_pictures_are_the_same(plain: Pipeline, fast: Pipeline) -> None:

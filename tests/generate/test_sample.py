@@ -13,7 +13,7 @@ from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.generate.conditioning import encode
 from reverie.generate.requests import TextToImage
-from reverie.generate.sample import guided_denoiser, noise_levels, sample, step_at
+from reverie.generate.sample import guided_denoiser, level_at, noise_levels, sample, step_at
 from reverie.pipeline import Pipeline
 from reverie.system import Conditioning
 
@@ -92,6 +92,22 @@ def test_rows_are_pictures(system: Pipeline, prompt: str) -> None:
     x = torch.cat([X, X.flip(2), -X])
     for row, together in zip(x, asked(system, request, x), strict=True):
         torch.testing.assert_close(asked(system, request, row[None])[0], together, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("sigma", "guided"), [(14.0, False), (2.0, True), (0.05, False)])
+def test_guidance_may_act_on_a_part_of_the_way(tiny: Pipeline, sigma: float, guided: bool) -> None:
+    request = TextToImage(prompt="a bear", guidance=4, guidance_interval=(0.1, 0.9), seed=0)
+    u, c = (answer(tiny, encode_, sigma) for encode_ in (tiny.encode_negative([""]), tiny.encode_prompt(["a bear"])))
+    wanted = u + 4 * (c - u) if guided else c
+    torch.testing.assert_close(asked(tiny, request, sigma=sigma), wanted, atol=1e-4, rtol=1e-4)
+
+
+def test_fractions_of_the_way_are_timesteps(tiny: Pipeline) -> None:
+    schedule = tiny.schedule
+    assert level_at(schedule, 0) == torch.inf
+    assert level_at(schedule, 1) == 0
+    assert level_at(schedule, 0.8) == pytest.approx(schedule.sigmas[200].item())
+    assert level_at(schedule, 0.8) < schedule.sigmas[200].item()
 
 
 def test_steps_are_told_by_noise_levels() -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from reverie.checkpoints.load import load_autoencoder
+from reverie.data.concepts import concepts
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.discriminator import PatchGAN
 from reverie.train import run
@@ -27,6 +28,7 @@ from reverie.train.autoencoder import (
     initialise_,
     measured_scale,
 )
+from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.loop import step_generator
 
 TINY = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8, 8), layers_per_block=1, norm_num_groups=4)
@@ -43,7 +45,8 @@ def make(corpus: None) -> Callable[..., AutoencoderObjective]:
 
     def make(**loss: Any) -> AutoencoderObjective:
         torch.manual_seed(0)
-        return AutoencoderObjective(Autoencoder(TINY), noise_picture, DATA, LossSettings(**loss), seed=3)
+        held_out = Scenes(concepts("instruments"), HELD_OUT_SEED, 20)
+        return AutoencoderObjective(Autoencoder(TINY), noise_picture, held_out, DATA, LossSettings(**loss), seed=3)
 
     return make
 

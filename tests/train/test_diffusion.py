@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,13 @@ from PIL import Image
 from torch import nn
 
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
-from reverie.data import captions
+from reverie.data.concepts import concepts
 from reverie.data.loader import shuffled
 from reverie.data.scenes import render, scene_at
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet, UNetConfig
 from reverie.train import diffusion
-from reverie.train.diffusion import LatentSettings, build, initialise_, pooled_latents, text_tower
+from reverie.train.diffusion import build, initialise_, text_tower
 from reverie.train.loop import step_generator
 from reverie.train.recipe import read
 
@@ -57,13 +56,13 @@ def objective(workshop: Any, tmp_path_factory: pytest.TempPathFactory) -> diffus
 
 
 def test_latents_are_scaled_codes_of_the_scenes(objective: diffusion.DiffusionObjective) -> None:
-    autoencoder = objective.components.autoencoder
-    pixels = torch.from_numpy(render(scene_at(objective.things, 3, 17))).permute(2, 0, 1)[None]
+    autoencoder, stream = objective.components.autoencoder, objective.batches.items.make
+    pixels = torch.from_numpy(render(scene_at(concepts("instruments"), 3, 17))).permute(2, 0, 1)[None]
     with torch.no_grad():
         latents = autoencoder.encode(pixels / 127.5 - 1).mode() * autoencoder.config.scaling_factor
-    assert objective.latents.dtype == torch.float16
-    assert objective.latents.shape == (20, 4, 8, 8)
-    torch.testing.assert_close(objective.latents[17].float(), latents[0], rtol=2e-3, atol=2e-3)
+    assert stream.latents.dtype == torch.float16
+    assert stream.latents.shape == (20, 4, 8, 8)
+    torch.testing.assert_close(stream.latents[17].float(), latents[0], rtol=2e-3, atol=2e-3)
 
 
 def test_goes_on_from_a_unet_that_was_exported(
@@ -80,52 +79,17 @@ def test_goes_on_from_a_unet_that_was_exported(
     assert all(parameter.grad is not None for parameter in begun.averaged.parameters())
 
 
-def test_latents_are_made_once(
-    objective: diffusion.DiffusionObjective, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    drawn: list[object] = []
-    monkeypatch.setattr(diffusion, "render", lambda scene: drawn.append(scene) or render(scene))
-    data = replace(objective.data, pool=5)
-
-    def pool(data: LatentSettings, seed: int) -> torch.Tensor:
-        path = tmp_path / "latents.safetensors"
-        return pooled_latents(objective.components.autoencoder, objective.things, seed, data, path)
-
-    first = pool(data, 3)
-    assert len(drawn) == 5
-    assert torch.equal(pool(data, 3), first)
-    assert len(drawn) == 5
-    assert not torch.equal(pool(data, 4), first)  # another seed: the file does not fit any more
-    assert len(drawn) == 10
-    assert torch.equal(pool(data, 3), first)
-    assert len(pool(replace(data, pool=6), 3)) == 6
-
-
-def test_captions_go_with_their_latents_and_some_are_left_out(objective: diffusion.DiffusionObjective) -> None:
-    told = []
-    for index in range(400):
-        latents, caption = objective._item(index)
-        turn, place = divmod(index, 20)
-        scene = shuffled(3, turn, 20, place)
-        assert torch.equal(latents, objective.latents[scene])
-        if caption:
-            drawn = diffusion.pooled_scene(objective.things, 3, scene, objective.data)
-            assert caption == captions.caption(drawn, captions.telling(3, scene, turn))
-        told.append(caption)
-    assert sum(caption == "" for caption in told) / len(told) == pytest.approx(0.2, abs=0.06)
-
-
 def test_loss_is_the_weighted_error_of_v(objective: diffusion.DiffusionObjective) -> None:
     """v = sqrt(a) eps - sqrt(1 - a) x0; min-SNR weighs the error in x0 by min(SNR, 5), so that of v by / (SNR + 1)."""
     ((name, loss, _),) = objective.losses(1)
-    items = [objective._item(index) for index in range(4, 8)]
-    x0 = torch.stack([latents for latents, _ in items]).float()
+    items = [objective.batches.items.make(index) for index in range(4, 8)]
+    x0 = torch.stack([latents for latents, _, _ in items]).float()
     generator = step_generator(3, 1)
     t = torch.randint(1000, (4,), generator=generator)
     eps = torch.randn(x0.shape, generator=generator)
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
     a = torch.cumprod(1 - betas, 0)[t].view(4, 1, 1, 1)
-    tokens = objective.components.tokenizers[0]([caption for _, caption in items])
+    tokens = objective.components.tokenizers[0]([caption for _, caption, _ in items])
     with torch.no_grad():
         context = objective.components.text_encoders[0](tokens).last
         predicted = objective.averaged((a.sqrt() * x0 + (1 - a).sqrt() * eps).float(), t, context)

@@ -11,8 +11,10 @@ import pytest
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.unet import UNetConfig
-from reverie.train import autoencoder, classifier, clip, diffusion, run, zero_shot
+from reverie.sound.params import SpectrogramParams
+from reverie.train import autoencoder, classifier, clip, diffusion, finetune, run, zero_shot
 from reverie.train.loop import RunSettings
+from reverie.train.lora import LoRASettings
 from reverie.train.recipe import OBJECTIVES, read, section
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
@@ -20,6 +22,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "autoencoder": {
         "model": AutoencoderConfig,
         "data": autoencoder.DataSettings,
+        "spectrogram": SpectrogramParams,
         "loss": autoencoder.LossSettings,
     },
     "classifier": {"classifier": classifier.ClassifierSettings},
@@ -34,6 +37,15 @@ KINDS: dict[str, dict[str, Any]] = {
         "unet": UNetConfig,
         "data": diffusion.LatentSettings,
         "diffusion": diffusion.DiffusionSettings,
+    },
+    "finetune": {
+        "model": finetune.ModelSettings,
+        "data": finetune.DataSettings,
+        "spectrogram": SpectrogramParams,
+        "text": finetune.TextSettings,
+        "lora": LoRASettings,
+        "prior": finetune.PriorSettings,
+        "loss": finetune.LossSettings,
     },
 }
 

@@ -196,7 +196,7 @@ def _base(animation: Animation, size: tuple[int, int]) -> TextToImage:
     """Return what all pictures of a film have in common; its prompt is the keyframes' LoRAs alone."""
     through_pictures = any(keyframe.image for keyframe in animation.keyframes)
     return TextToImage(
-        prompt=_tags(animation.keyframes),
+        prompt=lora_tags([keyframe.prompt for keyframe in animation.keyframes]),
         seed=animation.seed,
         steps=animation.steps,
         guidance=animation.guidance,
@@ -213,13 +213,13 @@ def _base(animation: Animation, size: tuple[int, int]) -> TextToImage:
     )
 
 
-def _tags(keyframes: Sequence[Keyframe]) -> str:
-    """Write each LoRA that the keyframes name once: it is in the model for the whole film."""
-    tags = dict.fromkeys(tag for keyframe in keyframes for tag in extract(keyframe.prompt)[1])
+def lora_tags(prompts: Sequence[str]) -> str:
+    """Write each LoRA that prompts name once: it is in the model all the way from one to the other."""
+    tags = dict.fromkeys(tag for prompt in prompts for tag in extract(prompt)[1])
     names = [tag.name for tag in tags]
     for name in names:
         if names.count(name) > 1:
-            raise ReverieError(f"keyframes name the LoRA '{name}' with several weights; a film has one of each")
+            raise ReverieError(f"the prompts name the LoRA '{name}' with several weights; give it one")
     return "".join(f"<lora:{tag.name}:{tag.text!r}:{tag.unet!r}>" for tag in tags)
 
 

@@ -17,8 +17,8 @@ from typing import BinaryIO, Protocol
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.generate.cache import FOLDER, folder
 
-FOLDER = "REVERIE_CACHE"  # the environment's name for where frames wait
 KEPT = 2 * 1024**3  # bytes of earlier films' frames that stay, so that writing another file of one costs nothing
 JOURNAL, LOCK = "journal.jsonl", "lock"
 
@@ -150,14 +150,12 @@ def _locked(path: Path) -> BinaryIO | None:
 
 def cache() -> Path:
     """Return the folder of all films' frames: within REVERIE_CACHE, else within the user's cache."""
-    own = os.environ.get(FOLDER)
-    base = Path(own) if own else Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "reverie"
-    return base / "frames"
+    return folder() / "frames"
 
 
-def prune(folder: Path, kept: int = KEPT) -> None:
+def prune(frames: Path, kept: int = KEPT) -> None:
     """Remove the frames of films that nobody is making, the oldest first, until no more than `kept` bytes are left."""
-    films = sorted((film for film in folder.iterdir() if film.is_dir()), key=lambda film: film.stat().st_mtime)
+    films = sorted((film for film in frames.iterdir() if film.is_dir()), key=lambda film: film.stat().st_mtime)
     sizes = {film: sum(file.stat().st_size for file in film.iterdir() if file.is_file()) for film in films}
     left = sum(sizes.values())
     for film in films:

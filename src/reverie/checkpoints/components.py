@@ -8,6 +8,7 @@ from reverie.checkpoints.configs import ScheduleConfig
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet
+from reverie.sound.params import SpectrogramParams
 from reverie.tokenizer import Tokenizer
 
 
@@ -16,7 +17,8 @@ class Components:
     """Hold the parts of a model: what a folder in diffusers' layout holds.
 
     SD 1 and 2 have one tokenizer and text encoder, XL two of each, its refiner only the second. `zero_empty` says that
-    an empty negative prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`).
+    an empty negative prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`). `spectrogram` says how a model
+    of music hears; one of pictures has none.
     """
 
     tokenizers: tuple[Tokenizer, ...]
@@ -25,6 +27,7 @@ class Components:
     autoencoder: Autoencoder
     schedule_config: ScheduleConfig = field(default_factory=ScheduleConfig)
     zero_empty: bool = False
+    spectrogram: SpectrogramParams | None = None
     name: str = "model"
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -17,6 +18,7 @@ from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNet
+from reverie.sound.params import SpectrogramParams
 from reverie.tokenizer import Tokenizer
 
 M = TypeVar("M", bound=nn.Module)
@@ -32,6 +34,7 @@ PIPELINES = (
     "LatentConsistencyModelPipeline",
 )
 CPU = torch.device("cpu")
+SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 
 
@@ -88,6 +91,7 @@ def load_folder(
         autoencoder=load_autoencoder(path / "vae", device=device, dtype=dtype, variant=variant),
         schedule_config=_config(path / "scheduler", configs.read_schedule, "scheduler_config.json"),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
+        spectrogram=_spectrogram(path / SPECTROGRAM),
         name=path.resolve().name,
     )
 
@@ -154,6 +158,17 @@ def _folder(path: str | Path) -> Path:
 
 def _config(folder: Path, read: Callable[[dict[str, Any], str], C], name: str = "config.json") -> C:
     return read(read_json(folder / name), str(folder / name))
+
+
+def _spectrogram(file: Path) -> SpectrogramParams | None:
+    if not file.exists():
+        return None
+    try:
+        return TypeAdapter(SpectrogramParams).validate_python(read_json(file))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ReverieError(f"{file} describes no spectrogram: {where}: {first['msg']}") from error
 
 
 def _load(

@@ -7,7 +7,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reverie.checkpoints import configs
 from reverie.checkpoints.components import CLIPComponents, Components
-from reverie.checkpoints.load import DIFFUSERS_STEM, TRANSFORMERS_STEM
+from reverie.checkpoints.load import DIFFUSERS_STEM, SPECTROGRAM, TRANSFORMERS_STEM
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, CLIPVisionConfig, TextTower, TextTowerWithProjection
@@ -58,7 +58,11 @@ def save_folder(components: Components, path: str | Path, precision: Precision =
         _write_unet(components.unet, folder / "unet", precision)
         _write_autoencoder(components.autoencoder, folder / "vae", precision)
         _write_json(folder / "scheduler/scheduler_config.json", configs.write_schedule(components.schedule_config))
+        if components.spectrogram is not None:
+            _write_json(folder / SPECTROGRAM, asdict(components.spectrogram))
         _write_json(folder / "model_index.json", _index(components))
+    if components.spectrogram is None:
+        Path(path, SPECTROGRAM).unlink(missing_ok=True)  # of a model of music that was there before
 
 
 def save_clip(components: CLIPComponents, path: str | Path, precision: Precision = FULL) -> None:

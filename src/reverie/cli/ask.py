@@ -45,6 +45,12 @@ class BasicOptions:
     """How the noise levels are spaced: karras, exponential, ...; an unknown name lists them all."""
     guidance_rescale: float = DEFAULT.guidance_rescale
     """0 to 1, against overexposure at high guidance."""
+    guidance_interval: str | None = None
+    """START,END: fractions of the way between which guidance acts, such as 0.2,0.8; the whole if not given."""
+    cache_steps: Whole = DEFAULT.cache_steps
+    """Compute the U-Net's inner levels once for so many steps: quicker, and a little another picture."""
+    merge_tokens: float = DEFAULT.merge_tokens
+    """0 to 0.75, share of the tokens that self-attention merges: quicker at large sizes, a little another picture."""
     threshold: float | None = DEFAULT.threshold
     """Percentile of dynamic thresholding, such as 0.995; none if not given."""
 
@@ -52,6 +58,8 @@ class BasicOptions:
         """Return the requests' fields."""
         fields = dict(vars(self))
         width, height = (None, None) if fields.pop("size") is None else parse_size(str(self.size))
+        if fields.pop("guidance_interval") is not None:
+            fields["guidance_interval"] = parse_interval(str(self.guidance_interval))
         return fields | {"width": width, "height": height}
 
 
@@ -214,6 +222,15 @@ def parse_borders(text: str) -> dict[str, int]:
         if side not in ("left", "right", "top", "bottom") or not pixels.isdecimal():
             raise ReverieError(f"'{side}={pixels}' is no border; write 64, or left=64,right=64,top=32,bottom=32")
     return {side: int(pixels) for side, pixels in borders.items()}
+
+
+def parse_interval(text: str) -> tuple[float, float]:
+    """Read START,END. Raises ReverieError for anything else."""
+    try:
+        start, end = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ReverieError(f"--guidance-interval '{text}' is not possible; write START,END such as 0.2,0.8") from None
+    return start, end
 
 
 def parse_fields(text: str, flag: str) -> dict[str, str]:

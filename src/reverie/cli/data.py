@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import TYPE_CHECKING
+
 from cyclopts import App
 
 from reverie.cli.options import Output, Whole
 from reverie.cli.output import say
 from reverie.cli.progress import watched
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 app = App(name="data", help="Make training data.")
 
@@ -31,3 +38,35 @@ def emoji(*, output: Output, count: Whole = 1000, subset: str = "common", seed: 
     for _ in watched(write(output, subset=subset, count=count, seed=seed), lambda done: (done, count), "scenes"):
         pass
     say(str(output))
+
+
+@app.command
+def music(*, output: Output, count: Whole = 1000, seed: Whole = 0, font: Path | None = None) -> None:
+    """Write composed music with captions as webdataset shards of FLAC files, in img2dataset's layout.
+
+    Needs fluidsynth and a sound font: apt install libfluidsynth3 fluid-soundfont-gm; pip install 'reverie[sound]'.
+
+    Parameters
+    ----------
+    output
+        Folder for the shards; made where it is missing.
+    count
+        How many clips of 5.12 s.
+    seed
+        Clip k of a seed is always the same.
+    font
+        Sound font, a .sf2 file; FluidR3_GM.sf2 or TimGM6mb.sf2, whichever is installed, if not given.
+    """
+    from reverie.data.music.shards import write
+
+    for _ in watched(write(output, _flac, count=count, seed=seed, font=font), lambda done: (done, count), "clips"):
+        pass
+    say(str(output))
+
+
+def _flac(samples: NDArray[np.float32], rate: int) -> bytes:
+    import torch
+
+    from reverie.codecs.sound import Sound, encoded
+
+    return encoded(Sound(torch.from_numpy(samples), rate), ".flac")

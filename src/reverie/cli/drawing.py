@@ -35,10 +35,12 @@ def draw(
     *,
     judge: JudgeOptions = JudgeOptions(),
     drawn_by: str | None = None,
+    within: float | None = None,
 ) -> None:
     """Check where to write, load the model, draw, write each picture as soon as it is done, and report.
 
-    `drawn_by` is the model of the picture that is made again; another one is told of on stderr.
+    `drawn_by` is the model of the picture that is made again; another one is told of on stderr. `within` is how many
+    seconds the drawing may take, for which settings are then chosen.
     """
     output, watch = result.output or default, Stopwatch()
     paths, sign = places(output, request.count, result), signing(result)
@@ -47,6 +49,9 @@ def draw(
         clip = judge.load(model.device)
         system = load(model, drawn_by)
         finish = finishing(system, result)
+        if within is not None:
+            changes = chosen_for(system, asked, within)
+            request, asked = request.replace(**changes), asked.replace(**changes)
 
     def write(picture: Image.Image, path: Path) -> None:
         with watch.measure("save"):
@@ -84,6 +89,7 @@ def load(model: ModelOptions, drawn_by: str | None) -> Pipeline:
     """Fetch the model where it is not there yet, and load it; say where it is not the one that drew before."""
     fetch(model)
     import reverie  # brings torch, which takes seconds
+    from reverie.fast import native
 
     system = reverie.load(
         model.model,
@@ -94,10 +100,27 @@ def load(model: ModelOptions, drawn_by: str | None) -> Pipeline:
         variant=model.variant,
         vae=model.vae,
         fast=model.fast,
+        int8=model.int8,
     )
+    if system.device.type == "cpu" and not native(system.dtype):
+        print(f"this processor does not compute in {model.dtype}: float32 is many times as fast", file=sys.stderr)
     if drawn_by not in (None, system.name):
         print(f"not honoured: it was drawn by '{drawn_by}', this is '{system.name}'", file=sys.stderr)
     return system
+
+
+def chosen_for(system: Pipeline, request: TextToImage, within: float) -> dict[str, object]:
+    """Choose the settings that draw a request within a time, and say on stderr which, and why."""
+    from reverie.generate.budget import plan, profiled
+
+    planned = plan(profiled(system, request), request, within)
+    profile, settings = planned.profile, ", ".join(f"{name} {value}" for name, value in planned.changes.items())
+    print(
+        f"for {within:g} s: {settings}: about {planned.seconds:.1f} s (a step takes {profile.step:.2g} s, "
+        f"one on cached levels {profile.reused:.2g} s, decoding {profile.rest:.2g} s)",
+        file=sys.stderr,
+    )
+    return planned.changes
 
 
 def drawn(system: Pipeline, request: TextToImage, result: ResultOptions) -> Iterator[Image.Image]:

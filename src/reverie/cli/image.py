@@ -1,4 +1,4 @@
-"""`reverie image` and `reverie replay`: how does a prompt, or a picture that was drawn, become a request?"""
+"""`reverie image` and `reverie replay`: how does a prompt, or a file that was made, become a request?"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from reverie.cli.ask import AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.drawing import draw
 from reverie.cli.judge import JudgeOptions
-from reverie.cli.options import ModelOptions, ResultOptions
+from reverie.cli.options import ModelOptions, ResultOptions, parse_time
 from reverie.cli.output import slug
 from reverie.codecs.pictures import REQUEST, open_picture, read_texts
 from reverie.errors import ReverieError
@@ -29,6 +29,7 @@ def image(
     judge: JudgeOptions = JudgeOptions(),
     model: ModelOptions = ModelOptions(),
     result: ResultOptions = ResultOptions(),
+    time_budget: str | None = None,
 ) -> None:
     """Draw pictures of a prompt.
 
@@ -36,9 +37,12 @@ def image(
     ----------
     prompt
         What to draw.
+    time_budget
+        How long the drawing may take, such as 30s or 2m: steps, sampler and --cache-steps are chosen for this machine.
     """
-    request = ask({"prompt": prompt, **basics.fields()}, init, adapters, further)
-    draw(request, Path(f"{slug(prompt)}-{request.seed}.png"), model, result, judge=judge)
+    request, within = ask({"prompt": prompt, **basics.fields()}, init, adapters, further), parse_time(time_budget)
+    default = Path(f"{slug(prompt)}-{request.seed}.png")
+    draw(request, default, model, result, judge=judge, within=within)
 
 
 def replay(
@@ -50,20 +54,26 @@ def replay(
     model: ModelOptions = ModelOptions(),
     result: ResultOptions = ResultOptions(),
 ) -> None:
-    """Make a picture or a film again from the request that it carries.
+    """Make a picture, a film or music again from the request that it carries.
 
     Parameters
     ----------
     file
-        A film of reverie's, or a picture that reverie, AUTOMATIC1111, ComfyUI, InvokeAI or diffusers made.
+        A film or a sound of reverie's, or a picture that reverie, AUTOMATIC1111, ComfyUI, InvokeAI or diffusers made.
     init
-        The picture or film it started from, where that has moved.
+        The picture, film or sound it started from, where that has moved.
     mask
         The mask it was painted under, where that has moved.
     """
     moved = {name: path for name, path in (("init", init), ("mask", mask)) if path is not None}
     from reverie.animation.metadata import is_film  # brings numpy
+    from reverie.music.metadata import is_music
 
+    if is_music(file):
+        from reverie.cli import music  # which builds upon this module
+
+        music.again(file, moved, model, result)
+        return
     if is_film(file):
         from reverie.cli import animate  # which builds upon this module
 

@@ -28,6 +28,17 @@ def parse_size(text: str) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
+def parse_time(text: str | None) -> float | None:
+    """Read a time such as 30s, 2m or 1.5, in seconds. Raises ReverieError for anything else and for none at all."""
+    if text is None:
+        return None
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|min)?", text)
+    seconds = float(match[1]) * (60 if (match[2] or "s")[0] == "m" else 1) if match else 0.0
+    if not seconds:
+        raise ReverieError(f"a time of '{text}' is not possible; write seconds or minutes, such as 30s or 2m")
+    return seconds
+
+
 Whole = Annotated[int, Parameter(converter=_whole)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
 Json = Annotated[bool, Parameter("--json", negative=(), show_default=False)]
@@ -55,6 +66,8 @@ class ModelOptions:
     """float32, float16 or bfloat16; if not given, what suits the device."""
     fast: Annotated[bool, Parameter(negative="--no-fast", show_default=False)] = True
     """Compute with packed weights on the CPU; --no-fast computes plainly, the same but for rounding."""
+    int8: Flag = False
+    """Round the U-Net's weights to 8 bits: a quarter of their memory, quicker, and a little another picture."""
 
 
 @Parameter(name="*")

@@ -25,7 +25,8 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
     """
     from reverie.train import run
     from reverie.train.parallel import is_first
+    from reverie.train.recipe import folder_of
 
     metered(run(recipe, out, resume))
     if is_first():
-        say(str(out or Path("runs") / recipe.stem))
+        say(str(folder_of(recipe, out)))

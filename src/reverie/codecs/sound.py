@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -33,6 +34,7 @@ CHANNELS = 2
 LONGEST = 1 << 30  # samples of all channels: 4 GB, three hours of stereo; more is a bomb or wants cutting first
 BLOCK = 1 << 16  # frames at once: libsndfile's Vorbis encoder overflows its stack on a whole song
 PEAK = -1.0  # dBFS: what lossy codecs overshoot stays below full scale
+Source = str | Path | io.BytesIO  # a sound file, or what it holds
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,9 +61,7 @@ class Sound:
 
     def _repr_html_(self) -> str:
         """Play in a notebook."""
-        wav = io.BytesIO()
-        _encode(self.unclipped(), wav, ".wav", {})
-        data = base64.b64encode(wav.getvalue()).decode("ascii")
+        data = base64.b64encode(encoded(self, ".wav")).decode("ascii")
         return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
 
     @property
@@ -121,19 +121,40 @@ def check_writable(path: str | Path) -> None:
         raise ReverieError(f"cannot write into '{path.parent}': there is no such folder; make it first")
 
 
-def read(path: str | Path) -> Sound:
+def check_texts(texts: dict[str, str], suffix: str) -> None:
+    """Raise ReverieError for an unknown tag, and for texts that a file of this suffix cannot hold."""
+    for name in texts.keys() - set(TAGS):
+        raise ReverieError(f"unknown tag '{name}'; choose from {', '.join(TAGS)}")
+    size = sum(len(text.encode()) for text in texts.values())
+    if suffix == ".wav" and size > WAV_TEXTS:
+        raise ReverieError(f"a WAV file takes {WAV_TEXTS} bytes of texts, these have {size}; write .flac, .ogg or .mp3")
+
+
+def read(source: Source, start: float = 0.0, seconds: float | None = None) -> Sound:
     """Read a sound file: what libsndfile reads, told by content. Float files and MP3 may go beyond [-1, 1] a little.
 
-    Raises ReverieError, naming the file, where there is none, it is damaged, empty, too long, or has over two channels.
+    From second `start` to the end, or for just `seconds`, where silence follows the end. Raises ReverieError, naming
+    the file, where there is none, it is damaged, empty from `start` on, too long, or has over two channels.
     """
-    with _opened(path) as file:
+    with _opened(source) as file:
         try:
             check_form(file.samplerate, file.channels)
-            return Sound(_samples(file), file.samplerate)
+            file.seek(min(round(start * file.samplerate), file.frames))
+            if seconds is None:
+                return Sound(_samples(file, LONGEST), file.samplerate)
+            wanted = round(seconds * file.samplerate)
+            sound = Sound(_samples(file, wanted), file.samplerate)
+            return Sound(F.pad(sound.samples, (0, wanted - sound.samples.shape[1])), sound.rate)
         except ReverieError as error:
-            raise ReverieError(f"'{path}': {error}") from error
+            raise ReverieError(f"'{source}': {error}") from error
         except (_soundfile().LibsndfileError, MemoryError) as error:
-            raise ReverieError(f"cannot read '{path}': its sound is damaged") from error
+            raise ReverieError(f"cannot read '{source}': its sound is damaged") from error
+
+
+def duration(source: Source) -> float:
+    """Return how many seconds a sound file lasts, by its header. Raises ReverieError where it is no sound file."""
+    with _opened(source) as file:
+        return file.frames / file.samplerate
 
 
 def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None) -> None:
@@ -144,7 +165,7 @@ def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None
     """
     path = Path(path)
     check_writable(path)
-    _check_texts(texts or {}, path.suffix.lower())
+    check_texts(texts or {}, path.suffix.lower())
     if path.suffix.lower() == ".mp3" and sound.rate not in MP3_RATES:
         sound = sound.resampled(min((rate for rate in MP3_RATES if rate > sound.rate), default=MP3_RATES[-1]))
     with beside(path) as temporary:
@@ -155,29 +176,37 @@ def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None
             raise ReverieError(f"cannot write '{path}': {error.error_string}") from error
 
 
+def encoded(sound: Sound, suffix: str) -> bytes:
+    """Return what a sound file of a suffix of FORMATS holds; louder than full scale is scaled."""
+    file = io.BytesIO()
+    _encode(sound.unclipped(), file, suffix, {})
+    return file.getvalue()
+
+
 def read_texts(path: str | Path) -> dict[str, str]:
     """Read the tags of a sound file by libsndfile's names; those that it does not hold are left out."""
     with _opened(path) as file:
         return {name: text for name, text in file.copy_metadata().items() if text}
 
 
-def _opened(path: str | Path) -> soundfile.SoundFile:
+def _opened(source: Source) -> soundfile.SoundFile:
     soundfile = _soundfile()
-    if not Path(path).is_file():
-        raise ReverieError(f"cannot read '{path}': there is no such file")
+    if not isinstance(source, io.BytesIO) and not Path(source).is_file():
+        raise ReverieError(f"cannot read '{source}': there is no such file")
     try:
-        return soundfile.SoundFile(path)
+        return soundfile.SoundFile(source)
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: .raw asks for a form that nobody gave
         raise ReverieError(
-            f"cannot read '{path}': no sound that is known, or damaged; WAV, FLAC, OGG and MP3 are"
+            f"cannot read '{source}': no sound that is known, or damaged; WAV, FLAC, OGG and MP3 are"
         ) from error
 
 
-def _samples(file: soundfile.SoundFile) -> Float[Tensor, "channels n"]:
-    """Read block by block: what a header says of its length is not believed."""
+def _samples(file: soundfile.SoundFile, frames: int) -> Float[Tensor, "channels n"]:
+    """Read at most so many frames, block by block: what a header says of its length is not believed."""
     blocks, total = [], 0
-    while len(block := file.read(BLOCK, dtype="float32", always_2d=True)):
+    while len(block := file.read(min(BLOCK, frames), dtype="float32", always_2d=True)):
         blocks.append(torch.from_numpy(block))
+        frames -= len(block)
         total += block.size
         if total > LONGEST:
             raise ReverieError(f"the sound is longer than {LONGEST / file.samplerate / file.channels / 3600:.1f} hours")
@@ -195,14 +224,6 @@ def _encode(sound: Sound, file: io.BytesIO | io.BufferedRandom, suffix: str, tex
             setattr(out, name, text)
         for start in range(0, len(samples), BLOCK):
             out.write(samples[start : start + BLOCK])
-
-
-def _check_texts(texts: dict[str, str], suffix: str) -> None:
-    for name in texts.keys() - set(TAGS):
-        raise ReverieError(f"unknown tag '{name}'; choose from {', '.join(TAGS)}")
-    size = sum(len(text.encode()) for text in texts.values())
-    if suffix == ".wav" and size > WAV_TEXTS:
-        raise ReverieError(f"a WAV file takes {WAV_TEXTS} bytes of texts, these have {size}; write .flac, .ogg or .mp3")
 
 
 def _soundfile() -> Any:

@@ -10,8 +10,9 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,34 +33,45 @@ JPEG = {"quality": 95, "subsampling": 0}
 
 @dataclass(frozen=True)
 class Corpus:
-    """Name a stream of scenes and how it is cut into shards."""
+    """Describe a stream of samples: what determines them, in plain values, and how sample n is made under a key.
 
-    subset: str
-    seed: int
-    shard_size: int
+    `members` gives the extension and the content of each file of a sample.
+    """
+
+    identity: dict[str, Any]
+    members: Callable[[str, int], Iterable[tuple[str, bytes]]]
 
 
 def write(folder: Path, *, subset: str = "all", count: int, seed: int, shard_size: int = 1000) -> Iterator[int]:
-    """Write scenes 0 to `count` of the stream `seed` into a folder, yielding how many are done.
+    """Write emoji scenes 0 to `count` of the stream `seed` into a folder, as `write_corpus` does.
+
+    Raises ReverieError for an unknown subset too.
+    """
+    corpus = Corpus({"subset": subset, "seed": seed}, partial(_members, concepts(subset), seed))
+    yield from write_corpus(folder, corpus, count, shard_size)
+
+
+def write_corpus(folder: Path, corpus: Corpus, count: int, shard_size: int = 1000) -> Iterator[int]:
+    """Write samples 0 to `count` of a stream into a folder, yielding how many are done.
 
     Shards that are there already are passed over, so that a stopped job goes on; the same call writes the same bytes.
-    Raises ReverieError for bad numbers, an unknown subset, or a folder that holds other shards.
+    Raises ReverieError for bad numbers, or a folder that holds other shards.
     """
-    things = concepts(subset)
     if count < 1 or not 1 <= shard_size <= LARGEST_SHARD:
         raise ReverieError(
-            f"cannot write {count} scenes, {shard_size} a shard; give at least 1 scene and 1 to {LARGEST_SHARD} a shard"
+            f"cannot write {count} samples, {shard_size} a shard; "
+            f"give at least 1 sample and 1 to {LARGEST_SHARD} a shard"
         )
-    corpus = Corpus(subset, seed, shard_size)
     folder = Path(folder)
-    _check(folder, corpus, count)
+    corpus = replace(corpus, identity=corpus.identity | {"shard_size": shard_size})
+    _check(folder, corpus.identity, count)
     folder.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, count, shard_size)):
         indices = range(start, min(start + shard_size, count))
         if _is_whole(folder, number, len(indices)):
             yield indices.stop
         else:
-            yield from _write_shard(folder, number, corpus, things, indices)
+            yield from _write_shard(folder, number, corpus, indices)
 
 
 def read(folder: Path) -> Iterator[tuple[Image.Image, str]]:
@@ -98,15 +110,15 @@ def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, bytes]]:
         yield sample
 
 
-def _check(folder: Path, corpus: Corpus, count: int) -> None:
+def _check(folder: Path, identity: dict[str, Any], count: int) -> None:
     """Raise ReverieError where the folder holds shards that are not a part of this corpus."""
-    shards = -(-count // corpus.shard_size)
+    shards = -(-count // identity["shard_size"])
     for tar in folder.glob("*.tar"):
         told = _stats(tar)
-        if Corpus(told.get("subset", ""), told.get("seed", -1), told.get("shard_size", 0)) != corpus:
+        if {name: told.get(name) for name in identity} != identity:
             raise ReverieError(f"{folder} holds other shards ({tar.name}); choose another folder")
         if int(tar.stem) >= shards:
-            raise ReverieError(f"{folder} holds more than {count} scenes; choose another folder or a larger count")
+            raise ReverieError(f"{folder} holds more than {count} samples; choose another folder or a larger count")
 
 
 def _is_whole(folder: Path, number: int, count: int) -> bool:
@@ -122,25 +134,26 @@ def _stats(tar: Path) -> dict[str, Any]:
     return told if isinstance(told, dict) else {}
 
 
-def _write_shard(folder: Path, number: int, corpus: Corpus, things: Sequence[Concept], indices: range) -> Iterator[int]:
+def _write_shard(folder: Path, number: int, corpus: Corpus, indices: range) -> Iterator[int]:
     """Write one shard beside, then rename it; its statistics come first, so that no shard is without them."""
     beside = folder / f"{number:05}.tar.writing"
     try:
         with tarfile.open(beside, "w") as tar:
             for place, index in enumerate(indices):
-                for extension, content in _members(f"{number:05}{place:04}", things, corpus.seed, index):
-                    member = tarfile.TarInfo(f"{number:05}{place:04}.{extension}")
+                key = f"{number:05}{place:04}"
+                for extension, content in corpus.members(key, index):
+                    member = tarfile.TarInfo(f"{key}.{extension}")
                     member.size = len(content)
                     tar.addfile(member, io.BytesIO(content))
                 yield index + 1
         stats = {"count": len(indices), "successes": len(indices), "failed_to_download": 0, "failed_to_resize": 0}
-        (folder / f"{number:05}_stats.json").write_text(json.dumps(stats | vars(corpus), indent=1), encoding="utf-8")
+        (folder / f"{number:05}_stats.json").write_text(json.dumps(stats | corpus.identity, indent=1), encoding="utf-8")
         os.replace(beside, folder / f"{number:05}.tar")
     finally:
         beside.unlink(missing_ok=True)
 
 
-def _members(key: str, things: Sequence[Concept], seed: int, index: int) -> Iterator[tuple[str, bytes]]:
+def _members(things: Sequence[Concept], seed: int, key: str, index: int) -> Iterator[tuple[str, bytes]]:
     scene, caption = scene_at(things, seed, index), scene_caption(things, seed, index)
     picture = io.BytesIO()
     Image.fromarray(render(scene)).save(picture, "JPEG", **JPEG)

@@ -92,6 +92,19 @@ def rescaled(scale: float, phi: float) -> Mix:
     return mix
 
 
+def within(inside: Denoise, outside: Denoise, highest: float, lowest: float) -> Denoise:
+    """Ask one denoiser from the noise level `highest` down to `lowest`, both included, and another beyond them.
+
+    Guided inside and unguided outside, guidance costs nothing where it helps least (Kynkaanniemi et al. 2404.07724,
+    eq. 5).
+    """
+
+    def prediction(x: Float[Tensor, "b ..."], sigma: Level) -> Float[Tensor, "b ..."]:
+        return inside(x, sigma) if lowest <= sigma <= highest else outside(x, sigma)
+
+    return prediction
+
+
 def thresholded(denoise: Denoise, percentile: float = 0.995, bound: float = 1.0) -> Denoise:
     """Keep x0 within [-bound, bound] by Imagen's dynamic thresholding (Saharia et al. 2205.11487, section 2.3).
 

@@ -35,7 +35,8 @@ class FastUpsample(Upsample):
         if plain or size not in (None, (2 * height, 2 * width)) or not self.conv.computes(x):
             return super().forward(x, size)
         x = x.contiguous(memory_format=LAST)
-        enlarged = torch.empty((len(x), self.conv.out_channels, 2 * height, 2 * width), memory_format=LAST)
+        shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
+        enlarged = torch.empty(shape, dtype=x.dtype, memory_format=LAST)
         for (top, left), weight in zip(CORNERS, self.by_corner(), strict=True):
             # Padded on all sides, the image has a row and a column more than a corner sees.
             seen = kernels.conv2d(x, weight, self.conv.bias, (1, 1), (1, 1), (1, 1))

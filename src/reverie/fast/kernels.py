@@ -1,7 +1,8 @@
 """Which operators compute with weights in oneDNN's own order? Those that torch's compiler emits, called by hand.
 
 A packed weight is an opaque tensor. It lies as the processor's kernel wants it, so that no call rearranges it anew, and
-gives the very same values back. The operators have no gradients and take float32 on the CPU.
+gives the very same values back. The operators have no gradients and take float32 on the CPU, and bfloat16 where the
+processor computes in it.
 """
 
 from __future__ import annotations
@@ -32,6 +33,18 @@ def available() -> bool:
         return bool(convolved.eq(17).all()) and bool((product - 16).abs().max() < 1e-3)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
         return False
+
+
+@cache
+def native(dtype: torch.dtype) -> bool:
+    """Tell whether this processor computes in a dtype: float32, and bfloat16 where it has AVX512-BF16 or AMX.
+
+    Without them oneDNN imitates bfloat16, which takes many times as long as float32.
+    """
+    if dtype == torch.bfloat16:
+        checks = (getattr(torch.cpu, f"_is_{name}_supported", None) for name in ("avx512_bf16", "amx_tile"))
+        return any(check is not None and check() for check in checks)
+    return dtype == torch.float32
 
 
 @torch.no_grad()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-import torch
 from torch import nn
 
 from reverie.fast import kernels
@@ -96,7 +95,7 @@ def _layer(module: nn.Module) -> type[PackedLayer] | None:
     if type(module) not in (nn.Linear, nn.Conv2d):
         return None
     weight = module.get_parameter("weight")
-    if weight.dtype != torch.float32 or weight.device.type != "cpu":
+    if not kernels.native(weight.dtype) or weight.device.type != "cpu":
         return None
     width = min(weight.shape[:2])
     if not isinstance(module, nn.Conv2d):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reverie.fast.kernels import Packed, unpack
+from reverie.fast.kernels import Packed, native, unpack
 
 Pack = Callable[[Tensor], Packed]
 
@@ -82,11 +82,14 @@ class PackedLayer(nn.Module):
         return store if store is not None and len(store.layers) > 1 and store.holds(store.layers) else None
 
     def computes(self, *inputs: Tensor) -> bool:
-        """Tell whether the packed kernels may take these inputs: float32 on the CPU, and no gradient is asked for."""
-        weight = self._parameters["weight"]
-        tensors = inputs if weight is None else (*inputs, weight)
-        return not torch.is_grad_enabled() and all(
-            tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in tensors
+        """Tell whether the packed kernels may take these inputs: on the CPU, of the weight's dtype, no gradients."""
+        weight, store = self._parameters["weight"], self.store
+        held = weight if weight is not None or store is None else store.parts[0]
+        assert held is not None
+        return (
+            not torch.is_grad_enabled()
+            and native(held.dtype)
+            and all(tensor.dtype == held.dtype and tensor.device.type == "cpu" for tensor in (*inputs, held))
         )
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedLayer:

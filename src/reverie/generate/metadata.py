@@ -67,6 +67,12 @@ def _further(request: TextToImage) -> dict[str, object]:
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
         "Tiling": request.tile if request.tile != "none" else None,
     }
+    if request.guidance_interval != (0.0, 1.0):
+        fields["Guidance interval"] = "{:g} to {:g}".format(*request.guidance_interval)
+    if request.cache_steps > 1:
+        fields["Cache steps"] = request.cache_steps
+    if request.merge_tokens:
+        fields["Token merging ratio"] = f"{request.merge_tokens:g}"
     if isinstance(request, ImageToImage | Outpaint):
         fields["Denoising strength"] = f"{request.strength:g}"
     if isinstance(request, Inpaint | Outpaint):

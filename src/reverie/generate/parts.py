@@ -15,6 +15,7 @@ MAX_SEED = 2**32 - 1
 
 Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Fraction, Fraction]
 Strength = Annotated[float, Field(gt=0, le=1)]
 Upscaler = Literal["latent", "lanczos"]
 Preprocessor = Literal["none", "canny", "lineart", "blurred"]
@@ -29,6 +30,12 @@ def check_strength(steps: int, strength: float) -> None:
     """Raise ReverieError where a strength is so small that no step remains."""
     if steps_taken(steps, strength) == 0:
         raise ReverieError(f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:.3g}")
+
+
+def check_interval(start: float, end: float) -> None:
+    """Raise ReverieError where an interval has no length."""
+    if start >= end:
+        raise ReverieError(f"guidance from {start:g} to {end:g} never acts; give the smaller first, as 0.2,0.8")
 
 
 class Variation(Frozen):

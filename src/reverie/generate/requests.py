@@ -8,7 +8,17 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.errors import ReverieError
-from reverie.generate.parts import MAX_SEED, ControlInput, Hires, Refiner, Strength, Variation, check_strength
+from reverie.generate.parts import (
+    MAX_SEED,
+    ControlInput,
+    Hires,
+    Interval,
+    Refiner,
+    Strength,
+    Variation,
+    check_interval,
+    check_strength,
+)
 from reverie.generate.pictures import Picture
 from reverie.generate.recorded import Request
 
@@ -81,6 +91,15 @@ class TextToImage(Request):
     guidance_rescale: float = Field(
         default=0.0, ge=0, le=1, description="against overexposure (Lin et al. 2023, eq. 15-16)"
     )
+    guidance_interval: Interval = Field(
+        default=(0.0, 1.0), description="fractions of the way between which guidance acts, the whole by default"
+    )
+    cache_steps: int = Field(
+        default=1, ge=1, le=10, description="steps for which the U-Net's inner levels are computed once; 1 is exact"
+    )
+    merge_tokens: float = Field(
+        default=0.0, ge=0, le=0.75, description="share of the tokens that self-attention merges; 0 is exact"
+    )
     threshold: float | None = Field(
         default=None, gt=0, le=1, description="dynamic thresholding's percentile, such as 0.995"
     )
@@ -116,6 +135,7 @@ class TextToImage(Request):
             raise ReverieError(
                 f"seed {first} with count {self.count} passes the largest seed, {MAX_SEED}; lower one of them"
             )
+        check_interval(*self.guidance_interval)
         if self.hires is not None:
             check_strength(self.hires.steps or self.steps, self.hires.strength)
         return self

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
@@ -12,10 +13,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.diffusion.denoiser import Denoise, Level, Network, denoiser
-from reverie.diffusion.guidance import apart, consistency, guided, linear, rescaled, thresholded, together
+from reverie.diffusion.guidance import apart, consistency, guided, linear, rescaled, thresholded, together, within
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
-from reverie.diffusion.schedule import to_ve, to_vp
+from reverie.diffusion.schedule import Schedule, to_ve, to_vp
 from reverie.diffusion.spacings import SPACINGS
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
 from reverie.generate.conditioning import Prompts
@@ -24,6 +25,7 @@ from reverie.system import Conditioning, StableDiffusion
 
 # Dynamic thresholding wants the range of clean data. Scaled latents have unit variance: 99.7 % lie within 3.
 LATENT_BOUND = 3.0
+SAME = 1e-9  # levels within this fraction are one level but for rounding
 NEAR = 1e-4  # a level counts as reached within this fraction of it: samplers compute it in other ways
 
 Bind = Callable[[Conditioning], Network]
@@ -45,17 +47,34 @@ def guided_denoiser(
     for each; where the negative prompt is longer or shorter than the prompt, its rows are bound by themselves.
     """
 
+    weights = [guide.weight for guide in prompts.positive]
+
     @cache
-    def stage(negative: Conditioning, *positive: Conditioning) -> Denoise:
-        weights = [guide.weight for guide in prompts.positive]
-        predict = _guided(request, negative, positive, weights, rows, bind or system.network)
+    def stage(guidance: float, negative: Conditioning, *positive: Conditioning) -> Denoise:
+        told = (negative, positive, weights, rows, bind or system.network)
+        predict = _guided(guidance, request.guidance_rescale, *told)
         return _denoiser(system, request, predict)
 
-    def denoise(x: Float[Tensor, "b c h w"], sigma: Level) -> Float[Tensor, "b c h w"]:
-        step = step_at(sigmas, sigma)
-        return stage(prompts.negative.at(step), *(guide.at(step) for guide in prompts.positive))(x, sigma)
+    def asking(guidance: float) -> Denoise:
+        def denoise(x: Float[Tensor, "b c h w"], sigma: Level) -> Float[Tensor, "b c h w"]:
+            step = step_at(sigmas, sigma)
+            said = prompts.negative.at(step), *(guide.at(step) for guide in prompts.positive)
+            return stage(guidance, *said)(x, sigma)
 
-    return denoise
+        return denoise
+
+    start, end = (level_at(system.schedule, way) for way in request.guidance_interval)
+    return within(asking(request.guidance), asking(1.0), start, end)
+
+
+def level_at(schedule: Schedule, way: float) -> float:
+    """Return the noise level at a fraction of the way: just below that of timestep (1 - way), as diffusers counts.
+
+    It is above all levels where the way begins, at 0, and below them where it ends, at 1.
+    """
+    if way in (0, 1):
+        return 0.0 if way else math.inf
+    return schedule.t_to_sigma(float(round(len(schedule) * (1 - way)))).item() * (1 - SAME)
 
 
 def step_at(sigmas: Sigmas, sigma: Level) -> int:
@@ -64,7 +83,8 @@ def step_at(sigmas: Sigmas, sigma: Level) -> int:
 
 
 def _guided(
-    request: TextToImage,
+    guidance: float,
+    rescale: float,
     negative: Conditioning,
     positive: Sequence[Conditioning],
     weights: Sequence[float],
@@ -77,11 +97,9 @@ def _guided(
     run once a step instead of twice.
     """
     nothing, something = negative.repeat(rows), _joined(positive, rows)
-    if something.guidance is not None or (request.guidance == 1 and tuple(weights) == (1.0,)):
+    if something.guidance is not None or (guidance == 1 and tuple(weights) == (1.0,)):
         return bind(something)
-    mix = linear(request.guidance)
-    if request.guidance_rescale:
-        mix = rescaled(request.guidance, request.guidance_rescale)
+    mix = rescaled(guidance, rescale) if rescale else linear(guidance)
     if nothing.tokens.shape[1] == something.tokens.shape[1]:
         return guided(together(bind(nothing.cat(something)), weights), mix)
     return guided(apart(bind(nothing), bind(something), weights), mix)

@@ -19,7 +19,6 @@ from reverie.codecs.edges import PREPROCESSORS
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.parts import handed_over, joined, masked
-from reverie.diffusion.schedule import Schedule
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.fast import pack, packed
@@ -29,12 +28,13 @@ from reverie.generate.conditioning import Prompts
 from reverie.generate.noise import starting_noise
 from reverie.generate.parts import ControlInput, steps_taken
 from reverie.generate.requests import ImageToImage, Outpaint, TextToImage
-from reverie.generate.sample import Bind, guided_denoiser, noise_levels, sample
+from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
+from reverie.models.merge import merging
+from reverie.models.reuse import reusing
 from reverie.models.seamless import seamless
 from reverie.system import Conditioning, StableDiffusion
 
 Enlarge = Callable[[Tensor], Tensor]
-NEAR = 1e-9  # levels that are one level but for rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,11 +81,11 @@ class Studio:
         denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind)
         if self.refiner is not None and request.refiner is not None and one.refined is not None:
             refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
-            denoise = handed_over(denoise, refine, switch_level(self.system.schedule, request.refiner.switch))
+            denoise = handed_over(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
         mask, known = self.canvas.mask, self.canvas.known
         if mask is None or known is None or self.canvas.extra is not None:
             return denoise
-        below = math.inf if self.canvas.start is not None else one.sigmas[0].item() * (1 - NEAR)
+        below = math.inf if self.canvas.start is not None else one.sigmas[0].item() * (1 - SAME)
         return masked(denoise, mask.expand(rows, -1, -1, -1), known.expand_as(eps), eps, below)
 
 
@@ -100,7 +100,9 @@ def opened(system: StableDiffusion, request: TextToImage, refiner: StableDiffusi
         raise ReverieError("the request hands over to a refiner; give the model that it names")
     networks = [system.unet, system.autoencoder.decoder] + ([refiner.unet] if refiner else [])
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
-    with conditioning.adapted(system, request), seamless(networks, request.tile.replace("none", "")):
+    tiled = seamless(networks, request.tile.replace("none", ""))
+    reused, merged = reusing(system.unet, request.cache_steps), merging(system.unet, request.merge_tokens)
+    with conditioning.adapted(system, request), tiled, reused, merged:
         canvas = prepare(system, codec, request)
         bind = controlled(system, [load_control(system, control) for control in request.controls])
         yield Studio(system, codec, canvas, _passes(system, codec, request, refiner, bind, canvas.extra), refiner)
@@ -159,12 +161,6 @@ def _passes(
     larger = request.replace(**changes)
     enlarge = partial(UPSCALERS[hires.upscaler], codec, (width, height))
     return first, plan(larger, hires.strength, unmasked(system, codec, (width, height)), request.steps, enlarge)
-
-
-def switch_level(schedule: Schedule, switch: float) -> float:
-    """Return the lowest noise level before the refiner: that of timestep (1 - switch) of all, as in diffusers."""
-    timestep = round(len(schedule) * (1 - switch))
-    return schedule.t_to_sigma(float(timestep)).item() * (1 - NEAR)
 
 
 def _larger_latents(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:

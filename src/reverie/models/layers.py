@@ -108,7 +108,7 @@ class TimestepEmbedding(nn.Module):
         self, x: Float[Tensor, "b in_dim"], guidance: Float[Tensor, "b g"] | None = None
     ) -> Float[Tensor, "b d"]:
         """Embed `x`, which is cast to the weights' type (the sinusoids are float32, the weights may be half)."""
-        x = x.to(self.linear_1.weight.dtype)
+        x = x.to(self.linear_1.bias.dtype)
         if self.cond_proj is not None and guidance is not None:
             x = x + self.cond_proj(guidance.to(x.dtype))
         return self.linear_2(F.silu(self.linear_1(x)))

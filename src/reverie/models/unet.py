@@ -282,12 +282,23 @@ class UNet(DownPath):
         """
         self._check(x, context)
         emb = self._embed(t, pooled, sizes, guidance)
-        skips, x = self.descend(self.conv_in(x), emb, context)
+        x = self.levels(self.conv_in(x), emb, context, residuals)
+        return self.conv_out(F.silu(self.conv_norm_out(x)))
+
+    def levels(
+        self,
+        x: Float[Tensor, "b c h w"],
+        emb: Float[Tensor, "b e"],
+        context: Float[Tensor, "b l d"],
+        residuals: Sequence[Tensor] | None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Apply all levels, down and up, to what `conv_in` made."""
+        skips, x = self.descend(x, emb, context)
         if residuals is not None:
             *skips, x = (output + added for output, added in zip([*skips, x], residuals, strict=True))
         for block in self.up_blocks:
             x = block(x, skips, emb, context)
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return x
 
 
 def _input_widths(widths: Sequence[int], layers: int) -> tuple[list[list[int]], list[list[int]]]:

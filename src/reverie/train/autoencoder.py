@@ -24,20 +24,23 @@ from reverie.codecs.image import to_pictures
 from reverie.codecs.pictures import grid
 from reverie.data.concepts import concepts
 from reverie.data.loader import Batches
-from reverie.data.scenes import crop_at, render, scene_at
+from reverie.data.scenes import crop_at
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.discriminator import PatchGAN, PatchGANConfig
 from reverie.models.lpips import FeatureDistance
+from reverie.sound.params import SpectrogramParams
 from reverie.train.classifier import load_features
+from reverie.train.examples import HELD_OUT_SEED, Examples, Scenes
 from reverie.train.loop import step_generator
 from reverie.train.recipe import section
+from reverie.train.sources import HELD_OUT, Crops, Source
 
-VALIDATION_SEED = 10_000  # scenes that no training seed draws
+SHOWN, COLUMNS = 16, 8  # held-out pictures on the contact sheet
 
 
 @dataclass(frozen=True)
-class DataSettings:
-    """Choose the scenes: crops of `crop` pixels around an object, `batch` a step."""
+class DataSettings(Source):
+    """Choose the pictures, emoji scenes where no other source is given: crops of `crop` pixels, `batch` a step."""
 
     subset: str = "common"
     crop: int = 64
@@ -73,6 +76,7 @@ class AutoencoderObjective:
         self,
         autoencoder: Autoencoder,
         make: Callable[[int], np.ndarray],
+        held_out: Examples,
         data: DataSettings,
         loss: LossSettings,
         seed: int,
@@ -86,8 +90,7 @@ class AutoencoderObjective:
         self.features = load_features(Path(loss.features)) if loss.perceptual else None
         self.distance = None if self.features is None else FeatureDistance(self.features.features)
         self.batches = Batches(make, data.batch, data.workers)
-        self.loss, self.seed, self.make = loss, seed, make
-        self.things = concepts(data.subset)
+        self.loss, self.seed, self.make, self.held_out = loss, seed, make, held_out
 
     def move(self, device: torch.device) -> None:
         """Put the networks, and the features that measure likeness, onto a device."""
@@ -143,21 +146,22 @@ class AutoencoderObjective:
 
     @torch.no_grad()
     def samples(self) -> Image.Image:
-        """Show held-out scenes above their reconstructions."""
-        scenes = [render(scene_at(self.things, VALIDATION_SEED, i)) for i in range(16)]
-        images = as_images(torch.from_numpy(np.stack(scenes)).permute(0, 3, 1, 2).to(self.averaged.device))
+        """Show held-out pictures above their reconstructions."""
+        images = self._held_out(SHOWN)
         decoded = self.averaged.decode(self.averaged.encode(images).mode())
-        rows = [images[:8], decoded[:8], images[8:], decoded[8:]]
-        return grid(to_pictures(torch.cat(rows).clamp(-1, 1)), columns=8)
+        rows = [row for pair in zip(images.split(COLUMNS), decoded.split(COLUMNS), strict=True) for row in pair]
+        return grid(to_pictures(torch.cat(rows).clamp(-1, 1)), columns=min(COLUMNS, len(images)))
 
     def export(self, folder: Path) -> None:
         """Save the autoencoder; a new encoder's scale is set so that its latents have unit variance."""
         if not self.loss.decoder_only:
-            scenes = np.stack([render(scene_at(self.things, VALIDATION_SEED, i)) for i in range(128)])
-            images = as_images(torch.from_numpy(scenes).permute(0, 3, 1, 2).to(self.averaged.device))
-            scale = measured_scale(self.averaged, images)
+            scale = measured_scale(self.averaged, self._held_out(HELD_OUT))
             self.averaged.config = replace(self.averaged.config, scaling_factor=scale)
         save_autoencoder(self.averaged, folder)
+
+    def _held_out(self, count: int) -> Float[Tensor, "b 3 h w"]:
+        pictures = [self.held_out.picture(index) for index in range(min(count, len(self.held_out)))]
+        return as_images(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.averaged.device))
 
 
 @torch.no_grad()
@@ -202,7 +206,7 @@ def measured_scale(autoencoder: Autoencoder, images: Float[Tensor, "b 3 h w"]) -
 
 
 def build(sections: dict[str, Any], seed: int, out: Path) -> AutoencoderObjective:
-    """Build the objective from a recipe's tables [model], [data] and [loss]."""
+    """Build the objective from a recipe's tables [model], [data], [spectrogram] and [loss]."""
     data, loss = section(sections, "data", DataSettings), section(sections, "loss", LossSettings)
     torch.manual_seed(seed)
     if loss.initial:
@@ -210,5 +214,15 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> AutoencoderObjectiv
     else:
         autoencoder = Autoencoder(section(sections, "model", AutoencoderConfig))
         initialise_(autoencoder)
+    return AutoencoderObjective(autoencoder, *_pictures(sections, data, autoencoder, seed), data, loss, seed)
+
+
+def _pictures(
+    sections: dict[str, Any], data: DataSettings, autoencoder: Autoencoder, seed: int
+) -> tuple[Callable[[int], np.ndarray], Examples]:
+    """Return what serves crop n, and pictures that are not learned from."""
+    if data.named:
+        size, params = autoencoder.config.sample_size, section(sections, "spectrogram", SpectrogramParams)
+        return Crops(data.open(seed, size, params), seed, data.crop), data.held_out(size, params)
     things = concepts(data.subset)
-    return AutoencoderObjective(autoencoder, lambda index: crop_at(things, seed, index, data.crop), data, loss, seed)
+    return lambda index: crop_at(things, seed, index, data.crop), Scenes(things, HELD_OUT_SEED, HELD_OUT)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import pickle
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +98,14 @@ class Measured(Protocol):
         """Measure it, without touching what training depends on."""
 
 
+@runtime_checkable
+class Paced(Protocol):
+    """An objective some of whose parameters learn at a rate of their own."""
+
+    def paces(self) -> dict[nn.Parameter, float]:
+        """Return how many times the run's rate they learn at; the others learn at the run's."""
+
+
 def learning_rate(settings: RunSettings, step: int) -> float:
     """Return the learning rate of a step: linear warm-up, then a cosine down to a tenth, or constant."""
     rise = min(1.0, (step + 1) / max(1, settings.warmup))
@@ -127,7 +135,8 @@ class Learner:
     def __init__(self, objective: Objective, settings: RunSettings) -> None:
         self.objective, self.settings = objective, settings
         self.groups = objective.groups()
-        self.optimisers = {name: _optimiser(parameters, settings) for name, parameters in self.groups.items()}
+        paces = objective.paces() if isinstance(objective, Paced) else {}
+        self.optimisers = {name: _optimiser(parameters, settings, paces) for name, parameters in self.groups.items()}
         self.average = EMA(objective.averaged, settings.ema) if settings.ema else None
         self.kind = device_of(objective.averaged).type
         self.scaler = torch.amp.GradScaler(self.kind, enabled=settings.precision == "float16")
@@ -169,7 +178,7 @@ class Learner:
         self.scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(parameters, self.settings.clip)
         for options in optimiser.param_groups:
-            options["lr"] = rate
+            options["lr"] = rate * options.get("pace", 1.0)  # a checkpoint written before there were paces has none
         self.scaler.step(optimiser)
         self.scaler.update()
         optimiser.zero_grad(set_to_none=True)
@@ -200,16 +209,21 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _optimiser(parameters: list[nn.Parameter], settings: RunSettings) -> torch.optim.AdamW:
-    vectors = [parameter for parameter in parameters if parameter.ndim < 2 and settings.spare_gains]
-    matrices = [parameter for parameter in parameters if parameter.ndim >= 2 or not settings.spare_gains]
-    spared: list[dict[str, Any]] = [{"params": vectors, "weight_decay": 0.0}] if vectors else []
+def _optimiser(
+    parameters: list[nn.Parameter], settings: RunSettings, paces: Mapping[nn.Parameter, float]
+) -> torch.optim.AdamW:
+    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    for parameter in parameters:
+        spared = settings.spare_gains and parameter.ndim < 2
+        kinds.setdefault((paces.get(parameter, 1.0), spared), []).append(parameter)
     return torch.optim.AdamW(
-        [{"params": matrices}, *spared],
+        [
+            {"params": alike, "pace": pace, "weight_decay": 0.0 if spared else settings.weight_decay}
+            for (pace, spared), alike in sorted(kinds.items(), key=lambda kind: kind[0])
+        ],
         settings.lr,
         betas=settings.betas,
         eps=settings.eps,
-        weight_decay=settings.weight_decay,
         fused=True,  # a third of the time; a checkpoint written without it goes on without it
     )
 

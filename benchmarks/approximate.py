@@ -1,0 +1,113 @@
+"""What do the approximate ways gain and cost? Time, the judge's verdict, and the distance to the exact picture."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+import reverie
+from figures import Drawn, Judge, Prompt, prompt_sets, psnr, share, spread
+from measure import machine
+from reverie.cli.progress import watched
+from reverie.data.concepts import concepts
+from reverie.train.classifier import load_classifier
+
+ROOT = Path(__file__).parents[1]
+WAYS: dict[str, dict[str, object]] = {
+    "exact": {},
+    "guidance from 0.1 to 0.9": {"guidance_interval": (0.1, 0.9)},
+    "guidance from 0.2 to 0.8": {"guidance_interval": (0.2, 0.8)},
+    "guidance from 0.3 to 0.7": {"guidance_interval": (0.3, 0.7)},
+    "inner levels every 2nd step": {"cache_steps": 2},
+    "inner levels every 3rd step": {"cache_steps": 3},
+    "inner levels every 5th step": {"cache_steps": 5},
+    "both, 0.2 to 0.8, every 2nd": {"guidance_interval": (0.2, 0.8), "cache_steps": 2},
+    "15 steps": {"steps": 15},
+    "10 steps": {"steps": 10},
+    "7 steps": {"steps": 7},
+    "5 steps": {"steps": 5},
+}
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--judge", type=Path, default=ROOT / "benchmarks" / "judge", help="folder of the classifier")
+    parser.add_argument("--subset", default="basic", help="the concepts that the model was trained on")
+    parser.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance")
+    parser.add_argument("--limit", type=int, help="at most so many prompts")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="which ways beside the exact one")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "approximate", help="folder for the results")
+    return parser.parse_args()
+
+
+def draw(model: reverie.Pipeline, asked: Sequence[Prompt], request: reverie.TextToImage) -> list[Image.Image]:
+    """Draw a picture of each prompt from the prompt's own seed, one by one, as users do."""
+    numbers = watched(range(len(asked)), lambda done: (done + 1, len(asked)), "drawing")
+    return [model.draw(request.replace(prompt=asked[k].text, seed=asked[k].seed))[0] for k in numbers]
+
+
+def measured(
+    asked: Sequence[Prompt], judge: Judge, pictures: Sequence[Image.Image], exact: Sequence[Image.Image]
+) -> dict[str, float]:
+    """Tell how often the judge finds what was asked for, and how far the pictures are from the exact ones."""
+    drawn = [Drawn(*row) for row in zip(asked, pictures, judge(pictures), strict=True)]
+    pairs = [(np.asarray(a), np.asarray(b)) for a, b in zip(exact, pictures, strict=True)]
+    distances = [psnr(a, b) for a, b in pairs if not np.array_equal(a, b)]
+    return {
+        "right": share([one.right for one in drawn]),
+        "psnr": sum(distances) / len(distances) if distances else np.inf,
+    }
+
+
+def main() -> None:
+    """Draw the same prompts in every way, and write a table and JSON."""
+    options = arguments()
+    torch.set_num_threads(1)  # processor time is then told apart from what others use
+    things = concepts(options.subset)
+    sets = {group.key: group.prompts for group in prompt_sets(things, 100)}
+    asked = spread([*sets["concepts"], *sets["held-out"]], options.limit)
+    judge, model = Judge(*load_classifier(options.judge)), reverie.load(device="cpu")
+    request = reverie.TextToImage(seed=0, guidance=options.guidance)
+    draw(model, asked[:1], request)  # warm
+    exact: list[Image.Image] = []
+    results = {}
+    for name in ["exact", *(way for way in options.ways or list(WAYS)[1:])]:
+        start = time.process_time()
+        pictures = draw(model, asked, request.replace(**WAYS[name]))
+        taken = (time.process_time() - start) / len(asked)
+        exact = exact or pictures
+        results[name] = {"seconds": taken} | measured(asked, judge, pictures, exact)
+        print(name, results[name], file=sys.stderr, flush=True)
+    write(results, len(asked), options.out)
+
+
+def write(results: dict[str, dict[str, float]], count: int, folder: Path) -> None:
+    """Print a table, and write it and the figures."""
+    first = results["exact"]["seconds"]
+    lines = [
+        "| | processor time a picture | times as fast | judge finds it | PSNR to exact |",
+        "|---|---:|---:|---:|---:|",
+    ]
+    for name, told in results.items():
+        distance = "" if np.isinf(told["psnr"]) else f"{told['psnr']:.1f} dB"
+        took = f"{1000 * told['seconds']:.0f} ms | {first / told['seconds']:.2f}"
+        lines.append(f"| {name} | {took} | {told['right']:.1f} % | {distance} |")
+    described = ", ".join(f"{name} {value}" for name, value in machine().items())
+    table = "\n".join(lines) + f"\n\nBundled model, {count} prompts, one thread. {described}.\n"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "approximate.md").write_text(table, encoding="utf-8")
+    (folder / "approximate.json").write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()

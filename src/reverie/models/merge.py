@@ -1,0 +1,114 @@
+"""How does attention get by with fewer tokens? Those that are alike are averaged before it and share its answer.
+
+Source: Bolya and Hoffman 2303.17604, "Token Merging for Fast Stable Diffusion": self-attention at the largest images
+alone, one of four neighbours kept, and of the others the most similar merged into the kept ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from reverie.models.attention import SpatialTransformer
+from reverie.models.unet import UNet
+
+SIDE = 2  # of every square of so many tokens the first is kept
+
+
+@contextmanager
+def merging(unet: UNet, ratio: float) -> Iterator[None]:
+    """Within the block, merge `ratio` of the tokens (0 to 0.75) in self-attention of the largest images."""
+    hooks = []
+    try:
+        for transformer in _largest(unet) if ratio else ():
+            watch = _Watch(ratio)
+            hooks.append(transformer.register_forward_pre_hook(watch.see))
+            for block in transformer.transformer_blocks:
+                hooks.append(block.attn1.register_forward_pre_hook(watch.before))
+                hooks.append(block.attn1.register_forward_hook(watch.after))
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _largest(unet: UNet) -> list[SpatialTransformer]:
+    """Return the transformers of the outermost level that has any."""
+    for down, up in zip(unet.down_blocks, reversed(unet.up_blocks), strict=True):
+        if len(down.attentions):
+            return [*down.attentions, *up.attentions]
+    return []
+
+
+class _Watch:
+    """Merge what the self-attention of one transformer is given, and undo it in what it answers."""
+
+    def __init__(self, ratio: float) -> None:
+        self.ratio = ratio
+
+    def see(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+        """Note the image's height and width, which tokens no longer tell."""
+        self.size = given[0].shape[2:]
+
+    def before(self, module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+        """Give self-attention fewer tokens."""
+        self.merged = Merged.of(given[0], *self.size, self.ratio)
+        return (self.merged.merge(given[0]),)
+
+    def after(self, module: nn.Module, given: tuple[Tensor], answer: Tensor) -> Tensor:
+        """Give every token its answer."""
+        return self.merged.undo(answer)
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """Say which tokens are merged: those of `others` in `gone`, each into the one of `kept` in `into`.
+
+    `stay` counts the others that are left alone. Rows differ in all but `kept` and `others`.
+    """
+
+    kept: Int64[Tensor, " k"]
+    others: Int64[Tensor, " o"]
+    gone: Int64[Tensor, "b g"]
+    stay: Int64[Tensor, "b s"]
+    into: Int64[Tensor, "b g"]
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "b l d"], height: int, width: int, ratio: float) -> Merged:
+        """Choose `ratio` of an image's tokens: the most like the first of some square, by the cosine between them."""
+        first = torch.zeros(height, width, dtype=torch.bool, device=x.device)
+        first[::SIDE, ::SIDE] = True
+        kept, others = (places.flatten().nonzero()[:, 0] for places in (first, ~first))
+        directions = F.normalize(x, dim=-1)
+        likeness, partner = (directions[:, others] @ directions[:, kept].mT).max(-1)
+        gone, stay = likeness.argsort(-1, descending=True).tensor_split([int(ratio * height * width)], dim=1)
+        return cls(kept, others, gone, stay, partner.gather(1, gone))
+
+    def merge(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b m d"]:
+        """Return the tokens that are left, the kept ones last, each the mean of all that went into it."""
+        others = x[:, self.others]
+        means = x[:, self.kept].scatter_reduce(1, _wide(self.into, x), _taken(others, self.gone), "mean")
+        return torch.cat([_taken(others, self.stay), means], dim=1)
+
+    def undo(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b l d"]:
+        """Return every token's answer: its own, or that of the one it went into."""
+        alone, shared = x.split([self.stay.shape[1], len(self.kept)], dim=1)
+        others = x.new_empty(len(x), len(self.others), x.shape[2])
+        others.scatter_(1, _wide(self.stay, x), alone).scatter_(1, _wide(self.gone, x), _taken(shared, self.into))
+        whole = x.new_empty(len(x), len(self.kept) + len(self.others), x.shape[2])
+        whole[:, self.kept], whole[:, self.others] = shared, others
+        return whole
+
+
+def _wide(index: Int64[Tensor, "b n"], x: Float[Tensor, "b l d"]) -> Int64[Tensor, "b n d"]:
+    return index[..., None].expand(-1, -1, x.shape[2])
+
+
+def _taken(x: Float[Tensor, "b l d"], index: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+    return x.gather(1, _wide(index, x))

@@ -1,0 +1,195 @@
+"""How does a request become music? Its latents are denoised in windows, all of them decoded, and given their phases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.animation.path import lora_tags
+from reverie.codecs.encoder import COMMENT
+from reverie.codecs.image import ImageCodec, to_pictures
+from reverie.codecs.pictures import REQUEST
+from reverie.codecs.sound import Sound
+from reverie.codecs.spectrograms import LIGHT, from_greys, tagged
+from reverie.diffusion.denoiser import Denoise
+from reverie.diffusion.parts import masked
+from reverie.diffusion.step import Sigmas
+from reverie.errors import ReverieError
+from reverie.generate.conditioning import adapted
+from reverie.generate.parts import steps_taken
+from reverie.generate.requests import TextToImage
+from reverie.generate.sample import SAME, noise_levels, sample
+from reverie.models.seamless import seamless
+from reverie.music import ground, way
+from reverie.music.ground import Ground
+from reverie.music.metadata import texts
+from reverie.music.noise import ClipNoise
+from reverie.music.plan import Plan, plan
+from reverie.music.recording import Recording
+from reverie.music.request import Music
+from reverie.music.sections import decoded
+from reverie.music.way import Way
+from reverie.sound.params import SpectrogramParams
+from reverie.system import StableDiffusion
+
+
+@dataclass(frozen=True, eq=False)
+class Progress:
+    """Tell how far a request has come: it has taken step `index` of `total`, counted over all its clips.
+
+    `latents` are the sampler's present guess of the clip at work, clean and scaled. `clip` is what the step finished:
+    None, but in the last step of each clip.
+    """
+
+    index: int
+    total: int
+    latents: Float[Tensor, "1 c h w"]
+    clip: Recording | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class _Studio:
+    """Hold everything that the clips of a request share."""
+
+    system: StableDiffusion
+    music: Music
+    plan: Plan
+    images: ImageCodec
+    shared: TextToImage
+    way: Way
+    ground: Ground | None
+    sigmas: Sigmas
+
+    @property
+    def last(self) -> int:
+        """Return the last stop's number."""
+        return len(self.way.told) - 1
+
+    def clip_places(self) -> list[float]:
+        """Return where on the way each clip is."""
+        if self.music.walk is None:
+            return [self.music.place]
+        return [k * self.last / (self.plan.clips - 1) for k in range(self.plan.clips)]
+
+    def window_places(self) -> list[float]:
+        """Return where on the way the middle of each window is."""
+        if self.music.walk is None:
+            return [self.music.place] * len(self.plan.windows)
+        return [self.last * self.plan.part(centre) for centre in self.plan.windows.centres]
+
+    def noise(self, single: Music) -> ClipNoise:
+        """Return the noise of one clip of the count."""
+        seeds = [stop.seed or 0 for stop in single.stops]
+        shape = self.images.latent_shape(self.shared.width or 0, self.shared.height or 0)
+        return ClipNoise(seeds, shape, self.plan, self.clip_places(), self.system.device)
+
+    def begin(self) -> Float[Tensor, "1 c h w"] | None:
+        """Return the clean latents that are noised to begin with; None begins with noise alone."""
+        strength = self.way.at(self.music.place).strength
+        return self.ground.latents if self.ground is not None and strength < 1 else None
+
+    def denoiser(self, noise: ClipNoise) -> Denoise:
+        """Build the denoiser: in windows, each told what holds there, and held where the mask is dark."""
+        told = [self.way.at(place) for place in self.window_places()]
+        denoise = way.denoiser(self.system, self.shared, self.sigmas, self.plan.windows, told)
+        cells = None if self.ground is None else self.ground.cells(self.plan.factor)
+        if self.ground is None or cells is None:
+            return denoise
+        below = math.inf if self.begin() is not None else self.sigmas[0].item() * (1 - SAME)
+        device = self.system.device
+        return masked(denoise, cells.to(device), self.ground.latents.to(device), noise.initial(), below)
+
+
+def stream(system: StableDiffusion, music: Music) -> Iterator[Progress]:
+    """Play a request's clips and yield every step; closing the generator stops the work.
+
+    Clip k is the one that the seeds + k alone give: they are drawn one after another, the windows of each together.
+    LoRAs change the model while the generator lives. Raises ReverieError, before any work, for a model that draws no
+    spectrograms and for sounds that cannot be read.
+    """
+    params = hearing(system)
+    given = ground.given(music, params)
+    laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
+    return _played(system, music, laid, given)
+
+
+def hearing(system: StableDiffusion) -> SpectrogramParams:
+    """Return how a model hears: as it says, else as Riffusion's does.
+
+    Raises ReverieError for one whose pictures are no spectrograms of that.
+    """
+    params = system.spectrogram or SpectrogramParams()
+    if system.spectrogram is None and system.size != params.mels:
+        raise ReverieError(
+            f"the model '{system.name}' draws pictures {system.size} pixels high, and Riffusion's spectrograms have "
+            f"{params.mels} bands; give a model of music"
+        )
+    return params
+
+
+def _played(system: StableDiffusion, music: Music, laid: Plan, given: ground.Given | None) -> Iterator[Progress]:
+    with ExitStack() as stack:
+        studio = _opened(stack, system, music, laid, given)
+        done, total = 0, music.count * (len(studio.sigmas) - 1)
+        for index in range(music.count):
+            single = music.only(index)
+            noise = studio.noise(single)
+            for step in sample(studio.denoiser(noise), studio.sigmas, noise, music.sampler, studio.begin()):
+                last = step.index == step.total - 1
+                yield Progress(done, total, step.denoised, _finished(studio, single, step.x) if last else None)
+                done += 1
+
+
+def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan, given: ground.Given | None) -> _Studio:
+    """Make everything ready; LoRAs, and what bends time to a circle, are in the model until the stack closes."""
+    shared = _shared(music, laid)
+    stack.enter_context(adapted(system, shared))
+    stack.enter_context(seamless([system.autoencoder.encoder, system.autoencoder.decoder], laid.axes))
+    images = ImageCodec(system.autoencoder, whole=2**62) if laid.axes else system.codec
+    told = way.prepared(system, music.stops, shared)
+    strength = 1.0 if given is None else told.at(music.place).strength
+    sigmas = noise_levels(system, shared)[-steps_taken(music.steps, strength) - 1 :]
+    under = None if given is None else ground.laid(given, laid, images)
+    return _Studio(system, music, laid, images, shared, told, under, sigmas)
+
+
+def _shared(music: Music, laid: Plan) -> TextToImage:
+    """Return what all windows have in common, as the request for a picture; its prompt is the LoRAs alone."""
+    return TextToImage(
+        prompt=lora_tags([stop.prompt for stop in music.stops]),
+        seed=music.seed,
+        steps=music.steps,
+        guidance=music.guidance,
+        width=laid.width * laid.factor,
+        height=laid.params.mels,
+        sampler=music.sampler,
+        schedule=music.schedule,
+        guidance_rescale=music.guidance_rescale,
+        threshold=music.threshold,
+        clip_skip=music.clip_skip,
+        loras=music.loras,
+        embeddings=music.embeddings,
+    )
+
+
+@torch.no_grad()
+def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
+    """Decode latents, lay back what the mask keeps, and sound the spectrogram to its exact length."""
+    laid, params = studio.plan, studio.plan.params
+    greys = decoded(studio.images, latents).cpu()
+    if studio.ground is not None:
+        greys = studio.ground.kept(greys)
+    greys = laid.shown(greys)
+    samples = laid.sounded(from_greys(greys, params))
+    if single.stereo and not params.stereo:
+        samples = laid.widened(samples)
+    picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
+    sound = Sound(samples, params.sample_rate).normalised()
+    picture.info[REQUEST] = texts(single, studio.system.name)[COMMENT]
+    return Recording(sound.samples, sound.rate, picture, single, studio.system.name)

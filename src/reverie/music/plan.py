@@ -1,0 +1,193 @@
+"""How is music laid out in time? How many samples, columns and latents it has, and what comes after its end."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.diffusion.windows import Windows, circle, line
+from reverie.errors import ReverieError
+from reverie.music.loops import resampled, stretched
+from reverie.music.request import MINUTE, Music
+from reverie.music.sections import sounded
+from reverie.music.stereo import widened
+from reverie.sound.frames import Circle, Line
+from reverie.sound.params import SpectrogramParams
+
+STRIDE = 2 / 3  # of a window, at most, from one on a bar to the next
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Lay out `clips` clips of `samples` samples each, one after the other without a gap, as one row of latents.
+
+    A latent spans `factor` columns of the spectrogram, and the network was trained on `width` latents. `tempo` is the
+    latents of a beat and the beats of a bar, where they are known: the network, whose clips begin with a bar, hears one
+    begin in each of its windows, so that they are laid on bars, or at least on beats.
+    """
+
+    params: SpectrogramParams
+    factor: int
+    width: int
+    samples: int
+    clips: int
+    tempo: tuple[float, int] | None = None
+
+    axes: ClassVar[str] = ""
+    """Along which pictures of the spectrogram have no edge."""
+
+    @property
+    def total(self) -> int:
+        """Return the samples of all clips."""
+        return self.clips * self.samples
+
+    @property
+    def columns(self) -> int:
+        """Return the columns that are sounded, of which the last may reach beyond the end."""
+        return math.ceil(self.total / self.params.hop)
+
+    @property
+    def length(self) -> int:
+        """Return the latents that are drawn: a window at least, and all of the last."""
+        more = max(0, math.ceil(self.columns / self.factor) - self.width)
+        if self.tempo is None:
+            return self.width + more
+        return self.width + round(math.ceil(more / self.stride) * self.stride)
+
+    @property
+    def stride(self) -> float:
+        """Return how many latents lie between two windows: half of one, or whole bars or beats."""
+        if self.tempo is None:
+            return self.width / 2
+        beat, beats = self.tempo
+        bars, single = int(STRIDE * self.width / beat / beats), int(STRIDE * self.width / beat)
+        return beat * (bars * beats or single)
+
+    @property
+    def windows(self) -> Windows:
+        """Return where the network's windows lie."""
+        return line(self.length, self.width, self.stride if self.tempo else None)
+
+    @property
+    def clip(self) -> float:
+        """Return the latents of one clip, which need not be whole."""
+        return self.samples / self.params.hop / self.factor
+
+    @property
+    def clip_length(self) -> int:
+        """Return the latents that one clip is drawn from: noise or a sound, which each clip begins anew."""
+        return self.length if self.clips == 1 else math.ceil(self.clip)
+
+    def laid_out(self, clips: Float[Tensor, "clips *c w"]) -> Float[Tensor, "1 *c length"]:
+        """Lay clips of `clip_length` latents, or the same one for all, or columns of these, one after the other.
+
+        A clip begins on the latent nearest to its time; what is drawn beyond the end goes on with its beginning.
+        """
+        each = clips.shape[-1] // self.clip_length
+        latents = torch.arange(self.length)
+        number = ((latents + 0.5) / self.clip).long().clamp(max=self.clips - 1) if self.clips > 1 else 0 * latents
+        begins = (number * self.clip - 0.5).ceil().long()
+        within = (latents - begins) % self.clip_length
+        columns = (within[:, None] * each + torch.arange(each)).flatten()
+        rows = clips.movedim(-1, 1)[number.clamp(max=len(clips) - 1).repeat_interleave(each), columns]
+        return rows.movedim(0, -1)[None]
+
+    def part(self, latent: float) -> float:
+        """Return how far from 0 to 1 the way is gone at a latent: in the middle of clip k of n, k / (n - 1)."""
+        if self.clips == 1:
+            return 0.0
+        return min(1.0, max(0.0, (latent / self.clip - 0.5) / (self.clips - 1)))
+
+    def fitted(self, x: Float[Tensor, "c mels frames"], beyond: float) -> Float[Tensor, "c mels columns"]:
+        """Bring a given sound's frames to the columns of one clip's latents; `beyond` is what follows its end."""
+        columns = self.clip_length * self.factor
+        return F.pad(x[..., :columns], (0, max(0, columns - x.shape[-1])), value=beyond)
+
+    def shown(self, drawn: Float[Tensor, "c mels columns"]) -> Float[Tensor, "c mels frames"]:
+        """Return the columns that are sounded of those that were drawn."""
+        return drawn[..., : self.columns]
+
+    def sounded(self, mel: Float[Tensor, "c mels frames"]) -> Float[Tensor, "c total"]:
+        """Give a spectrogram its phases, to the sample as long as asked."""
+        return sounded(mel, self.params, Line)[:, : self.total]
+
+    def widened(self, samples: Float[Tensor, "1 total"]) -> Float[Tensor, "2 total"]:
+        """Let a sound come from two sides, silence before and after it."""
+        rate = self.params.sample_rate
+        return widened(F.pad(samples, (0, rate)), rate)[:, : self.total]
+
+
+class Loop(Plan):
+    """Lay out music whose end leads into its beginning.
+
+    It is drawn on the nearest number of whole latents, of which a window sees it repeated where it is shorter, and
+    stretched around the circle to its exact length: the spectrogram to whole columns, the waveform to whole samples.
+    """
+
+    axes = "x"
+
+    @property
+    def columns(self) -> int:
+        """Return the columns that are sounded."""
+        return max(1, round(self.total / self.params.hop))
+
+    @property
+    def length(self) -> int:
+        """Return the latents that are drawn."""
+        return max(1, round(self.columns / self.factor))
+
+    @property
+    def stride(self) -> float:
+        """Return how many latents lie between two windows; on bars, all the way around."""
+        if self.tempo is None or not (beats := round(self.clip / self.tempo[0])):
+            return self.width / 2
+        each = self.length / beats
+        counts = [count for count in range(1, beats + 1) if beats % count == 0 and each * count <= STRIDE * self.width]
+        bars = [count for count in counts if count % self.tempo[1] == 0]
+        return each * max(bars or counts) if counts else self.width / 2
+
+    @property
+    def windows(self) -> Windows:
+        """Return where the network's windows lie."""
+        return circle(self.length, self.width, self.stride)
+
+    def fitted(self, x: Float[Tensor, "c mels frames"], beyond: float) -> Float[Tensor, "c mels columns"]:
+        """Stretch a given sound's frames to the columns of the latents; nothing is beyond."""
+        return stretched(x, self.length * self.factor)
+
+    def shown(self, drawn: Float[Tensor, "c mels columns"]) -> Float[Tensor, "c mels frames"]:
+        """Stretch what was drawn to the columns that are sounded."""
+        return stretched(drawn, self.columns)
+
+    def sounded(self, mel: Float[Tensor, "c mels frames"]) -> Float[Tensor, "c total"]:
+        """Give a spectrogram phases that go on around the circle."""
+        return resampled(sounded(mel, self.params, Circle), self.total)
+
+    def widened(self, samples: Float[Tensor, "1 total"]) -> Float[Tensor, "2 total"]:
+        """Let a sound come from two sides."""
+        return widened(samples, self.params.sample_rate)
+
+
+def plan(music: Music, params: SpectrogramParams, factor: int, given: int | None = None) -> Plan:
+    """Lay out a request for a model; `given` are the samples of the sound it starts from, at the model's rate.
+
+    Raises ReverieError for parameters that latents of `factor` columns and bands do not fill.
+    """
+    for name, count in (("bands", params.mels), ("columns", params.columns)):
+        if count % factor:
+            raise ReverieError(
+                f"spectrograms of {count} {name} are no whole latents of {factor}; this model has others"
+            )
+    samples = given if given is not None else round(music.lasting(params.seconds) * params.sample_rate)
+    width, tempo = params.columns // factor, None
+    if music.tempo is not None and given is None:  # nothing is known of where a given sound's bars begin
+        beat = MINUTE / music.tempo * params.sample_rate / params.hop / factor
+        tempo = (beat, music.beats) if beat <= STRIDE * width else None
+    kind = Loop if music.loop else Plan
+    return kind(params, factor, width, max(1, samples), music.walk or 1, tempo)

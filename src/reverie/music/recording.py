@@ -1,0 +1,34 @@
+"""What comes of a request for music? A sound that knows its spectrogram, and what makes it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from reverie.codecs import pictures, sound
+from reverie.codecs.sound import Sound
+from reverie.music import metadata
+from reverie.music.request import Music
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recording(Sound):
+    """Hold a clip: a `Sound`, the picture of the spectrogram it came from, its request alone and the model's name."""
+
+    picture: Image.Image
+    request: Music
+    model: str
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Return the tags that its file carries."""
+        return metadata.texts(self.request, self.model)
+
+    def save(self, path: str | Path) -> None:
+        """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside."""
+        if Path(path).suffix.lower() in pictures.FORMATS:
+            pictures.save(self.picture, path)
+        else:
+            sound.write(self, path, texts=self.texts)

@@ -1,0 +1,87 @@
+"""How is a long sound heard, coded and sounded in bounded memory? In sections, each faded into the next."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.codecs.image import ImageCodec
+from reverie.codecs.sound import Sound
+from reverie.codecs.spectrograms import LIGHT
+from reverie.sound.frames import Line
+from reverie.sound.params import PER_SECOND, SpectrogramParams
+from reverie.sound.phases import waveform
+from reverie.sound.spectrogram import spectrogram
+
+NUMBERS = 1 << 25  # of a spectrum at once: 256 MB; 21 minutes of the bundled model, 38 s of Riffusion
+PIXELS = 1 << 20  # that pass the autoencoder at once: 164 s of the bundled model, 20 s of Riffusion
+CONTEXT = 16  # latents over which coded sections are faded: as far as the decoder's convolutions see
+
+Fade = Callable[[Tensor], Tensor]
+"""Rising from 0 to 1 over a fade, the weight of what comes; what goes has that of the fade reversed."""
+
+
+def in_sections(
+    run: Callable[[Tensor], Tensor], x: Tensor, section: int, overlap: int, fade: Fade = lambda part: part
+) -> Tensor:
+    """Apply `run`, which keeps the last axis or stretches it, to sections of it, and fade these into one another.
+
+    What is no longer than a section is run as it is. The fade keeps the sum of what is alike on both sides of it.
+    """
+    if x.shape[-1] <= section:
+        return run(x)
+    joined = [run(x[..., :section])]
+    count = overlap * joined[0].shape[-1] // section
+    rising = fade((torch.arange(count, device=joined[0].device) + 0.5) / count)
+    for begin in range(section - overlap, x.shape[-1] - overlap, section - overlap):
+        before, piece = joined.pop(), run(x[..., begin : begin + section])
+        both = before[..., -count:] * rising.flip(0) + piece[..., :count] * rising
+        joined += [before[..., :-count], both, piece[..., count:]]
+    return torch.cat(joined, dim=-1)
+
+
+def heard(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
+    """Return the mel spectrogram of a sound, converted to the parameters' rate and channels."""
+    sound = (sound.stereo() if params.stereo else sound.mono()).resampled(params.sample_rate)
+    frames = _frames_at_once(params)
+    section, overlap = frames * params.hop, _second(params) * params.hop
+    return in_sections(lambda samples: spectrogram(samples, params), sound.samples, section, overlap)
+
+
+def encoded(images: ImageCodec, greys: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "1 c h w"]:
+    """Encode the levels of whole latents to scaled latents."""
+    section = _latents_at_once(images, greys.shape[1]) * images.factor
+    return in_sections(images.encode_tensor, greys[None] / (LIGHT / 2) - 1, section, CONTEXT * images.factor)
+
+
+def decoded(images: ImageCodec, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "3 mels columns"]:
+    """Decode scaled latents to levels from 0 to 255."""
+    section = _latents_at_once(images, latents.shape[2] * images.factor)
+    return (in_sections(images.decode, latents, section, CONTEXT)[0] + 1) * (LIGHT / 2)
+
+
+def sounded(
+    mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
+) -> Float[Tensor, "c n"]:
+    """Return a waveform of frames * hop samples; sections have phases of their own, so their powers are faded."""
+    if time is not Line:  # a circle has no sections
+        return waveform(mel, params, time)
+    section, overlap = _frames_at_once(params), _second(params)
+    return in_sections(lambda part: waveform(part, params), mel, section, overlap, torch.sqrt)
+
+
+def _second(params: SpectrogramParams) -> int:
+    return math.ceil(PER_SECOND / params.step_ms)
+
+
+def _frames_at_once(params: SpectrogramParams) -> int:
+    return max(NUMBERS // (params.n_fft // 2 + 1), 4 * _second(params))
+
+
+def _latents_at_once(images: ImageCodec, height: int) -> int:
+    """Return how many latents pass at once: no fewer than the codec takes whole, which for a loop is all of it."""
+    return max(max(PIXELS, images.whole) // height // images.factor, 4 * CONTEXT)

@@ -1,0 +1,1 @@
+"""The mathematics of sound as spectrograms: torch alone, no files, no pictures."""

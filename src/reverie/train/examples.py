@@ -1,0 +1,102 @@
+"""What is there to learn from? Numbered pictures with captions: emoji scenes or a collection. `sounds` has others.
+
+All is a pure function of the number. `identity` says what the pictures depend on, so that what was computed of them
+can be kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from reverie.data.captioned import Captioned
+from reverie.data.captions import BARE, caption, telling
+from reverie.data.concepts import Concept
+from reverie.data.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS, Scene, render, scene_at
+from reverie.train.pairs import crop_box
+
+HELD_OUT_SEED = 10_000  # of scenes and music that no training seed draws
+Identity = list[object]  # plain values, for JSON
+
+
+class Examples(Protocol):
+    """A finite row of pictures of one size, each with captions."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def identity(self) -> Identity:
+        """Return what the pictures depend on, in plain values."""
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
+        """Return a picture."""
+
+    def caption(self, index: int, turn: int) -> str:
+        """Return its caption, which every turn may tell anew."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """Serve `count` emoji scenes. See `data.scenes.draw_scene` for how they are mixed."""
+
+    things: tuple[Concept, ...]
+    seed: int
+    count: int
+    pair_share: float = PAIR_SHARE
+    scatter: int = ANYWHERE
+    sizes: Sequence[str] = SIZE_WORDS
+    bare: int = BARE
+
+    def __len__(self) -> int:
+        return self.count
+
+    @property
+    def identity(self) -> Identity:
+        """Return what the scenes depend on."""
+        names = [thing.emoji for thing in self.things]
+        return ["scenes", names, self.seed, self.count, self.pair_share, self.scatter, list(self.sizes)]
+
+    def scene(self, index: int) -> Scene:
+        """Return a scene."""
+        return scene_at(
+            self.things, self.seed, index, pair_share=self.pair_share, scatter=self.scatter, sizes=self.sizes
+        )
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "128 128 3"]:
+        """Draw a scene."""
+        return render(self.scene(index))
+
+    def caption(self, index: int, turn: int) -> str:
+        """Tell a scene in English or Chinese."""
+        return caption(self.scene(index), telling(self.seed, index, turn), bare=self.bare)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Serve a collection of pictures, of each the largest square in the middle, resized to `size` pixels."""
+
+    found: Captioned
+    size: int
+
+    def __len__(self) -> int:
+        return len(self.found)
+
+    @property
+    def identity(self) -> Identity:
+        """Return which files there are, and when they were last changed."""
+        return ["pictures", self.size, *self.found.identity]
+
+    def picture(self, index: int) -> UInt8[np.ndarray, "size size 3"]:
+        """Read a picture. Raises ReverieError, naming it, where it is damaged."""
+        picture = self.found.picture(index)
+        box = crop_box(picture.size, 1, np.random.default_rng(0))
+        return np.array(picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box))
+
+    def caption(self, index: int, turn: int) -> str:
+        """Return its one caption."""
+        return self.found.caption(index)

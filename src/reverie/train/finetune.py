@@ -1,0 +1,199 @@
+"""How does a whole model go on learning, from pictures of the user's or from music? All of its weights, or a LoRA.
+
+The U-Net learns as `diffusion` says. The text encoder may learn with it, at a pace of its own, and new words first.
+Prior preservation, pictures of the class beside those of the instance, is DreamBooth's (Ruiz et al. 2022, 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reverie import system
+from reverie.checkpoints.components import Components
+from reverie.data.loader import Batches
+from reverie.errors import ReverieError
+from reverie.sound.params import SpectrogramParams
+from reverie.system import BUNDLED_NAME
+from reverie.train import lora
+from reverie.train.diffusion import DiffusionObjective, Shown
+from reverie.train.examples import Examples
+from reverie.train.latents import LATENTS, Item, Stream, fill, pooled
+from reverie.train.loop import RunSettings
+from reverie.train.recipe import folder_of, read, section
+from reverie.train.sources import Source
+from reverie.train.vocabulary import extend, grow_
+
+PRIOR = "prior.safetensors"
+SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
+TOLD = 4000  # captions that new words are learned from
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """Name the model to start from, and an autoencoder to put in place of its own."""
+
+    base: str = BUNDLED_NAME  # what `reverie.load` takes
+    autoencoder: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings(Source):
+    """Choose the examples, `batch` a step."""
+
+    size: int = 0  # of pictures, in pixels; 0 takes the model's
+    batch: int = 4
+    dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
+    workers: int = 0
+    show: tuple[str, ...] = ()  # prompts on the contact sheet; the first captions if not given
+
+
+@dataclass(frozen=True)
+class TextSettings:
+    """Choose how the text encoder learns."""
+
+    pace: float = 0.0  # its learning rate, in times the run's; 0 leaves it frozen
+    words: int = 0  # how many tokens its vocabulary grows by
+
+
+@dataclass(frozen=True)
+class PriorSettings:
+    """Choose pictures of the class that every other item of a batch is drawn from; `weight` is their share's."""
+
+    pictures: str = ""
+    caption: str = ""  # of those that have none of their own
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class LossSettings:
+    """Weigh the noise levels, by a key of `diffusion.WEIGHTINGS`."""
+
+    weighting: str = "uniform"
+
+
+@dataclass(frozen=True, eq=False)
+class Alternating:
+    """Serve the items of two streams in turn."""
+
+    first: Stream
+    second: Stream
+
+    def __call__(self, index: int) -> Item:
+        """Return item `index`."""
+        return (self.first, self.second)[index % 2](index // 2)
+
+
+class Finetuning(DiffusionObjective):
+    """Train a model's own weights."""
+
+    text_pace = 1.0
+
+    def paces(self) -> dict[nn.Parameter, float]:
+        """Return the text encoder's."""
+        return dict.fromkeys(self.networks["text"].parameters(), self.text_pace) if "text" in self.networks else {}
+
+
+class LoRAFinetuning(Finetuning):
+    """Train thin matrices beside a model's weights."""
+
+    def export(self, folder: Path) -> None:
+        """Write the LoRA, named after the run, for `--lora FILE`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        lora.save(self.networks.values(), folder / f"{folder.resolve().parent.name}.safetensors")
+
+
+def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
+    """Build the objective from a recipe's tables."""
+    data, text = section(sections, "data", DataSettings), section(sections, "text", TextSettings)
+    prior, products = section(sections, "prior", PriorSettings), section(sections, "lora", lora.LoRASettings)
+    weighting = section(sections, "loss", LossSettings).weighting
+    base, rows = _base(sections), {}
+    for name, examples in _examples(sections, base, seed).items():
+        latents = pooled(base.autoencoder, examples, out / name, data.workers)
+        weight = prior.weight if name == PRIOR else 1.0
+        rows[name] = Stream(examples, latents, seed, data.dropout, weight)
+    stream = rows[LATENTS]
+    components = _with_words(base, stream.examples, text, products)
+    torch.manual_seed(seed)
+    networks = _learning(components, text, products)
+    objective = (LoRAFinetuning if products.rank else Finetuning)(
+        components,
+        networks,
+        Batches(Alternating(stream, rows[PRIOR]) if PRIOR in rows else stream, data.batch, data.workers),
+        weighting,
+        seed,
+        _shown(data, stream, base.autoencoder.factor),
+    )
+    objective.text_pace = text.pace
+    return objective
+
+
+def prepare(path: Path, out: Path | None = None) -> Iterator[tuple[int, int]]:
+    """Make the latents that a recipe's run learns from; yield how many are done, and of how many."""
+    sections = read(path)
+    if sections["objective"] != "finetune":
+        raise ReverieError(f"the recipe {path} is for `reverie train`: its objective is {sections['objective']!r}")
+    settings, data = section(sections, "run", RunSettings), section(sections, "data", DataSettings)
+    base = _base(sections)
+    autoencoder = base.autoencoder.to(system.pick_device(settings.device))
+    for name, examples in _examples(sections, base, settings.seed).items():
+        yield from fill(autoencoder, examples, folder_of(path, out) / name, data.workers)
+
+
+def _base(sections: dict[str, Any]) -> Components:
+    """Load the model to start from, all of it frozen."""
+    model, data = section(sections, "model", ModelSettings), section(sections, "data", DataSettings)
+    loaded = system.load(model.base, device="cpu", dtype="float32", vae=model.autoencoder or None, fast=False)
+    base = Components(**vars(loaded))
+    if base.unet.config.projection_input_dim is not None:
+        raise ReverieError(f"{base.name} is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2")
+    for network in (base.unet, base.autoencoder, *base.text_encoders):
+        network.requires_grad_(False)
+    if data.pictures:
+        return base
+    given = section(sections, "spectrogram", SpectrogramParams)
+    return replace(base, spectrogram=given if "spectrogram" in sections else base.spectrogram or given)
+
+
+def _examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str, Examples]:
+    """Open what is learned from, by the file of its latents."""
+    data, prior = section(sections, "data", DataSettings), section(sections, "prior", PriorSettings)
+    size = data.size or base.unet.config.sample_size * base.autoencoder.factor
+    params = base.spectrogram or SpectrogramParams()
+    rows = {LATENTS: data.open(seed, size, params)}
+    if prior.pictures:
+        rows[PRIOR] = Source(pictures=prior.pictures, caption=prior.caption).open(seed, size, params)
+    return rows
+
+
+def _with_words(base: Components, examples: Examples, text: TextSettings, products: lora.LoRASettings) -> Components:
+    """Give the text encoder new words."""
+    if not text.words:
+        return base
+    if products.rank or not text.pace:
+        raise ReverieError("new words = ... in [text] are learned by the text encoder itself; give pace, and no [lora]")
+    tokenizer, tower = base.tokenizers[0], base.text_encoders[0]
+    captions = (examples.caption(index, 0) for index in range(min(TOLD, len(examples))))
+    extended = extend(tokenizer, captions, text.words)
+    grow_(tower, tokenizer, extended)
+    return replace(base, tokenizers=(extended,))
+
+
+def _learning(components: Components, text: TextSettings, products: lora.LoRASettings) -> nn.ModuleDict:
+    """Return what learns: networks of the model, or thin matrices put beside their weights."""
+    networks = {"unet": components.unet} | ({"text": components.text_encoders[0]} if text.pace else {})
+    if products.rank:
+        return nn.ModuleDict({name: lora.install(network, products, name) for name, network in networks.items()})
+    return nn.ModuleDict(networks).requires_grad_(True)
+
+
+def _shown(data: DataSettings, stream: Stream, factor: int) -> Shown:
+    prompts = data.show or [stream.examples.caption(index, 0) for index in range(min(SHOWN, len(stream.examples)))]
+    height, width = (factor * side for side in stream.latents.shape[2:])
+    return Shown(prompts, width, height, COLUMNS)

@@ -1,0 +1,115 @@
+"""Which latents does a U-Net learn from? Those of numbered examples, made once and kept in a file that knows of what.
+
+A file is valid for one encoder, by its weights, and one row of examples, by their identity: whatever else changes in a
+recipe, it need not be made again. A job that was stopped goes on where it stood.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reverie.data.loader import Batches, shuffled
+from reverie.models.autoencoder import Autoencoder
+from reverie.train.autoencoder import as_images
+from reverie.train.examples import Examples
+
+ENCODE_BATCH = 16
+ENCODER = ("encoder.", "quant_conv.")
+IDENTITY = "identity"
+LATENTS = "latents.safetensors"  # in the folder of a run
+
+
+def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int = 0) -> Iterator[tuple[int, int]]:
+    """Write the scaled latents of all examples to `path`, in half precision; yield how many are done, and of how many.
+
+    Nothing is done where the file is there already, for this encoder and these examples.
+    """
+    told = _identity(autoencoder, examples)
+    if _told(path) == told:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{hashlib.sha256(told.encode()).hexdigest()[:12]}.part")
+    shape = _encoded(autoencoder, [examples.picture(0)]).shape[1:]
+    with part.open("ab") as file:
+        batch_bytes = ENCODE_BATCH * shape.numel() * torch.float16.itemsize
+        start = file.tell() // batch_bytes  # a batch that was cut off is made again, whole
+        file.truncate(start * batch_bytes)
+        batches = Batches(lambda index: examples.picture(min(index, len(examples) - 1)), ENCODE_BATCH, workers)
+        for step in range(start, -(-len(examples) // ENCODE_BATCH)):
+            latents = _encoded(autoencoder, batches(step))[: len(examples) - step * ENCODE_BATCH]
+            file.write(latents.numpy().tobytes())
+            file.flush()
+            yield step * ENCODE_BATCH + len(latents), len(examples)
+    latents = torch.from_numpy(np.fromfile(part, np.float16)).view(-1, *shape)
+    beside = path.with_suffix(".writing")
+    save_file({"latents": latents}, beside, {IDENTITY: told})
+    os.replace(beside, path)
+    part.unlink()
+
+
+def pooled(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int = 0) -> Float[Tensor, "n c h w"]:
+    """Return the scaled latents of all examples, in half precision, from the file at `path`; see `fill`."""
+    for _ in fill(autoencoder, examples, path, workers):
+        pass
+    with safe_open(path, "pt") as file:
+        return file.get_tensor("latents")
+
+
+Item = tuple[Tensor, str, float]
+"""Latents (c, h, w), their caption, and their weight in the loss."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stream:
+    """Serve latents and captions without end: every pass over the examples is shuffled and told anew.
+
+    The share `dropout` of the captions is left empty, for classifier-free guidance; an item counts `weight`.
+    """
+
+    examples: Examples
+    latents: Float[Tensor, "n c h w"]
+    seed: int
+    dropout: float
+    weight: float = 1.0
+
+    def __call__(self, index: int) -> Item:
+        """Return item `index`."""
+        turn, place = divmod(index, len(self.latents))
+        number = shuffled(self.seed, turn, len(self.latents), place)
+        empty = np.random.default_rng((self.seed, index, 3)).random() < self.dropout
+        return self.latents[number].float(), "" if empty else self.examples.caption(number, turn), self.weight
+
+
+@torch.no_grad()
+def _encoded(autoencoder: Autoencoder, pixels: Tensor | list[np.ndarray]) -> Tensor:
+    stacked = torch.from_numpy(np.stack(pixels)) if isinstance(pixels, list) else pixels
+    images = as_images(stacked.permute(0, 3, 1, 2).to(autoencoder.device))
+    return (autoencoder.encode(images).mode() * autoencoder.config.scaling_factor).half().cpu()
+
+
+def _identity(autoencoder: Autoencoder, examples: Examples) -> str:
+    digest = hashlib.sha256(json.dumps(asdict(autoencoder.config)).encode())
+    for name, value in sorted(autoencoder.state_dict().items()):
+        if name.startswith(ENCODER):
+            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return json.dumps([digest.hexdigest(), examples.identity])
+
+
+def _told(path: Path) -> str | None:
+    """Return what a file of latents was made of."""
+    if not path.exists():
+        return None
+    with safe_open(path, "pt") as file:
+        return (file.metadata() or {}).get(IDENTITY)

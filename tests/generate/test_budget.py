@@ -1,0 +1,81 @@
+"""Are the settings for a time the nearest that fit, and is the profile measured once and right?"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reverie import TextToImage
+from reverie.errors import ReverieError
+from reverie.generate import budget
+from reverie.generate.budget import LADDER, Profile, measure, plan, profiled
+from reverie.generate.parts import Hires
+from reverie.pipeline import Pipeline
+
+PROFILE = Profile(step=2.0, reused=0.25, rest=3.0)
+BEAR = TextToImage(prompt="a bear", seed=1, steps=20)
+
+
+def test_time_is_counted_by_whole_and_reused_steps() -> None:
+    assert PROFILE.seconds(20, 1) == 43
+    assert PROFILE.seconds(20, 2) == 10 * 2 + 10 * 0.25 + 3
+    assert PROFILE.seconds(7, 3) == 3 * 2 + 4 * 0.25 + 3
+
+
+def test_with_time_enough_nothing_is_given_up() -> None:
+    assert plan(PROFILE, BEAR, 60).changes == {"steps": 20, "cache_steps": 1, "sampler": "dpmpp_2m"}
+    assert plan(PROFILE, BEAR.replace(steps=50), 120).changes["steps"] == 50
+
+
+@pytest.mark.parametrize("within", [42.0, 30.0, 20.0, 16.0])
+def test_the_first_of_the_ladder_that_fits_is_taken(within: float) -> None:
+    planned = plan(PROFILE, BEAR, within)
+    assert planned.seconds <= 0.95 * within
+    place = LADDER.index((planned.changes["steps"], planned.changes["cache_steps"]))
+    assert all(PROFILE.seconds(*pair) > 0.95 * within for pair in LADDER[:place])
+
+
+def test_more_pictures_and_fewer_steps_count() -> None:
+    one, three = plan(PROFILE, BEAR, 60), plan(PROFILE, BEAR.replace(count=3), 60)
+    assert LADDER.index((three.changes["steps"], three.changes["cache_steps"])) > 0
+    assert one.changes["cache_steps"] == 1
+    assert plan(PROFILE, BEAR.replace(steps=8), 20).changes["steps"] == 8
+
+
+def test_what_does_not_fit_is_said() -> None:
+    with pytest.raises(ReverieError, match="too short"):
+        plan(PROFILE, BEAR, 5)
+    for other in (BEAR.replace(hires=Hires()), BEAR.replace(sampler="lcm")):
+        with pytest.raises(ReverieError, match="one pass"):
+            plan(PROFILE, other, 60)
+
+
+def test_steps_are_told_apart_by_the_clock(tiny: Pipeline) -> None:
+    """The clock is asked once before and after each of: a first step, a reused one, a whole one, a last one."""
+    ticks = iter([0.0, 50.0, 51.0, 56.0, 60.0])
+    request = BEAR.replace(width=32, height=32)
+    assert measure(tiny, request, lambda: next(ticks)) == Profile(step=5.0, reused=1.0, rest=3.0)
+
+
+def test_a_profile_is_kept_for_its_size_and_measured_again_where_damaged(
+    tiny: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REVERIE_CACHE", str(tmp_path))
+    measured: list[TextToImage] = []
+
+    def fake(system: Pipeline, request: TextToImage) -> Profile:
+        measured.append(request)
+        return PROFILE
+
+    monkeypatch.setattr(budget, "measure", fake)
+    assert profiled(tiny, BEAR) == profiled(tiny, BEAR.replace(seed=5, prompt="an apple")) == PROFILE
+    assert len(measured) == 1
+    profiled(tiny, BEAR.replace(width=64, height=32))
+    assert len(measured) == 2
+    for file in (tmp_path / "profiles").iterdir():
+        file.write_text('{"step": 1')
+    assert profiled(tiny, BEAR) == PROFILE
+    assert len(measured) == 3
+    monkeypatch.setenv("REVERIE_CACHE", "/dev/null/nowhere")
+    assert profiled(tiny, BEAR) == PROFILE

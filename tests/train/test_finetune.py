@@ -1,0 +1,237 @@
+"""Does fine-tuning move what it should and nothing else, from pictures, sounds and music, and resume to the bit?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from reverie.adapters.lora import apply
+from reverie.checkpoints.load import load_folder
+from reverie.cli import app as cli
+from reverie.codecs import sound
+from reverie.codecs.sound import Sound
+from reverie.data.music.fluidsynth import FONTS
+from reverie.errors import ReverieError
+from reverie.pipeline import Pipeline
+from reverie.train import run
+from reverie.train.finetune import build, prepare
+from reverie.train.loop import Learner, RunSettings
+from reverie.train.recipe import read, section
+
+RUN = """
+objective = "finetune"
+[run]
+steps = 6
+lr = 1e-3
+warmup = 0
+ema = 0.9
+weight_decay = 0.01
+seed = 3
+threads = 1
+device = "cpu"
+log_every = 1
+save_every = 2
+[model]
+base = "{folder}/base"
+"""
+PICTURES = (
+    '[data]\npictures = "{folder}/pictures"\ncaption = "a photo of sks dog"\ndropout = 0.2\nshow = ["a bear", ""]\n'
+)
+SPECTROGRAM = "sample_rate = 8000\nstep_ms = 20\nwindow_ms = 64\npadded_ms = 64\nmels = 32\nhigh = 4000\ncolumns = 64\n"
+LORA = "[lora]\nrank = 2\n"
+TEXT = "[text]\npace = 0.5\n"
+WORDS = "[text]\npace = 0.5\nwords = 5\n"
+PRIOR = '[prior]\npictures = "{folder}/prior"\ncaption = "a photo of a dog"\nweight = 0.5\n'
+
+
+@pytest.fixture(scope="module")
+def folder(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with a model, pictures of which only some have captions, and others of their class."""
+    folder = tmp_path_factory.mktemp("finetune")
+    tiny.save(folder / "base")
+    rng = np.random.default_rng(0)
+    for kind, count in (("pictures", 5), ("prior", 3)):
+        (folder / kind).mkdir()
+        for number in range(count):
+            pixels = rng.integers(0, 256, (48, 40, 3), np.uint8)
+            Image.fromarray(pixels).save(folder / kind / f"{number}.png")
+    (folder / "pictures" / "3.txt").write_text("a bear on a blue background")
+    return folder
+
+
+@pytest.fixture
+def recipe(folder: Path, tmp_path: Path) -> Callable[[str], Path]:
+    """Write a recipe with the given tables."""
+
+    def write(tables: str) -> Path:
+        path = tmp_path / "recipe.toml"
+        path.write_text((RUN + tables).replace("{folder}", str(folder)))
+        return path
+
+    return write
+
+
+def learner(path: Path, out: Path) -> Learner:
+    sections = read(path)
+    return Learner(build(sections, 3, out), section(sections, "run", RunSettings))
+
+
+def moved(network: nn.Module, other: nn.Module) -> set[str]:
+    before = other.state_dict()
+    return {name for name, value in network.state_dict().items() if not torch.equal(value, before[name])}
+
+
+@pytest.mark.parametrize("tables", [PICTURES + WORDS, PICTURES + TEXT + LORA + PRIOR])
+def test_stopped_and_resumed(
+    recipe: Callable[[str], Path], tmp_path: Path, same_run: Callable[[Path, Path], None], tables: str
+) -> None:
+    path = recipe(tables)
+    list(run(path, tmp_path / "one" / "run"))
+    events = run(path, tmp_path / "two" / "run")
+    while next(events).step < 5:
+        pass
+    events.close()
+    list(run(path, tmp_path / "two" / "run", resume=True))
+    same_run(tmp_path / "one" / "run", tmp_path / "two" / "run")
+    with Image.open(tmp_path / "one/run/samples/000006.png") as sheet:
+        assert sheet.size == (4 * 32, 32)  # four in a row
+
+
+def test_all_of_a_unet_learns_and_a_frozen_text_encoder_stays(
+    tiny: Pipeline, recipe: Callable[[str], Path], tmp_path: Path
+) -> None:
+    list(run(recipe(PICTURES), tmp_path / "out"))
+    model = load_folder(tmp_path / "out/export")
+    assert moved(model.unet, tiny.unet) == set(tiny.unet.state_dict())
+    assert not moved(model.text_encoders[0], tiny.text_encoders[0])
+    assert not moved(model.autoencoder, tiny.autoencoder)
+    assert model.schedule_config == tiny.schedule_config
+    assert model.spectrogram is None
+
+
+def test_the_text_encoder_learns_at_its_own_pace(recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    """AdamW's first step is the learning rate, whatever the gradient, but for the decay of the weights."""
+    found = learner(recipe(PICTURES + TEXT), tmp_path)
+    components = found.objective.components
+    weights = {
+        1.0: components.unet.conv_in.weight,
+        0.5: components.text_encoders[0].text_model.encoder.layers[0].mlp.fc1.weight,
+    }
+    before = {pace: weight.detach().clone() for pace, weight in weights.items()}
+    found.step(0)
+    for pace, weight in weights.items():
+        step = (weight - before[pace] * (1 - 1e-3 * pace * 0.01)).abs()
+        assert step.median().item() == pytest.approx(1e-3 * pace, rel=0.02)
+
+
+def test_new_words_are_learned_and_exported(tiny: Pipeline, recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    list(run(recipe(PICTURES + WORDS), tmp_path / "out"))
+    model = load_folder(tmp_path / "out/export")
+    assert len(model.tokenizers[0]) == len(tiny.tokenizers[0]) + 5
+    assert model.text_encoders[0].config.vocab_size == len(model.tokenizers[0])
+    assert model.text_encoders[0].config.eos_token_id == model.tokenizers[0].eos_id
+    assert len(model.tokenizers[0].encode("a photo of sks dog")) < len(tiny.tokenizers[0].encode("a photo of sks dog"))
+
+
+def test_the_lora_of_a_run_is_what_it_trained(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    path = recipe(PICTURES + TEXT + LORA)
+    list(run(path, tmp_path / "dog"))
+    (file,) = (tmp_path / "dog/export").iterdir()
+    assert file.name == "dog.safetensors"
+    trained = learner(path, tmp_path / "dog")
+    state = torch.load(tmp_path / "dog/checkpoint.pt", weights_only=True)
+    trained.load_state_dict(state)
+    base = Pipeline(**vars(load_folder(folder / "base")))
+    with trained.averaged(), torch.no_grad(), apply(base, [(file, 1.0, 1.0)]):
+        for ours in (trained.objective.components, base):
+            context = ours.text_encoders[0](ours.tokenizers[0](["a photo of sks dog"])).last
+            predicted = ours.unet(torch.ones(1, 4, 4, 4), torch.tensor([7]), context)
+            if ours is not base:
+                expected = predicted
+    assert torch.equal(predicted, expected)
+
+
+def test_pictures_of_the_class_come_in_turn(recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    batches = learner(recipe(PICTURES + PRIOR), tmp_path).objective.batches
+    items = [batches.items.make(index) for index in range(40)]
+    captions = {"a photo of sks dog", "a bear on a blue background", ""}
+    assert {caption for _, caption, weight in items[::2]} == captions
+    assert {caption for _, caption, weight in items[1::2]} == {"a photo of a dog", ""}
+    assert [weight for _, _, weight in items[:4]] == [1.0, 0.5, 1.0, 0.5]
+    objective = learner(recipe(PICTURES + PRIOR), tmp_path).objective
+    ((_, weighted, told),) = objective.losses(0)
+    assert weighted.item() < told["error"]  # half of the items count half
+
+
+def test_half_precision_trains(recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    path = recipe(PICTURES + WORDS)
+    path.write_text(path.read_text().replace("steps = 6", 'steps = 1\nprecision = "bfloat16"'))
+    (event,) = run(path, tmp_path / "out")
+    assert np.isfinite(event.metrics["loss"])
+
+
+@pytest.mark.skipif(not any(font.is_file() for font in FONTS), reason="needs fluidsynth and a sound font")
+def test_music(recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    path = recipe(f"[data]\nmusic = 4\nshow = ['jazz saxophone']\n[spectrogram]\n{SPECTROGRAM}{WORDS}")
+    list(run(path, tmp_path / "out"))
+    model = load_folder(tmp_path / "out/export")
+    assert model.spectrogram == section(read(path), "spectrogram", type(model.spectrogram))
+    with Image.open(tmp_path / "out/samples/000006.png") as sheet:
+        assert sheet.size == (4 * 64, 32)
+
+
+def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    pytest.importorskip("soundfile")
+    (folder / "sounds").mkdir(exist_ok=True)
+    seconds = torch.arange(3 * 8000) / 8000
+    sound.write(Sound(0.5 * (2000 * seconds).sin()[None], 8000), folder / "sounds/tone.wav")
+    path = recipe(f'[data]\nsounds = "{{folder}}/sounds"\ncaption = "a tone"\n[spectrogram]\n{SPECTROGRAM}')
+    objective = build(read(path), 3, tmp_path)
+    stream = objective.batches.items.make
+    assert stream.latents.shape == (2, 4, 4, 8)  # of 1.28 s each; the rest is shorter than half of that
+    assert {stream(index)[1] for index in range(40)} == {"a tone", ""}
+    assert objective.components.spectrogram.columns == 64
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ("", r"the recipe's \[data\] names none of them; give one of pictures, sounds and music"),
+        ('[data]\npictures = "x"\nmusic = 3\n', r"names pictures and music; give one of"),
+        (PICTURES + "[text]\nwords = 3\n", r"new words = ... in \[text\] are learned by the text encoder itself"),
+        (PICTURES + WORDS + LORA, r"give pace, and no \[lora\]"),
+        (PICTURES + '[loss]\nweighting = "none"\n', r"unknown weighting 'none'; choose from"),
+    ],
+)
+def test_wrong_recipes_get_one_line(recipe: Callable[[str], Path], tmp_path: Path, tables: str, message: str) -> None:
+    with pytest.raises(ReverieError, match=message):
+        list(run(recipe(tables), tmp_path / "out"))
+
+
+def test_sdxl_is_refused(tiny_xl: Pipeline, recipe: Callable[[str], Path], folder: Path, tmp_path: Path) -> None:
+    tiny_xl.save(tmp_path / "xl")
+    path = recipe(PICTURES)
+    path.write_text(path.read_text().replace(f"{folder}/base", str(tmp_path / "xl")))
+    with pytest.raises(ReverieError, match="xl is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2"):
+        next(prepare(path, tmp_path / "out"))
+
+
+def test_the_command_makes_latents_first(
+    recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = recipe(PICTURES + LORA), tmp_path / "out"
+    assert cli.run(["finetune", str(path), "--out", str(out), "--prepare"]) == 0
+    assert [file.name for file in out.iterdir()] == ["latents.safetensors"]
+    written = (out / "latents.safetensors").stat().st_mtime_ns
+    assert cli.run(["finetune", str(path), "--out", str(out)]) == 0
+    assert (out / "latents.safetensors").stat().st_mtime_ns == written
+    assert capsys.readouterr().out.strip() == str(out)
+    path.write_text(path.read_text().replace('"finetune"', '"diffusion"').split("[model]")[0])
+    assert cli.run(["finetune", str(path)]) == 2
+    assert "is for `reverie train`: its objective is 'diffusion'" in capsys.readouterr().err
