@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -28,16 +28,17 @@ def operations(config: UNetConfig, given: Sequence[Tensor]) -> int:
 @torch.no_grad()
 def best_rate(dtype: torch.dtype = torch.float32) -> float:
     """Return the operations a second of the fastest of the convolutions and products that a U-Net is made of."""
-    best = 0.0
-    for channels, side in IMAGES:
-        x = torch.randn(2, channels, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
-        kernel = kernels.pack_conv2d(torch.randn(channels, channels, 3, 3, dtype=dtype))
-        weight = kernels.pack_linear(torch.randn(channels, channels, dtype=dtype))
-        pixels, count = x.permute(0, 2, 3, 1), 2 * x.numel() * channels
-        for _ in range(TRIES):
-            convolved = seconds(lambda: kernels.conv2d(x, kernel, None, (1, 1), (1, 1), (1, 1)))
-            best = max(best, 9 * count / convolved, count / seconds(lambda: kernels.linear(pixels, weight, None)))
-    return best
+    return max(max(_rates(channels, side, dtype)) for channels, side in IMAGES)
+
+
+def _rates(channels: int, side: int, dtype: torch.dtype) -> Iterator[float]:
+    x = torch.randn(2, channels, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    kernel = kernels.pack_conv2d(torch.randn(channels, channels, 3, 3, dtype=dtype))
+    weight = kernels.pack_linear(torch.randn(channels, channels, dtype=dtype))
+    pixels, count = x.permute(0, 2, 3, 1), 2 * x.numel() * channels
+    for _ in range(TRIES):
+        yield 9 * count / seconds(lambda: kernels.conv2d(x, kernel, None, (1, 1), (1, 1), (1, 1)))
+        yield count / seconds(lambda: kernels.linear(pixels, weight, None))
 
 
 def row(name: str, ours: list[float], config: UNetConfig, given: Sequence[Tensor], rate: float) -> Row:

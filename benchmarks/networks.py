@@ -75,16 +75,13 @@ def unet_rows(sizes: Sizes, rounds: int, peers: Peers = Peers()) -> Iterator[Row
     rate = floor.best_rate()
     for side in sizes.unet_latents:
         name, given = f"{sizes.unet_name} U-Net step, batch 2, {side}x{side} latents", unet_inputs(sizes.unet, side)
-        steps = unet_calls(ours, theirs, given)
-        yield (eager := compare(name, *steps, rounds))
+        step, eager_step = unet_calls(ours, theirs, given)
+        yield (eager := compare(name, step, eager_step, rounds))
         yield floor.row(name, eager.ours, sizes.unet, given, rate)
         if peers.compiled:
             yield beside_compiled(name, ours, theirs, given, rounds)
         if peers.openvino is not None and sizes.unet == UNetConfig():
-            with closing(openvino_step(peers.openvino, side)) as remote, torch.inference_mode():
-                steps[0]()  # warm again
-                times = alternate(lambda: seconds(steps[0]), remote.seconds, rounds)
-            yield Row(name, "s", *times, peer="OpenVINO, float32", note="its own process and random weights")
+            yield beside_openvino(name, step, peers.openvino, side, rounds)
 
 
 def beside_compiled(name: str, ours: UNet, theirs: UNet2DConditionModel, given: tuple[Tensor, ...], rounds: int) -> Row:
@@ -97,6 +94,15 @@ def beside_compiled(name: str, ours: UNet, theirs: UNet2DConditionModel, given: 
             waited = seconds(lambda: compiled(*given))
             row = compare(name, step, lambda: compiled(*given).sample, rounds, "diffusers, compiled and frozen")
     return replace(row, note=f"{row.note}; its first call took {waited:.0f} s")
+
+
+@torch.no_grad()
+def beside_openvino(name: str, step: Call, python: Path, side: int, rounds: int) -> Row:
+    """Measure a step beside OpenVINO's, which lives in another process with random weights of its own."""
+    with closing(openvino_step(python, side)) as remote:
+        step()  # warm again
+        times = alternate(lambda: seconds(step), remote.seconds, rounds)
+    return Row(name, "s", *times, peer="OpenVINO, float32", note="in its own process, with other random weights")
 
 
 def openvino_step(python: Path, side: int, precision: str = "f32") -> Remote:
@@ -146,7 +152,7 @@ def random_unet(config: UNetConfig) -> UNet:
 
 
 def unet_inputs(config: UNetConfig, side: int) -> tuple[Tensor, ...]:
-    """Draw what a step takes at `side` x `side` latents, batch 2 as guidance needs; for SDXL what it is told besides."""
+    """Draw what a step takes at `side` x `side` latents, batch 2 as guidance needs, and what SDXL is told."""
     x, t = torch.randn(2, config.in_channels, side, side), torch.tensor([500.0, 500.0])
     context = torch.randn(2, 77, config.cross_attention_dim)
     if config.projection_input_dim is None or config.addition_time_embed_dim is None:

@@ -1,8 +1,8 @@
 """Is a seam heard? The spectral flux where windows meet, and where loops close, among that of everywhere else.
 
 Every figure is a percentile: how much of the same sound has less flux than its join. Music without seams gives joins
-that are anywhere: 50 in the middle, one in twenty above 95. Clips that are only put end to end are measured beside it,
-cut and cross-faded as the reference does (riffusion/util/audio_util.py: stitch_segments, here 0.2 s).
+that are anywhere: half of them above 50, one in twenty above 95. Clips that are only put end to end are measured beside
+it: cut, and cross-faded as the reference does (riffusion/util/audio_util.py: stitch_segments, here 0.2 s).
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ from reverie.codecs.sound import Sound
 from reverie.errors import ReverieError
 from reverie.music.draw import hearing
 from reverie.music.plan import plan
+from reverie.music.recording import Recording
 from reverie.music.request import Music
 
-PROMPTS = ("jazz saxophone with piano and drums, 112 bpm", "techno, drums, 128 bpm", "piano solo, slow, minor")
+# None names a tempo: windows that begin on bars would join where music itself begins anew.
+PROMPTS = ("jazz saxophone with piano and drums", "techno, drums", "piano solo, minor")
 WINDOW, HOP = 512, 128  # samples at 16 kHz: a join is found to 8 ms
 NEAR = 0.04  # seconds around a join that belong to it
 FADE = 0.2  # seconds
@@ -61,14 +63,14 @@ def windows(system: reverie.Pipeline, music: Music) -> Joined:
     laid = plan(music, params, system.codec.factor)
     edges = {edge for start in laid.windows.starts for edge in (start, start + laid.width)} - {0, laid.length}
     second = params.sample_rate / params.hop / system.codec.factor
-    return Joined(system.music(**fields(music))[0], [edge / second for edge in sorted(edges)])
+    return Joined(played(system, music)[0], [edge / second for edge in sorted(edges)])
 
 
 def end_to_end(system: reverie.Pipeline, music: Music, fade: float) -> Joined:
     """Play clips of the model's own length and put them end to end, faded into one another."""
     own, rate = hearing(system).seconds, hearing(system).sample_rate
     count = round((music.seconds or own) / own)
-    pieces = system.music(**fields(music.replace(seconds=None, count=count)))
+    pieces = played(system, music.replace(seconds=None, count=count))
     overlap = round(fade * rate)
     rising = (torch.arange(overlap) + 0.5) / max(1, overlap)
     samples, joins = pieces[0].samples, []
@@ -81,13 +83,13 @@ def end_to_end(system: reverie.Pipeline, music: Music, fade: float) -> Joined:
 
 def repeated(system: reverie.Pipeline, music: Music, times: int = 4) -> Joined:
     """Play a clip several times over."""
-    clip = system.music(**fields(music))[0]
+    clip = played(system, music)[0]
     return Joined(Sound(clip.samples.repeat(1, times), clip.rate), [k * clip.seconds for k in range(1, times)])
 
 
-def fields(music: Music) -> dict[str, object]:
-    """Return a request's fields as options."""
-    return {name: getattr(music, name) for name in type(music).model_fields}
+def played(system: reverie.Pipeline, music: Music) -> list[Recording]:
+    """Play all clips of a request."""
+    return [step.clip for step in system.play(music) if step.clip is not None]
 
 
 def rows(system: reverie.Pipeline, options: argparse.Namespace) -> Iterator[tuple[str, list[float]]]:

@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 
+from reverie.checkpoints.components import Components
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip, save_folder
 from reverie.cli.output import say
@@ -61,7 +62,7 @@ def main() -> int:
             write_model(options.unet, options.decoder, Path(staging, "bundled"))
             write_concepts(things, Path(staging, "bundled", "concepts.json"))
             save_clip(load_clip(options.clip), Path(staging, "clip"), HALF)
-            check_sizes(Path(staging))
+            check_sizes(Path(staging), LARGEST)
             for name in ("bundled", "clip"):
                 put(Path(staging, name), assets / name)
         copy_judge(options.judge, options.root / "benchmarks" / "judge")
@@ -90,11 +91,16 @@ def write_model(unet: Path, decoder: Path, target: Path) -> None:
     if not same_latents(components.autoencoder, tuned):
         raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
     components = replace(components, autoencoder=tuned)
+    check_finite(components)
+    save_folder(components, target, HALF)
+
+
+def check_finite(components: Components) -> None:
+    """Raise ReverieError where a weight does not fit half precision."""
     for part in (components.unet, components.autoencoder, *components.text_encoders):
         for name, value in part.state_dict().items():
             if not torch.isfinite(value.half()).all():
                 raise ReverieError(f"{type(part).__name__}'s {name} does not fit half precision; lower its weights")
-    save_folder(components, target, HALF)
 
 
 def same_latents(first: Autoencoder, second: Autoencoder) -> bool:
@@ -112,17 +118,17 @@ def write_concepts(things: list[Known], file: Path) -> None:
     say(f"{len(things)} concepts")
 
 
-def check_sizes(staging: Path) -> None:
+def check_sizes(staging: Path, largest: int) -> None:
     """Tell what each part weighs. Raises ReverieError above the limit."""
     parts = sorted({path.parent for path in staging.rglob("*") if path.is_file()})
     for part in parts:
         weight = sum(path.stat().st_size for path in part.iterdir() if path.is_file())
         say(f"{part.relative_to(staging)}: {weight / 1e6:.2f} MB")
     total = sum(path.stat().st_size for path in staging.rglob("*") if path.is_file())
-    say(f"together: {total / 1e6:.2f} MB of {LARGEST / 1e6:.0f}")
-    if total > LARGEST:
+    say(f"together: {total / 1e6:.2f} MB of {largest / 1e6:.0f}")
+    if total > largest:
         raise ReverieError(
-            f"{total / 1e6:.1f} MB are more than the {LARGEST / 1e6:.0f} MB that may ship; train smaller"
+            f"{total / 1e6:.1f} MB are more than the {largest / 1e6:.0f} MB that may ship; train smaller"
         )
 
 

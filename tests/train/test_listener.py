@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +68,9 @@ def test_what_is_heard_is_kept_and_read_back(
 
     monkeypatch.setattr(listener, "render", unheard)
     assert torch.equal(ListenerObjective(TINY, 6, tmp_path).pool, objective.pool)
+    for settings, seed in ((replace(TINY, pool=25), 6), (TINY, 7)):
+        with pytest.raises(AssertionError, match="played again"):
+            ListenerObjective(settings, seed, tmp_path)
 
 
 def test_targets_are_those_of_the_clip(objective: ListenerObjective) -> None:

@@ -12,7 +12,7 @@ from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.unet import UNetConfig
 from reverie.sound.params import SpectrogramParams
-from reverie.train import autoencoder, classifier, clip, diffusion, finetune, run, zero_shot
+from reverie.train import autoencoder, classifier, clip, diffusion, finetune, listener, run, zero_shot
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
 from reverie.train.recipe import OBJECTIVES, read, section
@@ -47,6 +47,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "prior": finetune.PriorSettings,
         "loss": finetune.LossSettings,
     },
+    "listener": {"listener": listener.ListenerSettings},
 }
 
 

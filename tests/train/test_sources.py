@@ -103,6 +103,9 @@ def test_the_identity_of_music_knows_how_it_is_composed(monkeypatch: pytest.Monk
     before = Music(5, 3, SMALL).identity
     assert Music(5, 3, SMALL).identity == before
     assert Music(6, 3, SMALL).identity != before
+    with monkeypatch.context() as patch:
+        patch.setattr("reverie.train.sounds.default_font", lambda: Path("Other.sf2"))
+        assert Music(5, 3, SMALL).identity != before
     monkeypatch.setattr("reverie.train.sounds.clip_at", lambda seed, index: clip_at(seed, index + (index == 2)))
     assert Music(5, 3, SMALL).identity != before
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -16,7 +14,7 @@ from cyclopts import Parameter
 from reverie.cli.ask import Several
 from reverie.cli.drawing import load
 from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
-from reverie.cli.output import check_writable, numbered, say, slug
+from reverie.cli.output import check_writable, numbered, say, slug, warned
 from reverie.cli.progress import Stopwatch, watched
 from reverie.codecs.encoder import COMMENT
 from reverie.codecs.pictures import FORMATS, REQUEST
@@ -272,21 +270,11 @@ def _check_texts(music: Music, outputs: Outputs, model: str) -> None:
 
 def played(system: Pipeline, music: Music) -> Iterator[Recording]:
     """Play, and show how far it is."""
-    with _warned():
+    with warned():
         events = system.play(music)
     for progress in watched(events, lambda step: (step.index + 1, step.total), "playing"):
         if progress.clip is not None:
             yield progress.clip
-
-
-@contextmanager
-def _warned() -> Iterator[None]:
-    """Tell warnings on stderr, a line each."""
-    with warnings.catch_warnings(record=True) as told:
-        warnings.simplefilter("always")
-        yield
-    for warning in told:
-        print(warning.message, file=sys.stderr)
 
 
 def written(clip: Recording, paths: Sequence[Path], index: int, count: int) -> list[Path]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 import sys
 import tempfile
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from reverie.codecs.lettering import labelled
@@ -18,6 +20,16 @@ LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's nam
 def say(line: str) -> None:
     """Write one line of a command's result to stdout."""
     print(line)
+
+
+@contextmanager
+def warned() -> Iterator[None]:
+    """Tell the warnings of a block on stderr, a line each."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        yield
+    for warning in told:
+        print(warning.message, file=sys.stderr)
 
 
 def tell_numbered(names: Sequence[str]) -> None:

@@ -58,5 +58,9 @@ class AudioCodec:
 
 def hear(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
     """Return the mel spectrogram of a sound, converted to the parameters' rate and channels."""
-    sound = (sound.stereo() if params.stereo else sound.mono()).resampled(params.sample_rate)
-    return spectrogram(sound.samples, params)
+    return spectrogram(suited(sound, params).samples, params)
+
+
+def suited(sound: Sound, params: SpectrogramParams) -> Sound:
+    """Convert a sound to the parameters' rate and channels."""
+    return (sound.stereo() if params.stereo else sound.mono()).resampled(params.sample_rate)

@@ -22,6 +22,7 @@ REQUEST = "reverie"  # ours: JSON, enough to make the picture again
 
 # JPEG and WebP have no text chunks. A1111 keeps its parameters in EXIF UserComment; our JSON goes to ImageDescription.
 _EXIF_IFD, _USER_COMMENT, _IMAGE_DESCRIPTION = 0x8769, 0x9286, 0x010E
+SPECTROGRAM = range(11_000, 11_081)  # Riffusion's tags, see codecs/spectrograms.py
 _UNICODE = b"UNICODE\0"  # EXIF 2.3, 4.6.5: the character code that opens a UserComment
 
 
@@ -55,9 +56,9 @@ def save(picture: Image.Image, path: str | Path) -> None:
         raise ReverieError(f"cannot write '{path}': unknown picture format; choose from {', '.join(FORMATS)}")
     with beside(path) as temporary:
         if form == "PNG":
-            picture.save(temporary, form, pnginfo=_png_texts(picture))
+            picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_kept(picture))
         else:
-            picture.convert("RGB").save(temporary, form, quality=95, exif=exif_texts(_texts(picture)))
+            picture.convert("RGB").save(temporary, form, quality=95, exif=exif_texts(_texts(picture), _kept(picture)))
 
 
 @contextmanager
@@ -88,9 +89,16 @@ def _png_texts(picture: Image.Image) -> PngInfo:
     return chunks
 
 
-def exif_texts(texts: Mapping[str, str]) -> Image.Exif:
-    """Write texts as EXIF, for files without text chunks."""
-    exif = Image.Exif()
+def _kept(picture: Image.Image) -> Image.Exif:
+    """Return the EXIF that belongs to the picture's content; a camera's (place, rotation) does not."""
+    kept = Image.Exif()
+    kept.update({tag: value for tag, value in picture.getexif().items() if tag in SPECTROGRAM})
+    return kept
+
+
+def exif_texts(texts: Mapping[str, str], exif: Image.Exif | None = None) -> Image.Exif:
+    """Write texts as EXIF, into one that is given or a new one, for files without text chunks."""
+    exif = exif or Image.Exif()
     if PARAMETERS in texts:
         exif.get_ifd(_EXIF_IFD)[_USER_COMMENT] = _UNICODE + texts[PARAMETERS].encode("utf-16-be")
     if REQUEST in texts:

@@ -11,7 +11,6 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.codecs.image import to_tensor
 from reverie.errors import ReverieError
 from reverie.sound.params import SpectrogramParams
 

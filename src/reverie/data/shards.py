@@ -33,13 +33,19 @@ JPEG = {"quality": 95, "subsampling": 0}
 
 @dataclass(frozen=True)
 class Corpus:
-    """Describe a stream of samples: what determines them, in plain values, and how sample n is made under a key.
+    """Describe a stream of samples: its seed, what else determines them, and how sample n is made under a key.
 
-    `members` gives the extension and the content of each file of a sample.
+    `identity` holds plain values; `members` gives the extension and the content of each file of a sample.
     """
 
+    seed: int
     identity: dict[str, Any]
     members: Callable[[str, int], Iterable[tuple[str, bytes]]]
+
+    def __post_init__(self) -> None:
+        """Raise ReverieError for a seed that numpy cannot draw from."""
+        if self.seed < 0:
+            raise ReverieError(f"a seed of {self.seed} is not possible; give 0 or more")
 
 
 def write(folder: Path, *, subset: str = "all", count: int, seed: int, shard_size: int = 1000) -> Iterator[int]:
@@ -47,7 +53,7 @@ def write(folder: Path, *, subset: str = "all", count: int, seed: int, shard_siz
 
     Raises ReverieError for an unknown subset too.
     """
-    corpus = Corpus({"subset": subset, "seed": seed}, partial(_members, concepts(subset), seed))
+    corpus = Corpus(seed, {"subset": subset}, partial(_members, concepts(subset), seed))
     yield from write_corpus(folder, corpus, count, shard_size)
 
 
@@ -63,7 +69,7 @@ def write_corpus(folder: Path, corpus: Corpus, count: int, shard_size: int = 100
             f"give at least 1 sample and 1 to {LARGEST_SHARD} a shard"
         )
     folder = Path(folder)
-    corpus = replace(corpus, identity=corpus.identity | {"shard_size": shard_size})
+    corpus = replace(corpus, identity=corpus.identity | {"seed": corpus.seed, "shard_size": shard_size})
     _check(folder, corpus.identity, count)
     folder.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, count, shard_size)):
@@ -112,12 +118,12 @@ def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, bytes]]:
 
 def _check(folder: Path, identity: dict[str, Any], count: int) -> None:
     """Raise ReverieError where the folder holds shards that are not a part of this corpus."""
-    shards = -(-count // identity["shard_size"])
     for tar in folder.glob("*.tar"):
         told = _stats(tar)
         if {name: told.get(name) for name in identity} != identity:
             raise ReverieError(f"{folder} holds other shards ({tar.name}); choose another folder")
-        if int(tar.stem) >= shards:
+        held = int(tar.stem) * identity["shard_size"] + told.get("count", 0)
+        if held > count:
             raise ReverieError(f"{folder} holds more than {count} samples; choose another folder or a larger count")
 
 

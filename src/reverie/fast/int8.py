@@ -23,7 +23,7 @@ from reverie.fast.weights import PackedLayer, joined
 M = TypeVar("M", bound=nn.Module)
 LARGEST = 127  # of a weight, so that the range is the same on both sides
 LEVELS = 255  # of an input, beside the least
-PLAINLY = ("none", [], "")  # what is done to a sum besides: nothing
+PLAINLY: tuple[str, list[float], str] = ("none", [], "")  # what is done to a sum besides: nothing
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,13 +7,14 @@ another device, in another dtype.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reverie.fast import kernels
+from reverie.fast import kernels, winograd
 from reverie.fast.weights import PackedLayer, Store, joined
 
 LAST = torch.channels_last
@@ -29,9 +30,10 @@ class EdgeConv2d(nn.Conv2d):
 
 
 class PackedConv2d(PackedLayer, nn.Conv2d):
-    """Convolve with a packed weight, in channels-last."""
+    """Convolve with a packed weight, in channels-last; at large images by Winograd, with the plain weight kept too."""
 
     pack = staticmethod(kernels.pack_conv2d)
+    tiled: tuple[nn.Parameter, int, Tensor] | None = None  # of which weight, as of when: its transformed kernel
 
     @property
     def rows(self) -> int:
@@ -45,10 +47,33 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         if not self.computes(x):
             y = nn.Conv2d.forward(self, x)
             return y if add is None else y + add
-        (weight,) = joined([self]).parts
         x = x.contiguous(memory_format=LAST)
+        if self._winograd(x):
+            return winograd.conv2d(x, self._transformed(), self.bias, add)
+        self.__dict__.pop("tiled", None)
+        (weight,) = joined([self]).parts
         assert not isinstance(self.padding, str)
         return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add)
+
+    def _winograd(self, x: Float[Tensor, "b c h w"]) -> bool:
+        """Tell whether Winograd's way is the quicker."""
+        shape = (self.kernel_size, self.stride, self.padding, self.dilation)
+        return (
+            shape == ((3, 3), (1, 1), (1, 1), (1, 1))
+            and x.dtype == torch.float32
+            and winograd.wins(self.in_channels, self.out_channels, *x.shape[2:])
+        )
+
+    def _transformed(self) -> Float[Tensor, "36 c out"]:
+        """Return the transformed kernel, made anew where the weight is another or was written to."""
+        weight = self.weight
+        version = -1 if weight.is_inference() else weight._version
+        if self.tiled is None or self.tiled[0] is not weight or self.tiled[1] != version:
+            self.tiled = weight, version, winograd.transformed(weight)
+        return self.tiled[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in super().__getstate__().items() if name != "tiled"}
 
 
 class PackedPointwise(PackedLayer, nn.Conv2d):

@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reverie.fast.kernels import Packed, native, unpack
+from reverie.fast.kernels import native, unpack
 
-Pack = Callable[[Tensor], Packed]
+Pack = Callable[[Tensor], Any]
+"""Give a weight another form, whose `to_dense` gives the plain one."""
 
 _LOCK = RLock()  # two threads may draw with one model
 
@@ -25,7 +26,7 @@ _LOCK = RLock()  # two threads may draw with one model
 class Store:
     """Hold the packed weights of some layers, their rows one below the other, cut into parts of equal size."""
 
-    def __init__(self, layers: Sequence[PackedLayer], parts: Sequence[Packed], shapes: Sequence[torch.Size]) -> None:
+    def __init__(self, layers: Sequence[PackedLayer], parts: Sequence[Any], shapes: Sequence[torch.Size]) -> None:
         self.layers, self.parts, self.shapes = tuple(layers), tuple(parts), tuple(shapes)
 
     def holds(self, layers: Sequence[PackedLayer]) -> bool:

@@ -23,7 +23,21 @@ from reverie.generate.requests import ImageToImage, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
 SAMPLER = "dpmpp_2m"  # asks once a step, and comes near with few
-LADDER = ((20, 1), (16, 1), (14, 1), (12, 1), (20, 2), (10, 1), (16, 2), (20, 3), (12, 2), (8, 1), (10, 2), (6, 1))
+LADDER = (
+    (20, 1),
+    (16, 1),
+    (14, 1),
+    (12, 1),
+    (20, 2),
+    (10, 1),
+    (16, 2),
+    (12, 2),
+    (8, 1),
+    (20, 3),
+    (10, 2),
+    (8, 2),
+    (6, 1),
+)
 """Steps, and for how many of them the inner levels are computed once: the nearest to 20 exact steps first.
 
 Measured with the bundled model: PSNR of the pictures to those of 20 steps (docs/performance.md).
@@ -84,7 +98,8 @@ def measure(system: StableDiffusion, request: TextToImage, clock: Callable[[], f
     `request` has its size filled in.
     """
     told = {name: getattr(request, name) for name in PROBED}
-    probe, times = TextToImage(**told, seed=0, steps=4, cache_steps=2, sampler=SAMPLER), [clock()]
+    probe = TextToImage.of({**told, "seed": 0, "steps": 4, "cache_steps": 2, "sampler": SAMPLER})
+    times = [clock()]
     for _ in stream(system, probe):
         times.append(clock())
     _, reused, step, last = (after - before for before, after in pairwise(times))

@@ -30,8 +30,9 @@ def merging(unet: UNet, ratio: float) -> Iterator[None]:
             watch = _Watch(ratio)
             hooks.append(transformer.register_forward_pre_hook(watch.see))
             for block in transformer.transformer_blocks:
-                hooks.append(block.attn1.register_forward_pre_hook(watch.before))
-                hooks.append(block.attn1.register_forward_hook(watch.after))
+                attention = block.get_submodule("attn1")
+                hooks += [attention.register_forward_pre_hook(watch.before)]
+                hooks += [attention.register_forward_hook(watch.after)]
         yield
     finally:
         for hook in hooks:
@@ -40,10 +41,12 @@ def merging(unet: UNet, ratio: float) -> Iterator[None]:
 
 def _largest(unet: UNet) -> list[SpatialTransformer]:
     """Return the transformers of the outermost level that has any."""
-    for down, up in zip(unet.down_blocks, reversed(unet.up_blocks), strict=True):
-        if len(down.attentions):
-            return [*down.attentions, *up.attentions]
-    return []
+    levels = zip(unet.down_blocks, reversed(unet.up_blocks), strict=True)
+    found = (
+        [part for block in level for part in block.modules() if isinstance(part, SpatialTransformer)]
+        for level in levels
+    )
+    return next(filter(None, found), [])
 
 
 class _Watch:
@@ -54,11 +57,11 @@ class _Watch:
 
     def see(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
         """Note the image's height and width, which tokens no longer tell."""
-        self.size = given[0].shape[2:]
+        self.height, self.width = given[0].shape[2:]
 
     def before(self, module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
         """Give self-attention fewer tokens."""
-        self.merged = Merged.of(given[0], *self.size, self.ratio)
+        self.merged = Merged.of(given[0], self.height, self.width, self.ratio)
         return (self.merged.merge(given[0]),)
 
     def after(self, module: nn.Module, given: tuple[Tensor], answer: Tensor) -> Tensor:

@@ -8,13 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from reverie.models.unet import UNet
+from reverie.models.unet import UNet, UpBlock
 
 
 @dataclass
@@ -42,21 +43,35 @@ class ReusingUNet(UNet):
         context: Float[Tensor, "b l d"],
         residuals: Sequence[Tensor] | None,
     ) -> Float[Tensor, "b c h w"]:
-        last = self.up_blocks[-1]
         inner = self.kept.get(context)
         if inner is not None and not any(torch.equal(emb, seen) for seen in inner.served):
             inner.served.append(emb)
         if inner is None or len(inner.served) > self.every:
-            skips, h = self.descend(x, emb, context)
-            if residuals is not None:
-                *skips, h = (output + added for output, added in zip([*skips, h], residuals, strict=True))
-            for block in self.up_blocks[:-1]:
-                h = block(h, skips, emb, context)
-            for index in range(len(last.resnets) - 1):
-                h = last.layer(index, torch.cat([h, skips.pop()], dim=1), emb, context)
-            inner = self.kept[context] = Inner(h, [emb])
-        skip = x if residuals is None else x + residuals[0]
+            inner = self.kept[context] = Inner(self.inner_levels(x, emb, context, residuals), [emb])
+        last, skip = self.outermost, x if residuals is None else x + residuals[0]
         return last.layer(len(last.resnets) - 1, torch.cat([inner.output, skip], dim=1), emb, context)
+
+    def inner_levels(
+        self,
+        x: Float[Tensor, "b c h w"],
+        emb: Float[Tensor, "b e"],
+        context: Float[Tensor, "b l d"],
+        residuals: Sequence[Tensor] | None,
+    ) -> Float[Tensor, "b c h w"]:
+        """Apply all but the last layer of the way up."""
+        skips, x = self.descend(x, emb, context, residuals)
+        for block in self.up_blocks[:-1]:
+            x = block(x, skips, emb, context)
+        for index in range(len(self.outermost.resnets) - 1):
+            x = self.outermost.layer(index, torch.cat([x, skips.pop()], dim=1), emb, context)
+        return x
+
+    @property
+    def outermost(self) -> UpBlock:
+        """Return the last level of the way up."""
+        last = self.up_blocks[-1]
+        assert isinstance(last, UpBlock)
+        return last
 
 
 @contextmanager
@@ -65,11 +80,11 @@ def reusing(unet: UNet, every: int) -> Iterator[None]:
     if every == 1:
         yield
         return
-    plain = type(unet)
-    unet.__class__ = ReusingUNet
+    plain, unet.__class__ = type(unet), ReusingUNet
+    changed = cast(ReusingUNet, unet)
+    changed.every, changed.kept = every, WeakTensorKeyDictionary()
     try:
-        unet.every, unet.kept = every, WeakTensorKeyDictionary()
         yield
     finally:
-        del unet.every, unet.kept
+        del changed.every, changed.kept
         unet.__class__ = plain

@@ -203,13 +203,23 @@ class DownPath(nn.Module):
         self.mid_block = MidBlock(config)
 
     def descend(
-        self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"], context: Float[Tensor, "b l d"]
+        self,
+        x: Float[Tensor, "b c h w"],
+        emb: Float[Tensor, "b e"],
+        context: Float[Tensor, "b l d"],
+        residuals: Sequence[Tensor] | None = None,
     ) -> tuple[list[Tensor], Tensor]:
-        """Return x, which `conv_in` made, with every layer's output on the way down, and the middle's output."""
+        """Return x, which `conv_in` made, with every layer's output on the way down, and the middle's output.
+
+        `residuals` are added to what is returned, the last to the middle's.
+        """
         skips = [x]
         for block in self.down_blocks:
             skips += block(skips[-1], emb, context)
-        return skips, self.mid_block(skips[-1], emb, context)
+        middle = self.mid_block(skips[-1], emb, context)
+        if residuals is not None:
+            *skips, middle = (output + added for output, added in zip([*skips, middle], residuals, strict=True))
+        return skips, middle
 
     def _check(self, x: Tensor, context: Tensor) -> None:
         if x.shape[1] != self.config.in_channels:
@@ -293,9 +303,7 @@ class UNet(DownPath):
         residuals: Sequence[Tensor] | None,
     ) -> Float[Tensor, "b c h w"]:
         """Apply all levels, down and up, to what `conv_in` made."""
-        skips, x = self.descend(x, emb, context)
-        if residuals is not None:
-            *skips, x = (output + added for output, added in zip([*skips, x], residuals, strict=True))
+        skips, x = self.descend(x, emb, context, residuals)
         for block in self.up_blocks:
             x = block(x, skips, emb, context)
         return x

@@ -96,14 +96,15 @@ class _Studio:
 
     def denoiser(self, noise: ClipNoise) -> Denoise:
         """Build the denoiser: in windows, each told what holds there, and held where the mask is dark."""
-        told = [self.way.at(place) for place in self.window_places()]
-        denoise = way.denoiser(self.system, self.shared, self.sigmas, self.plan.windows, told)
+        places = self.window_places()
+        told = {place: self.way.at(place) for place in set(places)}
+        windows = (self.plan.windows, [told[place] for place in places])
+        denoise = way.denoiser(self.system, self.shared, self.sigmas, *windows)
         cells = None if self.ground is None else self.ground.cells(self.plan.factor)
         if self.ground is None or cells is None:
             return denoise
         below = math.inf if self.begin() is not None else self.sigmas[0].item() * (1 - SAME)
-        device = self.system.device
-        return masked(denoise, cells.to(device), self.ground.latents.to(device), noise.initial(), below)
+        return masked(denoise, cells, self.ground.latents, noise.initial(), below)
 
 
 def stream(system: StableDiffusion, music: Music) -> Iterator[Progress]:
@@ -182,7 +183,7 @@ def _shared(music: Music, laid: Plan) -> TextToImage:
 def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
     """Decode latents, lay back what the mask keeps, and sound the spectrogram to its exact length."""
     laid, params = studio.plan, studio.plan.params
-    greys = decoded(studio.images, latents).cpu()
+    greys = decoded(studio.images, latents)
     if studio.ground is not None:
         greys = studio.ground.kept(greys)
     greys = laid.shown(greys)
@@ -190,6 +191,6 @@ def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"])
     if single.stereo and not params.stereo:
         samples = laid.widened(samples)
     picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
-    sound = Sound(samples, params.sample_rate).normalised()
+    sound = Sound(samples.cpu(), params.sample_rate).normalised()
     picture.info[REQUEST] = texts(single, studio.system.name)[COMMENT]
     return Recording(sound.samples, sound.rate, picture, single, studio.system.name)

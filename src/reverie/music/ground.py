@@ -83,8 +83,9 @@ def laid(given: Given, plan: Plan, images: ImageCodec) -> Ground:
     """Encode a given sound for a plan: stretched around a loop, or with silence to its end; anew for every clip."""
     greys = plan.fitted(to_greys(given.mel, plan.params), LIGHT)
     mask = None if given.mask is None else plan.fitted(given.mask, 0)
+    latents = encoded(images, greys)
     return Ground(
-        plan.laid_out(encoded(images, greys)),
-        plan.laid_out(greys[None])[0],
-        None if mask is None else plan.laid_out((mask >= 0.5).float()[None])[0],
+        plan.laid_out(latents),
+        plan.laid_out(greys[None])[0].to(latents.device),
+        None if mask is None else plan.laid_out((mask >= 0.5).float()[None])[0].to(latents.device),
     )

@@ -72,7 +72,7 @@ class Music(Request):
         default_factory=random_seed, ge=0, le=MAX_SEED, description="clip k uses seed + k; random if not given"
     )
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
-    guidance: Guidance = Field(default=5.0, description="classifier-free guidance; 1 switches it off")
+    guidance: Guidance = Field(default=3.0, description="classifier-free guidance; 1 switches it off")
     seconds: float | None = Field(default=None, ge=SHORTEST, le=LONGEST, description="the model's own if not given")
     bpm: float | None = Field(default=None, ge=20, le=400, description="beats a minute: whole bars, told to the prompt")
     beats: int = Field(default=4, ge=1, le=32, description="of a bar")
@@ -194,5 +194,5 @@ class Film(Request):
     width: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
     height: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
     steps: int = Field(default=12, ge=1, le=1000, description="denoising steps of a frame")
-    guidance: Guidance = Field(default=5.0, description="classifier-free guidance; 1 switches it off")
+    guidance: Guidance = Field(default=2.0, description="classifier-free guidance; 1 switches it off")
     move: Move = Field(default="energy", description="what moves the pictures from beat to beat")

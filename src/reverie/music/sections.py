@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reverie.codecs.audio import suited
 from reverie.codecs.image import ImageCodec
 from reverie.codecs.sound import Sound
 from reverie.codecs.spectrograms import LIGHT
@@ -46,10 +47,10 @@ def in_sections(
 
 def heard(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
     """Return the mel spectrogram of a sound, converted to the parameters' rate and channels."""
-    sound = (sound.stereo() if params.stereo else sound.mono()).resampled(params.sample_rate)
+    samples = suited(sound, params).samples
     frames = _frames_at_once(params)
     section, overlap = frames * params.hop, _second(params) * params.hop
-    return in_sections(lambda samples: spectrogram(samples, params), sound.samples, section, overlap)
+    return in_sections(lambda part: spectrogram(part, params), samples, section, overlap)
 
 
 def encoded(images: ImageCodec, greys: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "1 c h w"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 
 from reverie.animation import blend
@@ -71,13 +72,14 @@ def denoiser(
     system: StableDiffusion, shared: TextToImage, sigmas: Sigmas, windows: Windows, told: Sequence[Told]
 ) -> Denoise:
     """Denoise windows together, each towards what it is told."""
-    denoisers, rows = [], []
-    for batch in _batches(told):
+
+    @cache  # most windows are told what others are
+    def of(*batch: Told) -> Denoise:
         prompts = blend.stacked([one.prompts for one in batch])
-        request = shared.replace(guidance=batch[0].guidance)
-        denoisers.append(guided_denoiser(system, request, prompts, sigmas))
-        rows.append(len(batch))
-    return windowed(by_rows(denoisers, rows), windows)
+        return guided_denoiser(system, shared.replace(guidance=batch[0].guidance), prompts, sigmas)
+
+    batches = list(_batches(told))
+    return windowed(by_rows([of(*batch) for batch in batches], [len(batch) for batch in batches]), windows)
 
 
 def _batches(told: Sequence[Told]) -> Iterator[list[Told]]:

@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex, Float
+from jaxtyping import Complex, Float, Int
 from torch import Tensor
-
-FAINT = 1e-6  # of a window's square: below it, at a line's ends, a sample is not known
 
 
 @dataclass(frozen=True)
 class Line:
-    """Cut time into `count` frames of `window` samples, `hop` apart, from the first frame's begin to the last's end.
+    """Cut `count` * `hop` samples into `count` frames of `window` samples, the first centred on the first sample.
 
-    Each is transformed with `padded` samples, zeros behind the window.
+    Beyond its ends the waveform is mirrored, as in spectrograms. Each frame is transformed with `padded` samples, zeros
+    behind the window.
     """
 
     window: int
@@ -25,13 +24,14 @@ class Line:
     padded: int
 
     @property
-    def reach(self) -> int:
-        """Return the samples from the beginning of the first frame to the end of the last."""
-        return (self.count - 1) * self.hop + self.window
+    def samples(self) -> int:
+        """Return how many samples the frames tell."""
+        return self.count * self.hop
 
     def analyse(self, samples: Float[Tensor, "c n"]) -> Complex[Tensor, "c frames bins"]:
         """Return the spectrum of each frame under a Hann window."""
-        frames = samples.unfold(-1, self.window, self.hop) * torch.hann_window(self.window, device=samples.device)
+        extended = samples[:, self._covered(samples.device)]
+        frames = extended.unfold(-1, self.window, self.hop) * torch.hann_window(self.window, device=samples.device)
         return torch.fft.rfft(frames, self.padded)
 
     def synthesise(self, spectrum: Complex[Tensor, "c frames bins"]) -> Float[Tensor, "c n"]:
@@ -42,35 +42,33 @@ class Line:
         window = torch.hann_window(self.window, device=spectrum.device)
         frames = torch.fft.irfft(spectrum, self.padded)[..., : self.window] * window
         weights = self._laid((window**2).expand(1, self.count, -1))
-        return self._laid(frames) / weights.clamp(min=FAINT)
+        return self._laid(frames) / weights.clamp(min=torch.finfo(weights.dtype).tiny)
 
-    def centred(self, samples: Float[Tensor, "c n"]) -> Float[Tensor, "c m"]:
-        """Return count * hop samples from the middle of the first frame on."""
-        return samples[:, self.window // 2 :][:, : self.count * self.hop]
+    def sources(self, places: Int[Tensor, " p"]) -> Int[Tensor, " p"]:
+        """Return which sample is at a place, which may lie before the first or after the last."""
+        period = max(1, 2 * (self.samples - 1))
+        inside = places.remainder(period)
+        return torch.minimum(inside, period - inside)
+
+    def _covered(self, device: torch.device) -> Int[Tensor, " p"]:
+        """Return the samples from the beginning of the first frame to the end of the last."""
+        reach = (self.count - 1) * self.hop + self.window
+        return self.sources(torch.arange(reach, device=device) - self.window // 2)
 
     def _laid(self, frames: Float[Tensor, "c frames window"]) -> Float[Tensor, "c n"]:
-        """Add overlapping frames, hop by hop."""
+        """Add overlapping frames hop by hop, then what lies beyond the ends to the samples that it stands for."""
         hops = -(-self.window // self.hop)
         pieces = F.pad(frames, (0, hops * self.hop - self.window)).unflatten(-1, (hops, self.hop))
         laid = frames.new_zeros(len(frames), self.count + hops - 1, self.hop)
         for index in range(hops):
             laid[:, index : index + self.count] += pieces[:, :, index]
-        return laid.flatten(1)[:, : self.reach]
+        covered = self._covered(frames.device)
+        return frames.new_zeros(len(frames), self.samples).index_add(1, covered, laid.flatten(1)[:, : len(covered)])
 
 
 class Circle(Line):
-    """Cut a time that begins again where it ends: `count` * `hop` samples, in which the last frames wrap around."""
+    """Cut a waveform that begins again where it ends."""
 
-    def analyse(self, samples: Float[Tensor, "c n"]) -> Complex[Tensor, "c frames bins"]:
-        """Return the spectrum of each frame; those at the end go on at the beginning."""
-        turns = -(-self.reach // samples.shape[1])
-        return super().analyse(samples.repeat(1, turns)[:, : self.reach])
-
-    def centred(self, samples: Float[Tensor, "c n"]) -> Float[Tensor, "c m"]:
-        """Return the samples from the middle of the first frame on, all around."""
-        return samples.roll(-(self.window // 2), -1)
-
-    def _laid(self, frames: Float[Tensor, "c frames window"]) -> Float[Tensor, "c n"]:
-        length = self.count * self.hop
-        turns = -(-self.reach // length)
-        return F.pad(super()._laid(frames), (0, turns * length - self.reach)).unflatten(1, (turns, length)).sum(1)
+    def sources(self, places: Int[Tensor, " p"]) -> Int[Tensor, " p"]:
+        """Return which sample is at a place, turn after turn."""
+        return places.remainder(self.samples)

@@ -64,7 +64,5 @@ class SpectrogramParams:
         return self.columns * self.hop / self.sample_rate
 
 
-SMALL = SpectrogramParams(
-    sample_rate=16_000, step_ms=20, window_ms=64, padded_ms=64, mels=128, high=8_000, columns=256
-)
+SMALL = SpectrogramParams(sample_rate=16_000, step_ms=20, window_ms=64, padded_ms=64, mels=128, high=8_000, columns=256)
 """What the bundled music model hears: 5.12 s in a picture of 256 x 128 pixels."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from reverie.sound.bands import Bands
 
-# A Gaussian window's log-magnitude has the phase's derivatives as its own (Prusa, Balazs and Sondergaard, "A noniterative
-# method for reconstruction of phase from STFT magnitude", 2017); this is the Gaussian nearest to Hann's window, table I.
+# The phase's derivatives are those of the log-magnitude under a Gaussian window (Prusa, Balazs and Sondergaard, "A
+# noniterative method for reconstruction of phase from STFT magnitude", 2017); the Gaussian nearest to Hann's window.
 HANN = 0.25645  # of the window's square
 FLOOR = 1e-6  # of the loudest bin, below which nothing tells a phase
 
@@ -42,7 +43,9 @@ def gradients(
 ) -> tuple[Float[Tensor, "c frames bins"], Float[Tensor, "c frames bins"]]:
     """Return how much the phase grows from frame to frame and from bin to bin, seen from the middle of each frame."""
     logs = (magnitudes + FLOOR * magnitudes.max()).clamp(min=torch.finfo(magnitudes.dtype).tiny).log()
-    over_time, over_bins = torch.gradient(logs, dim=(-2, -1))
+    around = F.pad(logs, (1, 1, 1, 1), mode="replicate")
+    over_time = (around[..., 2:, 1:-1] - around[..., :-2, 1:-1]) / 2
+    over_bins = (around[..., 1:-1, 2:] - around[..., 1:-1, :-2]) / 2
     spread = HANN * bands.window**2 / bands.padded
     turns = torch.arange(magnitudes.shape[-1], device=logs.device) * bands.hop % bands.padded / bands.padded
     return over_bins * (bands.hop / spread) + 2 * math.pi * turns, over_time * (-spread / bands.hop)
@@ -51,7 +54,7 @@ def gradients(
 def summits_of(magnitudes: Float[Tensor, "c frames bins"]) -> Int[Tensor, "c frames bins"]:
     """Return for each bin the peak that is reached from it by going upwards."""
     bins = torch.arange(magnitudes.shape[-1], device=magnitudes.device).expand(magnitudes.shape)
-    rises = torch.nn.functional.pad(magnitudes.diff(dim=-1) > 0, (1, 1))
+    rises = F.pad(magnitudes.diff(dim=-1) > 0, (1, 1))
     rises[..., 0], climbing = True, rises[..., 1:]
     peaks = rises[..., :-1] & ~climbing
     last = len(bins[0, 0]) - 1

@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from reverie.checkpoints.load import load_autoencoder
@@ -43,9 +44,9 @@ class DataSettings(Source):
     """Choose the pictures, emoji scenes where no other source is given: crops of `crop` pixels, `batch` a step."""
 
     subset: str = "common"
-    crop: int = 64
-    batch: int = 16
-    workers: int = 0
+    crop: PositiveInt = 64
+    batch: PositiveInt = 16
+    workers: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from PIL import Image
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from reverie.checkpoints.components import Components
@@ -32,7 +33,7 @@ from reverie.pipeline import Pipeline
 from reverie.train.examples import Scenes
 from reverie.train.latents import LATENTS, Stream, pooled
 from reverie.train.loop import device_of, step_generator
-from reverie.train.recipe import section
+from reverie.train.recipe import Share, section
 
 CPU = torch.device("cpu")
 
@@ -44,14 +45,14 @@ class LatentSettings:
     autoencoder: str  # folder
     clip: str  # folder
     subset: str = "common"
-    pool: int = 8000
+    pool: PositiveInt = 8000
     scatter: int = ANYWHERE  # how many cells from the middle objects may stand; 0 is the quickest to learn
-    pair_share: float = PAIR_SHARE  # of the scenes hold two objects
+    pair_share: Share = PAIR_SHARE  # of the scenes hold two objects
     sizes: tuple[str, ...] = SIZE_WORDS  # words for the size of a lone object, as often as they stand here
-    batch: int = 32
+    batch: PositiveInt = 32
     bare: int = BARE  # one caption in so many leaves the ground out: it cannot be foreseen, and that drowns the rest
-    dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
-    workers: int = 0
+    dropout: Share = 0.1  # share of captions left empty, for classifier-free guidance
+    workers: NonNegativeInt = 0
 
 
 @dataclass(frozen=True)

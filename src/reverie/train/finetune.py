@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from reverie import system
@@ -25,7 +26,7 @@ from reverie.train.diffusion import DiffusionObjective, Shown
 from reverie.train.examples import Examples
 from reverie.train.latents import LATENTS, Item, Stream, fill, pooled
 from reverie.train.loop import RunSettings
-from reverie.train.recipe import folder_of, read, section
+from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import Source
 from reverie.train.vocabulary import extend, grow_
 
@@ -46,10 +47,10 @@ class ModelSettings:
 class DataSettings(Source):
     """Choose the examples, `batch` a step."""
 
-    size: int = 0  # of pictures, in pixels; 0 takes the model's
-    batch: int = 4
-    dropout: float = 0.1  # share of captions left empty, for classifier-free guidance
-    workers: int = 0
+    size: NonNegativeInt = 0  # of pictures, in pixels; 0 takes the model's
+    batch: PositiveInt = 4
+    dropout: Share = 0.1  # share of captions left empty, for classifier-free guidance
+    workers: NonNegativeInt = 0
     show: tuple[str, ...] = ()  # prompts on the contact sheet; the first captions if not given
 
 
@@ -57,8 +58,8 @@ class DataSettings(Source):
 class TextSettings:
     """Choose how the text encoder learns."""
 
-    pace: float = 0.0  # its learning rate, in times the run's; 0 leaves it frozen
-    words: int = 0  # how many tokens its vocabulary grows by
+    pace: NonNegativeFloat = 0.0  # its learning rate, in times the run's; 0 leaves it frozen
+    words: NonNegativeInt = 0  # how many tokens its vocabulary grows by
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ class PriorSettings:
 
     pictures: str = ""
     caption: str = ""  # of those that have none of their own
-    weight: float = 1.0
+    weight: NonNegativeFloat = 1.0
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,18 +15,16 @@ from pathlib import Path
 import numpy as np
 import torch
 from jaxtyping import Float
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from reverie.data.loader import Batches, shuffled
 from reverie.models.autoencoder import Autoencoder
 from reverie.train.autoencoder import as_images
 from reverie.train.examples import Examples
+from reverie.train.kept import is_kept, keep, kept
 
 ENCODE_BATCH = 16
 ENCODER = ("encoder.", "quant_conv.")
-IDENTITY = "identity"
 LATENTS = "latents.safetensors"  # in the folder of a run
 
 
@@ -37,7 +34,7 @@ def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int 
     Nothing is done where the file is there already, for this encoder and these examples.
     """
     told = _identity(autoencoder, examples)
-    if _told(path) == told:
+    if is_kept(told, path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{hashlib.sha256(told.encode()).hexdigest()[:12]}.part")
@@ -53,9 +50,7 @@ def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int 
             file.flush()
             yield step * ENCODE_BATCH + len(latents), len(examples)
     latents = torch.from_numpy(np.fromfile(part, np.float16)).view(-1, *shape)
-    beside = path.with_suffix(".writing")
-    save_file({"latents": latents}, beside, {IDENTITY: told})
-    os.replace(beside, path)
+    keep(latents, told, path)
     part.unlink()
 
 
@@ -63,8 +58,7 @@ def pooled(autoencoder: Autoencoder, examples: Examples, path: Path, workers: in
     """Return the scaled latents of all examples, in half precision, from the file at `path`; see `fill`."""
     for _ in fill(autoencoder, examples, path, workers):
         pass
-    with safe_open(path, "pt") as file:
-        return file.get_tensor("latents")
+    return kept(path)
 
 
 Item = tuple[Tensor, str, float]
@@ -105,11 +99,3 @@ def _identity(autoencoder: Autoencoder, examples: Examples) -> str:
         if name.startswith(ENCODER):
             digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
     return json.dumps([digest.hexdigest(), examples.identity])
-
-
-def _told(path: Path) -> str | None:
-    """Return what a file of latents was made of."""
-    if not path.exists():
-        return None
-    with safe_open(path, "pt") as file:
-        return (file.metadata() or {}).get(IDENTITY)

@@ -7,7 +7,6 @@ pictures are blurred, so that it hears through what a small autoencoder and rest
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,6 +29,7 @@ from reverie.models.listener import Listener, ListenerConfig
 from reverie.sound.params import SpectrogramParams
 from reverie.sound.spectrogram import spectrogram
 from reverie.train.classifier import coarsened, in_half, in_single
+from reverie.train.kept import is_kept, keep, kept
 from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import section
 
@@ -43,10 +44,10 @@ SECONDS = HEARING.seconds
 class ListenerSettings:
     """Choose the clips and the network."""
 
-    pool: int = 4000
+    pool: PositiveInt = 4000
     widths: tuple[int, ...] = (24, 48, 96, 160)
-    batch: int = 32
-    coarsest: int = 3  # largest factor by which a spectrogram is shrunk and enlarged again
+    batch: PositiveInt = 32
+    coarsest: PositiveInt = 3  # largest factor by which a spectrogram is shrunk and enlarged again
     noise: float = 0.1  # largest standard deviation of the noise laid over the levels
 
 
@@ -133,14 +134,12 @@ def hearing(sound: Sound) -> Float[Tensor, "mels columns"]:
 
 def heard_clips(seed: int, count: int, path: Path) -> Float[Tensor, "n mels columns"]:
     """Return what the judge hears of the first clips of a stream, in half precision; made once, kept at `path`."""
-    if path.exists():
-        return load_file(path)["heard"]
+    made_of = json.dumps([seed, count, asdict(HEARING)])
+    if is_kept(made_of, path):
+        return kept(path)
     clips = (render(clip_at(seed, index), HEARING.sample_rate, SECONDS) for index in range(count))
     heard = torch.stack([_quiet(hearing(Sound(torch.from_numpy(clip), HEARING.sample_rate))) for clip in clips])
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".writing")
-    save_file({"heard": heard}, beside)
-    os.replace(beside, path)
+    keep(heard, made_of, path)
     return heard
 
 

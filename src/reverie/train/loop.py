@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 from PIL import Image
+from pydantic import NonNegativeInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -36,7 +37,7 @@ class RunSettings:
 
     steps: int
     lr: float
-    seed: int = 0
+    seed: NonNegativeInt = 0
     warmup: int = 100  # steps of linear growth of the learning rate
     decay: str = "cosine"  # "cosine" to a tenth, or "constant"
     betas: tuple[float, float] = (0.9, 0.999)

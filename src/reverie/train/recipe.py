@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 
 from reverie.errors import ReverieError
 from reverie.train.log import Event
@@ -17,6 +17,7 @@ from reverie.train.loop import Objective, RunSettings, train
 from reverie.train.parallel import started
 
 Settings = TypeVar("Settings")
+Share = Annotated[float, Field(ge=0, le=1)]
 
 # Name -> module with `build(sections, seed, out) -> Objective`, and the tables that it reads.
 OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {

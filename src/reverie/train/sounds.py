@@ -16,6 +16,7 @@ from reverie.codecs.spectrograms import to_picture
 from reverie.data.captions import telling
 from reverie.data.music.captions import caption
 from reverie.data.music.clips import clip_at
+from reverie.data.music.fluidsynth import default_font
 from reverie.data.music.synth import render
 from reverie.data.sounds import CaptionedSounds
 from reverie.sound.params import SpectrogramParams
@@ -37,11 +38,11 @@ class Music:
 
     @property
     def identity(self) -> Identity:
-        """Return what the spectrograms depend on: also how music is composed and played, by a sample of it."""
+        """Return what the spectrograms depend on: also how music is composed, by a sample, and on what it is played."""
         digest = hashlib.sha256(self.picture(0).tobytes())
         for index in range(min(SAMPLED, self.count)):
             digest.update(repr(clip_at(self.seed, index)).encode())
-        return ["music", self.seed, self.count, asdict(self.params), digest.hexdigest()]
+        return ["music", default_font().name, self.seed, self.count, asdict(self.params), digest.hexdigest()]
 
     def picture(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Compose, play and draw a clip."""

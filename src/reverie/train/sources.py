@@ -7,6 +7,7 @@ from functools import lru_cache
 
 import numpy as np
 from jaxtyping import UInt8
+from pydantic import NonNegativeInt
 
 from reverie.codecs.sound import duration, read
 from reverie.data.captioned import open_captioned
@@ -26,7 +27,7 @@ class Source:
 
     pictures: str = ""  # folder of pictures with captions, or of webdataset shards
     sounds: str = ""  # folder of sounds with captions, or of webdataset shards
-    music: int = 0  # how many clips are composed
+    music: NonNegativeInt = 0  # how many clips are composed
     caption: str = ""  # of pictures and sounds that have none of their own
 
     @property

@@ -29,8 +29,8 @@ def write(folder: Path, encode: Encode, *, count: int, seed: int, font: Path | N
     Raises ReverieError where a folder holds other shards, such as of another sound font, or nothing can be played.
     """
     font = font or default_font()
-    identity = {"music": font.name, "seed": seed, "sample_rate": RATE, "seconds": SECONDS}
-    yield from write_corpus(folder, Corpus(identity, partial(_members, encode, seed, font)), count)
+    identity = {"music": font.name, "sample_rate": RATE, "seconds": SECONDS}
+    yield from write_corpus(folder, Corpus(seed, identity, partial(_members, encode, seed, font)), count)
 
 
 def _members(encode: Encode, seed: int, font: Path, key: str, index: int) -> Iterator[tuple[str, bytes]]:

@@ -1,0 +1,51 @@
+"""What ships for music? Puts the trained model of music into the package's assets, in half precision, and its judge.
+
+Nothing is replaced unless everything fits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from pathlib import Path
+
+from bundle import HALF, ROOT, check_finite, check_sizes, copy_judge, put
+
+from reverie.checkpoints.load import load_folder
+from reverie.checkpoints.save import save_folder
+from reverie.errors import ReverieError
+
+LARGEST = 30_000_000  # bytes
+
+
+def arguments() -> argparse.Namespace:
+    """Read the command line."""
+    runs = ROOT / "runs"
+    parser = argparse.ArgumentParser(description="Put the trained model of music into the package's assets.")
+    parser.add_argument("--model", type=Path, default=runs / "music" / "export", help="whole model, diffusers' layout")
+    parser.add_argument("--judge", type=Path, default=runs / "music-judge" / "export", help="what measures it")
+    return parser.parse_args()
+
+
+def main() -> int:
+    """Assemble, check and put into place; return the exit status."""
+    options, assets = arguments(), ROOT / "src" / "reverie" / "assets"
+    try:
+        with tempfile.TemporaryDirectory(prefix=".bundling-", dir=assets) as staging:
+            components, target = load_folder(options.model), Path(staging, "music")
+            if components.spectrogram is None:
+                raise ReverieError(f"{options.model} is no model of music: it has no spectrogram.json")
+            check_finite(components)
+            save_folder(components, target, HALF)
+            check_sizes(Path(staging), LARGEST)
+            put(target, assets / "music")
+        copy_judge(options.judge, ROOT / "benchmarks" / "music-judge")
+    except (ReverieError, OSError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,36 @@
+"""How is what was computed once kept for the next run? In a file that knows what it was made of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reverie.codecs.pictures import beside
+
+IDENTITY = "identity"
+CONTENT = "latents"  # what the tensor is called in the file, whatever it holds
+
+
+def keep(content: Tensor, made_of: str, path: Path) -> None:
+    """Write a tensor, whole or not at all. Raises ReverieError where that is not possible."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with beside(path) as temporary:
+        save_file({CONTENT: content}, temporary, {IDENTITY: made_of})
+
+
+def is_kept(made_of: str, path: Path) -> bool:
+    """Tell whether a file is there, whole, and was made of just that."""
+    try:
+        with safe_open(path, "pt") as file:
+            return (file.metadata() or {}).get(IDENTITY) == made_of
+    except (FileNotFoundError, SafetensorError):
+        return False
+
+
+def kept(path: Path) -> Tensor:
+    """Read the tensor of a file."""
+    with safe_open(path, "pt") as file:
+        return file.get_tensor(CONTENT)
