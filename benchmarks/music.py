@@ -2,7 +2,7 @@
 
 The judge (recipes/music-judge.toml) hears waveforms in its own way; it is measured first on real clips, then on what
 the autoencoder and the restored phases leave of them, and last on what prompts gave.
-Writes music.md, music.json, a sheet of spectrograms beside real ones, and a few clips as FLAC.
+Writes quality.md, quality.json, a sheet of spectrograms beside real ones, and a few clips as FLAC.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ from reverie.codecs.sound import write as write_sound
 from reverie.codecs.spectrograms import to_picture
 from reverie.data.music.captions import chinese, english
 from reverie.data.music.clips import clip_at
-from reverie.data.music.instruments import INSTRUMENTS
+from reverie.data.music.instruments import BASSES, INSTRUMENTS
 from reverie.data.music.score import Clip
 from reverie.data.music.synth import render
 from reverie.music.draw import hearing
@@ -41,7 +42,6 @@ REAL = 200
 EACH = 3  # prompts for each instrument
 TELLINGS = 50  # captions of a clip that are tried until one names the tempo
 NEAR = 0.1  # of the asked tempo
-MIDDLE_C = 60
 SHOWN, LISTENED = 12, 4
 
 Tell = Callable[[Clip, np.random.Generator], str]
@@ -101,7 +101,7 @@ def real_figures(options: argparse.Namespace, judge: MusicJudge, model: reverie.
 
 def played_figures(options: argparse.Namespace, judge: MusicJudge, model: reverie.Pipeline) -> Iterator[Figure]:
     """Play prompts for every instrument, in both languages, and measure what is heard of what was asked."""
-    clips = spread([asked(name, index) for index in range(EACH) for name in INSTRUMENTS], options.limit)
+    clips = spread([asked(number) for number in range(EACH * len(INSTRUMENTS))], options.limit)
     for title, tell, goals in (("English prompts", english, (60, 60, 90)), ("Chinese prompts", chinese, (None,) * 3)):
         texts = [told(clip, tell, number) for number, clip in enumerate(clips)]
         start, played = time.monotonic(), list[Sound]()
@@ -115,14 +115,12 @@ def played_figures(options: argparse.Namespace, judge: MusicJudge, model: reveri
         keep(options.out, title.split()[0].lower(), found, model)
 
 
-def asked(lead: str, index: int) -> Clip:
-    """Choose clip `index` to ask of an instrument: one that training might have drawn, but never did."""
-    number = index
-    while True:
-        clip = clip_at(SEED, 1000 + 97 * number)
-        number += EACH
-        if lead not in (clip.chords, clip.bass):
-            return replace(clip, lead=lead, bass="" if INSTRUMENTS[lead].high < MIDDLE_C else clip.bass)
+def asked(number: int) -> Clip:
+    """Choose the clip to ask for: each instrument leads in turn, in whatever style, tempo and company the draw gives."""
+    lead = list(INSTRUMENTS)[number % len(INSTRUMENTS)]
+    draws = (clip_at(SEED, 1000 * number + turn) for turn in count())
+    clip = next(one for one in draws if lead not in (one.chords, one.bass))
+    return replace(clip, lead=lead, bass="" if lead in BASSES else clip.bass)
 
 
 def told(clip: Clip, tell: Tell, number: int) -> str:

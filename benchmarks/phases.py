@@ -77,6 +77,7 @@ def solved(mel: Tensor, params: SpectrogramParams) -> Tensor:
     return griffin_lim(by_least_squares(mel, params), params)
 
 
+SEED = 20_000  # of clips that nothing was tuned on
 WAYS: dict[str, Way] = {"reverie": waveform, "reference": descended, "reference, torchaudio 2": solved}
 
 
@@ -116,7 +117,7 @@ def main() -> None:
     print(f"{torch.get_num_threads()} threads\n\n| clip | way | spectral, dB | mel, dB | log-spectral, dB | s |")
     print("|---|---|---|---|---|---|")
     for index in range(chosen.clips):
-        clip = clip_at(0, index)
+        clip = clip_at(SEED, index)
         before = torch.from_numpy(render(clip, params.sample_rate, params.seconds)).mean(0, keepdim=True)
         mel, _ = from_picture(to_picture(spectrogram(before, params), params))
         what = ", ".join([*clip.instruments, *(["drums"] if clip.has_drums else [])])

@@ -283,6 +283,7 @@ def test_slugs_and_numbers() -> None:
     assert slug("A bear, on: blue/red_") == "a-bear-on-blue-red"
     assert slug("熊" * 100) == "熊" * 48
     assert slug("?!") == slug("") == "picture"
+    assert slug("", "music") == "music"
     assert numbered(Path("a/b.c.png"), 2) == [Path("a/b.c-0.png"), Path("a/b.c-1.png")]
 
 

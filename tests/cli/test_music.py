@@ -119,6 +119,7 @@ def test_a_film_has_the_music_as_its_sound_and_is_made_again(model: str, tmp_pat
         (["-o", "a.txt"], "unknown sound format"),
         (["-o", "nowhere/a.wav"], "no such folder"),
         (["-o", "nowhere/a.png"], "no such folder"),
+        (["-o", "."], "is a folder"),
         (["-o", "a.wav", "-o", "a.wav"], "two outputs have one name"),
         (["--film", "a.gif"], "cannot hold sound"),
         (["--film", "a.mp4", "--count", "2"], "count is 2"),

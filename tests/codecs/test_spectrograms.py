@@ -111,9 +111,17 @@ def test_a_picture_that_does_not_tell_is_warned_of() -> None:
 
 @pytest.mark.parametrize(
     ("tag", "value", "told"),
-    [(11040, 96, "64 pixels high"), (11000, 0, "describes no spectrogram"), (11060, 30_000, "are not possible")],
+    [
+        (11040, 96, "64 pixels high"),
+        (11000, 0, "describes no spectrogram"),
+        (11060, 30_000, "are not possible"),
+        (11000, math.inf, "tell no spectrogram's parameters"),
+        (11080, "loud", "tell no spectrogram's parameters"),
+        (11080, math.nan, "largest amplitude of nan"),
+        (11080, -1.0, "largest amplitude of -1"),
+    ],
 )
-def test_tags_that_make_no_sense_are_refused(tag: int, value: int, told: str) -> None:
+def test_tags_that_make_no_sense_are_refused(tag: int, value: object, told: str) -> None:
     picture = to_picture(torch.ones(1, 64, 8), SMALLER)
     exif = picture.getexif()
     exif[tag] = value

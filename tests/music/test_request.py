@@ -66,6 +66,8 @@ def test_the_tempo_is_told_to_prompts_that_name_none(prompt: str, told: str) -> 
         ("jazz, 84.5bpm", None, 84.5),
         ("爵士，每分钟84拍", None, 84),
         ("84 bpm", 96, 96),
+        ("0 bpm", None, None),
+        ("500 bpm", None, None),
     ],
 )
 def test_the_tempo_is_the_one_asked_or_named(prompt: str, bpm: float | None, tempo: float | None) -> None:

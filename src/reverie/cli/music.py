@@ -156,7 +156,7 @@ def music(
         What to play.
     """
     request, shown = ask(prompt, playing, way, sound, adapters), ask_film(film)
-    outputs = files.output or ((Path(f"{slug(prompt)}-{request.seed}.wav"),) if film.film is None else ())
+    outputs = files.output or ((Path(f"{slug(prompt, 'music')}-{request.seed}.wav"),) if film.film is None else ())
     make(request, Outputs(outputs, film.film, shown), model, files.as_json)
 
 

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import re
 import sys
-import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from reverie.codecs.lettering import labelled
-from reverie.codecs.pictures import FORMATS
+from reverie.codecs.pictures import FORMATS, check_folder
 from reverie.errors import ReverieError
 
 LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's name has at most 255
@@ -40,10 +39,13 @@ def tell_numbered(names: Sequence[str]) -> None:
         print(f"no font here can write these names, so they are numbered: {told}; install one", file=sys.stderr)
 
 
-def slug(text: str) -> str:
-    """Turn a prompt into a file's name: letters and digits of any script in lower case, dashes between the words."""
+def slug(text: str, otherwise: str = "picture") -> str:
+    """Turn a prompt into a file's name: letters and digits of any script in lower case, dashes between the words.
+
+    One that has neither is named `otherwise`.
+    """
     words = re.findall(r"\w+", text.lower().replace("_", " "))
-    return "-".join(words)[:LONGEST_SLUG].strip("-") or "picture"
+    return "-".join(words)[:LONGEST_SLUG].strip("-") or otherwise
 
 
 def numbered(path: Path, count: int) -> list[Path]:
@@ -64,10 +66,4 @@ def check_writable(paths: list[Path]) -> None:
                 f"cannot write '{path}': {given} names no picture format; choose from {', '.join(FORMATS)}"
             )
     for folder in {path.parent for path in paths}:
-        if not folder.is_dir():
-            raise ReverieError(f"cannot write into '{folder}': there is no such folder; make it first")
-        try:
-            tempfile.TemporaryFile(dir=folder).close()  # root passes os.access even on a read-only disk
-        except OSError as error:
-            reason = error.strerror or str(error)
-            raise ReverieError(f"cannot write into '{folder}': no file can be made there ({reason})") from error
+        check_folder(folder)

@@ -34,17 +34,17 @@ def spectrogram(
     """
     check_writable([output])
     from reverie.codecs import sound
-    from reverie.codecs.audio import hear
     from reverie.codecs.pictures import save
     from reverie.codecs.plots import plot
     from reverie.codecs.spectrograms import to_picture
+    from reverie.music.sections import heard
     from reverie.sound.params import SMALL, SpectrogramParams
 
     given = sound.read(file)
     params = SMALL if small else SpectrogramParams()
     params = replace(params, stereo=given.channels > 1 if stereo is None else stereo)
     draw = plot if axes else to_picture
-    save(draw(hear(given, params), params), output)
+    save(draw(heard(given, params), params), output)
     say(str(output))
 
 
@@ -67,12 +67,12 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     sounds.check_writable(output)
     from reverie.codecs.pictures import open_picture
     from reverie.codecs.spectrograms import from_picture
+    from reverie.music.sections import sounded
     from reverie.sound.frames import Circle, Line
     from reverie.sound.params import SMALL, SpectrogramParams
-    from reverie.sound.phases import waveform
 
     with warned():
         mel, params = from_picture(open_picture(file), SMALL if small else SpectrogramParams())
-    samples = waveform(mel, params, Circle if loop else Line)
+    samples = sounded(mel, params, Circle if loop else Line)
     sounds.write(sounds.Sound(samples, params.sample_rate).normalised(), output)
     say(str(output))

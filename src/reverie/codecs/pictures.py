@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -59,6 +60,24 @@ def save(picture: Image.Image, path: str | Path) -> None:
             picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_kept(picture))
         else:
             picture.convert("RGB").save(temporary, form, quality=95, exif=exif_texts(_texts(picture), _kept(picture)))
+
+
+def check_place(path: Path) -> None:
+    """Raise ReverieError where no file of that name can be made: it is a folder, or there is none to be in, or shut."""
+    if path.is_dir():
+        raise ReverieError(f"output '{path}' is a folder; give the name of a file")
+    check_folder(path.parent)
+
+
+def check_folder(folder: Path) -> None:
+    """Raise ReverieError where there is no such folder, or no file can be made in it."""
+    if not folder.is_dir():
+        raise ReverieError(f"cannot write into '{folder}': there is no such folder; make it first")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()  # root passes os.access even on a read-only disk
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ReverieError(f"cannot write into '{folder}': no file can be made there ({reason})") from error
 
 
 @contextmanager

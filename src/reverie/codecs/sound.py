@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.codecs.pictures import beside
+from reverie.codecs.pictures import beside, check_place
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:
@@ -113,12 +113,11 @@ def check_form(rate: int, channels: int) -> None:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise ReverieError where no sound can be written: another suffix, or no folder to be in. Reads no model."""
+    """Raise ReverieError where no sound can be written: another suffix, a folder of that name, no folder to be in."""
     path = Path(path)
     if path.suffix.lower() not in FORMATS:
         raise ReverieError(f"cannot write '{path}': unknown sound format; choose from {', '.join(FORMATS)}")
-    if not path.parent.is_dir():
-        raise ReverieError(f"cannot write into '{path.parent}': there is no such folder; make it first")
+    check_place(path)
 
 
 def check_texts(texts: dict[str, str], suffix: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from dataclasses import replace
 
@@ -83,18 +84,22 @@ def from_picture(
     """
     exif = picture.getexif()
     if TAGS["sample_rate"] in exif:
-        params = _params(exif)
+        params, loudest = _told(exif)
     else:
-        params = untagged or SpectrogramParams()
+        params, loudest = untagged or SpectrogramParams(), LOUD
         warnings.warn("the picture does not say that it is a spectrogram; it is taken for one", stacklevel=2)
     greys = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32)).permute(2, 0, 1)
-    return from_greys(greys + MIDDLE, params, float(exif.get(LOUDEST, LOUD))), params
+    return from_greys(greys + MIDDLE, params, loudest), params
 
 
-def _params(exif: Image.Exif) -> SpectrogramParams:
+def _told(exif: Image.Exif) -> tuple[SpectrogramParams, float]:
+    """Return what the tags tell: how the spectrogram was made, and its largest amplitude."""
     defaults = SpectrogramParams()
     try:
         read = {name: type(getattr(defaults, name))(exif[tag]) for name, tag in TAGS.items() if tag in exif}
-    except (TypeError, ValueError) as error:
+        loudest = float(exif.get(LOUDEST, LOUD))
+    except (TypeError, ValueError, OverflowError) as error:  # OverflowError: infinity is no whole number
         raise ReverieError("the picture's EXIF tags tell no spectrogram's parameters; export it anew") from error
-    return replace(defaults, columns=defaults.columns, **read)
+    if not 0 <= loudest < math.inf:
+        raise ReverieError(f"the picture's EXIF tags tell of a largest amplitude of {loudest}; export it anew")
+    return replace(defaults, **read), loudest

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
@@ -17,7 +16,7 @@ from PIL import Image
 
 from reverie.codecs.encoder import MP4, WEBM, WEBP, StreamWriter, Waveform, need_av
 from reverie.codecs.gif import MOST_FPS, GifWriter
-from reverie.codecs.pictures import REQUEST, beside, grid, save
+from reverie.codecs.pictures import REQUEST, beside, check_folder, check_place, grid, save
 from reverie.errors import ReverieError
 
 STREAMED = {".mp4": MP4, ".webm": WEBM, ".webp": WEBP}
@@ -85,20 +84,14 @@ def holds_sound(path: str | Path) -> bool:
 
 
 def _check_place(path: Path, folder: bool) -> None:
-    if not path.parent.is_dir():
-        raise ReverieError(f"cannot write into '{path.parent}': there is no such folder; make it first")
-    if not folder and path.is_dir():
-        raise ReverieError(f"output '{path}' is a folder; give the name of a file")
-    if folder and path.exists() and not _is_ours(path):
+    if not folder:
+        check_place(path)
+        return
+    check_folder(path.parent)
+    if path.exists() and not _is_ours(path):
         raise ReverieError(
             f"'{path}' is there and holds other things than frames; give a new name for the frames' folder"
         )
-    try:
-        tempfile.TemporaryFile(dir=path.parent).close()
-    except OSError as error:
-        raise ReverieError(
-            f"cannot write into '{path.parent}': no file can be made there ({error.strerror})"
-        ) from error
 
 
 def _is_ours(path: Path) -> bool:

@@ -47,31 +47,11 @@ class ReusingUNet(UNet):
         if inner is not None and not any(torch.equal(emb, seen) for seen in inner.served):
             inner.served.append(emb)
         if inner is None or len(inner.served) > self.every:
-            inner = self.kept[context] = Inner(self.inner_levels(x, emb, context, residuals), [emb])
-        last, skip = self.outermost, x if residuals is None else x + residuals[0]
-        return last.layer(len(last.resnets) - 1, torch.cat([inner.output, skip], dim=1), emb, context)
-
-    def inner_levels(
-        self,
-        x: Float[Tensor, "b c h w"],
-        emb: Float[Tensor, "b e"],
-        context: Float[Tensor, "b l d"],
-        residuals: Sequence[Tensor] | None,
-    ) -> Float[Tensor, "b c h w"]:
-        """Apply all but the last layer of the way up."""
-        skips, x = self.descend(x, emb, context, residuals)
-        for block in self.up_blocks[:-1]:
-            x = block(x, skips, emb, context)
-        for index in range(len(self.outermost.resnets) - 1):
-            x = self.outermost.layer(index, torch.cat([x, skips.pop()], dim=1), emb, context)
-        return x
-
-    @property
-    def outermost(self) -> UpBlock:
-        """Return the last level of the way up."""
-        last = self.up_blocks[-1]
-        assert isinstance(last, UpBlock)
-        return last
+            skips, middle = self.descend(x, emb, context, residuals)
+            inner = self.kept[context] = Inner(self.ascend(middle, skips[1:], emb, context), [emb])
+        outermost, skip = self.up_blocks[-1], x if residuals is None else x + residuals[0]
+        assert isinstance(outermost, UpBlock)
+        return outermost.layer(len(outermost.resnets) - 1, torch.cat([inner.output, skip], dim=1), emb, context)
 
 
 @contextmanager

@@ -179,8 +179,11 @@ class UpBlock(Block):
         emb: Float[Tensor, "b e"],
         context: Float[Tensor, "b l d"],
     ) -> Float[Tensor, "b out h2 w2"]:
-        """Take this level's outputs off the end of `skips`; enlarge to the size of the one that is then the last."""
-        for index in range(len(self.resnets)):
+        """Take this level's outputs off the end of `skips`; enlarge to the size of the one that is then the last.
+
+        A layer for which none is left is left out.
+        """
+        for index in range(min(len(self.resnets), len(skips))):
             x = self.layer(index, torch.cat([x, skips.pop()], dim=1), emb, context)
         for upsample in self.upsamplers:
             x = upsample(x, skips[-1].shape[2:])
@@ -304,6 +307,16 @@ class UNet(DownPath):
     ) -> Float[Tensor, "b c h w"]:
         """Apply all levels, down and up, to what `conv_in` made."""
         skips, x = self.descend(x, emb, context, residuals)
+        return self.ascend(x, skips, emb, context)
+
+    def ascend(
+        self,
+        x: Float[Tensor, "b c h w"],
+        skips: list[Tensor],
+        emb: Float[Tensor, "b e"],
+        context: Float[Tensor, "b l d"],
+    ) -> Float[Tensor, "b out h2 w2"]:
+        """Apply the way up to the middle's output, as many layers as there are outputs of the way down."""
         for block in self.up_blocks:
             x = block(x, skips, emb, context)
         return x

@@ -18,6 +18,7 @@ from reverie.generate.requests import SamplerName, ScheduleName, random_seed
 from reverie.music.source import Source
 
 SHORTEST, LONGEST = 0.1, 3600.0  # seconds
+SLOWEST, FASTEST = 20, 400  # beats a minute
 MINUTE = 60.0
 _TEMPO = re.compile(r"(\d+(?:\.\d+)?)\s*(?:bpm\b|拍)", re.IGNORECASE)
 _CHINESE = re.compile("[一-鿿]")
@@ -74,7 +75,9 @@ class Music(Request):
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
     guidance: Guidance = Field(default=3.0, description="classifier-free guidance; 1 switches it off")
     seconds: float | None = Field(default=None, ge=SHORTEST, le=LONGEST, description="the model's own if not given")
-    bpm: float | None = Field(default=None, ge=20, le=400, description="beats a minute: whole bars, told to the prompt")
+    bpm: float | None = Field(
+        default=None, ge=SLOWEST, le=FASTEST, description="beats a minute: whole bars, told to the prompt"
+    )
     beats: int = Field(default=4, ge=1, le=32, description="of a bar")
     loop: bool = Field(default=False, description="let the end lead into the beginning")
     stereo: bool = Field(default=False, description="two channels, where the model hears one")
@@ -144,9 +147,10 @@ class Music(Request):
 
     @property
     def tempo(self) -> float | None:
-        """Return the beats a minute, as asked or as the prompt names them."""
-        named = _TEMPO.search(self.prompt)
-        return self.bpm if self.bpm is not None or named is None else float(named[1])
+        """Return the beats a minute, as asked or as the prompt names them; None for what is no tempo, such as 0 bpm."""
+        if self.bpm is not None or (named := _TEMPO.search(self.prompt)) is None:
+            return self.bpm
+        return tempo if SLOWEST <= (tempo := float(named[1])) <= FASTEST else None
 
     def _in_tempo(self, prompt: str) -> str:
         """Say the tempo where the prompt does not, in its language, as captions that the bundled model learnt do."""
