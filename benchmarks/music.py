@@ -116,7 +116,7 @@ def played_figures(options: argparse.Namespace, judge: MusicJudge, model: reveri
 
 
 def asked(number: int) -> Clip:
-    """Choose the clip to ask for: each instrument leads in turn, in whatever style, tempo and company the draw gives."""
+    """Choose clip `number` to ask for: each instrument leads in turn, in what style and tempo the draw gives."""
     lead = list(INSTRUMENTS)[number % len(INSTRUMENTS)]
     draws = (clip_at(SEED, 1000 * number + turn) for turn in count())
     clip = next(one for one in draws if lead not in (one.chords, one.bass))

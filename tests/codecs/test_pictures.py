@@ -54,6 +54,10 @@ def test_refusals(picture: Image.Image, tmp_path: Path) -> None:
         save(picture, tmp_path / "x.bmp")
     with pytest.raises(ReverieError, match=r"^cannot write '.*gone/x.png': No such file or directory$"):
         save(picture, tmp_path / "gone" / "x.png")
+    for suffix, width in ((".jpg", 65_501), (".webp", 16_384)):
+        with pytest.raises(ReverieError, match=rf"^cannot write '.*x{suffix}': {width}x1 pixels.* write .png$"):
+            save(Image.new("L", (width, 1)), tmp_path / f"x{suffix}")
+        save(Image.new("L", (width - 1, 1)), tmp_path / f"whole{suffix}")
     with pytest.raises(ReverieError, match=r"^cannot read '.*none.png': No such file or directory$"):
         open_picture(tmp_path / "none.png")
     save(picture, tmp_path / "cut.png")

@@ -115,6 +115,7 @@ def test_a_picture_that_does_not_tell_is_warned_of() -> None:
         (11040, 96, "64 pixels high"),
         (11000, 0, "describes no spectrogram"),
         (11060, 30_000, "are not possible"),
+        (11000, 2**31 - 1, "transforms of"),
         (11000, math.inf, "tell no spectrogram's parameters"),
         (11080, "loud", "tell no spectrogram's parameters"),
         (11080, math.nan, "largest amplitude of nan"),

@@ -43,6 +43,12 @@ def test_channels_are_heard_apart() -> None:
     assert torch.allclose(both[1:], spectrogram(samples[1:], SMALL), rtol=1e-4, atol=1)
 
 
+def test_steps_of_nothing_and_endless_transforms_are_refused() -> None:
+    for numbers in ({"sample_rate": 50, "high": 20}, {"padded_ms": 3_000}):
+        with pytest.raises(ReverieError, match="and 131072 or fewer"):
+            SpectrogramParams(**numbers)
+
+
 def test_too_short_a_sound_is_refused() -> None:
     with pytest.raises(ReverieError, match=r"0\.20 s or more"):
         spectrogram(torch.zeros(1, 4_410), SpectrogramParams())

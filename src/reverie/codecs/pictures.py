@@ -16,6 +16,7 @@ from PIL.PngImagePlugin import PngInfo
 from reverie.errors import ReverieError
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
+LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side: libjpeg's and libwebp's limits
 READABLE = FORMATS.keys() | {".bmp", ".gif", ".tif", ".tiff", ".avif"}
 """Suffixes of the files that are taken for pictures."""
 PARAMETERS = "parameters"  # AUTOMATIC1111's text chunk, which most tools read
@@ -48,13 +49,16 @@ def _quoted(value: object) -> str:
 def save(picture: Image.Image, path: str | Path) -> None:
     """Write a picture and the texts in its `.info` atomically: beside the target first, then renamed over it.
 
-    The format follows the suffix (.png, .jpg, .webp). Raises ReverieError for another suffix and for a folder that
-    cannot be written.
+    The format follows the suffix (.png, .jpg, .webp). Raises ReverieError for another suffix, a picture that is too
+    large for the format, and a folder that cannot be written.
     """
     path = Path(path)
     form = FORMATS.get(path.suffix.lower())
     if form is None:
         raise ReverieError(f"cannot write '{path}': unknown picture format; choose from {', '.join(FORMATS)}")
+    if max(picture.size) > (most := LARGEST.get(form, max(picture.size))):
+        size = f"{picture.width}x{picture.height}"
+        raise ReverieError(f"cannot write '{path}': {size} pixels, where {form} holds {most} a side; write .png")
     with beside(path) as temporary:
         if form == "PNG":
             picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_kept(picture))

@@ -115,9 +115,9 @@ def check_form(rate: int, channels: int) -> None:
 def check_writable(path: str | Path) -> None:
     """Raise ReverieError where no sound can be written: another suffix, a folder of that name, no folder to be in."""
     path = Path(path)
+    check_place(path)
     if path.suffix.lower() not in FORMATS:
         raise ReverieError(f"cannot write '{path}': unknown sound format; choose from {', '.join(FORMATS)}")
-    check_place(path)
 
 
 def check_texts(texts: dict[str, str], suffix: str) -> None:

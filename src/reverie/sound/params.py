@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from reverie.errors import ReverieError
 
 PER_SECOND = 1000  # milliseconds
+LONGEST = 1 << 17  # samples of a transform: 0.7 s at 192 kHz; more is a damaged tag, and takes gigabytes
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,11 @@ class SpectrogramParams:
             raise ReverieError(
                 f"steps of {self.step_ms}, windows of {self.window_ms} and padding to {self.padded_ms} ms do not fit; "
                 "give step <= window <= padded"
+            )
+        if self.hop < 1 or self.n_fft > LONGEST:
+            raise ReverieError(
+                f"steps of {self.hop} samples and transforms of {self.n_fft} are not possible; "
+                f"give times and a rate with 1 or more, and {LONGEST} or fewer"
             )
 
     @property
