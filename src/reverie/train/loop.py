@@ -146,14 +146,20 @@ class Learner:
         """Take one step and return its metrics."""
         metrics: list[tuple[str, float]] = []
         losses = self.objective.losses(step)
-        while (found := self._next(losses)) is not None:
-            name, loss, told = found
-            self._descend(name, loss, learning_rate(self.settings, step))
-            metrics += told.items()
+        with self._attention():  # on the way back too, where checkpointed parts are computed again
+            while (found := self._next(losses)) is not None:
+                name, loss, told = found
+                self._descend(name, loss, learning_rate(self.settings, step))
+                metrics += told.items()
         self.objective.after_step()
         if self.average is not None:
             self.average.update()
         return metrics
+
+    def _attention(self) -> AbstractContextManager[None]:
+        """Choose plain attention for half precision on a CPU, where a fused one takes eight times as long."""
+        plain = self.kind == "cpu" and self.settings.precision != "float32"
+        return sdpa_kernel(SDPBackend.MATH) if plain else nullcontext()
 
     def _next(
         self, losses: Iterator[tuple[str, Tensor, dict[str, float]]]
@@ -161,9 +167,7 @@ class Learner:
         """Compute the next loss in the precision of the run."""
         if self.settings.precision == "float32":
             return next(losses, None)
-        # On a CPU attention that is fused takes eight times as long in half precision as plain products do.
-        plain = sdpa_kernel(SDPBackend.MATH) if self.kind == "cpu" else nullcontext()
-        with torch.autocast(self.kind, PRECISIONS[self.settings.precision]), plain:
+        with torch.autocast(self.kind, PRECISIONS[self.settings.precision]):
             return next(losses, None)
 
     def _descend(self, group: str, loss: Tensor, rate: float) -> None:
