@@ -108,10 +108,10 @@ def played_figures(options: argparse.Namespace, judge: MusicJudge, model: reveri
         for number, text in watched(list(enumerate(texts)), lambda one: (one[0] + 1, len(clips)), "playing"):
             request = Music(prompt=text, seed=SEED + number, steps=options.steps, guidance=options.guidance)
             played += [step.clip for step in model.play(request) if step.clip is not None]
-        seconds = sum(sound.seconds for sound in played)
+        rate = sum(sound.seconds for sound in played) / (time.monotonic() - start)
         found = judged(judge, clips, played, texts)
         yield from figures_of(title, found, goals)
-        yield Figure(f"{title}, sound a second of computing", seconds / (time.monotonic() - start), len(played), "s")
+        yield Figure(f"{title}, sound a second of computing", rate, len(played), "s")
         keep(options.out, title.split()[0].lower(), found, model)
 
 
