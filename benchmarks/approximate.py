@@ -54,7 +54,7 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--judge", type=Path, default=ROOT / "benchmarks" / "judge", help="folder of the classifier")
-    parser.add_argument("--subset", default="basic", help="the concepts that the model was trained on")
+    parser.add_argument("--subset", default="common", help="the concepts that the model was trained on")
     parser.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance")
     parser.add_argument("--limit", type=int, help="at most so many prompts")
     parser.add_argument("--ways", nargs="+", choices=list(WAYS), help="which ways beside exactly")

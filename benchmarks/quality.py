@@ -66,7 +66,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--autoencoder", type=Path, help="folder of the autoencoder (MODEL/vae)")
     parser.add_argument("--clip", type=Path, default=ASSETS / "clip", help="folder in transformers' layout")
     parser.add_argument("--judge", type=Path, default=ROOT / "benchmarks" / "judge", help="folder of the classifier")
-    parser.add_argument("--subset", default="basic", help="the concepts that the models were trained on")
+    parser.add_argument("--subset", default="common", help="the concepts that the models were trained on")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
     parser.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance")
     parser.add_argument("--device", default="auto", help="where pictures are drawn")
