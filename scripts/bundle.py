@@ -39,7 +39,9 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     runs = ROOT / "runs"
     parser = argparse.ArgumentParser(description="Put trained models into the package's assets, in half precision.")
-    parser.add_argument("--unet", type=Path, default=runs / "unet-common" / "export", help="whole model, diffusers' layout")
+    parser.add_argument(
+        "--unet", type=Path, default=runs / "unet-common" / "export", help="whole model, diffusers' layout"
+    )
     parser.add_argument(
         "--decoder", type=Path, default=runs / "decoder" / "export", help="autoencoder with the decoder that ships"
     )
