@@ -33,11 +33,12 @@ def best_rate(dtype: torch.dtype = torch.float32) -> float:
 
 def _rates(channels: int, side: int, dtype: torch.dtype) -> Iterator[float]:
     x = torch.randn(2, channels, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
-    kernel = kernels.pack_conv2d(torch.randn(channels, channels, 3, 3, dtype=dtype))
+    shape = ((1, 1), (1, 1), (1, 1))  # stride, padding, dilation
+    kernel = kernels.pack_conv2d(torch.randn(channels, channels, 3, 3, dtype=dtype), x.shape, *shape)
     weight = kernels.pack_linear(torch.randn(channels, channels, dtype=dtype))
     pixels, count = x.permute(0, 2, 3, 1), 2 * x.numel() * channels
     for _ in range(TRIES):
-        yield 9 * count / seconds(lambda: kernels.conv2d(x, kernel, None, (1, 1), (1, 1), (1, 1)))
+        yield 9 * count / seconds(lambda: kernels.conv2d(x, kernel, None, *shape))
         yield count / seconds(lambda: kernels.linear(pixels, weight, None))
 
 

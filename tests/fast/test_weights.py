@@ -65,6 +65,10 @@ def test_it_packs_when_it_computes_and_unpacks_when_asked(layer: PackedLayer) ->
     assert not is_packed(layer)
 
 
+def pack_conv2d(weight: Tensor) -> kernels.Packed:
+    return kernels.pack_conv2d(weight, (2, weight.shape[1], 8, 8), (1, 1), (1, 1), (1, 1))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("width", [24, 40, 64, 333])
 def test_every_bit_comes_back(width: int) -> None:
@@ -72,8 +76,8 @@ def test_every_bit_comes_back(width: int) -> None:
     for shape, pack_, axes in (
         ((width, 48), kernels.pack_linear, (0, 1)),
         ((48, width), kernels.pack_linear, (1, 0)),
-        ((width, 48, 3, 3), kernels.pack_conv2d, (0, 1, 2, 3)),
-        ((3, width, 3, 48), kernels.pack_conv2d, (1, 3, 0, 2)),
+        ((width, 48, 3, 3), pack_conv2d, (0, 1, 2, 3)),
+        ((3, width, 3, 48), pack_conv2d, (1, 3, 0, 2)),
     ):
         bits = torch.randint(-(2**31), 2**31, shape, generator=torch.Generator().manual_seed(0), dtype=torch.int64)
         weight = bits.to(torch.int32).view(torch.float32).nan_to_num(0.5).permute(axes)
@@ -267,3 +271,23 @@ def test_convolutions_that_the_kernels_do_not_take_stay_plain() -> None:
     for conv in (nn.Conv2d(32, 48, 3, stride=2, bias=False), nn.Conv2d(32, 16, (1, 3), dilation=(1, 2))):
         before = conv(x)
         assert error(pack(nn.Sequential(conv))(x), before) < 1e-6
+
+
+@torch.no_grad()
+def test_a_convolution_is_packed_for_the_size_it_sees(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The order for another height and width can take 20 times as long."""
+    sizes, pack_for = [], kernels.pack_conv2d
+
+    def watched(weight: Tensor, size: torch.Size, *shape: tuple[int, ...]) -> kernels.Packed:
+        sizes.append(tuple(size))
+        return pack_for(weight, size, *shape)
+
+    monkeypatch.setattr(kernels, "pack_conv2d", watched)
+    conv = pack(nn.Sequential(nn.Conv2d(24, 40, 3, padding=1)))[0]
+    weight = conv.weight.clone()
+    for size in ((2, 24, 5, 6), (1, 24, 5, 6), (1, 24, 7, 6), (1, 24, 5, 6)):
+        x = torch.randn(size)
+        assert error(conv(x), plainly(conv, x, weight)) < 1e-6
+        conv(x)
+    assert sizes == [(2, 24, 5, 6), (1, 24, 7, 6), (1, 24, 5, 6)]  # the batch alone changes nothing
+    assert torch.equal(conv.weight, weight)

@@ -36,3 +36,9 @@ def test_the_networks_are_restored_after_an_error(tiny: Pipeline) -> None:
     after = [conv for conv in tiny.unet.modules() if isinstance(conv, torch.nn.Conv2d)]
     assert [conv.padding for conv in after] == before
     assert not any(conv._forward_pre_hooks for conv in after)
+
+
+def test_along_no_axis_nothing_is_touched(tiny: Pipeline) -> None:
+    """A hook would make packed layers compute plainly, and each convolution copy its input."""
+    with seamless([tiny.unet, tiny.autoencoder], ""):
+        assert not any(part._forward_pre_hooks for part in (*tiny.unet.modules(), *tiny.autoencoder.modules()))

@@ -21,13 +21,15 @@ from reverie.models.layers import Upsample
 
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""
+SHAPE = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation of their convolutions
 
 
 class FastUpsample(Upsample):
     """Enlarge by two without ever making the image of repeated pixels; the convolution's own weight stays plain."""
 
     conv: PackedConv2d
-    corners: tuple[nn.Parameter, int, list[Packed]] | None = None  # of which weight, as of when: packed by corner
+    # Of which weight, as of when and for which size: packed by corner.
+    corners: tuple[nn.Parameter, tuple[int, torch.Size], list[Packed]] | None = None
 
     def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
         height, width = x.shape[2:]
@@ -37,18 +39,19 @@ class FastUpsample(Upsample):
         x = x.contiguous(memory_format=LAST)
         shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
         enlarged = torch.empty(shape, dtype=x.dtype, memory_format=LAST)
-        for (top, left), weight in zip(CORNERS, self.by_corner(), strict=True):
+        for (top, left), weight in zip(CORNERS, self.by_corner(x.shape), strict=True):
             # Padded on all sides, the image has a row and a column more than a corner sees.
-            seen = kernels.conv2d(x, weight, self.conv.bias, (1, 1), (1, 1), (1, 1))
+            seen = kernels.conv2d(x, weight, self.conv.bias, *SHAPE)
             enlarged[:, :, top::2, left::2] = seen[:, :, top : top + height, left : left + width]
         return enlarged
 
-    def by_corner(self) -> list[Packed]:
-        """Return the four packed kernels, made anew where the weight is another or was written to."""
+    def by_corner(self, size: torch.Size) -> list[Packed]:
+        """Return the four packed kernels, made anew where the weight is another or was written to, or the size is."""
         weight = self.conv.weight
-        version = -1 if weight.is_inference() else weight._version
-        if self.corners is None or self.corners[0] is not weight or self.corners[1] != version:
-            self.corners = weight, version, [kernels.pack_conv2d(seen_from(weight, *corner)) for corner in CORNERS]
+        state = (-1 if weight.is_inference() else weight._version, size[2:])
+        if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
+            kept = [kernels.pack_conv2d(seen_from(weight, *corner), size, *SHAPE) for corner in CORNERS]
+            self.corners = weight, state, kept
         return self.corners[2]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ processor computes in it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import NewType
 
@@ -28,7 +29,8 @@ def available() -> bool:
         return False
     try:
         weight, image = torch.ones(16, 16, 1, 1), torch.ones(1, 16, 1, 1)
-        convolved = conv2d(image, pack_conv2d(weight), None, (1, 1), (0, 0), (1, 1), add=image)
+        kernel = pack_conv2d(weight, image.shape, (1, 1), (0, 0), (1, 1))
+        convolved = conv2d(image, kernel, None, (1, 1), (0, 0), (1, 1), add=image)
         product = linear(image.flatten(1), pack_linear(weight.flatten(1)), None, gelu=True)
         return bool(convolved.eq(17).all()) and bool((product - 16).abs().max() < 1e-3)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
@@ -48,13 +50,22 @@ def native(dtype: torch.dtype) -> bool:
 
 
 @torch.no_grad()
-def pack_conv2d(weight: Float[Tensor, "out in kh kw"]) -> Packed:
-    """Pack the weight of a convolution without groups; its order does not depend on the input's size."""
+def pack_conv2d(
+    weight: Float[Tensor, "out in kh kw"],
+    size: Sequence[int],
+    stride: tuple[int, ...],
+    padding: tuple[int, ...],
+    dilation: tuple[int, ...],
+) -> Packed:
+    """Pack the weight of a convolution without groups, for inputs of a size (b, c, h, w).
+
+    It computes the same for other sizes, but the kernel for its order may then take up to 20 times as long.
+    """
     weight = weight.detach().contiguous()
+    shape = (list(padding), list(stride), list(dilation), 1, list(size))
     if hasattr(torch.ops.mkldnn, "_reorder_convolution_weight"):  # newer, and spares a copy
-        return Packed(torch.ops.mkldnn._reorder_convolution_weight.default(weight))
-    around, ones = [0, 0], [1, 1]
-    return Packed(torch._C._nn.mkldnn_reorder_conv2d_weight(weight.to_mkldnn(), around, ones, ones, 1))
+        return Packed(torch.ops.mkldnn._reorder_convolution_weight.default(weight, *shape))
+    return Packed(torch.ops.aten.mkldnn_reorder_conv2d_weight.default(weight.to_mkldnn(), *shape))
 
 
 @torch.no_grad()

@@ -32,8 +32,14 @@ class EdgeConv2d(nn.Conv2d):
 class PackedConv2d(PackedLayer, nn.Conv2d):
     """Convolve with a packed weight, in channels-last; at large images by Winograd, with the plain weight kept too."""
 
-    pack = staticmethod(kernels.pack_conv2d)
+    seen: torch.Size | None = None  # the input's size that it is packed for
     tiled: tuple[nn.Parameter, int, Tensor] | None = None  # of which weight, as of when: its transformed kernel
+
+    def pack(self, weight: Float[Tensor, "out in kh kw"]) -> kernels.Packed:
+        """Pack for the size that was seen."""
+        assert self.seen is not None
+        assert not isinstance(self.padding, str)
+        return kernels.pack_conv2d(weight, self.seen, self.stride, self.padding, self.dilation)
 
     @property
     def rows(self) -> int:
@@ -51,6 +57,9 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         if self._winograd(x):
             return winograd.conv2d(x, self._transformed(), self.bias, add)
         self.__dict__.pop("tiled", None)
+        if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
+            self.release()
+            self.seen = x.shape
         (weight,) = joined([self]).parts
         assert not isinstance(self.padding, str)
         return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add)
@@ -73,7 +82,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         return self.tiled[2]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name != "tiled"}
+        return {name: value for name, value in super().__getstate__().items() if name not in ("seen", "tiled")}
 
 
 class PackedPointwise(PackedLayer, nn.Conv2d):

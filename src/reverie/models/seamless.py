@@ -15,10 +15,12 @@ Hook = Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]
 def seamless(networks: Iterable[nn.Module], axes: str) -> Iterator[None]:
     """Within the block, let the convolutions of `networks` wrap along "x" (left to right), "y" (top to bottom) or "xy".
 
-    Afterwards the networks are as they were. Attention and normalisation know no edges, so a picture whose latents are
-    rolled is the rolled picture, for whole multiples of the lowest level's cells.
+    Along "" nothing is touched, so that fast layers stay fast. Afterwards the networks are as they were. Attention and
+    normalisation know no edges, so a picture whose latents are rolled is the rolled picture, for whole multiples of the
+    lowest level's cells.
     """
-    convolutions = [m for network in networks for m in network.modules() if isinstance(m, nn.Conv2d) and any(m.padding)]
+    layers = (layer for network in networks for layer in network.modules()) if axes else ()
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d) and any(layer.padding)]
     before = [conv.padding for conv in convolutions]
     hooks = []
     try:
