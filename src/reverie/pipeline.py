@@ -29,6 +29,7 @@ from reverie.generate.options import (
     TextToImageOptions,
 )
 from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.models.offload import ferry_of
 from reverie.music import draw as player
 from reverie.music.film import frames as film_frames
 from reverie.music.options import MusicOptions
@@ -91,8 +92,8 @@ class Pipeline(StableDiffusion):
         """
         refiner = None
         if request.refiner is not None:
-            fast = packed(self.unet)
-            refiner = system.load(request.refiner.model, device=self.device, dtype=self.dtype, fast=fast)
+            fast, ferry = packed(self.unet), ferry_of(self.unet)
+            refiner = system.load(request.refiner.model, device=self.device, dtype=self.dtype, fast=fast, offload=ferry)
         return image.stream(self, request, refiner=refiner, preview=preview)
 
     def animate(
@@ -135,13 +136,15 @@ def load(
     vae: str | Path | None = None,
     fast: bool = True,
     int8: bool = False,
+    offload: str | None = None,
 ) -> Pipeline:
     """Load a model to draw with: the bundled one where no path is given, else a folder, a file or a name on the hub.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
     files hold. `vae` is an autoencoder to put in place of the model's; `fast` packs weights for the CPU; `int8` rounds
-    the U-Net's. See `system.load`. Raises ReverieError where there is no model or it is damaged.
+    the U-Net's; `offload`, "networks" or "blocks", is for GPUs with little memory. See `system.load`. Raises
+    ReverieError where there is no model or it is damaged.
     """
     which = {"config": config, "revision": revision, "variant": variant}
-    loaded = system.load(path, device=device, dtype=dtype, **which, vae=vae, fast=fast, int8=int8)
+    loaded = system.load(path, device=device, dtype=dtype, **which, vae=vae, fast=fast, int8=int8, offload=offload)
     return Pipeline(**vars(loaded))

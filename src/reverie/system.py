@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from reverie.checkpoints import hub
 from reverie.checkpoints.components import Components
@@ -23,6 +23,7 @@ from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 from reverie.fast import limit_threads, pack, pack_after, quantize
+from reverie.models.offload import HOST, OFFLOADS, Ferry
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED, MUSIC = ASSETS / "bundled", ASSETS / "music"
@@ -210,6 +211,7 @@ def load(
     vae: str | Path | None = None,
     fast: bool = True,
     int8: bool = False,
+    offload: str | Ferry | None = None,
 ) -> StableDiffusion:
     """Load a model: the bundled one where no path is given, else a folder, a single file or a name.
 
@@ -221,10 +223,14 @@ def load(
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
     files hold. `fast` lets networks that gain by it compute with packed weights where they are float32 (or bfloat16, on
     processors that compute in it) on the CPU: the same results but for rounding. `int8` rounds the U-Net's weights to 8
-    bits, and the model is named so. Raises ReverieError where there is no model or it is damaged.
+    bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
+    device one at a time, or their "blocks" (see `models.offload`); a `Ferry` is that of a model to share the device
+    with. Raises ReverieError where there is no model or it is damaged.
     """
-    place = pick_device(device)
-    kind = pick_dtype(dtype, place)
+    target = pick_device(device)
+    kind = pick_dtype(dtype, target)
+    ferry = offload if isinstance(offload, Ferry) else pick_ferry(offload, target)
+    place = target if ferry is None else HOST
     found, name = _locate(path, revision, variant)
     if found.is_file():
         components = load_file(found, device=place, dtype=kind, config=config)
@@ -235,10 +241,15 @@ def load(
     if vae is not None:
         autoencoder = load_vae(vae, device=place, dtype=kind, config=components.autoencoder.config)
         components, name = replace(components, autoencoder=autoencoder), f"{name} + {Path(vae).name}"
+    if target.type == "cuda":
+        to_channels_last(components.unet)
+        to_channels_last(components.autoencoder)
+    if ferry is not None:
+        ferry.take(*components.text_encoders, components.unet, components.autoencoder)
     if int8:
         quantize(components.unet)
         name = f"{name} in int8"
-    if fast:
+    if fast and ferry is None:
         limit_threads()
         pack(components.autoencoder)
         if not int8 and max(components.unet.config.block_out_channels) >= PACKED_FROM:
@@ -294,6 +305,23 @@ def pick_device(name: str | torch.device) -> torch.device:
     if device.type not in found or (device.index or 0) >= count:
         raise ReverieError(f"device '{name}' is not available here; choose from auto, {', '.join(found)}")
     return device
+
+
+def pick_ferry(name: str | None, device: torch.device) -> Ferry | None:
+    """Make what offloads as a name says. Raises ReverieError for unknown names, and where memory is the host's."""
+    if name is None:
+        return None
+    split = choose("offload", name, OFFLOADS)
+    if device.type != "cuda":
+        raise ReverieError(f"offload is for GPUs with memory of their own, and this is {device}; leave it out")
+    return Ferry(device, split)
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Lay the kernels of convolutions out as GPUs convolve fastest; images follow the layout of the kernels."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:

@@ -85,3 +85,9 @@ def test_a_slow_dtype_is_told_of(model: str, tmp_path: Path, capsys: pytest.Capt
     assert "does not compute in float16" in capsys.readouterr().err
     assert run(drawing) == 0
     assert "does not compute" not in capsys.readouterr().err
+
+
+def test_offloading_is_refused_where_there_is_no_gpu(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    told = refusal(capsys, "--model", model, "--device", "cpu", "--offload", "blocks")
+    assert "offload is for GPUs with memory of their own, and this is cpu; leave it out" in told
+    assert "networks, blocks" in refusal(capsys, "--model", model, "--device", "cpu", "--offload", "layers")

@@ -101,6 +101,7 @@ def load(model: ModelOptions, drawn_by: str | None) -> Pipeline:
         vae=model.vae,
         fast=model.fast,
         int8=model.int8,
+        offload=model.offload,
     )
     if system.device.type == "cpu" and not native(system.dtype):
         print(f"this processor does not compute in {model.dtype}: float32 is many times as fast", file=sys.stderr)
@@ -174,7 +175,8 @@ def signing(result: ResultOptions) -> Callable[[Path], None]:
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:
     """Lay pictures out on one sheet that carries the request for all of them."""
     laid_out, first = grid(pictures), read_metadata(pictures[0])[0]
-    laid_out.info.update(texts(request.replace(width=first.width, height=first.height, hires=first.hires), model))
+    filled = {name: getattr(first, name) for name in ("guidance", "width", "height", "hires")}
+    laid_out.info.update(texts(request.replace(**filled), model))
     return laid_out
 
 

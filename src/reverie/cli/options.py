@@ -68,6 +68,8 @@ class ModelOptions:
     """Compute with packed weights on the CPU; --no-fast computes plainly, the same but for rounding."""
     int8: Flag = False
     """Round the U-Net's weights to 8 bits: a quarter of their memory, quicker, and a little another picture."""
+    offload: str | None = None
+    """For GPUs with little memory: networks (one on it at a time) or blocks (part by part, slower, least memory)."""
 
 
 @Parameter(name="*")

@@ -71,7 +71,7 @@ class ImageCodec:
     def _finite(self, run: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
         """Run the autoencoder in its own dtype, and again in float32 where that overflows; float32."""
         model = self.autoencoder
-        result = run(model, x.to(model.device, model.dtype)).float()
+        result: Tensor = model(lambda model, x: run(model, x.to(model.device, model.dtype)), x).float()
         if model.dtype == torch.float32 or result.isfinite().all():
             return result
         return run(deepcopy(model).float(), x.to(model.device))

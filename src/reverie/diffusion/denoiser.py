@@ -39,7 +39,7 @@ def denoiser(network: Network, schedule: Schedule, scalings: Callable[[Schedule,
 
     def denoise(x: Float[Tensor, "b ..."], sigma: Level) -> Float[Tensor, "b ..."]:
         c = scalings(schedule, torch.as_tensor(sigma, dtype=torch.float64, device="cpu"))
-        t = c.c_noise.to(x.device, x.dtype).expand(len(x))
+        t = x.new_full((len(x),), c.c_noise.item())  # a copy would wait for the device
         return c.c_skip * x + c.c_out * network(c.c_in * x, t).to(x.dtype)
 
     return denoise

@@ -34,7 +34,10 @@ class Noise:
 
     def _draw(self) -> Tensor:
         draws = [torch.randn(self.shape, generator=generator) for generator in self._generators]
-        return torch.stack(draws).to(self.device)
+        drawn = torch.stack(draws)
+        if self.device.type == "cuda":  # from pinned memory, so that the host need not wait for the device
+            return drawn.pin_memory().to(self.device, non_blocking=True)
+        return drawn.to(self.device)
 
 
 def slerp(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."], w: float) -> Float[Tensor, "b ..."]:

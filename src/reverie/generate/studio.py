@@ -30,6 +30,7 @@ from reverie.generate.parts import ControlInput, steps_taken
 from reverie.generate.requests import ImageToImage, Outpaint, TextToImage
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
 from reverie.models.merge import merging
+from reverie.models.offload import HOST, apart, ferry_of
 from reverie.models.reuse import reusing
 from reverie.models.seamless import seamless
 from reverie.system import Conditioning, StableDiffusion
@@ -110,7 +111,12 @@ def opened(system: StableDiffusion, request: TextToImage, refiner: StableDiffusi
 
 def load_control(system: StableDiffusion, control: ControlInput) -> Control:
     """Load a ControlNet and prepare the picture that it sees."""
-    network = load_controlnet(control.model, device=system.device, dtype=system.dtype)
+    ferry = ferry_of(system.unet)
+    carried = ferry is not None and ferry.split is apart  # as a whole it would take turns with the U-Net at every step
+    place = HOST if carried else system.device
+    network = load_controlnet(control.model, device=place, dtype=system.dtype)
+    if ferry is not None and carried:
+        ferry.take(network)
     if packed(system.unet):
         pack(network)
     picture = control.image.image()

@@ -87,7 +87,9 @@ class Merged:
         """Choose `ratio` of an image's tokens: the most like the first of some square, by the cosine between them."""
         first = torch.zeros(height, width, dtype=torch.bool, device=x.device)
         first[::SIDE, ::SIDE] = True
-        kept, others = (places.flatten().nonzero()[:, 0] for places in (first, ~first))
+        count = first[::SIDE, ::SIDE].numel()
+        order = first.flatten().byte().argsort(stable=True)  # nonzero() would wait for the device
+        others, kept = order[:-count], order[-count:]
         directions = F.normalize(x, dim=-1)
         likeness, partner = (directions[:, others] @ directions[:, kept].mT).max(-1)
         gone, stay = likeness.argsort(-1, descending=True).tensor_split([int(ratio * height * width)], dim=1)
