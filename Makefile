@@ -16,7 +16,7 @@ help:
 	@echo "make bench-quick   the main ratios in two minutes, to see whether anything became slower"
 
 demo: $(VENV)/.run
-	$(BIN)/reverie image "a panda on a green background" -o demo.png --seed 7 --guidance 2
+	$(BIN)/reverie image "a panda on a green background" -o demo.png --seed 7
 	@echo "The picture is $(CURDIR)/demo.png"
 
 test: $(VENV)/.test

@@ -29,6 +29,7 @@ from reverie.train.diffusion import LatentSettings
 from reverie.train.recipe import read
 
 ROOT = Path(__file__).parents[1]
+GUIDANCE = 2.0  # of so little training more drives colours and shapes apart
 LARGEST = 60_000_000  # bytes of the model and CLIP together
 HALF = Precision(torch.float16)
 Known = dict[str, Any]  # {"emoji": ..., "en": [names], "zh": [names]}
@@ -92,7 +93,7 @@ def write_model(unet: Path, decoder: Path, target: Path) -> None:
     components, tuned = load_folder(unet), load_autoencoder(decoder)
     if not same_latents(components.autoencoder, tuned):
         raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
-    components = replace(components, autoencoder=tuned)
+    components = replace(components, autoencoder=tuned, guidance=GUIDANCE)
     check_finite(components)
     save_folder(components, target, HALF)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 from bundle import HALF, ROOT, check_finite, check_sizes, copy_judge, put
@@ -17,6 +18,7 @@ from reverie.checkpoints.save import save_folder
 from reverie.errors import ReverieError
 
 LARGEST = 30_000_000  # bytes
+GUIDANCE = 3.0
 
 
 def arguments() -> argparse.Namespace:
@@ -37,7 +39,7 @@ def main() -> int:
             if components.spectrogram is None:
                 raise ReverieError(f"{options.model} is no model of music: it has no spectrogram.json")
             check_finite(components)
-            save_folder(components, target, HALF)
+            save_folder(replace(components, guidance=GUIDANCE), target, HALF)
             check_sizes(Path(staging), LARGEST)
             put(target, assets / "music")
         copy_judge(options.judge, ROOT / "benchmarks" / "music-judge")

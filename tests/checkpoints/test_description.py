@@ -127,7 +127,7 @@ def test_the_command(tiny: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = Image.new("RGB", (64, 32))
-    picture.info.update(texts(TextToImage(prompt="a bear", seed=7, width=64, height=32), "emoji"))
+    picture.info.update(texts(TextToImage(prompt="a bear", seed=7, guidance=2, width=64, height=32), "emoji"))
     save(picture, tmp_path / "ours.png")
     assert run(["inspect", str(tmp_path / "ours.png"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)

@@ -254,6 +254,7 @@ def test_parameters_of_automatic1111() -> None:
     request = ImageToImage(
         **BEAR,
         init=INIT,
+        guidance=5,
         width=32,
         height=32,
         clip_skip=2,

@@ -100,7 +100,13 @@ def test_a1111_says_what_is_missed(tmp_path: Path) -> None:
 def test_what_we_write_for_a1111_reads_back(tmp_path: Path) -> None:
     for sampler in SAMPLER_LABELS:
         request = TextToImage(
-            prompt="一只熊,\nNegative: x", negative='say "no", twice: no', sampler=sampler, seed=5, width=64, height=32
+            prompt="一只熊,\nNegative: x",
+            negative='say "no", twice: no',
+            sampler=sampler,
+            seed=5,
+            guidance=6.5,
+            width=64,
+            height=32,
         )
         read = from_png(tmp_path, parameters=texts(request, "a, b: c")["parameters"])
         assert (read.request, read.model) == (request, "a, b: c")
@@ -323,7 +329,8 @@ def test_whatever_stands_there_gives_a_request_or_one_line(data: st.DataObject) 
 
 def test_our_own_parameters_miss_nothing(tmp_path: Path) -> None:
     """As after another program has kept A1111's text and dropped ours."""
-    request = TextToImage(prompt="a bear", seed=7, width=64, height=48, clip_skip=2, tile="x", hires=Hires(steps=5))
+    size = {"width": 64, "height": 48, "hires": Hires(steps=5)}
+    request = TextToImage(prompt="a bear", seed=7, guidance=3, clip_skip=2, tile="x", **size)
     reading = from_png(tmp_path, parameters=texts(request, "mine")["parameters"])
     assert reading.not_honoured == ()
     assert reading.model == "mine"

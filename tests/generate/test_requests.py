@@ -44,7 +44,7 @@ def test_requests_need_no_torch() -> None:
         ("sampler", "eulr", "unknown sampler 'eulr'; did you mean 'euler'? choose from ddpm, ddim, plms, euler, "),
         ("schedule", "no such thing", "unknown schedule 'no such thing'; choose from normal, karras, "),
         ("prompt", 3, "prompt 3 is not possible; it should be a valid string"),
-        ("stepz", 3, "unknown option 'stepz'; did you mean 'steps'? choose from prompt, negative, seed, "),
+        ("stepz", 3, "unknown option 'stepz'; did you mean 'steps'? choose from guidance, prompt, negative, seed, "),
     ],
 )
 def test_refusals(field: str, value: object, told: str) -> None:

@@ -91,7 +91,8 @@ def animate(
         raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
     if animation.pace == "perceptual" and distance is None:
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
-    return _frames(system, _planned(system, animation, heard), distance, store, batch)
+    film = _planned(system, animation.settled(system.guidance), heard)
+    return _frames(system, film, distance, store, batch)
 
 
 def frame_count(animation: Animation, heard: Waveform | None = None) -> int:

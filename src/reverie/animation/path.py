@@ -259,7 +259,7 @@ class _Builder:
             picture = fitted(keyframe.image.image(), size, self.animation.fit)
             told = (self.system, self.codec, request, prompts, self.sigmas, picture, self.animation.inversion)
             start = invert_picture(*told, bind=self.bind)
-        return Stop(prompts, request.guidance, keyframe.strength or self.animation.strength, seed, start)
+        return Stop(prompts, request.scale, keyframe.strength or self.animation.strength, seed, start)
 
     def _encoded(self, keyframe: Keyframe) -> tuple[TextToImage, Prompts]:
         negative = self.animation.negative if keyframe.negative is None else keyframe.negative
@@ -276,7 +276,7 @@ class _Builder:
         pair = [self._encoded(self.animation.keyframes[index]) for index in ((count - 1) // 2, count // 2)]
         (one, a), (other, b) = pair
         mix = blend.MIXES[self.animation.interpolation]
-        return blend.between(a, b, 0.5, mix), (one.guidance + other.guidance) / 2
+        return blend.between(a, b, 0.5, mix), (one.scale + other.scale) / 2
 
     def _start(self, seed: int, middle: tuple[Prompts, float]) -> Inverted:
         """Take the shared steps from a seed's noise, once for each seed."""

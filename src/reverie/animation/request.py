@@ -12,9 +12,9 @@ from reverie.animation import storyboard
 from reverie.animation.easing import EasingName
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
+from reverie.generate.guided import Guidance, Guided
 from reverie.generate.parts import MAX_SEED, Fraction, Pixels, Strength, steps_taken
 from reverie.generate.pictures import Picture
-from reverie.generate.recorded import Request
 from reverie.generate.requests import SamplerName, ScheduleName, Tile, random_seed
 
 ANCHOR = 0.2  # of the steps are shared where nothing is said: the reference's prompt strength of 0.8
@@ -24,7 +24,6 @@ Pace = Literal["uniform", "perceptual"]
 Drive = Literal["energy", "onsets"]
 Fit = Literal["crop", "pad", "stretch"]
 InversionName = Literal["ddim", "edict"]
-Guidance = Annotated[float, Field(ge=0, le=100)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
@@ -60,7 +59,7 @@ def _keyframes(given: object) -> object:
     return tuple(found)
 
 
-class Animation(Request):
+class Animation(Guided):
     """Ask for a film from keyframe to keyframe; keyframes may be given as texts, such as "2s: an apple @seed 3".
 
     `anchor` is the share of the steps that all frames take together, towards the middle of the prompts: 0 in a film
@@ -82,7 +81,6 @@ class Animation(Request):
     frames: int | None = Field(default=None, ge=1, le=1_000_000, description="how many, or give seconds")
     seconds: float | None = Field(default=None, gt=0, le=86_400, description="how long; 2 between two keyframes")
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps of a frame")
-    guidance: Guidance = Field(default=5.0, description="classifier-free guidance; 1 switches it off")
     width: Pixels | None = Field(default=None, description="pixels; the pictures' or the model's own if not given")
     height: Pixels | None = Field(default=None, description="pixels; the pictures' or the model's own if not given")
     sampler: SamplerName = Field(default="dpmpp_2m", description="how the noise is taken away")

@@ -11,6 +11,8 @@ from reverie.models.unet import UNet
 from reverie.sound.params import SpectrogramParams
 from reverie.tokenizer import Tokenizer
 
+GUIDANCE = 5.0  # where a model recommends none
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Components:
@@ -18,7 +20,7 @@ class Components:
 
     SD 1 and 2 have one tokenizer and text encoder, XL two of each, its refiner only the second. `zero_empty` says that
     an empty negative prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`). `spectrogram` says how a model
-    of music hears; one of pictures has none.
+    of music hears; one of pictures has none. `guidance` is the scale that it recommends.
     """
 
     tokenizers: tuple[Tokenizer, ...]
@@ -28,6 +30,7 @@ class Components:
     schedule_config: ScheduleConfig = field(default_factory=ScheduleConfig)
     zero_empty: bool = False
     spectrogram: SpectrogramParams | None = None
+    guidance: float = GUIDANCE
     name: str = "model"
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from reverie.checkpoints import configs, keymaps
-from reverie.checkpoints.components import CLIPComponents, Components
+from reverie.checkpoints.components import GUIDANCE, CLIPComponents, Components
 from reverie.checkpoints.weights import Rename, find_weights, load_weights, read_json
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
@@ -34,6 +34,7 @@ PIPELINES = (
     "LatentConsistencyModelPipeline",
 )
 CPU = torch.device("cpu")
+RECOMMENDED = "recommended.json"  # for drawing, such as {"guidance": 2.0}; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 
@@ -92,6 +93,7 @@ def load_folder(
         schedule_config=_config(path / "scheduler", configs.read_schedule, "scheduler_config.json"),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         spectrogram=_spectrogram(path / SPECTROGRAM),
+        guidance=_guidance(path / RECOMMENDED),
         name=path.resolve().name,
     )
 
@@ -169,6 +171,13 @@ def _spectrogram(file: Path) -> SpectrogramParams | None:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"]))
         raise ReverieError(f"{file} describes no spectrogram: {where}: {first['msg']}") from error
+
+
+def _guidance(file: Path) -> float:
+    found = read_json(file).get("guidance", GUIDANCE) if file.exists() else GUIDANCE
+    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 100:
+        raise ReverieError(f"{file} recommends a guidance of {found!r}; it should be a number from 0 to 100")
+    return float(found)
 
 
 def _load(

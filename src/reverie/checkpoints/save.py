@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reverie.checkpoints import configs
-from reverie.checkpoints.components import CLIPComponents, Components
-from reverie.checkpoints.load import DIFFUSERS_STEM, SPECTROGRAM, TRANSFORMERS_STEM
+from reverie.checkpoints.components import GUIDANCE, CLIPComponents, Components
+from reverie.checkpoints.load import DIFFUSERS_STEM, RECOMMENDED, SPECTROGRAM, TRANSFORMERS_STEM
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, CLIPVisionConfig, TextTower, TextTowerWithProjection
@@ -60,9 +60,13 @@ def save_folder(components: Components, path: str | Path, precision: Precision =
         _write_json(folder / "scheduler/scheduler_config.json", configs.write_schedule(components.schedule_config))
         if components.spectrogram is not None:
             _write_json(folder / SPECTROGRAM, asdict(components.spectrogram))
+        if components.guidance != GUIDANCE:
+            _write_json(folder / RECOMMENDED, {"guidance": components.guidance})
         _write_json(folder / "model_index.json", _index(components))
     if components.spectrogram is None:
         Path(path, SPECTROGRAM).unlink(missing_ok=True)  # of a model of music that was there before
+    if components.guidance == GUIDANCE:
+        Path(path, RECOMMENDED).unlink(missing_ok=True)
 
 
 def save_clip(components: CLIPComponents, path: str | Path, precision: Precision = FULL) -> None:

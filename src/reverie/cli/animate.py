@@ -89,7 +89,7 @@ class DrawingOptions:
     steps: Whole | None = None
     """Denoising steps of a frame; 20 if not given."""
     guidance: float | None = None
-    """How strictly to follow the prompts; 1 switches guidance off; 5 if not given."""
+    """How strictly to follow the prompts; 1 switches guidance off; the model's own if not given."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels; the pictures' or the model's own if not given."""
     sampler: str | None = None
@@ -227,6 +227,7 @@ def make(
     heard = check(request, outputs)
     with watch.measure("load"):
         system = load(model, drawn_by)
+    request = request.settled(system.guidance)
     with watch.measure("draw"):
         made = film(system, request, outputs, heard)
     report(request, outputs, made, watch.seconds, as_json)

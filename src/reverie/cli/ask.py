@@ -33,8 +33,8 @@ class BasicOptions:
     """Picture k is drawn from seed + k; random if not given."""
     steps: Whole = DEFAULT.steps
     """Denoising steps."""
-    guidance: float = DEFAULT.guidance
-    """How strictly to follow the prompt; 1 switches guidance off."""
+    guidance: float | None = DEFAULT.guidance
+    """How strictly to follow the prompt; 1 switches guidance off; the model's own if not given."""
     size: str | None = None
     """WIDTHxHEIGHT in pixels, multiples of 8, or what the model asks; the model's own if not given."""
     count: Whole = DEFAULT.count

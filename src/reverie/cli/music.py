@@ -41,8 +41,8 @@ class PlayingOptions:
     """Clip k is played from seed + k; random if not given."""
     steps: Whole = DEFAULT.steps
     """Denoising steps."""
-    guidance: float = DEFAULT.guidance
-    """How strictly to follow the prompt; 1 switches guidance off."""
+    guidance: float | None = DEFAULT.guidance
+    """How strictly to follow the prompt; 1 switches guidance off; the model's own if not given."""
     seconds: float | None = DEFAULT.seconds
     """How long; as long as the model's own clips if not given."""
     bpm: float | None = DEFAULT.bpm
@@ -245,6 +245,7 @@ def make(music: Music, outputs: Outputs, model: ModelOptions, as_json: bool, pla
         from reverie.system import MUSIC_NAME
 
         system = load(replace(model, model=model.model or MUSIC_NAME), played_by)
+    music = music.settled(system.guidance)
     _check_texts(music, outputs, system.name)
     clips, files = [], []
     with watch.measure("draw"):
@@ -290,6 +291,7 @@ def filmed(clip: Recording, path: Path, film: Film, model: ModelOptions) -> None
     from reverie.codecs import video
 
     system = load(ModelOptions(model=film.model, device=model.device, dtype=model.dtype, fast=model.fast), None)
+    film = film.settled(system.guidance)
     texts = metadata.texts(clip.request, clip.model, film)
     reel = watched(system.film(clip, film), lambda frame: (frame.index + 1, frame.total), "frame")
     video.write(reel, path, film.fps, texts={REQUEST: texts.pop(COMMENT), **texts}, sound=clip)

@@ -137,7 +137,7 @@ def _told_guidance(system: StableDiffusion, request: TextToImage) -> Tensor | No
     """Return what a latent consistency model is told of the guidance, its scale less 1; None for other models."""
     if system.unet.config.time_cond_proj_dim is None:
         return None
-    return torch.tensor([request.guidance - 1], device=system.device)
+    return torch.tensor([request.scale - 1], device=system.device)
 
 
 def _sizes(system: StableDiffusion, request: TextToImage) -> tuple[Tensor | None, Tensor | None]:

@@ -16,6 +16,7 @@ from reverie.generate import canvas
 from reverie.generate.metadata import texts
 from reverie.generate.requests import TextToImage
 from reverie.generate.studio import Studio, opened
+from reverie.models.offload import ferry_of
 from reverie.system import StableDiffusion
 
 GPU_BATCH = 4
@@ -51,24 +52,25 @@ def stream(
 
     Picture k is the one that seed + k alone gives. On the CPU it is so to the bit (at one thread count), because there
     the pictures are drawn one after another: kernels sum in another order for another batch, which moves the last bits
-    and, over many steps, more. On a GPU, where a batch is worth it, up to GPU_BATCH are drawn together and agree with
-    the pictures made alone but for rounding. `refiner` is the model that the request hands over to; `preview` decodes
-    in full where None. LoRAs and seamless tiling change the model while the generator lives: draw one request at a
-    time. Raises ReverieError, before any work, where the size does not fit.
+    and, over many steps, more. On a GPU, where a batch is worth it, up to GPU_BATCH are drawn together, unless it is
+    short of memory (`offload`), and agree with the pictures made alone but for rounding. `refiner` is the model that
+    the request hands over to; `preview` decodes in full where None. LoRAs and seamless tiling change the model while
+    the generator lives: draw one request at a time. Raises ReverieError, before any work, where the size does not fit.
     """
     request = sized(system, request)
-    return _draw(system, request, 1 if system.device.type == "cpu" else GPU_BATCH, refiner, preview)
+    scarce = system.device.type == "cpu" or ferry_of(system.unet) is not None
+    return _draw(system, request, 1 if scarce else GPU_BATCH, refiner, preview)
 
 
 def sized(system: StableDiffusion, request: TextToImage) -> TextToImage:
-    """Fill in the sizes where the request leaves them open. Raises ReverieError for one that does not fit the model."""
+    """Fill in the sizes and guidance that are left to the model. Raises ReverieError for a size that does not fit."""
     width, height = canvas.size_of(system, request)
     hires = request.hires
     if hires is not None:
         larger = hires.size(width, height, system.codec.factor)
         system.codec.latent_shape(*larger)
         hires = hires.replace(width=larger[0], height=larger[1])
-    return request.replace(width=width, height=height, hires=hires)
+    return request.settled(system.guidance).replace(width=width, height=height, hires=hires)
 
 
 def _draw(

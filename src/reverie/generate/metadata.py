@@ -40,12 +40,12 @@ SCHEDULE_LABELS = {
 
 
 def texts(request: TextToImage, model: str) -> dict[str, str]:
-    """Return what the picture of a request, with its size filled in, carries in `.info`; `model` names what drew it."""
+    """Return what the picture of a request, with size and guidance filled in, carries; `model` names what drew it."""
     fields = {
         "Steps": request.steps,
         "Sampler": SAMPLER_LABELS[request.sampler],
         "Schedule type": SCHEDULE_LABELS.get(request.schedule, request.schedule),
-        "CFG scale": f"{request.guidance:g}",
+        "CFG scale": f"{request.scale:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
         "Model": model,

@@ -21,7 +21,7 @@ class TextToImageOptions(TypedDict, total=False):
     negative: str
     seed: int | None
     steps: int
-    guidance: float
+    guidance: float | None
     width: int | None
     height: int | None
     count: int

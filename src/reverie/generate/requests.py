@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.errors import ReverieError
+from reverie.generate.guided import Guided
 from reverie.generate.parts import (
     MAX_SEED,
     ControlInput,
@@ -20,7 +21,6 @@ from reverie.generate.parts import (
     check_strength,
 )
 from reverie.generate.pictures import Picture
-from reverie.generate.recorded import Request
 
 SamplerName = Literal[
     "ddpm",
@@ -63,10 +63,10 @@ def _seed_or_random(seed: object) -> object:
     return random_seed() if seed is None else seed
 
 
-class TextToImage(Request):
+class TextToImage(Guided):
     """Ask for `count` pictures of a prompt; picture k is the one that seed + k alone would give.
 
-    `width` and `height` in pixels are the model's own size where None; `seed` is drawn at random where None.
+    `width` and `height` in pixels and `guidance` are the model's own where None; `seed` is drawn at random where None.
     Raises ReverieError, in one line, for any value out of range.
     """
 
@@ -78,7 +78,6 @@ class TextToImage(Request):
         default_factory=random_seed, ge=0, le=MAX_SEED, description="picture k uses seed + k; random if not given"
     )
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
-    guidance: float = Field(default=5.0, ge=0, le=100, description="classifier-free guidance; 1 switches it off")
     width: int | None = Field(
         default=None, ge=8, le=8192, multiple_of=8, description="pixels; the model's own if not given"
     )

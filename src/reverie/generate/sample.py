@@ -64,7 +64,7 @@ def guided_denoiser(
         return denoise
 
     start, end = (level_at(system.schedule, way) for way in request.guidance_interval)
-    return within(asking(request.guidance), asking(1.0), start, end)
+    return within(asking(request.scale), asking(1.0), start, end)
 
 
 def level_at(schedule: Schedule, way: float) -> float:

@@ -114,7 +114,7 @@ def stream(system: StableDiffusion, music: Music) -> Iterator[Progress]:
     LoRAs change the model while the generator lives. Raises ReverieError, before any work, for a model that draws no
     spectrograms and for sounds that cannot be read.
     """
-    params = hearing(system)
+    params, music = hearing(system), music.settled(system.guidance)
     given = ground.given(music, params)
     laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
     return _played(system, music, laid, given)

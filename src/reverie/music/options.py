@@ -23,7 +23,7 @@ class MusicOptions(TypedDict, total=False):
     negative: str
     seed: int | None
     steps: int
-    guidance: float
+    guidance: float | None
     seconds: float | None
     bpm: float | None
     beats: int

@@ -11,9 +11,9 @@ from pydantic import BeforeValidator, Field, model_validator
 from reverie.animation import storyboard
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
+from reverie.generate.guided import Guidance, Guided
 from reverie.generate.parts import MAX_SEED, Fraction, Pixels, Strength, check_strength
 from reverie.generate.pictures import Picture
-from reverie.generate.recorded import Request
 from reverie.generate.requests import SamplerName, ScheduleName, random_seed
 from reverie.music.source import Source
 
@@ -25,7 +25,6 @@ _CHINESE = re.compile("[一-鿿]")
 
 Move = Literal["energy", "onsets", "linear", "smooth", "sine", "ease_in", "ease_out", "expo", "hold", "jump"]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Guidance = Annotated[float, Field(ge=0, le=100)]
 
 
 class Stop(Frozen):
@@ -55,7 +54,7 @@ def _stops(given: object) -> object:
     return tuple(found)
 
 
-class Music(Request):
+class Music(Guided):
     """Ask for `count` clips of music; clip k is the one that the seeds + k alone would give.
 
     A clip lasts `seconds`, or as long as the model's own where None; with `bpm` the nearest number of whole bars. With
@@ -73,7 +72,6 @@ class Music(Request):
         default_factory=random_seed, ge=0, le=MAX_SEED, description="clip k uses seed + k; random if not given"
     )
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
-    guidance: Guidance = Field(default=3.0, description="classifier-free guidance; 1 switches it off")
     seconds: float | None = Field(default=None, ge=SHORTEST, le=LONGEST, description="the model's own if not given")
     bpm: float | None = Field(
         default=None, ge=SLOWEST, le=FASTEST, description="beats a minute: whole bars, told to the prompt"
@@ -181,7 +179,7 @@ class Music(Request):
         return self.replace(seed=self.seed + index, count=1, to=tuple(moved))
 
 
-class Film(Request):
+class Film(Guided):
     """Ask for the film to a clip: a keyframe on every downbeat, of which each has a seed of its own.
 
     The `prompts` are spread over the film's length; those of the music's way where there are none. `move` says how the
@@ -198,5 +196,4 @@ class Film(Request):
     width: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
     height: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
     steps: int = Field(default=12, ge=1, le=1000, description="denoising steps of a frame")
-    guidance: Guidance = Field(default=2.0, description="classifier-free guidance; 1 switches it off")
     move: Move = Field(default="energy", description="what moves the pictures from beat to beat")
