@@ -15,30 +15,48 @@ from .test_exact import UNET, error, given, numbers
 
 @pytest.mark.parametrize("size", [(4, 4), (8, 12), (5, 7), (1, 3), (33, 18)])
 @pytest.mark.parametrize("tiles", [1, 3, 256])
-def test_it_convolves(size: tuple[int, int], tiles: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("wide", [1, 256])
+@pytest.mark.parametrize("tiling", [winograd.FOUR, winograd.TWO], ids=["four", "two"])
+def test_it_convolves(
+    size: tuple[int, int], tiles: int, wide: int, tiling: winograd.Tiling, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(winograd, "TILES", tiles)
-    x, weight, bias = numbers(2, 5, *size), numbers(7, 5, 3, 3), numbers(7)
-    kernel, wanted = winograd.transformed(weight), F.conv2d(x, weight, padding=1)
+    monkeypatch.setattr(winograd, "WIDE", wide)
+    x, weight, bias = numbers(3, 5, *size), numbers(7, 5, 3, 3), numbers(7)
+    kernel, wanted = winograd.transformed(weight, tiling), F.conv2d(x, weight, padding=1)
     assert error(winograd.conv2d(x, kernel, None), wanted) < 1e-5
-    for add in (numbers(2, 7, *size), numbers(2, 7, 1, 1)):
+    for add in (numbers(3, 7, *size), numbers(3, 7, 1, 1)):
         assert error(winograd.conv2d(x, kernel, bias, add), wanted + bias[:, None, None] + add) < 1e-5
 
 
-def test_it_wins_at_large_images_with_kernels_of_bounded_memory() -> None:
-    assert winograd.wins(320, 320, 64, 64)
-    assert winograd.wins(1280, 640, 32, 32)
-    assert not winograd.wins(320, 320, 16, 16)
-    assert not winograd.wins(2560, 1280, 64, 64)
+def test_transforms_are_those_of_the_paper() -> None:
+    """Each convolves a tile exactly, but for the rounding of twenty-fourths."""
+    for tiling in (winograd.FOUR, winograd.TWO):
+        tile, kernel = numbers(tiling.seen, tiling.seen).double(), numbers(3, 3).double()
+        seen, multiplied = (tiling.input.double() @ tile.flatten()), (tiling.kernel.double() @ kernel.flatten())
+        made = (tiling.output.double() @ (seen * multiplied)).view(tiling.made, tiling.made)
+        assert error(made, F.conv2d(tile[None, None], kernel[None, None])[0, 0]) < 1e-6
+
+
+def test_it_suits_large_images_and_kernels_of_bounded_memory() -> None:
+    assert winograd.suited(320, 320, 64, 64) is winograd.FOUR
+    assert winograd.suited(1280, 640, 32, 32) is winograd.FOUR
+    assert winograd.suited(1920, 640, 32, 32) is winograd.TWO
+    assert winograd.suited(1280, 1280, 16, 16) is winograd.TWO
+    assert winograd.suited(640, 640, 8, 8) is None
+    assert winograd.suited(2560, 2560, 64, 64) is None
 
 
 @torch.no_grad()
 def test_a_layer_goes_over_to_it_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "LEAST", 4)
+    monkeypatch.setattr(winograd, "LEAST", 16)
     conv = pack(nn.Sequential(nn.Conv2d(24, 40, 3, padding=1)))[0]
     weight, large, small = conv.weight.clone(), numbers(1, 24, 8, 8), numbers(1, 24, 4, 4)
-    for x in (large, small, large):
+    largest = numbers(1, 24, 16, 16)
+    for x in (large, small, largest, large):
         assert error(conv(x), F.conv2d(x, weight, conv.bias, padding=1)) < 1e-5
-        assert (conv.tiled is not None) == (x is large)
+        assert (conv.tiled is not None) == (x is not small)
+        assert x is small or conv.tiled[2].tiling is (winograd.TWO if x is large else winograd.FOUR)
     conv.weight.mul_(2)
     assert error(conv(large), F.conv2d(large, 2 * weight, conv.bias, padding=1)) < 1e-5
     conv.weight = nn.Parameter(weight)

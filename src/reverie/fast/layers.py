@@ -33,7 +33,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
     """Convolve with a packed weight, in channels-last; at large images by Winograd, with the plain weight kept too."""
 
     seen: torch.Size | None = None  # the input's size that it is packed for
-    tiled: tuple[nn.Parameter, int, Tensor] | None = None  # of which weight, as of when: its transformed kernel
+    tiled: tuple[nn.Parameter, int, winograd.Transformed] | None = None  # of which weight, as of when: its kernel
 
     def pack(self, weight: Float[Tensor, "out in kh kw"]) -> kernels.Packed:
         """Pack for the size that was seen."""
@@ -54,8 +54,8 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             y = nn.Conv2d.forward(self, x)
             return y if add is None else y + add
         x = x.contiguous(memory_format=LAST)
-        if self._winograd(x):
-            return winograd.conv2d(x, self._transformed(), self.bias, add)
+        if (tiling := self._tiling(x)) is not None:
+            return winograd.conv2d(x, self._transformed(tiling), self.bias, add)
         self.__dict__.pop("tiled", None)
         if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
             self.release()
@@ -64,21 +64,22 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         assert not isinstance(self.padding, str)
         return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add)
 
-    def _winograd(self, x: Float[Tensor, "b c h w"]) -> bool:
-        """Tell whether Winograd's way is the quicker."""
+    def _tiling(self, x: Float[Tensor, "b c h w"]) -> winograd.Tiling | None:
+        """Choose a tiling for Winograd's way; None where the direct way is the quicker."""
         shape = (self.kernel_size, self.stride, self.padding, self.dilation)
-        return (
-            shape == ((3, 3), (1, 1), (1, 1), (1, 1))
-            and x.dtype == torch.float32
-            and winograd.wins(self.in_channels, self.out_channels, *x.shape[2:])
-        )
+        if shape != ((3, 3), (1, 1), (1, 1), (1, 1)) or x.dtype != torch.float32:
+            return None
+        return winograd.suited(self.in_channels, self.out_channels, *x.shape[2:])
 
-    def _transformed(self) -> Float[Tensor, "36 c out"]:
-        """Return the transformed kernel, made anew where the weight is another or was written to."""
+    def _transformed(self, tiling: winograd.Tiling) -> winograd.Transformed:
+        """Return the transformed kernel, made anew where the tiling or the weight is another or it was written to."""
         weight = self.weight
         version = -1 if weight.is_inference() else weight._version
-        if self.tiled is None or self.tiled[0] is not weight or self.tiled[1] != version:
-            self.tiled = weight, version, winograd.transformed(weight)
+        if self.tiled is not None:
+            of, then, kernel = self.tiled
+            if of is weight and then == version and kernel.tiling is tiling:
+                return kernel
+        self.tiled = weight, version, winograd.transformed(weight, tiling)
         return self.tiled[2]
 
     def __getstate__(self) -> dict[str, Any]:

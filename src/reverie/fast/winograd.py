@@ -1,74 +1,128 @@
-"""How is a 3x3 convolution computed with a quarter of its multiplications? By Winograd's filtering, F(4x4, 3x3).
+"""How is a 3x3 convolution computed with fewer multiplications? By Winograd's filtering, F(4x4, 3x3) and F(2x2, 3x3).
 
-An image is cut into tiles of 6x6 pixels that overlap by two. Tile and kernel are transformed so that multiplying them
-number by number gives the 4x4 convolved pixels, transformed: for all channels, 36 products of matrices (Lavin and Gray
-1509.09308). Here the transforms too are products, with the Kronecker squares of their matrices, and a few rows of tiles
-are done at a time, so that what lies between two products stays in the processor's cache. Exact but for rounding: 2e-6
-of the direct result, in float32.
+An image is cut into tiles that overlap by two pixels: of 6x6 for 4x4 that are made, of 4x4 for 2x2. Tile and kernel are
+transformed so that multiplying them number by number gives the convolved pixels, transformed: for all channels, 36 or
+16 products of matrices, with a quarter or four ninths of the multiplications (Lavin and Gray 1509.09308). Here the
+transforms too are products, with the Kronecker squares of their matrices, and a few rows of tiles are done at a time,
+so that what lies between two products stays in the processor's cache. Exact but for rounding: 4e-6 of the direct
+result, in float32.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-MADE, SEEN = 4, 6  # pixels of a tile's side that are made, and that are seen
+from reverie.fast import kernels
+
 TILES = 256  # done at a time (measured: 64 to 512 differ by 10 %)
 LEAST = 64  # tiles of an image from which it wins (measured; see docs/performance.md)
-LARGEST = 2**25  # numbers of a transformed kernel, 128 MiB: it takes four times the memory of the kernel
+WIDE = 256  # channels from which packed products win over torch's one call for all of them
 
-# Lavin and Gray, section 4.4: for the input, the kernel and the output.
-INPUT = torch.tensor(
-    [
-        [4, 0, -5, 0, 1, 0],
-        [0, -4, -4, 1, 1, 0],
-        [0, 4, -4, -1, 1, 0],
-        [0, -2, -1, 2, 1, 0],
-        [0, 2, -1, -2, 1, 0],
-        [0, 4, 0, -5, 0, 1],
-    ],
-    dtype=torch.float32,
+
+def _square(rows: Sequence[Sequence[float]], divisor: float = 1) -> Float[Tensor, "a b"]:
+    matrix = torch.tensor(rows, dtype=torch.float32) / divisor
+    return torch.kron(matrix, matrix)
+
+
+@dataclass(frozen=True, eq=False)
+class Tiling:
+    """Hold the Kronecker squares of the transforms for tiles of `seen` pixels a side, of which `made` are made."""
+
+    made: int
+    seen: int
+    input: Float[Tensor, "seen2 seen2"]
+    kernel: Float[Tensor, "seen2 9"]
+    output: Float[Tensor, "made2 seen2"]
+    largest: int  # numbers of a transformed kernel, which takes seen2 / 9 times the memory of the kernel
+
+    def count(self, height: int, width: int) -> int:
+        """Return how many tiles an image has."""
+        return -(-height // self.made) * -(-width // self.made)
+
+
+# Lavin and Gray, sections 4.4 and 4.1.
+FOUR = Tiling(
+    made=4,
+    seen=6,
+    input=_square(
+        [
+            [4, 0, -5, 0, 1, 0],
+            [0, -4, -4, 1, 1, 0],
+            [0, 4, -4, -1, 1, 0],
+            [0, -2, -1, 2, 1, 0],
+            [0, 2, -1, -2, 1, 0],
+            [0, 4, 0, -5, 0, 1],
+        ]
+    ),
+    kernel=_square([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], 24),
+    output=_square([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
+    largest=2**25,  # 128 MiB
 )
-KERNEL = torch.tensor([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]]) / 24
-OUTPUT = torch.tensor(
-    [[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]], dtype=torch.float32
+TWO = Tiling(
+    made=2,
+    seen=4,
+    input=_square([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
+    kernel=_square([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], 2),
+    output=_square([[1, 1, 1, 0], [0, 1, -1, -1]]),
+    largest=2**26,
 )
-INPUT_2D, OUTPUT_2D = torch.kron(INPUT, INPUT), torch.kron(OUTPUT, OUTPUT)
 
 
-def wins(channels: int, made: int, height: int, width: int) -> bool:
-    """Tell whether it is worth its memory for a kernel of so many channels, at an image's height and width."""
-    tiles = -(-height // MADE) * -(-width // MADE)
-    return tiles >= LEAST and SEEN**2 * channels * made <= LARGEST
+@dataclass(frozen=True, eq=False)
+class Transformed:
+    """Hold a kernel for a tiling: its matrices in one tensor, or packed one by one where they are wide."""
+
+    tiling: Tiling
+    matrices: Float[Tensor, "seen2 c out"] | list[kernels.Packed]
+    out: int
+
+
+def suited(channels: int, made: int, height: int, width: int) -> Tiling | None:
+    """Choose the tiling that is worth its memory for a kernel of so many channels, at an image's height and width."""
+    for tiling in (FOUR, TWO):
+        if tiling.count(height, width) >= LEAST and tiling.seen**2 * channels * made <= tiling.largest:
+            return tiling
+    return None
 
 
 @torch.no_grad()
-def transformed(weight: Float[Tensor, "out c 3 3"]) -> Float[Tensor, "36 c out"]:
+def transformed(weight: Float[Tensor, "out c 3 3"], tiling: Tiling) -> Transformed:
     """Transform a kernel."""
-    both = torch.einsum("ij,ocjk,lk->ilco", KERNEL, weight.detach(), KERNEL)
-    return both.reshape(SEEN**2, weight.shape[1], weight.shape[0]).contiguous()
+    out, channels = weight.shape[:2]
+    matrices = (tiling.kernel @ weight.detach().reshape(-1, 9).T).view(-1, out, channels)
+    if min(out, channels) >= WIDE and kernels.available():
+        return Transformed(tiling, [kernels.pack_linear(matrix) for matrix in matrices], out)
+    return Transformed(tiling, matrices.mT.contiguous(), out)
 
 
 def conv2d(
     x: Float[Tensor, "b c h w"],
-    kernel: Float[Tensor, "36 c out"],
+    kernel: Transformed,
     bias: Float[Tensor, " out"] | None,
     add: Float[Tensor, "b out #h #w"] | None = None,
 ) -> Float[Tensor, "b out h w"]:
     """Convolve with padding 1 and stride 1, plus `add`, in channels-last."""
     batch, _, height, width = x.shape
-    down, across = -(-height // MADE), -(-width // MADE)
-    edge = (0, 0, 1, 1 + across * MADE - width, 1, 1 + down * MADE - height)
+    side = kernel.tiling.made
+    down, across = -(-height // side), -(-width // side)
+    edge = (0, 0, 1, 1 + across * side - width, 1, 1 + down * side - height)
     padded = F.pad(x.permute(0, 2, 3, 1), edge)
-    made = x.new_empty(batch, down * MADE, across * MADE, kernel.shape[2])
-    rows = max(1, TILES // across)
-    for image in range(batch):
+    made = x.new_empty(batch, down * side, across * side, kernel.out)
+    rows, images = min(down, max(1, TILES // across)), max(1, TILES // (down * across))
+    for first in range(0, batch, images):
         for top in range(0, down, rows):
-            count = min(rows, down - top)
-            seen = padded[image, MADE * top : MADE * (top + count) + 2]
-            _tiles(made[image, MADE * top : MADE * (top + count)], across).copy_(_block(seen, count, across, kernel))
+            some = slice(first, first + images)
+            bottom = min(top + rows, down)
+            seen = padded[some, side * top : side * bottom + 2]
+            pixels = made[some, side * top : side * bottom]
+            tiles = pixels.unflatten(2, (across, side)).unflatten(1, (-1, side)).permute(2, 4, 0, 1, 3, 5)
+            tiles.copy_(_block(seen, bottom - top, across, kernel))
     made = made[:, :height, :width]
     if bias is not None:
         made += bias
@@ -78,16 +132,22 @@ def conv2d(
 
 
 def _block(
-    seen: Float[Tensor, "h w c"], down: int, across: int, kernel: Tensor
-) -> Float[Tensor, "4 4 down across out"]:
-    """Convolve some rows of tiles."""
-    row, pixel, channel = seen.stride()
-    shape, strides = (SEEN, SEEN, down, across, seen.shape[2]), (row, pixel, MADE * row, MADE * pixel, channel)
-    tiles = seen.as_strided(shape, strides).reshape(SEEN**2, -1)
-    products = torch.bmm((INPUT_2D @ tiles).view(SEEN**2, down * across, -1), kernel)
-    return (OUTPUT_2D @ products.view(SEEN**2, -1)).view(MADE, MADE, down, across, -1)
+    seen: Float[Tensor, "n h w c"], down: int, across: int, kernel: Transformed
+) -> Float[Tensor, "made made n down across out"]:
+    """Convolve some rows of tiles of n images."""
+    tiling, side = kernel.tiling, kernel.tiling.made
+    image, row, pixel, channel = seen.stride()
+    shape = (tiling.seen, tiling.seen, len(seen), down, across, seen.shape[3])
+    cut = seen.as_strided(shape, (row, pixel, image, side * row, side * pixel, channel))
+    tiles = (tiling.input @ cut.reshape(tiling.seen**2, -1)).view(tiling.seen**2, -1, seen.shape[3])
+    return (tiling.output @ _products(tiles, kernel).flatten(1)).view(side, side, len(seen), down, across, -1)
 
 
-def _tiles(made: Float[Tensor, "h w out"], across: int) -> Float[Tensor, "4 4 down across out"]:
-    """View rows of pixels as tiles."""
-    return made.unflatten(1, (across, MADE)).unflatten(0, (-1, MADE)).permute(1, 3, 0, 2, 4)
+def _products(tiles: Float[Tensor, "seen2 n c"], kernel: Transformed) -> Float[Tensor, "seen2 n out"]:
+    """Multiply the tiles, number by number, by the kernel."""
+    if isinstance(kernel.matrices, Tensor):
+        return torch.bmm(tiles, kernel.matrices)
+    products = tiles.new_empty(*tiles.shape[:2], kernel.out)
+    for product, some, matrix in zip(products, tiles, kernel.matrices, strict=True):
+        product.copy_(kernels.linear(some, matrix, None))
+    return products
