@@ -12,7 +12,7 @@ help:
 	@echo "make test    run the tests"
 	@echo "make lint    check format, style and types"
 	@echo "make check   lint and test, as scripts/check does"
-	@echo "make bench   measure beside diffusers (half an hour; BENCH=--quick for a minute)"
+	@echo "make bench   measure beside its peers (half an hour; BENCH=--quick for two minutes)"
 	@echo "make bench-quick   the main ratios in two minutes, to see whether anything became slower"
 
 demo: $(VENV)/.run

@@ -18,7 +18,7 @@ import torch
 import architectures
 import peer_picture
 import reverie
-from measure import Row, alternate, machine, seconds
+from measure import GUIDANCE, Row, alternate, machine, seconds
 from report import markdown
 from reverie.animation.request import Animation
 from reverie.diffusion.noise import slerp
@@ -45,7 +45,7 @@ def arguments() -> argparse.Namespace:
 def film(system: Pipeline, options: argparse.Namespace, anchor: float, batch: int) -> None:
     """Draw our film and let its frames go."""
     told = {"keyframes": PROMPTS, "frames": options.frames, "steps": options.steps, "in_between": options.in_between}
-    request = Animation.of({**told, "guidance": peer_picture.GUIDANCE, "anchor": anchor, "seed": 7})
+    request = Animation.of({**told, "guidance": GUIDANCE, "anchor": anchor, "seed": 7})
     assert sum(1 for _ in system.animate(request, batch=batch)) == options.frames
 
 
@@ -56,7 +56,7 @@ def alone(pipeline: Any, embeddings: list[torch.Tensor], negative: torch.Tensor,
             prompt_embeds=embedding,
             negative_prompt_embeds=negative,
             num_inference_steps=steps,
-            guidance_scale=peer_picture.GUIDANCE,
+            guidance_scale=GUIDANCE,
             generator=torch.Generator("cpu").manual_seed(7),
         )
 

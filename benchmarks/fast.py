@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+import isa
 import networks
 from measure import Row, machine
 from networks import QUICK, Call, Sizes
@@ -41,6 +42,7 @@ def arguments() -> argparse.Namespace:
         choices=list(CLOCKS),
         help="cpu counts this process' own time: for one thread on a machine that others use too",
     )
+    parser.add_argument("--isa", default="native", choices=list(isa.ISAS), help="compute as with these instructions")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for bench.md and bench.json")
     return parser.parse_args()
 
@@ -119,13 +121,14 @@ def compare(
 def main() -> None:
     """Measure what is asked for, telling each row on stderr as it comes."""
     options = arguments()
+    isa.restrict(options.isa)
     sizes = QUICK if options.quick else Sizes()
     if options.latents:
         sizes = Sizes(unet_latents=tuple(options.latents))
     rows = []
     for part in options.parts:
         for row in PARTS[part](sizes, options.rounds, CLOCKS[options.clock]):
-            ratios = f"{min(row.theirs) / min(row.ours):.2f} of the least, {1 / (row.ratio or 1):.2f} of the medians"
+            ratios = f"{min(row.theirs) / min(row.ours):.2f} of the least, {row.gain or 1:.2f} of the medians"
             print(f"{row.name}, {row.peer} / fast: {ratios}; {row.note}", file=sys.stderr, flush=True)
             rows.append(row)
     described = {**machine(), "clock": options.clock}

@@ -6,17 +6,24 @@ import os
 import platform
 import statistics
 import subprocess
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
+from goals import GOALS
+
+PROMPT, GUIDANCE = "a bear on a blue background", 5.0  # what both sides are asked to draw
+PAUSE = 0.05  # seconds between two looks at a process's memory
+
 
 @dataclass
 class Row:
-    """Hold what one row of the table measured: seconds or MiB of either side, lower is better."""
+    """Hold what one row of the table measured, round by round: seconds or MiB of either side, lower is better."""
 
     name: str
     unit: str = "s"
@@ -26,9 +33,20 @@ class Row:
     note: str = ""
 
     @property
-    def ratio(self) -> float | None:
-        """Divide our median by theirs: below 1 we are ahead. None where there is no peer."""
-        return statistics.median(self.ours) / statistics.median(self.theirs) if self.theirs else None
+    def gain(self) -> float | None:
+        """Divide their median by ours: above 1 we are ahead. None where there is no peer."""
+        return statistics.median(self.theirs) / statistics.median(self.ours) if self.theirs else None
+
+    @property
+    def noise(self) -> tuple[float, float] | None:
+        """Return the least and the largest gain of a single round: what differs by less says nothing."""
+        gains = [theirs / ours for ours, theirs in zip(self.ours, self.theirs, strict=False)]
+        return (min(gains), max(gains)) if len(gains) > 1 else None
+
+    @property
+    def goal(self) -> float | None:
+        """Return the gain that is wanted at least."""
+        return GOALS.get((self.name, self.peer))
 
 
 def seconds(action: Callable[[], object]) -> float:
@@ -57,15 +75,30 @@ def run(command: Sequence[str], **environment: str) -> Run:
     """Run a process to its end. Raises RuntimeError with its last words where it fails."""
     environment = {**os.environ, **environment}
     environment.pop("PYTHONDONTWRITEBYTECODE", None)  # neither side should compile its sources every time
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
-    assert process.stdout is not None
-    output = process.stdout.read()
-    _, status, usage = os.wait4(process.pid, 0)  # unlike RUSAGE_CHILDREN, of this child alone
-    process.returncode = os.waitstatus_to_exitcode(status)
+    with tempfile.TemporaryFile("w+") as said, ThreadPoolExecutor() as watcher:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=said, stderr=subprocess.STDOUT, env=environment)
+        peak = watcher.submit(peak_of, process)
+        process.wait()
+        taken = time.perf_counter() - start
+        said.seek(0)
+        output = said.read()
     if process.returncode:
         raise RuntimeError(f"{' '.join(command)} ended with {process.returncode}:\n{output[-2000:]}")
-    return Run(time.perf_counter() - start, usage.ru_maxrss / 1024, output)
+    return Run(taken, peak.result(), output)
+
+
+def peak_of(process: subprocess.Popen) -> float:
+    """Watch a process to its end and return its largest resident set in MiB; its rusage counts ours before exec too."""
+    status, peak = Path(f"/proc/{process.pid}/status"), 0
+    while process.returncode is None:
+        try:
+            lines = status.read_text().splitlines()
+        except OSError:
+            break
+        peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), peak)
+        time.sleep(PAUSE)
+    return peak / 1024
 
 
 class Remote:
@@ -103,13 +136,13 @@ def machine() -> dict[str, str]:
     """Describe the processor, its load and the versions that were measured."""
     from importlib.metadata import version
 
-    cpuinfo = Path("/proc/cpuinfo")
+    cpuinfo, told = Path("/proc/cpuinfo"), "ONEDNN_MAX_CPU_ISA" in os.environ
     models = [
         line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if line.startswith("model name")
     ]
     return {
         "processor": models[0] if models else platform.processor(),
-        "instructions": torch.backends.cpu.get_cpu_capability(),
+        "instructions": torch.backends.cpu.get_cpu_capability() + (" (told so)" if told else ""),
         "cores": str(os.cpu_count()),
         "threads": str(torch.get_num_threads()),
         "load": f"{os.getloadavg()[0]:.1f}",

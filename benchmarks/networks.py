@@ -18,7 +18,7 @@ from transformers import CLIPTextModel
 import floor
 from measure import Remote, Row, alternate, seconds
 from reverie.checkpoints.configs import write_unet
-from reverie.fast import pack
+from reverie.fast import pack, unpack
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower
 from reverie.models.unet import UNETS, UNet, UNetConfig
@@ -30,18 +30,18 @@ Call = Callable[[], Tensor]
 class Sizes:
     """Choose the networks and what they are given."""
 
-    unet_name: str = "SD 1.5"
+    name: str = "SD 1.5"
     unet: UNetConfig = UNetConfig()
     autoencoder: AutoencoderConfig = AutoencoderConfig()
     text: CLIPTextConfig = CLIPTextConfig()
     unet_latents: tuple[int, ...] = (32, 64)
-    decoder_latents: tuple[int, ...] = (32,)
+    decoder_latents: tuple[int, ...] = (32, 64)
 
 
-XL = Sizes(unet_name="SDXL", unet=UNETS["sdxl"], unet_latents=(64,))
+XL = Sizes(name="SDXL", unet=UNETS["sdxl"], unet_latents=(64,))
 
 QUICK = Sizes(
-    unet_name="tiny",
+    name="tiny",
     unet=UNetConfig(block_out_channels=(32, 64, 64, 64), num_heads=(2, 2, 2, 2), cross_attention_dim=64),
     autoencoder=AutoencoderConfig(block_out_channels=(32, 32, 64, 64), layers_per_block=1),
     text=CLIPTextConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2),
@@ -50,66 +50,105 @@ QUICK = Sizes(
 )
 
 
-@dataclass(frozen=True)
-class Peers:
-    """Choose which peers are measured beside eager diffusers: OpenVINO by its Python, compiled and frozen diffusers."""
-
-    openvino: Path | None = None
-    compiled: bool = False
-
-
-def rows(sizes: Sizes, rounds: int, peers: Peers = Peers()) -> Iterator[Row]:
-    """Measure every network: a U-Net step of batch 2, an autoencoder's decoding of one image, one prompt's text."""
-    yield from unet_rows(sizes, rounds, peers)
-    decoders = decoder_pair(sizes.autoencoder)
-    for side in sizes.decoder_latents:
-        ours, theirs = decoder_calls(*decoders, side)
-        yield compare(f"VAE decode, {8 * side}x{8 * side} pixels", ours, theirs, rounds)
-    ours, theirs = text_calls(sizes.text)
-    yield compare("CLIP text, 77 tokens", ours, theirs, max(rounds, 10), peer="transformers")
+def rows(sizes: Sizes, rounds: int, openvino: Path | None = None) -> Iterator[Row]:
+    """Measure every network."""
+    yield from unet_rows(sizes, rounds, openvino)
+    yield from decoder_rows(sizes, rounds, openvino)
+    yield text_row(sizes, rounds)
 
 
-def unet_rows(sizes: Sizes, rounds: int, peers: Peers = Peers()) -> Iterator[Row]:
-    """Measure a U-Net step of batch 2 beside each peer and beside the floor."""
+def unet_rows(sizes: Sizes, rounds: int, openvino: Path | None = None) -> Iterator[Row]:
+    """Measure a U-Net step of batch 2 beside diffusers, the floor, and OpenVINO by the Python of its environment."""
     ours, theirs = unet_pair(sizes.unet)
     rate = floor.best_rate()
     for side in sizes.unet_latents:
-        name, given = f"{sizes.unet_name} U-Net step, batch 2, {side}x{side} latents", unet_inputs(sizes.unet, side)
+        name, given = unet_name(sizes, side), unet_inputs(sizes.unet, side)
         step, eager_step = unet_calls(ours, theirs, given)
         yield (eager := compare(name, step, eager_step, rounds))
         yield floor.row(name, eager.ours, sizes.unet, given, rate)
-        if peers.compiled:
-            yield beside_compiled(name, ours, theirs, given, rounds)
-        if peers.openvino is not None and sizes.unet == UNetConfig():
-            yield beside_openvino(name, step, peers.openvino, side, rounds)
-
-
-def beside_compiled(name: str, ours: UNet, theirs: UNet2DConditionModel, given: tuple[Tensor, ...], rounds: int) -> Row:
-    """Measure a step beside torch.compile with freezing, which takes minutes to compile."""
-    import torch._inductor.config
-
-    with torch._inductor.config.patch(freezing=True):
-        compiled, step = torch.compile(theirs), unet_calls(ours, theirs, given)[0]
-        with torch.no_grad():
-            waited = seconds(lambda: compiled(*given))
-            row = compare(name, step, lambda: compiled(*given).sample, rounds, "diffusers, compiled and frozen")
-    return replace(row, note=f"{row.note}; its first call took {waited:.0f} s")
+        if openvino is not None and sizes.unet == UNetConfig():
+            yield beside_openvino(name, step, openvino, "unet", side, rounds)
 
 
 @torch.no_grad()
-def beside_openvino(name: str, step: Call, python: Path, side: int, rounds: int) -> Row:
-    """Measure a step beside OpenVINO's, which lives in another process with random weights of its own."""
-    with closing(openvino_step(python, side)) as remote:
-        step()  # warm again
-        times = alternate(lambda: seconds(step), remote.seconds, rounds)
-    return Row(name, "s", *times, peer="OpenVINO, float32", note="in its own process, with other random weights")
+def large_unet_rows(sizes: Sizes, rounds: int) -> Iterator[Row]:
+    """Measure a step of a U-Net that memory does not hold twice: the weights go from side to side at every turn."""
+    ours, theirs = random_unet(sizes.unet), empty_peer(sizes.unet)
+    rate = floor.best_rate()
+    for side in sizes.unet_latents:
+        given = unet_inputs(sizes.unet, side)
+        step, eager_step = unet_calls(ours, theirs, given)
+
+        def mine(step: Call = step) -> float:
+            pack(ours)
+            step()
+            taken = seconds(step)
+            unpack(ours)
+            return taken
+
+        def other(step: Call = eager_step) -> float:
+            theirs.load_state_dict(ours.state_dict(), assign=True)
+            step()
+            taken = seconds(step)
+            theirs.to("meta")
+            return taken
+
+        row = Row(unet_name(sizes, side), "s", *alternate(mine, other, rounds))
+        yield row
+        yield floor.row(row.name, row.ours, sizes.unet, given, rate)
 
 
-def openvino_step(python: Path, side: int, precision: str = "f32") -> Remote:
-    """Start OpenVINO with a U-Net of our own shape in its own environment, which borrows torch of this one."""
+def unet_name(sizes: Sizes, side: int) -> str:
+    """Name a step of batch 2, as guidance needs."""
+    return f"{sizes.name} U-Net step, {8 * side} px"
+
+
+def decoder_rows(sizes: Sizes, rounds: int, openvino: Path | None = None) -> Iterator[Row]:
+    """Measure an autoencoder's decoding of one picture."""
+    decoders = decoder_pair(sizes.autoencoder)
+    for side in sizes.decoder_latents:
+        name, (ours, theirs) = f"{sizes.name} VAE decode, {8 * side} px", decoder_calls(*decoders, side)
+        yield compare(name, ours, theirs, rounds)
+        if openvino is not None and sizes.autoencoder == AutoencoderConfig():
+            yield beside_openvino(name, ours, openvino, "decoder", side, rounds)
+
+
+def text_row(sizes: Sizes, rounds: int) -> Row:
+    """Measure one prompt's text."""
+    ours, theirs = text_calls(sizes.text)
+    return compare("CLIP text, 77 tokens", ours, theirs, max(rounds, 10), peer="transformers")
+
+
+def compiled_rows(sizes: Sizes, rounds: int) -> Iterator[Row]:
+    """Measure the smallest step beside torch.compile, with freezing and without: each compiles for minutes."""
+    import torch._inductor.config
+
+    ours, theirs = unet_pair(sizes.unet)
+    side = min(sizes.unet_latents)
+    given = unet_inputs(sizes.unet, side)
+    for peer, freezing in (("diffusers, compiled and frozen", True), ("diffusers, compiled", False)):
+        torch._dynamo.reset()
+        with torch._inductor.config.patch(freezing=freezing), torch.no_grad():
+            step, compiled_step = unet_calls(ours, torch.compile(theirs), given)
+            waited = seconds(compiled_step)
+            row = compare(unet_name(sizes, side), step, compiled_step, rounds, peer)
+        yield replace(row, note=f"{row.note}; its first call took {waited:.0f} s")
+
+
+@torch.no_grad()
+def beside_openvino(name: str, ours: Call, python: Path, network: str, side: int, rounds: int) -> Row:
+    """Measure a call beside OpenVINO's, which lives in another process with random weights of its own."""
+    with closing(openvino(python, network, side)) as remote:
+        ours()  # warm again
+        times = alternate(lambda: seconds(ours), remote.seconds, rounds)
+    return Row(name, "s", *times, peer="OpenVINO", note="in its own process, with other random weights")
+
+
+def openvino(python: Path, network: str, side: int) -> Remote:
+    """Start OpenVINO with a network of our own shape in its own environment, which borrows torch of this one."""
     borrowed = [str(Path(__file__).parent), str(Path(torch.__file__).parents[1]), *sys.path[1:]]
     script = str(Path(__file__).with_name("peer_openvino.py"))
-    command = [str(python), script, str(side), str(torch.get_num_threads()), precision]
+    command = [str(python), script, network, str(side), str(torch.get_num_threads())]
     return Remote(command, PYTHONPATH=os.pathsep.join(filter(None, borrowed)))
 
 
@@ -136,11 +175,15 @@ def random_weights(model: nn.Module) -> dict[str, Tensor]:
 
 def unet_pair(config: UNetConfig) -> tuple[UNet, UNet2DConditionModel]:
     """Build both U-Nets around one set of weights; ours packs copies when it first computes, as it does for users."""
-    ours = random_unet(config)
-    with torch.device("meta"):
-        theirs = UNet2DConditionModel.from_config(write_unet(config))
+    ours, theirs = random_unet(config), empty_peer(config)
     theirs.load_state_dict(ours.state_dict(), assign=True)
-    return pack(ours), theirs.eval()
+    return pack(ours), theirs
+
+
+def empty_peer(config: UNetConfig) -> UNet2DConditionModel:
+    """Build diffusers' U-Net without values."""
+    with torch.device("meta"):
+        return UNet2DConditionModel.from_config(write_unet(config)).eval()
 
 
 def random_unet(config: UNetConfig) -> UNet:
@@ -171,13 +214,19 @@ def decoder_pair(config: AutoencoderConfig) -> tuple[Autoencoder, AutoencoderKL]
     """Build both autoencoders around one set of weights."""
     levels = len(config.block_out_channels)
     down, up = ("DownEncoderBlock2D",) * levels, ("UpDecoderBlock2D",) * levels
+    ours = random_autoencoder(config)
     with torch.device("meta"):
-        ours = Autoencoder(config)
         theirs = AutoencoderKL(down_block_types=down, up_block_types=up, **asdict(config))
-    weights = random_weights(ours)
-    ours.load_state_dict(weights, assign=True)
-    theirs.load_state_dict(weights, assign=True)
-    return pack(ours.eval()), theirs.eval()
+    theirs.load_state_dict(ours.state_dict(), assign=True)
+    return pack(ours), theirs.eval()
+
+
+def random_autoencoder(config: AutoencoderConfig) -> Autoencoder:
+    """Build an autoencoder of random weights."""
+    with torch.device("meta"):
+        autoencoder = Autoencoder(config)
+    autoencoder.load_state_dict(random_weights(autoencoder), assign=True)
+    return autoencoder.eval()
 
 
 def decoder_calls(ours: Autoencoder, theirs: AutoencoderKL, side: int) -> tuple[Call, Call]:

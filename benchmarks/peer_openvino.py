@@ -1,4 +1,4 @@
-"""How long does a U-Net step take in OpenVINO? Converts a U-Net of random weights; answers each line with seconds.
+"""How long does a network take in OpenVINO? Converts one of random weights; answers each line with seconds.
 
 Runs in OpenVINO's own environment, with torch and reverie on PYTHONPATH: `networks.py` starts it.
 """
@@ -10,31 +10,52 @@ import time
 
 import openvino
 import torch
+from torch import Tensor, nn
 
-from networks import random_unet, unet_inputs
+from networks import random_autoencoder, random_unet, unet_inputs
+from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.unet import UNet, UNetConfig
 
 
-class Bare(torch.nn.Module):
+class Step(nn.Module):
     """Take tensors alone, as the conversion wants them."""
 
     def __init__(self, unet: UNet) -> None:
         super().__init__()
         self.unet = unet
 
-    def forward(self, x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
         """Predict as the U-Net does."""
         return self.unet(x, t, context)
 
 
+class Decoder(nn.Module):
+    """Decode by calling the module, as the conversion does."""
+
+    def __init__(self, autoencoder: Autoencoder) -> None:
+        super().__init__()
+        self.autoencoder = autoencoder
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Decode as the autoencoder does."""
+        return self.autoencoder.decode(z)
+
+
+def build(network: str, side: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """Return the network and what one call is given, at `side` x `side` latents."""
+    if network == "unet":
+        return Step(random_unet(UNetConfig())), unet_inputs(UNetConfig(), side)
+    return Decoder(random_autoencoder(AutoencoderConfig())), (torch.randn(1, 4, side, side),)
+
+
 def main() -> None:
-    """Convert, then time a step for each line of the input."""
-    side, threads, precision = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
-    given = unet_inputs(UNetConfig(), side)
+    """Convert, then time a call for each line of the input."""
+    network, side, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+    module, given = build(network, side)
     with torch.no_grad():
-        model = openvino.convert_model(Bare(random_unet(UNetConfig())), example_input=given)
+        model = openvino.convert_model(module, example_input=given)
     model.reshape({port: list(tensor.shape) for port, tensor in zip(model.inputs, given, strict=True)})
-    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": precision}
+    options = {"INFERENCE_NUM_THREADS": threads, "INFERENCE_PRECISION_HINT": "f32"}
     compiled = openvino.compile_model(model, "CPU", options)
     arrays = [tensor.numpy() for tensor in given]
     compiled(arrays)

@@ -1,18 +1,19 @@
 """What does the peer do for one prompt? diffusers from a model folder to a picture file, as its documentation shows.
 
-Run as a script it is the cold side of the benchmark: `python peer_picture.py FOLDER FILE STEPS`.
+Run as a script it is the cold side of the benchmark: `python peer_picture.py FOLDER FILE STEPS PIXELS`.
 """
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
+from PIL import Image
 
-PROMPT = "a bear on a blue background"
-GUIDANCE = 5.0
+from measure import GUIDANCE, PROMPT
 
 
 def load(folder: Path) -> StableDiffusionPipeline:
@@ -23,12 +24,11 @@ def load(folder: Path) -> StableDiffusionPipeline:
     return pipeline
 
 
-def draw(pipeline: StableDiffusionPipeline, file: Path, steps: int) -> None:
-    """Draw the prompt into a file."""
-    generator = torch.Generator("cpu").manual_seed(7)
-    picture = pipeline(PROMPT, num_inference_steps=steps, guidance_scale=GUIDANCE, generator=generator).images[0]
-    picture.save(file)
+def draw(pipeline: StableDiffusionPipeline, steps: int, pixels: int, **options: Any) -> Image.Image:
+    """Draw the prompt."""
+    asked = {"num_inference_steps": steps, "guidance_scale": GUIDANCE, "height": pixels, "width": pixels, **options}
+    return pipeline(PROMPT, generator=torch.Generator("cpu").manual_seed(7), **asked).images[0]
 
 
 if __name__ == "__main__":
-    draw(load(Path(sys.argv[1])), Path(sys.argv[2]), int(sys.argv[3]))
+    draw(load(Path(sys.argv[1])), int(sys.argv[3]), int(sys.argv[4])).save(sys.argv[2])

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import first_step as first
 import peer_picture
 import reverie
-from measure import Row, alternate, run, seconds
+from architectures import ARCHITECTURES, FULL, build
+from measure import GUIDANCE, PROMPT, Row, Run, alternate, run, seconds
 from reverie.codecs.pictures import save
+from reverie.generate.options import TextToImageOptions
+from reverie.models.clip import CLIPTextConfig, TextTower
+from reverie.system import BUNDLED
 
 # Without the hub: the peer would wait for it.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -18,20 +24,12 @@ REVERIE = str(Path(sys.executable).with_name("reverie"))
 IMPORT = "import time, torch; start = time.perf_counter(); {}; print(time.perf_counter() - start)"
 
 
-def rows(folder: Path | None, steps: int, rounds: int, scratch: Path) -> Iterator[Row]:
-    """Measure imports and --help; where there is a model in `folder`, prompt to file too, into `scratch`."""
-    yield import_time("import, beyond torch", "import reverie", "import diffusers", rounds)
-    needed = "import reverie; reverie.load", "from diffusers import StableDiffusionPipeline"
-    yield import_time("all imports that drawing needs, beyond torch", *needed, rounds)
+def starting(rounds: int) -> Iterator[Row]:
+    """Measure imports and --help."""
+    ours, theirs = "import reverie; reverie.load", "from diffusers import StableDiffusionPipeline"
+    times = alternate(partial(imported, ours), partial(imported, theirs), rounds)
+    yield Row("imports that drawing needs, beyond torch", "s", *times)
     yield Row("`reverie --help`", ours=[run([REVERIE, "--help"]).seconds for _ in range(rounds)], note="no torch")
-    if folder is not None:
-        yield from cold(folder, steps, rounds, scratch)
-        yield warm(folder, steps, rounds, scratch)
-
-
-def import_time(name: str, ours: str, theirs: str, rounds: int) -> Row:
-    """Time an import of each side, beyond `import torch`."""
-    return Row(name, "s", *alternate(partial(imported, ours), partial(imported, theirs), rounds))
 
 
 def imported(statement: str) -> float:
@@ -39,30 +37,77 @@ def imported(statement: str) -> float:
     return float(run([sys.executable, "-c", IMPORT.format(statement)], **OFFLINE).output.split()[-1])
 
 
-def cold(folder: Path, steps: int, rounds: int, scratch: Path) -> Iterator[Row]:
+@dataclass(frozen=True)
+class Model:
+    """Name a folder in diffusers' layout and the size in pixels that it draws at."""
+
+    name: str
+    folder: Path
+    pixels: int
+
+
+BUNDLED_MODEL = Model("bundled model", BUNDLED, 128)
+
+
+def random_model(folder: Path) -> Model:
+    """Write a model in SD 1.5's shapes, of random weights: 4.3 GB."""
+    built, text = build(ARCHITECTURES["SD 1.5"], FULL), TextTower(CLIPTextConfig())
+    replace(built, text_encoders=(text.eval(),)).save(folder)
+    return Model("SD 1.5", folder, 256)
+
+
+def cold(model: Model, steps: int, rounds: int, scratch: Path) -> Iterator[Row]:
     """Measure whole processes from the prompt to the file: time and peak memory. The disk's cache is warm."""
-    options = ["--steps", str(steps), "--guidance", str(peer_picture.GUIDANCE), "--seed", "7", "--model", str(folder)]
-    options += ["--device", "cpu", "--dtype", "float32"]
-    ours = [REVERIE, "image", peer_picture.PROMPT, "-o", str(scratch / "ours.png"), *options]
-    theirs = [sys.executable, peer_picture.__file__, str(folder), str(scratch / "theirs.png"), str(steps)]
-    run(ours)  # once for the disk's cache
-    run(theirs, **OFFLINE)
+    ours, file = picture_command(model, steps, scratch / "ours.png"), str(scratch / "theirs.png")
+    theirs = [sys.executable, peer_picture.__file__, str(model.folder), file, str(steps), str(model.pixels)]
+    for part in model.folder.rglob("*.safetensors"):  # into the disk's cache
+        part.read_bytes()
     pairs = [(run(ours), run(theirs, **OFFLINE)) for _ in range(rounds)]
-    name = f"prompt to file, new process, {steps} steps"
-    yield Row(name, "s", [a.seconds for a, _ in pairs], [b.seconds for _, b in pairs])
-    yield Row("peak memory of that process", "MiB", [a.peak_mib for a, _ in pairs], [b.peak_mib for _, b in pairs])
+    yield from whole(model, steps, [mine for mine, _ in pairs], [other for _, other in pairs])
 
 
-def warm(folder: Path, steps: int, rounds: int, scratch: Path) -> Row:
+def whole(
+    model: Model, steps: int, ours: Sequence[Run], theirs: Sequence[Run], peer: str = "diffusers"
+) -> Iterator[Row]:
+    """Tell the time and the peak memory of whole processes."""
+    drawn = f"cold, {model.pixels} px, {steps} steps"
+    times = [one.seconds for one in ours], [one.seconds for one in theirs]
+    yield Row(f"{model.name} prompt to file, {drawn}", "s", *times, peer=peer)
+    peaks = [one.peak_mib for one in ours], [one.peak_mib for one in theirs]
+    yield Row(f"{model.name} peak memory, {drawn}", "MiB", *peaks, peer=peer)
+
+
+def picture_command(model: Model, steps: int, file: Path) -> list[str]:
+    """Return the command that draws the prompt."""
+    options = ["--steps", str(steps), "--guidance", str(GUIDANCE), "--seed", "7", "--model", str(model.folder)]
+    options += ["--size", f"{model.pixels}x{model.pixels}", "--device", "cpu", "--dtype", "float32"]
+    return [REVERIE, "image", PROMPT, "-o", str(file), *options]
+
+
+def first_step(model: Model, rounds: int) -> Row:
+    """Time, in new processes, what lies between the imports and the first denoised latents."""
+
+    def taken(side: str) -> float:
+        command = [sys.executable, first.__file__, side, str(model.folder), str(model.pixels)]
+        return float(run(command, **OFFLINE).output.split()[-1])
+
+    name = f"{model.name} load to first step done, {model.pixels} px"
+    return Row(name, "s", *alternate(lambda: taken("reverie"), lambda: taken("diffusers"), rounds))
+
+
+def warm(model: Model, steps: int, rounds: int, scratch: Path) -> Row:
     """Time prompt to file in this process, with the model loaded."""
-    model, pipeline = reverie.load(folder, device="cpu", dtype="float32"), peer_picture.load(folder)
+    system, pipeline = reverie.load(model.folder, device="cpu", dtype="float32"), peer_picture.load(model.folder)
+    pixels = model.pixels
 
     def ours() -> None:
-        pictures = model.text_to_image(peer_picture.PROMPT, seed=7, steps=steps, guidance=peer_picture.GUIDANCE)
-        save(pictures[0], scratch / "ours.png")
+        options = TextToImageOptions(seed=7, steps=steps, guidance=GUIDANCE, width=pixels, height=pixels)
+        save(system.text_to_image(PROMPT, **options)[0], scratch / "ours.png")
 
-    theirs = partial(peer_picture.draw, pipeline, scratch / "theirs.png", steps)
+    def theirs() -> None:
+        peer_picture.draw(pipeline, steps, pixels).save(scratch / "theirs.png")
+
     ours()
     theirs()
     times = alternate(lambda: seconds(ours), lambda: seconds(theirs), rounds)
-    return Row(f"prompt to file, loaded model, {steps} steps", "s", *times)
+    return Row(f"{model.name} prompt to file, loaded, {pixels} px, {steps} steps", "s", *times)

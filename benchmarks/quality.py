@@ -68,7 +68,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--judge", type=Path, default=ROOT / "benchmarks" / "judge", help="folder of the classifier")
     parser.add_argument("--subset", default="common", help="the concepts that the models were trained on")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
-    parser.add_argument("--guidance", type=float, default=2.0, help="classifier-free guidance")
+    parser.add_argument("--guidance", type=float, help="classifier-free guidance (what the model recommends)")
     parser.add_argument("--device", default="auto", help="where pictures are drawn")
     parser.add_argument("--limit", type=int, help="at most so many scenes or prompts for each figure")
     parser.add_argument("--quick", action="store_true", help=f"the same as --limit {QUICK}")
@@ -98,7 +98,7 @@ def main() -> int:
     settings = {
         "concepts": len(things),
         "steps": options.steps,
-        "guidance": f"{options.guidance:g}",
+        "guidance": "none" if options.guidance is None else f"{options.guidance:g}",
         "limit": options.limit or "none",
         "minutes": f"{(time.monotonic() - start) / 60:.1f}",
     }
@@ -215,6 +215,7 @@ def drawing_figures(options: argparse.Namespace, things: Sequence[Concept]) -> I
     present(options.model / "model_index.json", "the figures of drawn pictures")
     judge = load_judge(options, things, "the figures of drawn pictures")
     model = reverie.load(options.model, device=options.device)
+    options.guidance = model.guidance if options.guidance is None else options.guidance
     options.out.mkdir(parents=True, exist_ok=True)
     with (options.out / "pictures.jsonl").open("w", encoding="utf-8") as records:
         english_share = 0.0

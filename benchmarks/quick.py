@@ -5,6 +5,7 @@ SD 1.5's full shapes at 256 pixels with random weights, and the bundled model's 
 
 from __future__ import annotations
 
+import argparse
 import sys
 import tempfile
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import torch
 
+import isa
 import networks
 import processes
 from measure import Row, alternate, machine, seconds
@@ -21,16 +23,15 @@ from reverie.fast import kernels, pack
 from reverie.models.unet import UNet, UNetConfig
 
 ROUNDS = 2
-BUNDLED = Path(__file__).parents[1] / "src" / "reverie" / "assets" / "bundled"
 
 
 def rows() -> Iterator[Row]:
     """Measure the main rows."""
-    yield from networks.rows(networks.Sizes(unet_latents=(32,)), ROUNDS)
+    yield from networks.rows(networks.Sizes(unet_latents=(32,), decoder_latents=(32,)), ROUNDS)
     if kernels.native(torch.bfloat16):
         yield halved()
     with tempfile.TemporaryDirectory() as scratch:
-        yield processes.warm(BUNDLED, 20, ROUNDS, Path(scratch))
+        yield processes.warm(processes.BUNDLED_MODEL, 20, ROUNDS, Path(scratch))
 
 
 @torch.no_grad()
@@ -53,6 +54,9 @@ def halved() -> Row:
 
 def main() -> None:
     """Print how many times as fast as its peer each row is, by the least times, as it comes."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--isa", default="native", choices=list(isa.ISAS), help="compute as with these instructions")
+    isa.restrict(parser.parse_args().isa)
     start = time.perf_counter()
     for row in rows():
         print(f"{min(row.theirs) / min(row.ours):5.2f} x {row.peer}: {row.name} ({row.note})", flush=True)

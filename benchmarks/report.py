@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 
 from measure import Row
 
-HEAD = ("", "reverie min", "median", "peer min", "median", "ratio", "")
+HEAD = ("", "reverie min", "median", "peer min", "median", "times as fast", "in a round", "goal", "")
 
 
 def cells(row: Row) -> list[str]:
     """Write one row's cells."""
     numbers = [*extremes(row.ours, row.unit), *extremes(row.theirs, row.unit)]
-    ratio = "" if row.ratio is None else f"{row.ratio:.2f}"
+    gain = "" if row.gain is None else f"{row.gain:.2f}"
+    noise = "" if row.noise is None else "{:.2f} to {:.2f}".format(*row.noise)
+    goal = "" if row.goal is None else f"{row.goal:.2f}"
     remarks = [f"peer: {row.peer}" if row.theirs else "", row.note]
-    return [row.name, *numbers, ratio, "; ".join(filter(None, remarks))]
+    return [row.name, *numbers, gain, noise, goal, "; ".join(filter(None, remarks))]
 
 
 def extremes(values: Sequence[float], unit: str) -> list[str]:
@@ -35,10 +37,10 @@ def amount(value: float, unit: str) -> str:
 
 def markdown(rows: Sequence[Row], machine: Mapping[str, str]) -> str:
     """Write the table, with the machine below it."""
-    lines = [HEAD, ["---"] + ["---:"] * 5 + ["---"], *map(cells, rows)]
+    lines = [HEAD, ["---"] + ["---:"] * 7 + ["---"], *map(cells, rows)]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
     described = ", ".join(f"{name} {value}" for name, value in machine.items())
-    return f"{table}\n\nLower is better; ratio is reverie's median over the peer's. {described}.\n"
+    return f"{table}\n\nTimes as fast (as small): the peer's median over reverie's. {described}.\n"
 
 
 def write(rows: Sequence[Row], machine: Mapping[str, str], folder: Path) -> tuple[Path, Path]:
@@ -46,6 +48,13 @@ def write(rows: Sequence[Row], machine: Mapping[str, str], folder: Path) -> tupl
     folder.mkdir(parents=True, exist_ok=True)
     table, data = folder / "bench.md", folder / "bench.json"
     table.write_text(markdown(rows, machine), encoding="utf-8")
-    records = [asdict(row) | {"ratio": row.ratio} for row in rows]
+    records = [asdict(row) | {"gain": row.gain, "noise": row.noise, "goal": row.goal} for row in rows]
     data.write_text(json.dumps({"machine": dict(machine), "rows": records}, indent=1) + "\n", encoding="utf-8")
     return table, data
+
+
+def read(data: Path) -> tuple[list[Row], dict[str, str]]:
+    """Read a bench.json again."""
+    told = json.loads(data.read_text(encoding="utf-8"))
+    names = [one.name for one in fields(Row)]
+    return [Row(**{name: record[name] for name in names}) for record in told["rows"]], told["machine"]
