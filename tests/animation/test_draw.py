@@ -25,6 +25,7 @@ from reverie.generate.sample import guided_denoiser, noise_levels, resume
 from reverie.pipeline import Pipeline
 
 WORDS = ["a bear @seed 3", "an apple @seed 4", "blue @seed 5"]
+PLAIN: dict[str, object] = {"guidance_interval": (0.0, 1.0), "cache_steps": 1, "merge_tokens": 0.0}
 
 
 def film(system: Pipeline, *keyframes: object, batch: int = 4, **fields: object) -> list[Frame]:
@@ -70,6 +71,25 @@ def test_keyframes_are_what_their_requests_draw_alone(shape: str, sampler: str, 
         assert same(frame.picture, alone)
     assert not same(frames[1].picture, frames[0].picture)
     assert not same(frames[1].picture, frames[2].picture)
+
+
+@pytest.mark.parametrize("quick", [{"guidance_interval": (0.3, 0.7)}, {"cache_steps": 2}, {"merge_tokens": 0.5}])
+def test_what_makes_pictures_quick_makes_films_so(tiny: Pipeline, quick: dict[str, object]) -> None:
+    frames = film(tiny, *WORDS, frames=5, anchor=0, **quick)
+    for frame, (prompt, seed) in zip(frames[::2], [("a bear", 3), ("an apple", 4), ("blue", 5)], strict=True):
+        request = TextToImage.of({"prompt": prompt, "seed": seed, "steps": 3, "guidance": 3.0, **quick})
+        assert same(frame.picture, tiny.draw(request)[0])
+        assert not same(frame.picture, tiny.draw(request.replace(**{name: PLAIN[name] for name in quick}))[0])
+
+
+def test_a_film_on_cached_levels_goes_on_as_the_unbroken_one(tiny: Pipeline) -> None:
+    """What an earlier batch left in the cache is not served to a later one."""
+    asked = Animation.of({"keyframes": WORDS, "seed": 7, "steps": 5, "guidance": 3.0, "frames": 9, "cache_steps": 3})
+    whole = list(animate(tiny, asked, store=Kept(), batch=2))
+    kept = Kept({frame.place: frame.picture for frame in whole if frame.place < 1})
+    assert all(
+        same(a.picture, b.picture) for a, b in zip(animate(tiny, asked, store=kept, batch=2), whole, strict=True)
+    )
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "dpmpp_3m_sde", "unipc", "euler_ancestral"])

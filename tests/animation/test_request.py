@@ -72,6 +72,8 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "late loop": ({"keyframes": ["1s: a", "3s: b"], "loop": True}, "begins with its first keyframe"),
     "sizes": ({"keyframes": PICTURES}, "32x32 and 64x32 pixels; choose a fit: crop, pad or stretch"),
     "anchored pictures": ({"keyframes": PICTURES, "fit": "pad", "anchor": 0.2}, "lead away from the keyframes'"),
+    "cached pictures": ({"keyframes": PICTURES, "fit": "pad", "cache_steps": 2}, "do not lead back to the keyframes'"),
+    "interval": ({"keyframes": PROMPTS, "guidance_interval": (0.8, 0.2)}, "give the smaller first"),
     "anchor": ({"keyframes": PROMPTS, "anchor": 1}, "an anchor of 1 leaves none of 20 steps"),
     "two paces": ({"keyframes": PROMPTS, "easing": "smooth", "pace": "perceptual"}, "easing and a perceptual pace"),
     "paced between": ({"keyframes": PROMPTS, "in_between": 2, "pace": "perceptual"}, "leave out in_between"),

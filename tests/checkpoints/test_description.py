@@ -13,14 +13,20 @@ from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
+from reverie.animation import metadata as film_metadata
+from reverie.animation.request import Animation
 from reverie.checkpoints.description import Description, describe
 from reverie.checkpoints.families import FAMILIES
 from reverie.checkpoints.single import Networks
 from reverie.cli.app import run
+from reverie.codecs import sound, video
 from reverie.codecs.pictures import save
+from reverie.codecs.sound import Sound
 from reverie.errors import ReverieError
 from reverie.generate.metadata import texts
 from reverie.generate.requests import TextToImage
+from reverie.music import metadata as music_metadata
+from reverie.music.request import Music
 from reverie.pipeline import Pipeline
 
 Writer = Callable[[str], tuple[Path, Networks]]
@@ -134,3 +140,45 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert (told["kind"], told["model"], told["width"], told["request"]["prompt"]) == ("picture", "emoji", 64, "a bear")
     assert run(["inspect", str(tmp_path / "ours.png")]) == 0
     assert "model: emoji\n" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", ["f.mp4", "f.webm", "f.gif", "f.webp", "frames", "sheet.png"])
+def test_films_tell_how_they_were_made(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = Animation(keyframes=("a bear", "an apple"), seed=1)
+    frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
+    video.write(frames, tmp_path / name, 10, texts=film_metadata.texts(asked, "mine"))
+    assert run(["inspect", str(tmp_path / name), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["model"], told["request"]) == ("film", "mine", asked.recorded())
+    if name != "sheet.png":
+        assert (told["width"], told["height"]) == (16, 16)
+    assert run(["inspect", str(tmp_path / name)]) == 0
+    assert "kind: film" in capsys.readouterr().out
+
+
+def test_films_of_others_and_music(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    video.write([Image.new("RGB", (16, 16))] * 3, tmp_path / "f.mp4", 10)
+    assert run(["inspect", str(tmp_path / "f.mp4"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["frames"], told["fps"], told["request"]) == (3, 10, None)
+    asked = Music(prompt="jazz", seed=1)
+    sound.write(Sound(torch.zeros(1, 800), 8000), tmp_path / "a.wav", texts=music_metadata.texts(asked, "mine"))
+    assert run(["inspect", str(tmp_path / "a.wav"), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert (told["kind"], told["model"], told["request"]) == ("music", "mine", asked.recorded())
+    (tmp_path / "bad.mp4").write_bytes(b"x")
+    assert run(["inspect", str(tmp_path / "bad.mp4")]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_folders_of_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from reverie.similarity.embed import BUNDLED
+
+    told = describe(BUNDLED)
+    assert (told.kind, told.resolution) == (
+        "clip",
+        json.loads((BUNDLED / "config.json").read_text())["vision_config"]["image_size"],
+    )
+    (tmp_path / "open_clip_model.safetensors").write_bytes((BUNDLED / "model.safetensors").read_bytes())
+    other = describe(tmp_path)
+    assert (other.kind, other.parameters) == ("clip", told.parameters)

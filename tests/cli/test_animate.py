@@ -237,6 +237,9 @@ def test_a_killed_film_goes_on_and_ends_up_the_same(model: str, tmp_path: Path, 
         (["a", "b", "--init-video", "nowhere.mp4"], "nowhere.mp4"),
         (["--storyboard", "nowhere.toml"], "nowhere.toml"),
         (["a", "b", "--size", "big"], "WIDTHxHEIGHT"),
+        (["a", "b", "--guidance-interval", "0.5"], "write START,END"),
+        (["a", "b", "--guidance-interval", "0.8,0.2"], "give the smaller first"),
+        (["a", "b", "--merge-tokens", "1"], "merge_tokens 1.0 is not possible"),
     ],
 )
 def test_bad_input_costs_nothing(

@@ -105,6 +105,15 @@ def test_a_film_has_the_music_as_its_sound_and_is_made_again(model: str, tmp_pat
     assert all(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean() < 4 for a, b in pairs)
 
 
+def test_a_model_of_a_film_that_is_not_there_is_told_before_playing(
+    model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    flags = ["-o", str(tmp_path / "a.wav"), "--film", str(tmp_path / "a.mp4"), "--film-model", str(tmp_path / "gone")]
+    assert run(["music", "a bear", *flags, "--model", model, *QUICK]) == 2
+    assert "gone" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.usefixtures("unloadable")
 @pytest.mark.parametrize(
     ("flags", "told"),
@@ -113,6 +122,8 @@ def test_a_film_has_the_music_as_its_sound_and_is_made_again(model: str, tmp_pat
         (["--seconds", "0"], "greater than or equal to 0.1"),
         (["--seconds", "99999"], "less than or equal to 3600"),
         (["--sampler", "eular"], "did you mean 'euler'"),
+        (["--guidance-interval", "0.8,0.2"], "give the smaller first"),
+        (["--cache-steps", "0"], "cache_steps 0 is not possible"),
         (["--strength", "0.5"], "--strength is about a sound to start from"),
         (["--init", "gone.wav"], "cannot read 'gone.wav'"),
         (["--to", "b"], "give alpha or walk"),

@@ -41,6 +41,19 @@ def test_there_and_back(song: Path, options: list[str], channels: int, capsys: p
     )
 
 
+def test_a_long_picture_tells_how_far_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.linear_gradient("L").resize((1000, 128)).save(tmp_path / "long.png")
+    monkeypatch.setattr("reverie.music.sections.NUMBERS", 1)
+    monkeypatch.setattr("reverie.cli.progress.PLAIN_INTERVAL", 0.0)
+    assert run(["sound", str(tmp_path / "long.png"), "-o", str(tmp_path / "a.wav"), "--small"]) == 0
+    assert "sounding 2/" in (told := capsys.readouterr().err)
+    assert "/s, " in told
+    assert " s left" in told
+    assert sound.read(tmp_path / "a.wav").seconds == pytest.approx(20)
+
+
 def test_riffusions_size_and_axes(song: Path) -> None:
     for name, options in (("a.png", ["--mono"]), ("axes.png", ["--mono", "--axes"]), ("both.png", ["--axes"])):
         assert run(["spectrogram", str(song), "-o", str(song.with_name(name)), *options]) == 0

@@ -67,6 +67,17 @@ def test_refusals(picture: Image.Image, tmp_path: Path) -> None:
             open_picture(tmp_path / "cut.png")
 
 
+def test_damage_of_every_kind_gets_one_line(picture: Image.Image, tmp_path: Path) -> None:
+    """Pillow raises several kinds of errors, of which few are OSErrors."""
+    file = tmp_path / "bear.bmp"
+    picture.save(file)
+    whole = file.read_bytes()
+    for width in (b"\xff\xff\xff\x7f", b"\x00\x00\x01\x00"):
+        file.write_bytes(whole[:18] + width + b"\x00\x00\x01\x00" + whole[26:])
+        with pytest.raises(ReverieError, match=r"cannot read '.*bear\.bmp': not a picture, or damaged"):
+            open_picture(file)
+
+
 def test_a_failed_save_leaves_the_old_picture(
     picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

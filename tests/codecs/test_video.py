@@ -81,6 +81,16 @@ def test_the_same_frames_give_the_same_bytes(name: str, tmp_path: Path) -> None:
     assert (tmp_path / "a" / name).read_bytes() == (tmp_path / "b" / name).read_bytes()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc alone fills memory on request")
+def test_bytes_do_not_depend_on_what_memory_held(tmp_path: Path) -> None:
+    """64 pixels are no whole stride of x264's widest kernels; glibc fills fresh memory with a byte of our choice."""
+    code = "import sys, test_video as test; test.video.write(test.moving(), sys.argv[1], 24)"
+    for fill in ("1", "170"):
+        run = [sys.executable, "-c", code, str(tmp_path / f"{fill}.mp4")]
+        subprocess.run(run, env={**os.environ, "MALLOC_PERTURB_": fill}, cwd=Path(__file__).parent, check=True)
+    assert (tmp_path / "1.mp4").read_bytes() == (tmp_path / "170.mp4").read_bytes()
+
+
 def test_frames_of_an_animation_are_taken_as_they_are(tmp_path: Path) -> None:
     frames = moving(3)
     video.write((SimpleNamespace(picture=frame) for frame in frames), tmp_path / "f", 5)

@@ -50,7 +50,18 @@ def song(hearing: SpectrogramParams) -> Sound:
     return Sound(wave[None], hearing.sample_rate)
 
 
-@pytest.mark.parametrize("fields", [{}, {"negative": "an apple"}, {"sampler": "euler_ancestral"}, {"guidance": 1.0}])
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {},
+        {"negative": "an apple"},
+        {"sampler": "euler_ancestral"},
+        {"guidance": 1.0},
+        {"guidance_interval": (0.3, 0.7)},
+        {"cache_steps": 2},
+        {"merge_tokens": 0.5},
+    ],
+)
 def test_a_clip_of_the_models_own_length_is_its_picture(player: Pipeline, fields: dict[str, object]) -> None:
     """To the bit what `text_to_image` draws of the same prompt and seed: negative prompts, samplers and all."""
     (picture,) = player.text_to_image(**{**QUICK, **fields})  # type: ignore[arg-type]

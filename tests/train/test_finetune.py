@@ -238,6 +238,25 @@ def test_sdxl_is_refused(tiny_xl: Pipeline, recipe: Callable[[str], Path], folde
         next(prepare(path, tmp_path / "out"))
 
 
+def test_other_new_words_are_told_from_those_a_run_began_with(recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    """The vocabulary keeps its size, so that the checkpoint would fit."""
+    path, out = recipe(PICTURES + WORDS), tmp_path / "out"
+    list(run(path, out))
+    list(run(path, out, resume=True))
+    path.write_text(path.read_text().replace("sks dog", "zyx cat"))
+    with pytest.raises(ReverieError, match=r"other new words than the run in .*out began with"):
+        list(run(path, out, resume=True))
+
+
+def test_nothing_to_resume_is_told_before_latents_are_made(
+    recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, out = recipe(PICTURES + LORA), tmp_path / "out"
+    assert cli.run(["finetune", str(path), "--out", str(out), "--resume"]) == 2
+    assert "nothing to resume" in capsys.readouterr().err
+    assert not out.exists()
+
+
 def test_the_command_makes_latents_first(
     recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -13,7 +13,7 @@ from reverie.animation.easing import EasingName
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
 from reverie.generate.guided import Guidance, Guided
-from reverie.generate.parts import MAX_SEED, Fraction, Pixels, Strength, steps_taken
+from reverie.generate.parts import MAX_SEED, Fraction, Interval, Pixels, Strength, check_interval, steps_taken
 from reverie.generate.pictures import Picture
 from reverie.generate.requests import SamplerName, ScheduleName, Tile, random_seed
 
@@ -86,6 +86,11 @@ class Animation(Guided):
     sampler: SamplerName = Field(default="dpmpp_2m", description="how the noise is taken away")
     schedule: ScheduleName = Field(default="karras", description="how the noise levels are spaced")
     guidance_rescale: Fraction = Field(default=0.0, description="against overexposure")
+    guidance_interval: Interval = Field(default=(0.0, 1.0), description="fractions of the way where guidance acts")
+    cache_steps: int = Field(
+        default=1, ge=1, le=10, description="steps that the U-Net's inner levels serve; 1 is exact"
+    )
+    merge_tokens: float = Field(default=0.0, ge=0, le=0.75, description="share of tokens that are merged; 0 is exact")
     threshold: float | None = Field(default=None, gt=0, le=1, description="dynamic thresholding's percentile")
     clip_skip: int = Field(default=1, ge=1, le=12, description="2 reads the text encoder's last but one layer, ...")
     loras: tuple[str, ...] = Field(default=(), description="files, each FILE or FILE:weight")
@@ -117,6 +122,7 @@ class Animation(Guided):
             raise ReverieError("no keyframes; give two or more")
         if len(self.keyframes) < 2 and self.init_video is None:
             raise ReverieError("one keyframe makes no film; give two or more, or a film to draw over")
+        check_interval(*self.guidance_interval)
         self._check_times()
         self._check_pictures()
         self._check_pace()
@@ -166,6 +172,8 @@ class Animation(Guided):
             raise ReverieError("an anchor would lead away from the keyframes' pictures; leave it out, or give 0")
         if self.init_video is not None:
             raise ReverieError("a film that is drawn over one has no pictures at its keyframes; leave out one of them")
+        if self.cache_steps > 1:
+            raise ReverieError("cached steps do not lead back to the keyframes' pictures; leave out cache_steps")
         if self.width is None and self.height is None and self.fit is None:
             sizes = list(dict.fromkeys(image.size for image in images if image.size))
             if len(sizes) > 1:

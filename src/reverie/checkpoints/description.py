@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from reverie.checkpoints.clip_files import OPEN_CLIP_FILES
 from reverie.checkpoints.configs import read_schedule, read_unet
 from reverie.checkpoints.families import Family, alike, identify, is_doubtful
 from reverie.checkpoints.kinds import kind_of
@@ -85,11 +87,22 @@ def _describe_folder(folder: Path) -> Description:
         name = found[0].name if found else None
         return replace(described, family=name, prediction=told.prediction, resolution=resolution)
     raw = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    if clip := _clip_files(folder, raw):
+        size = (raw.get("vision_config") or {}).get("image_size")
+        described = _measured(folder, "clip", "a CLIP", [open_source(file) for file in clip], clip)
+        return replace(described, resolution=size if isinstance(size, int) else None)
     if raw.get("_class_name") not in CLASSES:
         raise ReverieError(f"'{folder}' holds no model_index.json and no part of a model that reverie knows")
     kind, title = CLASSES[raw["_class_name"]]
     files = _weights(folder, DIFFUSERS_STEM)
     return _measured(folder, kind, title, [open_source(file) for file in files], files)
+
+
+def _clip_files(folder: Path, config: Mapping[str, Any]) -> list[Path]:
+    """Return the weights of a CLIP in transformers' or open_clip's layout; none where the folder is no such thing."""
+    if config.get("model_type") == "clip":
+        return _weights(folder, TRANSFORMERS_STEM)
+    return [folder / name for name in OPEN_CLIP_FILES if (folder / name).is_file()][:1]
 
 
 def _weights(folder: Path, stem: str) -> list[Path]:

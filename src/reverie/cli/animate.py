@@ -17,7 +17,7 @@ from cyclopts import Parameter
 from reverie.animation import metadata, storyboard
 from reverie.animation.request import Animation
 from reverie.animation.store import FrameStore, cache, prune
-from reverie.cli.ask import Several
+from reverie.cli.ask import Several, parse_interval
 from reverie.cli.drawing import load
 from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
 from reverie.cli.output import say, slug
@@ -98,6 +98,12 @@ class DrawingOptions:
     """How the noise levels are spaced: karras, exponential, ...; an unknown name lists them all."""
     guidance_rescale: float | None = None
     """0 to 1, against overexposure at high guidance."""
+    guidance_interval: str | None = None
+    """START,END: fractions of the way between which guidance acts, such as 0.2,0.8; the whole if not given."""
+    cache_steps: Whole | None = None
+    """Compute the U-Net's inner levels once for so many steps: quicker, and a little another film."""
+    merge_tokens: float | None = None
+    """0 to 0.75, share of the tokens that self-attention merges: quicker at large sizes, a little another film."""
     threshold: float | None = None
     """Percentile of dynamic thresholding, such as 0.995; none if not given."""
     clip_skip: Whole | None = None
@@ -170,6 +176,8 @@ def ask(prompts: Sequence[str], path: PathOptions, drawing: DrawingOptions, sour
     fields = {renamed.get(name, name): value for name, value in given.items() if name not in ("keyframe", "storyboard")}
     if (size := fields.pop("size", None)) is not None:
         fields["width"], fields["height"] = parse_size(size)
+    if "guidance_interval" in fields:
+        fields["guidance_interval"] = parse_interval(fields["guidance_interval"])
     asked = path.keyframes(prompts)
     for one, other in (("frames", "seconds"), ("seconds", "frames")):
         if one in fields:  # goes before the other one of a storyboard

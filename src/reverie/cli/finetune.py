@@ -26,7 +26,11 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
         Make the latents alone.
     """
     from reverie.train import finetune
+    from reverie.train.loop import check
+    from reverie.train.recipe import folder_of
 
+    if not prepare:
+        check(folder_of(recipe, out), resume)
     for _ in watched(finetune.prepare(recipe, out), lambda done: done, "latents"):
         pass
     if not prepare:

@@ -1,4 +1,4 @@
-"""`reverie inspect`: what is a file: a model, a LoRA, an embedding, an autoencoder, a ControlNet, or a picture?"""
+"""`reverie inspect`: what is a file: a model or what goes beside one, a picture, a film or music?"""
 
 from __future__ import annotations
 
@@ -13,22 +13,54 @@ from reverie.codecs.pictures import FORMATS
 
 
 def inspect(path: Path, /, *, as_json: Json = False) -> None:
-    """Tell what a file or folder of weights is, or how a picture was made.
+    """Tell what a file or folder of weights is, or how a picture, a film or music was made.
 
     Parameters
     ----------
     path
-        A file of weights, a folder in diffusers' layout, or a picture.
+        A file of weights, a folder of a model or a CLIP, a picture, a film (a file or a folder of frames) or a sound.
     as_json
         Print one JSON object.
     """
-    told = _picture(path) if path.suffix.lower() in FORMATS else _weights(path)
+    told = _found(path)
     if as_json:
         say(json.dumps(told, ensure_ascii=False))
         return
     for key, value in told.items():
         if value not in (None, "", [], ()):
             say(f"{key}: {_line(key, value)}")
+
+
+def _found(path: Path) -> dict[str, Any]:
+    from reverie.animation.metadata import is_film
+    from reverie.codecs.footage import ANIMATED, FILMS
+    from reverie.music.metadata import is_music
+
+    if is_music(path):
+        return _music(path)
+    suffix = path.suffix.lower()
+    if is_film(path) or suffix in FILMS or (suffix in ANIMATED and suffix not in FORMATS):
+        return _film(path)
+    return _picture(path) if suffix in FORMATS else _weights(path)
+
+
+def _music(path: Path) -> dict[str, Any]:
+    from reverie.music import metadata
+
+    carried = metadata.read(path)
+    told = {"path": str(path), "kind": "music", "model": carried.model, "request": carried.music.recorded()}
+    return told | {"film": None if carried.film is None else carried.film.recorded()}
+
+
+def _film(path: Path) -> dict[str, Any]:
+    from reverie.animation import metadata
+    from reverie.codecs import footage
+
+    film = footage.read(path)
+    told = {"path": str(path), "kind": "film", "width": film.size[0], "height": film.size[1]}
+    told |= {"frames": film.count, "fps": None if film.count == 1 else film.fps}  # a contact sheet has no rate
+    request, model = metadata.read(path) if metadata.is_film(path) else (None, None)
+    return told | {"model": model, "request": None if request is None else request.recorded()}
 
 
 def _weights(path: Path) -> dict[str, Any]:

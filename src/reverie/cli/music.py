@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from reverie.cli.ask import Several
+from reverie.cli.ask import Several, parse_interval
 from reverie.cli.drawing import load
 from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
 from reverie.cli.output import check_writable, numbered, say, slug, warned
@@ -61,6 +61,12 @@ class PlayingOptions:
     """How the noise levels are spaced: karras, exponential, ...; an unknown name lists them all."""
     guidance_rescale: float = DEFAULT.guidance_rescale
     """0 to 1, against overdrive at high guidance."""
+    guidance_interval: str | None = None
+    """START,END: fractions of the way between which guidance acts, such as 0.2,0.8; the whole if not given."""
+    cache_steps: Whole = DEFAULT.cache_steps
+    """Compute the U-Net's inner levels once for so many steps: quicker, and a little another music."""
+    merge_tokens: float = DEFAULT.merge_tokens
+    """0 to 0.75, share of the tokens that self-attention merges."""
     threshold: float | None = DEFAULT.threshold
     """Percentile of dynamic thresholding, such as 0.995; none if not given."""
 
@@ -164,6 +170,8 @@ def ask(prompt: str, playing: PlayingOptions, way: WayOptions, sound: SoundOptio
     """Make the request that the options mean. Raises ReverieError for values out of range and for what does not fit."""
     options = _given({**vars(playing), **vars(way), **vars(sound), **vars(adapters)})
     renamed = {"lora": "loras", "embedding": "embeddings"}
+    if "guidance_interval" in options:
+        options["guidance_interval"] = parse_interval(options["guidance_interval"])
     if "init" not in options and "strength" in options:
         raise ReverieError("--strength is about a sound to start from; give one with --init")
     return Music.of({"prompt": prompt, **{renamed.get(name, name): value for name, value in options.items()}})
@@ -235,7 +243,7 @@ class Outputs:
 
 
 def make(music: Music, outputs: Outputs, model: ModelOptions, as_json: bool, played_by: str | None = None) -> None:
-    """Check where to write, load the model, play, write each clip as soon as it is done, and report.
+    """Check where to write, load the models, play, write each clip as soon as it is done, and report.
 
     `played_by` is the model of the sound that is made again; another one is told of on stderr.
     """
@@ -245,6 +253,7 @@ def make(music: Music, outputs: Outputs, model: ModelOptions, as_json: bool, pla
         from reverie.system import MUSIC_NAME
 
         system = load(replace(model, model=model.model or MUSIC_NAME), played_by)
+        painter = None if outputs.shown is None else load(_of_film(outputs.shown, model), None)
     music = music.settled(system.guidance)
     _check_texts(music, outputs, system.name)
     clips, files = [], []
@@ -253,9 +262,9 @@ def make(music: Music, outputs: Outputs, model: ModelOptions, as_json: bool, pla
             clips.append(clip)
             with watch.measure("save"):
                 files += written(clip, outputs.files, len(clips) - 1, music.count)
-    if outputs.film is not None and outputs.shown is not None:
+    if outputs.film is not None and outputs.shown is not None and painter is not None:
         with watch.measure("film"):
-            filmed(clips[0], outputs.film, outputs.shown, model)
+            filmed(painter, clips[0], outputs.film, outputs.shown)
         files.append(outputs.film)
     report(music, files, clips, watch.seconds, as_json)
 
@@ -286,11 +295,15 @@ def written(clip: Recording, paths: Sequence[Path], index: int, count: int) -> l
     return places
 
 
-def filmed(clip: Recording, path: Path, film: Film, model: ModelOptions) -> None:
+def _of_film(film: Film, music: ModelOptions) -> ModelOptions:
+    """Return the model of a film's pictures, which computes as that of the music does."""
+    return replace(music, model=film.model, config=None, revision=None, variant=None, vae=None)
+
+
+def filmed(system: Pipeline, clip: Recording, path: Path, film: Film) -> None:
     """Draw the film to a clip and write it with its sound."""
     from reverie.codecs import video
 
-    system = load(ModelOptions(model=film.model, device=model.device, dtype=model.dtype, fast=model.fast), None)
     film = film.settled(system.guidance)
     texts = metadata.texts(clip.request, clip.model, film)
     reel = watched(system.film(clip, film), lambda frame: (frame.index + 1, frame.total), "frame")

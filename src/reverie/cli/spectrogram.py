@@ -10,6 +10,7 @@ from cyclopts import Parameter
 
 from reverie.cli.options import Flag, Output
 from reverie.cli.output import check_writable, say, warned
+from reverie.cli.progress import watched
 
 Stereo = Annotated[bool | None, Parameter(negative="--mono", show_default=False)]
 
@@ -65,14 +66,17 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     from reverie.codecs import sound as sounds
 
     sounds.check_writable(output)
+    import torch
+
     from reverie.codecs.pictures import open_picture
     from reverie.codecs.spectrograms import from_picture
-    from reverie.music.sections import sounded
+    from reverie.music.sections import sounding
     from reverie.sound.frames import Circle, Line
     from reverie.sound.params import SMALL, SpectrogramParams
 
     with warned():
         mel, params = from_picture(open_picture(file), SMALL if small else SpectrogramParams())
-    samples = sounded(mel, params, Circle if loop else Line)
-    sounds.write(sounds.Sound(samples, params.sample_rate).normalised(), output)
+    events = sounding(mel, params, Circle if loop else Line)
+    pieces = [piece.x for piece in watched(events, lambda piece: (piece.done, piece.total), "sounding")]
+    sounds.write(sounds.Sound(torch.cat(pieces, dim=-1), params.sample_rate).normalised(), output)
     say(str(output))

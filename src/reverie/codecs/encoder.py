@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -39,7 +39,8 @@ class Waveform(Protocol):
 class Format:
     """Say how PyAV writes a kind of file: container, codec and pixels of the pictures, codec and rate of the sound.
 
-    `even` formats halve the resolution of colour, so that width and height must be even.
+    `here` gives further options, of this processor. `even` formats halve the resolution of colour, so that width and
+    height must be even.
     """
 
     container: str
@@ -50,6 +51,18 @@ class Format:
     audio: str | None = None
     audio_rate: int | None = None
     even: bool = True
+    here: Callable[[], Mapping[str, str]] = dict
+
+
+def _below_avx512() -> dict[str, str]:
+    """Keep x264 to AVX2 where the processor has AVX-512.
+
+    Its AVX-512 code for the macroblock tree (x264 165) reads what nothing has written where the width is no multiple of
+    128 pixels: the same frames came to other bytes one time in a hundred, and with each MALLOC_PERTURB_ of glibc.
+    """
+    import torch  # takes seconds, and is there where frames are drawn
+
+    return {"x264-params": "asm=AVX2"} if torch.backends.cpu.get_cpu_capability() == "AVX512" else {}
 
 
 # bitexact leaves out dates and random names, so that the same frames give the same file.
@@ -60,6 +73,7 @@ MP4 = Format(
     {"crf": "18", "preset": "medium"},
     {"movflags": "+faststart", "fflags": "+bitexact"},
     "aac",
+    here=_below_avx512,
 )
 WEBM = Format(
     "webm",
@@ -113,7 +127,7 @@ class StreamWriter:
             self._out: OutputContainer = av.open(str(path), "w", format=form.container, options=dict(form.muxing))
             for name, text in texts.items():
                 self._out.metadata[COMMENT if name == REQUEST else name] = text
-            self._pictures = _stream(self._out, form.video, fps, form.options)
+            self._pictures = _stream(self._out, form.video, fps, {**form.options, **form.here()})
             self._pictures.width, self._pictures.height = self._size
             self._pictures.pix_fmt = form.pixels
             self._pictures.codec_context.thread_count = THREADS

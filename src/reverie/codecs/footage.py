@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -12,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from reverie.codecs.encoder import COMMENT, need_av, told
-from reverie.codecs.pictures import FORMATS, REQUEST, read_texts
+from reverie.codecs.pictures import DAMAGED, FORMATS, REQUEST, read_texts
 from reverie.errors import ReverieError
 
 ANIMATED = (".gif", ".webp", ".png", ".apng")  # read by Pillow
@@ -20,8 +19,6 @@ FILMS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv
 # FFmpeg would follow playlists to other files and to the network; these hold their frames themselves.
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg"
 LARGEST = 8192  # pixels of an edge
-# What Pillow raises for damaged files; GIF's reader also runs over the end.
-DAMAGED = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
 
 Timed = Iterable[tuple[float, Image.Image]]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import struct
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -19,6 +20,8 @@ FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side: libjpeg's and libwebp's limits
 READABLE = FORMATS.keys() | {".bmp", ".gif", ".tif", ".tiff", ".avif"}
 """Suffixes of the files that are taken for pictures."""
+DAMAGED = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
+"""What Pillow raises for damaged files; GIF's reader also runs over the end."""
 PARAMETERS = "parameters"  # AUTOMATIC1111's text chunk, which most tools read
 REQUEST = "reverie"  # ours: JSON, enough to make the picture again
 
@@ -148,8 +151,8 @@ def open_picture(path: str | Path) -> Image.Image:
             opened.load()
             texts = read_texts(opened)
             picture = opened.copy()
-    except OSError as error:  # PIL.UnidentifiedImageError is one too
-        reason = error.strerror or "not a picture, or damaged"
+    except DAMAGED as error:
+        reason = getattr(error, "strerror", None) or "not a picture, or damaged"
         raise ReverieError(f"cannot read '{path}': {reason}") from error
     picture.info.update(texts)
     return picture

@@ -25,6 +25,8 @@ from reverie.generate.conditioning import adapted
 from reverie.generate.parts import steps_taken
 from reverie.generate.requests import TextToImage
 from reverie.generate.sample import SAME, noise_levels, sample
+from reverie.models.merge import merging
+from reverie.models.reuse import reusing
 from reverie.models.seamless import seamless
 from reverie.music import ground, way
 from reverie.music.ground import Ground
@@ -151,6 +153,8 @@ def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan,
     """Make everything ready; LoRAs, and what bends time to a circle, are in the model until the stack closes."""
     shared = _shared(music, laid)
     stack.enter_context(adapted(system, shared))
+    stack.enter_context(reusing(system.unet, shared.cache_steps))
+    stack.enter_context(merging(system.unet, shared.merge_tokens))
     stack.enter_context(seamless([system.autoencoder.encoder, system.autoencoder.decoder], laid.axes))
     images = ImageCodec(system.autoencoder, whole=2**62) if laid.axes else system.codec
     told = way.prepared(system, music.stops, shared)
@@ -172,6 +176,9 @@ def _shared(music: Music, laid: Plan) -> TextToImage:
         sampler=music.sampler,
         schedule=music.schedule,
         guidance_rescale=music.guidance_rescale,
+        guidance_interval=music.guidance_interval,
+        cache_steps=music.cache_steps,
+        merge_tokens=music.merge_tokens,
         threshold=music.threshold,
         clip_skip=music.clip_skip,
         loras=music.loras,

@@ -39,6 +39,9 @@ class MusicOptions(TypedDict, total=False):
     sampler: SamplerName
     schedule: ScheduleName
     guidance_rescale: float
+    guidance_interval: tuple[float, float]
+    cache_steps: int
+    merge_tokens: float
     threshold: float | None
     clip_skip: int
     loras: Sequence[str]

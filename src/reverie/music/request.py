@@ -12,7 +12,7 @@ from reverie.animation import storyboard
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
 from reverie.generate.guided import Guidance, Guided
-from reverie.generate.parts import MAX_SEED, Fraction, Pixels, Strength, check_strength
+from reverie.generate.parts import MAX_SEED, Fraction, Interval, Pixels, Strength, check_interval, check_strength
 from reverie.generate.pictures import Picture
 from reverie.generate.requests import SamplerName, ScheduleName, random_seed
 from reverie.music.source import Source
@@ -89,6 +89,11 @@ class Music(Guided):
     sampler: SamplerName = Field(default="dpmpp_2m", description="how the noise is taken away")
     schedule: ScheduleName = Field(default="karras", description="how the noise levels are spaced")
     guidance_rescale: Fraction = Field(default=0.0, description="against overdrive at high guidance")
+    guidance_interval: Interval = Field(default=(0.0, 1.0), description="fractions of the way where guidance acts")
+    cache_steps: int = Field(
+        default=1, ge=1, le=10, description="steps that the U-Net's inner levels serve; 1 is exact"
+    )
+    merge_tokens: float = Field(default=0.0, ge=0, le=0.75, description="share of tokens that are merged; 0 is exact")
     threshold: float | None = Field(default=None, gt=0, le=1, description="dynamic thresholding's percentile")
     clip_skip: int = Field(default=1, ge=1, le=12, description="2 reads the text encoder's last but one layer, ...")
     loras: tuple[str, ...] = Field(default=(), description="files, each FILE or FILE:weight")
@@ -99,6 +104,7 @@ class Music(Guided):
         highest = max([self.seed, *(stop.seed for stop in self.to if stop.seed is not None)])
         if highest + self.count - 1 > MAX_SEED:
             raise ReverieError(f"seed {highest} with count {self.count} passes the largest seed, {MAX_SEED}; lower one")
+        check_interval(*self.guidance_interval)
         self._check_way()
         self._check_source()
         return self

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -26,23 +27,38 @@ Fade = Callable[[Tensor], Tensor]
 """Rising from 0 to 1 over a fade, the weight of what comes; what goes has that of the fade reversed."""
 
 
-def in_sections(
+class Piece(NamedTuple):
+    """Hold what the latest of `done` sections, of `total`, finished; all pieces in a row are the whole."""
+
+    done: int
+    total: int
+    x: Tensor
+
+
+def pieces(
     run: Callable[[Tensor], Tensor], x: Tensor, section: int, overlap: int, fade: Fade = lambda part: part
-) -> Tensor:
+) -> Iterator[Piece]:
     """Apply `run`, which keeps the last axis or stretches it, to sections of it, and fade these into one another.
 
     What is no longer than a section is run as it is. The fade keeps the sum of what is alike on both sides of it.
     """
-    if x.shape[-1] <= section:
-        return run(x)
-    joined = [run(x[..., :section])]
-    count = overlap * joined[0].shape[-1] // section
-    rising = fade((torch.arange(count, device=joined[0].device) + 0.5) / count)
-    for begin in range(section - overlap, x.shape[-1] - overlap, section - overlap):
-        before, piece = joined.pop(), run(x[..., begin : begin + section])
-        both = before[..., -count:] * rising.flip(0) + piece[..., :count] * rising
-        joined += [before[..., :-count], both, piece[..., count:]]
-    return torch.cat(joined, dim=-1)
+    begins = range(section - overlap, x.shape[-1] - overlap, section - overlap) if x.shape[-1] > section else ()
+    total, held = 1 + len(begins), run(x[..., :section])
+    count = overlap * held.shape[-1] // section
+    rising = fade((torch.arange(count, device=held.device) + 0.5) / count)
+    for done, begin in enumerate(begins, start=1):
+        following = run(x[..., begin : begin + section])
+        both = held[..., -count:] * rising.flip(0) + following[..., :count] * rising
+        yield Piece(done, total, torch.cat([held[..., :-count], both], dim=-1))
+        held = following[..., count:]
+    yield Piece(total, total, held)
+
+
+def in_sections(
+    run: Callable[[Tensor], Tensor], x: Tensor, section: int, overlap: int, fade: Fade = lambda part: part
+) -> Tensor:
+    """Return all pieces in a row; see `pieces`."""
+    return torch.cat([piece.x for piece in pieces(run, x, section, overlap, fade)], dim=-1)
 
 
 def heard(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
@@ -68,11 +84,18 @@ def decoded(images: ImageCodec, latents: Float[Tensor, "1 c h w"]) -> Float[Tens
 def sounded(
     mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
 ) -> Float[Tensor, "c n"]:
-    """Return a waveform of frames * hop samples; sections have phases of their own, so their powers are faded."""
+    """Return a waveform of frames * hop samples."""
+    return torch.cat([piece.x for piece in sounding(mel, params, time)], dim=-1)
+
+
+def sounding(
+    mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
+) -> Iterator[Piece]:
+    """Yield a waveform piece by piece; sections have phases of their own, so their powers are faded."""
     if time is not Line:  # a circle has no sections
-        return waveform(mel, params, time)
+        return iter([Piece(1, 1, waveform(mel, params, time))])
     section, overlap = _frames_at_once(params), _second(params)
-    return in_sections(lambda part: waveform(part, params), mel, section, overlap, torch.sqrt)
+    return pieces(lambda part: waveform(part, params), mel, section, overlap, torch.sqrt)
 
 
 def _second(params: SpectrogramParams) -> int:

@@ -6,7 +6,8 @@ Prior preservation, pictures of the class beside those of the instance, is Dream
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,12 +26,13 @@ from reverie.train import lora
 from reverie.train.diffusion import DiffusionObjective, Shown
 from reverie.train.examples import Examples
 from reverie.train.latents import LATENTS, Item, Stream, fill, pooled
-from reverie.train.loop import RunSettings
+from reverie.train.loop import CHECKPOINT, RunSettings
 from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import Source
 from reverie.train.vocabulary import extend, grow_
 
 PRIOR = "prior.safetensors"
+WORDS = "words.json"  # in the folder of a run: the new ones
 SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
 TOLD = 4000  # captions that new words are learned from
 
@@ -120,7 +122,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         weight = prior.weight if name == PRIOR else 1.0
         rows[name] = Stream(examples, latents, seed, data.dropout, weight)
     stream = rows[LATENTS]
-    components = _with_words(base, stream.examples, text, products)
+    components = _with_words(base, stream.examples, text, products, out)
     torch.manual_seed(seed)
     networks = _learning(components, text, products)
     objective = (LoRAFinetuning if products.rank else Finetuning)(
@@ -173,8 +175,10 @@ def _examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str
     return rows
 
 
-def _with_words(base: Components, examples: Examples, text: TextSettings, products: lora.LoRASettings) -> Components:
-    """Give the text encoder new words."""
+def _with_words(
+    base: Components, examples: Examples, text: TextSettings, products: lora.LoRASettings, out: Path
+) -> Components:
+    """Give the text encoder new words, in a run that goes on those that it began with."""
     if not text.words:
         return base
     if products.rank or not text.pace:
@@ -182,8 +186,21 @@ def _with_words(base: Components, examples: Examples, text: TextSettings, produc
     tokenizer, tower = base.tokenizers[0], base.text_encoders[0]
     captions = (examples.caption(index, 0) for index in range(min(TOLD, len(examples))))
     extended = extend(tokenizer, captions, text.words)
+    _hold(extended.merges[len(tokenizer.merges) :], out)
     grow_(tower, tokenizer, extended)
     return replace(base, tokenizers=(extended,))
+
+
+def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
+    """Write down how a run's new words are made of old ones.
+
+    Raises ReverieError where the run has begun with others: its checkpoint would fit them in size, and not in meaning.
+    """
+    path, told = out / WORDS, json.dumps(merges)
+    if not (out / CHECKPOINT).exists() or not path.exists():
+        path.write_text(told, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != told:
+        raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another --out")
 
 
 def _learning(components: Components, text: TextSettings, products: lora.LoRASettings) -> nn.ModuleDict:

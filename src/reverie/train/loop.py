@@ -239,7 +239,7 @@ def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, r
     Of several processes that torchrun started only the first writes and yields; all read the same checkpoint. Raises
     ReverieError where `out` holds a run already and `resume` is not set, or nothing to resume from.
     """
-    _check(out, resume)
+    check(out, resume)
     device = pick_device(settings.device)
     out.mkdir(parents=True, exist_ok=True)
     if settings.threads:
@@ -304,7 +304,8 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
         ) from error
 
 
-def _check(out: Path, resume: bool) -> None:
+def check(out: Path, resume: bool) -> None:
+    """Raise ReverieError where a folder holds a run and `resume` is not set, or none to go on with."""
     begun = (out / CHECKPOINT).exists()
     if resume and not begun:
         raise ReverieError(f"nothing to resume in {out}: it has no {CHECKPOINT}; start without --resume")

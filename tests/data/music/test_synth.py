@@ -132,11 +132,12 @@ def test_a_rate_that_is_not_possible() -> None:
         render(clip_at(0, 0), rate=100_000)
 
 
-def test_what_is_no_sound_font(tmp_path: Path) -> None:
+def test_what_is_no_sound_font(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     font = tmp_path / "mine.sf2"
     font.write_bytes(b"RIFF" + bytes(100))
     with pytest.raises(ReverieError, match=r"cannot read the sound font .*mine\.sf2; name a \.sf2 file"):
         render(clip_at(0, 0), font=font)
+    assert capfd.readouterr() == ("", "")  # nor do fluidsynth's libraries say anything
 
 
 def test_without_a_font(monkeypatch: pytest.MonkeyPatch) -> None:

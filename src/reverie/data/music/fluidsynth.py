@@ -27,6 +27,8 @@ SLOWEST, FASTEST = 8_000, 96_000  # Hz that it computes at
 BANK, DRUM_BANK, DRUMS = 0, 128, 1  # of sound fonts; fluid_midi_channel_type's CHANNEL_TYPE_DRUM
 PAN, MIDDLE = 10, 64  # the MIDI controller, 0 to 127
 LOG_LEVELS = 5  # all silenced: what fails is told by an exception
+GLIB_LEVELS = ~3  # G_LOG_LEVEL_MASK
+GlibHandler = ctypes.CFUNCTYPE(None, c_char_p, c_int, c_char_p, c_void_p)
 FAILED = -1
 # Dry: the notes of a clip are what a model shall learn. Nothing else calls in, so nothing is locked.
 SETTINGS = {"lock-memory": 0, "threadsafe-api": 0, "reverb.active": 0, "chorus.active": 0, "polyphony": 96}
@@ -159,10 +161,27 @@ def _loaded(font: Path) -> int:
     """Load a sound font once; it stays in memory, on the shelf of a synthesizer that plays nothing."""
     library = _library()
     shelf = library.new_fluid_synth(library.new_fluid_settings())
-    number = library.fluid_synth_sfload(shelf, str(font).encode(), 0)
+    with _glib_silenced():
+        number = library.fluid_synth_sfload(shelf, str(font).encode(), 0)
     if number == FAILED:
         raise ReverieError(f"cannot read the sound font {font}; name a .sf2 file, such as FluidR3_GM.sf2")
     return library.fluid_synth_get_sfont_by_id(shelf, number)
+
+
+@contextmanager
+def _glib_silenced() -> Iterator[None]:
+    """Silence libinstpatch, which fluidsynth asks where it cannot read a font, and which complains through GLib."""
+    name = find_library("glib-2.0")
+    if name is None:
+        yield
+        return
+    glib, silent = ctypes.CDLL(name), GlibHandler(lambda *_: None)
+    glib.g_log_set_handler.argtypes = (c_char_p, c_int, GlibHandler, c_void_p)
+    number = glib.g_log_set_handler(None, GLIB_LEVELS, silent, None)
+    try:
+        yield
+    finally:
+        glib.g_log_remove_handler(None, number)
 
 
 @cache
