@@ -18,7 +18,7 @@ from reverie.animation.request import Animation
 from reverie.animation.store import Store
 from reverie.codecs.encoder import Waveform
 from reverie.fast import packed
-from reverie.generate import image
+from reverie.generate import cache, image
 from reverie.generate.explain import Explanation, explain
 from reverie.generate.image import Progress, Show
 from reverie.generate.options import (
@@ -29,6 +29,7 @@ from reverie.generate.options import (
     TextToImageOptions,
 )
 from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.models.compiled import compiled
 from reverie.models.offload import ferry_of
 from reverie.music import draw as player
 from reverie.music.film import frames as film_frames
@@ -92,8 +93,14 @@ class Pipeline(StableDiffusion):
         """
         refiner = None
         if request.refiner is not None:
-            fast, ferry = packed(self.unet), ferry_of(self.unet)
-            refiner = system.load(request.refiner.model, device=self.device, dtype=self.dtype, fast=fast, offload=ferry)
+            refiner = system.load(
+                request.refiner.model,
+                device=self.device,
+                dtype=self.dtype,
+                fast=packed(self.unet),
+                offload=ferry_of(self.unet),
+                compile=kept(compiled(self.unet)),
+            )
         return image.stream(self, request, refiner=refiner, preview=preview)
 
     def animate(
@@ -137,14 +144,32 @@ def load(
     fast: bool = True,
     int8: bool = False,
     offload: str | None = None,
+    compile: bool = False,
 ) -> Pipeline:
     """Load a model to draw with: the bundled one where no path is given, else a folder, a file or a name on the hub.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
     files hold. `vae` is an autoencoder to put in place of the model's; `fast` packs weights for the CPU; `int8` rounds
-    the U-Net's; `offload`, "networks" or "blocks", is for GPUs with little memory. See `system.load`. Raises
+    the U-Net's; `offload`, "networks" or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net
+    and decoder for the GPU at the first step of a size, which takes minutes once. See `system.load`. Raises
     ReverieError where there is no model or it is damaged.
     """
-    which = {"config": config, "revision": revision, "variant": variant}
-    loaded = system.load(path, device=device, dtype=dtype, **which, vae=vae, fast=fast, int8=int8, offload=offload)
+    loaded = system.load(
+        path,
+        device=device,
+        dtype=dtype,
+        config=config,
+        revision=revision,
+        variant=variant,
+        vae=vae,
+        fast=fast,
+        int8=int8,
+        offload=offload,
+        compile=kept(compile),
+    )
     return Pipeline(**vars(loaded))
+
+
+def kept(compile: bool) -> Path | None:
+    """Return the folder for what is compiled; None where nothing is to be."""
+    return cache.folder() / "compiled" if compile else None

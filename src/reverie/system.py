@@ -23,6 +23,7 @@ from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 from reverie.fast import limit_threads, pack, pack_after, quantize
+from reverie.models.compiled import compile_network, keep_in
 from reverie.models.offload import HOST, OFFLOADS, Ferry
 
 ASSETS = Path(__file__).parent / "assets"
@@ -212,6 +213,7 @@ def load(
     fast: bool = True,
     int8: bool = False,
     offload: str | Ferry | None = None,
+    compile: Path | None = None,
 ) -> StableDiffusion:
     """Load a model: the bundled one where no path is given, else a folder, a single file or a name.
 
@@ -225,10 +227,14 @@ def load(
     processors that compute in it) on the CPU: the same results but for rounding. `int8` rounds the U-Net's weights to 8
     bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
     device one at a time, or their "blocks" (see `models.offload`); a `Ferry` is that of a model to share the device
-    with. Raises ReverieError where there is no model or it is damaged.
+    with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `models.compiled`).
+    Raises ReverieError where there is no model or it is damaged.
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
+    if compile is not None:
+        check_compiling(target, packed=fast, other="offload" if offload else "int8" if int8 else "")
+        keep_in(compile)
     ferry = offload if isinstance(offload, Ferry) else pick_ferry(offload, target)
     place = target if ferry is None else HOST
     found, name = _locate(path, revision, variant)
@@ -256,6 +262,9 @@ def load(
             pack(components.unet)
         for tower in components.text_encoders:
             pack_after(TOWER_CALLS, tower)
+    if compile is not None:
+        compile_network(components.unet)
+        compile_network(components.autoencoder.decoder)
     return StableDiffusion(**vars(replace(components, name=name)))
 
 
@@ -315,6 +324,16 @@ def pick_ferry(name: str | None, device: torch.device) -> Ferry | None:
     if device.type != "cuda":
         raise ReverieError(f"offload is for GPUs with memory of their own, and this is {device}; leave it out")
     return Ferry(device, split)
+
+
+def check_compiling(device: torch.device, *, packed: bool, other: str) -> None:
+    """Raise ReverieError for a model that cannot compile: packed for the CPU, or with what `other` names."""
+    if other:
+        raise ReverieError(f"{other} and compile exclude each other; leave out one of them")
+    if packed and device.type == "cpu":
+        raise ReverieError(
+            "compile is for GPUs; on the CPU packed weights are quicker: leave out compile, or pack nothing (--no-fast)"
+        )
 
 
 def to_channels_last(network: nn.Module) -> None:

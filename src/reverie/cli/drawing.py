@@ -42,6 +42,8 @@ def draw(
     `drawn_by` is the model of the picture that is made again; another one is told of on stderr. `within` is how many
     seconds the drawing may take, for which settings are then chosen.
     """
+    if within is not None and model.compile:
+        raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
     output, watch = result.output or default, Stopwatch()
     paths, sign = places(output, request.count, result), signing(result)
     asked = judge.asked(request, result)
@@ -102,6 +104,7 @@ def load(model: ModelOptions, drawn_by: str | None) -> Pipeline:
         fast=model.fast,
         int8=model.int8,
         offload=model.offload,
+        compile=model.compile,
     )
     if system.device.type == "cpu" and not native(system.dtype):
         print(f"this processor does not compute in {model.dtype}: float32 is many times as fast", file=sys.stderr)

@@ -70,6 +70,8 @@ class ModelOptions:
     """Round the U-Net's weights to 8 bits: a quarter of their memory, quicker, and a little another picture."""
     offload: str | None = None
     """For GPUs with little memory: networks (one on it at a time) or blocks (part by part, slower, least memory)."""
+    compile: Flag = False
+    """For GPUs, and many pictures of a size: compile the networks, for minutes once; what is compiled is kept."""
 
 
 @Parameter(name="*")
