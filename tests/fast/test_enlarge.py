@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverie.fast import pack
+from reverie.fast import enlarge, pack
 from reverie.fast.enlarge import CORNERS, FastUpsample, seen_from
 from reverie.models.layers import Upsample
 
@@ -17,7 +17,8 @@ from .test_exact import error
 
 
 @pytest.fixture
-def upsample() -> FastUpsample:
+def upsample(monkeypatch: pytest.MonkeyPatch) -> FastUpsample:
+    monkeypatch.setattr(enlarge, "SMALL", 0)
     torch.manual_seed(0)
     return pack(nn.Sequential(Upsample(24)))[0]
 
@@ -54,6 +55,22 @@ def test_sizes_that_are_not_the_double_are_taken_plainly(upsample: FastUpsample)
     y = upsample(x, (7, 9))
     wanted = F.conv2d(F.interpolate(x, (7, 9)), upsample.conv.weight, upsample.conv.bias, padding=1)
     assert error(y, wanted) < 1e-6
+
+
+@torch.no_grad()
+def test_small_images_are_taken_plainly_and_large_ones_let_go_of_memory(
+    upsample: FastUpsample, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[None] = []
+    monkeypatch.setattr(enlarge, "trim", lambda: calls.append(None))
+    monkeypatch.setattr(enlarge, "LARGE", 1)
+    x, weight, bias = torch.randn(2, 24, 4, 4), upsample.conv.weight.clone(), upsample.conv.bias
+    assert error(upsample(x), plainly(x, weight, bias)) < 1e-6
+    assert len(calls) == 1
+    monkeypatch.setattr(enlarge, "SMALL", 33)
+    upsample.corners = None
+    assert error(upsample(x), plainly(x, weight, bias)) < 1e-6
+    assert upsample.corners is None
 
 
 @torch.no_grad()

@@ -221,8 +221,8 @@ def test_a_network_may_be_packed_after_some_calls() -> None:
     for _ in range(4):
         network(x)
         states.append(packed(network))
-    assert states == [False, False, True, True]
-    assert not network._forward_pre_hooks
+    assert states == [False, True, True, True]
+    assert not network._forward_hooks
 
 
 @torch.no_grad()

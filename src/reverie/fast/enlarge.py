@@ -7,6 +7,7 @@ doubled pixel see four such 2x2 kernels: 16 multiplications in place of 36. The 
 
 from __future__ import annotations
 
+import math
 from itertools import product
 from typing import Any
 
@@ -17,10 +18,13 @@ from torch import Tensor, nn
 from reverie.fast import kernels
 from reverie.fast.kernels import Packed
 from reverie.fast.layers import LAST, PackedConv2d
+from reverie.fast.pages import let_go, trim
 from reverie.models.layers import Upsample
 
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""
+LARGE = 2**23  # numbers of an image whose memory comes from the system anew (32 MiB): then the small ones' goes back
+SMALL = 64  # pixels of a batch below which four kernels gain too little for their memory
 SHAPE = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation of their convolutions
 
 
@@ -34,10 +38,17 @@ class FastUpsample(Upsample):
     def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
         height, width = x.shape[2:]
         plain = self.conv._forward_pre_hooks or self.conv._forward_hooks or self.conv.padding != (1, 1)
-        if plain or size not in (None, (2 * height, 2 * width)) or not self.conv.computes(x):
+        if (
+            len(x) * height * width < SMALL
+            or plain
+            or size not in (None, (2 * height, 2 * width))
+            or not self.conv.computes(x)
+        ):
             return super().forward(x, size)
         x = x.contiguous(memory_format=LAST)
         shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
+        if math.prod(shape) >= LARGE:
+            trim()
         enlarged = torch.empty(shape, dtype=x.dtype, memory_format=LAST)
         for (top, left), weight in zip(CORNERS, self.by_corner(x.shape), strict=True):
             # Padded on all sides, the image has a row and a column more than a corner sees.
@@ -52,6 +63,7 @@ class FastUpsample(Upsample):
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
             kept = [kernels.pack_conv2d(seen_from(weight, *corner), size, *SHAPE) for corner in CORNERS]
             self.corners = weight, state, kept
+            let_go(weight)
         return self.corners[2]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.fast import kernels, winograd
+from reverie.fast.pages import let_go
 from reverie.fast.weights import PackedLayer, Store, joined
 
 LAST = torch.channels_last
@@ -72,15 +73,19 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         return winograd.suited(self.in_channels, self.out_channels, *x.shape[2:])
 
     def _transformed(self, tiling: winograd.Tiling) -> winograd.Transformed:
-        """Return the transformed kernel, made anew where the tiling or the weight is another or it was written to."""
+        """Return the transformed kernel: the one that was kept, unless the tiling or the weight is another."""
         weight = self.weight
         version = -1 if weight.is_inference() else weight._version
         if self.tiled is not None:
             of, then, kernel = self.tiled
             if of is weight and then == version and kernel.tiling is tiling:
                 return kernel
-        self.tiled = weight, version, winograd.transformed(weight, tiling)
-        return self.tiled[2]
+        self.tiled, kernel = None, winograd.transformed(weight, tiling)
+        let_go(weight)
+        if winograd.is_kept(weight, tiling):
+            kernel = winograd.packed(kernel)
+            self.tiled = weight, version, kernel
+        return kernel
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in super().__getstate__().items() if name not in ("seen", "tiled")}

@@ -14,6 +14,7 @@ from torch import nn
 from reverie.fast import kernels
 from reverie.fast.blocks import BLOCKS
 from reverie.fast.layers import NARROW, EdgeConv2d, PackedConv2d, PackedLinear, PackedPointwise
+from reverie.fast.pages import let_go
 from reverie.fast.weights import PackedLayer
 
 M = TypeVar("M", bound=nn.Module)
@@ -57,15 +58,20 @@ def pack(network: M) -> M:
 
 
 def pack_after(calls: int, network: nn.Module) -> None:
-    """Pack a network once it has been called so often: one that computes little would not earn its packing before."""
-    left = iter(range(calls))
+    """Pack a network once it has been called so often: one that computes little would not earn its packing before.
 
-    def count(module: nn.Module, inputs: object) -> None:
+    Until then it is one that is seldom called, and lets its file's pages go after every call.
+    """
+    left = iter(range(calls - 1))
+
+    def count(module: nn.Module, inputs: object, output: object) -> None:
+        for weight in module.parameters():
+            let_go(weight)
         if next(left, None) is None:
             handle.remove()
             pack(module)
 
-    handle = network.register_forward_pre_hook(count)
+    handle = network.register_forward_hook(count)
 
 
 def unpack(network: M) -> M:

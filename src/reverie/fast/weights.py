@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.fast.kernels import native, unpack
+from reverie.fast.pages import let_go
 
 Pack = Callable[[Tensor], Any]
 """Give a weight another form, whose `to_dense` gives the plain one."""
@@ -125,4 +126,5 @@ def joined(layers: Sequence[PackedLayer], parts: int = 1) -> Store:
         for layer, own in zip(layers, weights, strict=True):
             layer.trainable, layer.store = own.requires_grad, store
             layer._parameters["weight"] = None
+            let_go(own)
     return store

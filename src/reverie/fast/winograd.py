@@ -22,6 +22,7 @@ from reverie.fast import kernels
 
 TILES = 256  # done at a time (measured: 64 to 512 differ by 10 %)
 LEAST = 64  # tiles of an image from which it wins (measured; see docs/performance.md)
+PART = 2**22  # numbers of a part of a transformed kernel: memory of 32 MiB or more comes from the system at every call
 WIDE = 256  # channels from which packed products win over torch's one call for all of them
 
 
@@ -40,6 +41,7 @@ class Tiling:
     kernel: Float[Tensor, "seen2 9"]
     output: Float[Tensor, "made2 seen2"]
     largest: int  # numbers of a transformed kernel, which takes seen2 / 9 times the memory of the kernel
+    kept: int  # numbers up to which a layer keeps it; larger ones are made anew at every call
 
     def count(self, height: int, width: int) -> int:
         """Return how many tiles an image has."""
@@ -63,6 +65,7 @@ FOUR = Tiling(
     kernel=_square([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], 24),
     output=_square([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
     largest=2**25,  # 128 MiB
+    kept=0,
 )
 TWO = Tiling(
     made=2,
@@ -71,16 +74,20 @@ TWO = Tiling(
     kernel=_square([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], 2),
     output=_square([[1, 1, 1, 0], [0, 1, -1, -1]]),
     largest=2**26,
+    kept=2**23,  # 32 MiB
 )
+
+
+Matrices = Tensor | list[kernels.Packed]
+"""What channels are multiplied by, for each number of a tile: (seen2, c, out) in one tensor, or packed one by one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Transformed:
-    """Hold a kernel for a tiling: its matrices in one tensor, or packed one by one where they are wide."""
+    """Hold a kernel for a tiling, cut into parts by the channels that are made: (from, to, matrices)."""
 
     tiling: Tiling
-    matrices: Float[Tensor, "seen2 c out"] | list[kernels.Packed]
-    out: int
+    parts: list[tuple[int, int, Matrices]]
 
 
 def suited(channels: int, made: int, height: int, width: int) -> Tiling | None:
@@ -91,14 +98,34 @@ def suited(channels: int, made: int, height: int, width: int) -> Tiling | None:
     return None
 
 
+def is_kept(kernel: Float[Tensor, "out c 3 3"], tiling: Tiling) -> bool:
+    """Tell whether a transformed kernel is worth its memory between calls."""
+    return tiling.seen**2 * kernel.numel() // 9 <= tiling.kept
+
+
 @torch.no_grad()
 def transformed(weight: Float[Tensor, "out c 3 3"], tiling: Tiling) -> Transformed:
     """Transform a kernel."""
     out, channels = weight.shape[:2]
-    matrices = (tiling.kernel @ weight.detach().reshape(-1, 9).T).view(-1, out, channels)
-    if min(out, channels) >= WIDE and kernels.available():
-        return Transformed(tiling, [kernels.pack_linear(matrix) for matrix in matrices], out)
-    return Transformed(tiling, matrices.mT.contiguous(), out)
+    count = -(-(tiling.seen**2 * channels * out) // PART)
+    cuts = range(0, out, -(-out // count))
+    parts: list[tuple[int, int, Matrices]] = []
+    for first, last in zip(cuts, (*cuts[1:], out), strict=True):
+        rows = tiling.kernel @ weight[first:last].detach().reshape(-1, 9).T
+        parts.append((first, last, rows.view(-1, last - first, channels).mT))
+    return Transformed(tiling, parts)
+
+
+@torch.no_grad()
+def packed(kernel: Transformed) -> Transformed:
+    """Give a transformed kernel that is to be kept the form that multiplies fastest."""
+    return Transformed(kernel.tiling, [(first, last, _packed(part)) for first, last, part in kernel.parts])
+
+
+def _packed(matrices: Matrices) -> Matrices:
+    if isinstance(matrices, Tensor) and min(matrices.shape[1:]) >= WIDE and kernels.available():
+        return [kernels.pack_linear(matrix) for matrix in matrices.mT]
+    return matrices
 
 
 def conv2d(
@@ -111,18 +138,16 @@ def conv2d(
     batch, _, height, width = x.shape
     side = kernel.tiling.made
     down, across = -(-height // side), -(-width // side)
-    edge = (0, 0, 1, 1 + across * side - width, 1, 1 + down * side - height)
-    padded = F.pad(x.permute(0, 2, 3, 1), edge)
-    made = x.new_empty(batch, down * side, across * side, kernel.out)
+    pixels = x.permute(0, 2, 3, 1)
+    made = x.new_empty(batch, down * side, across * side, kernel.parts[-1][1])
     rows, images = min(down, max(1, TILES // across)), max(1, TILES // (down * across))
     for first in range(0, batch, images):
-        for top in range(0, down, rows):
-            some = slice(first, first + images)
-            bottom = min(top + rows, down)
-            seen = padded[some, side * top : side * bottom + 2]
-            pixels = made[some, side * top : side * bottom]
-            tiles = pixels.unflatten(2, (across, side)).unflatten(1, (-1, side)).permute(2, 4, 0, 1, 3, 5)
-            tiles.copy_(_block(seen, bottom - top, across, kernel))
+        some = slice(first, first + images)
+        for top in range(0, down * side, rows * side):
+            bottom = min(top + rows * side, down * side)
+            above, below = max(0, top - 1), min(height, bottom + 1)
+            edge = (0, 0, 1, 1 + across * side - width, above - top + 1, bottom + 1 - below)
+            _block(F.pad(pixels[some, above:below], edge), kernel, made[some, top:bottom])
     made = made[:, :height, :width]
     if bias is not None:
         made += bias
@@ -131,23 +156,24 @@ def conv2d(
     return made.permute(0, 3, 1, 2)
 
 
-def _block(
-    seen: Float[Tensor, "n h w c"], down: int, across: int, kernel: Transformed
-) -> Float[Tensor, "made made n down across out"]:
-    """Convolve some rows of tiles of n images."""
+def _block(seen: Float[Tensor, "n h2 w2 c"], kernel: Transformed, made: Float[Tensor, "n h w out"]) -> None:
+    """Convolve some rows of tiles of n images, with a pixel around them, and write what is made."""
     tiling, side = kernel.tiling, kernel.tiling.made
+    written = made.unflatten(2, (-1, side)).unflatten(1, (-1, side)).permute(2, 4, 0, 1, 3, 5)
     image, row, pixel, channel = seen.stride()
-    shape = (tiling.seen, tiling.seen, len(seen), down, across, seen.shape[3])
+    shape = (tiling.seen, tiling.seen, *written.shape[2:5], seen.shape[3])
     cut = seen.as_strided(shape, (row, pixel, image, side * row, side * pixel, channel))
     tiles = (tiling.input @ cut.reshape(tiling.seen**2, -1)).view(tiling.seen**2, -1, seen.shape[3])
-    return (tiling.output @ _products(tiles, kernel).flatten(1)).view(side, side, len(seen), down, across, -1)
+    for first, last, matrices in kernel.parts:
+        products = _products(tiles, matrices, last - first).flatten(1)
+        written[..., first:last] = (tiling.output @ products).view(*written.shape[:5], last - first)
 
 
-def _products(tiles: Float[Tensor, "seen2 n c"], kernel: Transformed) -> Float[Tensor, "seen2 n out"]:
-    """Multiply the tiles, number by number, by the kernel."""
-    if isinstance(kernel.matrices, Tensor):
-        return torch.bmm(tiles, kernel.matrices)
-    products = tiles.new_empty(*tiles.shape[:2], kernel.out)
-    for product, some, matrix in zip(products, tiles, kernel.matrices, strict=True):
+def _products(tiles: Float[Tensor, "seen2 n c"], matrices: Matrices, out: int) -> Float[Tensor, "seen2 n out"]:
+    """Multiply the tiles, number by number, by a part of the kernel."""
+    if isinstance(matrices, Tensor):
+        return torch.bmm(tiles, matrices)
+    products = tiles.new_empty(*tiles.shape[:2], out)
+    for product, some, matrix in zip(products, tiles, matrices, strict=True):
         product.copy_(kernels.linear(some, matrix, None))
     return products
