@@ -41,14 +41,14 @@ def arguments() -> argparse.Namespace:
     runs = ROOT / "runs"
     parser = argparse.ArgumentParser(description="Put trained models into the package's assets, in half precision.")
     parser.add_argument(
-        "--unet", type=Path, default=runs / "unet-common" / "export", help="whole model, diffusers' layout"
+        "--unet", type=Path, default=runs / "unet-more" / "export", help="whole model, diffusers' layout"
     )
     parser.add_argument(
         "--decoder", type=Path, default=runs / "decoder" / "export", help="autoencoder with the decoder that ships"
     )
     parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
     parser.add_argument("--judge", type=Path, default=runs / "judge" / "export", help="classifier for the benchmark")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "unet-common.toml", help="names the concepts")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "unet-more.toml", help="names the concepts")
     parser.add_argument("--root", type=Path, default=ROOT, help="repository to write into")
     return parser.parse_args()
 
