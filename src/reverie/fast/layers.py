@@ -82,7 +82,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
                 return kernel
         self.tiled, kernel = None, winograd.transformed(weight, tiling)
         let_go(weight)
-        if winograd.is_kept(weight, tiling):
+        if tiling.kept:
             kernel = winograd.packed(kernel)
             self.tiled = weight, version, kernel
         return kernel

@@ -41,7 +41,7 @@ class Tiling:
     kernel: Float[Tensor, "seen2 9"]
     output: Float[Tensor, "made2 seen2"]
     largest: int  # numbers of a transformed kernel, which takes seen2 / 9 times the memory of the kernel
-    kept: int  # numbers up to which a layer keeps it; larger ones are made anew at every call
+    kept: bool  # whether a layer keeps it, or makes it anew at every call
 
     def count(self, height: int, width: int) -> int:
         """Return how many tiles an image has."""
@@ -65,7 +65,7 @@ FOUR = Tiling(
     kernel=_square([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], 24),
     output=_square([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
     largest=2**25,  # 128 MiB
-    kept=0,
+    kept=False,  # at four times the kernel's memory
 )
 TWO = Tiling(
     made=2,
@@ -74,7 +74,7 @@ TWO = Tiling(
     kernel=_square([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], 2),
     output=_square([[1, 1, 1, 0], [0, 1, -1, -1]]),
     largest=2**26,
-    kept=2**23,  # 32 MiB
+    kept=True,
 )
 
 
@@ -98,16 +98,11 @@ def suited(channels: int, made: int, height: int, width: int) -> Tiling | None:
     return None
 
 
-def is_kept(kernel: Float[Tensor, "out c 3 3"], tiling: Tiling) -> bool:
-    """Tell whether a transformed kernel is worth its memory between calls."""
-    return tiling.seen**2 * kernel.numel() // 9 <= tiling.kept
-
-
 @torch.no_grad()
 def transformed(weight: Float[Tensor, "out c 3 3"], tiling: Tiling) -> Transformed:
     """Transform a kernel."""
     out, channels = weight.shape[:2]
-    count = -(-(tiling.seen**2 * channels * out) // PART)
+    count = 1 if tiling.kept else -(-(tiling.seen**2 * channels * out) // PART)
     cuts = range(0, out, -(-out // count))
     parts: list[tuple[int, int, Matrices]] = []
     for first, last in zip(cuts, (*cuts[1:], out), strict=True):
