@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import torch
 from jaxtyping import config
-from safetensors.torch import save_file
 from torch import Tensor, fx
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -86,21 +85,14 @@ def test_pictures_are_the_same_and_each_size_is_compiled_once(tiny: Pipeline) ->
 
 
 @torch.no_grad()
-def test_a_lora_comes_and_goes_without_compiling_again(tiny: Pipeline, tmp_path: Path) -> None:
-    drawn = {}
-    for name, part in tiny.unet.named_modules():
-        if name.endswith(("attn1.to_q", "resnets.0.conv1", "proj_in")):
-            key, shape = f"lora_unet_{name.replace('.', '_')}", part.weight.shape
-            drawn[f"{key}.lora_down.weight"] = torch.randn(2, *shape[1:])
-            drawn[f"{key}.lora_up.weight"] = torch.randn(shape[0], 2, *[1] * (len(shape) - 2))
-    save_file(drawn, file := tmp_path / "ink.safetensors")
+def test_a_lora_comes_and_goes_without_compiling_again(tiny: Pipeline, ink: Path) -> None:
     ours, counting = made(tiny)
     plain, asked = copy.deepcopy(tiny), given(8)
     for system in (ours, plain):
         system.unet.requires_grad_(False)  # as what is loaded
     without = plain.unet(*asked)
     assert torch.equal(ours.unet(*asked), without)
-    with lora.apply(plain, [(file, 1.0, 1.0)]), lora.apply(ours, [(file, 1.0, 1.0)]):
+    with lora.apply(plain, [(ink, 1.0, 1.0)]), lora.apply(ours, [(ink, 1.0, 1.0)]):
         assert torch.equal(ours.unet(*asked), plain.unet(*asked))
         assert not torch.allclose(ours.unet(*asked), without, atol=1e-3)
     assert torch.equal(ours.unet(*asked), without)

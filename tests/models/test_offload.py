@@ -14,7 +14,6 @@ from weakref import finalize
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -115,15 +114,8 @@ def test_what_came_next_is_fetched_ahead(tiny: Pipeline) -> None:
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_a_lora_works_and_leaves_no_bit(mode: str, tiny: Pipeline, tmp_path: Path) -> None:
+def test_a_lora_works_and_leaves_no_bit(mode: str, tiny: Pipeline, ink: Path) -> None:
     """Also where it comes and goes while the network is on the device."""
-    drawn = {}
-    for name, part in tiny.unet.named_modules():
-        if name.endswith(("attn1.to_q", "resnets.0.conv1", "proj_in")):
-            key, shape = f"lora_unet_{name.replace('.', '_')}", part.weight.shape
-            drawn[f"{key}.lora_down.weight"] = torch.randn(2, *shape[1:])
-            drawn[f"{key}.lora_up.weight"] = torch.randn(shape[0], 2, *[1] * (len(shape) - 2))
-    save_file(drawn, file := tmp_path / "ink.safetensors")
     plain, kept = copy.deepcopy(tiny), offloaded(tiny, mode)
     x, t = torch.randn(1, 4, 8, 8), torch.tensor([500.0])
 
@@ -133,7 +125,7 @@ def test_a_lora_works_and_leaves_no_bit(mode: str, tiny: Pipeline, tmp_path: Pat
 
     without, parameters = seen(plain), dict(kept.unet.named_parameters())
     assert torch.equal(seen(kept), without)
-    with lora.apply(plain, [(file, 1.0, 1.0)]), lora.apply(kept, [(file, 1.0, 1.0)]):
+    with lora.apply(plain, [(ink, 1.0, 1.0)]), lora.apply(kept, [(ink, 1.0, 1.0)]):
         assert torch.equal(seen(kept), seen(plain))
         assert not torch.allclose(seen(kept), without, atol=1e-3)
         assert kept.draw(BEAR)[0].tobytes() == plain.draw(BEAR)[0].tobytes()

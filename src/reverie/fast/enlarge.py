@@ -19,6 +19,7 @@ from reverie.fast import kernels
 from reverie.fast.kernels import Packed
 from reverie.fast.layers import LAST, PackedConv2d
 from reverie.fast.pages import let_go, trim
+from reverie.fast.weights import version
 from reverie.models.layers import Upsample
 
 CORNERS = tuple(product((0, 1), repeat=2))
@@ -59,7 +60,7 @@ class FastUpsample(Upsample):
     def by_corner(self, size: torch.Size) -> list[Packed]:
         """Return the four packed kernels, made anew where the weight is another or was written to, or the size is."""
         weight = self.conv.weight
-        state = (-1 if weight.is_inference() else weight._version, size[2:])
+        state = version(weight), size[2:]
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
             kept = [kernels.pack_conv2d(seen_from(weight, *corner), size, *SHAPE) for corner in CORNERS]
             self.corners = weight, state, kept

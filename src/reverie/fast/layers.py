@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reverie.fast import kernels, winograd
 from reverie.fast.pages import let_go
-from reverie.fast.weights import PackedLayer, Store, joined
+from reverie.fast.weights import PackedLayer, Store, joined, version
 
 LAST = torch.channels_last
 NARROW = 16  # channels below which packing gains nothing, and the layer at a network's edge stays plain
@@ -75,16 +75,16 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
     def _transformed(self, tiling: winograd.Tiling) -> winograd.Transformed:
         """Return the transformed kernel: the one that was kept, unless the tiling or the weight is another."""
         weight = self.weight
-        version = -1 if weight.is_inference() else weight._version
+        now = version(weight)
         if self.tiled is not None:
             of, then, kernel = self.tiled
-            if of is weight and then == version and kernel.tiling is tiling:
+            if of is weight and then == now and kernel.tiling is tiling:
                 return kernel
         self.tiled, kernel = None, winograd.transformed(weight, tiling)
         let_go(weight)
         if tiling.kept:
             kernel = winograd.packed(kernel)
-            self.tiled = weight, version, kernel
+            self.tiled = weight, now, kernel
         return kernel
 
     def __getstate__(self) -> dict[str, Any]:

@@ -111,6 +111,11 @@ class PackedLayer(nn.Module):
         return self.__dict__
 
 
+def version(weight: Tensor) -> int:
+    """Count how often a weight was written to; -1 for one of inference mode, which does not count."""
+    return -1 if weight.is_inference() else weight._version
+
+
 def joined(layers: Sequence[PackedLayer], parts: int = 1) -> Store:
     """Return the store that holds exactly these layers in so many parts, packing them where they are not."""
     store = layers[0].store
