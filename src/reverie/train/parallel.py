@@ -6,6 +6,7 @@ up to that of the whole batch, so gradients are summed, not averaged.
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -71,6 +72,9 @@ def joined(device: torch.device) -> Iterator[torch.device]:
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         torch.cuda.set_device(device)
+    # Its functions' defaults hold the group that stands when it is first imported, which torch does when it pleases: a
+    # group held so outlives its end, and its threads abort the interpreter's exit now and then.
+    importlib.import_module("torch.distributed.nn.functional")
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield device
