@@ -22,7 +22,7 @@ from reverie.diffusion.names import choose
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
-from reverie.fast import limit_threads, pack, pack_after, quantize
+from reverie.fast import limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.models.compiled import compile_network, keep_in
 from reverie.models.offload import HOST, OFFLOADS, Ferry
 
@@ -256,16 +256,25 @@ def load(
         quantize(components.unet)
         name = f"{name} in int8"
     if fast and ferry is None:
-        limit_threads()
-        pack(components.autoencoder)
-        if not int8 and max(components.unet.config.block_out_channels) >= PACKED_FROM:
-            pack(components.unet)
-        for tower in components.text_encoders:
-            pack_after(TOWER_CALLS, tower)
+        _quicken(components, int8=int8)
     if compile is not None:
         compile_network(components.unet)
         compile_network(components.autoencoder.decoder)
     return StableDiffusion(**vars(replace(components, name=name)))
+
+
+def _quicken(components: Components, *, int8: bool) -> None:
+    """Let a model's networks compute as fast as they can on the CPU; elsewhere nothing changes."""
+    limit_threads()
+    pack(components.autoencoder)
+    unet = components.unet
+    if max(unet.config.block_out_channels) < PACKED_FROM:
+        for network in (*components.text_encoders, unet, components.autoencoder.decoder):
+            spare_threads(network)
+    elif not int8:
+        pack(unet)
+    for tower in components.text_encoders:
+        pack_after(TOWER_CALLS, tower)
 
 
 def _bundled() -> dict[str, Path]:

@@ -1,14 +1,20 @@
-"""Does torch keep within a container's limit, and never take more than it would?"""
+"""Does torch keep within a container's limit, never take more than it would, and one thread for small work?"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
-from reverie.fast.threads import limit_threads, quota
+from reverie.fast.threads import CHOSEN, SMALL, limit_threads, quota, spare_threads
+from reverie.generate.image import stream
+from reverie.generate.requests import TextToImage
+from reverie.system import load
 
 
 @pytest.fixture(autouse=True)
@@ -58,3 +64,55 @@ def test_threads_are_limited_and_never_added(tmp_path: Path, text: str, threads:
 def test_who_chose_is_left_alone(tmp_path: Path) -> None:
     limit_threads({"OMP_NUM_THREADS": "4"}, unified(tmp_path, "100000 100000"))
     assert torch.get_num_threads() == 4
+
+
+class Asks(nn.Module):
+    """Tell how many threads there are while it computes."""
+
+    def __init__(self, *inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = nn.ModuleList(inner)
+
+    def forward(self, x: torch.Tensor) -> list[int]:
+        if x.isnan().any():
+            raise ValueError("not a number")
+        return [torch.get_num_threads()] + [count for module in self.inner for count in module(torch.cat([x, x]))]
+
+
+def test_small_work_is_one_threads() -> None:
+    network = Asks(Asks())
+    for one in (network, network.inner[0]):
+        spare_threads(one, {})
+    assert network(torch.zeros(SMALL + 1)) == [4, 4]
+    assert network(torch.zeros(SMALL)) == [1, 1]  # no more inside than outside
+    assert network(torch.zeros(SMALL // 2)) == [1, 1]
+    assert torch.get_num_threads() == 4
+    with pytest.raises(ValueError, match="not a number"):
+        network(torch.full((2,), torch.nan))
+    assert torch.get_num_threads() == 4
+    assert copy.deepcopy(network)(torch.zeros(2)) == [1, 1]
+
+
+def test_another_thread_keeps_its_own_count() -> None:
+    network = Asks()
+    spare_threads(network, {})
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(network, torch.zeros(2)).result() == [1]
+    assert torch.get_num_threads() == 4
+
+
+def test_whoever_chose_the_threads_has_them() -> None:
+    network = Asks()
+    spare_threads(network, {"OMP_NUM_THREADS": "4"})
+    assert network(torch.zeros(2)) == [4]
+
+
+def test_the_bundled_model_leaves_the_threads_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in CHOSEN:
+        monkeypatch.delenv(name, raising=False)
+    system = load(device="cpu")
+    counts = []
+    system.unet.conv_in.register_forward_hook(lambda *_: counts.append(torch.get_num_threads()))
+    for _ in stream(system, TextToImage(prompt="a bear", steps=2)):
+        assert torch.get_num_threads() == 4
+    assert counts == [1, 1]
