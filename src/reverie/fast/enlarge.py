@@ -25,7 +25,7 @@ from reverie.models.layers import Upsample
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""
 LARGE = 2**23  # numbers of an image whose memory comes from the system anew (32 MiB): then the small ones' goes back
-SMALL = 64  # pixels of a batch below which four kernels gain too little for their memory
+SMALL = 129  # pixels of a batch below which four kernels gain too little for their memory
 SHAPE = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation of their convolutions
 
 
