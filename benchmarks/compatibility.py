@@ -25,7 +25,8 @@ from torch import Tensor
 from architectures import ARCHITECTURES, FULL, Architecture, Scale, build
 from reverie.diffusion.noise import Noise
 from reverie.generate.image import sized
-from reverie.generate.requests import ImageToImage, Inpaint, SamplerName, ScheduleName, TextToImage
+from reverie.generate.requests import ImageToImage, Inpaint, TextToImage
+from reverie.generate.sampled import SamplerName, ScheduleName
 from reverie.generate.studio import opened
 from reverie.pipeline import Pipeline
 

@@ -21,7 +21,8 @@ from reverie.cli.app import run
 from reverie.cli.ask import SIZES, AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.cli.output import numbered, slug
-from reverie.generate.requests import MAX_SEED, TextToImage
+from reverie.generate.parts import MAX_SEED
+from reverie.generate.requests import TextToImage
 from reverie.pipeline import Pipeline
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]

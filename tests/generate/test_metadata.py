@@ -11,7 +11,8 @@ from PIL import Image
 from reverie.codecs.pictures import save
 from reverie.errors import ReverieError
 from reverie.generate.metadata import SAMPLER_LABELS, from_metadata, read_metadata, texts
-from reverie.generate.requests import SAMPLERS, TextToImage
+from reverie.generate.requests import TextToImage
+from reverie.generate.sampled import SAMPLERS
 
 REQUEST = TextToImage(prompt="一只熊, a bear", negative="red", seed=7, width=128, height=64, guidance=5)
 

@@ -13,7 +13,9 @@ from pydantic import ValidationError
 from reverie.diffusion.samplers import SAMPLERS as SOLVERS
 from reverie.diffusion.spacings import SPACINGS
 from reverie.errors import ReverieError
-from reverie.generate.requests import MAX_SEED, SAMPLERS, SCHEDULES, TextToImage
+from reverie.generate.parts import MAX_SEED
+from reverie.generate.requests import TextToImage
+from reverie.generate.sampled import SAMPLERS, SCHEDULES
 
 
 def test_names_are_those_of_diffusion() -> None:
@@ -44,7 +46,7 @@ def test_requests_need_no_torch() -> None:
         ("sampler", "eulr", "unknown sampler 'eulr'; did you mean 'euler'? choose from ddpm, ddim, plms, euler, "),
         ("schedule", "no such thing", "unknown schedule 'no such thing'; choose from normal, karras, "),
         ("prompt", 3, "prompt 3 is not possible; it should be a valid string"),
-        ("stepz", 3, "unknown option 'stepz'; did you mean 'steps'? choose from guidance, prompt, negative, seed, "),
+        ("stepz", 3, "unknown option 'stepz'; did you mean 'steps'? choose from guidance, negative, seed, steps, "),
     ],
 )
 def test_refusals(field: str, value: object, told: str) -> None:

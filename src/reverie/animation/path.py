@@ -195,23 +195,12 @@ def prepared(system: StableDiffusion, animation: Animation, size: tuple[int, int
 def _base(animation: Animation, size: tuple[int, int]) -> TextToImage:
     """Return what all pictures of a film have in common; its prompt is the keyframes' LoRAs alone."""
     through_pictures = any(keyframe.image for keyframe in animation.keyframes)
+    shared = animation.shared() | ({"sampler": "ddim"} if through_pictures else {})
     return TextToImage(
+        **shared,
         prompt=lora_tags([keyframe.prompt for keyframe in animation.keyframes]),
-        seed=animation.seed,
-        steps=animation.steps,
-        guidance=animation.guidance,
         width=size[0],
         height=size[1],
-        sampler="ddim" if through_pictures else animation.sampler,
-        schedule=animation.schedule,
-        guidance_rescale=animation.guidance_rescale,
-        guidance_interval=animation.guidance_interval,
-        cache_steps=animation.cache_steps,
-        merge_tokens=animation.merge_tokens,
-        threshold=animation.threshold,
-        clip_skip=animation.clip_skip,
-        loras=animation.loras,
-        embeddings=animation.embeddings,
         tile=animation.tile,
     )
 

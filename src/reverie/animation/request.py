@@ -12,10 +12,11 @@ from reverie.animation import storyboard
 from reverie.animation.easing import EasingName
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
-from reverie.generate.guided import Guidance, Guided
-from reverie.generate.parts import MAX_SEED, Fraction, Interval, Pixels, Strength, check_interval, steps_taken
+from reverie.generate.guided import Guidance
+from reverie.generate.parts import MAX_SEED, Fraction, Pixels, Strength, steps_taken
 from reverie.generate.pictures import Picture
-from reverie.generate.requests import SamplerName, ScheduleName, Tile, random_seed
+from reverie.generate.requests import Tile
+from reverie.generate.sampled import Sampled
 
 ANCHOR = 0.2  # of the steps are shared where nothing is said: the reference's prompt strength of 0.8
 
@@ -59,7 +60,7 @@ def _keyframes(given: object) -> object:
     return tuple(found)
 
 
-class Animation(Guided):
+class Animation(Sampled):
     """Ask for a film from keyframe to keyframe; keyframes may be given as texts, such as "2s: an apple @seed 3".
 
     `anchor` is the share of the steps that all frames take together, towards the middle of the prompts: 0 in a film
@@ -73,28 +74,11 @@ class Animation(Guided):
     kind: ClassVar[str] = "animation"
 
     keyframes: Annotated[tuple[Keyframe, ...], BeforeValidator(_keyframes)]
-    negative: str = Field(default="", description="what to keep away from, where a keyframe does not say")
-    seed: Annotated[int, BeforeValidator(lambda seed: random_seed() if seed is None else seed)] = Field(
-        default_factory=random_seed, ge=0, le=MAX_SEED, description="of keyframes that name none; random if not given"
-    )
     fps: float = Field(default=20.0, gt=0, le=240, description="frames a second")
     frames: int | None = Field(default=None, ge=1, le=1_000_000, description="how many, or give seconds")
     seconds: float | None = Field(default=None, gt=0, le=86_400, description="how long; 2 between two keyframes")
-    steps: int = Field(default=20, ge=1, le=1000, description="denoising steps of a frame")
     width: Pixels | None = Field(default=None, description="pixels; the pictures' or the model's own if not given")
     height: Pixels | None = Field(default=None, description="pixels; the pictures' or the model's own if not given")
-    sampler: SamplerName = Field(default="dpmpp_2m", description="how the noise is taken away")
-    schedule: ScheduleName = Field(default="karras", description="how the noise levels are spaced")
-    guidance_rescale: Fraction = Field(default=0.0, description="against overexposure")
-    guidance_interval: Interval = Field(default=(0.0, 1.0), description="fractions of the way where guidance acts")
-    cache_steps: int = Field(
-        default=1, ge=1, le=10, description="steps that the U-Net's inner levels serve; 1 is exact"
-    )
-    merge_tokens: float = Field(default=0.0, ge=0, le=0.75, description="share of tokens that are merged; 0 is exact")
-    threshold: float | None = Field(default=None, gt=0, le=1, description="dynamic thresholding's percentile")
-    clip_skip: int = Field(default=1, ge=1, le=12, description="2 reads the text encoder's last but one layer, ...")
-    loras: tuple[str, ...] = Field(default=(), description="files, each FILE or FILE:weight")
-    embeddings: tuple[str, ...] = Field(default=(), description="textual inversion files, or folders of them")
     tile: Tile = Field(default="none", description="directions in which the picture's edges fit each other")
     anchor: Fraction | None = Field(default=None, description="share of the steps that all frames take together; 0.2")
     interpolation: Interpolation = Field(default="slerp", description="how the prompts' embeddings are gone between")
@@ -122,7 +106,6 @@ class Animation(Guided):
             raise ReverieError("no keyframes; give two or more")
         if len(self.keyframes) < 2 and self.init_video is None:
             raise ReverieError("one keyframe makes no film; give two or more, or a film to draw over")
-        check_interval(*self.guidance_interval)
         self._check_times()
         self._check_pictures()
         self._check_pace()

@@ -10,21 +10,19 @@ from PIL import Image
 
 from reverie.generate.parts import ControlInput, Hires, Refiner, Variation
 from reverie.generate.pictures import Picture
-from reverie.generate.requests import Fill, SamplerName, ScheduleName, Tile
+from reverie.generate.requests import Fill, Tile
+from reverie.generate.sampled import SamplerName, ScheduleName
 
 PictureLike = Picture | Image.Image | str | Path
 
 
-class TextToImageOptions(TypedDict, total=False):
-    """Name the fields of `TextToImage` but the prompt."""
+class SampledOptions(TypedDict, total=False):
+    """Name the fields of `Sampled`."""
 
     negative: str
     seed: int | None
     steps: int
     guidance: float | None
-    width: int | None
-    height: int | None
-    count: int
     sampler: SamplerName
     schedule: ScheduleName
     guidance_rescale: float
@@ -35,6 +33,14 @@ class TextToImageOptions(TypedDict, total=False):
     clip_skip: int
     loras: Sequence[str]
     embeddings: Sequence[str]
+
+
+class TextToImageOptions(SampledOptions, total=False):
+    """Name the fields of `TextToImage` but the prompt."""
+
+    width: int | None
+    height: int | None
+    count: int
     controls: Sequence[ControlInput]
     variation: Variation | None
     hires: Hires | None

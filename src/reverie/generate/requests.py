@@ -2,50 +2,22 @@
 
 from __future__ import annotations
 
-import secrets
-from typing import Annotated, ClassVar, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
-from reverie.generate.guided import Guided
 from reverie.generate.parts import (
     MAX_SEED,
     ControlInput,
     Hires,
-    Interval,
     Refiner,
     Strength,
     Variation,
-    check_interval,
     check_strength,
 )
 from reverie.generate.pictures import Picture
-
-SamplerName = Literal[
-    "ddpm",
-    "ddim",
-    "plms",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "dpm2",
-    "dpm2_ancestral",
-    "lms",
-    "dpmpp_2s_ancestral",
-    "dpmpp_2m",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "unipc",
-    "lcm",
-]
-ScheduleName = Literal[
-    "normal", "karras", "exponential", "sgm_uniform", "linspace", "leading", "trailing", "ddim", "lcm"
-]
-# Kept here rather than read from diffusion's tables, so that `reverie --help` needs no torch; a test compares them.
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
-SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
+from reverie.generate.sampled import Sampled
 
 Tile = Literal["none", "x", "y", "xy"]
 Fill = Literal["original", "surroundings", "noise", "nothing"]
@@ -54,16 +26,7 @@ Corner = tuple[Annotated[int, Field(ge=0, le=65536)], Annotated[int, Field(ge=0,
 Border = Annotated[int, Field(ge=0, le=8192, multiple_of=8)]
 
 
-def random_seed() -> int:
-    """Draw a seed from the system's entropy."""
-    return secrets.randbelow(MAX_SEED + 1)
-
-
-def _seed_or_random(seed: object) -> object:
-    return random_seed() if seed is None else seed
-
-
-class TextToImage(Guided):
+class TextToImage(Sampled):
     """Ask for `count` pictures of a prompt; picture k is the one that seed + k alone would give.
 
     `width` and `height` in pixels and `guidance` are the model's own where None; `seed` is drawn at random where None.
@@ -73,11 +36,6 @@ class TextToImage(Guided):
     kind: ClassVar[str] = "text_to_image"
 
     prompt: str = Field(default="", description="what to draw; may be empty")
-    negative: str = Field(default="", description="what to keep away from")
-    seed: Annotated[int, BeforeValidator(_seed_or_random)] = Field(
-        default_factory=random_seed, ge=0, le=MAX_SEED, description="picture k uses seed + k; random if not given"
-    )
-    steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
     width: int | None = Field(
         default=None, ge=8, le=8192, multiple_of=8, description="pixels; the model's own if not given"
     )
@@ -85,30 +43,6 @@ class TextToImage(Guided):
         default=None, ge=8, le=8192, multiple_of=8, description="pixels; the model's own if not given"
     )
     count: int = Field(default=1, ge=1, le=10_000, description="how many pictures")
-    sampler: SamplerName = Field(default="dpmpp_2m", description="how the noise is taken away")
-    schedule: ScheduleName = Field(default="karras", description="how the noise levels are spaced")
-    guidance_rescale: float = Field(
-        default=0.0, ge=0, le=1, description="against overexposure (Lin et al. 2023, eq. 15-16)"
-    )
-    guidance_interval: Interval = Field(
-        default=(0.0, 1.0), description="fractions of the way between which guidance acts, the whole by default"
-    )
-    cache_steps: int = Field(
-        default=1, ge=1, le=10, description="steps for which the U-Net's inner levels are computed once; 1 is exact"
-    )
-    merge_tokens: float = Field(
-        default=0.0, ge=0, le=0.75, description="share of the tokens that self-attention merges; 0 is exact"
-    )
-    threshold: float | None = Field(
-        default=None, gt=0, le=1, description="dynamic thresholding's percentile, such as 0.995"
-    )
-    clip_skip: int = Field(
-        default=1, ge=1, le=12, description="1 reads the text encoder's usual layer, 2 the one before, ..."
-    )
-    loras: tuple[str, ...] = Field(
-        default=(), description="files, each FILE, FILE:weight or FILE:text weight:U-Net weight"
-    )
-    embeddings: tuple[str, ...] = Field(default=(), description="textual inversion files, or folders of them")
     controls: tuple[ControlInput, ...] = Field(default=(), description="ControlNets, each with its picture")
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")
     hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
@@ -134,7 +68,6 @@ class TextToImage(Guided):
             raise ReverieError(
                 f"seed {first} with count {self.count} passes the largest seed, {MAX_SEED}; lower one of them"
             )
-        check_interval(*self.guidance_interval)
         if self.hires is not None:
             check_strength(self.hires.steps or self.steps, self.hires.strength)
         return self

@@ -167,22 +167,10 @@ def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan,
 def _shared(music: Music, laid: Plan) -> TextToImage:
     """Return what all windows have in common, as the request for a picture; its prompt is the LoRAs alone."""
     return TextToImage(
+        **music.shared(),
         prompt=lora_tags([stop.prompt for stop in music.stops]),
-        seed=music.seed,
-        steps=music.steps,
-        guidance=music.guidance,
         width=laid.width * laid.factor,
         height=laid.params.mels,
-        sampler=music.sampler,
-        schedule=music.schedule,
-        guidance_rescale=music.guidance_rescale,
-        guidance_interval=music.guidance_interval,
-        cache_steps=music.cache_steps,
-        merge_tokens=music.merge_tokens,
-        threshold=music.threshold,
-        clip_skip=music.clip_skip,
-        loras=music.loras,
-        embeddings=music.embeddings,
     )
 
 

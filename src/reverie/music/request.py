@@ -12,9 +12,9 @@ from reverie.animation import storyboard
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
 from reverie.generate.guided import Guidance, Guided
-from reverie.generate.parts import MAX_SEED, Fraction, Interval, Pixels, Strength, check_interval, check_strength
+from reverie.generate.parts import MAX_SEED, Pixels, Strength, check_strength
 from reverie.generate.pictures import Picture
-from reverie.generate.requests import SamplerName, ScheduleName, random_seed
+from reverie.generate.sampled import Sampled
 from reverie.music.source import Source
 
 SHORTEST, LONGEST = 0.1, 3600.0  # seconds
@@ -54,7 +54,7 @@ def _stops(given: object) -> object:
     return tuple(found)
 
 
-class Music(Guided):
+class Music(Sampled):
     """Ask for `count` clips of music; clip k is the one that the seeds + k alone would give.
 
     A clip lasts `seconds`, or as long as the model's own where None; with `bpm` the nearest number of whole bars. With
@@ -67,11 +67,6 @@ class Music(Guided):
     kind: ClassVar[str] = "music"
 
     prompt: str = Field(default="", description="what to play; may be empty")
-    negative: str = Field(default="", description="what to keep away from")
-    seed: Annotated[int, BeforeValidator(lambda seed: random_seed() if seed is None else seed)] = Field(
-        default_factory=random_seed, ge=0, le=MAX_SEED, description="clip k uses seed + k; random if not given"
-    )
-    steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
     seconds: float | None = Field(default=None, ge=SHORTEST, le=LONGEST, description="the model's own if not given")
     bpm: float | None = Field(
         default=None, ge=SLOWEST, le=FASTEST, description="beats a minute: whole bars, told to the prompt"
@@ -86,25 +81,12 @@ class Music(Guided):
     init: Source | None = Field(default=None, description="sound, or picture of a spectrogram, to start from")
     strength: Strength = Field(default=0.75, description="how far to go from it; 1 forgets it")
     mask: Picture | None = Field(default=None, description="white is played anew; as large as init's spectrogram")
-    sampler: SamplerName = Field(default="dpmpp_2m", description="how the noise is taken away")
-    schedule: ScheduleName = Field(default="karras", description="how the noise levels are spaced")
-    guidance_rescale: Fraction = Field(default=0.0, description="against overdrive at high guidance")
-    guidance_interval: Interval = Field(default=(0.0, 1.0), description="fractions of the way where guidance acts")
-    cache_steps: int = Field(
-        default=1, ge=1, le=10, description="steps that the U-Net's inner levels serve; 1 is exact"
-    )
-    merge_tokens: float = Field(default=0.0, ge=0, le=0.75, description="share of tokens that are merged; 0 is exact")
-    threshold: float | None = Field(default=None, gt=0, le=1, description="dynamic thresholding's percentile")
-    clip_skip: int = Field(default=1, ge=1, le=12, description="2 reads the text encoder's last but one layer, ...")
-    loras: tuple[str, ...] = Field(default=(), description="files, each FILE or FILE:weight")
-    embeddings: tuple[str, ...] = Field(default=(), description="textual inversion files, or folders of them")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         highest = max([self.seed, *(stop.seed for stop in self.to if stop.seed is not None)])
         if highest + self.count - 1 > MAX_SEED:
             raise ReverieError(f"seed {highest} with count {self.count} passes the largest seed, {MAX_SEED}; lower one")
-        check_interval(*self.guidance_interval)
         self._check_way()
         self._check_source()
         return self

@@ -8,7 +8,7 @@ import re
 from reverie.generate.foreign.draft import Draft
 from reverie.generate.metadata import SAMPLER_LABELS, SCHEDULE_LABELS
 from reverie.generate.parts import Hires, Variation
-from reverie.generate.requests import SCHEDULES
+from reverie.generate.sampled import SCHEDULES
 
 SAMPLERS = {label: name for name, label in SAMPLER_LABELS.items()}
 SPACINGS = {label: name for name, label in SCHEDULE_LABELS.items()} | {

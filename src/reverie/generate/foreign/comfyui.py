@@ -7,7 +7,7 @@ from typing import Any
 
 from reverie.errors import ReverieError
 from reverie.generate.foreign.draft import Draft
-from reverie.generate.requests import SAMPLERS as OURS
+from reverie.generate.sampled import SAMPLERS as OURS
 
 SAMPLERS = {name: name for name in OURS} | {
     "dpm_2": "dpm2",

@@ -8,7 +8,7 @@ from typing import Any
 
 from reverie.errors import ReverieError
 from reverie.generate.foreign.draft import SCHEDULE_OF_DIFFUSERS, Draft
-from reverie.generate.requests import SCHEDULES
+from reverie.generate.sampled import SCHEDULES
 
 SAMPLERS = {
     "ddim": "ddim",

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from reverie.generate.foreign.draft import SCHEDULE_OF_DIFFUSERS, Draft
-from reverie.generate.requests import SCHEDULES
+from reverie.generate.sampled import SCHEDULES
 
 SAMPLERS = {
     "DDIMScheduler": "ddim",
