@@ -13,7 +13,7 @@ from reverie.animation.easing import EasingName
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
 from reverie.generate.guided import Guidance
-from reverie.generate.parts import MAX_SEED, Fraction, Pixels, Strength, steps_taken
+from reverie.generate.parts import Fraction, Pixels, Seed, Strength, steps_taken
 from reverie.generate.pictures import Picture
 from reverie.generate.requests import Tile
 from reverie.generate.sampled import Sampled
@@ -25,7 +25,6 @@ Pace = Literal["uniform", "perceptual"]
 Drive = Literal["energy", "onsets"]
 Fit = Literal["crop", "pad", "stretch"]
 InversionName = Literal["ddim", "edict"]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class Keyframe(Frozen):
@@ -63,6 +62,7 @@ def _keyframes(given: object) -> object:
 class Animation(Sampled):
     """Ask for a film from keyframe to keyframe; keyframes may be given as texts, such as "2s: an apple @seed 3".
 
+    `negative`, `seed` and `guidance` are those of the keyframes that name none.
     `anchor` is the share of the steps that all frames take together, towards the middle of the prompts: 0 in a film
     through pictures, which is drawn by the sampler of its `inversion`. `frames` or `seconds` count the way from the
     first to the last keyframe, to which `ping_pong` adds the way back; a `loop` leaves out the frame that would repeat

@@ -17,6 +17,7 @@ Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Interval = tuple[Fraction, Fraction]
 Strength = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Upscaler = Literal["latent", "lanczos"]
 Preprocessor = Literal["none", "canny", "lineart", "blurred"]
 
@@ -47,7 +48,7 @@ class Variation(Frozen):
 
     part: ClassVar[str] = "variation "
 
-    seed: int = Field(default=0, ge=0, le=MAX_SEED)
+    seed: Seed = 0
     strength: Fraction = 0.0
     width: Pixels | None = None
     height: Pixels | None = None

@@ -11,6 +11,7 @@ from reverie.generate.parts import (
     MAX_SEED,
     ControlInput,
     Hires,
+    Pixels,
     Refiner,
     Strength,
     Variation,
@@ -36,12 +37,8 @@ class TextToImage(Sampled):
     kind: ClassVar[str] = "text_to_image"
 
     prompt: str = Field(default="", description="what to draw; may be empty")
-    width: int | None = Field(
-        default=None, ge=8, le=8192, multiple_of=8, description="pixels; the model's own if not given"
-    )
-    height: int | None = Field(
-        default=None, ge=8, le=8192, multiple_of=8, description="pixels; the model's own if not given"
-    )
+    width: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
+    height: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
     count: int = Field(default=1, ge=1, le=10_000, description="how many pictures")
     controls: tuple[ControlInput, ...] = Field(default=(), description="ControlNets, each with its picture")
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.generate.guided import Guided
-from reverie.generate.parts import MAX_SEED, Fraction, Interval, check_interval
+from reverie.generate.parts import MAX_SEED, Fraction, Interval, Seed, check_interval
 
 SamplerName = Literal[
     "ddpm",
@@ -49,11 +49,8 @@ class Sampled(Guided):
     """Hold a request that a sampler carries out; `seed` is drawn at random where None."""
 
     negative: str = Field(default="", description="what to keep away from")
-    seed: Annotated[int, BeforeValidator(_seed_or_random)] = Field(
-        default_factory=random_seed,
-        ge=0,
-        le=MAX_SEED,
-        description="of the noise; number k of several uses seed + k",
+    seed: Annotated[Seed, BeforeValidator(_seed_or_random)] = Field(
+        default_factory=random_seed, description="of the noise, random if not given; number k of several uses seed + k"
     )
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
     sampler: SamplerName = Field(default="dpmpp_2m", description="how the noise is taken away")

@@ -12,7 +12,7 @@ from reverie.animation import storyboard
 from reverie.errors import ReverieError
 from reverie.generate.frozen import Frozen
 from reverie.generate.guided import Guidance, Guided
-from reverie.generate.parts import MAX_SEED, Pixels, Strength, check_strength
+from reverie.generate.parts import MAX_SEED, Pixels, Seed, Strength, check_strength
 from reverie.generate.pictures import Picture
 from reverie.generate.sampled import Sampled
 from reverie.music.source import Source
@@ -24,7 +24,6 @@ _TEMPO = re.compile(r"(\d+(?:\.\d+)?)\s*(?:bpm\b|拍)", re.IGNORECASE)
 _CHINESE = re.compile("[一-鿿]")
 
 Move = Literal["energy", "onsets", "linear", "smooth", "sine", "ease_in", "ease_out", "expo", "hold", "jump"]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 
 
 class Stop(Frozen):
