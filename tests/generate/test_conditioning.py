@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reverie.adapters.lora import FOLDERS
+from reverie.requests.adapter_files import FOLDERS
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapted, emphasised, encode
 from reverie.pipeline import Pipeline

@@ -68,8 +68,8 @@ def bias_delta(parts: Parts, bias: Float[Tensor, ...] | None = None) -> Float[Te
     """Return what an adapter of strength 1 adds to a bias."""
     if "up_bias" in parts:
         return _scale(parts, len(parts["down"])) * parts["up_bias"]
-    if "ia3_l" in parts and bias is not None and parts["ia3_l"].shape[0] == len(bias):  # peft scales whole outputs
-        return bias * (parts["ia3_l"].flatten() - 1)
+    if "ia3_l" in parts:  # peft scales whole outputs
+        return None if bias is None or _on_input(parts) else bias * (parts["ia3_l"].flatten() - 1)
     return parts.get("diff_b", parts.get("b_norm"))
 
 
@@ -224,13 +224,17 @@ def _full(role: str) -> Callable[[Parts, Tensor], Tensor]:
 
 def _ia3(parts: Parts, weight: Tensor) -> Tensor:
     """Each row of the weight times a number, or each column, where the input is what is scaled (LyCORIS)."""
-    return _each(weight, parts["ia3"].flatten(), on_input=bool(parts["on_input"].item()))
+    return _each(weight, parts["ia3"].flatten(), on_input=_on_input(parts))
 
 
 def _peft_ia3(parts: Parts, weight: Tensor) -> Tensor:
     """Each row of the weight, or each column, multiplied by a number (peft)."""
-    factors = parts["ia3_l"]
-    return _each(weight, factors.flatten() - 1, on_input=len(factors) == 1 and factors.numel() == weight.shape[1])
+    return _each(weight, parts["ia3_l"].flatten() - 1, on_input=_on_input(parts))
+
+
+def _on_input(parts: Parts) -> bool:
+    """Tell what (IA)3 scales: as peft's config says, else a row of numbers is the input's."""
+    return bool(parts["on_input"].item()) if "on_input" in parts else len(parts["ia3_l"]) == 1
 
 
 def _each(weight: Tensor, factors: Tensor, *, on_input: bool) -> Tensor:
@@ -243,8 +247,11 @@ KINDS = tuple(
     for needs, change in (
         ("down up", _lora),
         ("hada_w1_a hada_w1_b hada_w2_a hada_w2_b", _loha),
-        *((f"{first} {second}", _lokr) for first in ("lokr_w1", "lokr_w1_a lokr_w1_b")
-          for second in ("lokr_w2", "lokr_w2_a lokr_w2_b")),
+        *(
+            (f"{first} {second}", _lokr)
+            for first in ("lokr_w1", "lokr_w1_a lokr_w1_b")
+            for second in ("lokr_w2", "lokr_w2_a lokr_w2_b")
+        ),
         ("a1 a2 b1 b2", _glora),
         ("oft_blocks", _oft),
         ("oft_R", _peft_oft),

@@ -45,4 +45,4 @@ def read(path: str | Path) -> tuple[Animation, str]:
         raise ReverieError(f"the '{REQUEST}' text of '{path}' is damaged: {error!r}") from error
     if not isinstance(request, dict):
         raise ReverieError(f"the '{REQUEST}' text of '{path}' is damaged: it holds no request")
-    return Animation.of(request), model
+    return Animation.of(beside(request, path)), model

@@ -66,7 +66,7 @@ def read(path: str | Path) -> Carried:
         model, request, film = str(data["model"]), dict(data["request"]), data.get("film")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ReverieError(f"the '{COMMENT}' of '{path}' is damaged: {error!r}") from error
-    return Carried(Music.of(request), model, None if film is None else Film.of(film))
+    return Carried(Music.of(beside(request, path)), model, None if film is None else Film.of(film))
 
 
 def _carried(path: Path) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.media.pictures import PARAMETERS, REQUEST, open_picture, parameters_text, read_texts
+from reverie.requests.adapter_files import beside
 from reverie.requests.pictures import KINDS, ImageToImage, Inpaint, Outpaint, TextToImage
 
 # AUTOMATIC1111's names; ours where it has none.
@@ -95,6 +96,7 @@ def read_metadata(picture: Image.Image | str | Path) -> tuple[TextToImage, str]:
 
     Raises ReverieError where the picture does not hold one.
     """
+    path = None if isinstance(picture, Image.Image) else picture
     if not isinstance(picture, Image.Image):
         picture = open_picture(picture)
     text = read_texts(picture).get(REQUEST)
@@ -107,7 +109,7 @@ def read_metadata(picture: Image.Image | str | Path) -> tuple[TextToImage, str]:
         raise ReverieError(f"the picture's '{REQUEST}' text is damaged: {error!r}") from error
     if kind not in KINDS or not isinstance(request, dict):
         raise ReverieError(f"the picture was made by a request of kind {kind!r}; this version knows {', '.join(KINDS)}")
-    return KINDS[kind](**request), str(model)
+    return KINDS[kind](**beside(request, path)), str(model)
 
 
 def from_metadata(picture: Image.Image | str | Path) -> TextToImage:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BeforeValidator, Field, model_validator
 
+from reverie.requests import adapter_files
 from reverie.requests.guided import Guided
 from reverie.requests.parts import MAX_SEED, Fraction, Interval, Seed, check_interval
 
@@ -45,6 +46,10 @@ def _seed_or_random(seed: object) -> object:
     return random_seed() if seed is None else seed
 
 
+def _pairs(given: object) -> object:
+    return tuple(given.items()) if isinstance(given, dict) else given
+
+
 class Sampled(Guided):
     """Hold a request that a sampler carries out; `seed` is drawn at random where None."""
 
@@ -72,14 +77,36 @@ class Sampled(Guided):
         default=1, ge=1, le=12, description="1 reads the text encoder's usual layer, 2 the one before, ..."
     )
     loras: tuple[str, ...] = Field(
-        default=(), description="files, each FILE, FILE:weight or FILE:text weight:U-Net weight"
+        default=(), description="files, or names of them; each FILE, FILE:weight or FILE:text weight:U-Net weight"
     )
     embeddings: tuple[str, ...] = Field(default=(), description="textual inversion files, or folders of them")
+    folders: tuple[str, ...] = Field(
+        default=(), description="where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR"
+    )
+    sums: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)] = Field(
+        default=(), description="SHA-256 of LoRAs and embeddings by name, as a record says; told of where they differ"
+    )
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:
         check_interval(*self.guidance_interval)
         return self
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Return the texts to go towards, in which LoRAs may be named."""
+        return ()
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """Return the texts to keep away from."""
+        return (self.negative,)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what the metadata holds of the request: its adapters by name and SHA-256, its pictures by path too."""
+        data = super().recorded()
+        listed = {name: data.pop(name) for name in ("loras", "embeddings", "folders")}
+        return data | adapter_files.record(listed, self.prompts, self.negatives, dict(data.pop("sums")))
 
     def shared(self) -> dict[str, Any]:
         """Return what it says as any sampled request does, to ask for another with."""
