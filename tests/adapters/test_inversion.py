@@ -56,8 +56,8 @@ def test_layouts(write: Callable[..., Path]) -> None:
 
 
 def test_the_first_trainer(write: Callable[..., Path]) -> None:
-    """Gal et al.'s own (rinongal/textual_inversion, ldm/modules/embedding_manager.py) saves an `nn.ParameterDict`, which
-    A1111 1.10 (modules/safe.py) allows too."""
+    """Gal et al.'s own (rinongal/textual_inversion, ldm/modules/embedding_manager.py) saves an `nn.ParameterDict`, as
+    A1111 1.10 (modules/safe.py) allows."""
     vectors = torch.randn(2, WIDTH)
     state = {"string_to_token": {"<toy>": torch.tensor(265)}, "string_to_param": nn.ParameterDict({"<toy>": vectors})}
     loaded = inversion.load(write(state, "embeddings.pt"))
@@ -66,7 +66,7 @@ def test_the_first_trainer(write: Callable[..., Path]) -> None:
 
 
 def test_one_trainers_files(write: Callable[..., Path]) -> None:
-    """OneTrainer 23df383, modules/modelSaver: StableDiffusionEmbeddingSaver.py and StableDiffusionXLEmbeddingSaver.py."""
+    """OneTrainer 23df383, modules/modelSaver: StableDiffusionEmbeddingSaver.py, StableDiffusionXLEmbeddingSaver.py."""
     one, two, out = torch.randn(2, WIDTH), torch.randn(2, WIDTH), torch.randn(2, WIDTH)
     plain = inversion.load(write({"emp_params": one}, "toy.safetensors"))
     assert (plain.names, plain.outputs) == (("toy",), ())

@@ -10,10 +10,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reverie.requests.adapter_files import FOLDERS
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapted, emphasised, encode
 from reverie.pipeline import Pipeline
+from reverie.requests.adapter_files import FOLDERS
 from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning
 

@@ -69,6 +69,8 @@ def controlled(system: StableDiffusion, controls: Sequence[Control]) -> Callable
                 # An inpainting U-Net's further channels are a mask and a masked picture, unknown to the control.
                 latents = x[:, : control.network.config.in_channels]
                 answer = control.network(latents, t, conditioning.tokens, embedded, *told)
+                if control.network.control.pooled and conditioning.prompted is not None:
+                    answer = [residual * conditioning.prompted.to(x)[:, None, None, None] for residual in answer]
                 total = _sum(total, [control.weight * residual for residual in answer])
             return system.unet(x, t, conditioning.tokens, *told, residuals=total, guidance=conditioning.guidance)
 

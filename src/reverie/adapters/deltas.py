@@ -126,11 +126,8 @@ def _glora(parts: Parts, weight: Tensor) -> Tensor:
     if len(a1) != weight.shape[1]:
         a1, a2, b1, b2 = a2, a1, b2, b1
     through = torch.einsum("oi...,ij->oj...", weight, a1 @ a2)
-    if "bm" in parts:
-        beside = torch.einsum("op,pqhw,qi->oihw", b1, parts["bm"], b2)
-    else:
-        beside = (b1 @ b2).reshape(weight.shape)
-    return _scale(parts, a1.shape[1]) * (through + beside)
+    beside = torch.einsum("op,pqhw,qi->oihw", b1, parts["bm"], b2) if "bm" in parts else b1 @ b2
+    return _scale(parts, a1.shape[1]) * (through + beside.reshape(weight.shape))
 
 
 def _rotations(parts: Parts, weight: Tensor) -> Tensor:

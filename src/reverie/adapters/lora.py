@@ -135,8 +135,8 @@ def _matched(
         raise ReverieError(f"'{file}' is no LoRA for this model: {what}; give one that was made for this family")
     if unknown:
         notes.append(
-            f"'{file.name}': {len(unknown)} tensors are left out, as they name nothing in this model or lack their other "
-            f"half: {_some(unknown)}"
+            f"'{file.name}': {len(unknown)} tensors are left out, as they name nothing in this model or lack their "
+            f"other half: {_some(unknown)}"
         )
     if twice:
         notes.append(f"'{file.name}' names {twice} layers in two ways; each is changed once")

@@ -114,7 +114,7 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control:
     ferry = ferry_of(system.unet)
     carried = ferry is not None and ferry.split is apart  # as a whole it would take turns with the U-Net at every step
     place = HOST if carried else system.device
-    network = load_controlnet(control.model, device=place, dtype=system.dtype)
+    network = load_controlnet(control.model, device=place, dtype=system.dtype, base=system.unet)
     if ferry is not None and carried:
         ferry.take(network)
     if packed(system.unet):

@@ -20,11 +20,15 @@ from reverie.models.unet import UNETS, DownPath, UNetConfig
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """Describe a ControlNet: the U-Net that it is half of, and the widths that a hint passes on its way to latents."""
+    """Describe a ControlNet: the U-Net that it is half of, and the widths that a hint passes on its way to latents.
+
+    One that is `pooled` (shuffle) answers with the mean of each channel, for the prompted half of guidance alone.
+    """
 
     unet: UNetConfig
     hint_channels: int = 3
     hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    pooled: bool = False
 
     @property
     def factor(self) -> int:
@@ -88,7 +92,10 @@ class ControlNet(DownPath):
         emb = self._embed(t, pooled, sizes)
         skips, middle = self.descend(self.conv_in(x) + hint, emb, context)
         added = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
-        return [*added, self.controlnet_mid_block(middle)]
+        added.append(self.controlnet_mid_block(middle))
+        if self.control.pooled:
+            return [residual.mean((2, 3), keepdim=True).expand_as(residual) for residual in added]
+        return added
 
 
 def _silent(conv: nn.Conv2d) -> nn.Conv2d:

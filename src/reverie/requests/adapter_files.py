@@ -1,7 +1,7 @@
 """Files of LoRAs and textual inversions: how a request and its prompts name them, where they are, what their sums are.
 
-The tags are those of AUTOMATIC1111/stable-diffusion-webui 1.10: modules/extra_networks.py takes every `<word:...>` out of
-a prompt, extensions-builtin/Lora/networks.py finds a LoRA by its file's name or by the `ss_output_name` of its header.
+The tags are those of AUTOMATIC1111/stable-diffusion-webui 1.10: modules/extra_networks.py takes every `<word:...>` out
+of a prompt, extensions-builtin/Lora/networks.py finds a LoRA by its file's name or its header's `ss_output_name`.
 """
 
 from __future__ import annotations
@@ -235,10 +235,10 @@ def changed(files: Iterable[Path], sums: Mapping[str, str]) -> list[str]:
 def sum_of(path: Path) -> str:
     """Return the SHA-256 of a file, or of the tensors of a folder of peft's; computed once for each state of it."""
     state = weights_file(path).stat()
-    return _sum(str(weights_file(path)), state.st_size, state.st_mtime_ns)
+    return _sum(weights_file(path), state.st_size, state.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)
-def _sum(path: str, size: int, changed: int) -> str:
-    with open(path, "rb") as opened:
+def _sum(path: Path, size: int, changed: int) -> str:
+    with path.open("rb") as opened:
         return hashlib.file_digest(opened, "sha256").hexdigest()

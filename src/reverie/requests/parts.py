@@ -101,7 +101,7 @@ class ControlInput(Frozen):
 
     model: str = Field(min_length=1)
     image: Picture
-    weight: float = Field(default=1.0, ge=0, le=2)
+    weight: float = Field(default=1.0, ge=0)
     start: Fraction = 0.0
     end: Fraction = 1.0
     preprocessor: Preprocessor = "none"
