@@ -18,7 +18,7 @@ from reverie.errors import ReverieError
 from reverie.generate import cache
 from reverie.generate.image import sized, stream
 from reverie.media.pictures import beside
-from reverie.requests.parts import steps_taken
+from reverie.requests.base import steps_taken
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 

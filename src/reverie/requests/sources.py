@@ -11,7 +11,7 @@ from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.media.pictures import READABLE, open_picture
-from reverie.requests.frozen import Frozen
+from reverie.requests.base import Frozen
 
 if TYPE_CHECKING:
     from reverie.media.sound import Sound
