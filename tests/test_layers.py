@@ -14,6 +14,8 @@ import pytest
 SOURCE = Path(__file__).parents[1] / "src" / "reverie"
 LAYERS = (
     {"errors"},
+    {"files"},
+    {"decoding"},
     {"models", "diffusion", "tokenizer", "data", "sound"},
     {"codecs", "checkpoints", "fast"},
     {"system"},

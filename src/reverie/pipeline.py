@@ -18,7 +18,8 @@ from reverie.animation.request import Animation
 from reverie.animation.store import Store
 from reverie.codecs.encoder import Waveform
 from reverie.fast import packed
-from reverie.generate import cache, image
+from reverie.files import cache_folder
+from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
 from reverie.generate.image import Progress, Show
 from reverie.generate.options import (
@@ -172,4 +173,4 @@ def load(
 
 def kept(compile: bool) -> Path | None:
     """Return the folder for what is compiled; None where nothing is to be."""
-    return cache.folder() / "compiled" if compile else None
+    return cache_folder() / "compiled" if compile else None

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from PIL import Image, ImageOps
 
+from reverie.decoding import to_rgb
 from reverie.errors import ReverieError
-from reverie.generate.masks import on_white
 
 Size = tuple[int, int]
 
@@ -37,7 +37,7 @@ def fitted(picture: Image.Image, size: Size, fit: str | None) -> Image.Image:
 
     Raises ReverieError for one of another size where no fit, a name of FITS, is given.
     """
-    picture = on_white(picture)
+    picture = to_rgb(picture)
     if picture.size == size:
         return picture
     if fit is None:

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reverie.codecs.lettering import labelled
-from reverie.codecs.pictures import FORMATS, check_folder
+from reverie.codecs.pictures import FORMATS
 from reverie.errors import ReverieError
+from reverie.files import check_folder
 
 LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's name has at most 255
 

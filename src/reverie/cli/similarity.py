@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 
 from reverie.cli.options import Flag, Json, Output
 from reverie.cli.output import check_writable, say, tell_numbered
-from reverie.codecs.pictures import READABLE
+from reverie.decoding import READABLE
 from reverie.errors import ReverieError
 from reverie.similarity.templates import existing
 

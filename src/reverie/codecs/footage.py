@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from reverie.codecs.encoder import COMMENT, need_av, told
-from reverie.codecs.pictures import DAMAGED, FORMATS, REQUEST, read_texts
+from reverie.codecs.pictures import FORMATS, REQUEST, read_texts
+from reverie.decoding import DAMAGED, to_rgb, upright
 from reverie.errors import ReverieError
 
 ANIMATED = (".gif", ".webp", ".png", ".apng")  # read by Pillow
@@ -100,7 +101,7 @@ def _files(folder: Path) -> list[Path]:
 def _folder(path: Path) -> Footage:
     files = _files(path)
     with _opened(files[0]) as first:
-        size, texts = ImageOps.exif_transpose(first).size, _texts(first)
+        size, texts = upright(first).size, _texts(first)
 
     def pictures() -> Iterator[Image.Image]:
         for file in files:
@@ -121,7 +122,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    return to_rgb(upright(picture))
 
 
 def _animated(path: Path) -> Footage:

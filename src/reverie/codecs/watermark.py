@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from reverie.decoding import DAMAGED, unreadable
 from reverie.errors import ReverieError
 
 BLOCK = 8  # pixels
@@ -102,8 +103,8 @@ def _luma_of_file(file: Path) -> np.ndarray:
                 picture.draft("L", picture.size)
                 return np.asarray(picture.convert("L"), dtype=np.float64)
             return _luma(picture)
-    except OSError as error:  # PIL.UnidentifiedImageError is one too
-        raise ReverieError(f"cannot read '{file}': {error.strerror or 'not a picture, or damaged'}") from error
+    except DAMAGED as error:
+        raise ReverieError(f"cannot read '{file}': {unreadable(error)}") from error
 
 
 def _nearest(pixels: np.ndarray, values: np.ndarray, direction: np.ndarray, bits: np.ndarray) -> np.ndarray:

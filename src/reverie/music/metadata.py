@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from reverie.codecs.encoder import COMMENT
-from reverie.codecs.pictures import READABLE, REQUEST, open_picture, read_texts
+from reverie.codecs.pictures import REQUEST, open_picture, read_texts
+from reverie.decoding import READABLE
 from reverie.errors import ReverieError
 from reverie.generate.recorded import Request
 from reverie.music.request import Film, Music

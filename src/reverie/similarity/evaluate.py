@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.charts import heat_map
-from reverie.codecs.pictures import READABLE
+from reverie.decoding import READABLE
 from reverie.errors import ReverieError
 from reverie.similarity.classify import Classifier
 
