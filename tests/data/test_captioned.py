@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reverie.corpora.shards import write
 from reverie.data.captioned import open_captioned
-from reverie.data.shards import write
 from reverie.errors import ReverieError
 from reverie.similarity.curation.samples import read_samples
 

@@ -12,9 +12,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.decoding import to_rgb
 from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
+from reverie.media.decoding import to_rgb
 from reverie.models.controlnet import ControlNet
 from reverie.system import Conditioning, StableDiffusion
 

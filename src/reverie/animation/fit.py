@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from PIL import Image, ImageOps
 
-from reverie.decoding import to_rgb
 from reverie.errors import ReverieError
+from reverie.media.decoding import to_rgb
 
 Size = tuple[int, int]
 

@@ -13,8 +13,8 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs import slices
-from reverie.decoding import to_rgb
 from reverie.errors import ReverieError
+from reverie.media.decoding import to_rgb
 from reverie.models.autoencoder import Autoencoder
 
 WHOLE = 768 * 768  # pixels, where the widest layer of a float32 decoder holds 0.6 GB; at 1024 x 1024, 1.07 GB

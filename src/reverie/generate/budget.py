@@ -17,8 +17,8 @@ import torch
 from reverie.errors import ReverieError
 from reverie.files import cache_folder, write_text
 from reverie.generate.image import sized, stream
-from reverie.generate.parts import steps_taken
-from reverie.generate.requests import ImageToImage, Outpaint, TextToImage
+from reverie.requests.parts import steps_taken
+from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
 SAMPLER = "dpmpp_2m"  # asks once a step, and comes near with few

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec, to_tensor
-from reverie.decoding import to_rgb
 from reverie.errors import ReverieError
-from reverie.generate import masks
-from reverie.generate.requests import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.media import masks
+from reverie.media.decoding import to_rgb
+from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
 INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from reverie.decoding import to_rgb
 from reverie.errors import ReverieError
 from reverie.files import write_text
+from reverie.media.decoding import to_rgb
 
 if TYPE_CHECKING:
     from reverie.similarity.search import Results

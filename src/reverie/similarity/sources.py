@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from reverie.decoding import READABLE, decode, read_stored, to_rgb
 from reverie.errors import ReverieError
 from reverie.files import SHARD, TAR_ERRORS, reason_of, tar_members
+from reverie.media.decoding import READABLE, decode, read_stored, to_rgb
 
 
 class Place(NamedTuple):

@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from reverie.decoding import read_stored, upright
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of, write_text
+from reverie.media.decoding import read_stored, upright
 from reverie.similarity.curation.aesthetic import AestheticHead, load_aesthetic
 from reverie.similarity.curation.rules import Measured
 from reverie.similarity.curation.samples import Sample, read_samples

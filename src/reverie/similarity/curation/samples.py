@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from reverie.data.shards import PICTURES
+from reverie.data.captioned import PICTURES
 from reverie.errors import ReverieError
 from reverie.files import TAR_ERRORS, reason_of, tar_members, tar_samples, tar_writer
 

@@ -1,0 +1,117 @@
+"""Which hints for a ControlNet can be drawn from a picture without a network? Edges, lines, and the picture blurred."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+from reverie.errors import ReverieError
+from reverie.media.decoding import to_rgb
+
+Plane = np.ndarray
+"""One number a pixel, [h, w] float32."""
+
+# The luma of ITU-R BT.601, by which pictures have been made grey since television.
+LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)
+
+# The four directions that a gradient is rounded to, as (down, right): from the neighbour behind to the one ahead.
+DIRECTIONS = ((0, 1), (1, 1), (1, 0), (1, -1))
+
+
+def canny(picture: Image.Image, low: float = 100.0, high: float = 200.0, sigma: float = 1.0) -> Image.Image:
+    """Draw the edges white on black, one pixel wide (Canny 1986, "A Computational Approach to Edge Detection").
+
+    A ridge of the gradient is an edge where it rises above `high`, and on from there while it stays above `low`; both
+    are in the units of OpenCV, the Sobel filter's answer to levels of 0 to 255. `sigma`, in pixels, is how far the grey
+    picture is smoothed before. Raises ReverieError where the thresholds are not in order.
+    """
+    if not 0 <= low <= high:
+        raise ReverieError(f"thresholds {low:g} and {high:g} are not in order; give 0 <= low <= high")
+    down, right = sobel(smoothed(grey(picture), sigma))
+    strength = np.hypot(down, right)
+    ridge = strength * _is_ridge(strength, down, right)
+    edges = connected(ridge > low, ridge > high)
+    return Image.fromarray(edges.astype(np.uint8) * 255).convert("RGB")
+
+
+def lineart(picture: Image.Image, sigma: float = 1.0, gain: float = 12.0) -> Image.Image:
+    """Draw the lines white on black, soft: where a picture is darker than its surroundings.
+
+    It is the difference of two Gaussians, of `sigma` and 1.6 times that (Marr and Hildreth 1980), times `gain`.
+    """
+    levels = grey(picture)
+    lines = gain * (smoothed(levels, 1.6 * sigma) - smoothed(levels, sigma))
+    return Image.fromarray(lines.round().clip(0, 255).astype(np.uint8)).convert("RGB")
+
+
+def blurred(picture: Image.Image, sigma: float = 6.0) -> Image.Image:
+    """Take the detail away and leave the colours, as the hint of a tile ControlNet."""
+    return to_rgb(picture).filter(ImageFilter.GaussianBlur(sigma))
+
+
+def grey(picture: Image.Image) -> Plane:
+    """Weigh red, green and blue into levels of 0 to 255."""
+    return np.asarray(to_rgb(picture), dtype=np.float32) @ LUMA
+
+
+def smoothed(plane: Plane, sigma: float) -> Plane:
+    """Convolve with a Gaussian cut off at four deviations; beyond the border the outermost pixels go on."""
+    radius = int(4 * sigma + 0.5)
+    if radius == 0:
+        return plane
+    kernel = np.exp(-0.5 * (np.arange(-radius, radius + 1) / sigma) ** 2)
+    along = partial(np.convolve, v=(kernel / kernel.sum()).astype(np.float32), mode="valid")
+    padded = np.pad(plane, radius, mode="edge")
+    return np.apply_along_axis(along, 0, np.apply_along_axis(along, 1, padded))
+
+
+def sobel(plane: Plane) -> tuple[Plane, Plane]:
+    """Return the gradient downwards and to the right, by Sobel's filters (eight times the slope)."""
+    padded = np.pad(plane, 1, mode="edge")
+    height, width = plane.shape
+
+    def at(down: int, right: int) -> Plane:
+        return padded[1 + down : 1 + down + height, 1 + right : 1 + right + width]
+
+    down = at(1, -1) + 2 * at(1, 0) + at(1, 1) - at(-1, -1) - 2 * at(-1, 0) - at(-1, 1)
+    right = at(-1, 1) + 2 * at(0, 1) + at(1, 1) - at(-1, -1) - 2 * at(0, -1) - at(1, -1)
+    return down, right
+
+
+def _is_ridge(strength: Plane, down: Plane, right: Plane) -> np.ndarray:
+    """Tell where the strength is above both neighbours along the gradient; of two that are equal the first is kept."""
+    padded = np.pad(strength, 1)
+    height, width = strength.shape
+    # Eighths of a turn, rounded; opposite gradients cross the same edge.
+    sector = np.round(np.arctan2(down, right) * (4 / np.pi)).astype(int) % 4
+    ridge = np.zeros(strength.shape, dtype=bool)
+    for index, (dy, dx) in enumerate(DIRECTIONS):
+        ahead = padded[1 + dy : 1 + dy + height, 1 + dx : 1 + dx + width]
+        behind = padded[1 - dy : 1 - dy + height, 1 - dx : 1 - dx + width]
+        ridge |= (sector == index) & (strength >= ahead) & (strength > behind)
+    return ridge
+
+
+def connected(weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
+    """Keep what is weak and hangs together with something strong, over sides and corners."""
+    padded = np.pad(weak, 1)
+    width = padded.shape[1]
+    steps = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx])
+    left = padded.ravel()
+    kept = np.zeros_like(left)
+    front = np.flatnonzero(np.pad(strong, 1))
+    while front.size:
+        kept[front], left[front] = True, False
+        reached = np.unique(front[:, None] + steps)
+        front = reached[left[reached]]
+    return kept.reshape(padded.shape)[1:-1, 1:-1]
+
+
+PREPROCESSORS: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "canny": canny,
+    "lineart": lineart,
+    "blurred": blurred,
+}
