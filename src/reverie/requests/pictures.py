@@ -88,17 +88,24 @@ class ImageToImage(TextToImage):
 class Inpaint(ImageToImage):
     """Ask for part of a picture to be painted anew: where `mask` is light, or where the picture is transparent.
 
-    What lies outside the mask, blurred by `mask_blur` pixels, stays to the bit. `only_masked` draws the surroundings of
-    the mask, `padding` pixels around it, at the request's (or the model's own) size, and lays the result back.
-    `fill` says what the drawing starts from within the mask.
+    What lies outside the mask, blurred by `mask_blur` pixels, stays to the bit; without a mask all that is opaque.
+    `only_masked` draws the surroundings of the mask, `padding` pixels around it, at the request's (or the model's own)
+    size, and lays the result back. `fill` says what the drawing starts from within the mask.
     """
 
     kind: ClassVar[str] = "inpaint"
 
     mask: Picture | None = Field(
-        default=None, description="white is painted; if not given, what is transparent in the picture"
+        default=None,
+        description="white is painted, or what is opaque where some of the mask is transparent; if not given, what is "
+        "transparent in the picture",
     )
-    mask_blur: int = Field(default=4, ge=0, le=256, description="pixels by which the mask's edge is softened")
+    mask_blur: int = Field(
+        default=4,
+        ge=0,
+        le=256,
+        description="pixels by which the mask's edge is softened; without a mask alpha itself is the edge",
+    )
     only_masked: bool = Field(default=False, description="draw the part around the mask alone, at full size")
     padding: int = Field(default=32, ge=0, le=4096, description="pixels around the mask that only_masked draws as well")
     fill: Fill = Field(default="original", description="what to start from within the mask")
