@@ -106,6 +106,23 @@ def test_a_pooled_control_acts_on_the_prompted_half(tiny: Pipeline) -> None:
     assert not torch.allclose(steered[1], free[1], atol=1e-3)
 
 
+def test_a_union_is_told_the_kind(tiny: Pipeline) -> None:
+    """In the order of xinsir's controlnet-union-sdxl-1.0: openpose, depth, softedge, canny, normal, segment."""
+    network = ControlNet(ControlNetConfig(tiny.unet.config, hint_widths=(4, 4, 4, 4), kinds=6, fusing_heads=2)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    seen = []
+    network.register_forward_hook(lambda _, args, kwargs, out: seen.append(kwargs["kind"]), with_kwargs=True)
+    depth, normal = (predicted(tiny, [Control(network, PICTURE, kind=kind)]) for kind in ("depth", "normal"))
+    assert seen == [1, 4]
+    assert not torch.allclose(depth, normal, atol=1e-3)
+    for kind in (None, "tile"):
+        with pytest.raises(ReverieError, match=f"kind is {kind}; choose from openpose, depth, softedge, canny, normal"):
+            Control(network, PICTURE, kind=kind)
+    with pytest.raises(ReverieError, match="is for one kind of pictures; leave out kind depth"):
+        Control(control_for(tiny).network, PICTURE, kind="depth")
+
+
 def test_guidance_marks_what_it_goes_towards(tiny: Pipeline) -> None:
     seen = []
 

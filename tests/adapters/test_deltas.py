@@ -163,8 +163,8 @@ def test_dora_that_learned_nothing_changes_nothing(draw: Draw) -> None:
 
 @pytest.mark.parametrize("case", sorted({name.partition("/")[0] for name in ORACLES if "/" in name}))
 def test_kin_do_as_the_programs_that_train_them(case: str) -> None:
-    """As lycoris-lora 4.1.3 (`get_diff_weight`) and peft 0.21.2 (`merge_and_unload`) change layers, and OneTrainer 23df383
-    (modules/module/oft_utils.py, LoRAModule.py), each run once."""
+    """As lycoris-lora 4.1.3 (`get_diff_weight`) and peft 0.21.2 (`merge_and_unload`) change layers, and OneTrainer
+    23df383 (modules/module/oft_utils.py, LoRAModule.py), each run once."""
     parts = {name.partition("/")[2]: tensor for name, tensor in ORACLES.items() if name.startswith(f"{case}/")}
     told = {name.partition("|")[2]: tensor for name, tensor in ORACLES.items() if name.startswith(f"{case}|")}
     delta = weight_delta(parts, told["weight"], told["strength"].item())

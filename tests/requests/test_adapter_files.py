@@ -11,7 +11,8 @@ import pytest
 from reverie.errors import ReverieError
 from reverie.requests.adapter_files import FOLDERS, LoraTag, embeddings, extract, find, loras, parse
 from reverie.requests.films import Animation
-from reverie.requests.pictures import KINDS, TextToImage
+from reverie.requests.metadata import KINDS
+from reverie.requests.pictures import TextToImage
 
 
 def safetensors(path: Path, names: tuple[str, ...] = (), **metadata: str) -> Path:
@@ -144,7 +145,7 @@ def test_records_hold_names_and_sums_and_no_folder(tmp_path: Path) -> None:
 def test_a_request_without_adapters_records_none_of_it() -> None:
     for request in (TextToImage(seed=1), Animation(keyframes=("a bear", "an apple"), seed=1)):
         assert not {"sums", "folders"} & request.recorded().keys()
-        assert KINDS.get(request.kind, Animation)(**request.recorded()) == request
+        assert KINDS[request.kind](**request.recorded()) == request
 
 
 def test_a_film_records_its_keyframes_loras(tmp_path: Path) -> None:

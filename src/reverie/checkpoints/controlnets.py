@@ -21,18 +21,17 @@ from reverie.models.unet import UNet
 
 PREFIX = "control_model."  # of lllyasviel's files; a few leave it out
 MARK = "input_hint_block.0.weight"  # theirs alone
+UNION = ("task_embedding", "transformer_layes", "spatial_ch_projs", "control_add_embedding")
+KINDS = "task_embedding"  # of a union, a row for each kind of pictures
 DIFFERENCE = "difference"  # says that weights are to be added to the U-Net's (sd-webui-controlnet, ComfyUI)
 # What our network cannot do otherwise; "bgr" was one early release, "UNetMidBlock2D" is in the small ones for SDXL.
+CLASSES = ("ControlNetModel", "ControlNetUnionModel")
 FIXED = {
-    "_class_name": "ControlNetModel",
     "mid_block_type": "UNetMidBlock2DCrossAttn",
     "controlnet_conditioning_channel_order": "rgb",
 }
 # What steers otherwise, by a part of a name that only it has.
 OTHERS = {
-    "task_embedding": "a union ControlNet, of several kinds in one",
-    "control_add_embedding.": "a union ControlNet, of several kinds in one",
-    "spatial_ch_projs": "a union ControlNet, of several kinds in one",
     "lora_controlnet": "a Control-LoRA",
     "lllite_": "a ControlNet-LLLite",
     "motion_modules.": "a SparseCtrl of AnimateDiff",
@@ -82,6 +81,8 @@ def load_controlnet(
 
 def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:
     """Translate diffusers' ControlNetModel config. `where` names the file in errors."""
+    if (name := raw.get("_class_name", CLASSES[0])) not in CLASSES:
+        raise ReverieError(f"{where}: _class_name is {name!r}, which is not supported; give {' or '.join(CLASSES)}")
     for key, expected in FIXED.items():
         if (given := raw.get(key, expected)) != expected:
             raise ReverieError(f"{where}: {key} is {given!r}, which is not supported; it should be {expected!r}")
@@ -89,7 +90,13 @@ def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:
     up = [UNET_BLOCKS.get(block) for block in reversed(down)]
     unet = read_unet({"sample_size": 64, **raw, "up_block_types": up}, where)
     widths = tuple(raw.get("conditioning_embedding_out_channels") or (16, 32, 96, 256))
-    return ControlNetConfig(unet, raw.get("conditioning_channels", 3), widths, bool(raw.get("global_pool_conditions")))
+    config = ControlNetConfig(
+        unet, raw.get("conditioning_channels", 3), widths, bool(raw.get("global_pool_conditions"))
+    )
+    if name == CLASSES[0]:
+        return config
+    heads, layers = raw.get("num_trans_head", 8), raw.get("num_trans_layer", 1)
+    return replace(config, kinds=raw.get("num_control_type", 6), fusing_heads=heads, fusing_layers=layers)
 
 
 def _added(state: dict[str, Tensor], base: UNet | None, path: Path) -> dict[str, Tensor]:
@@ -126,6 +133,8 @@ def places(config: ControlNetConfig, names: list[str], prefix: str = PREFIX) -> 
     modules["controlnet_cond_embedding.conv_out"] = Place(f"input_hint_block.{2 * blocks + 2}")
     for index in range(len(config.unet.block_out_channels) * (config.unet.layers_per_block + 1)):
         modules[f"controlnet_down_blocks.{index}"] = Place(f"zero_convs.{index}.0")
+    if config.kinds:
+        modules |= {part: Place(part) for part in UNION}
     return compvis.places(names, modules, prefix)
 
 
@@ -139,7 +148,8 @@ def _recognised(source: Source, path: Path, configs: list[ControlNetConfig]) -> 
     if other is not None:
         raise ReverieError(f"'{path}' is {other}, which reverie does not steer with; give a plain ControlNet")
     pooled = path.stem.endswith(POOLED)
-    for config in [replace(config, pooled=pooled or config.pooled) for config in configs]:
+    kinds = source.shape(KINDS)[0] if KINDS in names else 0
+    for config in [replace(config, pooled=pooled or config.pooled, kinds=kinds) for config in configs]:
         module = blueprint(partial(ControlNet, config))
         shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
         table = {name: Place(name) for name in shapes}
@@ -158,7 +168,8 @@ def _recognised(source: Source, path: Path, configs: list[ControlNetConfig]) -> 
 
 def _check_rest(names: set[str], path: Path) -> None:
     """Refuse a ControlNet with further parts of its own: it is of a kind that answers otherwise."""
-    mine = sorted(name for name in names if name.startswith((PREFIX, "control", "input_hint_block.", "zero_convs.")))
+    own = (PREFIX, "control", "input_hint_block.", "zero_convs.", "transformer_layes.", "spatial_ch_projs.")
+    mine = sorted(name for name in names if name.startswith(own))
     if mine:
         raise ReverieError(
             f"'{path}' is a ControlNet of a kind that is not known here: it holds '{mine[0]}' beside what is known"

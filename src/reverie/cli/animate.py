@@ -22,8 +22,7 @@ from reverie.cli.output import say, slug
 from reverie.cli.progress import PLAIN_INTERVAL, Stopwatch, watched
 from reverie.errors import ReverieError
 from reverie.media import footage, video
-from reverie.requests import film_records as metadata
-from reverie.requests import storyboard
+from reverie.requests import metadata, storyboard
 from reverie.requests.films import Animation
 
 if TYPE_CHECKING:
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from reverie.animation.pacing import Distance
     from reverie.media.encoder import Waveform
     from reverie.pipeline import Pipeline
+    from reverie.requests.metadata import Record
 
 SEEDS = 2**32  # that a command without one can come to
 Fields = dict[str, Any]
@@ -113,6 +113,8 @@ class DrawingOptions:
     """File of a LoRA, or FILE:weight; may be given several times."""
     embedding: Several = ()
     """Textual inversion, named in the prompts by its file's name; may be given several times."""
+    lora_dir: Several = ()
+    """Folder where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR; several times."""
     tile: str | None = None
     """Directions in which the picture's edges fit each other: x, y or xy."""
 
@@ -173,7 +175,7 @@ def ask(prompts: Sequence[str], path: PathOptions, drawing: DrawingOptions, sour
     """Make the request that the options mean. Raises ReverieError for values out of range and for what does not fit."""
     options = {**vars(path), **vars(drawing), **vars(source)}
     given = {name: value for name, value in options.items() if not (value is None or value is False or value == ())}
-    renamed = {"lora": "loras", "embedding": "embeddings"}
+    renamed = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders"}
     fields = {renamed.get(name, name): value for name, value in given.items() if name not in ("keyframe", "storyboard")}
     if (size := fields.pop("size", None)) is not None:
         fields["width"], fields["height"] = parse_size(size)
@@ -197,12 +199,13 @@ def seed_of(fields: Fields) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % SEEDS
 
 
-def again(file: Path, moved: Fields, model: ModelOptions, result: ResultOptions) -> None:
+def again(file: Path, record: Record, moved: Fields, model: ModelOptions, result: ResultOptions) -> None:
     """Make a film again from what its file carries."""
     for name in ("grid", "preview", "taesd", "safety", "watermark", "c2pa"):
         if getattr(result, name):
             raise ReverieError(f"--{name} is about pictures; '{file}' is a film")
-    request, drawn_by = metadata.read(file)
+    request, drawn_by = record.request, record.model
+    assert isinstance(request, Animation)
     if "init" in moved and request.init_video is not None:
         request = request.replace(init_video=str(moved.pop("init")))
     for name in moved:

@@ -17,8 +17,8 @@ from reverie.generate import editing, prompt
 from reverie.generate.chunks import Chunk, split
 from reverie.requests import adapter_files
 from reverie.requests.adapter_files import Adapter, extract
+from reverie.requests.base import SampledRequest
 from reverie.requests.pictures import TextToImage
-from reverie.requests.sampled import Sampled
 from reverie.system import GOOD_SCORE, POOR_SCORE, Conditioning, StableDiffusion
 
 # In standard deviations; the bundled text tower's encodings have means of up to 0.004 of theirs (measured).
@@ -173,12 +173,12 @@ def _zeros(conditioning: Conditioning) -> Conditioning:
     return Conditioning(tokens * 0, None if pooled is None else pooled * 0, conditioning.sizes)
 
 
-def loras_of(request: Sampled) -> list[Adapter]:
+def loras_of(request: SampledRequest) -> list[Adapter]:
     """Return the LoRAs of a request, and those that its prompts name. Raises ReverieError where one is not found."""
     return adapter_files.loras(request.loras, request.prompts, request.folders)
 
 
-def inversions_of(request: Sampled) -> tuple[Inversion, ...]:
+def inversions_of(request: SampledRequest) -> tuple[Inversion, ...]:
     """Read the textual inversions of a request, and those that its LoRAs bring with them."""
     files = adapter_files.embeddings(request.embeddings, request.folders)
     return inversion.load_all(files, [path for path, _, _ in loras_of(request)])
@@ -194,7 +194,7 @@ def adapted(system: StableDiffusion, request: TextToImage) -> Iterator[None]:
         yield
 
 
-def adapter_notes(system: StableDiffusion, request: Sampled) -> tuple[str, ...]:
+def adapter_notes(system: StableDiffusion, request: SampledRequest) -> tuple[str, ...]:
     """Say what of a request's adapters and of the tags in its prompts is not honoured, or is not what was recorded.
 
     Raises ReverieError where one is not found or is for another family.

@@ -15,8 +15,8 @@ from reverie.diffusion.step import Step
 from reverie.generate import canvas
 from reverie.generate.conditioning import adapter_notes
 from reverie.generate.studio import Studio, opened
+from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import texts
 from reverie.runtime.offload import ferry_of
 from reverie.system import StableDiffusion
 

@@ -26,7 +26,8 @@ from reverie.generate.conditioning import Prompts
 from reverie.generate.noise import starting_noise
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
-from reverie.requests.parts import ControlInput, steps_taken
+from reverie.requests.base import steps_taken
+from reverie.requests.parts import ControlInput
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.runtime import pack, packed
 from reverie.runtime.deepcache import reusing
@@ -122,7 +123,7 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control:
     picture = control.image.image()
     if control.preprocessor != "none":
         picture = PREPROCESSORS[control.preprocessor](picture)
-    return Control(network, picture, control.weight, control.start, control.end)
+    return Control(network, picture, control.weight, control.start, control.end, control.kind)
 
 
 def _widened(bind: Bind, extra: Tensor | None) -> Bind:

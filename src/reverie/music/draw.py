@@ -20,7 +20,6 @@ from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapted, adapter_notes
 from reverie.generate.sample import SAME, noise_levels, sample
-from reverie.media.encoder import COMMENT
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
 from reverie.music import ground, way
@@ -30,9 +29,9 @@ from reverie.music.plan import Plan, plan
 from reverie.music.recording import Recording
 from reverie.music.sections import decoded
 from reverie.music.way import Way
+from reverie.requests.base import steps_taken
+from reverie.requests.metadata import texts
 from reverie.requests.music import Music
-from reverie.requests.music_records import texts
-from reverie.requests.parts import steps_taken
 from reverie.requests.pictures import TextToImage
 from reverie.runtime.deepcache import reusing
 from reverie.runtime.seamless import seamless
@@ -190,5 +189,5 @@ def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"])
         samples = laid.widened(samples)
     picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
-    picture.info[REQUEST] = texts(single, studio.system.name)[COMMENT]
+    picture.info[REQUEST] = texts(single, studio.system.name)[REQUEST]
     return Recording(sound.samples, sound.rate, picture, single, studio.system.name)

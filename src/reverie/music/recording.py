@@ -9,7 +9,7 @@ from PIL import Image
 
 from reverie.media import pictures, sound
 from reverie.media.sound import Sound
-from reverie.requests import music_records as metadata
+from reverie.requests import metadata
 from reverie.requests.music import Music
 
 
@@ -23,7 +23,7 @@ class Recording(Sound):
 
     @property
     def texts(self) -> dict[str, str]:
-        """Return the tags that its file carries."""
+        """Return the texts that its file carries."""
         return metadata.texts(self.request, self.model)
 
     def save(self, path: str | Path) -> None:

@@ -7,7 +7,6 @@ of a prompt, extensions-builtin/Lora/networks.py finds a LoRA by its file's name
 from __future__ import annotations
 
 import difflib
-import hashlib
 import json
 import os
 import re
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reverie.errors import ReverieError
+from reverie.files import file_sha256
 
 FOLDERS = "REVERIE_LORA_DIR"  # the environment variable with the folders where files are looked for by name
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
@@ -199,13 +199,6 @@ def record(
     return names | ({"sums": sums} if sums else {})
 
 
-def beside(request: Mapping[str, Any], path: str | Path | None) -> dict[str, Any]:
-    """Let the adapters of a record be looked for beside the file that carries it."""
-    if path is None or not request.get("sums"):
-        return dict(request)
-    return {**request, "folders": [str(Path(path).absolute().parent)]}
-
-
 def _bare(text: str) -> str:
     """Leave the folders out of what names a LoRA."""
     path = parse(text)[0]
@@ -240,5 +233,4 @@ def sum_of(path: Path) -> str:
 
 @lru_cache(maxsize=256)
 def _sum(path: Path, size: int, changed: int) -> str:
-    with path.open("rb") as opened:
-        return hashlib.file_digest(opened, "sha256").hexdigest()
+    return file_sha256(path)
