@@ -1,4 +1,4 @@
-"""What do films look like? The contact sheets and the GIF of docs/animation.md and the README, drawn by a model.
+"""What do films look like? The contact sheets and the GIF of docs/guide/animation.md and the README, drawn by a model.
 
     python benchmarks/animation_sheets.py --model FOLDER --out docs/images
 

@@ -1,6 +1,6 @@
 """Do the pictures equal those of diffusers' pipelines? Every sampler that both have, on the same random weights.
 
-`python benchmarks/compatibility.py` writes docs/compatibility.md.
+`python benchmarks/compatibility.py` writes docs/measured/samplers.md.
 """
 
 from __future__ import annotations

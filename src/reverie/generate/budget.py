@@ -40,7 +40,7 @@ LADDER = (
 )
 """Steps, and for how many of them the inner levels are computed once: the nearest to 20 exact steps first.
 
-Measured with the bundled model: PSNR of the pictures to those of 20 steps (docs/performance.md).
+Measured with the bundled model: PSNR of the pictures to those of 20 steps (docs/measured/performance.md).
 """
 PROBED = ("prompt", "negative", "guidance", "guidance_interval", "merge_tokens", "width", "height")
 SPARE = 0.95  # of the time is planned: steps do not take equally long

@@ -21,7 +21,7 @@ from torch import Tensor
 from reverie.runtime import kernels
 
 TILES = 256  # done at a time (measured: 64 to 512 differ by 10 %)
-LEAST = 64  # tiles of an image from which it wins (measured; see docs/performance.md)
+LEAST = 64  # tiles of an image from which it wins (measured; see docs/measured/performance.md)
 PART = 2**22  # numbers of a part of a transformed kernel: memory of 32 MiB or more comes from the system at every call
 WIDE = 256  # channels from which packed products win over torch's one call for all of them
 
