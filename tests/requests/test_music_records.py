@@ -12,7 +12,7 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.media import sound, video
 from reverie.media.sound import Sound
-from reverie.music.recording import Recording
+from reverie.music.sections import Recording
 from reverie.pipeline import Pipeline
 from reverie.requests.music import Film, Music
 from reverie.requests.music_records import SOUNDS, Carried, is_music, read, texts

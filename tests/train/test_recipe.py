@@ -11,7 +11,7 @@ import pytest
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.unet import UNetConfig
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train import autoencoder, classifier, clip, diffusion, finetune, listener, run, zero_shot
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings

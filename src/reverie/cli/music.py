@@ -23,7 +23,7 @@ from reverie.requests import music_records as metadata
 from reverie.requests.music import Film, Music
 
 if TYPE_CHECKING:
-    from reverie.music.recording import Recording
+    from reverie.music.sections import Recording
     from reverie.pipeline import Pipeline
 
 DEFAULT = Music(seed=0)
