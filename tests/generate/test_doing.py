@@ -17,9 +17,10 @@ from reverie.generate.canvas import prepare
 from reverie.generate.studio import opened
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
+from reverie.requests.metadata import texts
 from reverie.requests.parts import Hires, Refiner, Variation
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
-from reverie.requests.records import from_metadata, texts
+from reverie.requests.records import from_metadata
 
 BEAR = {"prompt": "a bear", "negative": "red", "seed": 7, "steps": 4}
 

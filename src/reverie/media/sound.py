@@ -19,6 +19,8 @@ from torch import Tensor
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, check_place, reason_of
 from reverie.media import mp3
+from reverie.media.encoder import COMMENT
+from reverie.media.pictures import REQUEST
 
 if TYPE_CHECKING:
     import soundfile
@@ -129,7 +131,7 @@ def check_writable(path: str | Path) -> None:
 
 def check_texts(texts: dict[str, str], suffix: str) -> None:
     """Raise ReverieError for an unknown tag, and for texts that a file of this suffix cannot hold."""
-    for name in texts.keys() - set(TAGS):
+    for name in texts.keys() - {*TAGS, REQUEST}:
         raise ReverieError(f"unknown tag '{name}'; choose from {', '.join(TAGS)}")
     size = sum(len(text.encode()) for text in texts.values())
     if suffix == ".wav" and size > WAV_TEXTS:
@@ -170,20 +172,22 @@ def duration(source: Source) -> float:
 def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None) -> None:
     """Write a sound as its suffix says, beside the target and then renamed over it; louder than full scale is scaled.
 
-    MP3 takes the next of its rates. `texts` are tags by libsndfile's names (title, comment, software, ...).
+    MP3 takes the next of its rates. `texts` are tags by libsndfile's names (title, comment, software, ...), of which
+    the comment holds our request.
     Raises ReverieError for another suffix, an unknown tag, texts too long for a WAV, and a file that cannot be written.
     """
     path = Path(path)
     check_writable(path)
     check_texts(texts or {}, path.suffix.lower())
+    tags = {COMMENT if name == REQUEST else name: text for name, text in (texts or {}).items()}
     if path.suffix.lower() == ".mp3" and sound.rate not in MP3_RATES:
         sound = sound.resampled(min((rate for rate in MP3_RATES if rate > sound.rate), default=MP3_RATES[-1]))
     suffix, sound = path.suffix.lower(), sound.unclipped()
     with atomic_write(path) as temporary, temporary.open("w+b") as file:
         if suffix == ".mp3":  # libsndfile writes Latin-1 into its tags
-            file.write(mp3.id3(texts or {}) + encoded(sound, suffix))
+            file.write(mp3.id3(tags) + encoded(sound, suffix))
         else:
-            _encode(sound, file, suffix, texts or {})
+            _encode(sound, file, suffix, tags)
 
 
 def encoded(sound: Sound, suffix: str) -> bytes:
@@ -194,9 +198,10 @@ def encoded(sound: Sound, suffix: str) -> bytes:
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """Read the tags of a sound file by libsndfile's names; those that it does not hold are left out."""
+    """Read the tags of a sound file by libsndfile's names, and our request; what it does not hold is left out."""
     with _opened(path) as file:
-        return {name: text for name, text in file.copy_metadata().items() if text}
+        texts = {name: text for name, text in file.copy_metadata().items() if text}
+    return {**texts, REQUEST: texts[COMMENT]} if texts.get(COMMENT, "").startswith("{") else texts
 
 
 def _opened(source: Source) -> soundfile.SoundFile:

@@ -1,4 +1,4 @@
-"""What can be asked for? Frozen requests: flags, HTTP body and metadata in one object."""
+"""Requests for pictures: from a prompt, over a picture, under a mask, and beyond a picture's edges."""
 
 from __future__ import annotations
 
@@ -7,18 +7,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
-from reverie.requests.parts import (
-    MAX_SEED,
-    ControlInput,
-    Hires,
-    Pixels,
-    Refiner,
-    Strength,
-    Variation,
-    check_strength,
-)
+from reverie.requests.base import MAX_SEED, Pixels, SampledRequest, Strength, check_strength
+from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
 from reverie.requests.references import Picture
-from reverie.requests.sampled import Sampled
 
 Tile = Literal["none", "x", "y", "xy"]
 Fill = Literal["original", "surroundings", "noise", "nothing"]
@@ -27,7 +18,7 @@ Corner = tuple[Annotated[int, Field(ge=0, le=65536)], Annotated[int, Field(ge=0,
 Border = Annotated[int, Field(ge=0, le=8192, multiple_of=8)]
 
 
-class TextToImage(Sampled):
+class TextToImage(SampledRequest):
     """Ask for `count` pictures of a prompt; picture k is the one that seed + k alone would give.
 
     `width` and `height` in pixels and `guidance` are the model's own where None; `seed` is drawn at random where None.
@@ -158,7 +149,3 @@ class Outpaint(TextToImage):
         if self.hires is not None:
             raise ReverieError("a second pass does not go with outpainting; leave out one of them")
         return self
-
-
-KINDS: dict[str, type[TextToImage]] = {kind.kind: kind for kind in (TextToImage, ImageToImage, Inpaint, Outpaint)}
-"""The requests by the name that the metadata gives them."""
