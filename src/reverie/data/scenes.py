@@ -35,6 +35,7 @@ COLOURS: dict[str, tuple[str, tuple[int, int, int]]] = {  # English -> (Chinese,
     "black": ("黑色", (25, 25, 25)),
     "white": ("白色", (245, 245, 245)),
 }
+DEFAULT_GROUND = "white"  # what a scene stands on where its caption names no ground
 COLOUR_JITTER = 6  # grey levels either side of the named colour
 
 CANVAS = 128
@@ -85,12 +86,15 @@ def draw_scene(
     pair_share: float = PAIR_SHARE,
     scatter: int = ANYWHERE,
     sizes: Sequence[str] = SIZE_WORDS,
+    default_share: float = 0.0,
 ) -> Scene:
     """Choose a scene: `pair_share` of them hold two objects; all stand at most `scatter` cells from the middle.
 
-    The size of a lone object is drawn from the words `sizes`.
+    The size of a lone object is drawn from the words `sizes`. `default_share` of them are sure of the default ground.
     """
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
+    if default_share and rng.random() < default_share:
+        colour = DEFAULT_GROUND
     jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
     red, green, blue = (int(np.clip(c + j, 0, 255)) for c, j in zip(COLOURS[colour][1], jitter, strict=True))
     count = 2 if rng.random() < pair_share else 1
@@ -122,11 +126,12 @@ def scene_at(
     pair_share: float = PAIR_SHARE,
     scatter: int = ANYWHERE,
     sizes: Sequence[str] = SIZE_WORDS,
+    default_share: float = 0.0,
 ) -> Scene:
     """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`."""
     rng = np.random.default_rng((seed, index))
     while True:
-        scene = draw_scene(concepts, rng, pair_share, scatter, sizes)
+        scene = draw_scene(concepts, rng, pair_share, scatter, sizes, default_share)
         if scene_is_held_out(scene) == held_out:
             return scene
 

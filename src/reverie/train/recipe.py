@@ -26,7 +26,7 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "clip": ("reverie.train.clip", ("text", "vision", "contrast", "data", "evaluation")),
     "diffusion": ("reverie.train.diffusion", ("unet", "data", "diffusion")),
     "listener": ("reverie.train.listener", ("listener",)),
-    "finetune": ("reverie.train.finetune", ("model", "data", "spectrogram", "text", "lora", "prior", "loss")),
+    "finetune": ("reverie.train.finetune", ("model", "data", "scenes", "spectrogram", "text", "lora", "prior", "loss")),
 }
 TOGETHER = ("clip",)  # objectives that share a batch among the processes of torchrun
 
