@@ -7,7 +7,7 @@ a training run resumes at any step and gives the same pictures with any number o
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -160,13 +160,15 @@ def glyph(emoji: str, size: int) -> np.ndarray:
     return pixels
 
 
-def render(scene: Scene) -> np.ndarray:
-    """Draw a scene: uint8 RGB of shape (128, 128, 3)."""
-    picture = np.empty((CANVAS, CANVAS, 3), np.float32)
+def render(scene: Scene, scale: int = 1, picture_of: Callable[[str, int], np.ndarray] = glyph) -> np.ndarray:
+    """Draw a scene: uint8 RGB of shape (128 scale, 128 scale, 3), every emoji by `picture_of(emoji, size)`."""
+    side = CANVAS * scale
+    picture = np.empty((side, side, 3), np.float32)
     picture[:] = scene.rgb
     for placed in scene.objects:
-        part = picture[placed.y : placed.y + placed.size, placed.x : placed.x + placed.size]
-        pixels = glyph(placed.concept.emoji, placed.size)
+        x, y, size = (scale * value for value in (placed.x, placed.y, placed.size))
+        part = picture[y : y + size, x : x + size]
+        pixels = picture_of(placed.concept.emoji, size)
         part *= 1 - pixels[..., 3:]
         part += pixels[..., :3]
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)

@@ -64,6 +64,7 @@ class SceneSettings:
     """Choose emoji scenes to go on with, in place of a collection: `count` of them, see `data.scenes.draw_scene`."""
 
     count: NonNegativeInt = 0
+    seed: NonNegativeInt = 0  # of the scenes; 0 takes the run's
     subset: str = "everyday"
     known: str = ""  # a subset that the model knows already; the other things come `often` times as often
     often: PositiveInt = 1
@@ -204,7 +205,7 @@ def _examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str
     size = data.size or base.unet.config.sample_size * base.autoencoder.factor
     params = base.spectrogram or SpectrogramParams()
     scenes = section(sections, "scenes", SceneSettings)
-    rows: dict[str, Examples] = {LATENTS: scenes.open(seed) if scenes.count else data.open(seed, size, params)}
+    rows: dict[str, Examples] = {LATENTS: scenes.open(scenes.seed or seed) if scenes.count else data.open(seed, size, params)}
     if prior.pictures:
         rows[PRIOR] = Source(pictures=prior.pictures, caption=prior.caption).open(seed, size, params)
     return rows
