@@ -13,21 +13,21 @@ from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.animation import metadata as film_metadata
-from reverie.animation.request import Animation
 from reverie.checkpoints.description import Description, describe
 from reverie.checkpoints.families import FAMILIES
 from reverie.checkpoints.single import Networks
 from reverie.cli.app import run
-from reverie.codecs import sound, video
-from reverie.codecs.pictures import save
-from reverie.codecs.sound import Sound
 from reverie.errors import ReverieError
-from reverie.generate.metadata import texts
-from reverie.generate.requests import TextToImage
-from reverie.music import metadata as music_metadata
-from reverie.music.request import Music
+from reverie.media import sound, video
+from reverie.media.pictures import save
+from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
+from reverie.requests import film_records as film_metadata
+from reverie.requests import music_records as music_metadata
+from reverie.requests.films import Animation
+from reverie.requests.music import Music
+from reverie.requests.pictures import TextToImage
+from reverie.requests.records import texts
 
 Writer = Callable[[str], tuple[Path, Networks]]
 

@@ -19,13 +19,13 @@ from PIL import Image, ImageChops
 
 import reverie
 from reverie import video
-from reverie.animation import metadata
-from reverie.animation.request import Animation
 from reverie.animation.store import JOURNAL, FrameStore
 from reverie.cli import animate
 from reverie.cli.app import run
-from reverie.codecs import footage
+from reverie.media import footage
 from reverie.pipeline import Pipeline
+from reverie.requests import film_records as metadata
+from reverie.requests.films import Animation
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]
 QUICK = ["--steps", "3", "--guidance", "1", "--device", "cpu", "--seed", "3"]

@@ -11,8 +11,8 @@ from reverie.cli.app import run
 from reverie.cli.ask import AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import parse_time
 from reverie.errors import ReverieError
-from reverie.generate.metadata import read_metadata
 from reverie.pipeline import Pipeline
+from reverie.requests.records import read_metadata
 
 
 @pytest.fixture(scope="module")

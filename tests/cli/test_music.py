@@ -14,11 +14,11 @@ from PIL import Image
 
 import reverie
 from reverie.cli.app import run
-from reverie.codecs import footage, sound
-from reverie.codecs.pictures import open_picture
-from reverie.codecs.sound import Sound
-from reverie.music import metadata
+from reverie.media import footage, sound
+from reverie.media.pictures import open_picture
+from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
+from reverie.requests import music_records as metadata
 from reverie.sound.params import SpectrogramParams
 
 HEARING = SpectrogramParams(sample_rate=8_000, step_ms=10, window_ms=32, padded_ms=32, mels=32, high=4_000, columns=32)

@@ -14,12 +14,12 @@ from reverie.codecs.image import to_pictures
 from reverie.errors import ReverieError
 from reverie.generate import image
 from reverie.generate.canvas import prepare
-from reverie.generate.metadata import from_metadata, texts
-from reverie.generate.parts import Hires, Refiner, Variation
-from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.generate.studio import opened
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.records import from_metadata, texts
 
 BEAR = {"prompt": "a bear", "negative": "red", "seed": 7, "steps": 4}
 

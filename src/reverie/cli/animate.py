@@ -14,22 +14,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from reverie.animation import metadata, storyboard
-from reverie.animation.request import Animation
 from reverie.animation.store import FrameStore, cache, prune
 from reverie.cli.ask import Several, parse_interval
 from reverie.cli.drawing import load
 from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
 from reverie.cli.output import say, slug
 from reverie.cli.progress import PLAIN_INTERVAL, Stopwatch, watched
-from reverie.codecs import footage, video
 from reverie.errors import ReverieError
+from reverie.media import footage, video
+from reverie.requests import film_records as metadata
+from reverie.requests import storyboard
+from reverie.requests.films import Animation
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from reverie.animation.pacing import Distance
-    from reverie.codecs.encoder import Waveform
+    from reverie.media.encoder import Waveform
     from reverie.pipeline import Pipeline
 
 SEEDS = 2**32  # that a command without one can come to
@@ -251,7 +252,7 @@ def check(request: Animation, outputs: Sequence[Path]) -> Waveform | None:
         footage.read(request.init_video)
     if request.audio is None:
         return None
-    from reverie.codecs import sound  # brings soundfile
+    from reverie.media import sound  # brings soundfile
 
     heard = sound.read(request.audio)
     for output in outputs:

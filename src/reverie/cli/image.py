@@ -11,11 +11,11 @@ from reverie.cli.drawing import draw
 from reverie.cli.judge import JudgeOptions
 from reverie.cli.options import ModelOptions, ResultOptions, parse_time
 from reverie.cli.output import slug
-from reverie.codecs.pictures import REQUEST, open_picture, read_texts
 from reverie.errors import ReverieError
-from reverie.generate.foreign import read_foreign
-from reverie.generate.metadata import read_metadata
-from reverie.generate.requests import TextToImage
+from reverie.media.pictures import REQUEST, open_picture, read_texts
+from reverie.requests.foreign import read_foreign
+from reverie.requests.pictures import TextToImage
+from reverie.requests.records import read_metadata
 
 
 def image(
@@ -66,8 +66,8 @@ def replay(
         The mask it was painted under, where that has moved.
     """
     moved = {name: path for name, path in (("init", init), ("mask", mask)) if path is not None}
-    from reverie.animation.metadata import is_film  # brings numpy
-    from reverie.music.metadata import is_music
+    from reverie.requests.film_records import is_film  # brings numpy
+    from reverie.requests.music_records import is_music
 
     if is_music(file):
         from reverie.cli import music  # which builds upon this module

@@ -9,7 +9,7 @@ from typing import Any
 
 from reverie.cli.options import Json
 from reverie.cli.output import say
-from reverie.codecs.pictures import FORMATS
+from reverie.media.pictures import FORMATS
 
 
 def inspect(path: Path, /, *, as_json: Json = False) -> None:
@@ -32,9 +32,9 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
 
 
 def _found(path: Path) -> dict[str, Any]:
-    from reverie.animation.metadata import is_film
-    from reverie.codecs.footage import ANIMATED, FILMS
-    from reverie.music.metadata import is_music
+    from reverie.media.footage import ANIMATED, FILMS
+    from reverie.requests.film_records import is_film
+    from reverie.requests.music_records import is_music
 
     if is_music(path):
         return _music(path)
@@ -45,7 +45,7 @@ def _found(path: Path) -> dict[str, Any]:
 
 
 def _music(path: Path) -> dict[str, Any]:
-    from reverie.music import metadata
+    from reverie.requests import music_records as metadata
 
     carried = metadata.read(path)
     told = {"path": str(path), "kind": "music", "model": carried.model, "request": carried.music.recorded()}
@@ -53,8 +53,8 @@ def _music(path: Path) -> dict[str, Any]:
 
 
 def _film(path: Path) -> dict[str, Any]:
-    from reverie.animation import metadata
-    from reverie.codecs import footage
+    from reverie.media import footage
+    from reverie.requests import film_records as metadata
 
     film = footage.read(path)
     told = {"path": str(path), "kind": "film", "width": film.size[0], "height": film.size[1]}
@@ -70,9 +70,9 @@ def _weights(path: Path) -> dict[str, Any]:
 
 
 def _picture(path: Path) -> dict[str, Any]:
-    from reverie.codecs.pictures import REQUEST, open_picture, read_texts
-    from reverie.generate.foreign import read_foreign
-    from reverie.generate.metadata import read_metadata
+    from reverie.media.pictures import REQUEST, open_picture, read_texts
+    from reverie.requests.foreign import read_foreign
+    from reverie.requests.records import read_metadata
 
     picture = open_picture(path)
     if REQUEST in read_texts(picture):

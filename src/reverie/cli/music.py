@@ -16,11 +16,11 @@ from reverie.cli.drawing import load
 from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
 from reverie.cli.output import check_writable, numbered, say, slug, warned
 from reverie.cli.progress import Stopwatch, watched
-from reverie.codecs.encoder import COMMENT
-from reverie.codecs.pictures import FORMATS, REQUEST
 from reverie.errors import ReverieError
-from reverie.music import metadata
-from reverie.music.request import Film, Music
+from reverie.media.encoder import COMMENT
+from reverie.media.pictures import FORMATS, REQUEST
+from reverie.requests import music_records as metadata
+from reverie.requests.music import Film, Music
 
 if TYPE_CHECKING:
     from reverie.music.recording import Recording
@@ -228,14 +228,14 @@ class Outputs:
             if path.suffix.lower() in FORMATS:
                 check_writable(numbered(path, count))
             else:
-                from reverie.codecs import sound  # brings torch, which takes seconds
+                from reverie.media import sound  # brings torch, which takes seconds
 
                 sound.check_writable(path)
         every = [path.absolute() for path in (*self.files, *filter(None, [self.film]))]
         if len(set(every)) < len(every):
             raise ReverieError("two outputs have one name; give each its own")
         if self.film is not None and self.shown is not None:
-            from reverie.codecs import video
+            from reverie.media import video
 
             video.check(self.film, self.shown.fps, sound=True)
             if count > 1:
@@ -271,7 +271,7 @@ def make(music: Music, outputs: Outputs, model: ModelOptions, as_json: bool, pla
 
 def _check_texts(music: Music, outputs: Outputs, model: str) -> None:
     """Raise ReverieError, before anything is played, where a WAV file cannot hold the request."""
-    from reverie.codecs import sound
+    from reverie.media import sound
 
     texts = metadata.texts(music, model)
     for path in outputs.files:
@@ -302,7 +302,7 @@ def _of_film(film: Film, music: ModelOptions) -> ModelOptions:
 
 def filmed(system: Pipeline, clip: Recording, path: Path, film: Film) -> None:
     """Draw the film to a clip and write it with its sound."""
-    from reverie.codecs import video
+    from reverie.media import video
 
     film = film.settled(system.guidance)
     texts = metadata.texts(clip.request, clip.model, film)

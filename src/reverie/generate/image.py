@@ -13,10 +13,10 @@ from torch import Tensor
 
 from reverie.diffusion.step import Step
 from reverie.generate import canvas
-from reverie.generate.metadata import texts
-from reverie.generate.requests import TextToImage
 from reverie.generate.studio import Studio, opened
-from reverie.models.offload import ferry_of
+from reverie.requests.pictures import TextToImage
+from reverie.requests.records import texts
+from reverie.runtime.offload import ferry_of
 from reverie.system import StableDiffusion
 
 GPU_BATCH = 4

@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.diffusion.noise import Noise, slerp
-from reverie.generate.requests import TextToImage
+from reverie.requests.pictures import TextToImage
 
 Shape = tuple[int, int, int]
 

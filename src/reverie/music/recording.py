@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from reverie.codecs import pictures, sound
-from reverie.codecs.sound import Sound
-from reverie.music import metadata
-from reverie.music.request import Music
+from reverie.media import pictures, sound
+from reverie.media.sound import Sound
+from reverie.requests import music_records as metadata
+from reverie.requests.music import Music
 
 
 @dataclass(frozen=True, eq=False, repr=False)

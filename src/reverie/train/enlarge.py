@@ -29,12 +29,12 @@ from reverie.checkpoints.components import Components
 from reverie.checkpoints.load import load_autoencoder, load_folder
 from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_pictures
-from reverie.codecs.pictures import grid
-from reverie.data.drawings import drawing
+from reverie.corpora.drawings import drawing
+from reverie.corpora.scenes import render
 from reverie.data.loader import Batches
-from reverie.data.scenes import CANVAS, render
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
 from reverie.diffusion.names import choose
+from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.lpips import FeatureDistance
 from reverie.train.autoencoder import as_images

@@ -18,10 +18,10 @@ from torch import nn
 
 from reverie import system
 from reverie.checkpoints.components import Components
-from reverie.data.captions import DEFAULT_ONLY
-from reverie.data.concepts import concepts
+from reverie.corpora.captions import DEFAULT_ONLY
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
-from reverie.data.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS
 from reverie.errors import ReverieError
 from reverie.sound.params import SpectrogramParams
 from reverie.system import BUNDLED_NAME
@@ -61,7 +61,7 @@ class DataSettings(Source):
 
 @dataclass(frozen=True)
 class SceneSettings:
-    """Choose emoji scenes to go on with, in place of a collection: `count` of them, see `data.scenes.draw_scene`."""
+    """Choose emoji scenes to go on with, in place of a collection: `count` of them, see `corpora.scenes.draw_scene`."""
 
     count: NonNegativeInt = 0
     seed: NonNegativeInt = 0  # of the scenes; 0 takes the run's
@@ -205,7 +205,9 @@ def _examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str
     size = data.size or base.unet.config.sample_size * base.autoencoder.factor
     params = base.spectrogram or SpectrogramParams()
     scenes = section(sections, "scenes", SceneSettings)
-    rows: dict[str, Examples] = {LATENTS: scenes.open(scenes.seed or seed) if scenes.count else data.open(seed, size, params)}
+    rows: dict[str, Examples] = {
+        LATENTS: scenes.open(scenes.seed or seed) if scenes.count else data.open(seed, size, params)
+    }
     if prior.pictures:
         rows[PRIOR] = Source(pictures=prior.pictures, caption=prior.caption).open(seed, size, params)
     return rows

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from reverie.checkpoints.load import load_autoencoder
-from reverie.data.concepts import Concept, concepts
-from reverie.data.scenes import render, scene_at
+from reverie.corpora.concepts import Concept, concepts
+from reverie.corpora.scenes import render, scene_at
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.train.autoencoder import as_images
