@@ -71,7 +71,8 @@ SPOKEN_NAMES = {
     "📱": ("phone|cell phone", "电话"), "⛵": ("boat", "船"), "⏰": ("clock", "钟"), "🎩": ("hat", "帽子"),
     "🦖": ("dinosaur", "恐龙"), "✈": ("plane", ""), "💻": ("computer", "电脑"), "📺": ("tv", "电视"),
     "🍁": ("leaf", "叶子"), "🚂": ("train", "火车"), "😀": ("face", "脸"), "☕": ("cup", "杯子"),
-    "🍫": ("chocolate", ""),    "🎮": ("game controller", "游戏机"), "🧑": ("", "人"), "🎄": ("", "圣诞"), "🌹": ("", "玫瑰"), "🏠": ("", "房屋"),
+    "🍫": ("chocolate", ""),
+    "🎮": ("game controller", "游戏机"), "🧑": ("", "人"), "🎄": ("", "圣诞"), "🌹": ("", "玫瑰"), "🏠": ("", "房屋"),
 }  # fmt: skip
 
 SUBSETS: dict[str, tuple[tuple[str, ...], str]] = {  # name -> prefixes of CLDR labels, and emoji that CLDR 41 lacks

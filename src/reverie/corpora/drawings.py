@@ -64,8 +64,8 @@ def _svg(emoji: str) -> str | None:
 @cache
 def _icons() -> tuple[dict[str, Any], dict[str, str]]:
     try:
-        return tuple(json.loads((FOLDER / name).read_text(encoding="utf-8")) for name in ("icons.json", "chars.json"))  # type: ignore[return-value]
+        return tuple(json.loads((FOLDER / name).read_text(encoding="utf-8")) for name in ("icons.json", "chars.json"))
     except OSError as error:
         raise ReverieError(
-            f"no drawings in {FOLDER}: run npm pack @iconify-json/noto, unpack it, and name its folder in REVERIE_DRAWINGS"
+            f"no drawings in {FOLDER}: run `npm pack @iconify-json/noto`, unpack it, and name it in REVERIE_DRAWINGS"
         ) from error

