@@ -29,8 +29,7 @@ def read_known(folder: Path) -> tuple[Known, ...]:
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))
         return tuple(
-            Known(one["emoji"], tuple(one["en"]), tuple(one["zh"]), tuple(one.get("keywords", ())))
-            for one in listed
+            Known(one["emoji"], tuple(one["en"]), tuple(one["zh"]), tuple(one.get("keywords", ()))) for one in listed
         )
     except (KeyError, TypeError, ValueError) as error:
         raise ReverieError(f"{file} is no list of concepts with emoji, en and zh; remove or repair it") from error

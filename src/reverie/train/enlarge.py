@@ -42,7 +42,7 @@ from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.finetune import SceneSettings
 from reverie.train.imagenet import perceptual_features
 from reverie.train.kept import is_kept, keep, kept
-from reverie.train.latents import LATENTS, pooled
+from reverie.train.latents import ENCODER, LATENTS, pooled
 from reverie.train.loop import step_generator
 from reverie.train.recipe import Share, section
 
@@ -183,6 +183,17 @@ def enlarged(small: Autoencoder, width: int) -> Autoencoder:
                 nn.init.zeros_(parameter)
         large.encoder.conv_in.load_state_dict(small.encoder.conv_in.state_dict())
     return large
+
+
+def same_latents(small: Autoencoder, large: Autoencoder) -> bool:
+    """Tell whether an autoencoder is an enlarged one of `small`: its encoder's weights but for the stem are the same."""
+    if large.config.block_out_channels[1:] != small.config.block_out_channels:
+        return False
+    state, theirs = enlarged(small, large.config.block_out_channels[0]).state_dict(), large.state_dict()
+    names = [name for name in theirs if name.startswith(ENCODER) and not name.startswith(STEM)]
+    return small.config.scaling_factor == large.config.scaling_factor and all(
+        torch.equal(state[name], theirs[name]) for name in names
+    )
 
 
 def stem(autoencoder: Autoencoder, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
