@@ -103,8 +103,8 @@ def _without(query: Float[Tensor, " d"], unwanted: Float[Tensor, "n d"]) -> Floa
     """Project a query onto what is orthogonal to all unwanted embeddings, so that being like them counts nothing.
 
     Source: Widdows 2003, "Orthogonal negation in vector spaces for modelling word-meanings and document retrieval". A
-    difference, as of word vectors, would look for the pictures least like the unwanted above all: with the bundled CLIP,
-    of 1,500 emoji scenes, those of 60 wanted concepts were 17.3 % of as many first hits by the query alone, 14.8 % by
+    difference, as of word vectors, looks for the pictures least like the unwanted above all. With the bundled CLIP, of
+    1,500 emoji scenes, those of 60 wanted concepts were 17.3 % of as many first hits by the query alone, 14.8 % by
     projection, 2.5 % by the difference.
     """
     directions, lengths, _ = torch.linalg.svd(unwanted.T, full_matrices=False)
