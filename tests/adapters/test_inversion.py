@@ -11,8 +11,7 @@ from torch import nn
 
 from reverie.adapters import inversion
 from reverie.errors import ReverieError
-from reverie.generate.chunks import split
-from reverie.generate.conditioning import adapter_notes, encode
+from reverie.generate.conditioning import adapter_notes, encode, split
 from reverie.generate.prompt import weigh
 from reverie.pipeline import Pipeline
 from reverie.requests.adapter_files import embeddings

@@ -45,6 +45,8 @@ def draw(
     """
     if within is not None and model.compile:
         raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
+    from reverie.generate.notes import notes as told  # brings torch
+
     output, watch = result.output or default, Stopwatch()
     paths, sign = places(output, request.count, result), signing(result)
     asked = judge.asked(request, result)
@@ -61,6 +63,8 @@ def draw(
             save(picture, path)
             sign(path)
 
+    for note in told(asked, system):
+        print(note, file=sys.stderr)
     which, pictures, files = [], [], list(paths)
     with watch.measure("draw"):
         for index, picture in judge.chosen(drawn(system, asked, result), request, clip):
@@ -141,7 +145,7 @@ def drawn(system: Pipeline, request: TextToImage, result: ResultOptions) -> Iter
 def look(system: Pipeline, taesd: Path | None) -> Show:
     """Choose how previews are decoded: by a TAESD where one is given, by colours alone where not."""
     from reverie.checkpoints.taesd import load_tiny
-    from reverie.codecs.preview import TinyPreview, fit_preview
+    from reverie.codecs.image import TinyPreview, fit_preview
 
     if taesd is None:
         return fit_preview(system.codec).pictures
@@ -152,7 +156,7 @@ def look(system: Pipeline, taesd: Path | None) -> Show:
 def finishing(system: Pipeline, result: ResultOptions) -> Callable[[Image.Image], Image.Image]:
     """Return what becomes of each picture before it is written: the safety checker's and the watermark's."""
     from reverie.checkpoints.safety import load_safety
-    from reverie.codecs.safety import screened
+    from reverie.codecs.clip_images import screened
     from reverie.media import watermark
 
     checker = None if result.safety is None else load_safety(result.safety, device=system.device)

@@ -1,4 +1,4 @@
-"""Prompts in AUTOMATIC1111's syntax: parts joined by AND, and weighted pieces between BREAKs.
+"""The prompt syntax of AUTOMATIC1111: parts joined by AND, weighted pieces between BREAKs.
 
 Nothing here is an error: what does not follow the syntax is text, as it is there. Its order is kept too: tags are taken
 out first (`requests.adapter_files`), then AND splits, then `editing.schedule` chooses the words of each step, then

@@ -1,7 +1,7 @@
-"""ControlNets: pictures of edges, depth or poses steer the U-Net by what is added to its outputs.
+"""ControlNet: a copy of the U-Net's encoder that adds the features of edges, depth or a pose to the U-Net.
 
-Source: Zhang et al. 2302.05543. A union ControlNet (xinsir's for SDXL) is one for several kinds of pictures, and is told which. The parameters are named
-as in diffusers' `ControlNetModel` and `ControlNetUnionModel`.
+Source: Zhang et al. 2302.05543. A union ControlNet (xinsir's for SDXL) is one for several kinds of pictures, and is
+told which. The parameters are named as in diffusers' `ControlNetModel` and `ControlNetUnionModel`.
 """
 
 from __future__ import annotations
