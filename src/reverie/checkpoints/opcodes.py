@@ -37,7 +37,7 @@ class Rebuilder:
 
 @dataclass(frozen=True, eq=False)
 class Scripted:
-    """Stand in for a module, TorchScript's or torch's ParameterDict: the attributes it is given, none of its code."""
+    """Stand in for a module of TorchScript: the attributes that it is given, with none of its code."""
 
     name: str
     state: dict[Any, Any] = field(default_factory=dict)
