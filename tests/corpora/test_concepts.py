@@ -57,7 +57,7 @@ def test_the_everyday_ones_are_the_common_ones_and_what_a_stranger_tries_first(c
     assert [concept.emoji for concept in everyday] == list(EVERYDAY)
     assert {concept.emoji for concept in common} < {concept.emoji for concept in everyday}
     names = {name for concept in everyday for name in concept.en + concept.zh}
-    wanted = "cat dog horse bird tree flower car house person man woman face sun moon book phone boat mountain".split()
+    wanted = "cat dog horse bird tree flower car house person man woman face sun moon book phone boat".split()  # noqa: SIM905
     assert {*wanted, "猫", "狗", "鸟", "花", "山", "书"} <= names
     assert {emoji for emoji in SPOKEN_NAMES if emoji not in EVERYDAY} == set()
 
