@@ -1,10 +1,11 @@
-"""In which sentences does a label stand? Sets of templates for zero-shot classification, by name or from a file."""
+"""Prompt templates for zero-shot classification, by name or from a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 
 SLOT = "{}"
 
@@ -77,9 +78,9 @@ def find_templates(text: str) -> tuple[str, ...]:
 
 
 def existing(text: str) -> Path | None:
-    """Return the file or folder that a text names; None where there is none, or it is too long to be a name."""
+    """Return the file that a text names; None where there is none, or it is too long to be a name."""
     try:
-        return Path(text) if Path(text).exists() else None
+        return Path(text) if Path(text).is_file() else None
     except OSError:
         return None
 
@@ -89,6 +90,6 @@ def read_lines(file: Path) -> list[str]:
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
-        raise ReverieError(f"cannot read '{file}': {error.strerror}") from error
+        raise ReverieError(f"cannot read '{file}': {reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise ReverieError(f"cannot read '{file}': it is no text in UTF-8") from error

@@ -186,7 +186,7 @@ def enlarged(small: Autoencoder, width: int) -> Autoencoder:
 
 
 def same_latents(small: Autoencoder, large: Autoencoder) -> bool:
-    """Tell whether an autoencoder is an enlarged `small`: the weights of its encoder but for the stem are the same."""
+    """Tell whether `large` is an enlarged `small`: its encoder's weights but for the stem are the same."""
     if large.config.block_out_channels[1:] != small.config.block_out_channels:
         return False
     state, theirs = enlarged(small, large.config.block_out_channels[0]).state_dict(), large.state_dict()

@@ -23,7 +23,7 @@ from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
 from reverie.errors import ReverieError
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import BUNDLED_NAME
 from reverie.train import lora
 from reverie.train.diffusion import DiffusionObjective, Shown
