@@ -35,7 +35,7 @@ from reverie.requests.options import (
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.runtime import packed
 from reverie.runtime.compiled import compiled
-from reverie.runtime.offload import ferry_of
+from reverie.runtime.offload import offloader_of
 from reverie.similarity.best import best, rivals
 from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion
@@ -98,7 +98,7 @@ class Pipeline(StableDiffusion):
                 device=self.device,
                 dtype=self.dtype,
                 fast=packed(self.unet),
-                offload=ferry_of(self.unet),
+                offload=offloader_of(self.unet),
                 compile=kept(compiled(self.unet)),
             )
         return image.stream(self, request, refiner=refiner, preview=preview)

@@ -181,14 +181,6 @@ def test_bad_input_and_a_failing_compiler_are_told_in_a_line(tiny: Pipeline) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_what_excludes_compiling_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReverieError, match=r"on the CPU packed weights are quicker: .* \(--no-fast\)"):
-        reverie.load(device="cpu", compile=True)
-    for option in ({"offload": "blocks"}, {"int8": True}):
-        with pytest.raises(ReverieError, match="and compile exclude each other"):
-            reverie.load(device="cpu", fast=False, compile=True, **option)
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch's own, as its compiler comes
 def test_what_is_compiled_is_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REVERIE_CACHE", str(tmp_path))

@@ -29,7 +29,7 @@ from reverie.requests.parts import ControlInput, steps_taken
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.runtime import pack, packed
 from reverie.runtime.changes import merging, reusing, seamless
-from reverie.runtime.offload import HOST, apart, ferry_of
+from reverie.runtime.offload import HOST, by_block, offloader_of
 from reverie.system import Conditioning, StableDiffusion
 
 Enlarge = Callable[[Tensor], Tensor]
@@ -108,12 +108,14 @@ def opened(system: StableDiffusion, request: TextToImage, refiner: StableDiffusi
 
 def load_control(system: StableDiffusion, control: ControlInput) -> Control:
     """Load a ControlNet and prepare the picture that it sees."""
-    ferry = ferry_of(system.unet)
-    carried = ferry is not None and ferry.split is apart  # as a whole it would take turns with the U-Net at every step
+    offloader = offloader_of(system.unet)
+    carried = (
+        offloader is not None and offloader.split is by_block
+    )  # as a whole it would take turns with the U-Net at every step
     place = HOST if carried else system.device
     network = load_controlnet(control.model, device=place, dtype=system.dtype)
-    if ferry is not None and carried:
-        ferry.take(network)
+    if offloader is not None and carried:
+        offloader.take(network)
     if packed(system.unet):
         pack(network)
     picture = control.image.image()
