@@ -25,7 +25,7 @@ from reverie.runtime.weights import PackedLayer
 
 M = TypeVar("M", bound=nn.Module)
 
-# Inputs and outputs from which a product gains by packing more than the call costs (measured; see docs/measured/performance.md).
+# Inputs and outputs from which a product gains by packing more than the call costs (docs/measured/performance.md).
 WIDE = 256
 
 FAST = {fast for fast, _ in BLOCKS.values()}
