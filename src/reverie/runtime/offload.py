@@ -1,10 +1,9 @@
 """CPU offloading: weights wait in host memory and come to the device when their block is called.
 
-An `Offloader` carries the blocks of networks to a device and back, by hooks: a block's weights are copied when it is called,
-and let go of when something else is. What goes together is a choice: all blocks of a network, which then computes at
-full speed while the other networks are away, or each block by itself, while the one that followed it the last time
-is fetched ahead. Modules, names and parameters stay, and so do the results, bit by bit. What is no block
-is small, and stays on the device.
+An `Offloader` copies the blocks of networks to a device when they are called, by hooks, and lets go of them when
+something else is. All blocks of a network are there together, which then computes at full speed while the other
+networks are away, or each block by itself, while the one that followed it the last time is prefetched. Modules, names
+and parameters stay, and so do the results, bit by bit. What is no block is small, and stays on the device.
 
 The same is known as diffusers' `enable_model_cpu_offload` and `enable_sequential_cpu_offload`, and as A1111's
 --medvram and --lowvram.
