@@ -33,8 +33,8 @@ from reverie.requests.options import (
     TextToImageOptions,
 )
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
-from reverie.runtime import packed
-from reverie.runtime.compiled import compiled
+from reverie.runtime import is_packed
+from reverie.runtime.compiled import is_compiled
 from reverie.runtime.offload import offloader_of
 from reverie.similarity.best import best, rivals
 from reverie.similarity.embed import Clip, load_clip
@@ -97,9 +97,9 @@ class Pipeline(StableDiffusion):
                 request.refiner.model,
                 device=self.device,
                 dtype=self.dtype,
-                fast=packed(self.unet),
+                fast=is_packed(self.unet),
                 offload=offloader_of(self.unet),
-                compile=kept(compiled(self.unet)),
+                compile=kept(is_compiled(self.unet)),
             )
         return image.stream(self, request, refiner=refiner, preview=preview)
 

@@ -61,7 +61,7 @@ def split(sections: Sequence[Sequence[Piece]], tokenizer: Tokenizer, words: Word
         for unit in _units(pieces, tokenizer, words):
             if len(current) + len(unit) > room:
                 full = len(current) == room and unit[0][0] != comma
-                kept = _kept(current, comma) if full else len(current)
+                kept = _chunk_end(current, comma) if full else len(current)
                 done.append(current[:kept])
                 current = current[kept:]
             if len(current) + len(unit) > room:
@@ -74,7 +74,7 @@ def split(sections: Sequence[Sequence[Piece]], tokenizer: Tokenizer, words: Word
     return [Chunk(tuple(token for token, _ in unit), tuple(weight for _, weight in unit)) for unit in done]
 
 
-def _kept(full: Unit, comma: int | None) -> int:
+def _chunk_end(full: Unit, comma: int | None) -> int:
     """Count the tokens that a full chunk keeps."""
     for back in range(1, min(BACKTRACK, len(full) - 1) + 1):
         if full[-back][0] == comma:
@@ -172,13 +172,13 @@ class _Encoder:
         rows = [chunk.row(tokenizer) for chunk, tokenizer in zip(chunks, tokenizers, strict=True)]
         layers, pooled = self.system.text_layers(rows, self.clip_skip)
         weighed = [
-            emphasised(layer, chunk.multipliers(tokenizer))
+            emphasise(layer, chunk.multipliers(tokenizer))
             for layer, chunk, tokenizer in zip(layers, chunks, tokenizers, strict=True)
         ]
         return torch.cat(weighed, dim=-1), pooled
 
 
-def emphasised(z: Float[Tensor, "1 l d"], weights: Float[Tensor, "l 1"]) -> Float[Tensor, "1 l d"]:
+def emphasise(z: Float[Tensor, "1 l d"], weights: Float[Tensor, "l 1"]) -> Float[Tensor, "1 l d"]:
     """Multiply tokens by their weights and restore the mean of the whole: A1111's emphasis "Original".
 
     A mean near 0, as a LayerNorm without much of a bias leaves it, is not restored: its ratio is a matter of chance.

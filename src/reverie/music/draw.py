@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reverie.animation.path import lora_tags
 from reverie.codecs.image import ImageCodec, to_pictures
-from reverie.codecs.spectrograms import LIGHT, from_greys, tagged
+from reverie.codecs.spectrograms import LIGHT, add_tags, from_greys
 from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.parts import masked
 from reverie.diffusion.step import Sigmas
@@ -24,7 +24,7 @@ from reverie.media.encoder import COMMENT
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
 from reverie.music.plan import Plan, plan
-from reverie.music.sections import Recording, decoded
+from reverie.music.sections import Recording, decode_levels
 from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encode_stops, lay_ground, read_given
 from reverie.requests.music import Music
 from reverie.requests.music_records import texts
@@ -172,14 +172,14 @@ def _shared(music: Music, laid: Plan) -> TextToImage:
 def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
     """Decode latents, lay back what the mask keeps, and sound the spectrogram to its exact length."""
     laid, params = studio.plan, studio.plan.params
-    greys = decoded(studio.images, latents)
+    greys = decode_levels(studio.images, latents)
     if studio.ground is not None:
         greys = studio.ground.kept(greys)
     greys = laid.shown(greys)
     samples = laid.sounded(from_greys(greys, params))
     if single.stereo and not params.stereo:
         samples = laid.widened(samples)
-    picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
+    picture = add_tags(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
     picture.info[REQUEST] = texts(single, studio.system.name)[COMMENT]
     return Recording(sound.samples, sound.rate, picture, single, studio.system.name)

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.spectrograms import LIGHT, suited
+from reverie.codecs.spectrograms import LIGHT, convert_sound
 from reverie.media import pictures, sound
 from reverie.media.sound import Sound
 from reverie.requests import music_records as metadata
@@ -64,27 +64,27 @@ def in_sections(
     return torch.cat([piece.x for piece in pieces(run, x, section, overlap, fade)], dim=-1)
 
 
-def heard(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
+def mel_of_sound(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
     """Return the mel spectrogram of a sound, converted to the parameters' rate and channels."""
-    samples = suited(sound, params).samples
+    samples = convert_sound(sound, params).samples
     frames = _frames_at_once(params)
     section, overlap = frames * params.hop, _second(params) * params.hop
     return in_sections(lambda part: spectrogram(part, params), samples, section, overlap)
 
 
-def encoded(images: ImageCodec, greys: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "1 c h w"]:
+def encode_levels(images: ImageCodec, greys: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "1 c h w"]:
     """Encode the levels of whole latents to scaled latents."""
     section = _latents_at_once(images, greys.shape[1]) * images.factor
     return in_sections(images.encode_tensor, greys[None] / (LIGHT / 2) - 1, section, CONTEXT * images.factor)
 
 
-def decoded(images: ImageCodec, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "3 mels columns"]:
+def decode_levels(images: ImageCodec, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "3 mels columns"]:
     """Decode scaled latents to levels from 0 to 255."""
     section = _latents_at_once(images, latents.shape[2] * images.factor)
     return (in_sections(images.decode, latents, section, CONTEXT)[0] + 1) * (LIGHT / 2)
 
 
-def sounded(
+def sound_of_mel(
     mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
 ) -> Float[Tensor, "c n"]:
     """Return a waveform of frames * hop samples."""

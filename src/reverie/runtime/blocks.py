@@ -23,7 +23,7 @@ from reverie.runtime import kernels
 from reverie.runtime.combinations import is_hooked
 from reverie.runtime.kernels import Packed, let_go, trim
 from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, project
-from reverie.runtime.weights import joined, version
+from reverie.runtime.weights import pack_together, version
 
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""
@@ -65,7 +65,7 @@ class FastUpsample(Upsample):
         weight = self.conv.weight
         state = version(weight), size[2:]
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
-            kept = [kernels.pack_conv2d(seen_from(weight, *corner), size, *SHAPE) for corner in CORNERS]
+            kept = [kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE) for corner in CORNERS]
             self.corners = weight, state, kept
             let_go(weight)
         return self.corners[2]
@@ -74,7 +74,7 @@ class FastUpsample(Upsample):
         return {name: value for name, value in self.__dict__.items() if name != "corners"}
 
 
-def seen_from(weight: Float[Tensor, "out in 3 3"], top: int, left: int) -> Float[Tensor, "out in 2 2"]:
+def corner_kernel(weight: Float[Tensor, "out in 3 3"], top: int, left: int) -> Float[Tensor, "out in 2 2"]:
     """Add up the rows and columns of a kernel that fall on one pixel, seen from a corner of a doubled pixel."""
     return _pairs(_pairs(weight, 2, top), 3, left)
 
@@ -153,7 +153,7 @@ class FastAttention(layers.Attention):
         layers = [self.to_k, self.to_v]
         if context.is_inference() or not all(layer.computes(context) for layer in layers):
             return project(layers, context)  # nobody counts how often inference tensors are written to
-        state = (joined(layers), context._version)
+        state = (pack_together(layers), context._version)
         if self.told is None:
             self.told = WeakTensorKeyDictionary()
         known = self.told.get(context)
@@ -173,7 +173,7 @@ class FastGEGLU(layers.GEGLU):
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l hidden"]:
         if computes_plainly(self.proj) or not self.proj.computes(x):
             return super().forward(x)
-        kept, gate = joined([self.proj], parts=2).parts
+        kept, gate = pack_together([self.proj], parts=2).parts
         biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
         return kernels.linear(x, kept, biases[0], multiply=kernels.linear(x, gate, biases[1], gelu=True))
 

@@ -68,7 +68,7 @@ def compile_network(network: nn.Module, backend: str | Callable[..., Any] = "ind
     network.kernels = torch.compile(plain.forward, dynamic=False, backend=backend, mode=mode)
 
 
-def compiled(network: nn.Module) -> bool:
+def is_compiled(network: nn.Module) -> bool:
     """Tell whether a network is to be compiled."""
     return isinstance(network, Compiled)
 

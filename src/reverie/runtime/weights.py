@@ -115,7 +115,7 @@ def version(weight: Tensor) -> int:
     return -1 if weight.is_inference() else weight._version
 
 
-def joined(layers: Sequence[PackedLayer], parts: int = 1) -> Store:
+def pack_together(layers: Sequence[PackedLayer], parts: int = 1) -> Store:
     """Return the store that holds exactly these layers in so many parts, packing them where they are not."""
     store = layers[0].store
     if store is not None and len(store.parts) == parts and store.holds(layers):
