@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import Autoencoder, DiagonalGaussian, MidBlock, TinyAutoencoder
+from reverie.models.autoencoder import Autoencoder, AutoencoderMidBlock, DiagonalGaussian, TinyAutoencoder
 from reverie.models.layers import AsymmetricDownsample, ResidualBlock, Upsample
 
 STRIP = 64  # rows of a layer's output that are computed at once
@@ -61,7 +61,7 @@ def encode_in_strips(autoencoder: Autoencoder, images: Float[Tensor, "1 c h w"])
     return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
 
-def _middle(block: MidBlock, x: Tensor) -> Tensor:
+def _middle(block: AutoencoderMidBlock, x: Tensor) -> Tensor:
     """Pass the lowest resolution, where all pixels look at one another."""
     resnets: Any = block.resnets
     x = _residual(resnets[0], x)

@@ -23,7 +23,7 @@ from reverie.generate.sample import SAME, noise_levels, sample
 from reverie.media.encoder import COMMENT
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
-from reverie.music.plan import Plan, plan
+from reverie.music.plan import MusicPlan, plan
 from reverie.music.sections import Recording, decode_levels
 from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encode_stops, lay_ground, read_given
 from reverie.requests.music import Music
@@ -55,7 +55,7 @@ class _Studio:
 
     system: StableDiffusion
     music: Music
-    plan: Plan
+    plan: MusicPlan
     images: ImageCodec
     shared: TextToImage
     way: Way
@@ -130,7 +130,7 @@ def hearing(system: StableDiffusion) -> SpectrogramParams:
     return params
 
 
-def _played(system: StableDiffusion, music: Music, laid: Plan, given: Given | None) -> Iterator[Progress]:
+def _played(system: StableDiffusion, music: Music, laid: MusicPlan, given: Given | None) -> Iterator[Progress]:
     with ExitStack() as stack:
         studio = _opened(stack, system, music, laid, given)
         done, total = 0, music.count * (len(studio.sigmas) - 1)
@@ -143,7 +143,7 @@ def _played(system: StableDiffusion, music: Music, laid: Plan, given: Given | No
                 done += 1
 
 
-def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan, given: Given | None) -> _Studio:
+def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: MusicPlan, given: Given | None) -> _Studio:
     """Make everything ready; LoRAs, and what bends time to a circle, are in the model until the stack closes."""
     shared = _shared(music, laid)
     stack.enter_context(adapted(system, shared))
@@ -158,7 +158,7 @@ def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan,
     return _Studio(system, music, laid, images, shared, told, under, sigmas)
 
 
-def _shared(music: Music, laid: Plan) -> TextToImage:
+def _shared(music: Music, laid: MusicPlan) -> TextToImage:
     """Return what all windows have in common, as the request for a picture; its prompt is the LoRAs alone."""
     return TextToImage(
         **music.shared(),

@@ -79,7 +79,7 @@ STRIDE = 2 / 3  # of a window, at most, from one on a bar to the next
 
 
 @dataclass(frozen=True)
-class Plan:
+class MusicPlan:
     """Lay out `clips` clips of `samples` samples each, one after the other without a gap, as one row of latents.
 
     A latent spans `factor` columns of the spectrogram, and the network was trained on `width` latents. `tempo` is the
@@ -178,7 +178,7 @@ class Plan:
         return widen_stereo(F.pad(samples, (0, rate)), rate)[:, : self.total]
 
 
-class Loop(Plan):
+class Loop(MusicPlan):
     """Lay out music whose end leads into its beginning.
 
     It is drawn on the nearest number of whole latents, of which a window sees it repeated where it is shorter, and
@@ -229,7 +229,7 @@ class Loop(Plan):
         return widen_stereo(samples, self.params.sample_rate)
 
 
-def plan(music: Music, params: SpectrogramParams, factor: int, given: int | None = None) -> Plan:
+def plan(music: Music, params: SpectrogramParams, factor: int, given: int | None = None) -> MusicPlan:
     """Lay out a request for a model; `given` are the samples of the sound it starts from, at the model's rate.
 
     Raises ReverieError for parameters that latents of `factor` columns and bands do not fill.
@@ -244,5 +244,5 @@ def plan(music: Music, params: SpectrogramParams, factor: int, given: int | None
     if music.tempo is not None and given is None:  # nothing is known of where a given sound's bars begin
         beat = MINUTE / music.tempo * params.sample_rate / params.hop / factor
         tempo = (beat, music.beats) if beat <= STRIDE * width else None
-    kind = Loop if music.loop else Plan
+    kind = Loop if music.loop else MusicPlan
     return kind(params, factor, width, max(1, samples), music.walk or 1, tempo)

@@ -30,7 +30,7 @@ Fade = Callable[[Tensor], Tensor]
 """Rising from 0 to 1 over a fade, the weight of what comes; what goes has that of the fade reversed."""
 
 
-class Piece(NamedTuple):
+class Section(NamedTuple):
     """Hold what the latest of `done` sections, of `total`, finished; all pieces in a row are the whole."""
 
     done: int
@@ -40,7 +40,7 @@ class Piece(NamedTuple):
 
 def pieces(
     run: Callable[[Tensor], Tensor], x: Tensor, section: int, overlap: int, fade: Fade = lambda part: part
-) -> Iterator[Piece]:
+) -> Iterator[Section]:
     """Apply `run`, which keeps the last axis or stretches it, to sections of it, and fade these into one another.
 
     What is no longer than a section is run as it is. The fade keeps the sum of what is alike on both sides of it.
@@ -52,9 +52,9 @@ def pieces(
     for done, begin in enumerate(begins, start=1):
         following = run(x[..., begin : begin + section])
         both = held[..., -count:] * rising.flip(0) + following[..., :count] * rising
-        yield Piece(done, total, torch.cat([held[..., :-count], both], dim=-1))
+        yield Section(done, total, torch.cat([held[..., :-count], both], dim=-1))
         held = following[..., count:]
-    yield Piece(total, total, held)
+    yield Section(total, total, held)
 
 
 def in_sections(
@@ -93,10 +93,10 @@ def sound_of_mel(
 
 def sounding(
     mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
-) -> Iterator[Piece]:
+) -> Iterator[Section]:
     """Yield a waveform piece by piece; sections have phases of their own, so their powers are faded."""
     if time is not Line:  # a circle has no sections
-        return iter([Piece(1, 1, waveform(mel, params, time))])
+        return iter([Section(1, 1, waveform(mel, params, time))])
     section, overlap = _frames_at_once(params), _second(params)
     return pieces(lambda part: waveform(part, params), mel, section, overlap, torch.sqrt)
 

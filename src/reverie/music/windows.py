@@ -28,7 +28,7 @@ from reverie.generate.conditioning import Prompts
 from reverie.generate.sample import guided_denoiser
 from reverie.media.masks import PAINTED
 from reverie.media.sound import Sound
-from reverie.music.plan import Plan
+from reverie.music.plan import MusicPlan
 from reverie.music.sections import encode_levels, mel_of_sound, sound_of_mel
 from reverie.requests.music import Music, Stop
 from reverie.requests.pictures import TextToImage
@@ -48,7 +48,7 @@ class ClipNoise(Noise):
         self,
         seeds: Sequence[int],
         shape: Sequence[int],
-        plan: Plan,
+        plan: MusicPlan,
         places: Sequence[float],
         device: torch.device | str = "cpu",
     ) -> None:
@@ -195,7 +195,7 @@ def _mask(music: Music, frames: int, mels: int) -> Float[Tensor, "1 mels frames"
     return torch.from_numpy((np.asarray(mask) >= PAINTED).astype(np.float32))[None]
 
 
-def lay_ground(given: Given, plan: Plan, images: ImageCodec) -> Ground:
+def lay_ground(given: Given, plan: MusicPlan, images: ImageCodec) -> Ground:
     """Encode a given sound for a plan: stretched around a loop, or with silence to its end; anew for every clip."""
     greys = plan.fitted(to_greys(given.mel, plan.params), LIGHT)
     mask = None if given.mask is None else plan.fitted(given.mask, 0)

@@ -220,7 +220,7 @@ class FastSpatialTransformer(layers.SpatialTransformer):
         return self.proj_out(layers.to_image(h, *size), add=x)
 
 
-class FastClipAttention(clip.Attention):
+class FastClipAttention(clip.CLIPAttention):
     """Make query, key and value in one product."""
 
     q_proj: PackedLinear
@@ -260,6 +260,6 @@ BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     layers.FeedForward: (FastFeedForward, ("net.2",)),
     layers.TransformerBlock: (FastTransformerBlock, ("attn1", "attn2", "ff")),
     layers.SpatialTransformer: (FastSpatialTransformer, ("proj_out",)),
-    clip.Attention: (FastClipAttention, ("q_proj", "k_proj", "v_proj", "out_proj")),
+    clip.CLIPAttention: (FastClipAttention, ("q_proj", "k_proj", "v_proj", "out_proj")),
     clip.Layer: (FastClipLayer, ("self_attn", "mlp.fc2")),
 }

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reverie.runtime import kernels, winograd
 from reverie.runtime.kernels import let_go
-from reverie.runtime.weights import PackedLayer, Store, pack_together, version
+from reverie.runtime.weights import PackedLayer, PackedStore, pack_together, version
 
 LAST = torch.channels_last
 NARROW = 16  # channels below which packing gains nothing, and the layer at a network's edge stays plain
@@ -145,7 +145,7 @@ def project(layers: Sequence[PackedLinear], x: Float[Tensor, "b l d"]) -> tuple[
     return _product(pack_together(layers), x)
 
 
-def _product(store: Store, x: Tensor) -> tuple[Tensor, ...]:
+def _product(store: PackedStore, x: Tensor) -> tuple[Tensor, ...]:
     biases = [layer.bias for layer in store.layers if isinstance(layer.bias, Tensor)]
     product = kernels.linear(x, store.parts[0], torch.cat(biases) if biases else None)
     return product.split([layer.rows for layer in store.layers], dim=-1)
