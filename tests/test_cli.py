@@ -22,7 +22,7 @@ from reverie.cli.ask import SIZES, AdapterOptions, BasicOptions, FurtherOptions,
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.cli.output import numbered, slug
 from reverie.pipeline import Pipeline
-from reverie.requests.parts import MAX_SEED
+from reverie.requests.base import MAX_SEED
 from reverie.requests.pictures import TextToImage
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]

@@ -159,11 +159,11 @@ OTHERWISE = {
     "DDIMSchedulerTest.test_full_loop_with_no_set_alpha_to_one": "its last step has no length but clips once more",
     "DDPMSchedulerTest.test_full_loop_with_noise": "its float32 table gives the first betas three digits",
     **{
-        f"UniPCMultistepScheduler{kind}Test.test_full_loop_with_karras{more}": "its last step has no length but corrects"
+        f"UniPCMultistepScheduler{kind}Test.test_full_loop_with_karras{more}": "corrects in a last step of no length"
         for kind in ("", "1D")
         for more in ("", "_and_v_prediction")
     },
-    "LMSDiscreteSchedulerTest.test_full_loop_with_noise": "started midway, it takes weights of fourth order for one slope",
+    "LMSDiscreteSchedulerTest.test_full_loop_with_noise": "started midway, it weighs one slope by fourth order",
 }
 """Loops that cannot agree, and why."""
 

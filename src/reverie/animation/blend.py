@@ -16,7 +16,7 @@ from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import Guide, Prompts
 from reverie.generate.sample import Bind, guided_denoiser
-from reverie.media.masks import on_white
+from reverie.media.decoding import to_rgb
 from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning, StableDiffusion
 
@@ -102,7 +102,7 @@ def fit_picture(picture: Image.Image, size: Size, fit: str | None) -> Image.Imag
 
     Raises ReverieError for one of another size where no fit, a name of FITS, is given.
     """
-    picture = on_white(picture)
+    picture = to_rgb(picture)
     if picture.size == size:
         return picture
     if fit is None:

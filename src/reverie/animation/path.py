@@ -32,8 +32,8 @@ from reverie.generate.conditioning import Prompts
 from reverie.generate.prompt import extract
 from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
 from reverie.generate.studio import opened
+from reverie.requests.base import steps_taken
 from reverie.requests.films import Animation, Keyframe
-from reverie.requests.parts import steps_taken
 from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
 

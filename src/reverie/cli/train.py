@@ -56,5 +56,7 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
         check(folder_of(recipe, out), resume)
     for _ in watched(finetune.prepare(recipe, out), lambda done: done, "latents"):
         pass
-    if not prepare:
+    if prepare:
+        say(str(folder_of(recipe, out)))
+    else:
         train(recipe, out=out, resume=resume)

@@ -19,6 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
+from reverie.media.decoding import to_rgb
 from reverie.models.autoencoder import Autoencoder, AutoencoderMidBlock, DiagonalGaussian, TinyAutoencoder
 from reverie.models.layers import AsymmetricDownsample, ResidualBlock, Upsample
 
@@ -212,7 +213,7 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Float[Tensor, "b 3 h w"]:
     if len({picture.size for picture in pictures}) != 1:
         sizes = ", ".join(sorted({f"{picture.width}x{picture.height}" for picture in pictures})) or "none"
         raise ReverieError(f"pictures of sizes {sizes} do not stack; give one or more of one size")
-    rows = np.stack([np.asarray(_on_white(picture), dtype=np.float32) for picture in pictures])
+    rows = np.stack([np.asarray(to_rgb(picture), dtype=np.float32) for picture in pictures])
     return torch.from_numpy(rows).permute(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -220,13 +221,6 @@ def to_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """Turn images in [-1, 1] into pictures of eight bits, rounded."""
     levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(row) for row in levels.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 PATCHES, CELLS = 8, 4  # the fit's picture is a mosaic: PATCHES x PATCHES colours, each of CELLS x CELLS latents

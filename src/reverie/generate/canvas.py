@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -17,6 +17,7 @@ from reverie.codecs.image import ImageCodec, to_tensor
 from reverie.diffusion.noise import Noise, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
+from reverie.media.decoding import to_rgb
 from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
@@ -74,6 +75,7 @@ def _draw(seed: int, shape: Shape) -> Tensor:
     return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
+REACH = 3  # times mask_blur: how far a Gaussian of that deviation is felt
 INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves
 Finish = Callable[[Image.Image], Image.Image]
 
@@ -137,8 +139,10 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
     match request:
         case Outpaint():
             picture = masks.extended(request.init.image(), request.left, request.right, request.top, request.bottom)
-            picture = picture.resize(size, Image.Resampling.LANCZOS) if picture.size != size else picture
-            paint = _Paint(picture, masks.transparency(picture), request.mask_blur, request.fill, request.strength)
+            picture = _resize(picture, size)
+            mask = masks.transparency(picture)
+            edge = masks.feathered(mask, REACH * request.mask_blur)
+            paint = _Paint(masks.filled(picture, mask), mask, edge, _of_filled(request.fill), request.strength)
             return _mask_canvas(system, codec, paint)
         case Inpaint():
             return _inpaint(system, codec, request, size)
@@ -151,19 +155,28 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
 
 @dataclass(frozen=True, eq=False)
 class _Paint:
-    """Hold a picture, its mask (white is painted), the pixels that soften the mask, and what to start from."""
+    """Hold an RGB picture, its mask (white is painted), the mask that blends the result, and what to start from."""
 
     picture: Image.Image
     mask: Image.Image
-    blur: int
+    edge: Image.Image
     fill: Fill
     strength: float
 
 
 def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size: tuple[int, int]) -> Canvas:
-    """Prepare the whole picture, or the box around its mask alone."""
-    picture = request.init.image()
-    mask = masks.transparency(picture) if request.mask is None else request.mask.image().convert("L")
+    """Prepare the whole picture, or the box around its mask alone.
+
+    Without a mask what is transparent is painted: its colours are those of the nearest opaque pixels, and what is
+    opaque stays to the bit, as alpha itself is the soft edge.
+    """
+    picture, fill = request.init.image(), request.fill
+    if request.mask is None:
+        mask = edge = masks.transparency(picture)
+        picture, fill = masks.filled(picture, mask), _of_filled(fill)
+    else:
+        picture, mask = to_rgb(picture), masks.from_picture(request.mask.image())
+        edge = masks.soft(mask, request.mask_blur)
     if mask.size != picture.size:
         raise ReverieError(
             f"the mask has {mask.width}x{mask.height} pixels and the picture {picture.width}x"
@@ -171,24 +184,27 @@ def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size:
         )
     box = masks.surroundings(mask, request.padding, *size)
     if not request.only_masked:
-        picture, mask = _resize(picture, size), mask.resize(size) if mask.size != size else mask
-        return _mask_canvas(system, codec, _Paint(picture, mask, request.mask_blur, request.fill, request.strength))
+        if mask.size != size:
+            picture, mask, edge = _resize(picture, size), mask.resize(size), edge.resize(size)
+        return _mask_canvas(system, codec, _Paint(picture, mask, edge, fill, request.strength))
     crop, cut = _resize(picture.crop(box), size), mask.crop(box).resize(size)
-    canvas = _mask_canvas(system, codec, _Paint(crop, cut, 0, request.fill, request.strength))
-    whole, edge = masks.on_white(picture), masks.soft(mask, request.mask_blur)
-    return Canvas(
-        canvas.start, canvas.known, canvas.mask, canvas.extra, canvas.fill, partial(_paste_box, whole, edge, box)
-    )
+    canvas = _mask_canvas(system, codec, _Paint(crop, cut, cut, fill, request.strength))
+    return replace(canvas, finish=partial(_paste_box, picture, edge, box))
+
+
+def _of_filled(fill: Fill) -> Fill:
+    """Return the fill of a picture into whose mask the surroundings have flowed already."""
+    return "original" if fill == "surroundings" else fill
 
 
 def _mask_canvas(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> Canvas:
     """Prepare a picture of the drawing's size under its mask."""
-    picture, mask = masks.on_white(paint.picture), paint.mask
+    picture, mask = paint.picture, paint.mask
     opened = torch.from_numpy(_open(mask))[None, None].to(system.device)
     known = codec.encode([picture])
     start = codec.encode([masks.filled(picture, mask)]) if paint.fill == "surroundings" else known
     cells = F.max_pool2d(opened, codec.factor)  # a latent is drawn where any of its pixels is
-    finish = partial(_compose, picture, masks.soft(mask, paint.blur))
+    finish = partial(_compose, picture, paint.edge)
     start_or_noise = start if paint.strength < 1 else None
     if system.unet.config.in_channels != INPAINTING_CHANNELS:
         return Canvas(start_or_noise, known, cells, None, paint.fill, finish)
@@ -208,7 +224,8 @@ def blank_channels(
 
 
 def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture if picture.size == size else picture.convert("RGBA").resize(size, Image.Resampling.LANCZOS)
+    """Resize a picture, RGB or RGBA; Pillow weighs colours by alpha."""
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _open(mask: Image.Image) -> np.ndarray:

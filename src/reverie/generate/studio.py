@@ -25,7 +25,8 @@ from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_no
 from reverie.generate.conditioning import Prompts
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
-from reverie.requests.parts import ControlInput, steps_taken
+from reverie.requests.base import steps_taken
+from reverie.requests.parts import ControlInput
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.runtime import is_packed, pack
 from reverie.runtime.changes import merging, reusing, seamless

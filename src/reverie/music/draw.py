@@ -20,15 +20,14 @@ from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapted
 from reverie.generate.sample import SAME, noise_levels, sample
-from reverie.media.encoder import COMMENT
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
 from reverie.music.plan import MusicPlan, plan
 from reverie.music.sections import Recording, decode_levels
 from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encode_stops, lay_ground, read_given
+from reverie.requests.base import steps_taken
+from reverie.requests.metadata import texts
 from reverie.requests.music import Music
-from reverie.requests.music_records import texts
-from reverie.requests.parts import steps_taken
 from reverie.requests.pictures import TextToImage
 from reverie.runtime.changes import merging, reusing, seamless
 from reverie.sound.spectrogram import SpectrogramParams
@@ -181,5 +180,5 @@ def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"])
         samples = laid.widened(samples)
     picture = add_tags(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
-    picture.info[REQUEST] = texts(single, studio.system.name)[COMMENT]
+    picture.info[REQUEST] = texts(single, studio.system.name)[REQUEST]
     return Recording(sound.samples, sound.rate, picture, single, studio.system.name)

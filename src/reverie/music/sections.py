@@ -17,7 +17,7 @@ from reverie.codecs.image import ImageCodec
 from reverie.codecs.spectrograms import LIGHT, convert_sound
 from reverie.media import pictures, sound
 from reverie.media.sound import Sound
-from reverie.requests import music_records as metadata
+from reverie.requests import metadata
 from reverie.requests.music import Music
 from reverie.sound.phases import Line, waveform
 from reverie.sound.spectrogram import PER_SECOND, SpectrogramParams, spectrogram
