@@ -156,14 +156,14 @@ def look(system: Pipeline, taesd: Path | None) -> Show:
 def finishing(system: Pipeline, result: ResultOptions) -> Callable[[Image.Image], Image.Image]:
     """Return what becomes of each picture before it is written: the safety checker's and the watermark's."""
     from reverie.checkpoints.safety import load_safety
-    from reverie.codecs.clip_images import screened
+    from reverie.codecs.clip_images import screen_pictures
     from reverie.media import watermark
 
     checker = None if result.safety is None else load_safety(result.safety, device=system.device)
 
     def finish(picture: Image.Image) -> Image.Image:
         if checker is not None:
-            (picture,), (held,) = screened(checker, [picture])
+            (picture,), (held,) = screen_pictures(checker, [picture])
             if held:
                 print("a picture was held back by the safety checker; it is black", file=sys.stderr)
         return picture if result.watermark is None else watermark.write(picture, result.watermark)

@@ -37,14 +37,14 @@ def spectrogram(
     from reverie.codecs.spectrograms import plot, to_picture
     from reverie.media import sound
     from reverie.media.pictures import save
-    from reverie.music.sections import heard
+    from reverie.music.sections import mel_of_sound
     from reverie.sound.spectrogram import SMALL, SpectrogramParams
 
     given = sound.read(file)
     params = SMALL if small else SpectrogramParams()
     params = replace(params, stereo=given.channels > 1 if stereo is None else stereo)
     draw = plot if axes else to_picture
-    save(draw(heard(given, params), params), output)
+    save(draw(mel_of_sound(given, params), params), output)
     say(str(output))
 
 

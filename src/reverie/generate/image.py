@@ -17,7 +17,7 @@ from reverie.generate.conditioning import adapter_notes
 from reverie.generate.studio import Studio, opened
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.offload import ferry_of
+from reverie.runtime.offload import offloader_of
 from reverie.system import StableDiffusion
 
 GPU_BATCH = 4
@@ -61,7 +61,7 @@ def stream(
     the generator lives: draw one request at a time. Raises ReverieError, before any work, where the size does not fit.
     """
     request = sized(system, request)
-    scarce = system.device.type == "cpu" or ferry_of(system.unet) is not None
+    scarce = system.device.type == "cpu" or offloader_of(system.unet) is not None
     return _draw(system, request, 1 if scarce else GPU_BATCH, refiner, preview)
 
 

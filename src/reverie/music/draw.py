@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reverie.animation.path import lora_tags
 from reverie.codecs.image import ImageCodec, to_pictures
-from reverie.codecs.spectrograms import LIGHT, from_greys, tagged
+from reverie.codecs.spectrograms import LIGHT, add_tags, from_greys
 from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.parts import masked
 from reverie.diffusion.step import Sigmas
@@ -22,8 +22,8 @@ from reverie.generate.conditioning import adapted, adapter_notes
 from reverie.generate.sample import SAME, noise_levels, sample
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
-from reverie.music.plan import Plan, plan
-from reverie.music.sections import Recording, decoded
+from reverie.music.plan import MusicPlan, plan
+from reverie.music.sections import Recording, decode_levels
 from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encode_stops, lay_ground, read_given
 from reverie.requests.base import steps_taken
 from reverie.requests.metadata import texts
@@ -55,7 +55,7 @@ class _Studio:
 
     system: StableDiffusion
     music: Music
-    plan: Plan
+    plan: MusicPlan
     images: ImageCodec
     shared: TextToImage
     way: Way
@@ -130,7 +130,7 @@ def hearing(system: StableDiffusion) -> SpectrogramParams:
     return params
 
 
-def _played(system: StableDiffusion, music: Music, laid: Plan, given: Given | None) -> Iterator[Progress]:
+def _played(system: StableDiffusion, music: Music, laid: MusicPlan, given: Given | None) -> Iterator[Progress]:
     with ExitStack() as stack:
         notes = adapter_notes(system, music)
         studio = _opened(stack, system, music, laid, given)
@@ -145,7 +145,7 @@ def _played(system: StableDiffusion, music: Music, laid: Plan, given: Given | No
                 done += 1
 
 
-def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan, given: Given | None) -> _Studio:
+def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: MusicPlan, given: Given | None) -> _Studio:
     """Make everything ready; LoRAs, and what bends time to a circle, are in the model until the stack closes."""
     shared = _shared(music, laid)
     stack.enter_context(adapted(system, shared))
@@ -160,7 +160,7 @@ def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan,
     return _Studio(system, music, laid, images, shared, told, under, sigmas)
 
 
-def _shared(music: Music, laid: Plan) -> TextToImage:
+def _shared(music: Music, laid: MusicPlan) -> TextToImage:
     """Return what all windows have in common, as the request for a picture; its prompt is the LoRAs alone."""
     return TextToImage(
         **music.shared(),
@@ -174,14 +174,14 @@ def _shared(music: Music, laid: Plan) -> TextToImage:
 def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
     """Decode latents, lay back what the mask keeps, and sound the spectrogram to its exact length."""
     laid, params = studio.plan, studio.plan.params
-    greys = decoded(studio.images, latents)
+    greys = decode_levels(studio.images, latents)
     if studio.ground is not None:
         greys = studio.ground.kept(greys)
     greys = laid.shown(greys)
     samples = laid.sounded(from_greys(greys, params))
     if single.stereo and not params.stereo:
         samples = laid.widened(samples)
-    picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
+    picture = add_tags(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
     picture.info[REQUEST] = texts(single, studio.system.name)[REQUEST]
     return Recording(sound.samples, sound.rate, picture, single, studio.system.name)
