@@ -21,8 +21,10 @@ from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, 
 from reverie.cli.output import say, slug
 from reverie.cli.progress import PLAIN_INTERVAL, Stopwatch, watched
 from reverie.errors import ReverieError
+from reverie.files import check_distinct
 from reverie.media import footage, video
 from reverie.requests import metadata, storyboard
+from reverie.requests.base import files_of
 from reverie.requests.films import Animation
 
 if TYPE_CHECKING:
@@ -247,6 +249,7 @@ def make(
 
 def check(request: Animation, outputs: Sequence[Path]) -> Waveform | None:
     """Return the film's sound. Raises ReverieError for what cannot be written or read."""
+    check_distinct(outputs, files_of(request))
     for output in outputs:
         video.check(output, request.fps)
     if len({output.absolute() for output in outputs}) < len(outputs):

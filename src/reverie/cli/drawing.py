@@ -17,6 +17,7 @@ from reverie.cli.output import check_writable, numbered, say
 from reverie.cli.progress import Stopwatch, watched
 from reverie.errors import ReverieError
 from reverie.media.pictures import grid, save
+from reverie.requests.base import files_of
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
@@ -48,7 +49,7 @@ def draw(
     from reverie.generate.notes import notes as told  # brings torch
 
     output, watch = result.output or default, Stopwatch()
-    paths, sign = places(output, request.count, result), signing(result)
+    paths, sign = places(output, request, result), signing(result)
     asked = judge.asked(request, result)
     with watch.measure("load"):
         clip = judge.load(model.device)
@@ -81,10 +82,10 @@ def draw(
     report(request, files, pictures, [one.seed for one in which], watch.seconds, result.as_json)
 
 
-def places(output: Path, count: int, result: ResultOptions) -> list[Path]:
+def places(output: Path, request: TextToImage, result: ResultOptions) -> list[Path]:
     """Return where the pictures go. Raises ReverieError where they cannot, and for results that make no sense."""
-    paths = [output] if result.grid else numbered(output, count)
-    check_writable([*paths, *([result.preview] if result.preview else [])])
+    paths = [output] if result.grid else numbered(output, request.count)
+    check_writable([*paths, *([result.preview] if result.preview else [])], files_of(request))
     if result.taesd is not None and result.preview is None:
         raise ReverieError("--taesd is about the preview; ask for one with --preview look.png")
     if result.watermark == "":

@@ -17,8 +17,10 @@ from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, 
 from reverie.cli.output import check_writable, numbered, say, slug, warned
 from reverie.cli.progress import Stopwatch, watched
 from reverie.errors import ReverieError
+from reverie.files import check_distinct
 from reverie.media.pictures import FORMATS
 from reverie.requests import metadata
+from reverie.requests.base import files_of
 from reverie.requests.music import Film, Music
 
 if TYPE_CHECKING:
@@ -225,8 +227,10 @@ class Outputs:
     film: Path | None = None
     shown: Film | None = None
 
-    def check(self, count: int) -> None:
+    def check(self, music: Music) -> None:
         """Raise ReverieError for what cannot be written."""
+        count = music.count
+        check_distinct([*self.files, *filter(None, [self.film])], files_of(music))
         for path in self.files:
             if path.suffix.lower() in FORMATS:
                 check_writable(numbered(path, count))
@@ -250,7 +254,7 @@ def make(music: Music, outputs: Outputs, model: ModelOptions, as_json: bool, pla
 
     `played_by` is the model of the sound that is made again; another one is told of on stderr.
     """
-    outputs.check(music.count)
+    outputs.check(music)
     watch = Stopwatch()
     with watch.measure("load"):
         from reverie.system import MUSIC_NAME

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 from reverie.cli.options import Flag, Output
 from reverie.cli.output import check_writable, say, warned
 from reverie.cli.progress import watched
+from reverie.files import check_distinct
 
 Stereo = Annotated[bool | None, Parameter(negative="--mono", show_default=False)]
 
@@ -33,7 +34,7 @@ def spectrogram(
     axes
         Draw for people: in colours, with seconds and Hertz. Such a picture does not turn back.
     """
-    check_writable([output])
+    check_writable([output], [file])
     from reverie.codecs.spectrograms import plot, to_picture
     from reverie.media import sound
     from reverie.media.pictures import save
@@ -64,6 +65,7 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     """
     from reverie.media import sound as sounds
 
+    check_distinct([output], [file])
     sounds.check_writable(output)
     import torch
 
