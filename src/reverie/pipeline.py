@@ -15,9 +15,11 @@ from reverie.animation.draw import BATCH, Frame
 from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance
 from reverie.animation.store import Store
+from reverie.checkpoints.save import FULL, Precision
 from reverie.generate import cache, image
 from reverie.generate.explain import Explanation, explain
 from reverie.generate.image import Progress, Show
+from reverie.generate.modified import Modification
 from reverie.media.encoder import Waveform
 from reverie.music import draw as player
 from reverie.music.film import frames as film_frames
@@ -130,6 +132,11 @@ class Pipeline(StableDiffusion):
         This is the model of the pictures; what played the recording may be another.
         """
         return film_frames(self, recording, film)
+
+    def save(self, path: str | Path, precision: Precision = FULL) -> None:
+        """Write the model as a folder that reverie and diffusers load. See `checkpoints.save.save_folder`."""
+        with Modification(self).active():
+            super().save(path, precision)
 
 
 def load(
