@@ -16,7 +16,8 @@ from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance
 from reverie.animation.store import Store
 from reverie.checkpoints.save import FULL, Precision
-from reverie.generate import cache, image
+from reverie.files import cache_folder
+from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
 from reverie.generate.image import Progress, Show
 from reverie.generate.modified import Modification
@@ -179,4 +180,4 @@ def load(
 
 def kept(compile: bool) -> Path | None:
     """Return the folder for what is compiled; None where nothing is to be."""
-    return cache.folder() / "compiled" if compile else None
+    return cache_folder() / "compiled" if compile else None

@@ -118,7 +118,7 @@ def test_objectives_that_cannot_share_a_batch_refuse_torchrun(tmp_path: Path, mo
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ReverieError, match=r"cannot read the recipe .*: No such file or directory"):
+    with pytest.raises(ReverieError, match=r"cannot read the recipe .*: no such file or directory"):
         next(run(tmp_path / "none.toml"))
     (tmp_path / "picture.toml").write_bytes(b"\x89PNG\xff")
     with pytest.raises(ReverieError, match="is not TOML"):

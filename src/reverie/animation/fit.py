@@ -7,7 +7,7 @@ from collections.abc import Callable
 from PIL import Image, ImageOps
 
 from reverie.errors import ReverieError
-from reverie.media.masks import on_white
+from reverie.media.decoding import to_rgb
 
 Size = tuple[int, int]
 
@@ -37,7 +37,7 @@ def fitted(picture: Image.Image, size: Size, fit: str | None) -> Image.Image:
 
     Raises ReverieError for one of another size where no fit, a name of FITS, is given.
     """
-    picture = on_white(picture)
+    picture = to_rgb(picture)
     if picture.size == size:
         return picture
     if fit is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from reverie.cli.options import Flag
+from reverie.cli.output import say
 from reverie.cli.progress import watched
 from reverie.cli.train import train
 
@@ -33,5 +34,7 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
         check(folder_of(recipe, out), resume)
     for _ in watched(finetune.prepare(recipe, out), lambda done: done, "latents"):
         pass
-    if not prepare:
+    if prepare:
+        say(str(folder_of(recipe, out)))
+    else:
         train(recipe, out=out, resume=resume)

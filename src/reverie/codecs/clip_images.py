@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import open_picture
+from reverie.media.decoding import eight_bits, read_stored
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, normalise
 
 Picture = Image.Image | str | Path
@@ -76,7 +76,8 @@ class Preprocessing:
     begin: Callable[[int], int] = rounded
 
     def levels(self, pictures: Sequence[Picture]) -> UInt8[Tensor, "b 3 {self.size} {self.size}"]:
-        """Resize and crop pictures, or files of them. Transparency is dropped and EXIF not heeded, as references do.
+        """Resize and crop pictures, or files of them. As the references do it, alpha is dropped and EXIF's rotation is
+        not applied; grey of sixteen bits is scaled to eight, where they see white.
 
         Raises ReverieError, naming the file, where one cannot be read.
         """
@@ -115,16 +116,10 @@ class Preprocessing:
 
 
 def as_picture(picture: Picture) -> Image.Image:
-    """Return an RGB picture; a path is read. Raises ReverieError, naming the file, where it is none or damaged."""
+    """Return an RGB picture as references see it, neither turned nor on white; a path is read. Raises ReverieError."""
     if isinstance(picture, Image.Image):
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-    try:
-        return open_picture(picture).convert("RGB")
-    except ReverieError:
-        raise
-    except Exception as error:  # decoders of damaged files raise SyntaxError, struct.error, MemoryError and others
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ReverieError(f"cannot read '{picture}': {reason}") from error
+        return picture if picture.mode == "RGB" else eight_bits(picture).convert("RGB")
+    return read_stored(picture).convert("RGB")
 
 
 def read_preprocessing(raw: Mapping[str, Any], where: str) -> Preprocessing:

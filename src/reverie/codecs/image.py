@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reverie.codecs import slices
 from reverie.errors import ReverieError
+from reverie.media.decoding import to_rgb
 from reverie.models.autoencoder import Autoencoder
 
 WHOLE = 768 * 768  # pixels, where the widest layer of a float32 decoder holds 0.6 GB; at 1024 x 1024, 1.07 GB
@@ -87,7 +88,7 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Float[Tensor, "b 3 h w"]:
     if len({picture.size for picture in pictures}) != 1:
         sizes = ", ".join(sorted({f"{picture.width}x{picture.height}" for picture in pictures})) or "none"
         raise ReverieError(f"pictures of sizes {sizes} do not stack; give one or more of one size")
-    rows = np.stack([np.asarray(_on_white(picture), dtype=np.float32) for picture in pictures])
+    rows = np.stack([np.asarray(to_rgb(picture), dtype=np.float32) for picture in pictures])
     return torch.from_numpy(rows).permute(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -95,10 +96,3 @@ def to_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """Turn images in [-1, 1] into pictures of eight bits, rounded."""
     levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(row) for row in levels.permute(0, 2, 3, 1).cpu().numpy()]
-
-
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")

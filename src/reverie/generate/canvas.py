@@ -16,6 +16,7 @@ from torch import Tensor
 from reverie.codecs.image import ImageCodec, to_tensor
 from reverie.errors import ReverieError
 from reverie.media import masks
+from reverie.media.decoding import to_rgb
 from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
@@ -120,7 +121,7 @@ def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size:
         return _masked(system, codec, _Paint(picture, mask, request.mask_blur, request.fill, request.strength))
     crop, cut = _sized(picture.crop(box), size), mask.crop(box).resize(size)
     canvas = _masked(system, codec, _Paint(crop, cut, 0, request.fill, request.strength))
-    whole, edge = masks.on_white(picture), masks.soft(mask, request.mask_blur)
+    whole, edge = to_rgb(picture), masks.soft(mask, request.mask_blur)
     return Canvas(
         canvas.start, canvas.known, canvas.mask, canvas.extra, canvas.fill, partial(_laid_in, whole, edge, box)
     )
@@ -128,7 +129,7 @@ def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size:
 
 def _masked(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> Canvas:
     """Prepare a picture of the drawing's size under its mask."""
-    picture, mask = masks.on_white(paint.picture), paint.mask
+    picture, mask = to_rgb(paint.picture), paint.mask
     opened = torch.from_numpy(_open(mask))[None, None].to(system.device)
     known = codec.encode([picture])
     start = codec.encode([masks.filled(picture, mask)]) if paint.fill == "surroundings" else known

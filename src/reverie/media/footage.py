@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.media.decoding import DAMAGED, to_rgb, upright
 from reverie.media.encoder import COMMENT, need_av, told
-from reverie.media.pictures import DAMAGED, FORMATS, REQUEST, read_texts
+from reverie.media.pictures import FORMATS, REQUEST, read_texts
 
 ANIMATED = (".gif", ".webp", ".png", ".apng")  # read by Pillow
 FILMS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
@@ -100,7 +101,7 @@ def _files(folder: Path) -> list[Path]:
 def _folder(path: Path) -> Footage:
     files = _files(path)
     with _opened(files[0]) as first:
-        size, texts = ImageOps.exif_transpose(first).size, _texts(first)
+        size, texts = upright(first).size, _texts(first)
 
     def pictures() -> Iterator[Image.Image]:
         for file in files:
@@ -121,7 +122,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    return to_rgb(upright(picture))
 
 
 def _animated(path: Path) -> Footage:

@@ -14,12 +14,6 @@ REACHES = (256, 64, 16, 4, 1)  # pixels from which the surroundings flow in, far
 GAIN = 16  # makes a colour that flowed in thinly opaque
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    """Lay a picture on white, without transparency."""
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
-
-
 def transparency(picture: Image.Image) -> Image.Image:
     """Return the mask that paints what is transparent: 255 where nothing is, 0 where the picture is opaque."""
     return picture.convert("RGBA").getchannel("A").point(lambda alpha: 255 - alpha)

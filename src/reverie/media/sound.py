@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside, check_place
+from reverie.files import atomic_write, check_place
 
 if TYPE_CHECKING:
     import soundfile
@@ -167,7 +167,7 @@ def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None
     check_texts(texts or {}, path.suffix.lower())
     if path.suffix.lower() == ".mp3" and sound.rate not in MP3_RATES:
         sound = sound.resampled(min((rate for rate in MP3_RATES if rate > sound.rate), default=MP3_RATES[-1]))
-    with beside(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             with temporary.open("w+b") as file:
                 _encode(sound.unclipped(), file, path.suffix.lower(), texts or {})

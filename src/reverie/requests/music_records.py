@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from reverie.errors import ReverieError
+from reverie.media.decoding import READABLE
 from reverie.media.encoder import COMMENT
-from reverie.media.pictures import READABLE, REQUEST, open_picture, read_texts
+from reverie.media.pictures import REQUEST, open_picture, read_texts
 from reverie.requests.music import Film, Music
 from reverie.requests.recorded import Request
 

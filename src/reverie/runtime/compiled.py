@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 from reverie.models.autoencoder import Decoder
 from reverie.models.unet import UNet
 
@@ -86,8 +87,7 @@ def keep_in(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReverieError(
-            f"cannot keep what is compiled in '{folder}': {(error.strerror or str(error)).lower()}; "
-            "name another folder by REVERIE_CACHE"
+            f"cannot keep what is compiled in '{folder}': {reason_of(error)}; name another folder by REVERIE_CACHE"
         ) from error
     os.environ[FOLDER] = str(folder)
 
