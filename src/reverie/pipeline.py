@@ -19,7 +19,7 @@ from reverie.checkpoints.save import FULL, Precision
 from reverie.files import cache_folder
 from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
-from reverie.generate.image import Progress, Show
+from reverie.generate.image import PictureStep, Show
 from reverie.generate.modified import Modification
 from reverie.media.encoder import Waveform
 from reverie.music import draw as player
@@ -89,7 +89,7 @@ class Pipeline(StableDiffusion):
         """Draw the first picture of a request and tell which word drew what. See `generate.explain.explain`."""
         return explain(self, request)
 
-    def stream(self, request: TextToImage, preview: Show | None = None) -> Iterator[Progress]:
+    def stream(self, request: TextToImage, preview: Show | None = None) -> Iterator[PictureStep]:
         """Draw and report every step, with previews; stop by closing the generator. See `generate.image.stream`.
 
         A refiner that the request names is loaded first.
@@ -123,7 +123,7 @@ class Pipeline(StableDiffusion):
         progress = self.play(Music.of({"prompt": prompt, **options}))
         return [step.clip for step in progress if step.clip is not None]
 
-    def play(self, music: Music) -> Iterator[player.Progress]:
+    def play(self, music: Music) -> Iterator[player.MusicStep]:
         """Play clips and report every step; stop by closing the generator. See `music.draw.stream`."""
         return player.stream(self, music)
 

@@ -27,6 +27,7 @@ from reverie.generate.modified import Modification, in_turn, modified
 from reverie.media import footage
 from reverie.media.encoder import Waveform
 from reverie.media.footage import Footage
+from reverie.progress import Progress
 from reverie.requests.films import Animation
 from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
@@ -35,14 +36,12 @@ BATCH = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
-    """Hold one frame of a film: `index` of `total`, its place on the path, and the second at which it is shown.
+class Frame(Progress):
+    """One frame of a film: its `index` of `total`, its place on the path, and the second at which it is shown.
 
     The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before.
     """
 
-    index: int
-    total: int
     place: float
     time: float
     picture: Image.Image
@@ -183,7 +182,7 @@ def _shown(film: _Film, pictures: Iterable[Shown]) -> Iterator[Frame]:
     for shown in pictures:
         for _ in range(shown.shot.shown):
             place, time = shown.shot.place, index / film.animation.fps
-            yield Frame(index, total, place, time, shown.picture, shown.latents)
+            yield Frame(index + 1, total, "frames", place, time, shown.picture, shown.latents)
             index += 1
 
 

@@ -14,6 +14,7 @@ from reverie.diffusion.step import Step
 from reverie.generate import canvas
 from reverie.generate.modified import Modification, in_turn, modified
 from reverie.generate.picture_run import PictureRun, prepare_run
+from reverie.progress import Progress
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import texts
 from reverie.runtime.offload import ferry_of
@@ -26,15 +27,13 @@ Show = Callable[[Tensor], list[Image.Image]]
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
-    """Tell how far a request has come: it has taken step `index` of `total`, counted over all its pictures.
+class PictureStep(Progress):
+    """A step of a request's drawing, of `total` over all its pictures.
 
     `seeds` are those of the pictures at work, `latents` the sampler's present guess of them, clean and scaled, and
     `preview()` shows it. `pictures` holds what this step finished: nothing, but in the last step of each picture.
     """
 
-    index: int
-    total: int
     seeds: tuple[int, ...]
     latents: Float[Tensor, "b c h w"]
     preview: Callable[[], list[Image.Image]]
@@ -47,7 +46,7 @@ def stream(
     *,
     refiner: StableDiffusion | None = None,
     preview: Show | None = None,
-) -> Iterator[Progress]:
+) -> Iterator[PictureStep]:
     """Draw a request's pictures and yield every step; closing the generator stops the work.
 
     Picture k is the one that seed + k alone gives. On the CPU it is so to the bit (at one thread count), because there
@@ -81,7 +80,7 @@ def _draw(
     refiner: StableDiffusion | None,
     preview: Show | None,
     modification: Modification,
-) -> Iterator[Progress]:
+) -> Iterator[PictureStep]:
     run = prepare_run(system, request, refiner)
 
     def show(latents: Tensor) -> list[Image.Image]:
@@ -95,7 +94,7 @@ def _draw(
         seeds = tuple(single.seed for single in singles)
         for step, last in passes(run, singles):
             pictures = finished(run, singles, step) if last else ()
-            yield Progress(done, total, seeds, step.denoised, partial(show, step.denoised), pictures)
+            yield PictureStep(done + 1, total, "steps", seeds, step.denoised, partial(show, step.denoised), pictures)
             done += 1
 
 

@@ -30,6 +30,7 @@ from reverie.music.plan import Plan, plan
 from reverie.music.recording import Recording
 from reverie.music.sections import decoded
 from reverie.music.way import Way
+from reverie.progress import Progress
 from reverie.requests.music import Music
 from reverie.requests.music_records import texts
 from reverie.requests.parts import steps_taken
@@ -39,15 +40,13 @@ from reverie.system import StableDiffusion
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
-    """Tell how far a request has come: it has taken step `index` of `total`, counted over all its clips.
+class MusicStep(Progress):
+    """A step of a request's playing, of `total` over all its clips.
 
     `latents` are the sampler's present guess of the clip at work, clean and scaled. `clip` is what the step finished:
     None, but in the last step of each clip.
     """
 
-    index: int
-    total: int
     latents: Float[Tensor, "1 c h w"]
     clip: Recording | None = None
 
@@ -106,7 +105,7 @@ class ClipRun:
         return masked(denoise, cells, self.ground.latents, noise.initial(), below)
 
 
-def stream(system: StableDiffusion, music: Music) -> Iterator[Progress]:
+def stream(system: StableDiffusion, music: Music) -> Iterator[MusicStep]:
     """Play a request's clips and yield every step; closing the generator stops the work.
 
     Clip k is the one that the seeds + k alone give: they are drawn one after another, the windows of each together.
@@ -142,7 +141,7 @@ def _played(
     laid: Plan,
     given: ground.Given | None,
     _: Modification,
-) -> Iterator[Progress]:
+) -> Iterator[MusicStep]:
     run = _prepare_run(system, music, shared, laid, given)
     done, total = 0, music.count * (len(run.sigmas) - 1)
     for index in range(music.count):
@@ -150,7 +149,7 @@ def _played(
         noise = run.noise(single)
         for step in sample(run.denoiser(noise), run.sigmas, noise, music.sampler, run.begin()):
             last = step.index == step.total - 1
-            yield Progress(done, total, step.denoised, _finished(run, single, step.x) if last else None)
+            yield MusicStep(done + 1, total, "steps", step.denoised, _finished(run, single, step.x) if last else None)
             done += 1
 
 

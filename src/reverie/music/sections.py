@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -14,6 +14,7 @@ from reverie.codecs.audio import suited
 from reverie.codecs.image import ImageCodec
 from reverie.codecs.spectrograms import LIGHT
 from reverie.media.sound import Sound
+from reverie.progress import Progress
 from reverie.sound.frames import Line
 from reverie.sound.params import PER_SECOND, SpectrogramParams
 from reverie.sound.phases import waveform
@@ -27,11 +28,10 @@ Fade = Callable[[Tensor], Tensor]
 """Rising from 0 to 1 over a fade, the weight of what comes; what goes has that of the fade reversed."""
 
 
-class Piece(NamedTuple):
-    """Hold what the latest of `done` sections, of `total`, finished; all pieces in a row are the whole."""
+@dataclass(frozen=True, eq=False)
+class Piece(Progress):
+    """What the latest section finished; all pieces in a row are the whole."""
 
-    done: int
-    total: int
     x: Tensor
 
 
@@ -49,9 +49,9 @@ def pieces(
     for done, begin in enumerate(begins, start=1):
         following = run(x[..., begin : begin + section])
         both = held[..., -count:] * rising.flip(0) + following[..., :count] * rising
-        yield Piece(done, total, torch.cat([held[..., :-count], both], dim=-1))
+        yield Piece(done, total, "sections", torch.cat([held[..., :-count], both], dim=-1))
         held = following[..., count:]
-    yield Piece(total, total, held)
+    yield Piece(total, total, "sections", held)
 
 
 def in_sections(
@@ -93,7 +93,7 @@ def sounding(
 ) -> Iterator[Piece]:
     """Yield a waveform piece by piece; sections have phases of their own, so their powers are faded."""
     if time is not Line:  # a circle has no sections
-        return iter([Piece(1, 1, waveform(mel, params, time))])
+        return iter([Piece(1, 1, "sections", waveform(mel, params, time))])
     section, overlap = _frames_at_once(params), _second(params)
     return pieces(lambda part: waveform(part, params), mel, section, overlap, torch.sqrt)
 
