@@ -1,4 +1,4 @@
-"""What can a loaded model be asked for? The object that `reverie.load` returns."""
+"""The loaded model that `reverie.load` returns, and what it can be asked for."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from reverie import system
+from reverie.animation.distances import angle
 from reverie.animation.draw import BATCH, Frame
 from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance
@@ -39,7 +40,7 @@ from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToIma
 from reverie.runtime import packed
 from reverie.runtime.compiled import compiled
 from reverie.runtime.offload import ferry_of
-from reverie.similarity.best import best, rivals
+from reverie.similarity.best import Ranking, rivals
 from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion
 
@@ -79,11 +80,13 @@ class Pipeline(StableDiffusion):
     def best(self, request: TextToImage, *, of: int, clip: Clip | None = None) -> list[Image.Image]:
         """Draw `of` pictures and return the `request.count` most like the prompt, the best first, with their scores.
 
-        They are told by a CLIP: the bundled one where none is given. See `similarity.best`.
+        A CLIP ranks them: the bundled one where none is given. See `similarity.best`.
         """
-        asked, judge = rivals(request, of), clip or load_clip(device=self.device)
-        drawn = (picture for progress in self.stream(asked) for picture in progress.pictures)
-        return [one.picture for one in best(judge, drawn, request)]
+        asked, ranking = rivals(request, of), Ranking(clip or load_clip(device=self.device), request)
+        for step in self.stream(asked):
+            for picture in step.pictures:
+                ranking.add(picture)
+        return [one.picture for one in ranking.best()]
 
     def explain(self, request: TextToImage) -> Explanation:
         """Draw the first picture of a request and tell which word drew what. See `generate.explain.explain`."""
@@ -115,7 +118,12 @@ class Pipeline(StableDiffusion):
         heard: Waveform | None = None,
         batch: int = BATCH,
     ) -> Iterator[Frame]:
-        """Draw a film and yield its frames in order; stop by closing the generator. See `animation.draw.animate`."""
+        """Draw a film and yield its frames in order; stop by closing the generator. See `animation.draw.animate`.
+
+        A perceptual pace is by `distance`, or where that is not given by the bundled CLIP.
+        """
+        if animation.pace == "perceptual" and distance is None:
+            distance = angle(load_clip(device=self.device).embed_images)
         return draw_film(self, animation, distance=distance, store=store, heard=heard, batch=batch)
 
     def music(self, prompt: str = "", **options: Unpack[MusicOptions]) -> list[Recording]:

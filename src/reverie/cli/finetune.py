@@ -32,7 +32,7 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
 
     if not prepare:
         check(folder_of(recipe, out), resume)
-    for _ in watched(finetune.prepare(recipe, out), lambda done: done, "latents"):
+    for _ in watched(finetune.prepare(recipe, out)):
         pass
     if prepare:
         say(str(folder_of(recipe, out)))

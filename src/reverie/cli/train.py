@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reverie.cli.options import Flag
 from reverie.cli.output import say
-from reverie.cli.progress import metered
+from reverie.cli.progress import watched
 
 
 def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> None:
@@ -27,6 +27,7 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
     from reverie.train.parallel import is_first
     from reverie.train.recipe import folder_of
 
-    metered(run(recipe, out, resume))
+    for _ in watched(run(recipe, out, resume)):
+        pass
     if is_first():
         say(str(folder_of(recipe, out)))

@@ -26,9 +26,15 @@ class Recording(Sound):
         """Return the tags that its file carries."""
         return metadata.texts(self.request, self.model)
 
-    def save(self, path: str | Path) -> None:
-        """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside."""
+    def save(self, path: str | Path, *, metadata: bool = True) -> None:
+        """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside.
+
+        Without `metadata` the file says nothing of the request; a picture still says how it becomes sound.
+        """
         if Path(path).suffix.lower() in pictures.FORMATS:
-            pictures.save(self.picture, path)
+            picture = self.picture.copy()
+            if not metadata:
+                picture.info.pop(pictures.REQUEST, None)
+            pictures.save(picture, path)
         else:
-            sound.write(self, path, texts=self.texts)
+            sound.write(self, path, texts=self.texts if metadata else {})
