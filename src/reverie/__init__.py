@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from reverie.generate.explain import Explanation
     from reverie.media.pictures import grid, save
     from reverie.media.sound import Sound
-    from reverie.music.recording import Recording
+    from reverie.music.sections import Recording
     from reverie.pipeline import Pipeline, load
     from reverie.progress import Progress
     from reverie.requests.films import Animation, Keyframe
@@ -71,7 +71,7 @@ _PLACES = {
     "Outpaint": "reverie.requests.pictures",
     "Pipeline": "reverie.pipeline",
     "Progress": "reverie.progress",
-    "Recording": "reverie.music.recording",
+    "Recording": "reverie.music.sections",
     "Refiner": "reverie.requests.parts",
     "ReverieError": "reverie.errors",
     "Sound": "reverie.media.sound",

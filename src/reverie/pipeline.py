@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 
 from reverie import system
-from reverie.animation.distances import angle
 from reverie.animation.draw import BATCH, Frame
 from reverie.animation.draw import animate as draw_film
-from reverie.animation.pacing import Distance
+from reverie.animation.pacing import Distance, angle
 from reverie.animation.store import Store
 from reverie.checkpoints.save import FULL, Precision
 from reverie.files import cache_folder
@@ -25,7 +24,7 @@ from reverie.generate.modified import Modification
 from reverie.media.encoder import Waveform
 from reverie.music import draw as player
 from reverie.music.film import frames as film_frames
-from reverie.music.recording import Recording
+from reverie.music.sections import Recording
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.music_options import MusicOptions

@@ -17,7 +17,7 @@ import torch
 from reverie.errors import ReverieError
 from reverie.files import cache_folder, write_text
 from reverie.generate.image import sized, stream
-from reverie.requests.parts import steps_taken
+from reverie.requests.base import steps_taken
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
@@ -39,7 +39,7 @@ LADDER = (
 )
 """Steps, and for how many of them the inner levels are computed once: the nearest to 20 exact steps first.
 
-Measured with the bundled model: PSNR of the pictures to those of 20 steps (docs/performance.md).
+Measured with the bundled model: PSNR of the pictures to those of 20 steps (docs/measured/performance.md).
 """
 PROBED = ("prompt", "negative", "guidance", "guidance_interval", "merge_tokens", "width", "height")
 SPARE = 0.95  # of the time is planned: steps do not take equally long

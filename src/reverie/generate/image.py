@@ -15,8 +15,8 @@ from reverie.generate import canvas
 from reverie.generate.modified import Modification, in_turn, modified
 from reverie.generate.picture_run import PictureRun, prepare_run
 from reverie.progress import Progress
+from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import texts
 from reverie.runtime.offload import ferry_of
 from reverie.system import StableDiffusion
 

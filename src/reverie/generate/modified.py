@@ -20,9 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from reverie.generate.conditioning import adapted
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.deepcache import reusing
-from reverie.runtime.seamless import seamless
-from reverie.runtime.token_merging import merging
+from reverie.runtime.changes import merging, reusing, seamless
 from reverie.system import StableDiffusion
 
 Event = TypeVar("Event")

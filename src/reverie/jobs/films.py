@@ -13,7 +13,7 @@ from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, i
 from reverie.jobs.outputs import check_outputs
 from reverie.media import footage, video
 from reverie.progress import Progress
-from reverie.requests import film_records as metadata
+from reverie.requests import metadata
 from reverie.requests.films import Animation
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ class FilmJob:
 
 def perceptual(system: Pipeline, tell: Callable[[Event], None]) -> Distance[Image.Image]:
     """Return how far apart the bundled CLIP sees pictures; `tell` hears every few seconds how many it looked at."""
-    from reverie.animation.distances import angle
+    from reverie.animation.pacing import angle
     from reverie.similarity.embed import load_clip
 
     distance = angle(load_clip(device=system.device).embed_images)

@@ -10,14 +10,13 @@ from typing import TYPE_CHECKING
 from reverie.errors import ReverieError
 from reverie.jobs.events import Event, Finished, Load, Saved, Stopwatch, ignore, model_notes, warnings_as_notes
 from reverie.jobs.outputs import check_outputs, check_writable, numbered
-from reverie.media.encoder import COMMENT
-from reverie.media.pictures import FORMATS, REQUEST
+from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
-from reverie.requests import music_records as metadata
+from reverie.requests import metadata
 from reverie.requests.music import Film, Music
 
 if TYPE_CHECKING:
-    from reverie.music.recording import Recording
+    from reverie.music.sections import Recording
     from reverie.pipeline import Pipeline
 
 
@@ -116,8 +115,6 @@ class MusicJob:
 
         film = (self.film or Film()).settled(system.guidance)
         texts = metadata.texts(clip.request, clip.model, film) if self.metadata else {}
-        if COMMENT in texts:
-            texts = {REQUEST: texts.pop(COMMENT), **texts}
         with video.recording(path, film.fps, texts=texts, sound=clip) as add:
             for frame in system.film(clip, film):
                 add(frame.picture)

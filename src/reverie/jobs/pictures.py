@@ -14,8 +14,9 @@ from reverie.jobs.events import Event, Finished, Load, Note, Preview, Saved, Sto
 from reverie.jobs.outputs import check_outputs, check_writable, numbered, numbering_note
 from reverie.media.pictures import grid, save
 from reverie.progress import Progress
+from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_metadata, texts
+from reverie.requests.records import read_record
 
 if TYPE_CHECKING:
     from reverie.generate.image import Show
@@ -198,7 +199,7 @@ def settings_for(system: Pipeline, request: TextToImage, within: float) -> tuple
 def look(system: Pipeline, taesd: Path | None) -> Show:
     """Choose how previews are decoded: by a TAESD where one is given, by colours alone where not."""
     from reverie.checkpoints.taesd import load_tiny
-    from reverie.codecs.preview import TinyPreview, fit_preview
+    from reverie.codecs.image import TinyPreview, fit_preview
 
     if taesd is None:
         return fit_preview(system.codec).pictures
@@ -211,7 +212,7 @@ def finishing(
 ) -> Callable[[Image.Image], tuple[Image.Image, bool]]:
     """Return what becomes of each picture before it is written, and whether the safety checker held it back."""
     from reverie.checkpoints.safety import load_safety
-    from reverie.codecs.safety import screened
+    from reverie.codecs.clip_images import screened
     from reverie.media import watermark as watermarks
 
     checker = None if safety is None else load_safety(safety, device=system.device)
@@ -236,7 +237,7 @@ def signing(c2pa: Path | None) -> Sign | None:
 
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:
     """Lay pictures out on one sheet that carries the request for all of them."""
-    laid_out, first = grid(pictures), read_metadata(pictures[0])[0]
+    laid_out, first = grid(pictures), read_record(pictures[0]).request
     filled = {name: getattr(first, name) for name in ("guidance", "width", "height", "hires")}
     laid_out.info.update(texts(request.replace(**filled), model))
     return laid_out

@@ -11,14 +11,11 @@ from reverie.jobs.events import Job, Note
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
 from reverie.jobs.pictures import PictureJob
-from reverie.media.pictures import REQUEST, open_picture, read_texts
+from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
-from reverie.requests.foreign import read_foreign
-from reverie.requests.music import Film, Music
+from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_metadata
-
-Carried = TextToImage | Animation | Music
+from reverie.requests.records import read_record
 
 
 def replay_job(
@@ -30,7 +27,9 @@ def replay_job(
     a `PictureJob`, for pictures alone. Raises ReverieError where the file holds no request, was made by a model that
     is neither bundled nor given, or without what is changed.
     """
-    request, drawn_by, film, notes = _record(file)
+    record = read_record(file)
+    notes = [Note(f"not honoured: {missed}") for missed in record.notes]
+    request, drawn_by, film = record.request, record.model, record.film
     kind = {Music: "music", Animation: "a film"}.get(type(request), "a picture")
     request = _changed(file, request, changes)
     if not isinstance(request, TextToImage):
@@ -53,23 +52,7 @@ def replay_job(
     return MusicJob(outputs=(output,), **shared), notes
 
 
-def _record(file: Path) -> tuple[Carried, str, Film | None, list[Note]]:
-    """Read the request, the model's name, the film to music, and what of another program is not honoured."""
-    from reverie.requests import film_records, music_records
-
-    if music_records.is_music(file):
-        carried = music_records.read(file)
-        return carried.music, carried.model, carried.film, []
-    if film_records.is_film(file):
-        return (*film_records.read(file), None, [])
-    if REQUEST in read_texts(open_picture(file)):
-        return (*read_metadata(file), None, [])
-    reading = read_foreign(file)
-    notes = [Note(f"not honoured: {missed}") for missed in reading.not_honoured]
-    return reading.request, reading.model, None, notes
-
-
-def _changed(file: Path, request: Carried, changes: Mapping[str, Any]) -> Carried:
+def _changed(file: Path, request: SampledRequest, changes: Mapping[str, Any]) -> SampledRequest:
     """Replace fields of a request. Raises ReverieError for a file to start from where it started from none."""
     changes = dict(changes)
     if isinstance(request, Animation) and "init" in changes and request.init_video is not None:
@@ -80,7 +63,7 @@ def _changed(file: Path, request: Carried, changes: Mapping[str, Any]) -> Carrie
     return request.replace(**changes)
 
 
-def _check_model(file: Path, request: Carried, drawn_by: str, model: str | None) -> None:
+def _check_model(file: Path, request: SampledRequest, drawn_by: str, model: str | None) -> None:
     """Raise ReverieError where neither the request's model is bundled nor one is given."""
     if model is not None:
         return

@@ -20,22 +20,17 @@ from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate.modified import Modification, in_turn, modified
 from reverie.generate.sample import SAME, noise_levels, sample
-from reverie.media.encoder import COMMENT
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
-from reverie.music import ground, way
-from reverie.music.ground import Ground
-from reverie.music.noise import ClipNoise
 from reverie.music.plan import Plan, plan
-from reverie.music.recording import Recording
-from reverie.music.sections import decoded
-from reverie.music.way import Way
+from reverie.music.sections import Recording, decoded
+from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encode_stops, lay_ground, read_given
 from reverie.progress import Progress
+from reverie.requests.base import steps_taken
+from reverie.requests.metadata import texts
 from reverie.requests.music import Music
-from reverie.requests.music_records import texts
-from reverie.requests.parts import steps_taken
 from reverie.requests.pictures import TextToImage
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import StableDiffusion
 
 
@@ -97,7 +92,7 @@ class ClipRun:
         places = self.window_places()
         told = {place: self.way.at(place) for place in set(places)}
         windows = (self.plan.windows, [told[place] for place in places])
-        denoise = way.denoiser(self.system, self.shared, self.sigmas, *windows)
+        denoise = denoiser(self.system, self.shared, self.sigmas, *windows)
         cells = None if self.ground is None else self.ground.cells(self.plan.factor)
         if self.ground is None or cells is None:
             return denoise
@@ -113,7 +108,7 @@ def stream(system: StableDiffusion, music: Music) -> Iterator[MusicStep]:
     draws no spectrograms and for sounds that cannot be read.
     """
     params, music = hearing(system), music.settled(system.guidance)
-    given = ground.given(music, params)
+    given = read_given(music, params)
     laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
     shared, coders = _shared(music, laid), (system.autoencoder.encoder, system.autoencoder.decoder)
     changes = modified(system, shared, edges=(coders, laid.axes))
@@ -139,7 +134,7 @@ def _played(
     music: Music,
     shared: TextToImage,
     laid: Plan,
-    given: ground.Given | None,
+    given: Given | None,
     _: Modification,
 ) -> Iterator[MusicStep]:
     run = _prepare_run(system, music, shared, laid, given)
@@ -154,14 +149,14 @@ def _played(
 
 
 def _prepare_run(
-    system: StableDiffusion, music: Music, shared: TextToImage, laid: Plan, given: ground.Given | None
+    system: StableDiffusion, music: Music, shared: TextToImage, laid: Plan, given: Given | None
 ) -> ClipRun:
     """Make ready what a request's clips share, while its changes to the model are active."""
     images = ImageCodec(system.autoencoder, whole=2**62) if laid.axes else system.codec
-    told = way.prepared(system, music.stops, shared)
+    told = encode_stops(system, music.stops, shared)
     strength = 1.0 if given is None else told.at(music.place).strength
     sigmas = noise_levels(system, shared)[-steps_taken(music.steps, strength) - 1 :]
-    under = None if given is None else ground.laid(given, laid, images)
+    under = None if given is None else lay_ground(given, laid, images)
     return ClipRun(system, music, laid, images, shared, told, under, sigmas)
 
 
@@ -188,5 +183,5 @@ def _finished(run: ClipRun, single: Music, latents: Float[Tensor, "1 c h w"]) ->
         samples = laid.widened(samples)
     picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
-    picture.info[REQUEST] = texts(single, run.system.name)[COMMENT]
+    picture.info[REQUEST] = texts(single, run.system.name)[REQUEST]
     return Recording(sound.samples, sound.rate, picture, single, run.system.name)

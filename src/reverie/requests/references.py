@@ -16,10 +16,7 @@ from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.media.decoding import decode, eight_bits, upright
 from reverie.media.masks import PAINTED
-from reverie.requests.frozen import Frozen
-
-RECORDED = {"pictures": "recorded"}
-"""The context in which a request is written with its pictures' paths and sums, and not with their data."""
+from reverie.requests.base import RECORDED, Frozen
 
 DATA_URL = "data:"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG

@@ -13,7 +13,7 @@ from reverie.errors import ReverieError
 from reverie.files import file_sha256
 from reverie.media.decoding import READABLE
 from reverie.media.pictures import open_picture
-from reverie.requests.frozen import Frozen
+from reverie.requests.base import Frozen
 
 if TYPE_CHECKING:
     from reverie.media.sound import Sound
