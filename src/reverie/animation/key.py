@@ -43,9 +43,8 @@ def circumstances(system: StableDiffusion) -> dict[str, Any]:
 
 
 def contents(animation: Animation) -> dict[str, Any]:
-    """Sum up the files that a film names and that are read as it is made; pictures are recorded with their sums."""
-    paths = [Path(path) for path in (animation.audio, animation.init_video) if path is not None]
-    paths += [Path(path) for path in animation.embeddings]
+    """Sum up the files that a film names and that are read as it is made; those that it starts from are recorded with their sums."""
+    paths = [Path(path) for path in animation.embeddings]
     listed = [lora.parse(text)[0] for text in animation.loras]
     tags = {tag.name for keyframe in animation.keyframes for tag in extract(keyframe.prompt)[1]}
     named = [lora.find(name, [path.parent for path in listed]) for name in sorted(tags)]

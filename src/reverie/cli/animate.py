@@ -16,7 +16,7 @@ from cyclopts import Parameter
 
 from reverie.animation.store import FrameStore, cache, prune
 from reverie.cli.ask import Several, parse_interval
-from reverie.cli.drawing import load
+from reverie.cli.drawing import load, supplied
 from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
 from reverie.cli.output import say, slug
 from reverie.cli.progress import PLAIN_INTERVAL, Stopwatch, watched
@@ -204,10 +204,7 @@ def again(file: Path, record: Record, moved: Fields, model: ModelOptions, result
             raise ReverieError(f"--{name} is about pictures; '{file}' is a film")
     request, drawn_by = record.request, record.model
     assert isinstance(request, Animation)
-    if "init" in moved and request.init_video is not None:
-        request = request.replace(init_video=str(moved.pop("init")))
-    for name in moved:
-        raise ReverieError(f"'{file}' was made without {name}; leave out --{name}")
+    request = supplied(request, moved)
     if model.model is None:
         from reverie.system import BUNDLED_NAME  # brings torch, which takes seconds
 
@@ -250,12 +247,12 @@ def check(request: Animation, outputs: Sequence[Path]) -> Waveform | None:
     if len({output.absolute() for output in outputs}) < len(outputs):
         raise ReverieError("two outputs have one name; give each its own")
     if request.init_video is not None:
-        footage.read(request.init_video)
+        footage.read(request.init_video.file())
     if request.audio is None:
         return None
     from reverie.media import sound  # brings soundfile
 
-    heard = sound.read(request.audio)
+    heard = sound.read(request.audio.file())
     for output in outputs:
         if not video.holds_sound(output):
             print(f"'{output}' moves to the sound but cannot hold it; .mp4 and .webm can", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,6 +20,7 @@ from reverie.media.pictures import grid, save
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
+from reverie.requests.references import Asked, supply
 
 if TYPE_CHECKING:
     from reverie.generate.image import Show
@@ -112,6 +113,14 @@ def load(model: ModelOptions, drawn_by: str | None) -> Pipeline:
     if drawn_by not in (None, system.name):
         print(f"not honoured: it was drawn by '{drawn_by}', this is '{system.name}'", file=sys.stderr)
     return system
+
+
+def supplied(request: Asked, files: Mapping[str, object]) -> Asked:
+    """Put files in the place of those that a recorded request names; say on stderr where one is another file."""
+    request, notes = supply(request, files)
+    for note in notes:
+        print(f"not honoured: {note}", file=sys.stderr)
+    return request
 
 
 def chosen_for(system: Pipeline, request: TextToImage, within: float) -> dict[str, object]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from reverie.cli.ask import AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
-from reverie.cli.drawing import draw
+from reverie.cli.drawing import draw, supplied
 from reverie.cli.judge import JudgeOptions
 from reverie.cli.options import ModelOptions, ResultOptions, parse_time
 from reverie.cli.output import slug
@@ -79,9 +79,7 @@ def replay(
         animate.again(file, record, moved, model, result)
         return
     assert isinstance(request, TextToImage)
-    for other in moved.keys() - type(request).model_fields.keys():
-        raise ReverieError(f"'{file}' was made without {other}; leave out --{other}")
-    request = request.replace(**moved)
+    request = supplied(request, moved)
     if model.model is None:
         from reverie.system import BUNDLED_NAME  # brings torch, which takes seconds
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from reverie.cli.ask import Several, parse_interval
-from reverie.cli.drawing import load
+from reverie.cli.drawing import load, supplied
 from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
 from reverie.cli.output import check_writable, numbered, say, slug, warned
 from reverie.cli.progress import Stopwatch, watched
@@ -202,9 +202,7 @@ def again(file: Path, record: Record, moved: dict[str, Path], model: ModelOption
             raise ReverieError(f"--{name} is about pictures; '{file}' is music")
     request = record.request
     assert isinstance(request, Music)
-    for name in moved:
-        if getattr(request, name) is None:
-            raise ReverieError(f"'{file}' was made without {name}; leave out --{name}")
+    request = supplied(request, moved)
     if model.model is None:
         from reverie.system import MUSIC_NAME  # brings torch, which takes seconds
 
@@ -212,7 +210,7 @@ def again(file: Path, record: Record, moved: dict[str, Path], model: ModelOption
             raise ReverieError(f"'{file}' was played by the model '{record.model}'; say where that is with --model")
     output = result.output or file.with_name(f"{file.stem}-replay{file.suffix}")
     outputs = Outputs((output,)) if record.film is None else Outputs((), output, record.film)
-    make(request.replace(**moved), outputs, model, result.as_json, record.model)
+    make(request, outputs, model, result.as_json, record.model)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests import storyboard
@@ -22,7 +22,7 @@ from reverie.requests.base import (
 )
 from reverie.requests.easing import EasingName
 from reverie.requests.pictures import Tile
-from reverie.requests.references import Picture
+from reverie.requests.references import FilmFile, Picture, SoundFile
 
 ANCHOR = 0.2  # of the steps are shared where nothing is said: the reference's prompt strength of 0.8
 
@@ -93,18 +93,13 @@ class Animation(SampledRequest):
     ping_pong: bool = Field(default=False, description="go back the same way")
     loop: bool = Field(default=False, description="let the last frame lead into the first")
     pace: Pace = Field(default="uniform", description="perceptual places frames at equal visible change")
-    audio: str | None = Field(default=None, min_length=1, description="sound file that moves the path")
+    audio: SoundFile | None = Field(default=None, description="sound file that moves the path")
     drive: Drive = Field(default="energy", description="what of the sound moves it")
     smooth: Fraction = Field(default=0.0, description="0 moves by the sound alone, 1 evenly")
-    init_video: str | None = Field(default=None, min_length=1, description="film to draw over")
+    init_video: FilmFile | None = Field(default=None, description="film to draw over")
     strength: Strength = Field(default=0.5, description="how far to go from the film's pictures")
     inversion: InversionName = Field(default="edict", description="how pictures become noise")
     fit: Fit | None = Field(default=None, description="how pictures of another size are brought to the film's")
-
-    @field_validator("audio", "init_video", mode="before")
-    @classmethod
-    def _path(cls, given: object) -> object:
-        return str(given) if hasattr(given, "__fspath__") else given
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -21,8 +21,7 @@ from reverie.requests.base import (
     Strength,
     check_strength,
 )
-from reverie.requests.references import Picture
-from reverie.requests.sources import Source
+from reverie.requests.references import ModelName, Picture, SoundInput
 
 SHORTEST, LONGEST = 0.1, 3600.0  # seconds
 SLOWEST, FASTEST = 20, 400  # beats a minute
@@ -84,7 +83,7 @@ class Music(SampledRequest):
     to: Annotated[tuple[Stop, ...], BeforeValidator(_stops)] = Field(default=(), description="prompts to go to")
     alpha: float | None = Field(default=None, ge=0, description="how far to go; 1 is the first stop")
     walk: int | None = Field(default=None, ge=2, le=10_000, description="clips from the prompt to the last stop")
-    init: Source | None = Field(default=None, description="sound, or picture of a spectrogram, to start from")
+    init: SoundInput | None = Field(default=None, description="sound, or picture of a spectrogram, to start from")
     strength: Strength = Field(default=0.75, description="how far to go from it; 1 forgets it")
     mask: Picture | None = Field(default=None, description="white is played anew; as large as init's spectrogram")
 
@@ -185,7 +184,7 @@ class Film(Request):
 
     prompts: tuple[str, ...] = Field(default=(), description="what to show, one after the other")
     negative: str = Field(default="", description="what to keep away from")
-    model: str | None = Field(default=None, min_length=1, description="of the pictures; the bundled one if not given")
+    model: ModelName | None = Field(default=None, description="of the pictures; the bundled one if not given")
     seed: Seed | None = Field(default=None, description="of the first keyframe; the music's if not given")
     fps: float = Field(default=12.0, gt=0, le=240, description="frames a second")
     width: Pixels | None = Field(default=None, description="pixels; the model's own if not given")

@@ -11,7 +11,7 @@ from PIL import Image
 from reverie.media.sound import Sound
 from reverie.requests.music import Stop
 from reverie.requests.options import PictureLike, SampledOptions
-from reverie.requests.sources import Source
+from reverie.requests.references import SoundInput
 
 StopLike = Stop | Mapping[str, Any] | str
 
@@ -28,6 +28,6 @@ class MusicOptions(SampledOptions, total=False):
     to: StopLike | Sequence[StopLike]
     alpha: float | None
     walk: int | None
-    init: Source | Sound | Image.Image | str | Path | None
+    init: SoundInput | Sound | Image.Image | str | Path | None
     strength: float
     mask: PictureLike | None

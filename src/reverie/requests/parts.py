@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests.base import Fraction, Frozen, Pixels, Seed, Strength
-from reverie.requests.references import Picture
+from reverie.requests.references import ControlNetName, ModelName, Picture
 
 Upscaler = Literal["latent", "lanczos"]
 Preprocessor = Literal["none", "canny", "lineart", "blurred"]
@@ -65,7 +65,7 @@ class Refiner(Frozen):
 
     part: ClassVar[str] = "refiner "
 
-    model: str = Field(min_length=1)
+    model: ModelName
     switch: Strength = 0.8
 
 
@@ -74,7 +74,7 @@ class ControlInput(Frozen):
 
     part: ClassVar[str] = "control "
 
-    model: str = Field(min_length=1)
+    model: ControlNetName
     image: Picture
     weight: float = Field(default=1.0, ge=0, le=2)
     start: Fraction = 0.0
