@@ -20,7 +20,7 @@ from PIL import Image
 import reverie
 from inversion import decibels
 from reverie import video
-from reverie.animation.distances import angle
+from reverie.animation.pacing import angle
 from reverie.corpora.captions import caption, telling
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at

@@ -22,7 +22,7 @@ from reverie.generate.image import Progress, Show
 from reverie.media.encoder import Waveform
 from reverie.music import draw as player
 from reverie.music.film import frames as film_frames
-from reverie.music.recording import Recording
+from reverie.music.sections import Recording
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.music_options import MusicOptions

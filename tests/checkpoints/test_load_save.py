@@ -20,7 +20,7 @@ from reverie.checkpoints.save import Precision, save_autoencoder, save_clip, sav
 from reverie.errors import ReverieError
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, TextTower
 from reverie.pipeline import Pipeline
-from reverie.sound.params import SMALL
+from reverie.sound.spectrogram import SMALL
 from reverie.tokenizer import Tokenizer
 
 HALF = Precision(torch.float16, variant="fp16")

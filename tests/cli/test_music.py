@@ -19,7 +19,7 @@ from reverie.media.pictures import open_picture
 from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
 from reverie.requests.records import from_metadata, read_record
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 
 HEARING = SpectrogramParams(sample_rate=8_000, step_ms=10, window_ms=32, padded_ms=32, mels=32, high=4_000, columns=32)
 QUICK = ["--steps", "2", "--guidance", "1", "--device", "cpu", "--seed", "7"]

@@ -13,7 +13,7 @@ from reverie.errors import ReverieError
 from reverie.media import sound, video
 from reverie.media.pictures import save
 from reverie.media.sound import Sound
-from reverie.music.recording import Recording
+from reverie.music.sections import Recording
 from reverie.pipeline import Pipeline
 from reverie.requests.base import SAMPLERS
 from reverie.requests.films import Animation

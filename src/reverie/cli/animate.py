@@ -290,7 +290,7 @@ def distance(request: Animation) -> Distance | None:
     """Return how far pictures are apart, for a film that is paced by it; while it is asked, stderr tells of it."""
     if request.pace != "perceptual":
         return None
-    from reverie.animation.distances import angle
+    from reverie.animation.pacing import angle
     from reverie.similarity.embed import load_clip
 
     return told(angle(load_clip().embed_images))

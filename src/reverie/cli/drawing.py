@@ -150,7 +150,7 @@ def drawn(system: Pipeline, request: TextToImage, result: ResultOptions) -> Iter
 def look(system: Pipeline, taesd: Path | None) -> Show:
     """Choose how previews are decoded: by a TAESD where one is given, by colours alone where not."""
     from reverie.checkpoints.taesd import load_tiny
-    from reverie.codecs.preview import TinyPreview, fit_preview
+    from reverie.codecs.image import TinyPreview, fit_preview
 
     if taesd is None:
         return fit_preview(system.codec).pictures
@@ -161,7 +161,7 @@ def look(system: Pipeline, taesd: Path | None) -> Show:
 def finishing(system: Pipeline, result: ResultOptions) -> Callable[[Image.Image], Image.Image]:
     """Return what becomes of each picture before it is written: the safety checker's and the watermark's."""
     from reverie.checkpoints.safety import load_safety
-    from reverie.codecs.safety import screened
+    from reverie.codecs.clip_images import screened
     from reverie.media import watermark
 
     checker = None if result.safety is None else load_safety(result.safety, device=system.device)

@@ -22,7 +22,7 @@ from reverie.requests import metadata
 from reverie.requests.music import Film, Music
 
 if TYPE_CHECKING:
-    from reverie.music.recording import Recording
+    from reverie.music.sections import Recording
     from reverie.pipeline import Pipeline
     from reverie.requests.metadata import Record
 

@@ -1,4 +1,4 @@
-"""`reverie similarity`: how alike are pictures and texts?"""
+"""`reverie similarity`: cosines between the CLIP embeddings of pictures and texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How do pictures become what a CLIP sees? Resized, cropped in the centre and normalised as its reference does it.
+"""CLIP's image preprocessing (resize, centre crop, normalise), and the safety checker that sees through it.
 
 References: `_transform` of openai/CLIP (clip.py), `image_transform` of open_clip (transform.py), and transformers'
 CLIPImageProcessor. They agree but for where a crop begins whose margin is odd: see `rounded` and `floored`.
@@ -20,6 +20,7 @@ from torch import Tensor
 from reverie.errors import ReverieError
 from reverie.media.decoding import eight_bits, read_stored
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, normalise
+from reverie.models.safety import SafetyChecker
 
 Picture = Image.Image | str | Path
 Size = tuple[int, int]
@@ -187,3 +188,27 @@ def _resample(value: Any, where: str) -> Image.Resampling:
     if found is None:
         raise ReverieError(f"{where}: pictures are resized by {value!r}; reverie knows {', '.join(RESAMPLES)}")
     return found
+
+
+NOTE = "held back by the safety checker"
+
+
+def screened(checker: SafetyChecker, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
+    """Return the pictures, those held back in black, and which they are.
+
+    A black one keeps its metadata, so that the request can be seen, and a note in `.info["safety"]`.
+    """
+    if not pictures:
+        return [], []
+    device = checker.visual_projection.weight.device
+    size = checker.config.vision.image_size
+    pixels = Preprocessing(size=size, edge=size)(pictures).to(device)
+    held = checker(pixels).tolist()
+    return [_black(picture) if bad else picture for picture, bad in zip(pictures, held, strict=True)], held
+
+
+def _black(picture: Image.Image) -> Image.Image:
+    black = Image.new("RGB", picture.size)
+    black.info.update(picture.info)
+    black.info["safety"] = NOTE
+    return black

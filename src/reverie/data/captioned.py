@@ -1,4 +1,4 @@
-"""How is any picture of a captioned collection read, in any order? From webdataset shards or from a folder."""
+"""Random access to the pictures of a captioned collection: webdataset shards, a folder, or a list."""
 
 from __future__ import annotations
 

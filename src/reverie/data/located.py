@@ -1,4 +1,4 @@
-"""Where in a captioned collection does file n lie? In webdataset shards, in a folder, or where a list says.
+"""The index of a captioned collection: where file n lies, in webdataset shards, a folder, or as a list says.
 
 Shards are indexed by reading the headers of their tars; a file is then one read at a known place, so item 1,234,567
 costs no reading of those before it. What a header or a list says is data: nothing outside is opened.

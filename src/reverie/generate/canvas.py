@@ -1,8 +1,8 @@
-"""What does a request draw upon? Nothing, a picture, or the part of one that a mask leaves open."""
+"""The starting point of a drawing: noise of its seed, and the latents and mask of a given picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
@@ -14,11 +14,66 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec, to_tensor
+from reverie.diffusion.noise import Noise, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
 from reverie.media.decoding import to_rgb
 from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.system import StableDiffusion
+
+Shape = tuple[int, int, int]
+
+
+class Varied(Noise):
+    """Draw as `Noise` does, but for the first draw, which is given."""
+
+    def __init__(
+        self, seeds: Sequence[int], first: Float[Tensor, "b c h w"], device: torch.device | str = "cpu"
+    ) -> None:
+        super().__init__(seeds, first.shape[1:], device)
+        self._first = first.to(self.device)
+
+
+def starting_noise(
+    singles: Sequence[TextToImage], shape: Shape, factor: int, device: torch.device | str = "cpu"
+) -> Noise:
+    """Give the noise of requests for one picture each, drawn together; `factor` is how many pixels a latent spans."""
+    seeds = [single.seed for single in singles]
+    if singles[0].variation is None:
+        return Noise(seeds, shape, device)
+    return Varied(seeds, torch.stack([_varied(single, shape, factor) for single in singles]), device)
+
+
+def _varied(single: TextToImage, shape: Shape, factor: int) -> Float[Tensor, "c h w"]:
+    """Draw as AUTOMATIC1111 does (modules/rng.py), whose slerp turns each column of the noise on its own."""
+    variation = single.variation
+    if variation is None:
+        return _draw(single.seed, shape)
+    channels, height, width = shape
+    small = (channels, (variation.height or 0) // factor or height, (variation.width or 0) // factor or width)
+    noise = _draw(single.seed, small)
+    if variation.strength:
+        columns, others = (one.transpose(1, 2).flatten(0, 1) for one in (noise, _draw(variation.seed, small)))
+        turned = slerp(columns, others, variation.strength)
+        noise = turned.unflatten(0, (channels, small[2])).transpose(1, 2)
+    if small == shape:
+        return noise
+    whole = _draw(single.seed, shape)
+    rows, columns_ = _overlap(height, small[1]), _overlap(width, small[2])
+    whole[:, rows[0], columns_[0]] = noise[:, rows[1], columns_[1]]
+    return whole
+
+
+def _overlap(whole: int, part: int) -> tuple[slice, slice]:
+    """Return what a centred part covers of the whole, and which of the part that is."""
+    length = min(whole, part)
+    outer, inner = (whole - part) // 2 if whole > part else 0, (part - whole) // 2 if part > whole else 0
+    return slice(outer, outer + length), slice(inner, inner + length)
+
+
+def _draw(seed: int, shape: Shape) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
+
 
 REACH = 3  # times mask_blur: how far a Gaussian of that deviation is felt
 INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves

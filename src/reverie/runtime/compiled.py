@@ -1,4 +1,4 @@
-"""How does a network compute by kernels that were made for it? torch.compile traces its forward once for each size.
+"""Compilation by torch.compile: kernels made for the U-Net and the decoder, for each size.
 
 U-Net and decoder change their class, as packed networks do, and nothing else: modules, names, parameters and hooks
 stay. Weights are inputs of what is compiled, so a LoRA may come and go. Each size (and batch) is compiled by itself:

@@ -1,4 +1,4 @@
-"""How is a 3x3 convolution computed with fewer multiplications? By Winograd's filtering, F(4x4, 3x3) and F(2x2, 3x3).
+"""Winograd convolution of 3x3 kernels, F(4x4, 3x3) and F(2x2, 3x3): a quarter or four ninths of the products.
 
 An image is cut into tiles that overlap by two pixels: of 6x6 for 4x4 that are made, of 4x4 for 2x2. Tile and kernel are
 transformed so that multiplying them number by number gives the convolved pixels, transformed: for all channels, 36 or

@@ -1,4 +1,4 @@
-"""How often is the label right? Zero-shot accuracy over a folder with one folder a class, and who is taken for whom."""
+"""Zero-shot accuracy over a folder with one folder a class, and the confusion of classes."""
 
 from __future__ import annotations
 

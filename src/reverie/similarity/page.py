@@ -1,4 +1,4 @@
-"""How is what was found shown in a browser? As one HTML file that holds its pictures and needs nothing else."""
+"""A page of search results: one HTML file that holds its pictures and needs nothing else."""
 
 from __future__ import annotations
 

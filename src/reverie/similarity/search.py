@@ -1,4 +1,4 @@
-"""Which pictures of an index are most like a query? A query is texts and pictures, added and subtracted."""
+"""Search of an index by a query: embeddings of texts and pictures, added and subtracted."""
 
 from __future__ import annotations
 

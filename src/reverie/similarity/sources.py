@@ -1,4 +1,4 @@
-"""Where do the pictures of an index lie? In files below a folder, and in webdataset shards."""
+"""The pictures that an index covers: files below a folder, and members of webdataset shards."""
 
 from __future__ import annotations
 

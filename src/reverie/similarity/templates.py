@@ -1,4 +1,4 @@
-"""In which sentences does a label stand? Sets of templates for zero-shot classification, by name or from a file."""
+"""Prompt templates for zero-shot classification, by name or from a file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does an index follow its collection? What is new or changed is embedded, what is gone is forgotten."""
+"""Updates of an index: what is new or changed is embedded, what is gone is forgotten."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does an index grow? By appending, where the numbers that make it count are written last."""
+"""Appending to an index: the numbers that make new rows count are written last."""
 
 from __future__ import annotations
 

@@ -55,13 +55,18 @@ def section(sections: dict[str, Any], name: str, kind: type[Settings]) -> Settin
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a recipe's tables. Raises ReverieError, also where torchrun started several processes for one's work."""
+    """Read a recipe's tables; `extends = "other.toml"` takes those of a recipe beside it and changes single keys.
+
+    Raises ReverieError, also where torchrun started several processes for one's work.
+    """
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ReverieError(f"cannot read the recipe {path}: {reason_of(error)}; give a .toml file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ReverieError(f"the recipe {path} is not TOML: {error}") from error
+    if (base := sections.pop("extends", None)) is not None:
+        sections = _merge(read(path.parent / base), sections)
     name = sections.get("objective")
     if name not in OBJECTIVES:
         raise ReverieError(f"the recipe {path} has objective {name!r}; choose from {', '.join(OBJECTIVES)}")
@@ -72,6 +77,12 @@ def read(path: Path) -> dict[str, Any]:
     if (processes := started()) > 1 and name not in TOGETHER:
         raise ReverieError(f"the objective {name} learns in one process, not in {processes}; leave torchrun out")
     return sections
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Lay a recipe over the one that it extends, table by table and key by key."""
+    tables = {name: {**base.get(name, {}), **table} for name, table in changes.items() if isinstance(table, dict)}
+    return {**base, **changes, **tables}
 
 
 def folder_of(path: Path, out: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""How does what was judged good become shards again? Copied as it was, with the words counted on the way."""
+"""Shards of the kept samples: copied as they were, with the words counted on the way."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is there to know of a shard's samples? Their sizes, and by CLIP how alike picture and text are."""
+"""Measurements of a shard's samples: sizes, and the cosine of picture and text by CLIP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What went and what stayed? A report of a curation: a page with histograms, and its numbers as JSON."""
+"""The report of a curation: a page with histograms, and its numbers as JSON."""
 
 from __future__ import annotations
 

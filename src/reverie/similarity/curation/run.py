@@ -1,4 +1,4 @@
-"""How is a collection curated? Measured shard by shard, judged as a whole, and written shard by shard.
+"""A run of curation: measured shard by shard, judged as a whole, and written shard by shard.
 
 Both parts by shard are spread over processes or machines; in between, one process applies the rules and seeks
 near-duplicates over all of them. Every step leaves its results in files, so a stopped run goes on where it was, and one

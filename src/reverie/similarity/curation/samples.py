@@ -1,4 +1,4 @@
-"""What does a shard hold, and how is a part of it written again? Samples of neighbouring members of one key."""
+"""Samples of webdataset shards: neighbouring members of one key, read and written again."""
 
 from __future__ import annotations
 

@@ -1,22 +1,111 @@
-"""How does attention get by with fewer tokens? Those that are alike are averaged before it and share its answer.
+"""Changes of a network for one drawing: seamless tiling, DeepCache and token merging.
 
-Source: Bolya and Hoffman 2303.17604, "Token Merging for Fast Stable Diffusion": self-attention at the largest images
-alone, one of four neighbours kept, and of the others the most similar merged into the kept ones.
+Sources: Ma et al. 2312.00858, "DeepCache": the outermost layers alone are computed at every step, on what the inner
+ones gave earlier. Bolya and Hoffman 2303.17604, "Token Merging for Fast Stable Diffusion": in self-attention at the
+largest images one of four neighbours is kept, and the most similar of the others are merged into the kept ones.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
-from reverie.models.attention import SpatialTransformer
-from reverie.models.unet import UNet
+from reverie.models.layers import SpatialTransformer
+from reverie.models.unet import UNet, UpBlock
+
+Hook = Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]
+
+
+@contextmanager
+def seamless(networks: Iterable[nn.Module], axes: str) -> Iterator[None]:
+    """Within the block, let the convolutions of `networks` wrap along "x" (left to right), "y" (top to bottom) or "xy".
+
+    Along "" nothing is touched, so that fast layers stay fast. Afterwards the networks are as they were. Attention and
+    normalisation know no edges, so a picture whose latents are rolled is the rolled picture, for whole multiples of the
+    lowest level's cells.
+    """
+    layers = (layer for network in networks for layer in network.modules()) if axes else ()
+    convolutions = [layer for layer in layers if isinstance(layer, nn.Conv2d) and any(layer.padding)]
+    before = [conv.padding for conv in convolutions]
+    hooks = []
+    try:
+        for conv in convolutions:
+            height, width = (int(pixels) for pixels in conv.padding)
+            y, x = height * ("y" in axes), width * ("x" in axes)
+            hooks.append(conv.register_forward_pre_hook(_around(y, x)))
+            conv.padding = (height - y, width - x)
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+        for conv, padding in zip(convolutions, before, strict=True):
+            conv.padding = padding
+
+
+def _around(y: int, x: int) -> Hook:
+    """Pad a convolution's input by its own other side: y rows and x columns."""
+    return lambda _, inputs: (F.pad(inputs[0], (x, x, y, y), mode="circular"),)
+
+
+@dataclass
+class Inner:
+    """Hold what the inner levels gave, and the embeddings of the timesteps that it has served, the first its own."""
+
+    output: Tensor
+    served: list[Tensor]
+
+
+class ReusingUNet(UNet):
+    """Compute the inner levels at the first of every `every` timesteps alone, for each context by itself.
+
+    The outermost is the last layer of the way up, which joins what `conv_in` made. A sampler that asks twice at one
+    timestep is served as at one step.
+    """
+
+    every: int
+    kept: WeakTensorKeyDictionary  # context -> Inner, for as long as the context lives
+
+    def levels(
+        self,
+        x: Float[Tensor, "b c h w"],
+        emb: Float[Tensor, "b e"],
+        context: Float[Tensor, "b l d"],
+        residuals: Sequence[Tensor] | None,
+    ) -> Float[Tensor, "b c h w"]:
+        inner = self.kept.get(context)
+        if inner is not None and not any(torch.equal(emb, seen) for seen in inner.served):
+            inner.served.append(emb)
+        if inner is None or len(inner.served) > self.every:
+            skips, middle = self.descend(x, emb, context, residuals)
+            inner = self.kept[context] = Inner(self.ascend(middle, skips[1:], emb, context), [emb])
+        outermost, skip = self.up_blocks[-1], x if residuals is None else x + residuals[0]
+        assert isinstance(outermost, UpBlock)
+        return outermost.layer(len(outermost.resnets) - 1, torch.cat([inner.output, skip], dim=1), emb, context)
+
+
+@contextmanager
+def reusing(unet: UNet, every: int) -> Iterator[None]:
+    """Within the block, let a U-Net compute its inner levels once for `every` timesteps; 1 changes nothing."""
+    if every == 1:
+        yield
+        return
+    plain, unet.__class__ = type(unet), ReusingUNet
+    changed = cast(ReusingUNet, unet)
+    changed.every, changed.kept = every, WeakTensorKeyDictionary()
+    try:
+        yield
+    finally:
+        del changed.every, changed.kept
+        unet.__class__ = plain
+
 
 SIDE = 2  # of every square of so many tokens the first is kept
 
