@@ -373,8 +373,9 @@ def _from_data_url(url: str, what: str) -> bytes:
 
 def _find_model(name: str, what: str = "model") -> str:
     """Return the path of a model; one that is recorded by its name alone is looked for beside the record."""
-    folders = [*_FOLDERS.get(), *filter(None, os.environ.get(MODEL_FOLDERS, "").split(os.pathsep))]
-    inside = [Path(folder, name) for folder in folders if name == name_of(name) and Path(folder, name).exists()]
+    given = [Path(folder) for folder in os.environ.get(MODEL_FOLDERS, "").split(os.pathsep) if folder]
+    folders = [*_FOLDERS.get(), *given]
+    inside = [folder / name for folder in folders if name == name_of(name) and (folder / name).exists()]
     return str(inside[0]) if inside and _FOLDERS.get() else _RESOLVER.get()(what, name)
 
 
