@@ -44,7 +44,7 @@ def circumstances(system: StableDiffusion) -> dict[str, Any]:
 
 
 def contents(animation: Animation) -> dict[str, Any]:
-    """Sum up the files that a film names and that are read as it is made; those that it starts from are recorded with their sums."""
+    """Sum up the files that are read as a film is made; what it starts from is recorded with its sum."""
     paths = [Path(path) for path in animation.embeddings]
     listed = [lora.parse(text)[0] for text in animation.loras]
     tags = {tag.name for keyframe in animation.keyframes for tag in extract(keyframe.prompt)[1]}
