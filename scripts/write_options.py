@@ -21,7 +21,13 @@ from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToIma
 from reverie.requests.references import FileReference
 
 SOURCE = Path(__file__).parents[1] / "src/reverie"
-SINGULAR = {"loras": "lora", "embeddings": "embedding", "controls": "control", "keyframes": "keyframe"}
+SINGULAR = {
+    "loras": "lora",
+    "embeddings": "embedding",
+    "folders": "lora_dir",
+    "controls": "control",
+    "keyframes": "keyframe",
+}
 SIZES = ("width", "scale")  # fields whose flag is WIDTHxHEIGHT, or such a text among others
 SAMPLED = (
     *("negative", "seed", "steps", "guidance", "sampler", "schedule", "guidance_rescale", "guidance_interval"),
@@ -58,7 +64,7 @@ GROUPS = (
         "AdapterFlags",
         "Adapt the model",
         "What is added to the model and to its prompt.",
-        of(SampledRequest, "loras", "embeddings", "clip_skip"),
+        of(SampledRequest, "loras", "embeddings", "folders", "clip_skip"),
     ),
     Group("PictureFlags", None, "How pictures are drawn.", of(TextToImage, "width", "count"), "SampledFlags"),
     Group(
@@ -164,7 +170,11 @@ def _flag(name: str, entry: tuple[type[Frozen], str] | Text) -> list[str]:
         kind = "str" if entry[1] in SIZES else _type(field.annotation)
         help = field.description or ""
         if _is_said(field.default) and "if not given" not in help and kind != "Flag":
-            help += f"; {field.default:g} if not given" if isinstance(field.default, float) else f"; {field.default} if not given"
+            help += (
+                f"; {field.default:g} if not given"
+                if isinstance(field.default, float)
+                else f"; {field.default} if not given"
+            )
         default = {"Flag": "False", "Several": "()"}.get(kind, "None")
         kind = kind if default != "None" else f"{kind} | None"
     assert help, f"the field of --{name} has no description"

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -45,6 +46,8 @@ if TYPE_CHECKING:
         TextToImageOptions,
     )
 
+Event = TypeVar("Event", PictureStep, player.MusicStep)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Pipeline(StableDiffusion):
@@ -82,8 +85,8 @@ class Pipeline(StableDiffusion):
         return self.draw(Outpaint.of({"prompt": prompt, "init": init, **options}))
 
     def draw(self, request: TextToImage) -> list[Image.Image]:
-        """Draw the pictures that a request asks for, in order."""
-        return [picture for progress in self.stream(request) for picture in progress.pictures]
+        """Draw the pictures that a request asks for, in order; warn of what of it is not honoured."""
+        return [picture for progress in noted(self.stream(request)) for picture in progress.pictures]
 
     def best(self, request: TextToImage, *, of: int, clip: Clip | None = None) -> list[Image.Image]:
         """Draw `of` pictures and return the `request.count` most like the prompt, the best first, with their scores.
@@ -91,7 +94,7 @@ class Pipeline(StableDiffusion):
         A CLIP ranks them: the bundled one where none is given. See `similarity.best`.
         """
         asked, ranking = rivals(request, of), Ranking(clip or load_clip(device=self.device), request)
-        for step in self.stream(asked):
+        for step in noted(self.stream(asked)):
             for picture in step.pictures:
                 ranking.add(picture)
         return [one.picture for one in ranking.best()]
@@ -137,7 +140,7 @@ class Pipeline(StableDiffusion):
     def music(self, prompt: str = "", **options: Unpack[MusicOptions]) -> list[Recording]:
         """Play clips of music; the options are the fields of `Music`. They are sounds, which notebooks play."""
         progress = self.play(Music.of({"prompt": prompt, **options}))
-        return [step.clip for step in progress if step.clip is not None]
+        return [step.clip for step in noted(progress) if step.clip is not None]
 
     def play(self, music: Music) -> Iterator[player.MusicStep]:
         """Play clips and report every step; stop by closing the generator. See `music.draw.stream`."""
@@ -154,6 +157,14 @@ class Pipeline(StableDiffusion):
         """Write the model as a folder that reverie and diffusers load. See `checkpoints.save.save_folder`."""
         with Modification(self).active():
             super().save(path, precision)
+
+
+def noted(events: Iterator[Event]) -> Iterator[Event]:
+    """Pass events on, and warn of what they note."""
+    for event in events:
+        for note in event.notes:
+            warnings.warn(note, stacklevel=4)
+        yield event
 
 
 def load(

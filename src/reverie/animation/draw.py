@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path as FilePath
@@ -22,6 +22,7 @@ from reverie.animation.revise import frames_in, source_pictures
 from reverie.animation.store import FrameStore, Store
 from reverie.animation.timeline import Timeline, by_sight, by_sound, order, timeline
 from reverie.errors import ReverieError
+from reverie.generate.conditioning import adapter_notes
 from reverie.generate.modified import Modification, in_turn, modified
 from reverie.media import footage
 from reverie.media.encoder import Waveform
@@ -38,13 +39,15 @@ BATCH = 4
 class Frame(Progress):
     """One frame of a film: its `index` of `total`, its place on the path, and the second at which it is shown.
 
-    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before.
+    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before. `notes`,
+    of the first frame alone, say what of the request is not honoured.
     """
 
     place: float
     time: float
     picture: Image.Image
     latents: Float[Tensor, "1 c h w"] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +59,7 @@ class _Film:
     timeline: Timeline
     places: tuple[float, ...]
     source: Footage | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def order(self) -> list[int]:
@@ -91,7 +95,7 @@ def animate(
         raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
     if animation.pace == "perceptual" and distance is None:
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
-    film = _planned(system, animation.settled(system.guidance), heard)
+    film = replace(_planned(system, animation.settled(system.guidance), heard), notes=adapter_notes(system, animation))
     request = shared_request(film.animation, film.size)
     return in_turn(modified(system, request), partial(_frames, system, film, request, distance, store, batch))
 
@@ -181,7 +185,8 @@ def _shown(film: _Film, pictures: Iterable[Shown]) -> Iterator[Frame]:
     for shown in pictures:
         for _ in range(shown.shot.shown):
             place, time = shown.shot.place, index / film.animation.fps
-            yield Frame(index + 1, total, "frames", place, time, shown.picture, shown.latents)
+            notes = () if index else film.notes
+            yield Frame(index + 1, total, "frames", place, time, shown.picture, shown.latents, notes)
             index += 1
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 Fields = dict[str, Any]
 
-FIELDS = {"lora": "loras", "embedding": "embeddings"}
+FIELDS = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders"}
 """The fields of flags that may be given several times."""
 
 SIDES = ("left", "right", "top", "bottom")

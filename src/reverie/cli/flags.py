@@ -48,9 +48,11 @@ class AdapterFlags:
     """What is added to the model and to its prompt."""
 
     lora: Several = ()
-    """LoRA: FILE, FILE:weight or FILE:text weight:U-Net weight; may be given several times."""
+    """LoRA: FILE or name, FILE:weight or FILE:text weight:U-Net weight; may be given several times."""
     embedding: Several = ()
     """Textual inversion, named in the prompt by its file's name, or a folder of them; may be given several times."""
+    lora_dir: Several = ()
+    """Folder where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR; may be given several times."""
     clip_skip: Whole | None = None
     """2 reads the last but one layer of the text encoder, and so on; 1 if not given."""
 
@@ -95,7 +97,7 @@ class PictureAdapterFlags(AdapterFlags):
     """What is added to the model of pictures."""
 
     control: Several = ()
-    """ControlNet and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny]; may be given several times."""
+    """ControlNet and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times."""
 
 
 @Parameter(name="*", group="Go further")

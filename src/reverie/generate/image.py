@@ -12,6 +12,7 @@ from torch import Tensor
 
 from reverie.diffusion.step import Step
 from reverie.generate import canvas
+from reverie.generate.conditioning import adapter_notes
 from reverie.generate.modified import Modification, in_turn, modified
 from reverie.generate.picture_run import PictureRun, prepare_run
 from reverie.progress import Progress
@@ -32,12 +33,14 @@ class PictureStep(Progress):
 
     `seeds` are those of the pictures at work, `latents` the sampler's present guess of them, clean and scaled, and
     `preview()` shows it. `pictures` holds what this step finished: nothing, but in the last step of each picture.
+    `notes`, of the first step alone, say what of the request is not honoured.
     """
 
     seeds: tuple[int, ...]
     latents: Float[Tensor, "b c h w"]
     preview: Callable[[], list[Image.Image]]
     pictures: tuple[Image.Image, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def stream(
@@ -81,7 +84,7 @@ def _draw(
     preview: Show | None,
     modification: Modification,
 ) -> Iterator[PictureStep]:
-    run = prepare_run(system, request, refiner)
+    notes, run = adapter_notes(system, request), prepare_run(system, request, refiner)
 
     def show(latents: Tensor) -> list[Image.Image]:
         with modification.active():
@@ -94,8 +97,9 @@ def _draw(
         seeds = tuple(single.seed for single in singles)
         for step, last in passes(run, singles):
             pictures = finished(run, singles, step) if last else ()
-            yield PictureStep(done + 1, total, "steps", seeds, step.denoised, partial(show, step.denoised), pictures)
-            done += 1
+            look, done = partial(show, step.denoised), done + 1
+            yield PictureStep(done, total, "steps", seeds, step.denoised, look, pictures, notes)
+            notes = ()
 
 
 def passes(run: PictureRun, singles: Sequence[TextToImage]) -> Iterator[tuple[Step, bool]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -101,6 +101,11 @@ def warnings_as_notes() -> Iterator[list[Note]]:
     notes += [Note(str(warning.message)) for warning in caught]
 
 
+def not_honoured(lines: Iterable[str]) -> Iterator[Note]:
+    """Yield a note for each thing that a request asks for and does not get."""
+    return (Note(f"not honoured: {line}") for line in lines)
+
+
 def model_notes(system: Pipeline, made_by: str | None = None) -> Iterator[Note]:
     """Note where a model is slow on this processor, and where it is not the one that made a file before."""
     from reverie.runtime import native
@@ -109,4 +114,4 @@ def model_notes(system: Pipeline, made_by: str | None = None) -> Iterator[Note]:
         kind = str(system.dtype).removeprefix("torch.")
         yield Note(f"this processor does not compute in {kind}: float32 is many times as fast")
     if made_by not in (None, system.name):
-        yield Note(f"not honoured: it was drawn by '{made_by}', this is '{system.name}'")
+        yield from not_honoured([f"it was drawn by '{made_by}', this is '{system.name}'"])

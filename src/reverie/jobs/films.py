@@ -9,7 +9,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes, warnings_as_notes
+from reverie.jobs.events import (
+    Event,
+    Finished,
+    Load,
+    Note,
+    Saved,
+    Stopwatch,
+    ignore,
+    model_notes,
+    not_honoured,
+    warnings_as_notes,
+)
 from reverie.jobs.outputs import check_outputs
 from reverie.media import footage, video
 from reverie.progress import Progress
@@ -102,6 +113,7 @@ class FilmJob:
             ]
             distance = perceptual(system, tell) if request.pace == "perceptual" else None
             for frame in system.animate(request, distance=distance, store=store, heard=heard, batch=BATCH):
+                yield from not_honoured(frame.notes)
                 for write in add:
                     write(frame.picture)
                 count, size = frame.done, frame.picture.size

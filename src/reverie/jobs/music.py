@@ -8,7 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reverie.errors import ReverieError
-from reverie.jobs.events import Event, Finished, Load, Saved, Stopwatch, ignore, model_notes, warnings_as_notes
+from reverie.jobs.events import (
+    Event,
+    Finished,
+    Load,
+    Saved,
+    Stopwatch,
+    ignore,
+    model_notes,
+    not_honoured,
+    warnings_as_notes,
+)
 from reverie.jobs.outputs import check_outputs, check_writable, numbered
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
@@ -77,6 +87,7 @@ class MusicJob:
                 steps = system.play(music)
             yield from notes
             for step in steps:
+                yield from not_honoured(step.notes)
                 if step.clip is not None:
                     clips.append(step.clip)
                     with watch.measure("save"):
@@ -117,6 +128,7 @@ class MusicJob:
         texts = metadata.texts(clip.request, clip.model, film) if self.metadata else {}
         with video.recording(path, film.fps, texts=texts, sound=clip) as add:
             for frame in system.film(clip, film):
+                yield from not_honoured(frame.notes)
                 add(frame.picture)
                 yield Progress(frame.done, frame.total, frame.unit)
         yield Saved(path)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from reverie.errors import ReverieError
-from reverie.jobs.events import Job, Note
+from reverie.jobs.events import Job, Note, not_honoured
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
 from reverie.jobs.pictures import PictureJob
@@ -29,7 +29,7 @@ def replay_job(
     is neither bundled nor given, or without what is changed.
     """
     record = read_record(file)
-    notes = [Note(f"not honoured: {missed}") for missed in record.notes]
+    notes = list(not_honoured(record.notes))
     request, drawn_by, film = record.request, record.model, record.film
     kind = {Music: "music", Animation: "a film"}.get(type(request), "a picture")
     request, others = _changed(file, request, changes)

@@ -18,6 +18,7 @@ from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.parts import masked
 from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
+from reverie.generate.conditioning import adapter_notes
 from reverie.generate.modified import Modification, in_turn, modified
 from reverie.generate.sample import SAME, noise_levels, sample
 from reverie.media.pictures import REQUEST
@@ -39,11 +40,12 @@ class MusicStep(Progress):
     """A step of a request's playing, of `total` over all its clips.
 
     `latents` are the sampler's present guess of the clip at work, clean and scaled. `clip` is what the step finished:
-    None, but in the last step of each clip.
+    None, but in the last step of each clip. `notes`, of the first step alone, say what of the request is not honoured.
     """
 
     latents: Float[Tensor, "1 c h w"]
     clip: Recording | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,15 +139,16 @@ def _played(
     given: Given | None,
     _: Modification,
 ) -> Iterator[MusicStep]:
-    run = _prepare_run(system, music, shared, laid, given)
+    notes, run = adapter_notes(system, music), _prepare_run(system, music, shared, laid, given)
     done, total = 0, music.count * (len(run.sigmas) - 1)
     for index in range(music.count):
         single = music.only(index)
         noise = run.noise(single)
         for step in sample(run.denoiser(noise), run.sigmas, noise, music.sampler, run.begin()):
             last = step.index == step.total - 1
-            yield MusicStep(done + 1, total, "steps", step.denoised, _finished(run, single, step.x) if last else None)
-            done += 1
+            clip, done = _finished(run, single, step.x) if last else None, done + 1
+            yield MusicStep(done, total, "steps", step.denoised, clip, notes)
+            notes = ()
 
 
 def _prepare_run(

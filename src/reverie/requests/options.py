@@ -45,6 +45,8 @@ class SampledOptions(TypedDict, total=False):
     clip_skip: int
     loras: Sequence[str]
     embeddings: Sequence[str]
+    folders: Sequence[str]
+    sums: tuple[tuple[str, str], ...]
 
 
 class TextToImageOptions(SampledOptions, total=False):

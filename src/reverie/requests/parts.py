@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -76,17 +76,26 @@ class Refiner(Frozen):
     switch: Strength = Field(default=0.8, description="fraction of the way after which it does")
 
 
+ControlKind = Literal["openpose", "depth", "softedge", "canny", "normal", "segment", "tile", "repaint"]
+CONTROL_KINDS: tuple[str, ...] = get_args(ControlKind)
+"""What a union ControlNet calls kinds of pictures, in the order of its weights; the first one knows six of them."""
+
+
 class ControlInput(Frozen):
-    """Ask for a ControlNet (`model`: its folder or file) to lead by a picture, between two fractions of the way."""
+    """Ask for a ControlNet (`model`: its folder or file) to lead by a picture, between two fractions of the way.
+
+    `kind` says what the picture is of to a union ControlNet, which knows several.
+    """
 
     part: ClassVar[str] = "control "
 
     model: ControlNetName
     image: Picture
-    weight: float = Field(default=1.0, ge=0, le=2)
+    weight: float = Field(default=1.0, ge=0)
     start: Fraction = 0.0
     end: Fraction = 1.0
     preprocessor: Preprocessor = "none"
+    kind: ControlKind | None = None
 
     if TYPE_CHECKING:
 

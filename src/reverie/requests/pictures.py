@@ -46,7 +46,7 @@ class TextToImage(SampledRequest):
     controls: tuple[ControlInput, ...] = Field(
         default=(),
         description="ControlNet and its picture, "
-        "model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny]; may be given several times",
+        "model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times",
     )
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")
     hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
@@ -88,6 +88,11 @@ class TextToImage(SampledRequest):
         if self.hires is not None:
             check_strength(self.hires.steps or self.steps, self.hires.strength)
         return self
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Return the prompt alone."""
+        return (self.prompt,)
 
     def only(self, index: int) -> Self:
         """Return the request for picture `index` of the `count` alone."""
