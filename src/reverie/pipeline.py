@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from reverie.animation.draw import BATCH, Frame
 from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance
 from reverie.animation.store import Store
+from reverie.errors import RequestWarning
 from reverie.files import cache_folder
 from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
 from reverie.generate.image import Progress, Show
+from reverie.generate.notes import notes
 from reverie.media.encoder import Waveform
 from reverie.music import draw as player
 from reverie.music.film import frames as film_frames
@@ -71,7 +74,12 @@ class Pipeline(StableDiffusion):
         return self.draw(Outpaint.of({"prompt": prompt, "init": init, **options}))
 
     def draw(self, request: TextToImage) -> list[Image.Image]:
-        """Draw the pictures that a request asks for, in order."""
+        """Draw the pictures that a request asks for, in order.
+
+        Words that the model never learned, and sizes far from its own, are warned of. See `generate.notes.notes`.
+        """
+        for note in notes(request, self):
+            warnings.warn(note, RequestWarning, stacklevel=3)
         return [picture for progress in self.stream(request) for picture in progress.pictures]
 
     def best(self, request: TextToImage, *, of: int, clip: Clip | None = None) -> list[Image.Image]:
