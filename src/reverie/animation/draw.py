@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path as FilePath
@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.animation.blend import fitted
+from reverie.animation.blend import fit_picture
 from reverie.animation.pacing import Distance
 from reverie.animation.path import prepared
 from reverie.animation.reel import Projector, Shot, Shown, shots
@@ -22,6 +22,7 @@ from reverie.animation.revise import frames_in, source_pictures
 from reverie.animation.store import FrameStore, Store
 from reverie.animation.timeline import Timeline, by_sight, by_sound, order, timeline
 from reverie.errors import ReverieError
+from reverie.generate.conditioning import adapter_notes
 from reverie.media import footage
 from reverie.media.encoder import Waveform
 from reverie.media.footage import Footage
@@ -35,7 +36,8 @@ BATCH = 4
 class Frame:
     """Hold one frame of a film: `index` of `total`, its place on the path, and the second at which it is shown.
 
-    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before.
+    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before. `notes`,
+    of the first frame alone, say what of the request is not honoured.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Frame:
     time: float
     picture: Image.Image
     latents: Float[Tensor, "1 c h w"] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ class _Film:
     timeline: Timeline
     places: tuple[float, ...]
     source: Footage | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def order(self) -> list[int]:
@@ -90,7 +94,7 @@ def animate(
         raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
     if animation.pace == "perceptual" and distance is None:
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
-    film = _planned(system, animation.settled(system.guidance), heard)
+    film = replace(_planned(system, animation.settled(system.guidance), heard), notes=adapter_notes(system, animation))
     return _frames(system, film, distance, store, batch)
 
 
@@ -139,9 +143,9 @@ def _size(system: StableDiffusion, animation: Animation, source: Footage | None)
     size = (animation.width or own[0], animation.height or own[1])
     system.codec.latent_shape(*size)
     for image in images:
-        fitted(image, size, animation.fit)
+        fit_picture(image, size, animation.fit)
     if source is not None:
-        fitted(Image.new("RGB", source.size), size, animation.fit)
+        fit_picture(Image.new("RGB", source.size), size, animation.fit)
     return size
 
 
@@ -173,7 +177,7 @@ def _shown(film: _Film, pictures: Iterable[Shown]) -> Iterator[Frame]:
     for shown in pictures:
         for _ in range(shown.shot.shown):
             place, time = shown.shot.place, index / film.animation.fps
-            yield Frame(index, total, place, time, shown.picture, shown.latents)
+            yield Frame(index, total, place, time, shown.picture, shown.latents, () if index else film.notes)
             index += 1
 
 
@@ -201,7 +205,7 @@ def _seen(projector: Projector, film: _Film, places: Sequence[float]) -> Iterato
 
 def _drawn_over(film: _Film, source: Footage) -> Iterator[Shot]:
     """Name the shots of a film that is drawn over another: frames of one picture and one place are one shot."""
-    fit = partial(fitted, size=film.size, fit=film.animation.fit)
+    fit = partial(fit_picture, size=film.size, fit=film.animation.fit)
     fps = film.animation.fps  # a folder of pictures has no rate of its own
     pictures = source_pictures(source.pictures(), source.fps or fps, fps, film.timeline.count, fit)
     held: list[tuple[int, float, Image.Image]] = []

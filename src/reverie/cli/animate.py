@@ -21,8 +21,10 @@ from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, 
 from reverie.cli.output import say, slug
 from reverie.cli.progress import PLAIN_INTERVAL, Stopwatch, watched
 from reverie.errors import ReverieError
+from reverie.files import check_distinct
 from reverie.media import footage, video
 from reverie.requests import metadata, storyboard
+from reverie.requests.base import files_of
 from reverie.requests.films import Animation
 
 if TYPE_CHECKING:
@@ -113,6 +115,8 @@ class DrawingOptions:
     """File of a LoRA, or FILE:weight; may be given several times."""
     embedding: Several = ()
     """Textual inversion, named in the prompts by its file's name; may be given several times."""
+    lora_dir: Several = ()
+    """Folder where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR; several times."""
     tile: str | None = None
     """Directions in which the picture's edges fit each other: x, y or xy."""
 
@@ -173,7 +177,7 @@ def ask(prompts: Sequence[str], path: PathOptions, drawing: DrawingOptions, sour
     """Make the request that the options mean. Raises ReverieError for values out of range and for what does not fit."""
     options = {**vars(path), **vars(drawing), **vars(source)}
     given = {name: value for name, value in options.items() if not (value is None or value is False or value == ())}
-    renamed = {"lora": "loras", "embedding": "embeddings"}
+    renamed = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders"}
     fields = {renamed.get(name, name): value for name, value in given.items() if name not in ("keyframe", "storyboard")}
     if (size := fields.pop("size", None)) is not None:
         fields["width"], fields["height"] = parse_size(size)
@@ -245,6 +249,7 @@ def make(
 
 def check(request: Animation, outputs: Sequence[Path]) -> Waveform | None:
     """Return the film's sound. Raises ReverieError for what cannot be written or read."""
+    check_distinct(outputs, files_of(request))
     for output in outputs:
         video.check(output, request.fps)
     if len({output.absolute() for output in outputs}) < len(outputs):

@@ -17,6 +17,7 @@ from reverie.cli.output import check_writable, numbered, say
 from reverie.cli.progress import Stopwatch, watched
 from reverie.errors import ReverieError
 from reverie.media.pictures import grid, save
+from reverie.requests.base import files_of
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
@@ -45,10 +46,8 @@ def draw(
     """
     if within is not None and model.compile:
         raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
-    from reverie.generate.notes import notes as told  # brings torch
-
     output, watch = result.output or default, Stopwatch()
-    paths, sign = places(output, request.count, result), signing(result)
+    paths, sign = places(output, request, result), signing(result)
     asked = judge.asked(request, result)
     with watch.measure("load"):
         clip = judge.load(model.device)
@@ -63,8 +62,6 @@ def draw(
             save(picture, path)
             sign(path)
 
-    for note in told(asked, system):
-        print(note, file=sys.stderr)
     which, pictures, files = [], [], list(paths)
     with watch.measure("draw"):
         for index, picture in judge.chosen(drawn(system, asked, result), request, clip):
@@ -81,10 +78,10 @@ def draw(
     report(request, files, pictures, [one.seed for one in which], watch.seconds, result.as_json)
 
 
-def places(output: Path, count: int, result: ResultOptions) -> list[Path]:
+def places(output: Path, request: TextToImage, result: ResultOptions) -> list[Path]:
     """Return where the pictures go. Raises ReverieError where they cannot, and for results that make no sense."""
-    paths = [output] if result.grid else numbered(output, count)
-    check_writable([*paths, *([result.preview] if result.preview else [])])
+    paths = [output] if result.grid else numbered(output, request.count)
+    check_writable([*paths, *([result.preview] if result.preview else [])], files_of(request))
     if result.taesd is not None and result.preview is None:
         raise ReverieError("--taesd is about the preview; ask for one with --preview look.png")
     if result.watermark == "":
@@ -156,14 +153,14 @@ def look(system: Pipeline, taesd: Path | None) -> Show:
 def finishing(system: Pipeline, result: ResultOptions) -> Callable[[Image.Image], Image.Image]:
     """Return what becomes of each picture before it is written: the safety checker's and the watermark's."""
     from reverie.checkpoints.safety import load_safety
-    from reverie.codecs.clip_images import screened
+    from reverie.codecs.clip_images import screen_pictures
     from reverie.media import watermark
 
     checker = None if result.safety is None else load_safety(result.safety, device=system.device)
 
     def finish(picture: Image.Image) -> Image.Image:
         if checker is not None:
-            (picture,), (held,) = screened(checker, [picture])
+            (picture,), (held,) = screen_pictures(checker, [picture])
             if held:
                 print("a picture was held back by the safety checker; it is black", file=sys.stderr)
         return picture if result.watermark is None else watermark.write(picture, result.watermark)

@@ -17,8 +17,10 @@ from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, 
 from reverie.cli.output import check_writable, numbered, say, slug, warned
 from reverie.cli.progress import Stopwatch, watched
 from reverie.errors import ReverieError
+from reverie.files import check_distinct
 from reverie.media.pictures import FORMATS
 from reverie.requests import metadata
+from reverie.requests.base import files_of
 from reverie.requests.music import Film, Music
 
 if TYPE_CHECKING:
@@ -106,6 +108,8 @@ class AdapterOptions:
     """File of a LoRA, or FILE:weight; may be given several times."""
     embedding: Several = ()
     """Textual inversion, named in the prompt by its file's name, or a folder of them; may be given several times."""
+    lora_dir: Several = ()
+    """Folder where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR; several times."""
     clip_skip: Whole = DEFAULT.clip_skip
     """2 reads the last but one layer of the text encoder, and so on."""
 
@@ -169,7 +173,7 @@ def music(
 def ask(prompt: str, playing: PlayingOptions, way: WayOptions, sound: SoundOptions, adapters: AdapterOptions) -> Music:
     """Make the request that the options mean. Raises ReverieError for values out of range and for what does not fit."""
     options = _given({**vars(playing), **vars(way), **vars(sound), **vars(adapters)})
-    renamed = {"lora": "loras", "embedding": "embeddings"}
+    renamed = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders"}
     if "guidance_interval" in options:
         options["guidance_interval"] = parse_interval(options["guidance_interval"])
     if "init" not in options and "strength" in options:
@@ -223,8 +227,10 @@ class Outputs:
     film: Path | None = None
     shown: Film | None = None
 
-    def check(self, count: int) -> None:
+    def check(self, music: Music) -> None:
         """Raise ReverieError for what cannot be written."""
+        count = music.count
+        check_distinct([*self.files, *filter(None, [self.film])], files_of(music))
         for path in self.files:
             if path.suffix.lower() in FORMATS:
                 check_writable(numbered(path, count))
@@ -248,7 +254,7 @@ def make(music: Music, outputs: Outputs, model: ModelOptions, as_json: bool, pla
 
     `played_by` is the model of the sound that is made again; another one is told of on stderr.
     """
-    outputs.check(music.count)
+    outputs.check(music)
     watch = Stopwatch()
     with watch.measure("load"):
         from reverie.system import MUSIC_NAME

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 import sys
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from reverie.errors import ReverieError
-from reverie.files import check_folder
+from reverie.files import check_distinct, check_folder
 from reverie.media.lettering import labelled
 from reverie.media.pictures import FORMATS
 
@@ -56,8 +56,12 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
 
 
-def check_writable(paths: list[Path]) -> None:
-    """Raise ReverieError where pictures cannot be written: wrong suffix, a folder of that name, no folder to be in."""
+def check_writable(paths: list[Path], inputs: Iterable[Path] = ()) -> None:
+    """Raise ReverieError where pictures cannot be written: wrong suffix, a folder of that name, no folder to be in.
+
+    Neither may one of them be an input.
+    """
+    check_distinct(paths, inputs)
     for path in paths:
         if path.is_dir():
             raise ReverieError(f"output '{path}' is a folder; give the name of a file, such as {path / 'picture.png'}")

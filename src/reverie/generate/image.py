@@ -13,10 +13,12 @@ from torch import Tensor
 
 from reverie.diffusion.step import Step
 from reverie.generate import canvas
+from reverie.generate.conditioning import adapter_notes
+from reverie.generate.notes import notes as model_notes
 from reverie.generate.studio import Studio, opened
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.offload import ferry_of
+from reverie.runtime.offload import offloader_of
 from reverie.system import StableDiffusion
 
 GPU_BATCH = 4
@@ -31,6 +33,7 @@ class Progress:
 
     `seeds` are those of the pictures at work, `latents` the sampler's present guess of them, clean and scaled, and
     `preview()` shows it. `pictures` holds what this step finished: nothing, but in the last step of each picture.
+    `notes`, of the first step alone, say what of the request is not honoured.
     """
 
     index: int
@@ -39,6 +42,7 @@ class Progress:
     latents: Float[Tensor, "b c h w"]
     preview: Callable[[], list[Image.Image]]
     pictures: tuple[Image.Image, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def stream(
@@ -58,7 +62,7 @@ def stream(
     the generator lives: draw one request at a time. Raises ReverieError, before any work, where the size does not fit.
     """
     request = sized(system, request)
-    scarce = system.device.type == "cpu" or ferry_of(system.unet) is not None
+    scarce = system.device.type == "cpu" or offloader_of(system.unet) is not None
     return _draw(system, request, 1 if scarce else GPU_BATCH, refiner, preview)
 
 
@@ -81,6 +85,7 @@ def _draw(
     preview: Show | None = None,
 ) -> Iterator[Progress]:
     with ExitStack() as stack:
+        notes = (*adapter_notes(system, request), *model_notes(request, system))
         studio = stack.enter_context(opened(system, request, refiner))
         starts = range(0, request.count, batch)
         total, done = sum(len(one) for one in studio.passes) * len(starts), 0
@@ -90,7 +95,7 @@ def _draw(
             for step, last in passes(studio, singles):
                 show = partial(preview or studio.codec.pictures, step.denoised)
                 done_now = finished(studio, singles, step) if last else ()
-                yield Progress(done, total, seeds, step.denoised, show, done_now)
+                yield Progress(done, total, seeds, step.denoised, show, done_now, () if done else notes)
                 done += 1
 
 

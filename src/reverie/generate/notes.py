@@ -82,6 +82,9 @@ def _words(prompt: str, model: Components) -> Iterator[str]:
 
 
 def _size(request: TextToImage, model: Components) -> Iterator[str]:
+    """Tell of sizes far from a small model's own; of other models it is known what they do there."""
+    if not model.known:
+        return
     trained = model.unet.config.sample_size * model.autoencoder.factor
     width, height = request.width or trained, request.height or trained
     if max(width, height) > FAR * trained or min(width, height) < trained / FAR:

@@ -13,17 +13,17 @@ from torch import Tensor
 
 from reverie.animation.path import lora_tags
 from reverie.codecs.image import ImageCodec, to_pictures
-from reverie.codecs.spectrograms import LIGHT, from_greys, tagged
+from reverie.codecs.spectrograms import LIGHT, add_tags, from_greys
 from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.parts import masked
 from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import adapted
+from reverie.generate.conditioning import adapted, adapter_notes
 from reverie.generate.sample import SAME, noise_levels, sample
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
-from reverie.music.plan import Plan, plan
-from reverie.music.sections import Recording, decoded
+from reverie.music.plan import MusicPlan, plan
+from reverie.music.sections import Recording, decode_levels
 from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encode_stops, lay_ground, read_given
 from reverie.requests.base import steps_taken
 from reverie.requests.metadata import texts
@@ -39,13 +39,14 @@ class Progress:
     """Tell how far a request has come: it has taken step `index` of `total`, counted over all its clips.
 
     `latents` are the sampler's present guess of the clip at work, clean and scaled. `clip` is what the step finished:
-    None, but in the last step of each clip.
+    None, but in the last step of each clip. `notes`, of the first step alone, say what of the request is not honoured.
     """
 
     index: int
     total: int
     latents: Float[Tensor, "1 c h w"]
     clip: Recording | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,7 +55,7 @@ class _Studio:
 
     system: StableDiffusion
     music: Music
-    plan: Plan
+    plan: MusicPlan
     images: ImageCodec
     shared: TextToImage
     way: Way
@@ -129,8 +130,9 @@ def hearing(system: StableDiffusion) -> SpectrogramParams:
     return params
 
 
-def _played(system: StableDiffusion, music: Music, laid: Plan, given: Given | None) -> Iterator[Progress]:
+def _played(system: StableDiffusion, music: Music, laid: MusicPlan, given: Given | None) -> Iterator[Progress]:
     with ExitStack() as stack:
+        notes = adapter_notes(system, music)
         studio = _opened(stack, system, music, laid, given)
         done, total = 0, music.count * (len(studio.sigmas) - 1)
         for index in range(music.count):
@@ -138,11 +140,12 @@ def _played(system: StableDiffusion, music: Music, laid: Plan, given: Given | No
             noise = studio.noise(single)
             for step in sample(studio.denoiser(noise), studio.sigmas, noise, music.sampler, studio.begin()):
                 last = step.index == step.total - 1
-                yield Progress(done, total, step.denoised, _finished(studio, single, step.x) if last else None)
+                clip = _finished(studio, single, step.x) if last else None
+                yield Progress(done, total, step.denoised, clip, () if done else notes)
                 done += 1
 
 
-def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan, given: Given | None) -> _Studio:
+def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: MusicPlan, given: Given | None) -> _Studio:
     """Make everything ready; LoRAs, and what bends time to a circle, are in the model until the stack closes."""
     shared = _shared(music, laid)
     stack.enter_context(adapted(system, shared))
@@ -157,7 +160,7 @@ def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan,
     return _Studio(system, music, laid, images, shared, told, under, sigmas)
 
 
-def _shared(music: Music, laid: Plan) -> TextToImage:
+def _shared(music: Music, laid: MusicPlan) -> TextToImage:
     """Return what all windows have in common, as the request for a picture; its prompt is the LoRAs alone."""
     return TextToImage(
         **music.shared(),
@@ -171,14 +174,14 @@ def _shared(music: Music, laid: Plan) -> TextToImage:
 def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
     """Decode latents, lay back what the mask keeps, and sound the spectrogram to its exact length."""
     laid, params = studio.plan, studio.plan.params
-    greys = decoded(studio.images, latents)
+    greys = decode_levels(studio.images, latents)
     if studio.ground is not None:
         greys = studio.ground.kept(greys)
     greys = laid.shown(greys)
     samples = laid.sounded(from_greys(greys, params))
     if single.stereo and not params.stereo:
         samples = laid.widened(samples)
-    picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
+    picture = add_tags(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
     picture.info[REQUEST] = texts(single, studio.system.name)[REQUEST]
     return Recording(sound.samples, sound.rate, picture, single, studio.system.name)

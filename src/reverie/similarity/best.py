@@ -9,7 +9,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.generate.editing import said
+from reverie.generate.editing import final_words
 from reverie.media.pictures import REQUEST
 from reverie.requests.pictures import TextToImage
 from reverie.similarity.embed import Clip
@@ -30,7 +30,7 @@ def rivals(request: TextToImage, of: int) -> TextToImage:
     """
     if of < max(2, request.count + 1):
         raise ReverieError(f"the best {request.count} of {of} is no choice; draw more than are kept, at least 2")
-    if not said(request.prompt, request.steps):
+    if not final_words(request.prompt, request.steps):
         raise ReverieError("a prompt without words ranks nothing; write some, or do not ask for the best")
     return request.replace(count=of)
 
@@ -41,7 +41,7 @@ def best(clip: Clip, pictures: Iterable[Image.Image], request: TextToImage) -> l
     Pictures may come one by one: those that are not kept are let go. The prompt is compared without weights, brackets
     and tags. A picture that carries a request carries its `score` beside it, with the CLIP that gave it.
     """
-    text = clip.embed_texts([said(request.prompt, request.steps)])[0]
+    text = clip.embed_texts([final_words(request.prompt, request.steps)])[0]
     kept: list[Scored] = []
     count = 0
     for place, picture in enumerate(pictures):
