@@ -11,7 +11,6 @@ from pathlib import Path
 
 from reverie.errors import ReverieError
 from reverie.files import check_distinct, check_folder
-from reverie.media.lettering import labelled
 from reverie.media.pictures import FORMATS
 
 LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's name has at most 255
@@ -34,7 +33,9 @@ def warned() -> Iterator[None]:
 
 def tell_numbered(names: Sequence[str]) -> None:
     """Say on stderr which names a chart shows as numbers, because no font of the system can write them."""
-    numbered = [f"{shown} {name}" for shown, name in zip(labelled(names), names, strict=True) if shown != name]
+    from reverie.media.charts import drawable_names
+
+    numbered = [f"{shown} {name}" for shown, name in zip(drawable_names(names), names, strict=True) if shown != name]
     if numbered:
         told = ", ".join(numbered)
         print(f"no font here can write these names, so they are numbered: {told}; install one", file=sys.stderr)
