@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -10,6 +11,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -72,11 +74,14 @@ def run(arguments: Sequence[str]) -> int:
             print_error=False,
             result_action="return_none",
         )
-        sys.stdout.flush()
+        if sys.stdout is not None:  # None: closed by the shell
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # `reverie concepts | head`; python would complain once more at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return BROKEN_PIPE
+    except SystemExit:  # rich's answer to a broken pipe, as of `reverie train --help | head -1`
         return BROKEN_PIPE
     except (ReverieError, CycloptsError, OSError) as error:
         if debug:
@@ -97,8 +102,8 @@ def message_of(error: Exception) -> str:
         return f"unexpected '{' '.join(error.unused_tokens or ())}'; put a prompt of several words in quotes"
     if isinstance(error, CycloptsError):
         error.verbose = False
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror.lower()}: '{error.filename}'" if error.filename else error.strerror.lower()
+    if isinstance(error, OSError):
+        return reason_of(error) + (f": '{error.filename}'" if error.filename else "")
     return str(error)
 
 
@@ -108,5 +113,8 @@ def complain(message: str) -> None:
 
 
 def main() -> None:
-    """Run the command line of this process."""
+    """Run the command line of this process; letters that a terminal cannot write are replaced."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     sys.exit(run(sys.argv[1:]))
