@@ -1,4 +1,4 @@
-"""How does a model go from a single file to a folder in diffusers' layout, and back? Without losing a bit."""
+"""A model from a single file to a folder in diffusers' layout, and back, without losing a bit."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.checkpoints.families import Family, family_of, spelled
+from reverie.checkpoints.families import Family, family_of
+from reverie.checkpoints.identify import HEADER, MARKERS
 from reverie.checkpoints.load import load_folder
-from reverie.checkpoints.save import Precision, save_folder
+from reverie.checkpoints.save import Precision, save_folder, write_tensors
 from reverie.checkpoints.single import Networks, find_tokenizers, load_networks
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
@@ -31,32 +31,35 @@ def convert(
     *,
     dtype: torch.dtype | None = None,
     config: str | Family | None = None,
+    prediction: str | None = None,
     ema: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write a model, a single file or a folder, as the other of the two, or as a single file anew.
 
     What the target is called decides: `.safetensors` is a single file, a name without suffix a folder. `dtype` None
-    keeps each weight's own; `config` names the family of a single file where it does not tell; `ema` takes the running
-    averages of its U-Net. What a training left is not written. Raises ReverieError.
+    keeps each weight's own; `config` and `prediction` name the family and the parameterisation of a single file where
+    it does not tell; `ema` takes the running averages of its U-Net. What a training left is not written. Raises
+    ReverieError.
     """
     source, target = Path(source), Path(target)
     _check(source, target, overwrite)
     if source.is_dir():
-        if ema or isinstance(config, str):
-            raise ReverieError(f"'{source}' is a folder, which says what it is and holds no averages; leave both out")
+        if ema or prediction or isinstance(config, str):
+            raise ReverieError(f"'{source}' is a folder, which says what it is; leave out config, prediction and ema")
         components = load_folder(source, dtype=None)
         family = config if isinstance(config, Family) else family_of(components)
         networks = Networks(family, components.unet, components.autoencoder, components.text_encoders)
-        rest = _tensors(source / REST) if (source / REST).is_file() else {}
+        held = open_source(source / REST) if (source / REST).is_file() else None
     else:
-        networks = load_networks(source, config=config, ema=ema)
-        components = None
-        rest = _tensors(source)
-    used = {spelled(name, set(rest)) for name in networks.names()}
-    rest = {name: tensor for name, tensor in rest.items() if name not in used and not name.startswith(TRAINING)}
+        networks = load_networks(source, config=config, prediction=prediction, ema=ema)
+        components, held = None, open_source(source)
+    names = set() if held is None else set(held.names())
+    names -= networks.names(names) | set(MARKERS)
+    rest = {name: held.tensor(name) for name in names if held is not None and not name.startswith(TRAINING)}
     if target.suffix == ".safetensors":
-        save_tensors({**rest, **networks.tensors()}, target, dtype)
+        predicted = {"eps": "epsilon"}.get(networks.family.schedule.prediction, networks.family.schedule.prediction)
+        save_tensors({**rest, **networks.tensors()}, target, dtype, {HEADER: predicted})
         return
     if components is None:
         components = networks.components(find_tokenizers(source, networks.family), target.name)
@@ -67,27 +70,19 @@ def convert(
         (target / REST).unlink(missing_ok=True)  # of what was written over
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
+def save_tensors(
+    tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None = None
+) -> None:
     """Write tensors as safetensors, beside the target first, then renamed over it; whole numbers keep their dtype."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        ready = {
-            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-            for name, tensor in tensors.items()
-        }
-        save_file(ready, temporary, metadata={"format": "pt"})
+        write_tensors(tensors, temporary, dtype, metadata)
         temporary.replace(path)
     except (OSError, SafetensorError) as error:
         reason = error.strerror if isinstance(error, OSError) else str(error)
         raise ReverieError(f"cannot write '{path}': {reason or error}") from error
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """Map all tensors of a file."""
-    source = open_source(file)
-    return {name: source.tensor(name) for name in source.names()}
 
 
 def _check(source: Path, target: Path, overwrite: bool) -> None:

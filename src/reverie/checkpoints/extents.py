@@ -1,4 +1,4 @@
-"""Where do tensors lie in a file? As extents of bytes, which are mapped when a tensor is asked for."""
+"""Tensors in a file as extents of bytes, which are mapped when a tensor is asked for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is a model written so that diffusers and transformers read it? Beside the target first, then moved into place."""
+"""Models written so that diffusers and transformers read them: beside the target first, then moved into place."""
 
 from __future__ import annotations
 
@@ -17,8 +17,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reverie.checkpoints import configs
-from reverie.checkpoints.components import GUIDANCE, CLIPComponents, Components
-from reverie.checkpoints.load import DIFFUSERS_STEM, RECOMMENDED, SPECTROGRAM, TRANSFORMERS_STEM
+from reverie.checkpoints.load import (
+    DIFFUSERS_STEM,
+    GUIDANCE,
+    RECOMMENDED,
+    SPECTROGRAM,
+    TRANSFORMERS_STEM,
+    CLIPComponents,
+    Components,
+)
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, CLIPVisionConfig, TextTower, TextTowerWithProjection
@@ -172,6 +179,26 @@ def _preprocessor(config: CLIPVisionConfig) -> dict[str, Any]:
     }
 
 
+def write_tensors(
+    tensors: Mapping[str, Tensor],
+    file: Path,
+    dtype: torch.dtype | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a safetensors file with the rights of any new file, where safetensors would leave it to its owner alone.
+
+    Whole numbers keep their dtype, and None keeps every tensor's. Raises OSError or SafetensorError.
+    """
+    ready = {
+        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
+        for name, tensor in tensors.items()
+    }
+    file.touch()
+    rights = file.stat().st_mode
+    save_file(ready, file, metadata={"format": "pt", **(metadata or {})})
+    file.chmod(rights)
+
+
 @contextmanager
 def _staged(target: Path, precision: Precision) -> Iterator[Path]:
     """Yield a folder inside `target`; when the block ends well, rename its files into place one by one.
@@ -212,8 +239,7 @@ def _write(module: nn.Module, config: dict[str, Any], folder: Path, stem: str, p
     for number, names in enumerate(shards, 1):
         part = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         file = f"{stem}{infix}{part}.safetensors"
-        tensors = {name: state[name].to("cpu", precision.dtype).contiguous() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        write_tensors({name: state[name] for name in names}, folder / file, precision.dtype)
         table |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(precision.size(tensor) for tensor in state.values())

@@ -1,4 +1,4 @@
-"""How do the weights on disk get into a module? Mapped or converted tensor by tensor, after a check of every name."""
+"""Weights from disk into a module: mapped or converted tensor by tensor, after a check of every name."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from reverie.checkpoints.headers import open_safetensors
 from reverie.checkpoints.pickles import open_pickle
+from reverie.checkpoints.quantised import GGUF, GGUF_MAGIC, with_scales
 from reverie.errors import ReverieError
 
 Rename = Callable[[str], str]
@@ -22,29 +23,39 @@ PICKLES = (b"PK\3\4", b"\x80")  # a zip file of torch 1.6 and later, and a bare 
 class Source(Protocol):
     """An open file of named tensors; asking for anything but `tensor` reads no weights."""
 
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
     def names(self) -> Iterable[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def dtype(self, name: str) -> torch.dtype: ...
     def tensor(self, name: str) -> Tensor: ...
 
 
-def open_source(file: Path) -> Source:
-    """Open a file of tensors, told by its first bytes: safetensors, or a torch pickle (.ckpt, .pt, .pth, .bin).
+def same(name: str) -> str:
+    """Leave a name as it is."""
+    return name
 
-    Raises ReverieError where it is neither, is damaged, or holds what is neither weights nor harmless.
+
+def open_source(file: Path) -> Source:
+    """Open a file of tensors, told by its first bytes: safetensors, a torch pickle (.ckpt, .pt, .pth, .bin), or GGUF.
+
+    Quantised weights are read dequantised. Raises ReverieError where it is none of them, is damaged, or holds what is
+    neither weights nor harmless.
     """
     try:
         with file.open("rb") as opened:
             head = opened.read(16)
     except OSError as error:
         raise ReverieError(f"cannot read {file}: {error.strerror}") from error
+    if head.startswith(GGUF_MAGIC):
+        return GGUF(file)
     if head[8:9] == b"{":
-        return open_safetensors(file)
+        return with_scales(open_safetensors(file))
     if head.startswith(PICKLES):
         return open_pickle(file)
     if file.suffix == ".safetensors":
         return open_safetensors(file)  # damaged, as it will say
-    raise ReverieError(f"{file} {_other(head)}; reverie reads .safetensors files and those of torch.save")
+    raise ReverieError(f"{file} {_other(head)}; reverie reads .safetensors, GGUF and files of torch.save")
 
 
 def _other(head: bytes) -> str:
@@ -88,7 +99,7 @@ def _shards(index: Path) -> list[Path]:
 
 
 def load_weights(
-    module: nn.Module, files: list[Path], *, device: torch.device, dtype: torch.dtype | None, rename: Rename
+    module: nn.Module, files: list[Path], *, device: torch.device, dtype: torch.dtype | None, rename: Rename = same
 ) -> None:
     """Give a module built on the meta device its weights, on `device` in `dtype` (None: the file's own).
 
@@ -100,7 +111,7 @@ def load_weights(
     sources = [open_source(file) for file in files]
     found = {rename(name): (source, name) for source in sources for name in source.names() if not _obsolete(name)}
     _check(wanted, {ours: source.shape(theirs) for ours, (source, theirs) in found.items()}, files)
-    state = {ours: _converted(source.tensor(theirs), device, dtype) for ours, (source, theirs) in found.items()}
+    state = {ours: _convert(source.tensor(theirs), device, dtype) for ours, (source, theirs) in found.items()}
     module.load_state_dict(state, assign=True)
     module.eval()
 
@@ -131,7 +142,7 @@ def _others(names: list[str]) -> str:
     return f" (and {len(names) - 1} others)" if len(names) > 1 else ""
 
 
-def _converted(stored: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+def _convert(stored: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
     """Give weights their device and dtype; whole numbers keep theirs."""
     return stored.to(device, dtype if stored.is_floating_point() else stored.dtype)
 

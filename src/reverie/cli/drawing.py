@@ -98,9 +98,11 @@ def load(model: ModelOptions, drawn_by: str | None) -> Pipeline:
         device=model.device,
         dtype=model.dtype,
         config=model.config,
+        prediction=model.prediction,
         revision=model.revision,
         variant=model.variant,
         vae=model.vae,
+        unet=model.unet,
         fast=model.fast,
         int8=model.int8,
         offload=model.offload,
@@ -150,7 +152,7 @@ def look(system: Pipeline, taesd: Path | None) -> Show:
 
 def finishing(system: Pipeline, result: ResultOptions) -> Callable[[Image.Image], Image.Image]:
     """Return what becomes of each picture before it is written: the safety checker's and the watermark's."""
-    from reverie.checkpoints.safety import load_safety
+    from reverie.checkpoints.load import load_safety
     from reverie.codecs.safety import screened
     from reverie.media import watermark
 

@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from reverie import system
-from reverie.checkpoints.components import Components
+from reverie.checkpoints.load import Components
 from reverie.data.loader import Batches
 from reverie.errors import ReverieError
 from reverie.sound.params import SpectrogramParams

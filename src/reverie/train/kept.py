@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from reverie.checkpoints.save import write_tensors
 from reverie.media.pictures import beside
 
 IDENTITY = "identity"
@@ -18,7 +18,7 @@ def keep(content: Tensor, made_of: str, path: Path) -> None:
     """Write a tensor, whole or not at all. Raises ReverieError where that is not possible."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with beside(path) as temporary:
-        save_file({CONTENT: content}, temporary, {IDENTITY: made_of})
+        write_tensors({CONTENT: content}, temporary, metadata={IDENTITY: made_of})
 
 
 def is_kept(made_of: str, path: Path) -> bool:

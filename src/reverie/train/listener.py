@@ -16,9 +16,10 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import PositiveInt
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from reverie.checkpoints.save import write_tensors
 from reverie.corpora.music.clips import TEMPOS, clip_at
 from reverie.corpora.music.instruments import INSTRUMENTS
 from reverie.corpora.music.synth import render
@@ -104,7 +105,7 @@ class ListenerObjective:
     def export(self, folder: Path) -> None:
         """Save the weights in half precision beside the config and the names of what it tells apart."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(in_half(self.averaged.cpu().state_dict()), folder / "model.safetensors")
+        write_tensors(in_half(self.averaged.cpu().state_dict()), folder / "model.safetensors")
         config = asdict(self.averaged.config) | {"leads": list(INSTRUMENTS), "speeds": list(TEMPOS)}
         (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1))
 
