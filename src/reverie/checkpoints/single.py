@@ -65,7 +65,7 @@ class Networks:
         schedule, autoencoder = self.family.schedule, self.family.autoencoder
         if schedule.prediction == "edm_v":
             levels = {"sigma_max": schedule.sigma_max, "sigma_min": schedule.sigma_min}
-            return {f"edm_vpred.{key}": torch.tensor(level) for key, level in levels.items()}
+            return {f"edm_vpred.{key}": torch.tensor(level, dtype=torch.float64) for key, level in levels.items()}
         if schedule.prediction == "edm":
             latents = {"edm_mean": autoencoder.latents_mean, "edm_std": autoencoder.latents_std}
             return {key: torch.tensor(values).view(1, -1, 1, 1) for key, values in latents.items() if values}
