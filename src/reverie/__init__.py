@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from reverie.generate.image import Progress
     from reverie.media.pictures import grid, save
     from reverie.media.sound import Sound
-    from reverie.music.recording import Recording
+    from reverie.music.sections import Recording
     from reverie.pipeline import Pipeline, load
     from reverie.requests.films import Animation, Keyframe
     from reverie.requests.music import Film, Music, Stop
@@ -71,7 +71,7 @@ _PLACES = {
     "Outpaint": "reverie.requests.pictures",
     "Pipeline": "reverie.pipeline",
     "Progress": "reverie.generate.image",
-    "Recording": "reverie.music.recording",
+    "Recording": "reverie.music.sections",
     "Refiner": "reverie.requests.parts",
     "ReverieError": "reverie.errors",
     "Sound": "reverie.media.sound",

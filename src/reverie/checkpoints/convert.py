@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from reverie.checkpoints.families import Family, family_of
 from reverie.checkpoints.identify import HEADER, MARKERS
 from reverie.checkpoints.load import load_folder
-from reverie.checkpoints.save import Precision, save_folder, write_tensors
+from reverie.checkpoints.save import FORMAT, Precision, save_folder, write_tensors
 from reverie.checkpoints.single import Networks, find_tokenizers, load_networks
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
@@ -59,30 +57,20 @@ def convert(
     rest = {name: held.tensor(name) for name in names if held is not None and not name.startswith(TRAINING)}
     if target.suffix == ".safetensors":
         predicted = {"eps": "epsilon"}.get(networks.family.schedule.prediction, networks.family.schedule.prediction)
-        save_tensors({**rest, **networks.tensors()}, target, dtype, {HEADER: predicted})
+        write_tensors(_in_dtype({**rest, **networks.tensors()}, dtype), target, {**FORMAT, HEADER: predicted})
         return
     if components is None:
         components = networks.components(find_tokenizers(source, networks.family), target.name)
     save_folder(components, target, Precision(dtype))
     if rest:
-        save_tensors(rest, target / REST, dtype)
+        write_tensors(_in_dtype(rest, dtype), target / REST)
     else:
         (target / REST).unlink(missing_ok=True)  # of what was written over
 
 
-def save_tensors(
-    tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None, metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors as safetensors, beside the target first, then renamed over it; whole numbers keep their dtype."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write_tensors(tensors, temporary, dtype, metadata)
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ReverieError(f"cannot write '{path}': {reason or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Convert tensors to a dtype, None keeps each its own; whole numbers always do."""
+    return {name: tensor.to(dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
 
 
 def _check(source: Path, target: Path, overwrite: bool) -> None:

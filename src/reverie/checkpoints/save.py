@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -27,6 +28,7 @@ from reverie.checkpoints.load import (
     Components,
 )
 from reverie.errors import ReverieError
+from reverie.files import atomic_write, reason_of
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, CLIPVisionConfig, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNet
@@ -49,6 +51,21 @@ class Precision:
 
 
 FULL = Precision()
+FORMAT = {"format": "pt"}
+"""The header's entry that transformers asks for."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = FORMAT) -> None:
+    """Write tensors as a safetensors file, whole or not at all, readable as the umask allows. Raises ReverieError."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        try:
+            save_file(ready, temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            if number := _OS_ERROR.search(str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise ReverieError(f"cannot write '{path}': {error}") from error
 
 
 def save_folder(components: Components, path: str | Path, precision: Precision = FULL) -> None:
@@ -179,26 +196,6 @@ def _preprocessor(config: CLIPVisionConfig) -> dict[str, Any]:
     }
 
 
-def write_tensors(
-    tensors: Mapping[str, Tensor],
-    file: Path,
-    dtype: torch.dtype | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write a safetensors file with the rights of any new file, where safetensors would leave it to its owner alone.
-
-    Whole numbers keep their dtype, and None keeps every tensor's. Raises OSError or SafetensorError.
-    """
-    ready = {
-        name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-        for name, tensor in tensors.items()
-    }
-    file.touch()
-    rights = file.stat().st_mode
-    save_file(ready, file, metadata={"format": "pt", **(metadata or {})})
-    file.chmod(rights)
-
-
 @contextmanager
 def _staged(target: Path, precision: Precision) -> Iterator[Path]:
     """Yield a folder inside `target`; when the block ends well, rename its files into place one by one.
@@ -216,9 +213,8 @@ def _staged(target: Path, precision: Precision) -> Iterator[Path]:
                 (target / file.parent).mkdir(exist_ok=True)
                 Path(staging, file).replace(target / file)
         _remove_stale(target, files, precision.variant)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ReverieError(f"cannot write a model to '{target}': {reason or error}") from error
+    except OSError as error:
+        raise ReverieError(f"cannot write a model to '{target}': {reason_of(error)}") from error
 
 
 def _remove_stale(target: Path, written: list[Path], variant: str | None) -> None:
@@ -239,7 +235,8 @@ def _write(module: nn.Module, config: dict[str, Any], folder: Path, stem: str, p
     for number, names in enumerate(shards, 1):
         part = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         file = f"{stem}{infix}{part}.safetensors"
-        write_tensors({name: state[name] for name in names}, folder / file, precision.dtype)
+        tensors = {name: state[name].to("cpu", precision.dtype).contiguous() for name in names}
+        write_tensors(tensors, folder / file)
         table |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(precision.size(tensor) for tensor in state.values())

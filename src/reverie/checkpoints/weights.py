@@ -14,6 +14,7 @@ from reverie.checkpoints.headers import open_safetensors
 from reverie.checkpoints.pickles import open_pickle
 from reverie.checkpoints.quantised import GGUF, GGUF_MAGIC, with_scales
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 
 Rename = Callable[[str], str]
 
@@ -46,7 +47,7 @@ def open_source(file: Path) -> Source:
         with file.open("rb") as opened:
             head = opened.read(16)
     except OSError as error:
-        raise ReverieError(f"cannot read {file}: {error.strerror}") from error
+        raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
     if head.startswith(GGUF_MAGIC):
         return GGUF(file)
     if head[8:9] == b"{":
@@ -152,7 +153,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ReverieError(f"cannot read {file}: {error.strerror}") from error
+        raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
     except ValueError as error:
         raise ReverieError(f"{file} is damaged: {error}") from error
     if not isinstance(data, dict):

@@ -12,10 +12,8 @@ from reverie.cli.judge import JudgeOptions
 from reverie.cli.options import ModelOptions, ResultOptions, parse_time
 from reverie.cli.output import slug
 from reverie.errors import ReverieError
-from reverie.media.pictures import REQUEST, open_picture, read_texts
-from reverie.requests.foreign import read_foreign
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_metadata
+from reverie.requests.records import read_record
 
 
 def image(
@@ -66,20 +64,21 @@ def replay(
         The mask it was painted under, where that has moved.
     """
     moved = {name: path for name, path in (("init", init), ("mask", mask)) if path is not None}
-    from reverie.requests.film_records import is_film  # brings numpy
-    from reverie.requests.music_records import is_music
-
-    if is_music(file):
+    record = read_record(file)
+    for note in record.notes:
+        print(f"not honoured: {note}", file=sys.stderr)
+    request, drawn_by = record.request, record.model
+    if request.kind == "music":
         from reverie.cli import music  # which builds upon this module
 
-        music.again(file, moved, model, result)
+        music.again(file, record, moved, model, result)
         return
-    if is_film(file):
+    if request.kind == "animation":
         from reverie.cli import animate  # which builds upon this module
 
-        animate.again(file, moved, model, result)
+        animate.again(file, record, moved, model, result)
         return
-    request, drawn_by = known(file)
+    assert isinstance(request, TextToImage)
     for other in moved.keys() - type(request).model_fields.keys():
         raise ReverieError(f"'{file}' was made without {other}; leave out --{other}")
     request = request.replace(**moved)
@@ -91,14 +90,3 @@ def replay(
     if request.count > 1:  # only a grid carries a request for several pictures
         result = replace(result, grid=True)
     draw(request, file.with_name(f"{file.stem}-replay.png"), model, result, drawn_by=drawn_by)
-
-
-def known(file: Path) -> tuple[TextToImage, str]:
-    """Read a picture's request and model, ours or another program's; say on stderr what cannot be honoured."""
-    picture = open_picture(file)
-    if REQUEST in read_texts(picture):
-        return read_metadata(picture)
-    reading = read_foreign(file)
-    for told in reading.not_honoured:
-        print(f"not honoured: {told}", file=sys.stderr)
-    return reading.request, reading.model

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reverie.cli.options import Json
 from reverie.cli.output import say
-from reverie.media.pictures import FORMATS
+from reverie.errors import ReverieError
+from reverie.media.pictures import FORMATS, open_picture
+
+if TYPE_CHECKING:
+    from reverie.requests.metadata import Record
 
 
 def inspect(path: Path, /, *, as_json: Json = False) -> None:
@@ -33,57 +37,49 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
 
 def _found(path: Path) -> dict[str, Any]:
     from reverie.media.footage import ANIMATED, FILMS
-    from reverie.requests.film_records import is_film
-    from reverie.requests.music_records import is_music
+    from reverie.requests.films import Animation
+    from reverie.requests.music import Music
+    from reverie.requests.records import SOUNDS, read_record
 
-    if is_music(path):
-        return _music(path)
-    suffix = path.suffix.lower()
-    if is_film(path) or suffix in FILMS or (suffix in ANIMATED and suffix not in FORMATS):
-        return _film(path)
-    return _picture(path) if suffix in FORMATS else _weights(path)
+    suffix, missing = path.suffix.lower(), None
+    try:
+        record = read_record(path)
+    except ReverieError as error:
+        record, missing = None, error
+    if record is not None and isinstance(record.request, Music):
+        return {"path": str(path), "kind": "music", **_made(record)}
+    if suffix in FILMS or suffix in ANIMATED - FORMATS.keys() or (record and isinstance(record.request, Animation)):
+        return _film(path, record)
+    if suffix not in FORMATS and suffix not in SOUNDS:
+        return _weights(path)
+    if missing is not None:
+        raise missing
+    picture = open_picture(path)
+    size = {"width": picture.width, "height": picture.height}
+    return {"path": str(path), "kind": "picture", **size, **_made(record)}
 
 
-def _music(path: Path) -> dict[str, Any]:
-    from reverie.requests import music_records as metadata
+def _made(record: Record | None) -> dict[str, Any]:
+    """Tell how something was made."""
+    if record is None:
+        return {"model": None, "request": None}
+    told = {"model": record.model, "not_honoured": list(record.notes), "request": record.request.recorded()}
+    return told | ({} if record.film is None else {"film": record.film.recorded()})
 
-    carried = metadata.read(path)
-    told = {"path": str(path), "kind": "music", "model": carried.model, "request": carried.music.recorded()}
-    return told | {"film": None if carried.film is None else carried.film.recorded()}
 
-
-def _film(path: Path) -> dict[str, Any]:
+def _film(path: Path, record: Record | None) -> dict[str, Any]:
     from reverie.media import footage
-    from reverie.requests import film_records as metadata
 
     film = footage.read(path)
     told = {"path": str(path), "kind": "film", "width": film.size[0], "height": film.size[1]}
     told |= {"frames": film.count, "fps": None if film.count == 1 else film.fps}  # a contact sheet has no rate
-    request, model = metadata.read(path) if metadata.is_film(path) else (None, None)
-    return told | {"model": model, "request": None if request is None else request.recorded()}
+    return told | _made(record)
 
 
 def _weights(path: Path) -> dict[str, Any]:
     from reverie.checkpoints.description import describe  # brings torch, which takes seconds
 
     return asdict(describe(path))
-
-
-def _picture(path: Path) -> dict[str, Any]:
-    from reverie.media.pictures import REQUEST, open_picture, read_texts
-    from reverie.requests.foreign import read_foreign
-    from reverie.requests.records import read_metadata
-
-    picture = open_picture(path)
-    if REQUEST in read_texts(picture):
-        request, model = read_metadata(picture)
-        missed: tuple[str, ...] = ()
-    else:
-        request, model, missed = read_foreign(picture)
-    size = {"width": picture.width, "height": picture.height}
-    return {"path": str(path), "kind": "picture", **size, "model": model, "not_honoured": list(missed)} | {
-        "request": request.model_dump(mode="json")
-    }
 
 
 def _line(key: str, value: Any) -> str:

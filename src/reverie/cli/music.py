@@ -17,14 +17,14 @@ from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, 
 from reverie.cli.output import check_writable, numbered, say, slug, warned
 from reverie.cli.progress import Stopwatch, watched
 from reverie.errors import ReverieError
-from reverie.media.encoder import COMMENT
-from reverie.media.pictures import FORMATS, REQUEST
-from reverie.requests import music_records as metadata
+from reverie.media.pictures import FORMATS
+from reverie.requests import metadata
 from reverie.requests.music import Film, Music
 
 if TYPE_CHECKING:
-    from reverie.music.recording import Recording
+    from reverie.music.sections import Recording
     from reverie.pipeline import Pipeline
+    from reverie.requests.metadata import Record
 
 DEFAULT = Music(seed=0)
 FILM = Film()
@@ -195,23 +195,24 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
-def again(file: Path, moved: dict[str, Path], model: ModelOptions, result: ResultOptions) -> None:
+def again(file: Path, record: Record, moved: dict[str, Path], model: ModelOptions, result: ResultOptions) -> None:
     """Make a sound, or a film to one, again from what its file carries."""
     for name in ("grid", "preview", "taesd", "safety", "watermark", "c2pa"):
         if getattr(result, name):
             raise ReverieError(f"--{name} is about pictures; '{file}' is music")
-    carried = metadata.read(file)
+    request = record.request
+    assert isinstance(request, Music)
     for name in moved:
-        if getattr(carried.music, name) is None:
+        if getattr(request, name) is None:
             raise ReverieError(f"'{file}' was made without {name}; leave out --{name}")
     if model.model is None:
         from reverie.system import MUSIC_NAME  # brings torch, which takes seconds
 
-        if carried.model != MUSIC_NAME:
-            raise ReverieError(f"'{file}' was played by the model '{carried.model}'; say where that is with --model")
+        if record.model != MUSIC_NAME:
+            raise ReverieError(f"'{file}' was played by the model '{record.model}'; say where that is with --model")
     output = result.output or file.with_name(f"{file.stem}-replay{file.suffix}")
-    outputs = Outputs((output,)) if carried.film is None else Outputs((), output, carried.film)
-    make(carried.music.replace(**moved), outputs, model, result.as_json, carried.model)
+    outputs = Outputs((output,)) if record.film is None else Outputs((), output, record.film)
+    make(request.replace(**moved), outputs, model, result.as_json, record.model)
 
 
 @dataclass(frozen=True)
@@ -305,9 +306,8 @@ def filmed(system: Pipeline, clip: Recording, path: Path, film: Film) -> None:
     from reverie.media import video
 
     film = film.settled(system.guidance)
-    texts = metadata.texts(clip.request, clip.model, film)
     reel = watched(system.film(clip, film), lambda frame: (frame.index + 1, frame.total), "frame")
-    video.write(reel, path, film.fps, texts={REQUEST: texts.pop(COMMENT), **texts}, sound=clip)
+    video.write(reel, path, film.fps, texts=metadata.texts(clip.request, clip.model, film), sound=clip)
 
 
 def report(

@@ -1,4 +1,4 @@
-"""Which noise levels does a sampler of so many steps visit? Functions (schedule, steps) -> sigmas [steps + 1], falling.
+"""Spacings: the noise levels that a sampler of so many steps visits, (schedule, steps) -> sigmas [steps + 1], falling.
 
 All end at 0 but `ddim`, which ends where CompVis does. The result is float64 on the CPU.
 """

@@ -14,8 +14,8 @@ from torch import Tensor
 from reverie.diffusion.step import Step
 from reverie.generate import canvas
 from reverie.generate.studio import Studio, opened
+from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import texts
 from reverie.runtime.offload import ferry_of
 from reverie.system import StableDiffusion
 

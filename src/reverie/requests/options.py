@@ -8,10 +8,10 @@ from typing import TypedDict
 
 from PIL import Image
 
+from reverie.requests.base import SamplerName, ScheduleName
 from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
 from reverie.requests.pictures import Fill, Tile
 from reverie.requests.references import Picture
-from reverie.requests.sampled import SamplerName, ScheduleName
 
 PictureLike = Picture | Image.Image | str | Path
 

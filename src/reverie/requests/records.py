@@ -1,115 +1,46 @@
-"""How does a picture say which request made it? As AUTOMATIC1111's `parameters`, and as our JSON, which reads back."""
+"""Records of files: the request that made a picture, a film or a sound, ours or another program's."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import PARAMETERS, REQUEST, open_picture, parameters_text, read_texts
-from reverie.requests.pictures import KINDS, ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.media.pictures import read_texts
+from reverie.requests.base import SampledRequest
+from reverie.requests.foreign import read_foreign
+from reverie.requests.metadata import Record, read_own
 
-# AUTOMATIC1111's names; ours where it has none.
-SAMPLER_LABELS = {
-    "ddpm": "DDPM",
-    "ddim": "DDIM",
-    "plms": "PLMS",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "dpm2_ancestral": "DPM2 a",
-    "lms": "LMS",
-    "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_sde": "DPM++ SDE",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-}
-SCHEDULE_LABELS = {
-    "normal": "Uniform",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "sgm_uniform": "SGM Uniform",
-    "ddim": "DDIM",
-}
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3")  # as media.sound has them, which brings torch; a test compares them
 
 
-def texts(request: TextToImage, model: str) -> dict[str, str]:
-    """Return what the picture of a request, with size and guidance filled in, carries; `model` names what drew it."""
-    fields = {
-        "Steps": request.steps,
-        "Sampler": SAMPLER_LABELS[request.sampler],
-        "Schedule type": SCHEDULE_LABELS.get(request.schedule, request.schedule),
-        "CFG scale": f"{request.scale:g}",
-        "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}",
-        "Model": model,
-        "RNG": "CPU",  # where our noise is drawn; AUTOMATIC1111 says so where it is not the GPU
-        "CFG Rescale": request.guidance_rescale or None,
-        "Dynamic thresholding": request.threshold,
-        **_further(request),
-    }
-    ours = {"kind": request.kind, "model": model, "request": request.recorded()}
-    return {
-        PARAMETERS: parameters_text(request.prompt, request.negative, fields),
-        REQUEST: json.dumps(ours),
-    }
+def read_record(file: Image.Image | str | Path) -> Record:
+    """Return what a picture, a film, a sound, or an image with its `.info` says of how it was made.
 
-
-def _further(request: TextToImage) -> dict[str, object]:
-    """Name what a request asks for beyond a prompt, by AUTOMATIC1111's names; what it does not ask for is left out."""
-    fields: dict[str, object] = {
-        "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
-        "Tiling": request.tile if request.tile != "none" else None,
-    }
-    if request.guidance_interval != (0.0, 1.0):
-        fields["Guidance interval"] = "{:g} to {:g}".format(*request.guidance_interval)
-    if request.cache_steps > 1:
-        fields["Cache steps"] = request.cache_steps
-    if request.merge_tokens:
-        fields["Token merging ratio"] = f"{request.merge_tokens:g}"
-    if isinstance(request, ImageToImage | Outpaint):
-        fields["Denoising strength"] = f"{request.strength:g}"
-    if isinstance(request, Inpaint | Outpaint):
-        fields |= {"Mask blur": request.mask_blur, "Masked content": request.fill}
-    if variation := request.variation:
-        fields |= {"Variation seed": variation.seed, "Variation seed strength": f"{variation.strength:g}"}
-        if variation.width and variation.height:
-            fields["Seed resize from"] = f"{variation.width}x{variation.height}"
-    if hires := request.hires:
-        larger = hires.size(request.width or 0, request.height or 0, 8)
-        fields |= {"Hires resize": f"{larger[0]}x{larger[1]}", "Hires upscaler": hires.upscaler}
-        fields |= {"Hires steps": hires.steps, "Hires denoising strength": f"{hires.strength:g}"}
-    if refiner := request.refiner:
-        fields |= {"Refiner": refiner.model, "Refiner switch at": f"{refiner.switch:g}"}
-    return fields
-
-
-def read_metadata(picture: Image.Image | str | Path) -> tuple[TextToImage, str]:
-    """Return the request that made a picture (a file, or an image with its `.info`), and the name of its model.
-
-    Raises ReverieError where the picture does not hold one.
+    Raises ReverieError where it says nothing, or that is damaged.
     """
-    if not isinstance(picture, Image.Image):
-        picture = open_picture(picture)
-    text = read_texts(picture).get(REQUEST)
-    if text is None:
-        raise ReverieError("this picture holds no request of reverie's; give one that `reverie image` wrote")
-    try:
-        data = json.loads(text)
-        kind, model, request = data["kind"], data["model"], data["request"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ReverieError(f"the picture's '{REQUEST}' text is damaged: {error!r}") from error
-    if kind not in KINDS or not isinstance(request, dict):
-        raise ReverieError(f"the picture was made by a request of kind {kind!r}; this version knows {', '.join(KINDS)}")
-    return KINDS[kind](**request), str(model)
+    own = read_own(_texts(file))
+    if own is not None:
+        return own
+    if not isinstance(file, Image.Image) and Path(file).suffix.lower() in SOUNDS:
+        raise ReverieError(f"'{file}' holds no request of reverie's; give a sound that `reverie music` wrote")
+    reading = read_foreign(file)
+    return Record(reading.request, reading.model, reading.not_honoured)
 
 
-def from_metadata(picture: Image.Image | str | Path) -> TextToImage:
-    """Return the request that made a picture: a file, or an image with its `.info`."""
-    return read_metadata(picture)[0]
+def from_metadata(file: Image.Image | str | Path) -> SampledRequest:
+    """Return the request that made a picture, a film or a sound: a file, or an image with its `.info`."""
+    return read_record(file).request
+
+
+def _texts(file: Image.Image | str | Path) -> dict[str, str]:
+    if isinstance(file, Image.Image):
+        return read_texts(file)
+    if Path(file).suffix.lower() in SOUNDS:
+        from reverie.media import sound  # brings torch, which takes seconds
+
+        return sound.read_texts(file)
+    from reverie.media import footage  # brings numpy
+
+    return footage.carried(file)

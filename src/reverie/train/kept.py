@@ -8,7 +8,6 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from reverie.checkpoints.save import write_tensors
-from reverie.media.pictures import beside
 
 IDENTITY = "identity"
 CONTENT = "latents"  # what the tensor is called in the file, whatever it holds
@@ -17,8 +16,7 @@ CONTENT = "latents"  # what the tensor is called in the file, whatever it holds
 def keep(content: Tensor, made_of: str, path: Path) -> None:
     """Write a tensor, whole or not at all. Raises ReverieError where that is not possible."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path) as temporary:
-        write_tensors({CONTENT: content}, temporary, metadata={IDENTITY: made_of})
+    write_tensors({CONTENT: content}, path, {IDENTITY: made_of})
 
 
 def is_kept(made_of: str, path: Path) -> bool:

@@ -26,9 +26,8 @@ from reverie.corpora.music.synth import render
 from reverie.data.loader import Batches
 from reverie.errors import ReverieError
 from reverie.media.sound import Sound
-from reverie.models.listener import Listener, ListenerConfig
-from reverie.sound.params import SpectrogramParams
-from reverie.sound.spectrogram import spectrogram
+from reverie.models.classifier import Listener, ListenerConfig
+from reverie.sound.spectrogram import SpectrogramParams, spectrogram
 from reverie.train.classifier import coarsened, in_half, in_single
 from reverie.train.kept import is_kept, keep, kept
 from reverie.train.loop import device_of, step_generator

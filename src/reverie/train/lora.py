@@ -19,7 +19,6 @@ from torch.nn.utils import parametrize
 from reverie.adapters.deltas import weight_delta
 from reverie.checkpoints.save import write_tensors
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside
 
 # Attention's projections, in the U-Net's names (diffusers) and in the text encoder's (transformers).
 PREFIXES = {"unet": "lora_unet_", "text": "lora_te_"}  # kohya's
@@ -80,8 +79,7 @@ def save(networks: Iterable[nn.Module], file: Path) -> None:
         tensors[f"{name}.lora_down.weight"] = product.down
         tensors[f"{name}.lora_up.weight"] = product.up
         tensors[f"{name}.alpha"] = torch.tensor(float(product.alpha))
-    with beside(file) as temporary:
-        write_tensors(tensors, temporary, metadata={"ss_network_module": "networks.lora"})
+    write_tensors(tensors, file, {"ss_network_module": "networks.lora"})
 
 
 def _layers(network: nn.Module, endings: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:

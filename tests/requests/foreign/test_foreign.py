@@ -15,9 +15,9 @@ from PIL.PngImagePlugin import PngInfo
 
 from reverie.errors import ReverieError
 from reverie.requests.foreign import Reading, read_foreign
+from reverie.requests.metadata import SAMPLER_LABELS, texts
 from reverie.requests.parts import Hires, Variation
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import SAMPLER_LABELS, texts
 
 A1111 = """a (red:1.2) bear,
 on a blue ball

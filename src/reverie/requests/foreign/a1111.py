@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import re
 
+from reverie.requests.base import SCHEDULES
 from reverie.requests.foreign.draft import Draft
+from reverie.requests.metadata import SAMPLER_LABELS, SCHEDULE_LABELS
 from reverie.requests.parts import Hires, Variation
-from reverie.requests.records import SAMPLER_LABELS, SCHEDULE_LABELS
-from reverie.requests.sampled import SCHEDULES
 
 SAMPLERS = {label: name for name, label in SAMPLER_LABELS.items()}
 SPACINGS = {label: name for name, label in SCHEDULE_LABELS.items()} | {

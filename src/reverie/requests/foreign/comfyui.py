@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from reverie.errors import ReverieError
+from reverie.requests.base import SAMPLERS as OURS
 from reverie.requests.foreign.draft import Draft
-from reverie.requests.sampled import SAMPLERS as OURS
 
 SAMPLERS = {name: name for name in OURS} | {
     "dpm_2": "dpm2",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from reverie.requests.parts import MAX_SEED
+from reverie.requests.base import MAX_SEED
 from reverie.requests.pictures import TextToImage
 
 SCHEDULE_OF_DIFFUSERS = "leading"  # the spacing that Stable Diffusion's files ask diffusers for

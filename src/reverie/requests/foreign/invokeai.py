@@ -7,8 +7,8 @@ import shlex
 from typing import Any
 
 from reverie.errors import ReverieError
+from reverie.requests.base import SCHEDULES
 from reverie.requests.foreign.draft import SCHEDULE_OF_DIFFUSERS, Draft
-from reverie.requests.sampled import SCHEDULES
 
 SAMPLERS = {
     "ddim": "ddim",

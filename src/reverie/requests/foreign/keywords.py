@@ -9,8 +9,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from reverie.requests.base import SCHEDULES
 from reverie.requests.foreign.draft import SCHEDULE_OF_DIFFUSERS, Draft
-from reverie.requests.sampled import SCHEDULES
 
 SAMPLERS = {
     "DDIMScheduler": "ddim",
