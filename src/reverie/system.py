@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from reverie.checkpoints import hub
 from reverie.checkpoints.configs import parameterise
-from reverie.checkpoints.load import Components, load_folder
+from reverie.checkpoints.load import STEMS, Components, load_folder
 from reverie.checkpoints.save import FULL, Precision, save_folder
 from reverie.checkpoints.single import load_file, load_vae, replace_unet
+from reverie.checkpoints.weights import content_hash, find_weights
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Network, Scalings
 from reverie.diffusion.names import choose
@@ -239,7 +240,8 @@ def load(
     bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
     device one at a time, or their "blocks" (see `models.offload`); a `Ferry` is that of a model to share the device
     with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `models.compiled`).
-    Raises ReverieError where there is no model or it is damaged.
+    The model is called by its file or folder and a hash of the weights, "v1-5 [1a2b3c4d5e]", so that what it draws says
+    which of that name drew it. Raises ReverieError where there is no model or it is damaged.
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
@@ -257,12 +259,10 @@ def load(
         components = load_folder(found, device=place, dtype=kind, variant=variant)
         if prediction is not None:
             components = replace(components, schedule_config=parameterise(components.schedule_config, prediction))
-        if vae is not None:
-            autoencoder = load_vae(vae, device=place, dtype=kind, config=components.autoencoder.config)
-            components = replace(components, autoencoder=autoencoder)
+        components = components if vae is None else _with_vae(components, vae, place, kind)
     if unet is not None:
         components = replace_unet(components, unet, prediction)
-    name = " + ".join([name, *(Path(part).name for part in (unet, vae) if part is not None)])
+    name = _with_hash(name, _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part], kind)
     if target.type == "cuda":
         to_channels_last(components.unet)
         to_channels_last(components.autoencoder)
@@ -305,6 +305,28 @@ def _locate(path: str | Path | None, revision: str | None, variant: str | None) 
     if found.is_file() or (found / "model_index.json").is_file():
         return found, _name(found.resolve())
     raise ReverieError(_no_model(found))
+
+
+def _with_vae(components: Components, vae: str | Path, device: torch.device, dtype: torch.dtype) -> Components:
+    autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
+    return replace(components, autoencoder=autoencoder)
+
+
+def _with_hash(name: str, files: list[Path], added: list[Path], dtype: torch.dtype) -> str:
+    """Name a model and the parts put into it, with a hash of all their weights; the bundled ones go without."""
+    name = " + ".join([name, *(part.name for part in added)])
+    if name in _bundled():
+        return name
+    parts = [find_weights(part, STEMS["vae"], dtype) if part.is_dir() else [part] for part in added]
+    return f"{name} [{content_hash([*files, *(file for part in parts for file in part)])}]"
+
+
+def _weight_files(path: Path, dtype: torch.dtype, variant: str | None) -> list[Path]:
+    """List the files whose weights a model is read from."""
+    if path.is_file():
+        return [path]
+    parts = [(path / part, stem) for part, stem in STEMS.items() if (path / part).is_dir()]
+    return [file for folder, stem in parts for file in find_weights(folder, stem, dtype, variant)]
 
 
 def _name(path: Path) -> str:

@@ -245,7 +245,7 @@ def test_load_takes_a_file_and_another_vae(
     file, networks = single_file("sd15")
     monkeypatch.setitem(FAMILIES, "tiny", networks.family)
     system = load(file, device="cpu", config="tiny")
-    assert system.name == "sd15"
+    assert re.fullmatch(r"sd15 \[[0-9a-f]{10}\]", system.name)
     assert_same_networks(networks, system)
     assert system.encode_prompt(["a bear"]).tokens.shape == (1, 12, 16)
     other = networks.autoencoder
@@ -255,3 +255,26 @@ def test_load_takes_a_file_and_another_vae(
     assert_same_networks(networks, load_folder(tmp_path / "folder"))
     with pytest.raises(ReverieError, match="config 'tiny' was given for the folder"):
         load(tmp_path / "folder", device="cpu", config="tiny")
+
+
+def test_a_model_is_named_by_its_weights_too(
+    single_file: Writer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another file of one name has another hash, and the same one has it anywhere."""
+    file, networks = single_file("sd15")
+    monkeypatch.setitem(FAMILIES, "tiny", networks.family)
+    first = load(file, device="cpu", config="tiny")
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere/sd15.safetensors"
+    copy.write_bytes(file.read_bytes())
+    monkeypatch.setenv("REVERIE_TOKENIZER", str(tmp_path / "tokenizer"))
+    copy_name = load(copy, device="cpu", config="tiny").name
+    save_file({name: tensor * 1.001 for name, tensor in read_tensors(file).items()}, file)
+    changed = load(file, device="cpu", config="tiny")
+    assert first.name == copy_name
+    assert changed.name != first.name
+    assert changed.name.partition(" [")[0] == "sd15"
+    first.save(tmp_path / "folder")
+    folder = load(tmp_path / "folder", device="cpu").name
+    changed.save(tmp_path / "folder")
+    assert load(tmp_path / "folder", device="cpu").name != folder

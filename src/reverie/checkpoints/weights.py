@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from reverie.files import reason_of
 
 Rename = Callable[[str], str]
 
+HASHED, BLOCK = 64, 4096  # how many blocks of a file are hashed, and their bytes
 PICKLES = (b"PK\3\4", b"\x80")  # a zip file of torch 1.6 and later, and a bare pickle
 
 
@@ -97,6 +99,26 @@ def _shards(index: Path) -> list[Path]:
         if not shard.is_file():
             raise ReverieError(f"{shard} is missing, though {index.name} names it; fetch it again")
     return shards
+
+
+def content_hash(files: Iterable[Path]) -> str:
+    """Return 10 hexadecimal digits that tell files of weights apart: the SHA-256 of their sizes and of blocks of them.
+
+    HASHED blocks are spread over each file, so that a model of 7 GB costs as little as one of 2 GB; this is not
+    AUTOMATIC1111's hash, which reads all. Raises ReverieError where a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            size = file.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            with file.open("rb") as opened:
+                for index in range(HASHED):
+                    opened.seek(max(0, size - BLOCK) * index // (HASHED - 1))
+                    digest.update(opened.read(BLOCK))
+        except OSError as error:
+            raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
+    return digest.hexdigest()[:10]
 
 
 def load_weights(
