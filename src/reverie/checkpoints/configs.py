@@ -231,20 +231,10 @@ def read_autoencoder(raw: Json, where: str) -> AutoencoderConfig:
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
     }
     _expect(raw, {**AUTOENCODER_FIXED, **blocks}, where)
+    given = {**asdict(AutoencoderConfig()), "layers_per_block": 1, "sample_size": 32, **raw}
+    known: Json = {field.name: given[field.name] for field in fields(AutoencoderConfig)}
     return AutoencoderConfig(
-        in_channels=raw.get("in_channels", 3),
-        out_channels=raw.get("out_channels", 3),
-        latent_channels=raw.get("latent_channels", 4),
-        block_out_channels=widths,
-        layers_per_block=raw.get("layers_per_block", 1),
-        norm_num_groups=raw.get("norm_num_groups", 32),
-        scaling_factor=raw.get("scaling_factor", 0.18215),
-        sample_size=raw.get("sample_size", 32),
-        force_upcast=raw.get("force_upcast", False),  # absent from the files of SD 1, which do not need it
-        use_quant_conv=raw.get("use_quant_conv", True),
-        use_post_quant_conv=raw.get("use_post_quant_conv", True),
-        mid_block_add_attention=raw.get("mid_block_add_attention", True),
-        **{key: tuple(raw[key]) for key in ("latents_mean", "latents_std") if raw.get(key)},
+        **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
     )
 
 
@@ -319,7 +309,8 @@ def read_schedule(raw: Json, where: str) -> ScheduleConfig:
         raise _unsupported(where, "prediction_type", prediction, f"one of {', '.join(predictions)}")
     if edm:
         plain = ScheduleConfig(prediction=EDM_PREDICTIONS[prediction])  # whose sigmas are the defaults there too
-        return replace(plain, **{key: float(raw[key]) for key in EDM_SIGMAS if key in raw})
+        sigmas: Json = {key: float(raw[key]) for key in EDM_SIGMAS if key in raw}
+        return replace(plain, **sigmas)
     _expect(raw, {"trained_betas": None}, where)
     beta_schedule = raw.get("beta_schedule")
     if beta_schedule not in BETA_SCHEDULES:

@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from reverie.checkpoints.headers import open_safetensors
+from reverie.checkpoints.extents import open_safetensors
 from reverie.checkpoints.pickles import open_pickle
 from reverie.checkpoints.quantised import GGUF, GGUF_MAGIC, with_scales
 from reverie.errors import ReverieError
