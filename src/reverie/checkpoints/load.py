@@ -14,6 +14,7 @@ from torch.overrides import TorchFunctionMode
 
 from reverie.checkpoints import configs
 from reverie.checkpoints.configs import ScheduleConfig
+from reverie.checkpoints.known import Known, read_known
 from reverie.checkpoints.weights import Rename, find_weights, load_weights, read_json, same
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
@@ -57,7 +58,8 @@ class Components:
 
     SD 1 and 2 have one tokenizer and text encoder, XL two of each, its refiner only the second. `zero_empty` says that
     an empty negative prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`). `spectrogram` says how a model
-    of music hears; one of pictures has none. `guidance` is the scale that it recommends.
+    of music hears; one of pictures has none. `guidance` is the scale that it recommends. `known` are the things that it
+    says it knows; most models say nothing.
     """
 
     tokenizers: tuple[Tokenizer, ...]
@@ -68,6 +70,7 @@ class Components:
     zero_empty: bool = False
     spectrogram: SpectrogramParams | None = None
     guidance: float = GUIDANCE
+    known: tuple[Known, ...] = ()
     name: str = "model"
 
 
@@ -134,6 +137,7 @@ def load_folder(
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         spectrogram=_spectrogram(path / SPECTROGRAM),
         guidance=_guidance(path / RECOMMENDED),
+        known=read_known(path),
         name=path.resolve().name,
     )
 

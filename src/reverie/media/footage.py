@@ -152,7 +152,7 @@ def _animated(path: Path) -> Footage:
 def _delay(film: Image.Image, index: int) -> float:
     """Return how many milliseconds a frame stands, as browsers play it: a tenth of a second for 10 or less.
 
-    Source: Chromium, third_party/blink/renderer/platform/graphics/bitmap_image.cc, which follows Firefox.
+    Source: WebKit, ImageDecoderCG.cpp (frameDurationAtIndex), which follows Firefox.
     """
     film.seek(index)
     film.load()
