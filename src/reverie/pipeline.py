@@ -153,9 +153,10 @@ def load(
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
     files hold. `prediction` says what the U-Net predicts where its file does not, or says it wrongly; `vae` and `unet`
-    are put in place of the model's; `fast` packs weights for the CPU; `int8` rounds the U-Net's; `offload`, "networks" or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net
-    and decoder for the GPU at the first step of a size, which takes minutes once. See `system.load`. Raises
-    ReverieError where there is no model or it is damaged.
+    are put in place of the model's; `fast` packs weights for the CPU; `int8` rounds the U-Net's; `offload`, "networks"
+    or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net and decoder for the GPU at the first
+    step of a size, which takes minutes once. See `system.load`. Raises ReverieError where there is no model or it is
+    damaged.
     """
     loaded = system.load(
         path,
