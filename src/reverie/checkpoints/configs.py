@@ -233,9 +233,8 @@ def read_autoencoder(raw: Json, where: str) -> AutoencoderConfig:
     _expect(raw, {**AUTOENCODER_FIXED, **blocks}, where)
     given = {**asdict(AutoencoderConfig()), "layers_per_block": 1, "sample_size": 32, **raw}
     known: Json = {field.name: given[field.name] for field in fields(AutoencoderConfig)}
-    return AutoencoderConfig(
-        **{key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
-    )
+    known |= {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
+    return AutoencoderConfig(**known)
 
 
 def write_autoencoder(config: AutoencoderConfig) -> Json:
