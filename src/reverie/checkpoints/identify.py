@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from reverie.checkpoints.adapter_keys import is_adapter
 from reverie.checkpoints.configs import PARAMETERISATIONS, ScheduleConfig, parameterise
 from reverie.checkpoints.families import (
     FAMILIES,
@@ -75,10 +76,6 @@ def _starts(*parts: str) -> Fits:
     return lambda names, _: any(name.startswith(parts) for name in names)
 
 
-def _ends(*parts: str) -> Fits:
-    return lambda names, _: any(name.endswith(parts) for name in names)
-
-
 def _has(*required: str) -> Fits:
     return lambda names, _: names.issuperset(required)
 
@@ -115,8 +112,6 @@ class Kind:
 UNREAD = "reverie does not read it"
 NOT_DRAWN = "reverie draws with Stable Diffusion 1, 2 and XL"
 LORA = (".lora_down", ".lora_up", ".lora_A", ".lora_B", ".lora.down.", ".lora.up.", "lora_linear_layer.", ".lokr_w")
-LYCORIS = (".hada_w", ".dora_scale", ".oft_", ".on_input", ".a1.weight", ".b1.weight")
-DIFFERENCES = (".diff", ".diff_b", ".w_norm", ".b_norm")
 CONTROLNET = ("control_model.", "controlnet_cond_embedding.", "controlnet_down_blocks.", "input_hint_block.")
 TINY = ("taesd_decoder.", "taesd_encoder.", "encoder.layers.0.weight", "decoder.layers.0.weight", "3.conv.0.weight")
 DIT = ("joint_blocks.", "double_blocks.", "transformer_blocks.0.attn.add_", "caption_projection.", "double_layers.")
@@ -132,8 +127,8 @@ KINDS = tuple(
         ("lllite", "a ControlNet-LLLite", "reverie reads whole ControlNets", _starts("lllite_")),
         ("control-lora", "a Control-LoRA", "reverie reads whole ControlNets", _has("lora_controlnet")),
         ("motion", "a motion module (AnimateDiff)", UNREAD, _holds("motion_modules.")),
-        ("lora", "a LoRA", "give it beside a model, among its loras", _holds(*LORA, *LYCORIS)),
-        ("lora", "a LoRA", "give it beside a model, among its loras", _ends(*DIFFERENCES)),
+        ("lora", "a LoRA", "give it beside a model, among its loras", _holds(*LORA)),
+        ("lora", "a LoRA", "give it beside a model, among its loras", lambda names, _: is_adapter(names)),
         ("lora", "a LoRA", "give it beside a model, among its loras", _starts("lora_unet_", "lora_te", "lycoris_")),
         ("controlnet", "a ControlNet", "give it beside a model, among its controls", _holds(*CONTROLNET)),
         ("adapter", "an IP-Adapter", UNREAD, _starts("ip_adapter.", "image_proj.")),
