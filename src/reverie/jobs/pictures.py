@@ -222,7 +222,7 @@ def finishing(
     system: Pipeline, safety: Path | None, watermark: str | None
 ) -> Callable[[Image.Image], tuple[Image.Image, bool]]:
     """Return what becomes of each picture before it is written, and whether the safety checker held it back."""
-    from reverie.checkpoints.safety import load_safety
+    from reverie.checkpoints.load import load_safety
     from reverie.codecs.clip_images import screen_pictures
     from reverie.media import watermark as watermarks
 
