@@ -263,3 +263,19 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     told = capsys.readouterr().err
     assert says in told
     assert told.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["image", "a bear", "--init", "init.png", "-o", "init.png"],
+        ["image", "a bear", "--init", "init.png", "--mask", "mask.png", "-o", "./mask.png"],
+        ["watermark", "write", "init.png", "-o", "init.png"],
+        ["animate", "a bear @image init.png", "a cat", "-o", "init.png"],
+    ],
+)
+def test_an_output_that_is_an_input_is_refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    before = Path("init.png").read_bytes()
+    assert run(words) == 2
+    assert "is an input and would be written over; name another output" in capsys.readouterr().err
+    assert Path("init.png").read_bytes() == before

@@ -37,9 +37,9 @@ from reverie.requests.options import (
     TextToImageOptions,
 )
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
-from reverie.runtime import packed
-from reverie.runtime.compiled import compiled
-from reverie.runtime.offload import ferry_of
+from reverie.runtime import is_packed
+from reverie.runtime.compiled import is_compiled
+from reverie.runtime.offload import offloader_of
 from reverie.similarity.best import Ranking, rivals
 from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion
@@ -105,9 +105,9 @@ class Pipeline(StableDiffusion):
                 request.refiner.model,
                 device=self.device,
                 dtype=self.dtype,
-                fast=packed(self.unet),
-                offload=ferry_of(self.unet),
-                compile=kept(compiled(self.unet)),
+                fast=is_packed(self.unet),
+                offload=offloader_of(self.unet),
+                compile=kept(is_compiled(self.unet)),
             )
         return image.stream(self, request, refiner=refiner, preview=preview)
 

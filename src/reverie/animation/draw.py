@@ -14,7 +14,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.animation.blend import fitted
+from reverie.animation.blend import fit_picture
 from reverie.animation.pacing import Distance
 from reverie.animation.path import prepare_path, shared_request
 from reverie.animation.reel import Projector, Shot, Shown, shots
@@ -145,9 +145,9 @@ def _size(system: StableDiffusion, animation: Animation, source: Footage | None)
     size = (animation.width or own[0], animation.height or own[1])
     system.codec.latent_shape(*size)
     for image in images:
-        fitted(image, size, animation.fit)
+        fit_picture(image, size, animation.fit)
     if source is not None:
-        fitted(Image.new("RGB", source.size), size, animation.fit)
+        fit_picture(Image.new("RGB", source.size), size, animation.fit)
     return size
 
 
@@ -214,7 +214,7 @@ def _seen(projector: Projector, film: _Film, places: Sequence[float]) -> Iterato
 
 def _drawn_over(film: _Film, source: Footage) -> Iterator[Shot]:
     """Name the shots of a film that is drawn over another: frames of one picture and one place are one shot."""
-    fit = partial(fitted, size=film.size, fit=film.animation.fit)
+    fit = partial(fit_picture, size=film.size, fit=film.animation.fit)
     fps = film.animation.fps  # a folder of pictures has no rate of its own
     pictures = source_pictures(source.pictures(), source.fps or fps, fps, film.timeline.count, fit)
     held: list[tuple[int, float, Image.Image]] = []

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.animation import blend
-from reverie.animation.blend import fitted, invert_picture
+from reverie.animation.blend import fit_picture, invert_picture
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.inversion import INVERTERS, Inverted
 from reverie.diffusion.noise import Noise, slerp
@@ -114,7 +114,7 @@ class Path:
         """Return clean latents, a row for each place of one group; `under` are the pictures that are drawn over."""
         segment, ws = self._part(places[0])[0], [self._part(place)[1] for place in places]
         a, b = self._ends(segment)
-        prompts = blend.stacked([self._prompts(a, b, w, single=len(ws) == 1) for w in ws])
+        prompts = blend.stack_prompts([self._prompts(a, b, w, single=len(ws) == 1) for w in ws])
         guidance = a.guidance + ws[0] * (b.guidance - a.guidance)
         request = self.request.replace(guidance=guidance)
         denoise = guided_denoiser(self.system, request, prompts, self.sigmas, bind=self.bind)
@@ -247,7 +247,7 @@ class _Builder:
             start = self._start(seed, middle)
         else:
             size = (self.request.width or 0, self.request.height or 0)
-            picture = fitted(keyframe.image.image(), size, self.animation.fit)
+            picture = fit_picture(keyframe.image.image(), size, self.animation.fit)
             told = (self.system, self.codec, request, prompts, self.sigmas, picture, self.animation.inversion)
             start = invert_picture(*told, bind=self.bind)
         return Stop(prompts, request.scale, keyframe.strength or self.animation.strength, seed, start)

@@ -12,9 +12,11 @@ from reverie.cli.ask import AdapterOptions, BasicOptions, FurtherOptions, InitOp
 from reverie.cli.jobs import carry_out, show
 from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, Whole, parse_time
 from reverie.errors import ReverieError
+from reverie.jobs.events import Job
 from reverie.jobs.outputs import check_writable, slug
 from reverie.jobs.pictures import PictureJob
 from reverie.jobs.replay import replay_job
+from reverie.requests.base import files_of
 
 PREVIEW_STEPS = 4  # steps between two previews
 
@@ -66,15 +68,21 @@ def image(
         **vars(judge),
         **finishing(model, result, files),
     )
+    check_preview(job, result)
     carry_out(job, model, result.as_json, result.preview)
 
 
 def finishing(model: ModelOptions, result: ResultOptions, files: FileOptions) -> dict[str, Any]:
     """Return what the options say of how pictures are finished, as fields of a `PictureJob`."""
-    check_writable([] if result.preview is None else [result.preview])
     names = ("grid", "taesd", "safety", "watermark", "c2pa")
     chosen = {name: getattr(result, name) for name in names}
     return {**chosen, **vars(files), "previews": PREVIEW_STEPS if result.preview else 0, "device": model.device}
+
+
+def check_preview(job: Job, result: ResultOptions) -> None:
+    """Raise ReverieError for a preview that cannot be written, or would be over what the drawing starts from."""
+    if result.preview is not None and isinstance(job, PictureJob):
+        check_writable([result.preview], files_of(job.request))
 
 
 def replay(
@@ -111,6 +119,7 @@ def replay(
     changes = {name: value for name, value in given.items() if value is not None}
     options = finishing(model, result, files)
     job, notes = replay_job(file, changes, output=result.output, model=model.model, **options)
+    check_preview(job, result)
     for note in notes:
         show(note)
     carry_out(job, model, result.as_json, result.preview)

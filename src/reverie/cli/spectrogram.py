@@ -12,6 +12,7 @@ from reverie.cli.jobs import show
 from reverie.cli.options import Flag, Output
 from reverie.cli.output import say
 from reverie.cli.progress import watched
+from reverie.files import check_distinct
 from reverie.jobs.events import warnings_as_notes
 from reverie.jobs.outputs import check_writable
 
@@ -36,18 +37,18 @@ def spectrogram(
     axes
         Draw for people: in colours, with seconds and Hertz. Such a picture does not turn back.
     """
-    check_writable([output])
+    check_writable([output], [file])
     from reverie.codecs.spectrograms import plot, to_picture
     from reverie.media import sound
     from reverie.media.pictures import save
-    from reverie.music.sections import heard
+    from reverie.music.sections import mel_of_sound
     from reverie.sound.spectrogram import SMALL, SpectrogramParams
 
     given = sound.read(file)
     params = SMALL if small else SpectrogramParams()
     params = replace(params, stereo=given.channels > 1 if stereo is None else stereo)
     draw = plot if axes else to_picture
-    save(draw(heard(given, params), params), output)
+    save(draw(mel_of_sound(given, params), params), output)
     say(str(output))
 
 
@@ -67,6 +68,7 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     """
     from reverie.media import sound as sounds
 
+    check_distinct([output], [file])
     sounds.check_writable(output)
     import torch
 

@@ -43,6 +43,6 @@ def write(file: Path, /, *, output: Output, text: str = "reverie") -> None:
     from reverie.media import watermark
     from reverie.media.pictures import open_picture, save
 
-    check_writable([output])
+    check_writable([output], [file])
     save(watermark.write(open_picture(file), text), output)
     say(str(output))

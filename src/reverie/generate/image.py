@@ -18,7 +18,7 @@ from reverie.generate.picture_run import PictureRun, prepare_run
 from reverie.progress import Progress
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.offload import ferry_of
+from reverie.runtime.offload import offloader_of
 from reverie.system import StableDiffusion
 
 GPU_BATCH = 4
@@ -60,7 +60,7 @@ def stream(
     see `generate.modified`. Raises ReverieError, before any work, where the size does not fit.
     """
     request = sized(system, request)
-    scarce = system.device.type == "cpu" or ferry_of(system.unet) is not None
+    scarce = system.device.type == "cpu" or offloader_of(system.unet) is not None
     draw = partial(_draw, system, request, 1 if scarce else GPU_BATCH, refiner, preview)
     return in_turn(modified(system, request, refiner=refiner), draw)
 

@@ -21,7 +21,7 @@ from reverie.diffusion.parts import handed_over, joined, masked
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import conditioning
-from reverie.generate.canvas import Canvas, prepare, starting_noise, unmasked
+from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_noise
 from reverie.generate.conditioning import Prompts
 from reverie.generate.modified import modified
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
@@ -29,8 +29,8 @@ from reverie.media.edges import PREPROCESSORS
 from reverie.requests.base import steps_taken
 from reverie.requests.parts import ControlInput
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
-from reverie.runtime import pack, packed
-from reverie.runtime.offload import HOST, apart, ferry_of
+from reverie.runtime import is_packed, pack
+from reverie.runtime.offload import HOST, by_block, offloader_of
 from reverie.system import Conditioning, StableDiffusion
 
 Enlarge = Callable[[Tensor], Tensor]
@@ -113,13 +113,15 @@ def prepare_run(system: StableDiffusion, request: TextToImage, refiner: StableDi
 
 def load_control(system: StableDiffusion, control: ControlInput) -> Control:
     """Load a ControlNet and prepare the picture that it sees."""
-    ferry = ferry_of(system.unet)
-    carried = ferry is not None and ferry.split is apart  # as a whole it would take turns with the U-Net at every step
+    offloader = offloader_of(system.unet)
+    carried = (
+        offloader is not None and offloader.split is by_block
+    )  # as a whole it would take turns with the U-Net at every step
     place = HOST if carried else system.device
     network = load_controlnet(control.model, device=place, dtype=system.dtype, base=system.unet)
-    if ferry is not None and carried:
-        ferry.take(network)
-    if packed(system.unet):
+    if offloader is not None and carried:
+        offloader.take(network)
+    if is_packed(system.unet):
         pack(network)
     picture = control.image.image()
     if control.preprocessor != "none":
@@ -168,7 +170,7 @@ def _passes(
         changes["strength"] = hires.strength  # the first pass's may leave none of so few steps
     larger = request.replace(**changes)
     enlarge = partial(UPSCALERS[hires.upscaler], codec, (width, height))
-    return first, plan(larger, hires.strength, unmasked(system, codec, (width, height)), request.steps, enlarge)
+    return first, plan(larger, hires.strength, blank_channels(system, codec, (width, height)), request.steps, enlarge)
 
 
 def _larger_latents(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from reverie.jobs.outputs import check_outputs
 from reverie.media import footage, video
 from reverie.progress import Progress
 from reverie.requests import metadata
+from reverie.requests.base import files_of
 from reverie.requests.films import Animation
 
 if TYPE_CHECKING:
@@ -56,7 +57,8 @@ class FilmJob:
         """Raise ReverieError, before a model is loaded, for what cannot be written or read."""
         for output in self.outputs:
             video.check(output, self.request.fps)
-        check_outputs(self.outputs, self.request, no_clobber=self.no_clobber)
+        named = [Path(path) for path in (self.request.audio, self.request.init_video) if isinstance(path, str)]
+        check_outputs(self.outputs, [*files_of(self.request), *named], no_clobber=self.no_clobber)
         if self.request.init_video is not None:
             footage.read(self.request.init_video)
 

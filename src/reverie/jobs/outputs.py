@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-
-from pydantic import BaseModel
 
 from reverie.errors import ReverieError
 from reverie.files import check_distinct, check_folder
@@ -32,8 +30,11 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
 
 
-def check_writable(paths: Iterable[Path]) -> None:
-    """Raise ReverieError where pictures cannot be written: wrong suffix, a folder of that name, no folder to be in."""
+def check_writable(paths: Iterable[Path], inputs: Iterable[Path] = (), *, no_clobber: bool = False) -> None:
+    """Raise ReverieError where pictures cannot be written: wrong suffix, a folder of that name, no folder to be in.
+
+    `inputs` and `no_clobber` are those of `check_outputs`.
+    """
     paths = list(paths)
     for path in paths:
         if path.is_dir():
@@ -45,32 +46,20 @@ def check_writable(paths: Iterable[Path]) -> None:
             )
     for folder in {path.parent for path in paths}:
         check_folder(folder)
+    check_outputs(paths, inputs, no_clobber=no_clobber)
 
 
-def check_outputs(paths: Sequence[Path], request: BaseModel, *, no_clobber: bool = False) -> None:
-    """Raise ReverieError where two outputs have one name, or one is a file that the request starts from.
+def check_outputs(paths: Sequence[Path], inputs: Iterable[Path], *, no_clobber: bool = False) -> None:
+    """Raise ReverieError where two outputs have one name, or one is a file that is read.
 
     With `no_clobber`, also where one is there already.
     """
     if len({path.absolute() for path in paths}) < len(paths):
         raise ReverieError("two outputs have one name; give each its own")
-    inputs = list(input_files(request))
+    check_distinct(paths, inputs)
     for path in paths:
         if no_clobber and path.exists():
             raise ReverieError(f"'{path}' is there already; give another name, or leave out `no_clobber`")
-        check_distinct(path, inputs)
-
-
-def input_files(given: object) -> Iterator[Path]:
-    """Yield the pictures, films and sounds that a request names, whichever part of it does."""
-    if isinstance(given, tuple):
-        for one in given:
-            yield from input_files(one)
-    elif isinstance(given, BaseModel):
-        fields = dict(given)
-        named = [fields.get(name) for name in (("path",) if "sha256" in fields else ("audio", "init_video"))]
-        yield from (Path(path) for path in named if path is not None)
-        yield from input_files(tuple(fields.values()))
 
 
 def numbering_note(names: Sequence[str]) -> str | None:

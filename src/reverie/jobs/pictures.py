@@ -22,9 +22,10 @@ from reverie.jobs.events import (
     model_notes,
     not_honoured,
 )
-from reverie.jobs.outputs import check_outputs, check_writable, numbered, numbering_note
+from reverie.jobs.outputs import check_writable, numbered, numbering_note
 from reverie.media.pictures import grid, save
 from reverie.progress import Progress
+from reverie.requests.base import files_of
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
@@ -72,8 +73,7 @@ class PictureJob:
 
     def check(self) -> None:
         """Raise ReverieError, before a model is loaded, for options that go ill together and files that cannot be."""
-        check_writable(self.paths)
-        check_outputs(self.paths, self.request, no_clobber=self.no_clobber)
+        check_writable(self.paths, files_of(self.request), no_clobber=self.no_clobber)
         if self.taesd is not None and not self.previews:
             raise ReverieError("`taesd` is about the preview; ask for one with `preview`", field="taesd")
         if self.watermark == "":
@@ -227,7 +227,7 @@ def finishing(
 ) -> Callable[[Image.Image], tuple[Image.Image, bool]]:
     """Return what becomes of each picture before it is written, and whether the safety checker held it back."""
     from reverie.checkpoints.safety import load_safety
-    from reverie.codecs.clip_images import screened
+    from reverie.codecs.clip_images import screen_pictures
     from reverie.media import watermark as watermarks
 
     checker = None if safety is None else load_safety(safety, device=system.device)
@@ -235,7 +235,7 @@ def finishing(
     def finish(picture: Image.Image) -> tuple[Image.Image, bool]:
         held = False
         if checker is not None:
-            (picture,), (held,) = screened(checker, [picture])
+            (picture,), (held,) = screen_pictures(checker, [picture])
         return (picture if watermark is None else watermarks.write(picture, watermark)), held
 
     return finish

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reverie.animation.path import lora_tags
 from reverie.codecs.image import ImageCodec, to_pictures
-from reverie.codecs.spectrograms import LIGHT, from_greys, tagged
+from reverie.codecs.spectrograms import LIGHT, add_tags, from_greys
 from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.parts import masked
 from reverie.diffusion.step import Sigmas
@@ -23,8 +23,8 @@ from reverie.generate.modified import Modification, in_turn, modified
 from reverie.generate.sample import SAME, noise_levels, sample
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
-from reverie.music.plan import Plan, plan
-from reverie.music.sections import Recording, decoded
+from reverie.music.plan import MusicPlan, plan
+from reverie.music.sections import Recording, decode_levels
 from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encode_stops, lay_ground, read_given
 from reverie.progress import Progress
 from reverie.requests.base import steps_taken
@@ -54,7 +54,7 @@ class ClipRun:
 
     system: StableDiffusion
     music: Music
-    plan: Plan
+    plan: MusicPlan
     images: ImageCodec
     shared: TextToImage
     way: Way
@@ -135,7 +135,7 @@ def _played(
     system: StableDiffusion,
     music: Music,
     shared: TextToImage,
-    laid: Plan,
+    laid: MusicPlan,
     given: Given | None,
     _: Modification,
 ) -> Iterator[MusicStep]:
@@ -152,7 +152,7 @@ def _played(
 
 
 def _prepare_run(
-    system: StableDiffusion, music: Music, shared: TextToImage, laid: Plan, given: Given | None
+    system: StableDiffusion, music: Music, shared: TextToImage, laid: MusicPlan, given: Given | None
 ) -> ClipRun:
     """Make ready what a request's clips share, while its changes to the model are active."""
     images = ImageCodec(system.autoencoder, whole=2**62) if laid.axes else system.codec
@@ -163,7 +163,7 @@ def _prepare_run(
     return ClipRun(system, music, laid, images, shared, told, under, sigmas)
 
 
-def _shared(music: Music, laid: Plan) -> TextToImage:
+def _shared(music: Music, laid: MusicPlan) -> TextToImage:
     """Return what all windows have in common, as the request for a picture; its prompt is the LoRAs alone."""
     return TextToImage(
         **music.shared(),
@@ -177,14 +177,14 @@ def _shared(music: Music, laid: Plan) -> TextToImage:
 def _finished(run: ClipRun, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
     """Decode latents, lay back what the mask keeps, and sound the spectrogram to its exact length."""
     laid, params = run.plan, run.plan.params
-    greys = decoded(run.images, latents)
+    greys = decode_levels(run.images, latents)
     if run.ground is not None:
         greys = run.ground.kept(greys)
     greys = laid.shown(greys)
     samples = laid.sounded(from_greys(greys, params))
     if single.stereo and not params.stereo:
         samples = laid.widened(samples)
-    picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
+    picture = add_tags(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
     picture.info[REQUEST] = texts(single, run.system.name)[REQUEST]
     return Recording(sound.samples, sound.rate, picture, single, run.system.name)

@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.spectrograms import LIGHT, suited
+from reverie.codecs.spectrograms import LIGHT, convert_sound
 from reverie.media import pictures, sound
 from reverie.media.sound import Sound
 from reverie.progress import Progress
@@ -31,15 +31,15 @@ Fade = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Piece(Progress):
-    """What the latest section finished; all pieces in a row are the whole."""
+class Section(Progress):
+    """What the latest section finished; all of them in a row are the whole."""
 
     x: Tensor
 
 
 def pieces(
     run: Callable[[Tensor], Tensor], x: Tensor, section: int, overlap: int, fade: Fade = lambda part: part
-) -> Iterator[Piece]:
+) -> Iterator[Section]:
     """Apply `run`, which keeps the last axis or stretches it, to sections of it, and fade these into one another.
 
     What is no longer than a section is run as it is. The fade keeps the sum of what is alike on both sides of it.
@@ -51,9 +51,9 @@ def pieces(
     for done, begin in enumerate(begins, start=1):
         following = run(x[..., begin : begin + section])
         both = held[..., -count:] * rising.flip(0) + following[..., :count] * rising
-        yield Piece(done, total, "sections", torch.cat([held[..., :-count], both], dim=-1))
+        yield Section(done, total, "sections", torch.cat([held[..., :-count], both], dim=-1))
         held = following[..., count:]
-    yield Piece(total, total, "sections", held)
+    yield Section(total, total, "sections", held)
 
 
 def in_sections(
@@ -63,27 +63,27 @@ def in_sections(
     return torch.cat([piece.x for piece in pieces(run, x, section, overlap, fade)], dim=-1)
 
 
-def heard(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
+def mel_of_sound(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
     """Return the mel spectrogram of a sound, converted to the parameters' rate and channels."""
-    samples = suited(sound, params).samples
+    samples = convert_sound(sound, params).samples
     frames = _frames_at_once(params)
     section, overlap = frames * params.hop, _second(params) * params.hop
     return in_sections(lambda part: spectrogram(part, params), samples, section, overlap)
 
 
-def encoded(images: ImageCodec, greys: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "1 c h w"]:
+def encode_levels(images: ImageCodec, greys: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "1 c h w"]:
     """Encode the levels of whole latents to scaled latents."""
     section = _latents_at_once(images, greys.shape[1]) * images.factor
     return in_sections(images.encode_tensor, greys[None] / (LIGHT / 2) - 1, section, CONTEXT * images.factor)
 
 
-def decoded(images: ImageCodec, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "3 mels columns"]:
+def decode_levels(images: ImageCodec, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "3 mels columns"]:
     """Decode scaled latents to levels from 0 to 255."""
     section = _latents_at_once(images, latents.shape[2] * images.factor)
     return (in_sections(images.decode, latents, section, CONTEXT)[0] + 1) * (LIGHT / 2)
 
 
-def sounded(
+def sound_of_mel(
     mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
 ) -> Float[Tensor, "c n"]:
     """Return a waveform of frames * hop samples."""
@@ -92,10 +92,10 @@ def sounded(
 
 def sounding(
     mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
-) -> Iterator[Piece]:
+) -> Iterator[Section]:
     """Yield a waveform piece by piece; sections have phases of their own, so their powers are faded."""
     if time is not Line:  # a circle has no sections
-        return iter([Piece(1, 1, "sections", waveform(mel, params, time))])
+        return iter([Section(1, 1, "sections", waveform(mel, params, time))])
     section, overlap = _frames_at_once(params), _second(params)
     return pieces(lambda part: waveform(part, params), mel, section, overlap, torch.sqrt)
 

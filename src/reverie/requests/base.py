@@ -5,7 +5,8 @@ from __future__ import annotations
 import difflib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -271,3 +272,16 @@ def check_strength(steps: int, strength: float) -> None:
         raise ReverieError(
             f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:.3g}", field="strength"
         )
+
+
+def files_of(value: object) -> Iterator[Path]:
+    """Yield the files that a request, or a part of one, names: pictures, sounds, films, models."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, BaseModel):
+        if isinstance(path := getattr(value, "path", None), str):
+            yield Path(path)
+        yield from files_of(list(dict(value).values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from files_of(part)

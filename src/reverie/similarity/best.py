@@ -8,7 +8,7 @@ from typing import NamedTuple
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.generate.editing import said
+from reverie.generate.editing import final_words
 from reverie.media.pictures import REQUEST
 from reverie.requests.pictures import TextToImage
 from reverie.similarity.embed import Clip
@@ -29,7 +29,7 @@ def rivals(request: TextToImage, of: int) -> TextToImage:
     """
     if of < max(2, request.count + 1):
         raise ReverieError(f"the best {request.count} of {of} is no choice; draw more than are kept, at least 2")
-    if not said(request.prompt, request.steps):
+    if not final_words(request.prompt, request.steps):
         raise ReverieError("a prompt without words ranks nothing; write some, or do not ask for the best")
     return request.replace(count=of)
 
@@ -42,7 +42,7 @@ class Ranking:
 
     def __init__(self, clip: Clip, request: TextToImage) -> None:
         self._clip, self._keep = clip, request.count
-        self._text = clip.embed_texts([said(request.prompt, request.steps)])[0]
+        self._text = clip.embed_texts([final_words(request.prompt, request.steps)])[0]
         self._best: list[Scored] = []
         self._count = 0
 

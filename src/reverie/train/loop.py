@@ -280,8 +280,8 @@ def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterat
 
 def save_checkpoint(path: Path, step: int, learner: Learner) -> None:
     """Write the state after `step` steps: `path` is whole at any moment, also after a power cut."""
-    with atomic_write(path, sync=True) as temporary:
-        torch.save({"step": step, **learner.state_dict()}, temporary)
+    with atomic_write(path, sync=True) as temporary, temporary.open("wb") as file:
+        torch.save({"step": step, **learner.state_dict()}, file)
 
 
 def load_checkpoint(path: Path, learner: Learner) -> int:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from reverie.corpora.music.captions import chinese, clip_caption, english
 from reverie.corpora.music.clips import clip_at
 from reverie.corpora.music.fluidsynth import default_font
-from reverie.corpora.music.score import Clip
+from reverie.corpora.music.score import MusicClip
 from reverie.corpora.music.synth import RATE, SECONDS, render
 from reverie.corpora.shards import Corpus, write_corpus
 from reverie.progress import Progress
@@ -49,7 +49,7 @@ def _members(encode: Encode, seed: int, font: Path, key: str, index: int) -> Ite
     yield "json", json.dumps(told, ensure_ascii=False).encode()
 
 
-def _description(clip: Clip) -> dict[str, Any]:
+def _description(clip: MusicClip) -> dict[str, Any]:
     """Say what plays; "key" is taken by the sample's own."""
     return {
         "style": clip.style,
