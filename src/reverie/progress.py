@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
 class Progress:
-    """`done` of `total` units of work; subclasses hold what the latest of them gave."""
+    """`done` of `total` units of work; subclasses hold what the latest of them gave.
+
+    `notes`, of the first one alone, say what of the request is not honoured.
+    """
 
     done: int
     total: int
     unit: str
+    notes: tuple[str, ...] = field(default=(), kw_only=True)
 
     @property
     def index(self) -> int:

@@ -39,15 +39,13 @@ BATCH = 4
 class Frame(Progress):
     """One frame of a film: its `index` of `total`, its place on the path, and the second at which it is shown.
 
-    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before. `notes`,
-    of the first frame alone, say what of the request is not honoured.
+    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before.
     """
 
     place: float
     time: float
     picture: Image.Image
     latents: Float[Tensor, "1 c h w"] | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,8 +109,8 @@ def _laid_out(animation: Animation, heard: Waveform | None) -> tuple[Timeline, W
     if animation.audio is not None and heard is None:
         from reverie.media import sound  # brings soundfile
 
-        heard = sound.read(animation.audio)
-    source = None if animation.init_video is None else footage.read(animation.init_video)
+        heard = sound.read(animation.audio.file())
+    source = None if animation.init_video is None else footage.read(animation.init_video.file())
     lasting = None
     if source is not None:
         count = source.count or sum(1 for _ in source.pictures())
@@ -186,7 +184,7 @@ def _shown(film: _Film, pictures: Iterable[Shown]) -> Iterator[Frame]:
         for _ in range(shown.shot.shown):
             place, time = shown.shot.place, index / film.animation.fps
             notes = () if index else film.notes
-            yield Frame(index + 1, total, "frames", place, time, shown.picture, shown.latents, notes)
+            yield Frame(index + 1, total, "frames", place, time, shown.picture, shown.latents, notes=notes)
             index += 1
 
 

@@ -33,14 +33,12 @@ class PictureStep(Progress):
 
     `seeds` are those of the pictures at work, `latents` the sampler's present guess of them, clean and scaled, and
     `preview()` shows it. `pictures` holds what this step finished: nothing, but in the last step of each picture.
-    `notes`, of the first step alone, say what of the request is not honoured.
     """
 
     seeds: tuple[int, ...]
     latents: Float[Tensor, "b c h w"]
     preview: Callable[[], list[Image.Image]]
     pictures: tuple[Image.Image, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def stream(
@@ -98,7 +96,7 @@ def _draw(
         for step, last in passes(run, singles):
             pictures = finished(run, singles, step) if last else ()
             look, done = partial(show, step.denoised), done + 1
-            yield PictureStep(done, total, "steps", seeds, step.denoised, look, pictures, notes)
+            yield PictureStep(done, total, "steps", seeds, step.denoised, look, pictures, notes=notes)
             notes = ()
 
 

@@ -25,7 +25,6 @@ from reverie.jobs.outputs import check_outputs
 from reverie.media import footage, video
 from reverie.progress import Progress
 from reverie.requests import metadata
-from reverie.requests.base import files_of
 from reverie.requests.films import Animation
 
 if TYPE_CHECKING:
@@ -57,10 +56,9 @@ class FilmJob:
         """Raise ReverieError, before a model is loaded, for what cannot be written or read."""
         for output in self.outputs:
             video.check(output, self.request.fps)
-        named = [Path(path) for path in (self.request.audio, self.request.init_video) if isinstance(path, str)]
-        check_outputs(self.outputs, [*files_of(self.request), *named], no_clobber=self.no_clobber)
+        check_outputs(self.outputs, self.request, no_clobber=self.no_clobber)
         if self.request.init_video is not None:
-            footage.read(self.request.init_video)
+            footage.read(self.request.init_video.file())
 
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`.
@@ -72,7 +70,7 @@ class FilmJob:
         if self.request.audio is not None:
             from reverie.media import sound  # brings soundfile
 
-            heard = sound.read(self.request.audio)
+            heard = sound.read(self.request.audio.file())
             silent = [output for output in self.outputs if not video.holds_sound(output)]
             yield from (Note(f"'{it}' moves to the sound but cannot hold it; .mp4 and .webm can") for it in silent)
         watch = Stopwatch()

@@ -23,7 +23,6 @@ from reverie.jobs.outputs import check_outputs, check_writable, numbered
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
 from reverie.requests import metadata
-from reverie.requests.base import files_of
 from reverie.requests.music import Film, Music
 
 if TYPE_CHECKING:
@@ -61,7 +60,7 @@ class MusicJob:
                 sound.check_writable(path)
         every = [place for path in self.outputs for place in numbered(path, count)]
         every += [] if self.film_output is None else [self.film_output]
-        check_outputs(every, files_of(self.request), no_clobber=self.no_clobber)
+        check_outputs(every, self.request, no_clobber=self.no_clobber)
         if self.film_output is not None and self.film is not None:
             from reverie.media import video
 

@@ -10,6 +10,8 @@ from reverie.errors import ReverieError
 from reverie.files import check_distinct, check_folder
 from reverie.media.lettering import labelled
 from reverie.media.pictures import FORMATS
+from reverie.requests.base import Frozen
+from reverie.requests.references import references
 
 LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's name has at most 255
 
@@ -30,12 +32,12 @@ def numbered(path: Path, count: int) -> list[Path]:
     return [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
 
 
-def check_writable(paths: Iterable[Path], inputs: Iterable[Path] = (), *, no_clobber: bool = False) -> None:
+def check_writable(paths: Sequence[Path], inputs: Iterable[Path] = ()) -> None:
     """Raise ReverieError where pictures cannot be written: wrong suffix, a folder of that name, no folder to be in.
 
-    `inputs` and `no_clobber` are those of `check_outputs`.
+    Neither may one of them be an input.
     """
-    paths = list(paths)
+    check_distinct(paths, inputs)
     for path in paths:
         if path.is_dir():
             raise ReverieError(f"output '{path}' is a folder; give the name of a file, such as {path / 'picture.png'}")
@@ -46,20 +48,19 @@ def check_writable(paths: Iterable[Path], inputs: Iterable[Path] = (), *, no_clo
             )
     for folder in {path.parent for path in paths}:
         check_folder(folder)
-    check_outputs(paths, inputs, no_clobber=no_clobber)
 
 
-def check_outputs(paths: Sequence[Path], inputs: Iterable[Path], *, no_clobber: bool = False) -> None:
-    """Raise ReverieError where two outputs have one name, or one is a file that is read.
+def check_outputs(paths: Sequence[Path], request: Frozen, *, no_clobber: bool = False) -> None:
+    """Raise ReverieError where two outputs have one name, or one is a file that the request starts from.
 
     With `no_clobber`, also where one is there already.
     """
     if len({path.absolute() for path in paths}) < len(paths):
         raise ReverieError("two outputs have one name; give each its own")
-    check_distinct(paths, inputs)
     for path in paths:
         if no_clobber and path.exists():
             raise ReverieError(f"'{path}' is there already; give another name, or leave out `no_clobber`")
+    check_distinct(paths, [Path(file.path) for _, file in references(request) if file.path])
 
 
 def numbering_note(names: Sequence[str]) -> str | None:

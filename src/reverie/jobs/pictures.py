@@ -22,10 +22,9 @@ from reverie.jobs.events import (
     model_notes,
     not_honoured,
 )
-from reverie.jobs.outputs import check_writable, numbered, numbering_note
+from reverie.jobs.outputs import check_outputs, check_writable, numbered, numbering_note
 from reverie.media.pictures import grid, save
 from reverie.progress import Progress
-from reverie.requests.base import files_of
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
@@ -73,7 +72,8 @@ class PictureJob:
 
     def check(self) -> None:
         """Raise ReverieError, before a model is loaded, for options that go ill together and files that cannot be."""
-        check_writable(self.paths, files_of(self.request), no_clobber=self.no_clobber)
+        check_writable(self.paths)
+        check_outputs(self.paths, self.request, no_clobber=self.no_clobber)
         if self.taesd is not None and not self.previews:
             raise ReverieError("`taesd` is about the preview; ask for one with `preview`", field="taesd")
         if self.watermark == "":

@@ -40,12 +40,11 @@ class MusicStep(Progress):
     """A step of a request's playing, of `total` over all its clips.
 
     `latents` are the sampler's present guess of the clip at work, clean and scaled. `clip` is what the step finished:
-    None, but in the last step of each clip. `notes`, of the first step alone, say what of the request is not honoured.
+    None, but in the last step of each clip.
     """
 
     latents: Float[Tensor, "1 c h w"]
     clip: Recording | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +146,7 @@ def _played(
         for step in sample(run.denoiser(noise), run.sigmas, noise, music.sampler, run.begin()):
             last = step.index == step.total - 1
             clip, done = _finished(run, single, step.x) if last else None, done + 1
-            yield MusicStep(done, total, "steps", step.denoised, clip, notes)
+            yield MusicStep(done, total, "steps", step.denoised, clip, notes=notes)
             notes = ()
 
 
