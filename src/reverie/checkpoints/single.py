@@ -114,7 +114,7 @@ def load_networks(
     given = _given(config)
     family = given or identify(source, where)
     if ema and not any(name.startswith("model_ema.") for name in source.names()):
-        raise ReverieError(f"{where} holds no running averages (model_ema); leave --ema out")
+        raise ReverieError(f"{where} holds no running averages (model_ema); leave `ema` out")
     unet = read_part(family.unet_part(), source, where, device, dtype, averaged if ema else keymaps.same)
     if given is None and is_doubtful(family):
         family = SD21_V if predicts_v(unet) else SD2
