@@ -10,8 +10,8 @@ from PIL import Image
 
 from reverie.generate.parts import ControlInput, Hires, Refiner, Variation
 from reverie.generate.pictures import Picture
-from reverie.generate.requests import Fill, Tile
-from reverie.generate.sampled import SamplerName, ScheduleName
+from reverie.generate.requests import Fill, Rng, Tile
+from reverie.requests.samplers import SamplerName, ScheduleName
 
 PictureLike = Picture | Image.Image | str | Path
 
@@ -45,6 +45,8 @@ class TextToImageOptions(SampledOptions, total=False):
     variation: Variation | None
     hires: Hires | None
     refiner: Refiner | None
+    rng: Rng
+    zero_negative: bool | None
     tile: Tile
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None

@@ -21,6 +21,7 @@ from reverie.generate.pictures import Picture
 from reverie.generate.sampled import Sampled
 
 Tile = Literal["none", "x", "y", "xy"]
+Rng = Literal["cpu", "gpu", "cpu_then_gpu"]
 Fill = Literal["original", "surroundings", "noise", "nothing"]
 Size = tuple[Annotated[int, Field(ge=1, le=65536)], Annotated[int, Field(ge=1, le=65536)]]
 Corner = tuple[Annotated[int, Field(ge=0, le=65536)], Annotated[int, Field(ge=0, le=65536)]]
@@ -44,6 +45,15 @@ class TextToImage(Sampled):
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")
     hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
     refiner: Refiner | None = Field(default=None, description="the model that takes the last steps")
+    rng: Rng = Field(
+        default="cpu",
+        description="which generator draws the noise: torch's on the CPU, an NVIDIA GPU's (Philox 4x32-10), or the first "
+        "on the CPU and those of later steps as on a GPU, as in ComfyUI",
+    )
+    zero_negative: bool | None = Field(
+        default=None,
+        description="stand for an empty negative prompt with zeros, or encode it as any other; the model's own way",
+    )
     tile: Tile = Field(default="none", description="directions in which the picture's edges fit each other")
     original_size: Size | None = Field(
         default=None, description="SDXL: what the picture is said to be cut from; its size"

@@ -3,38 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.generate.guided import Guided
 from reverie.generate.parts import MAX_SEED, Fraction, Interval, Seed, check_interval
-
-SamplerName = Literal[
-    "ddpm",
-    "ddim",
-    "plms",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "dpm2",
-    "dpm2_ancestral",
-    "lms",
-    "dpmpp_2s_ancestral",
-    "dpmpp_2m",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "unipc",
-    "lcm",
-]
-ScheduleName = Literal[
-    "normal", "karras", "exponential", "sgm_uniform", "linspace", "leading", "trailing", "ddim", "lcm"
-]
-# Kept here rather than read from diffusion's tables, so that `reverie --help` needs no torch; a test compares them.
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
-SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
-
+from reverie.requests.samplers import SamplerName, ScheduleName, resolve_names
 
 def random_seed() -> int:
     """Draw a seed from the system's entropy."""
@@ -75,6 +50,12 @@ class Sampled(Guided):
         default=(), description="files, each FILE, FILE:weight or FILE:text weight:U-Net weight"
     )
     embeddings: tuple[str, ...] = Field(default=(), description="textual inversion files, or folders of them")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_names(cls, fields: Any) -> Any:
+        """Turn other programs' names of samplers and spacings into ours: "DPM++ 2M Karras" is both."""
+        return resolve_names(fields) if isinstance(fields, dict) else fields
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:

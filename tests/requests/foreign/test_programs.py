@@ -14,8 +14,9 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from reverie.errors import ReverieError
-from reverie.generate.foreign import Reading, read_foreign
-from reverie.generate.metadata import SAMPLER_LABELS, texts
+from reverie.generate.metadata import texts
+from reverie.requests.records import Record, read_record
+from reverie.requests.samplers import SAMPLERS
 from reverie.generate.parts import Hires, Variation
 from reverie.generate.requests import TextToImage
 
@@ -28,13 +29,13 @@ Model: v1-5-pruned-emaonly, Denoising strength: 0.55, Clip skip: 2, ENSD: 31337,
 Hires steps: 12, Hires upscaler: Latent, Lora hashes: "bear: 0123, ball: 4567", Version: v1.6.0"""
 
 
-def from_png(tmp_path: Path, **chunks: str) -> Reading:
+def from_png(tmp_path: Path, **chunks: str) -> Record:
     """Write text chunks into a picture of 64 x 48 pixels as the program does, and read them."""
     info = PngInfo()
     for name, text in chunks.items():
         info.add_text(name.replace("_metadata_old", "-metadata"), text)
     Image.new("RGB", (64, 48)).save(tmp_path / "x.png", pnginfo=info)
-    return read_foreign(tmp_path / "x.png")
+    return read_record(tmp_path / "x.png")
 
 
 def test_a1111(tmp_path: Path) -> None:
@@ -98,7 +99,7 @@ def test_a1111_says_what_is_missed(tmp_path: Path) -> None:
 
 
 def test_what_we_write_for_a1111_reads_back(tmp_path: Path) -> None:
-    for sampler in SAMPLER_LABELS:
+    for sampler in SAMPLERS:
         request = TextToImage(
             prompt="一只熊,\nNegative: x",
             negative='say "no", twice: no',
@@ -118,7 +119,7 @@ def test_a1111_in_exif(suffix: str, encoding: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode(encoding)
     Image.new("RGB", (64, 48)).save(tmp_path / f"x.{suffix}", exif=exif)
-    assert read_foreign(tmp_path / f"x.{suffix}").request.seed == 965400086
+    assert read_record(tmp_path / f"x.{suffix}").request.seed == 965400086
 
 
 def comfy_graph() -> dict[str, Any]:
@@ -183,7 +184,7 @@ def test_comfyui_in_webp(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0110] = "prompt:" + json.dumps(comfy_graph())
     Image.new("RGB", (64, 48)).save(tmp_path / "x.webp", exif=exif)
-    assert read_foreign(tmp_path / "x.webp").request == COMFY
+    assert read_record(tmp_path / "x.webp").request == COMFY
 
 
 def test_comfyui_says_what_is_missed(tmp_path: Path) -> None:
@@ -324,7 +325,7 @@ def test_whatever_stands_there_gives_a_request_or_one_line(data: st.DataObject) 
         picture = Image.new("RGB", (64, 48))
         picture.info.update(chunk)
         with suppress(ReverieError):  # and nothing else
-            assert isinstance(read_foreign(picture).request, TextToImage)
+            assert isinstance(read_record(picture).request, TextToImage)
 
 
 def test_our_own_parameters_miss_nothing(tmp_path: Path) -> None:
