@@ -20,9 +20,9 @@ import peer_picture
 import reverie
 from measure import GUIDANCE, Row, alternate, machine, seconds
 from report import markdown
-from reverie.animation.request import Animation
 from reverie.diffusion.noise import slerp
 from reverie.pipeline import Pipeline
+from reverie.requests.films import Animation
 
 PROMPTS = ("a bear", "an apple")
 

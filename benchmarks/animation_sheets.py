@@ -21,11 +21,11 @@ import reverie
 from inversion import decibels
 from reverie import video
 from reverie.animation.distances import angle
-from reverie.animation.request import Animation, Keyframe
-from reverie.data.captions import caption, telling
-from reverie.data.concepts import concepts
-from reverie.data.scenes import render, scene_at
+from reverie.corpora.captions import caption, telling
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import render, scene_at
 from reverie.pipeline import Pipeline
+from reverie.requests.films import Animation, Keyframe
 from reverie.similarity.embed import load_clip
 
 SEED = 20_000  # of scenes: no recipe draws from it

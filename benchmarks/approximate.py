@@ -19,7 +19,7 @@ import reverie
 from figures import Drawn, Judge, Prompt, prompt_sets, psnr, share, spread
 from measure import machine
 from reverie.cli.progress import watched
-from reverie.data.concepts import concepts
+from reverie.corpora.concepts import concepts
 from reverie.train.classifier import load_classifier
 
 ROOT = Path(__file__).parents[1]

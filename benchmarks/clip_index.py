@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from reverie.data.concepts import concepts
-from reverie.data.scenes import render, scene_at
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import render, scene_at
 from reverie.similarity.embed import BUNDLED, Clip, load_clip
 from reverie.similarity.index import Entry, Header, open_index
 from reverie.similarity.search import exact

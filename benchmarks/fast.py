@@ -18,10 +18,10 @@ import networks
 from measure import Row, machine
 from networks import QUICK, Call, Sizes
 from report import markdown, write
-from reverie.fast import pack
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import TextTower
 from reverie.models.unet import UNet
+from reverie.runtime import pack
 
 M = TypeVar("M", bound=nn.Module)
 Clock = Callable[[], float]

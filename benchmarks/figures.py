@@ -18,9 +18,9 @@ from torch import Tensor
 
 from reverie.codecs.clip_images import Preprocessing
 from reverie.codecs.image import to_tensor
-from reverie.data.captions import chinese, english
-from reverie.data.concepts import Concept
-from reverie.data.scenes import COLOURS, Scene, scene_at
+from reverie.corpora.captions import chinese, english
+from reverie.corpora.concepts import Concept
+from reverie.corpora.scenes import COLOURS, Scene, scene_at
 from reverie.models.classifier import PlainNet, ResidualNet
 from reverie.models.clip import CLIP
 from reverie.tokenizer import Tokenizer

@@ -20,7 +20,7 @@ Step = Callable[[Path, int], None]
 def reverie_step() -> Step:
     """Import reverie and return how it loads a folder and takes a step."""
     import reverie
-    from reverie.generate.requests import TextToImage
+    from reverie.requests.pictures import TextToImage
 
     def step(folder: Path, pixels: int) -> None:
         asked = {"prompt": PROMPT, "guidance": GUIDANCE, "steps": STEPS, "width": pixels, "height": pixels, "seed": 7}

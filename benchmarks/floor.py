@@ -9,8 +9,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from measure import Row, seconds
-from reverie.fast import kernels
 from reverie.models.unet import UNet, UNetConfig
+from reverie.runtime import kernels
 
 TRIES = 5
 IMAGES = ((320, 64), (640, 32), (1280, 16))  # channels and sides of Stable Diffusion's convolutions, at 512 pixels

@@ -27,12 +27,12 @@ from architectures import ARCHITECTURES, FULL, Scale, build
 from measure import GUIDANCE, PROMPT, Row, machine, seconds
 from report import markdown, write
 from reverie import system
-from reverie.generate.options import TextToImageOptions
 from reverie.models.autoencoder import AutoencoderConfig
-from reverie.models.compiled import MODES, compile_network
-from reverie.models.offload import OFFLOADS, Ferry
 from reverie.models.unet import UNetConfig
 from reverie.pipeline import Pipeline
+from reverie.requests.options import TextToImageOptions
+from reverie.runtime.compiled import MODES, compile_network
+from reverie.runtime.offload import OFFLOADS, Ferry
 from reverie.system import DTYPES, to_channels_last
 
 Draw = Callable[[], Image.Image]

@@ -22,16 +22,16 @@ from PIL import Image
 
 import reverie
 from reverie.animation.invert import invert_picture
-from reverie.data.captions import caption, telling
-from reverie.data.concepts import concepts
-from reverie.data.scenes import render, scene_at
+from reverie.corpora.captions import caption, telling
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import render, scene_at
 from reverie.diffusion.inversion import INVERTERS
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.schedule import to_vp
 from reverie.generate import conditioning
-from reverie.generate.requests import TextToImage
 from reverie.generate.sample import guided_denoiser, noise_levels
 from reverie.pipeline import Pipeline
+from reverie.requests.pictures import TextToImage
 
 SEED = 20_000  # no recipe draws from it
 

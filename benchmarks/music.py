@@ -23,16 +23,16 @@ import reverie
 from figures import Figure, share, spread, write
 from reverie.cli.progress import watched
 from reverie.codecs.audio import AudioCodec, hear
-from reverie.codecs.sound import Sound
-from reverie.codecs.sound import write as write_sound
 from reverie.codecs.spectrograms import to_picture
-from reverie.data.music.captions import chinese, english
-from reverie.data.music.clips import clip_at
-from reverie.data.music.instruments import BASSES, INSTRUMENTS
-from reverie.data.music.score import Clip
-from reverie.data.music.synth import render
+from reverie.corpora.music.captions import chinese, english
+from reverie.corpora.music.clips import clip_at
+from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
+from reverie.corpora.music.score import Clip
+from reverie.corpora.music.synth import render
+from reverie.media.sound import Sound
+from reverie.media.sound import write as write_sound
 from reverie.music.draw import hearing
-from reverie.music.request import Music
+from reverie.requests.music import Music
 from reverie.train.listener import MusicJudge, Verdict, load_judge
 from sheets import contact_sheet
 

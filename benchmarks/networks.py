@@ -18,10 +18,10 @@ from transformers import CLIPTextModel
 import floor
 from measure import Remote, Row, alternate, seconds
 from reverie.checkpoints.configs import write_unet
-from reverie.fast import pack, unpack
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower
 from reverie.models.unet import UNETS, UNet, UNetConfig
+from reverie.runtime import pack, unpack
 
 Call = Callable[[], Tensor]
 

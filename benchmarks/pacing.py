@@ -21,7 +21,7 @@ import reverie
 from reverie.animation.distances import angle
 from reverie.animation.draw import Frame
 from reverie.animation.pacing import unevenness
-from reverie.animation.request import Animation
+from reverie.requests.films import Animation
 from reverie.similarity.embed import load_clip
 
 PAIRS = (

@@ -16,7 +16,7 @@ import networks
 import processes
 from measure import GUIDANCE, PROMPT, Row, Run, run, seconds
 from networks import Sizes
-from reverie.fast import pack
+from reverie.runtime import pack
 
 PEER = "stable-diffusion.cpp"
 SAMPLED = re.compile(r"sampling completed, taking ([\d.]+)s")

@@ -23,8 +23,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.codecs.spectrograms import from_picture, to_picture
-from reverie.data.music.clips import clip_at
-from reverie.data.music.synth import render
+from reverie.corpora.music.clips import clip_at
+from reverie.corpora.music.synth import render
 from reverie.sound.params import SMALL, SpectrogramParams
 from reverie.sound.phases import waveform
 from reverie.sound.spectrogram import FULL_SCALE, mel_filters, spectrogram

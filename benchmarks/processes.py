@@ -13,9 +13,9 @@ import peer_picture
 import reverie
 from architectures import ARCHITECTURES, FULL, build
 from measure import GUIDANCE, PROMPT, Row, Run, alternate, run, seconds
-from reverie.codecs.pictures import save
-from reverie.generate.options import TextToImageOptions
+from reverie.media.pictures import save
 from reverie.models.clip import CLIPTextConfig, TextTower
+from reverie.requests.options import TextToImageOptions
 from reverie.system import BUNDLED
 
 # Without the hub: the peer would wait for it.

@@ -40,13 +40,13 @@ from figures import (
 from reverie.checkpoints.load import load_autoencoder, load_clip
 from reverie.cli.progress import watched
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.pictures import grid, save
-from reverie.data.captions import chinese, english
-from reverie.data.concepts import Concept, concepts
-from reverie.data.scenes import Scene, render
+from reverie.corpora.captions import chinese, english
+from reverie.corpora.concepts import Concept, concepts
+from reverie.corpora.scenes import Scene, render
 from reverie.diffusion.noise import Noise
 from reverie.generate.conditioning import steady
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
+from reverie.media.pictures import grid, save
 from reverie.train.classifier import load_classifier
 from sheets import chinese_font, contact_sheet
 

@@ -19,8 +19,8 @@ import isa
 import networks
 import processes
 from measure import Row, alternate, machine, seconds
-from reverie.fast import kernels, pack
 from reverie.models.unet import UNet, UNetConfig
+from reverie.runtime import kernels, pack
 
 ROUNDS = 2
 

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 import reverie
-from reverie.codecs.sound import Sound
 from reverie.errors import ReverieError
+from reverie.media.sound import Sound
 from reverie.music.draw import hearing
 from reverie.music.plan import plan
 from reverie.music.recording import Recording
-from reverie.music.request import Music
+from reverie.requests.music import Music
 
 # None names a tempo: windows that begin on bars would join where music itself begins anew.
 PROMPTS = ("jazz saxophone with piano and drums", "techno, drums", "piano solo, minor")

@@ -21,7 +21,7 @@ from reverie.checkpoints.components import Components
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip, save_folder
 from reverie.cli.output import say
-from reverie.data.concepts import concepts
+from reverie.corpora.concepts import concepts
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.train.classifier import load_classifier

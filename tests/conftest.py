@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from reverie.checkpoints.configs import ScheduleConfig
+from reverie.corpora.concepts import CLDR, Concept, concepts
+from reverie.corpora.scenes import FONT
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
+from reverie.sound.params import SpectrogramParams
 from reverie.tokenizer import Tokenizer
 
 LENGTH = 12
@@ -114,3 +120,47 @@ def tiny_v(make_system: Callable[..., Pipeline]) -> Pipeline:
 def tiny_xl(make_system: Callable[..., Pipeline]) -> Pipeline:
     """Give the tiny system in the shape of SDXL."""
     return make_system(xl=True)
+
+
+@pytest.fixture
+def ink(tiny: Pipeline, tmp_path: Path) -> Path:
+    """Write a LoRA of random matrices for some layers of the tiny model's U-Net."""
+    drawn = {}
+    for name, part in tiny.unet.named_modules():
+        if name.endswith(("attn1.to_q", "resnets.0.conv1", "proj_in")):
+            key, shape = f"lora_unet_{name.replace('.', '_')}", part.weight.shape
+            drawn[f"{key}.lora_down.weight"] = torch.randn(2, *shape[1:])
+            drawn[f"{key}.lora_up.weight"] = torch.randn(shape[0], 2, *[1] * (len(shape) - 2))
+    save_file(drawn, file := tmp_path / "ink.safetensors")
+    return file
+
+
+@pytest.fixture(scope="session")
+def hearing() -> SpectrogramParams:
+    return SpectrogramParams(sample_rate=8_000, step_ms=10, window_ms=32, padded_ms=32, mels=32, high=4_000, columns=32)
+
+
+@pytest.fixture(scope="session")
+def player(tiny: Pipeline, hearing: SpectrogramParams) -> Pipeline:
+    """Give the tiny system as a model of music; tests must not change it."""
+    return replace(tiny, spectrogram=hearing)
+
+
+@pytest.fixture(scope="session")
+def cldr() -> None:
+    """Skip where Unicode's names are not installed."""
+    if not CLDR.is_dir():
+        pytest.skip("needs the names of Debian's unicode-cldr-core")
+
+
+@pytest.fixture(scope="session")
+def font() -> None:
+    """Skip where the emoji font is not installed."""
+    if not FONT.is_file():
+        pytest.skip("needs the font of Debian's fonts-noto-color-emoji")
+
+
+@pytest.fixture(scope="session")
+def everything(cldr: None) -> tuple[Concept, ...]:
+    """Give all concepts of the corpus."""
+    return concepts("all")

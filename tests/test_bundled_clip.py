@@ -12,8 +12,8 @@ from PIL import Image
 import reverie
 from reverie.checkpoints.load import load_clip
 from reverie.codecs.clip_images import Preprocessing
-from reverie.data.concepts import CLDR, concepts
-from reverie.data.scenes import FONT, render, scene_at
+from reverie.corpora.concepts import CLDR, concepts
+from reverie.corpora.scenes import FONT, render, scene_at
 
 FOLDER = Path(reverie.__file__).parent / "assets" / "clip"
 SEED = 20_000  # as in benchmarks/quality.py: no recipe draws from it

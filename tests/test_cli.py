@@ -21,9 +21,9 @@ from reverie.cli.app import run
 from reverie.cli.ask import SIZES, AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.cli.output import numbered, slug
-from reverie.generate.parts import MAX_SEED
-from reverie.generate.requests import TextToImage
 from reverie.pipeline import Pipeline
+from reverie.requests.parts import MAX_SEED
+from reverie.requests.pictures import TextToImage
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]
 

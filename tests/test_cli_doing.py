@@ -14,14 +14,14 @@ from safetensors.torch import save_file
 
 import reverie
 from reverie.cli.app import run
-from reverie.codecs.pictures import open_picture
-from reverie.generate.parts import Hires, Refiner, Variation
-from reverie.generate.requests import ImageToImage, Inpaint, Outpaint
+from reverie.media.pictures import open_picture
 from reverie.models.clip import CLIPVisionConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.tiny import TinyAutoencoder, TinyConfig
 from reverie.pipeline import Pipeline
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint
 
 from .conftest import UNET
 
@@ -122,7 +122,7 @@ def test_signing_is_checked_before_any_work(
 def test_files_are_signed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     signed: list[tuple[Path, bool]] = []
     monkeypatch.setattr(
-        "reverie.codecs.provenance.signer", lambda folder: lambda path: signed.append((path, path.exists()))
+        "reverie.media.provenance.signer", lambda folder: lambda path: signed.append((path, path.exists()))
     )
     assert draw(model, "--c2pa", "signer", "--count", "2") == 0
     assert signed == [(Path("bear-0.png"), True), (Path("bear-1.png"), True)]

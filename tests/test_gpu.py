@@ -11,8 +11,8 @@ import torch
 import reverie
 from reverie import TextToImage
 from reverie.checkpoints.families import FAMILIES
-from reverie.models.offload import OFFLOADS, Ferry
 from reverie.models.unet import UNet
+from reverie.runtime.offload import OFFLOADS, Ferry
 
 pytestmark = pytest.mark.gpu
 BEAR = TextToImage(prompt="a bear", seed=7, steps=4)

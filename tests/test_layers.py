@@ -13,15 +13,19 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "reverie"
 LAYERS = (
-    {"errors"},
+    {"errors", "files"},
+    {"media"},  # files of pictures, films and sound
+    {"requests"},  # what can be asked for, without torch
     {"models", "diffusion", "tokenizer", "data", "sound"},
-    {"codecs", "checkpoints", "fast"},
+    {"codecs", "checkpoints", "runtime"},
     {"system"},
     {"adapters"},  # put something into a system and take it out again
     {"generate"},
     {"animation", "similarity"},
     {"music"},  # its films follow animation's paths
     {"pipeline", "video"},  # what a loaded model can be asked for: pictures and films
+    {"jobs"},  # from a request to finished files
+    {"corpora"},
     {"train"},  # draws its contact sheets with generate
     {"server", "cli"},
 )

@@ -17,9 +17,9 @@ from PIL import Image
 from reverie.checkpoints.components import CLIPComponents
 from reverie.checkpoints.load import load_clip
 from reverie.checkpoints.save import save_autoencoder, save_clip
-from reverie.data.captions import chinese, english
-from reverie.data.concepts import CLDR, Concept, concepts
-from reverie.data.scenes import COLOURS, FONT, Placed, Scene
+from reverie.corpora.captions import chinese, english
+from reverie.corpora.concepts import CLDR, Concept, concepts
+from reverie.corpora.scenes import COLOURS, FONT, Placed, Scene
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, CLIPConfig, CLIPVisionConfig
 from reverie.pipeline import Pipeline, load

@@ -8,18 +8,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reverie import video
     from reverie.animation.draw import Frame
-    from reverie.animation.request import Animation, Keyframe
-    from reverie.codecs.pictures import grid, save
-    from reverie.codecs.sound import Sound
     from reverie.errors import ReverieError
     from reverie.generate.explain import Explanation
     from reverie.generate.image import Progress
-    from reverie.generate.metadata import from_metadata
-    from reverie.generate.parts import ControlInput, Hires, Refiner, Variation
-    from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
+    from reverie.media.pictures import grid, save
+    from reverie.media.sound import Sound
     from reverie.music.recording import Recording
-    from reverie.music.request import Film, Music, Stop
     from reverie.pipeline import Pipeline, load
+    from reverie.requests.films import Animation, Keyframe
+    from reverie.requests.music import Film, Music, Stop
+    from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
+    from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+    from reverie.requests.records import Record, from_metadata, read_record
     from reverie.similarity.embed import Clip, load_clip
     from reverie.system import Conditioning, StableDiffusion
 
@@ -39,6 +39,7 @@ __all__ = [
     "Outpaint",
     "Pipeline",
     "Progress",
+    "Record",
     "Recording",
     "Refiner",
     "ReverieError",
@@ -51,39 +52,42 @@ __all__ = [
     "grid",
     "load",
     "load_clip",
+    "read_record",
     "save",
     "video",
 ]
 
 _PLACES = {
-    "Animation": "reverie.animation.request",
+    "Animation": "reverie.requests.films",
     "Clip": "reverie.similarity.embed",
     "Conditioning": "reverie.system",
-    "ControlInput": "reverie.generate.parts",
+    "ControlInput": "reverie.requests.parts",
     "Explanation": "reverie.generate.explain",
-    "Film": "reverie.music.request",
+    "Film": "reverie.requests.music",
     "Frame": "reverie.animation.draw",
-    "Hires": "reverie.generate.parts",
-    "ImageToImage": "reverie.generate.requests",
-    "Inpaint": "reverie.generate.requests",
-    "Keyframe": "reverie.animation.request",
-    "Music": "reverie.music.request",
-    "Outpaint": "reverie.generate.requests",
+    "Hires": "reverie.requests.parts",
+    "ImageToImage": "reverie.requests.pictures",
+    "Inpaint": "reverie.requests.pictures",
+    "Keyframe": "reverie.requests.films",
+    "Music": "reverie.requests.music",
+    "Outpaint": "reverie.requests.pictures",
     "Pipeline": "reverie.pipeline",
     "Progress": "reverie.generate.image",
+    "Record": "reverie.requests.records",
     "Recording": "reverie.music.recording",
-    "Refiner": "reverie.generate.parts",
+    "Refiner": "reverie.requests.parts",
     "ReverieError": "reverie.errors",
-    "Sound": "reverie.codecs.sound",
+    "Sound": "reverie.media.sound",
     "StableDiffusion": "reverie.system",
-    "Stop": "reverie.music.request",
-    "TextToImage": "reverie.generate.requests",
-    "Variation": "reverie.generate.parts",
-    "from_metadata": "reverie.generate.metadata",
-    "grid": "reverie.codecs.pictures",
+    "Stop": "reverie.requests.music",
+    "TextToImage": "reverie.requests.pictures",
+    "Variation": "reverie.requests.parts",
+    "from_metadata": "reverie.requests.records",
+    "grid": "reverie.media.pictures",
     "load": "reverie.pipeline",
     "load_clip": "reverie.similarity.embed",
-    "save": "reverie.codecs.pictures",
+    "read_record": "reverie.requests.records",
+    "save": "reverie.media.pictures",
 }
 
 

@@ -14,28 +14,28 @@ from reverie import system
 from reverie.animation.draw import BATCH, Frame
 from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance
-from reverie.animation.request import Animation
 from reverie.animation.store import Store
-from reverie.codecs.encoder import Waveform
-from reverie.fast import packed
 from reverie.generate import cache, image
 from reverie.generate.explain import Explanation, explain
 from reverie.generate.image import Progress, Show
-from reverie.generate.options import (
+from reverie.media.encoder import Waveform
+from reverie.music import draw as player
+from reverie.music.film import frames as film_frames
+from reverie.music.recording import Recording
+from reverie.requests.films import Animation
+from reverie.requests.music import Film, Music
+from reverie.requests.music_options import MusicOptions
+from reverie.requests.options import (
     ImageToImageOptions,
     InpaintOptions,
     OutpaintOptions,
     PictureLike,
     TextToImageOptions,
 )
-from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
-from reverie.models.compiled import compiled
-from reverie.models.offload import ferry_of
-from reverie.music import draw as player
-from reverie.music.film import frames as film_frames
-from reverie.music.options import MusicOptions
-from reverie.music.recording import Recording
-from reverie.music.request import Film, Music
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.runtime import packed
+from reverie.runtime.compiled import compiled
+from reverie.runtime.offload import ferry_of
 from reverie.similarity.best import best, rivals
 from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion

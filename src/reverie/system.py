@@ -22,9 +22,9 @@ from reverie.diffusion.names import choose
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
-from reverie.fast import limit_threads, pack, pack_after, quantize, spare_threads
-from reverie.models.compiled import compile_network, keep_in
-from reverie.models.offload import HOST, OFFLOADS, Ferry
+from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
+from reverie.runtime.compiled import compile_network, keep_in
+from reverie.runtime.offload import HOST, OFFLOADS, Ferry
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED, MUSIC = ASSETS / "bundled", ASSETS / "music"

@@ -14,15 +14,15 @@ from PIL import Image
 
 from reverie.animation.draw import Frame, animate, frame_count
 from reverie.animation.pacing import unevenness
-from reverie.animation.request import Animation, Keyframe
 from reverie.diffusion.noise import Noise, slerp
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import to_ve
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import encode, steady
-from reverie.generate.requests import TextToImage
 from reverie.generate.sample import guided_denoiser, noise_levels, resume
 from reverie.pipeline import Pipeline
+from reverie.requests.films import Animation, Keyframe
+from reverie.requests.pictures import TextToImage
 
 WORDS = ["a bear @seed 3", "an apple @seed 4", "blue @seed 5"]
 PLAIN: dict[str, object] = {"guidance_interval": (0.0, 1.0), "cache_steps": 1, "merge_tokens": 0.0}

@@ -18,9 +18,9 @@ from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.conditioning import Prompts
-from reverie.generate.requests import TextToImage
 from reverie.generate.sample import guided_denoiser, noise_levels
 from reverie.pipeline import Pipeline
+from reverie.requests.pictures import TextToImage
 
 SYSTEMS = ("tiny", "tiny_v", "tiny_xl")
 REQUEST = TextToImage(prompt="a bear", negative="an apple", seed=1, steps=6, guidance=3.0, width=32, height=32)

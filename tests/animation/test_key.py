@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from reverie.animation.key import fingerprint, key_of
-from reverie.animation.request import Animation, Keyframe
 from reverie.errors import ReverieError
+from reverie.requests.films import Animation, Keyframe
 
 
 def test_the_fingerprint_tells_models_apart(make_system: Callable[..., Any]) -> None:

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverie.animation.request import Animation
 from reverie.animation.timeline import Timeline, order, timeline
 from reverie.errors import ReverieError
+from reverie.requests.films import Animation
 
 
 def film(*keyframes: str, **fields: object) -> Timeline:

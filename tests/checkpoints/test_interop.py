@@ -33,12 +33,12 @@ from reverie.diffusion.noise import Noise
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import encode, steady
 from reverie.generate.image import sized
-from reverie.generate.requests import TextToImage
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
-from reverie.generate.sampled import SamplerName, ScheduleName
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline, load
+from reverie.requests.pictures import TextToImage
+from reverie.requests.samplers import SamplerName, ScheduleName
 from reverie.system import BUNDLED
 from reverie.tokenizer import Tokenizer
 

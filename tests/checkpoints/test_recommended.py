@@ -10,7 +10,7 @@ import pytest
 import reverie
 from reverie import Pipeline, ReverieError, TextToImage
 from reverie.checkpoints.load import RECOMMENDED
-from reverie.generate.metadata import from_metadata
+from reverie.requests.records import from_metadata
 
 BEAR = TextToImage(prompt="a bear", seed=7, steps=2)
 

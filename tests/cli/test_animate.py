@@ -19,13 +19,14 @@ from PIL import Image, ImageChops
 
 import reverie
 from reverie import video
-from reverie.animation import metadata
-from reverie.animation.request import Animation
 from reverie.animation.store import JOURNAL, FrameStore
 from reverie.cli import animate
 from reverie.cli.app import run
-from reverie.codecs import footage
+from reverie.media import footage
 from reverie.pipeline import Pipeline
+from reverie.requests.films import Animation
+from reverie.requests.records import read_record
+from reverie.requests.writing import film_texts
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]
 QUICK = ["--steps", "3", "--guidance", "1", "--device", "cpu", "--seed", "3"]
@@ -74,7 +75,7 @@ def test_two_prompts_become_films_of_every_kind_at_once(
     assert "6 frames, 0.5 s, seed 3" in told.err
     asked = Animation(keyframes=("a bear", "an apple"), frames=6, fps=12, steps=3, guidance=1, seed=3)
     for name in names:
-        request, drawn_by = metadata.read(tmp_path / name)
+        request, drawn_by, *_ = read_record(tmp_path / name)
         assert drawn_by == "tiny"
         assert request.replace(width=None, height=None) == asked
         if name not in ("sheet.png", "a.webp"):  # WebP's encoder joins frames that look the same
@@ -107,7 +108,7 @@ def test_keyframes_and_storyboards_say_the_same(model: str, tmp_path: Path, own_
     assert (
         run(["animate", "--storyboard", str(board), "--seconds", "1", "--model", model, "-o", str(tmp_path / "b")]) == 0
     )
-    assert metadata.read(tmp_path / "a")[0] == metadata.read(tmp_path / "b")[0]
+    assert read_record(tmp_path / "a")[0] == read_record(tmp_path / "b")[0]
     assert all(same(a, b) for a, b in zip(frames(tmp_path / "a"), frames(tmp_path / "b"), strict=True))
     assert len(list((own_cache / "frames").iterdir())) == 1  # the second drew nothing
 
@@ -257,7 +258,7 @@ def test_bad_input_costs_nothing(
 
 @pytest.mark.usefixtures("unloadable")
 def test_replay_of_a_film_refuses_what_is_about_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = metadata.texts(Animation(keyframes=("a", "b"), seed=1), "other")
+    texts = film_texts(Animation(keyframes=("a", "b"), seed=1), "other")
     video.write([Image.new("RGB", (8, 8))] * 2, tmp_path / "f.gif", 10, texts=texts)
     for arguments, said in (
         (["--grid"], "--grid is about pictures"),

@@ -10,8 +10,8 @@ from PIL import Image
 
 from reverie.cli.app import run
 from reverie.cli.classify import read_labels, read_names
-from reverie.codecs.pictures import open_picture
 from reverie.errors import ReverieError
+from reverie.media.pictures import open_picture
 from reverie.similarity.embed import load_clip
 
 CPU = ["--device", "cpu"]

@@ -11,8 +11,8 @@ from reverie.cli.app import run
 from reverie.cli.ask import AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import parse_time
 from reverie.errors import ReverieError
-from reverie.generate.metadata import read_metadata
 from reverie.pipeline import Pipeline
+from reverie.requests.records import from_metadata
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def test_approximate_pictures_say_so_and_are_made_again(model: str, tmp_path: Pa
     file, again = tmp_path / "near.png", tmp_path / "again.png"
     near = ["--guidance-interval", "0.2,0.8", "--cache-steps", "2", "--merge-tokens", "0.5", "--steps", "3"]
     assert run(["image", "a bear", "--model", model, "--seed", "1", "-o", str(file), *near]) == 0
-    request = read_metadata(file)[0]
+    request = from_metadata(file)
     assert (request.guidance_interval, request.cache_steps, request.merge_tokens) == ((0.2, 0.8), 2, 0.5)
     assert run(["replay", str(file), "--model", model, "-o", str(again)]) == 0
     assert file.read_bytes() == again.read_bytes()
@@ -73,7 +73,7 @@ def test_a_time_budget_is_told_and_leaves_plain_settings(
     asked = ["--steps", "4", "--sampler", "heun", "--time-budget", "60s"]
     assert run(["image", "a bear", "--model", model, "--seed", "1", "-o", str(file), *asked]) == 0
     assert "for 60 s: steps 4, cache_steps 1, sampler dpmpp_2m" in capsys.readouterr().err
-    request = read_metadata(file)[0]
+    request = from_metadata(file)
     assert (request.steps, request.cache_steps, request.sampler) == (4, 1, "dpmpp_2m")
     assert run(["replay", str(file), "--model", model, "-o", str(again)]) == 0
     assert file.read_bytes() == again.read_bytes()

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from reverie.cli.app import run
-from reverie.codecs.pictures import REQUEST, open_picture
 from reverie.errors import ReverieError
-from reverie.generate.requests import TextToImage
+from reverie.media.pictures import REQUEST, open_picture
 from reverie.pipeline import Pipeline
+from reverie.requests.pictures import TextToImage
 from reverie.similarity.embed import load_clip
 
 

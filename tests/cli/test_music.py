@@ -14,11 +14,11 @@ from PIL import Image
 
 import reverie
 from reverie.cli.app import run
-from reverie.codecs import footage, sound
-from reverie.codecs.pictures import open_picture
-from reverie.codecs.sound import Sound
-from reverie.music import metadata
+from reverie.media import footage, sound
+from reverie.media.pictures import open_picture
+from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
+from reverie.requests.records import read_record
 from reverie.sound.params import SpectrogramParams
 
 HEARING = SpectrogramParams(sample_rate=8_000, step_ms=10, window_ms=32, padded_ms=32, mels=32, high=4_000, columns=32)
@@ -53,7 +53,7 @@ def test_a_prompt_becomes_sounds_and_their_picture(
     assert "1.00 s, seed 7" in told.err
     flac = sound.read(names[1])
     assert (flac.samples.shape, flac.rate) == ((2, 8000), 8000)
-    asked = metadata.read(names[0]).music
+    asked = read_record(names[0]).request
     assert (asked.prompt, asked.bpm, asked.loop, asked.negative) == ("a bear", 240, True, "an apple")
     assert open_picture(names[4]).size == (100, 32)
 
@@ -83,7 +83,7 @@ def test_replay_makes_the_same_file(model: str, tmp_path: Path, name: str) -> No
         assert again.read_bytes() == made.read_bytes()
     else:  # transforms round by where their numbers lie in memory
         assert (sound.read(again).samples - sound.read(made).samples).abs().max() < 1e-3
-    assert metadata.read(again) == metadata.read(made)
+    assert read_record(again) == read_record(made)
     song.rename(tmp_path / "moved.wav")
     assert run(["replay", str(made), "--model", model]) == 2
     moved = ["--init", str(tmp_path / "moved.wav"), "-o", str(tmp_path / f"b{made.suffix}"), "--device", "cpu"]
@@ -100,7 +100,7 @@ def test_a_film_has_the_music_as_its_sound_and_is_made_again(model: str, tmp_pat
         assert opened.streams.video[0].frames == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4"]
     assert run(["replay", str(film), "--model", model, "--device", "cpu"]) == 0
-    assert metadata.read(again) == metadata.read(film)
+    assert read_record(again) == read_record(film)
     pairs = zip(footage.read(film).pictures(), footage.read(again).pictures(), strict=True)
     assert all(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean() < 4 for a, b in pairs)
 

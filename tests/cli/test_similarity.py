@@ -12,8 +12,8 @@ from PIL import Image, ImageFont
 
 from reverie.cli.app import run
 from reverie.cli.similarity import shortened, sorted_out, table
-from reverie.codecs.pictures import open_picture
 from reverie.errors import ReverieError
+from reverie.media.pictures import open_picture
 from reverie.similarity.embed import load_clip
 
 
@@ -48,7 +48,7 @@ def test_texts_alone_and_a_heat_map(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     font = ImageFont.load_default(12)
-    monkeypatch.setattr("reverie.codecs.lettering.font_for", lambda text, size: None if "熊" in text else font)
+    monkeypatch.setattr("reverie.media.lettering.font_for", lambda text, size: None if "熊" in text else font)
     heat = tmp_path / "heat.png"
     assert run(["similarity", "熊", "--text", "bear.png", "-o", str(heat), "--json", "--device", "cpu"]) == 0
     answer = capsys.readouterr()

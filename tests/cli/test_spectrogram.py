@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from reverie.cli.app import BAD_INPUT, run
-from reverie.codecs import sound
-from reverie.codecs.pictures import open_picture
-from reverie.codecs.sound import Sound
+from reverie.media import sound
+from reverie.media.pictures import open_picture
+from reverie.media.sound import Sound
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from reverie.cli.app import BAD_INPUT, run
-from reverie.codecs.pictures import open_picture, save
+from reverie.media.pictures import open_picture, save
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import torch
 
 from reverie.codecs.audio import AudioCodec, hear
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.sound import Sound
 from reverie.codecs.spectrograms import from_picture, to_picture
 from reverie.errors import ReverieError
+from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
 from reverie.sound.frames import Circle
 from reverie.sound.params import SMALL

@@ -8,8 +8,8 @@ from PIL import Image
 
 from reverie.codecs.image import ImageCodec
 from reverie.codecs.preview import fit_preview
-from reverie.generate.requests import TextToImage
 from reverie.pipeline import Pipeline
+from reverie.requests.pictures import TextToImage
 
 MATRIX = torch.tensor([[0.9, 0.1, 0.0], [0.0, 0.8, 0.3], [0.2, 0.0, 0.7], [0.5, 0.5, 0.5]])
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from reverie.codecs.pictures import open_picture, save
 from reverie.codecs.spectrograms import LOUD, from_picture, to_picture
 from reverie.errors import ReverieError
+from reverie.media.pictures import open_picture, save
 from reverie.sound.params import SMALL, SpectrogramParams
 from reverie.sound.spectrogram import spectrogram
 

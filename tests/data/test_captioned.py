@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from reverie.corpora.shards import read, write
 from reverie.data.captioned import open_captioned
-from reverie.data.shards import read, write
 from reverie.errors import ReverieError
 
 

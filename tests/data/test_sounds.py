@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 import torch
 
-from reverie.codecs import sound
-from reverie.codecs.sound import Sound
 from reverie.data.sounds import CaptionedSounds, open_sounds
 from reverie.errors import ReverieError
+from reverie.media import sound
+from reverie.media.sound import Sound
 
 pytest.importorskip("soundfile", reason="needs the extra `sound`")
 RATE, SECONDS = 8_000, 0.5

@@ -10,8 +10,8 @@ from reverie import TextToImage
 from reverie.errors import ReverieError
 from reverie.generate import budget
 from reverie.generate.budget import LADDER, Profile, measure, plan, profiled
-from reverie.generate.parts import Hires
 from reverie.pipeline import Pipeline
+from reverie.requests.parts import Hires
 
 PROFILE = Profile(step=2.0, reused=0.25, rest=3.0)
 BEAR = TextToImage(prompt="a bear", seed=1, steps=20)

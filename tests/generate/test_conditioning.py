@@ -13,8 +13,8 @@ from safetensors.torch import save_file
 from reverie.adapters.lora import FOLDERS
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapted, emphasised, encode
-from reverie.generate.requests import TextToImage
 from reverie.pipeline import Pipeline
+from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning
 
 

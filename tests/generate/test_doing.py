@@ -14,12 +14,13 @@ from reverie.codecs.image import to_pictures
 from reverie.errors import ReverieError
 from reverie.generate import image
 from reverie.generate.canvas import prepare
-from reverie.generate.metadata import from_metadata, texts
-from reverie.generate.parts import Hires, Refiner, Variation
-from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.generate.studio import opened
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.records import from_metadata
+from reverie.requests.writing import picture_texts
 
 BEAR = {"prompt": "a bear", "negative": "red", "seed": 7, "steps": 4}
 
@@ -263,7 +264,7 @@ def test_parameters_of_automatic1111() -> None:
         refiner=Refiner(model="refiner"),
         tile="x",
     )
-    told = texts(request, "m")["parameters"].rpartition("Model: m, RNG: CPU, ")[2].split(", ")
+    told = picture_texts(request, "m")["parameters"].rpartition("Model: m, RNG: CPU, ")[2].split(", ")
     assert told == [
         "Clip skip: 2",
         "Tiling: x",

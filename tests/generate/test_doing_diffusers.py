@@ -22,10 +22,10 @@ from torch import Tensor
 
 from reverie.codecs.image import to_tensor
 from reverie.generate.image import sized
-from reverie.generate.requests import ImageToImage, Inpaint
 from reverie.generate.studio import opened
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
+from reverie.requests.pictures import ImageToImage, Inpaint
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs
 TOLERANCE = 1e-3  # on [-1, 1]

@@ -11,10 +11,10 @@ from torch import nn
 
 from reverie.errors import ReverieError
 from reverie.generate.explain import attention, explain, recorded, spelled
-from reverie.generate.parts import Refiner
-from reverie.generate.requests import TextToImage
 from reverie.models.attention import Attention
 from reverie.pipeline import Pipeline
+from reverie.requests.parts import Refiner
+from reverie.requests.pictures import TextToImage
 from reverie.tokenizer import Tokenizer
 
 REQUEST = TextToImage(prompt="a red bear", seed=3, steps=3)

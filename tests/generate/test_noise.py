@@ -6,8 +6,8 @@ import torch
 
 from reverie.diffusion.noise import Noise
 from reverie.generate.noise import starting_noise
-from reverie.generate.parts import Variation
-from reverie.generate.requests import TextToImage
+from reverie.requests.parts import Variation
+from reverie.requests.pictures import TextToImage
 
 SHAPE = (4, 6, 8)
 

@@ -12,9 +12,9 @@ from reverie.diffusion.denoiser import denoiser
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.generate.conditioning import encode
-from reverie.generate.requests import TextToImage
 from reverie.generate.sample import guided_denoiser, level_at, noise_levels, sample, step_at
 from reverie.pipeline import Pipeline
+from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning
 
 X = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))

@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from reverie.codecs.sound import Sound
 from reverie.codecs.spectrograms import from_picture, to_picture
 from reverie.errors import ReverieError
+from reverie.media.sound import Sound
 from reverie.music.draw import Progress, stream
 from reverie.music.recording import Recording
-from reverie.music.request import Music
 from reverie.pipeline import Pipeline
+from reverie.requests.music import Music
 from reverie.sound.params import SpectrogramParams
 from reverie.sound.spectrogram import spectrogram
 

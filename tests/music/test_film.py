@@ -10,8 +10,8 @@ import pytest
 from reverie.errors import ReverieError
 from reverie.music.film import animation, frames
 from reverie.music.recording import Recording
-from reverie.music.request import Film, Music
 from reverie.pipeline import Pipeline
+from reverie.requests.music import Film, Music
 
 
 def laid(seconds: float, film: Film = Film(), **fields: Any) -> list[tuple[str, int, float]]:

@@ -8,7 +8,7 @@ import torch
 from reverie.diffusion.noise import Noise, slerp
 from reverie.music.noise import ClipNoise
 from reverie.music.plan import Plan, plan
-from reverie.music.request import Music
+from reverie.requests.music import Music
 from reverie.sound.params import SMALL
 
 SHAPE = (4, 16, 32)

@@ -7,7 +7,7 @@ import torch
 
 from reverie.errors import ReverieError
 from reverie.music.plan import Plan, plan
-from reverie.music.request import Music
+from reverie.requests.music import Music
 from reverie.sound.params import SMALL, SpectrogramParams
 
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.sound import Sound
+from reverie.media.sound import Sound
 from reverie.music import sections
 from reverie.music.sections import decoded, encoded, heard, in_sections, sounded
 from reverie.pipeline import Pipeline

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from reverie.codecs.charts import VIRIDIS
 from reverie.errors import ReverieError
+from reverie.media.charts import VIRIDIS
 from reverie.similarity.embed import Clip
 from reverie.similarity.evaluate import Report, evaluate, find_classes
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reverie.codecs.charts import colour_of
+from reverie.media.charts import colour_of
 from reverie.similarity.likeness import Likeness, named
 
 NAMES = ("a,b", 'a "bear" <script>', "熊")

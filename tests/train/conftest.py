@@ -17,8 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reverie.data.concepts import CLDR
-from reverie.data.scenes import FONT
+from reverie.corpora.concepts import CLDR
+from reverie.corpora.scenes import FONT
 from reverie.train import run
 from reverie.train.loop import RunSettings, step_generator
 

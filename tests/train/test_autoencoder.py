@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from reverie.checkpoints.load import load_autoencoder
-from reverie.data.concepts import concepts
+from reverie.corpora.concepts import concepts
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.discriminator import PatchGAN
 from reverie.train import run

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from reverie.data.scenes import scene_at
+from reverie.corpora.scenes import scene_at
 from reverie.errors import ReverieError
 from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet
 from reverie.train.classifier import (

@@ -14,10 +14,10 @@ from PIL import Image
 from torch import nn
 
 from reverie.checkpoints.load import load_clip
-from reverie.data.concepts import concepts
-from reverie.data.scenes import render, scene_at
-from reverie.data.shards import read as read_shards
-from reverie.data.shards import write
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import render, scene_at
+from reverie.corpora.shards import read as read_shards
+from reverie.corpora.shards import write
 from reverie.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, normalise
 from reverie.train import run
 from reverie.train.clip import (

@@ -13,9 +13,9 @@ from PIL import Image
 from torch import nn
 
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
-from reverie.data.concepts import concepts
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import render, scene_at
 from reverie.data.loader import shuffled
-from reverie.data.scenes import render, scene_at
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet, UNetConfig
 from reverie.train import diffusion

@@ -15,10 +15,10 @@ from torch import nn
 from reverie.adapters.lora import apply
 from reverie.checkpoints.load import load_folder
 from reverie.cli import app as cli
-from reverie.codecs import sound
-from reverie.codecs.sound import Sound
-from reverie.data.music.fluidsynth import FONTS
+from reverie.corpora.music.fluidsynth import FONTS
 from reverie.errors import ReverieError
+from reverie.media import sound
+from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
 from reverie.train import run
 from reverie.train.finetune import build, prepare

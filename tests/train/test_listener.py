@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from reverie.codecs.sound import Sound
-from reverie.data.music.clips import TEMPOS, clip_at
-from reverie.data.music.score import Clip
+from reverie.corpora.music.clips import TEMPOS, clip_at
+from reverie.corpora.music.score import Clip
 from reverie.errors import ReverieError
+from reverie.media.sound import Sound
 from reverie.sound.spectrogram import mel_filters
 from reverie.train import listener
 from reverie.train.listener import HEARING, ListenerObjective, ListenerSettings, dimmed, hearing, load_judge

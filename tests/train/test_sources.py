@@ -10,12 +10,12 @@ import pytest
 import torch
 from PIL import Image
 
-from reverie.codecs import sound
-from reverie.codecs.sound import Sound
 from reverie.codecs.spectrograms import from_greys
-from reverie.data.music.clips import clip_at
-from reverie.data.music.fluidsynth import FONTS
+from reverie.corpora.music.clips import clip_at
+from reverie.corpora.music.fluidsynth import FONTS
 from reverie.errors import ReverieError
+from reverie.media import sound
+from reverie.media.sound import Sound
 from reverie.sound.params import SMALL, SpectrogramParams
 from reverie.sound.spectrogram import to_mel
 from reverie.train.examples import HELD_OUT_SEED, Pictures

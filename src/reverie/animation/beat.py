@@ -17,9 +17,9 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from reverie.codecs.encoder import Waveform
 from reverie.diffusion.names import choose
 from reverie.errors import ReverieError
+from reverie.media.encoder import Waveform
 
 Floats = NDArray[np.float64]
 

@@ -19,14 +19,14 @@ from reverie.animation.pacing import Distance
 from reverie.animation.path import prepared
 from reverie.animation.placing import by_sight, by_sound
 from reverie.animation.reel import Projector, Shot, Shown, shots
-from reverie.animation.request import Animation
 from reverie.animation.revise import frames_in, source_pictures
 from reverie.animation.store import FrameStore, Store
 from reverie.animation.timeline import Timeline, order, timeline
-from reverie.codecs import footage
-from reverie.codecs.encoder import Waveform
-from reverie.codecs.footage import Footage
 from reverie.errors import ReverieError
+from reverie.media import footage
+from reverie.media.encoder import Waveform
+from reverie.media.footage import Footage
+from reverie.requests.films import Animation
 from reverie.system import StableDiffusion
 
 BATCH = 4
@@ -104,7 +104,7 @@ def frame_count(animation: Animation, heard: Waveform | None = None) -> int:
 def _laid_out(animation: Animation, heard: Waveform | None) -> tuple[Timeline, Waveform | None, Footage | None]:
     """Lay the film's way out in time; return the sound and the film that tell how long it is, too."""
     if animation.audio is not None and heard is None:
-        from reverie.codecs import sound  # brings soundfile
+        from reverie.media import sound  # brings soundfile
 
         heard = sound.read(animation.audio)
     source = None if animation.init_video is None else footage.read(animation.init_video)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from PIL import Image, ImageOps
 
 from reverie.errors import ReverieError
-from reverie.generate.masks import on_white
+from reverie.media.masks import on_white
 
 Size = tuple[int, int]
 

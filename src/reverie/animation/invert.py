@@ -9,8 +9,8 @@ from reverie.diffusion.inversion import INVERTERS, Inverted, invert
 from reverie.diffusion.names import choose
 from reverie.diffusion.step import Sigmas
 from reverie.generate.conditioning import Prompts
-from reverie.generate.requests import TextToImage
 from reverie.generate.sample import Bind, guided_denoiser
+from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
 
 

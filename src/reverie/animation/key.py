@@ -15,9 +15,9 @@ import torch
 from torch import Tensor
 
 from reverie.adapters import lora
-from reverie.animation.request import Animation
 from reverie.errors import ReverieError
 from reverie.generate.prompt import extract
+from reverie.requests.films import Animation
 from reverie.system import StableDiffusion
 
 FORMAT = 1  # of what is drawn and stored: raise it where the same request comes to another frame

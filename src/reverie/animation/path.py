@@ -21,7 +21,6 @@ from torch import Tensor
 from reverie.animation import blend
 from reverie.animation.fit import fitted
 from reverie.animation.invert import invert_picture
-from reverie.animation.request import Animation, Keyframe
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.inversion import INVERTERS, Inverted
 from reverie.diffusion.noise import Noise, slerp
@@ -31,11 +30,12 @@ from reverie.diffusion.step import Point, Sampler, Sigmas
 from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.conditioning import Prompts
-from reverie.generate.parts import steps_taken
 from reverie.generate.prompt import extract
-from reverie.generate.requests import TextToImage
 from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
 from reverie.generate.studio import opened
+from reverie.requests.films import Animation, Keyframe
+from reverie.requests.parts import steps_taken
+from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 from reverie.animation.beat import beat_places
 from reverie.animation.pacing import Distance, pace
 from reverie.animation.timeline import Timeline
-from reverie.codecs.encoder import Waveform
+from reverie.media.encoder import Waveform
 
 Render = Callable[[Sequence[float]], Iterable[Image.Image]]
 """Draw the pictures of rising places, one by one."""

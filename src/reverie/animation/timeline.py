@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from reverie.animation.easing import EASINGS
 from reverie.errors import ReverieError
+from reverie.requests.easing import EASINGS
 
 if TYPE_CHECKING:
-    from reverie.animation.request import Animation
+    from reverie.requests.films import Animation
 
 SECONDS = 2.0  # between two keyframes, where nothing says how long the film is
 

@@ -14,22 +14,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from reverie.animation import metadata, storyboard
-from reverie.animation.request import Animation
 from reverie.animation.store import FrameStore, cache, prune
 from reverie.cli.ask import Several, parse_interval
 from reverie.cli.drawing import load
 from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
 from reverie.cli.output import say, slug
 from reverie.cli.progress import PLAIN_INTERVAL, Stopwatch, watched
-from reverie.codecs import footage, video
 from reverie.errors import ReverieError
+from reverie.media import footage, video
+from reverie.requests import storyboard
+from reverie.requests.films import Animation
+from reverie.requests.writing import film_texts
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from reverie.animation.pacing import Distance
-    from reverie.codecs.encoder import Waveform
+    from reverie.media.encoder import Waveform
     from reverie.pipeline import Pipeline
 
 SEEDS = 2**32  # that a command without one can come to
@@ -196,12 +197,13 @@ def seed_of(fields: Fields) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % SEEDS
 
 
-def again(file: Path, moved: Fields, model: ModelOptions, result: ResultOptions) -> None:
+def again(
+    file: Path, request: Animation, drawn_by: str, moved: Fields, model: ModelOptions, result: ResultOptions
+) -> None:
     """Make a film again from what its file carries."""
     for name in ("grid", "preview", "taesd", "safety", "watermark", "c2pa"):
         if getattr(result, name):
             raise ReverieError(f"--{name} is about pictures; '{file}' is a film")
-    request, drawn_by = metadata.read(file)
     if "init" in moved and request.init_video is not None:
         request = request.replace(init_video=str(moved.pop("init")))
     for name in moved:
@@ -251,7 +253,7 @@ def check(request: Animation, outputs: Sequence[Path]) -> Waveform | None:
         footage.read(request.init_video)
     if request.audio is None:
         return None
-    from reverie.codecs import sound  # brings soundfile
+    from reverie.media import sound  # brings soundfile
 
     heard = sound.read(request.audio)
     for output in outputs:
@@ -265,7 +267,7 @@ def film(system: Pipeline, request: Animation, outputs: Sequence[Path], heard: W
     from reverie.animation.draw import BATCH
     from reverie.animation.key import key_of
 
-    texts, made = metadata.texts(request, system.name), Made()
+    texts, made = film_texts(request, system.name), Made()
     with FrameStore(cache() / key_of(system, request, batch=BATCH)) as store, ExitStack() as stack:
         made.kept = len(store)
         if made.kept:

@@ -12,8 +12,8 @@ from cyclopts import Parameter
 
 from reverie.cli.options import Flag, Whole, parse_size
 from reverie.errors import ReverieError
-from reverie.generate.parts import ControlInput, Hires, Refiner, Variation
-from reverie.generate.requests import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 
 Fields = dict[str, Any]
 Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]

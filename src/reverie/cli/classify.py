@@ -145,7 +145,7 @@ def _evaluate(
     output: Path | None,
     as_json: bool,
 ) -> None:
-    from reverie.codecs.pictures import save
+    from reverie.media.pictures import save
     from reverie.similarity.evaluate import MOST_DRAWN, Report, evaluate, find_classes
 
     labels, samples = find_classes(folder, read_names(names))

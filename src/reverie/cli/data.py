@@ -33,7 +33,7 @@ def emoji(*, output: Output, count: Whole = 1000, subset: str = "common", seed: 
     seed
         Scene k of a seed is always the same.
     """
-    from reverie.data.shards import write
+    from reverie.corpora.shards import write
 
     for _ in watched(write(output, subset=subset, count=count, seed=seed), lambda done: (done, count), "scenes"):
         pass
@@ -57,7 +57,7 @@ def music(*, output: Output, count: Whole = 1000, seed: Whole = 0, font: Path | 
     font
         Sound font, a .sf2 file; FluidR3_GM.sf2 or TimGM6mb.sf2, whichever is installed, if not given.
     """
-    from reverie.data.music.shards import write
+    from reverie.corpora.music.shards import write
 
     for _ in watched(write(output, _flac, count=count, seed=seed, font=font), lambda done: (done, count), "clips"):
         pass
@@ -67,6 +67,6 @@ def music(*, output: Output, count: Whole = 1000, seed: Whole = 0, font: Path | 
 def _flac(samples: NDArray[np.float32], rate: int) -> bytes:
     import torch
 
-    from reverie.codecs.sound import Sound, encoded
+    from reverie.media.sound import Sound, encoded
 
     return encoded(Sound(torch.from_numpy(samples), rate), ".flac")

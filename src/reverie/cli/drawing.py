@@ -15,10 +15,11 @@ from reverie.cli.judge import JudgeOptions, explain_beside
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.cli.output import check_writable, numbered, say
 from reverie.cli.progress import Stopwatch, watched
-from reverie.codecs.pictures import grid, save
 from reverie.errors import ReverieError
-from reverie.generate.metadata import read_metadata, texts
-from reverie.generate.requests import TextToImage
+from reverie.media.pictures import grid, save
+from reverie.requests.pictures import TextToImage
+from reverie.requests.records import read_record
+from reverie.requests.writing import picture_texts
 
 if TYPE_CHECKING:
     from reverie.generate.image import Show
@@ -91,7 +92,7 @@ def load(model: ModelOptions, drawn_by: str | None) -> Pipeline:
     """Fetch the model where it is not there yet, and load it; say where it is not the one that drew before."""
     fetch(model)
     import reverie  # brings torch, which takes seconds
-    from reverie.fast import native
+    from reverie.runtime import native
 
     system = reverie.load(
         model.model,
@@ -151,8 +152,8 @@ def look(system: Pipeline, taesd: Path | None) -> Show:
 def finishing(system: Pipeline, result: ResultOptions) -> Callable[[Image.Image], Image.Image]:
     """Return what becomes of each picture before it is written: the safety checker's and the watermark's."""
     from reverie.checkpoints.safety import load_safety
-    from reverie.codecs import watermark
     from reverie.codecs.safety import screened
+    from reverie.media import watermark
 
     checker = None if result.safety is None else load_safety(result.safety, device=system.device)
 
@@ -170,16 +171,16 @@ def signing(result: ResultOptions) -> Callable[[Path], None]:
     """Return what becomes of each file once it is written: nothing, or a signature."""
     if result.c2pa is None:
         return lambda path: None
-    from reverie.codecs.provenance import signer
+    from reverie.media.provenance import signer
 
     return signer(result.c2pa)
 
 
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:
     """Lay pictures out on one sheet that carries the request for all of them."""
-    laid_out, first = grid(pictures), read_metadata(pictures[0])[0]
+    laid_out, first = grid(pictures), read_record(pictures[0]).request
     filled = {name: getattr(first, name) for name in ("guidance", "width", "height", "hires")}
-    laid_out.info.update(texts(request.replace(**filled), model))
+    laid_out.info.update(picture_texts(request.replace(**filled), model))
     return laid_out
 
 

@@ -11,11 +11,8 @@ from reverie.cli.drawing import draw
 from reverie.cli.judge import JudgeOptions
 from reverie.cli.options import ModelOptions, ResultOptions, parse_time
 from reverie.cli.output import slug
-from reverie.codecs.pictures import REQUEST, open_picture, read_texts
 from reverie.errors import ReverieError
-from reverie.generate.foreign import read_foreign
-from reverie.generate.metadata import read_metadata
-from reverie.generate.requests import TextToImage
+from reverie.requests.pictures import TextToImage
 
 
 def image(
@@ -59,27 +56,33 @@ def replay(
     Parameters
     ----------
     file
-        A film or a sound of reverie's, or a picture that reverie, AUTOMATIC1111, ComfyUI, InvokeAI or diffusers made.
+        A picture, film or sound that reverie made, or another program such as AUTOMATIC1111, ComfyUI or InvokeAI.
     init
         The picture, film or sound it started from, where that has moved.
     mask
         The mask it was painted under, where that has moved.
     """
     moved = {name: path for name, path in (("init", init), ("mask", mask)) if path is not None}
-    from reverie.animation.metadata import is_film  # brings numpy
-    from reverie.music.metadata import is_music
+    from reverie.requests.films import Animation
+    from reverie.requests.music import Music
+    from reverie.requests.records import read_record
 
-    if is_music(file):
+    record = read_record(file)
+    request, drawn_by = record.request, record.model
+    for note in record.notes:
+        print(f"not honoured: {note}", file=sys.stderr)
+    if isinstance(request, Music):
         from reverie.cli import music  # which builds upon this module
 
-        music.again(file, moved, model, result)
+        music.again(file, record, moved, model, result)
         return
-    if is_film(file):
+    if isinstance(request, Animation):
         from reverie.cli import animate  # which builds upon this module
 
-        animate.again(file, moved, model, result)
+        animate.again(file, request, drawn_by, moved, model, result)
         return
-    request, drawn_by = known(file)
+    if not isinstance(request, TextToImage):
+        raise ReverieError(f"'{file}' was made by a request of kind '{request.kind}', which cannot be replayed")
     for other in moved.keys() - type(request).model_fields.keys():
         raise ReverieError(f"'{file}' was made without {other}; leave out --{other}")
     request = request.replace(**moved)
@@ -91,14 +94,3 @@ def replay(
     if request.count > 1:  # only a grid carries a request for several pictures
         result = replace(result, grid=True)
     draw(request, file.with_name(f"{file.stem}-replay.png"), model, result, drawn_by=drawn_by)
-
-
-def known(file: Path) -> tuple[TextToImage, str]:
-    """Read a picture's request and model, ours or another program's; say on stderr what cannot be honoured."""
-    picture = open_picture(file)
-    if REQUEST in read_texts(picture):
-        return read_metadata(picture)
-    reading = read_foreign(file)
-    for told in reading.not_honoured:
-        print(f"not honoured: {told}", file=sys.stderr)
-    return reading.request, reading.model

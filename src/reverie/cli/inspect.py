@@ -9,7 +9,8 @@ from typing import Any
 
 from reverie.cli.options import Json
 from reverie.cli.output import say
-from reverie.codecs.pictures import FORMATS
+from reverie.errors import ReverieError
+from reverie.media.pictures import FORMATS
 
 
 def inspect(path: Path, /, *, as_json: Json = False) -> None:
@@ -32,58 +33,56 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
 
 
 def _found(path: Path) -> dict[str, Any]:
-    from reverie.animation.metadata import is_film
-    from reverie.codecs.footage import ANIMATED, FILMS
-    from reverie.music.metadata import is_music
+    from reverie.media.footage import ANIMATED, FILMS
+    from reverie.media.pictures import READABLE
+    from reverie.requests.films import Animation
+    from reverie.requests.music import Music
+    from reverie.requests.records import recorded_kind
+    from reverie.requests.texts import SOUNDS
 
-    if is_music(path):
-        return _music(path)
     suffix = path.suffix.lower()
-    if is_film(path) or suffix in FILMS or (suffix in ANIMATED and suffix not in FORMATS):
+    made = path.is_dir() or suffix in (*READABLE, *ANIMATED, *FILMS, *SOUNDS)
+    kind = recorded_kind(path) if made else None
+    if kind == Music.kind or suffix in SOUNDS:
+        return {"path": str(path), "kind": "music", **_record(path)}
+    if kind == Animation.kind or suffix in FILMS or (suffix in ANIMATED and suffix not in FORMATS):
         return _film(path)
-    return _picture(path) if suffix in FORMATS else _weights(path)
+    return _picture(path) if suffix in READABLE else _weights(path)
 
 
-def _music(path: Path) -> dict[str, Any]:
-    from reverie.music import metadata
+def _record(path: Path) -> dict[str, Any]:
+    """Tell how a file was made, or that it does not say so."""
+    from reverie.requests.records import read_record
 
-    carried = metadata.read(path)
-    told = {"path": str(path), "kind": "music", "model": carried.model, "request": carried.music.recorded()}
-    return told | {"film": None if carried.film is None else carried.film.recorded()}
+    try:
+        record = read_record(path)
+    except ReverieError as error:
+        return {"model": None, "not_honoured": [str(error)], "request": None}
+    film = {} if record.film is None else {"film": record.film.recorded()}
+    return {"model": record.model, "not_honoured": list(record.notes), "request": record.request.recorded(), **film}
 
 
 def _film(path: Path) -> dict[str, Any]:
-    from reverie.animation import metadata
-    from reverie.codecs import footage
+    from reverie.media import footage
 
     film = footage.read(path)
-    told = {"path": str(path), "kind": "film", "width": film.size[0], "height": film.size[1]}
-    told |= {"frames": film.count, "fps": None if film.count == 1 else film.fps}  # a contact sheet has no rate
-    request, model = metadata.read(path) if metadata.is_film(path) else (None, None)
-    return told | {"model": model, "request": None if request is None else request.recorded()}
+    size = {"width": film.size[0], "height": film.size[1]}
+    rate = {"frames": film.count, "fps": None if film.count == 1 else film.fps}  # a contact sheet has no rate
+    return {"path": str(path), "kind": "film", **size, **rate, **_record(path)}
+
+
+def _picture(path: Path) -> dict[str, Any]:
+    from reverie.media.pictures import SPECTROGRAM, open_picture
+
+    picture = open_picture(path)
+    kind = "spectrogram" if any(tag in SPECTROGRAM for tag in picture.getexif()) else "picture"
+    return {"path": str(path), "kind": kind, "width": picture.width, "height": picture.height, **_record(path)}
 
 
 def _weights(path: Path) -> dict[str, Any]:
     from reverie.checkpoints.description import describe  # brings torch, which takes seconds
 
     return asdict(describe(path))
-
-
-def _picture(path: Path) -> dict[str, Any]:
-    from reverie.codecs.pictures import REQUEST, open_picture, read_texts
-    from reverie.generate.foreign import read_foreign
-    from reverie.generate.metadata import read_metadata
-
-    picture = open_picture(path)
-    if REQUEST in read_texts(picture):
-        request, model = read_metadata(picture)
-        missed: tuple[str, ...] = ()
-    else:
-        request, model, missed = read_foreign(picture)
-    size = {"width": picture.width, "height": picture.height}
-    return {"path": str(path), "kind": "picture", **size, "model": model, "not_honoured": list(missed)} | {
-        "request": request.model_dump(mode="json")
-    }
 
 
 def _line(key: str, value: Any) -> str:

@@ -13,9 +13,9 @@ from PIL import Image
 
 from reverie.cli.options import Flag, ResultOptions, Whole
 from reverie.cli.output import tell_numbered
-from reverie.codecs.pictures import save
 from reverie.errors import ReverieError
-from reverie.generate.requests import TextToImage
+from reverie.media.pictures import save
+from reverie.requests.pictures import TextToImage
 
 if TYPE_CHECKING:
     from reverie.pipeline import Pipeline

@@ -16,11 +16,12 @@ from reverie.cli.drawing import load
 from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
 from reverie.cli.output import check_writable, numbered, say, slug, warned
 from reverie.cli.progress import Stopwatch, watched
-from reverie.codecs.encoder import COMMENT
-from reverie.codecs.pictures import FORMATS, REQUEST
 from reverie.errors import ReverieError
-from reverie.music import metadata
-from reverie.music.request import Film, Music
+from reverie.media.encoder import COMMENT
+from reverie.media.pictures import FORMATS, REQUEST
+from reverie.requests.music import Film, Music
+from reverie.requests.records import Record
+from reverie.requests.writing import music_texts
 
 if TYPE_CHECKING:
     from reverie.music.recording import Recording
@@ -195,23 +196,23 @@ def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value != ()}
 
 
-def again(file: Path, moved: dict[str, Path], model: ModelOptions, result: ResultOptions) -> None:
+def again(file: Path, record: Record, moved: dict[str, Path], model: ModelOptions, result: ResultOptions) -> None:
     """Make a sound, or a film to one, again from what its file carries."""
     for name in ("grid", "preview", "taesd", "safety", "watermark", "c2pa"):
         if getattr(result, name):
             raise ReverieError(f"--{name} is about pictures; '{file}' is music")
-    carried = metadata.read(file)
+    music, film, played_by = Music.of(dict(record.request)), record.film, record.model
     for name in moved:
-        if getattr(carried.music, name) is None:
+        if getattr(music, name) is None:
             raise ReverieError(f"'{file}' was made without {name}; leave out --{name}")
     if model.model is None:
         from reverie.system import MUSIC_NAME  # brings torch, which takes seconds
 
-        if carried.model != MUSIC_NAME:
-            raise ReverieError(f"'{file}' was played by the model '{carried.model}'; say where that is with --model")
+        if played_by != MUSIC_NAME:
+            raise ReverieError(f"'{file}' was played by the model '{played_by}'; say where that is with --model")
     output = result.output or file.with_name(f"{file.stem}-replay{file.suffix}")
-    outputs = Outputs((output,)) if carried.film is None else Outputs((), output, carried.film)
-    make(carried.music.replace(**moved), outputs, model, result.as_json, carried.model)
+    outputs = Outputs((output,)) if film is None else Outputs((), output, film)
+    make(music.replace(**moved), outputs, model, result.as_json, played_by)
 
 
 @dataclass(frozen=True)
@@ -228,14 +229,14 @@ class Outputs:
             if path.suffix.lower() in FORMATS:
                 check_writable(numbered(path, count))
             else:
-                from reverie.codecs import sound  # brings torch, which takes seconds
+                from reverie.media import sound  # brings torch, which takes seconds
 
                 sound.check_writable(path)
         every = [path.absolute() for path in (*self.files, *filter(None, [self.film]))]
         if len(set(every)) < len(every):
             raise ReverieError("two outputs have one name; give each its own")
         if self.film is not None and self.shown is not None:
-            from reverie.codecs import video
+            from reverie.media import video
 
             video.check(self.film, self.shown.fps, sound=True)
             if count > 1:
@@ -271,9 +272,9 @@ def make(music: Music, outputs: Outputs, model: ModelOptions, as_json: bool, pla
 
 def _check_texts(music: Music, outputs: Outputs, model: str) -> None:
     """Raise ReverieError, before anything is played, where a WAV file cannot hold the request."""
-    from reverie.codecs import sound
+    from reverie.media import sound
 
-    texts = metadata.texts(music, model)
+    texts = music_texts(music, model)
     for path in outputs.files:
         sound.check_texts(texts, path.suffix.lower())
 
@@ -302,10 +303,10 @@ def _of_film(film: Film, music: ModelOptions) -> ModelOptions:
 
 def filmed(system: Pipeline, clip: Recording, path: Path, film: Film) -> None:
     """Draw the film to a clip and write it with its sound."""
-    from reverie.codecs import video
+    from reverie.media import video
 
     film = film.settled(system.guidance)
-    texts = metadata.texts(clip.request, clip.model, film)
+    texts = music_texts(clip.request, clip.model, film)
     reel = watched(system.film(clip, film), lambda frame: (frame.index + 1, frame.total), "frame")
     video.write(reel, path, film.fps, texts={REQUEST: texts.pop(COMMENT), **texts}, sound=clip)
 

@@ -9,9 +9,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from reverie.codecs.lettering import labelled
-from reverie.codecs.pictures import FORMATS, check_folder
 from reverie.errors import ReverieError
+from reverie.media.lettering import labelled
+from reverie.media.pictures import FORMATS, check_folder
 
 LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's name has at most 255
 

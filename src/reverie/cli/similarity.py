@@ -13,8 +13,8 @@ from rich.cells import cell_len, set_cell_size
 
 from reverie.cli.options import Flag, Json, Output
 from reverie.cli.output import check_writable, say, tell_numbered
-from reverie.codecs.pictures import READABLE
 from reverie.errors import ReverieError
+from reverie.media.pictures import READABLE
 from reverie.similarity.templates import existing
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def similarity(
         check_writable([output])
     likeness = clip.load().similarity(pictures, texts)
     if output is not None:
-        from reverie.codecs.pictures import save
+        from reverie.media.pictures import save
 
         save(likeness.heat_map(), output)
         tell_numbered(likeness.rows)

@@ -34,10 +34,10 @@ def spectrogram(
         Draw for people: in colours, with seconds and Hertz. Such a picture does not turn back.
     """
     check_writable([output])
-    from reverie.codecs import sound
-    from reverie.codecs.pictures import save
     from reverie.codecs.plots import plot
     from reverie.codecs.spectrograms import to_picture
+    from reverie.media import sound
+    from reverie.media.pictures import save
     from reverie.music.sections import heard
     from reverie.sound.params import SMALL, SpectrogramParams
 
@@ -63,13 +63,13 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     loop
         Let the end go on at the beginning.
     """
-    from reverie.codecs import sound as sounds
+    from reverie.media import sound as sounds
 
     sounds.check_writable(output)
     import torch
 
-    from reverie.codecs.pictures import open_picture
     from reverie.codecs.spectrograms import from_picture
+    from reverie.media.pictures import open_picture
     from reverie.music.sections import sounding
     from reverie.sound.frames import Circle, Line
     from reverie.sound.params import SMALL, SpectrogramParams

@@ -21,7 +21,7 @@ def read(file: Path, /) -> None:
     file
         A picture; one saved as JPEG since still tells.
     """
-    from reverie.codecs import watermark
+    from reverie.media import watermark
 
     say(watermark.read(file))
 
@@ -39,8 +39,8 @@ def write(file: Path, /, *, output: Output, text: str = "reverie") -> None:
     text
         What it says: up to 12 bytes in 128 x 128 pixels, 60 in 256 x 256 and more.
     """
-    from reverie.codecs import watermark
-    from reverie.codecs.pictures import open_picture, save
+    from reverie.media import watermark
+    from reverie.media.pictures import open_picture, save
 
     check_writable([output])
     save(watermark.write(open_picture(file), text), output)

@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec, to_pictures
-from reverie.codecs.sound import Sound
 from reverie.codecs.spectrograms import LIGHT, from_greys, tagged, to_greys
+from reverie.media.sound import Sound
 from reverie.sound.frames import Line
 from reverie.sound.params import SpectrogramParams
 from reverie.sound.phases import waveform

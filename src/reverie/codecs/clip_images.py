@@ -17,8 +17,8 @@ from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor
 
-from reverie.codecs.pictures import open_picture
 from reverie.errors import ReverieError
+from reverie.media.pictures import open_picture
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, normalise
 
 Picture = Image.Image | str | Path

@@ -9,8 +9,8 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from reverie.codecs.charts import BLACK, MARGIN, WHITE, viridis
 from reverie.codecs.spectrograms import LIGHT, to_greys
+from reverie.media.charts import BLACK, MARGIN, WHITE, viridis
 from reverie.sound.params import PER_SECOND, SpectrogramParams
 from reverie.sound.spectrogram import to_mel
 

@@ -8,8 +8,9 @@ from typing import Protocol
 from PIL import Image
 
 from reverie.data.located import Content, Located, locate
-from reverie.data.shards import PICTURES
 from reverie.errors import ReverieError
+
+PICTURES = ("jpg", "jpeg", "png", "webp")  # suffixes of pictures in shards and folders, the first found is read
 
 
 class Captioned(Protocol):

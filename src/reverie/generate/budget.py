@@ -14,12 +14,12 @@ from pathlib import Path
 
 import torch
 
-from reverie.codecs.pictures import beside
 from reverie.errors import ReverieError
 from reverie.generate import cache
 from reverie.generate.image import sized, stream
-from reverie.generate.parts import steps_taken
-from reverie.generate.requests import ImageToImage, Outpaint, TextToImage
+from reverie.media.pictures import beside
+from reverie.requests.parts import steps_taken
+from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
 SAMPLER = "dpmpp_2m"  # asks once a step, and comes near with few

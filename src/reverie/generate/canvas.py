@@ -15,8 +15,8 @@ from torch import Tensor
 
 from reverie.codecs.image import ImageCodec, to_tensor
 from reverie.errors import ReverieError
-from reverie.generate import masks
-from reverie.generate.requests import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.media import masks
+from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
 INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves

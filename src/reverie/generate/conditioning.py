@@ -15,7 +15,7 @@ from reverie.adapters.inversion import Words
 from reverie.errors import ReverieError
 from reverie.generate import editing, prompt
 from reverie.generate.chunks import Chunk, split
-from reverie.generate.requests import TextToImage
+from reverie.requests.pictures import TextToImage
 from reverie.system import GOOD_SCORE, POOR_SCORE, Conditioning, StableDiffusion
 
 # In standard deviations; the bundled text tower's encodings have means of up to 0.004 of theirs (measured).

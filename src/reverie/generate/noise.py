@@ -9,7 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.diffusion.noise import SOURCES, Noise, Source, slerp
-from reverie.generate.requests import TextToImage
+from reverie.requests.pictures import TextToImage
 
 Shape = tuple[int, int, int]
 
@@ -59,4 +59,3 @@ def _overlap(whole: int, part: int) -> tuple[slice, slice]:
     length = min(whole, part)
     outer, inner = (whole - part) // 2 if whole > part else 0, (part - whole) // 2 if part > whole else 0
     return slice(outer, outer + length), slice(inner, inner + length)
-

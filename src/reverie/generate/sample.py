@@ -20,7 +20,7 @@ from reverie.diffusion.schedule import Schedule, to_ve, to_vp
 from reverie.diffusion.spacings import SPACINGS
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
 from reverie.generate.conditioning import Prompts
-from reverie.generate.requests import TextToImage
+from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning, StableDiffusion
 
 # Dynamic thresholding wants the range of clean data. Scaled latents have unit variance: 99.7 % lie within 3.

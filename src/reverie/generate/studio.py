@@ -15,24 +15,24 @@ from torch import Tensor
 
 from reverie.adapters.control import Control, controlled
 from reverie.checkpoints.controlnets import load_controlnet
-from reverie.codecs.edges import PREPROCESSORS
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.parts import handed_over, joined, masked
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
-from reverie.fast import pack, packed
 from reverie.generate import conditioning
 from reverie.generate.canvas import Canvas, prepare, unmasked
 from reverie.generate.conditioning import Prompts
 from reverie.generate.noise import starting_noise
-from reverie.generate.parts import ControlInput, steps_taken
-from reverie.generate.requests import ImageToImage, Outpaint, TextToImage
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
-from reverie.models.merge import merging
-from reverie.models.offload import HOST, apart, ferry_of
-from reverie.models.reuse import reusing
-from reverie.models.seamless import seamless
+from reverie.media.edges import PREPROCESSORS
+from reverie.requests.parts import ControlInput, steps_taken
+from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
+from reverie.runtime import pack, packed
+from reverie.runtime.deepcache import reusing
+from reverie.runtime.offload import HOST, apart, ferry_of
+from reverie.runtime.seamless import seamless
+from reverie.runtime.token_merging import merging
 from reverie.system import Conditioning, StableDiffusion
 
 Enlarge = Callable[[Tensor], Tensor]

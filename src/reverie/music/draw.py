@@ -12,31 +12,31 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.animation.path import lora_tags
-from reverie.codecs.encoder import COMMENT
 from reverie.codecs.image import ImageCodec, to_pictures
-from reverie.codecs.pictures import REQUEST
-from reverie.codecs.sound import Sound
 from reverie.codecs.spectrograms import LIGHT, from_greys, tagged
 from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.parts import masked
 from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapted
-from reverie.generate.parts import steps_taken
-from reverie.generate.requests import TextToImage
 from reverie.generate.sample import SAME, noise_levels, sample
-from reverie.models.merge import merging
-from reverie.models.reuse import reusing
-from reverie.models.seamless import seamless
+from reverie.media.encoder import COMMENT
+from reverie.media.pictures import REQUEST
+from reverie.media.sound import Sound
 from reverie.music import ground, way
 from reverie.music.ground import Ground
-from reverie.music.metadata import texts
 from reverie.music.noise import ClipNoise
 from reverie.music.plan import Plan, plan
 from reverie.music.recording import Recording
-from reverie.music.request import Music
 from reverie.music.sections import decoded
 from reverie.music.way import Way
+from reverie.requests.music import Music
+from reverie.requests.parts import steps_taken
+from reverie.requests.pictures import TextToImage
+from reverie.requests.writing import music_texts
+from reverie.runtime.deepcache import reusing
+from reverie.runtime.seamless import seamless
+from reverie.runtime.token_merging import merging
 from reverie.sound.params import SpectrogramParams
 from reverie.system import StableDiffusion
 
@@ -187,5 +187,5 @@ def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"])
         samples = laid.widened(samples)
     picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
-    picture.info[REQUEST] = texts(single, studio.system.name)[COMMENT]
+    picture.info[REQUEST] = music_texts(single, studio.system.name)[COMMENT]
     return Recording(sound.samples, sound.rate, picture, single, studio.system.name)

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from reverie.animation.beat import DRIVES
 from reverie.animation.draw import Frame, animate
-from reverie.animation.request import Animation, Keyframe
 from reverie.animation.timeline import SECONDS
-from reverie.generate.parts import MAX_SEED
 from reverie.music.recording import Recording
-from reverie.music.request import Film, Music
+from reverie.requests.films import Animation, Keyframe
+from reverie.requests.music import Film, Music
+from reverie.requests.parts import MAX_SEED
 from reverie.system import StableDiffusion
 
 

@@ -12,13 +12,13 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.sound import Sound
 from reverie.codecs.spectrograms import LIGHT, from_picture, to_greys
 from reverie.errors import ReverieError
-from reverie.generate.masks import PAINTED
+from reverie.media.masks import PAINTED
+from reverie.media.sound import Sound
 from reverie.music.plan import Plan
-from reverie.music.request import Music
 from reverie.music.sections import encoded, heard, sounded
+from reverie.requests.music import Music
 from reverie.sound.params import SpectrogramParams
 
 

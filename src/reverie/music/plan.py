@@ -14,9 +14,9 @@ from torch import Tensor
 from reverie.diffusion.windows import Windows, circle, line
 from reverie.errors import ReverieError
 from reverie.music.loops import resampled, stretched
-from reverie.music.request import MINUTE, Music
 from reverie.music.sections import sounded
 from reverie.music.stereo import widened
+from reverie.requests.music import MINUTE, Music
 from reverie.sound.frames import Circle, Line
 from reverie.sound.params import SpectrogramParams
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from reverie.codecs import pictures, sound
-from reverie.codecs.sound import Sound
-from reverie.music import metadata
-from reverie.music.request import Music
+from reverie.media import pictures, sound
+from reverie.media.sound import Sound
+from reverie.requests.music import Music
+from reverie.requests.writing import music_texts
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -24,7 +24,7 @@ class Recording(Sound):
     @property
     def texts(self) -> dict[str, str]:
         """Return the tags that its file carries."""
-        return metadata.texts(self.request, self.model)
+        return music_texts(self.request, self.model)
 
     def save(self, path: str | Path) -> None:
         """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside."""

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from reverie.codecs.audio import suited
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.sound import Sound
 from reverie.codecs.spectrograms import LIGHT
+from reverie.media.sound import Sound
 from reverie.sound.frames import Line
 from reverie.sound.params import PER_SECOND, SpectrogramParams
 from reverie.sound.phases import waveform

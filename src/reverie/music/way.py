@@ -13,9 +13,9 @@ from reverie.diffusion.step import Sigmas
 from reverie.diffusion.windows import Windows, by_rows, windowed
 from reverie.generate import conditioning
 from reverie.generate.conditioning import Prompts
-from reverie.generate.requests import TextToImage
 from reverie.generate.sample import guided_denoiser
-from reverie.music.request import Stop
+from reverie.requests.music import Stop
+from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning, StableDiffusion
 
 BATCH = 8  # windows that pass the network together

@@ -1,1 +1,1 @@
-"""Everything that can be asked for, as frozen objects that are JSON, and the files that carry them; no torch here."""
+"""Requests: everything a user can ask for, frozen, checked and JSON-able, without torch."""

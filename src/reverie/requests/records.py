@@ -1,4 +1,4 @@
-"""How a picture, a film or a sound says which request made it: our JSON, or what another program left in it."""
+"""How a picture, a film or a sound was made: our JSON in it, or what another program left there."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from reverie.animation.request import Animation
 from reverie.errors import ReverieError
-from reverie.generate.recorded import Request
-from reverie.generate.requests import KINDS, TextToImage
-from reverie.music.request import Film, Music
+from reverie.media.pictures import REQUEST
+from reverie.requests.films import Animation
 from reverie.requests.foreign import read_draft
-from reverie.requests.texts import REQUEST, Carrier, read_carrier
+from reverie.requests.music import Film, Music
+from reverie.requests.pictures import KINDS, TextToImage
+from reverie.requests.recorded import Request
+from reverie.requests.texts import Carrier, read_carrier
 
 ALL: dict[str, type[Request]] = {**KINDS, Animation.kind: Animation, Music.kind: Music}
 
@@ -37,17 +38,20 @@ def read_record(file: Image.Image | str | Path) -> Record:
 
     Raises ReverieError where there is no such file, it says nothing of how it was made, or it cannot be honoured.
     """
-    carrier = read_carrier(file)
-    named = "this picture" if isinstance(file, Image.Image) else f"'{file}'"
+    carrier, named = read_carrier(file), _named(file)
     if text := carrier.texts.get(REQUEST):
-        return _ours(text, named)
+        return _read_ours(text, named)
     try:
-        return _theirs(carrier)
+        return _read_theirs(carrier)
     except ReverieError as error:
         raise ReverieError(f"{named}: {error}") from error
 
 
-def _ours(text: str, named: str) -> Record:
+def _named(file: Image.Image | str | Path) -> str:
+    return "this picture" if isinstance(file, Image.Image) else f"'{file}'"
+
+
+def _read_ours(text: str, named: str) -> Record:
     try:
         data = json.loads(text)
         kind, model, fields, film = data["kind"], str(data["model"]), data["request"], data.get("film")
@@ -58,7 +62,7 @@ def _ours(text: str, named: str) -> Record:
     return Record(ALL[kind].of(fields), model, film=None if film is None else Film.of(film))
 
 
-def _theirs(carrier: Carrier) -> Record:
+def _read_theirs(carrier: Carrier) -> Record:
     draft = read_draft(carrier)
     request: Request = draft.request(carrier.size)
     if carrier.kind == "film":
@@ -69,7 +73,7 @@ def _theirs(carrier: Carrier) -> Record:
 
 
 def recorded_kind(file: Image.Image | str | Path) -> str | None:
-    """Return the kind of the request of ours that a file carries, without reading it further; None where it has none."""
+    """Return the kind of the request of ours that a file carries; None where it has none, or cannot be read."""
     try:
         data: Any = json.loads(read_carrier(file).texts[REQUEST])
         return str(data["kind"])
@@ -77,6 +81,11 @@ def recorded_kind(file: Image.Image | str | Path) -> str | None:
         return None
 
 
-def own_record(request: Request, model: str, **more: object) -> dict[str, Any]:
-    """Return what is written of a request into the files that it makes."""
-    return {"kind": request.kind, "model": model, "request": request.recorded(), **more}
+def from_metadata(file: Image.Image | str | Path) -> Any:
+    """Return the request of ours that made a picture, a film or a sound: a file, or an image with its `.info`.
+
+    Raises ReverieError where it carries none; `read_record` reads the files of other programs too.
+    """
+    if recorded_kind(file) is None and not read_carrier(file).texts.get(REQUEST):
+        raise ReverieError(f"{_named(file)} holds no request of reverie's; give a file that reverie wrote")
+    return read_record(file).request

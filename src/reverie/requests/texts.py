@@ -18,16 +18,12 @@ from xml.etree import ElementTree
 from PIL import ExifTags, Image
 
 from reverie.errors import ReverieError
+from reverie.media.encoder import COMMENT
+from reverie.media.footage import DEMUXERS as FILM_DEMUXERS
+from reverie.media.footage import FILMS
+from reverie.media.pictures import DAMAGED, FORMATS, PARAMETERS, REQUEST
 
-PARAMETERS = "parameters"  # AUTOMATIC1111's text chunk, which most programs read
-REQUEST = "reverie"  # ours: JSON, enough to make the picture again
-COMMENT = "comment"  # the tag of films and sounds that holds our JSON: every container knows it
-FILMS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
-PICTURES = (".png", ".apng", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
-DAMAGED = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for damaged files; GIF's reader also runs over the end."""
-
 # The character code that opens a UserComment (EXIF 2.3, 4.6.5).
 CODES = {b"ASCII\0\0\0": "utf-8", b"UNICODE\0": "utf-16-be", b"JIS\0\0\0\0\0": "shift_jis", bytes(8): "utf-8"}
 XMP_TEXTS = {
@@ -42,8 +38,7 @@ STEALTH = {
     b"stealth_rgbinfo": ("RGB", False),
     b"stealth_rgbcomp": ("RGB", True),
 }
-# FFmpeg would follow playlists to other files and to the network; these hold their content themselves.
-DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg,flac,wav,mp3"
+DEMUXERS = f"{FILM_DEMUXERS},flac,wav,mp3"
 LONGEST = 1 << 24  # bytes of a hidden text, and of what it unpacks to
 
 Kind = Literal["picture", "film", "sound"]
@@ -66,9 +61,9 @@ def read_carrier(file: Image.Image | str | Path) -> Carrier:
         return Carrier("picture", picture_texts(file), file.size)
     path = Path(file)
     if path.is_dir():
-        frames = sorted(one for one in path.iterdir() if one.suffix.lower() in PICTURES and one.is_file())
+        frames = sorted(one for one in path.iterdir() if one.suffix.lower() in FORMATS and one.is_file())
         if not frames:
-            raise ReverieError(f"no pictures in '{path}'; a film's folder holds {', '.join(PICTURES)}")
+            raise ReverieError(f"no pictures in '{path}'; a film's folder holds {', '.join(FORMATS)}")
         path = frames[0]
     suffix = path.suffix.lower()
     if suffix in FILMS:
@@ -159,7 +154,7 @@ def _private_chunks(picture: Image.Image) -> dict[str, str]:
     texts = {}
     with suppress(OSError), Path(path).open("rb") as file:
         file.seek(8)
-        while len(head := file.read(8)) == 8:  # noqa: PLR2004
+        while len(head := file.read(8)) == 8:
             length, kind = struct.unpack(">I4s", head)
             if kind == b"comf" and length < LONGEST:
                 name, _, text = file.read(length).partition(b"\0")

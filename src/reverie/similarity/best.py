@@ -8,10 +8,10 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from reverie.codecs.pictures import REQUEST
 from reverie.errors import ReverieError
 from reverie.generate.editing import said
-from reverie.generate.requests import TextToImage
+from reverie.media.pictures import REQUEST
+from reverie.requests.pictures import TextToImage
 from reverie.similarity.embed import Clip
 
 

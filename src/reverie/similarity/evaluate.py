@@ -13,9 +13,9 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.codecs.charts import heat_map
-from reverie.codecs.pictures import READABLE
 from reverie.errors import ReverieError
+from reverie.media.charts import heat_map
+from reverie.media.pictures import READABLE
 from reverie.similarity.classify import Classifier
 
 TOP = 5

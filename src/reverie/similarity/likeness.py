@@ -12,8 +12,8 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.codecs.charts import colour_of, heat_map
 from reverie.codecs.clip_images import Picture
+from reverie.media.charts import colour_of, heat_map
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from reverie.codecs.pictures import beside
 from reverie.errors import ReverieError
+from reverie.media.pictures import beside
 
 if TYPE_CHECKING:
     from reverie.similarity.search import Results

@@ -15,8 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from reverie.codecs.clip_images import Picture
-from reverie.codecs.pictures import beside
 from reverie.errors import ReverieError
+from reverie.media.pictures import beside
 from reverie.similarity.index import Entry, Index
 
 Found = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]

@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from reverie.codecs.pictures import READABLE
 from reverie.errors import ReverieError
+from reverie.media.pictures import READABLE
 
 SHARD = ".tar"
 

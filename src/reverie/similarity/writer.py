@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from reverie.codecs.pictures import beside
 from reverie.errors import ReverieError
+from reverie.media.pictures import beside
 from reverie.similarity.index import HEADER, Entry, Header, Index, journal_file, vectors_file
 
 DEAD_SHARE = 0.25  # of all rows: beyond that an index is written anew

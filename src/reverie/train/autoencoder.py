@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from reverie.checkpoints.load import load_autoencoder
 from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_pictures
-from reverie.codecs.pictures import grid
-from reverie.data.concepts import concepts
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import crop_at
 from reverie.data.loader import Batches
-from reverie.data.scenes import crop_at
+from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.discriminator import PatchGAN, PatchGANConfig
 from reverie.models.lpips import FeatureDistance

@@ -15,9 +15,9 @@ from jaxtyping import Float
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from reverie.data.concepts import concepts
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import CANVAS, PAIR_SHARE, crop_at, scene_at
 from reverie.data.loader import Batches
-from reverie.data.scenes import CANVAS, PAIR_SHARE, crop_at, scene_at
 from reverie.diffusion.names import choose
 from reverie.errors import ReverieError
 from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet, ResidualNet

@@ -20,13 +20,13 @@ from reverie.checkpoints.components import Components
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_unet
 from reverie.checkpoints.save import save_folder
-from reverie.codecs.pictures import grid
-from reverie.data.captions import BARE
-from reverie.data.concepts import concepts
+from reverie.corpora.captions import BARE
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
-from reverie.data.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.diffusion.denoiser import PREDICTIONS, Prediction
 from reverie.diffusion.names import choose
+from reverie.media.pictures import grid
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline

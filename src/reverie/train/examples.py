@@ -14,10 +14,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from reverie.corpora.captions import BARE, caption, telling
+from reverie.corpora.concepts import Concept
+from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS, Scene, render, scene_at
 from reverie.data.captioned import Captioned
-from reverie.data.captions import BARE, caption, telling
-from reverie.data.concepts import Concept
-from reverie.data.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS, Scene, render, scene_at
 from reverie.train.pairs import crop_box
 
 HELD_OUT_SEED = 10_000  # of scenes and music that no training seed draws

@@ -8,7 +8,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.codecs.pictures import beside
+from reverie.media.pictures import beside
 
 IDENTITY = "identity"
 CONTENT = "latents"  # what the tensor is called in the file, whatever it holds

@@ -19,12 +19,12 @@ from pydantic import PositiveInt
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from reverie.codecs.sound import Sound
+from reverie.corpora.music.clips import TEMPOS, clip_at
+from reverie.corpora.music.instruments import INSTRUMENTS
+from reverie.corpora.music.synth import render
 from reverie.data.loader import Batches
-from reverie.data.music.clips import TEMPOS, clip_at
-from reverie.data.music.instruments import INSTRUMENTS
-from reverie.data.music.synth import render
 from reverie.errors import ReverieError
+from reverie.media.sound import Sound
 from reverie.models.listener import Listener, ListenerConfig
 from reverie.sound.params import SpectrogramParams
 from reverie.sound.spectrogram import spectrogram

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from reverie.adapters.deltas import weight_delta
-from reverie.codecs.pictures import beside
 from reverie.errors import ReverieError
+from reverie.media.pictures import beside
 
 # Attention's projections, in the U-Net's names (diffusers) and in the text encoder's (transformers).
 PREFIXES = {"unet": "lora_unet_", "text": "lora_te_"}  # kohya's

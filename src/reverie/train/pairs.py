@@ -11,11 +11,11 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from reverie.corpora.captions import scene_caption
+from reverie.corpora.concepts import Concept, concepts
+from reverie.corpora.scenes import render, scene_at
 from reverie.data.captioned import Captioned, open_captioned
-from reverie.data.captions import scene_caption
-from reverie.data.concepts import Concept, concepts
 from reverie.data.loader import shuffled
-from reverie.data.scenes import render, scene_at
 from reverie.errors import ReverieError
 
 Pair = tuple[np.ndarray, str]

@@ -11,14 +11,14 @@ import torch.nn.functional as F
 from jaxtyping import UInt8
 
 from reverie.codecs.audio import hear
-from reverie.codecs.sound import Sound
 from reverie.codecs.spectrograms import to_picture
-from reverie.data.captions import telling
-from reverie.data.music.captions import caption
-from reverie.data.music.clips import clip_at
-from reverie.data.music.fluidsynth import default_font
-from reverie.data.music.synth import render
+from reverie.corpora.captions import telling
+from reverie.corpora.music.captions import caption
+from reverie.corpora.music.clips import clip_at
+from reverie.corpora.music.fluidsynth import default_font
+from reverie.corpora.music.synth import render
 from reverie.data.sounds import CaptionedSounds
+from reverie.media.sound import Sound
 from reverie.sound.params import SpectrogramParams
 from reverie.train.examples import Identity
 

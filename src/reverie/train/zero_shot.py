@@ -9,8 +9,8 @@ from pathlib import Path
 from PIL import Image
 
 from reverie.codecs.clip_images import Preprocessing
-from reverie.data.concepts import concepts
-from reverie.data.scenes import render, scene_at
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import render, scene_at
 from reverie.errors import ReverieError
 from reverie.models.clip import CLIP
 from reverie.similarity.classify import Classifier

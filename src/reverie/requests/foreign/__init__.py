@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from reverie.errors import ReverieError
+from reverie.media.pictures import PARAMETERS
 from reverie.requests.foreign import a1111, comfyui, diffusers, invokeai, programs
 from reverie.requests.foreign.draft import Draft, json_object
-from reverie.requests.texts import PARAMETERS, Carrier
+from reverie.requests.texts import Carrier
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 

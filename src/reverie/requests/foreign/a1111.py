@@ -13,15 +13,25 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from reverie.generate.parts import Hires, Variation
 from reverie.requests.foreign.draft import START_IS_MISSING, Draft, Rng, as_number, is_large, json_object, shorten
+from reverie.requests.parts import Hires, Variation
 from reverie.requests.samplers import RECORDS
 
 UPSCALERS = {"latent": "latent", "Latent": "latent", "lanczos": "lanczos", "Lanczos": "lanczos"}
 # What changes nothing, or is only a name or a sum of what else is there.
 NEUTRAL = {"Version", "Model hash", "Lora hashes", "TI hashes", "Hashes", "User", "Batch size", "Batch pos", "Template"}
 NEUTRAL |= {"Created Date", "VAE hash", "Parser", "Backend", "App", "Negative Template", "Negative template"}
-NEUTRAL_SDNEXT = {"Pipeline", "Operations", "Refine", "Index", "Batch", "Grid", "Scheduler", "Hires force", "Hires size"}
+NEUTRAL_SDNEXT = {
+    "Pipeline",
+    "Operations",
+    "Refine",
+    "Index",
+    "Batch",
+    "Grid",
+    "Scheduler",
+    "Hires force",
+    "Hires size",
+}
 NEUTRAL_SDNEXT |= {"HiRes mode", "Comment"}
 NEUTRAL_SDCPP = {"Guidance", "SDCPP", "Sampler RNG"}
 NEUTRAL_FOOOCUS = {"Raw prompt", "Raw negative prompt", "Performance", "Scheduler", "Lora weights"}
@@ -70,7 +80,9 @@ def split(text: str) -> Infotext:
     start = next((index for index, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
     away = lines[start:]
     if "SD.Next" in (settings.get("App"), settings.get("Backend")):  # the wildcards that the prompts were made from
-        cut = next((k for k, line in enumerate(away) if line.startswith(("Template:", "Negative template:"))), len(away))
+        cut = next(
+            (k for k, line in enumerate(away) if line.startswith(("Template:", "Negative template:"))), len(away)
+        )
         away = away[:cut]
     negative = "\n".join(away).removeprefix(NEGATIVE)
     return Infotext("\n".join(lines[:start]).strip(), negative.strip(), settings)

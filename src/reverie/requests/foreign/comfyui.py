@@ -75,7 +75,7 @@ def _ends(data: Mapping[str, Any]) -> Iterator[list[str]]:
     """Yield the names of the nodes that save, then of those that show, then of those that sample."""
     graph = Graph(data, NODES, unknown)
     kinds = {name: node.kind.lower() for name, node in graph.nodes.items()}
-    yield [name for name, kind in kinds.items() if "save" in kind or kind.endswith("combine") and "video" in kind]
+    yield [name for name, kind in kinds.items() if "save" in kind or (kind.endswith("combine") and "video" in kind)]
     yield [name for name, kind in kinds.items() if "preview" in kind or "show" in kind]
     yield [name for name, kind in kinds.items() if "sampler" in kind][::-1]
 
@@ -123,9 +123,13 @@ def _read_prompts(draft: Draft, sampling: Sampling) -> None:
     """Read both prompts, their CLIP layer and LoRAs, and for SDXL its sizes."""
     guider = sampling.guider
     if guider.positive is None:
-        raise ReverieError(f"the positive conditioning of {sampling.node.kind} is not understood; it cannot be replayed")
+        raise ReverieError(
+            f"the positive conditioning of {sampling.node.kind} is not understood; it cannot be replayed"
+        )
     if guider.negative is None and guider.scale != 1:
-        raise ReverieError(f"the negative conditioning of {sampling.node.kind} is not understood; it cannot be replayed")
+        raise ReverieError(
+            f"the negative conditioning of {sampling.node.kind} is not understood; it cannot be replayed"
+        )
     positive, negative = guider.positive, guider.negative or Prompt("")
     draft.fields |= {"prompt": positive.text, "negative": "" if negative.zeroed else negative.text}
     draft.fields["zero_negative"] = negative.zeroed

@@ -75,7 +75,13 @@ def read_scheduler(draft: Draft, given: object) -> None:
     """Read a scheduler: its class's name, or its configuration as JSON, as a mapping or as Python writes one."""
     config = given if isinstance(given, dict) else _mapping(str(given))
     config = dict(config or {})
-    for name in ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "algorithm_type", "timestep_spacing"):
+    for name in (
+        "use_karras_sigmas",
+        "use_exponential_sigmas",
+        "use_beta_sigmas",
+        "algorithm_type",
+        "timestep_spacing",
+    ):
         if (beside := draft.take(name)) is not None:
             config.setdefault(name, beside)
     name = str(config.get("_class_name") or config.get("class_name") or given).rpartition(".")[2].split("(")[0].strip()

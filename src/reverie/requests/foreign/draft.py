@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 from reverie.errors import ReverieError
-from reverie.generate.frozen import Frozen
-from reverie.generate.parts import MAX_SEED
-from reverie.generate.requests import TextToImage
+from reverie.requests.frozen import Frozen
+from reverie.requests.parts import MAX_SEED
+from reverie.requests.pictures import TextToImage
 from reverie.requests.samplers import RECORDS, find_sampler, find_schedule
 
 SCHEDULE_OF_DIFFUSERS = "leading"  # the spacing that Stable Diffusion's files ask diffusers for
@@ -84,7 +84,9 @@ class Draft:
             seed = int(as_number(value, int))
             self.fields["seed"], self.long_seed = seed & MAX_SEED, seed > MAX_SEED
         except (ValueError, OverflowError):
-            raise ReverieError(f"the seed of the file is no number but {shorten(value)}; it cannot be replayed") from None
+            raise ReverieError(
+                f"the seed of the file is no number but {shorten(value)}; it cannot be replayed"
+            ) from None
 
     def size(self, width: object, height: object) -> None:
         """Set width and height in pixels, cut down to whole latents."""

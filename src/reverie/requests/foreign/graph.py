@@ -186,7 +186,7 @@ class Graph:
 
     def source(self, value: object) -> Node | None:
         """Return the node that a link comes from; None where the value is none."""
-        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and not isinstance(value[1], bool):  # noqa: PLR2004
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and not isinstance(value[1], bool):
             return self.nodes.get(str(value[0]))
         return None
 

@@ -214,7 +214,7 @@ def _average(node: Node, slot: int, want: type) -> object:
 def _two_sided(node: Node, slot: int, want: type) -> object:
     """Read what takes a positive and a negative conditioning and gives both, in this order, and perhaps latents."""
     node.note(UNPICTURED, *_settings(node))
-    if want is Prompt and slot < 2:  # noqa: PLR2004
+    if want is Prompt and slot < 2:
         return node.get("positive" if slot == 0 else "negative", Prompt)
     if want is Latent:
         return Latent(node.scalar("width"), node.scalar("height"), picture=True)
@@ -375,7 +375,7 @@ def solving(name: str, **usual: object) -> Reader:
 def _note_unusual(node: Node, usual: dict[str, object]) -> None:
     for setting, value in usual.items():
         given = node.scalar(setting, value)
-        close = isinstance(given, float) and isinstance(value, float) and abs(given - value) < 1e-4  # noqa: PLR2004
+        close = isinstance(given, float) and isinstance(value, float) and abs(given - value) < 1e-4
         if given != value and not close:
             node.graph.note(f"node {node.kind}: {setting} {shorten(given)}")
 
@@ -457,7 +457,7 @@ def unknown(node: Node, slot: int, want: type) -> object:
 def _unknown_prompt(node: Node, slot: int) -> Prompt | None:
     links = {name for name in node.links()}
     if {"positive", "negative"} <= links:
-        return node.get("positive" if slot == 0 else "negative", Prompt) if slot < 2 else None  # noqa: PLR2004
+        return node.get("positive" if slot == 0 else "negative", Prompt) if slot < 2 else None
     found = [prompt for name in node.links() if (prompt := node.get(name, Prompt)) is not None]
     if len(found) == 1:
         return found[0]
@@ -469,15 +469,55 @@ def _unknown_prompt(node: Node, slot: int) -> Prompt | None:
 
 _MODEL_PATCH = passed("model", note="")
 _AREA = passed("conditioning", note="")
-_LOAD = ("CheckpointLoaderSimple", "CheckpointLoader", "UNETLoader", "CheckpointLoader|pysssss", "ImageOnlyCheckpointLoader")
+_LOAD = (
+    "CheckpointLoaderSimple",
+    "CheckpointLoader",
+    "UNETLoader",
+    "CheckpointLoader|pysssss",
+    "ImageOnlyCheckpointLoader",
+)
 _LOAD += ("CheckpointLoaderNF4", "UnetLoaderGGUF", "CheckpointLoaderSimpleWithNoiseSelect", "unCLIPCheckpointLoader")
 _VALUES = ("PrimitiveInt", "PrimitiveFloat", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean", "Int")
-_VALUES += ("PrimitiveNode", "INTConstant", "FloatConstant", "Float", "ImpactInt", "ImpactFloat", "ImpactBoolean", "String")
+_VALUES += (
+    "PrimitiveNode",
+    "INTConstant",
+    "FloatConstant",
+    "Float",
+    "ImpactInt",
+    "ImpactFloat",
+    "ImpactBoolean",
+    "String",
+)
 _VALUES += ("easy int", "easy float", "easy string", "CR Integer", "CR Float", "JWInteger", "JWFloat", "FloatSlider")
 _TEXTS = ("String Literal", "StringConstant", "StringConstantMultiline", "Text Multiline", "CR Text", "CR Prompt Text")
-_TEXTS += ("ttN text", "JWString", "JWStringMultiline", "ImpactString", "Text box", "TextBox", "Simple String", "Textbox")
-_TEXTS += ("Note", "Text String", "easy positive", "easy negative", "CR Multiline Text", "Text", "DF_Text", "StringInput")
-_SHOWN = ("ShowText|pysssss", "PreviewAny", "easy showAnything", "Display Any (rgthree)", "ShowAnything", "Text to Console")
+_TEXTS += (
+    "ttN text",
+    "JWString",
+    "JWStringMultiline",
+    "ImpactString",
+    "Text box",
+    "TextBox",
+    "Simple String",
+    "Textbox",
+)
+_TEXTS += (
+    "Note",
+    "Text String",
+    "easy positive",
+    "easy negative",
+    "CR Multiline Text",
+    "Text",
+    "DF_Text",
+    "StringInput",
+)
+_SHOWN = (
+    "ShowText|pysssss",
+    "PreviewAny",
+    "easy showAnything",
+    "Display Any (rgthree)",
+    "ShowAnything",
+    "Text to Console",
+)
 _SEEDS = ("Seed (rgthree)", "easy seed", "CR Seed", "Seed", "Seed Generator", "SeedEverywhere", "RandomSeed")
 _WILDCARDS = ("ImpactWildcardProcessor", "ImpactWildcardEncode")
 _REROUTES = ("Reroute", "Reroute (rgthree)", "ReroutePrimitive|pysssss")
@@ -520,11 +560,15 @@ NODES: dict[str, Reader] = {
     **dict.fromkeys(("ControlNetApply", "ControlNetApplyAdvanced", "ControlNetApplySD3"), _control),
     **dict.fromkeys(("BNK_CLIPTextEncodeAdvanced", "smZ CLIPTextEncode"), _encode_advanced),
     **dict.fromkeys(("FreeU", "FreeU_V2", "RescaleCFG", "PerturbedAttentionGuidance", "TomePatchModel"), _MODEL_PATCH),
-    **dict.fromkeys(("ModelSamplingDiscrete", "ModelSamplingContinuousEDM", "HyperTile", "PatchModelAddDownscale"), _MODEL_PATCH),
+    **dict.fromkeys(
+        ("ModelSamplingDiscrete", "ModelSamplingContinuousEDM", "HyperTile", "PatchModelAddDownscale"), _MODEL_PATCH
+    ),
     **dict.fromkeys(("SelfAttentionGuidance", "DifferentialDiffusion", "ModelMergeSimple"), _MODEL_PATCH),
     **dict.fromkeys(("ConditioningSetArea", "ConditioningSetAreaPercentage", "ConditioningSetAreaStrength"), _AREA),
     **dict.fromkeys(("ConditioningSetMask", "ConditioningSetTimestepRange", "unCLIPConditioning"), _AREA),
-    **dict.fromkeys(("InpaintModelConditioning", "InstructPixToPixConditioning", "SVD_img2vid_Conditioning"), _two_sided),
+    **dict.fromkeys(
+        ("InpaintModelConditioning", "InstructPixToPixConditioning", "SVD_img2vid_Conditioning"), _two_sided
+    ),
     **dict.fromkeys(("RepeatLatentBatch", "LatentFromBatch", "SetLatentNoiseMask"), passed("samples", note="")),
     "StringConcatenate": joined(r"string_[a-z]", "delimiter", ""),
     "Text Concatenate": joined(r"text_[a-z]", "delimiter", ", "),

@@ -12,9 +12,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reverie.generate.parts import Variation
 from reverie.requests.foreign.a1111 import as_float, pair
 from reverie.requests.foreign.draft import START_IS_MISSING, Draft, json_object, shorten, stem_of
+from reverie.requests.parts import Variation
 
 TILES = {"true": "xy", "x-only": "x", "y-only": "y", "x": "x", "y": "y", "xy": "xy"}
 
@@ -235,7 +235,15 @@ def _novelai(data: dict[str, Any]) -> Draft | None:
 
 
 NOVELAI_NEUTRAL = {"signed_hash", "version", "n_samples", "noise", "lora_clip_weights", "lora_unet_weights", "strength"}
-NOVELAI_NEUTRAL |= {"legacy", "legacy_v3_extend", "qualityToggle", "ucPreset", "params_version", "stream", "hide_debug_overlay"}
+NOVELAI_NEUTRAL |= {
+    "legacy",
+    "legacy_v3_extend",
+    "qualityToggle",
+    "ucPreset",
+    "params_version",
+    "stream",
+    "hide_debug_overlay",
+}
 
 
 def _draw_things(data: dict[str, Any]) -> Draft:

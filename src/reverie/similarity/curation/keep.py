@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reverie.codecs.pictures import beside
 from reverie.errors import ReverieError
+from reverie.media.pictures import beside
 from reverie.similarity.curation.samples import Sample, read_samples, write_samples
 from reverie.similarity.curation.spread import Message
 

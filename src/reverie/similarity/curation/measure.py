@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from reverie.codecs.pictures import beside
 from reverie.errors import ReverieError
+from reverie.media.pictures import beside
 from reverie.similarity.curation.aesthetic import AestheticHead, load_aesthetic
 from reverie.similarity.curation.rules import Measured
 from reverie.similarity.curation.samples import Sample, read_samples

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.codecs.pictures import beside
+from reverie.media.pictures import beside
 from reverie.similarity.curation.rules import Measured, Rules
 from reverie.similarity.page import page, write_page
 

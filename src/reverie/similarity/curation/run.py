@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from reverie.codecs.pictures import beside
 from reverie.errors import ReverieError
+from reverie.media.pictures import beside
 from reverie.similarity.curation.duplicates import near_duplicates
 from reverie.similarity.curation.keep import Keeping
 from reverie.similarity.curation.measure import Measuring, Scoring, loaded, read_measured

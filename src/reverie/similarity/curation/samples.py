@@ -8,9 +8,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from reverie.codecs.pictures import beside
-from reverie.data.shards import PICTURES
+from reverie.data.captioned import PICTURES
 from reverie.errors import ReverieError
+from reverie.media.pictures import beside
 
 LARGEST_MEMBER = 1 << 28  # bytes: what says that it is larger is no picture to learn from
 

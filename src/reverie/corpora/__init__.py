@@ -1,0 +1,1 @@
+"""The corpora that the bundled models learn from: emoji scenes and composed music."""

@@ -1,0 +1,186 @@
+"""What an emoji scene shows, how it is drawn and how it is told: objects on a coloured ground, with captions.
+
+A scene is a pure function of (seed, index): any worker can draw scene 1,234,567 without drawing the ones before it, so
+a training run resumes at any step and gives the same pictures with any number of workers.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache, lru_cache
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from reverie.corpora.concepts import Concept
+from reverie.errors import ReverieError
+
+FONT = Path("/usr/share/fonts/truetype/noto/NotoColorEmoji.ttf")
+GLYPH = 109  # the one strike of the bitmap font, in pixels an em
+
+COLOURS: dict[str, tuple[str, tuple[int, int, int]]] = {  # English -> (Chinese, sRGB)
+    "red": ("红色", (214, 40, 40)),
+    "orange": ("橙色", (247, 140, 40)),
+    "yellow": ("黄色", (250, 220, 70)),
+    "green": ("绿色", (60, 160, 70)),
+    "cyan": ("青色", (80, 205, 215)),
+    "blue": ("蓝色", (50, 90, 210)),
+    "purple": ("紫色", (130, 60, 170)),
+    "pink": ("粉色", (250, 170, 200)),
+    "brown": ("棕色", (120, 75, 45)),
+    "gray": ("灰色", (130, 130, 130)),
+    "black": ("黑色", (25, 25, 25)),
+    "white": ("白色", (245, 245, 245)),
+}
+COLOUR_JITTER = 6  # grey levels either side of the named colour
+
+CANVAS = 128
+CELL = 16  # places are multiples of this: one latent cell, so a small network need not learn sub-cell shifts
+SIZES = {"small": 48, "": 80, "large": 112}  # side of a lone object in pixels, by its size word
+SIZE_WORDS = ("", "", "small", "large")  # which are drawn from, as often as they stand here
+PAIR_SIZE = 64  # side of each of two objects
+PAIR_SHARE = 0.25  # of the scenes hold two objects
+ANYWHERE = CANVAS // CELL  # cells from the middle: all of them
+HELD_OUT = 12  # one in so many object-colour and object-object pairs is kept from training
+
+
+@dataclass(frozen=True)
+class Placed:
+    """Put one concept on the canvas: top left corner and side, in pixels."""
+
+    concept: Concept
+    x: int
+    y: int
+    size: int
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Describe one picture: its ground, its one or two objects and how they stand ("", "beside" or "above")."""
+
+    colour: str
+    rgb: tuple[int, int, int]
+    objects: tuple[Placed, ...]
+    size_word: str = ""
+    relation: str = ""
+
+
+def is_held_out(*parts: str) -> bool:
+    """Tell whether an (emoji, colour) or an unordered (emoji, emoji) pair is kept from training, by a fixed hash."""
+    return zlib.crc32(" ".join(sorted(parts)).encode()) % HELD_OUT == 0
+
+
+def scene_is_held_out(scene: Scene) -> bool:
+    """Tell whether any pair in the scene is held out."""
+    emojis = [placed.concept.emoji for placed in scene.objects]
+    return any(is_held_out(emoji, scene.colour) for emoji in emojis) or (len(emojis) == 2 and is_held_out(*emojis))
+
+
+def draw_scene(
+    concepts: Sequence[Concept],
+    rng: np.random.Generator,
+    pair_share: float = PAIR_SHARE,
+    scatter: int = ANYWHERE,
+    sizes: Sequence[str] = SIZE_WORDS,
+) -> Scene:
+    """Choose a scene: `pair_share` of them hold two objects; all stand at most `scatter` cells from the middle.
+
+    The size of a lone object is drawn from the words `sizes`.
+    """
+    colour = list(COLOURS)[rng.integers(len(COLOURS))]
+    jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
+    red, green, blue = (int(np.clip(c + j, 0, 255)) for c, j in zip(COLOURS[colour][1], jitter, strict=True))
+    count = 2 if rng.random() < pair_share else 1
+    chosen = [concepts[i] for i in rng.choice(len(concepts), size=count, replace=False)]
+    if count == 1:
+        word = sizes[int(rng.integers(len(sizes)))]
+        size = SIZES[word]
+        x, y = (int(v) * CELL for v in rng.integers(*_cells(size, scatter), 2))
+        return Scene(colour, (red, green, blue), (Placed(chosen[0], x, y, size),), word)
+    relation = ("beside", "above")[rng.integers(2)]
+    across = int(rng.integers(*_cells(PAIR_SIZE, scatter))) * CELL
+    first, second = ((0, across), (PAIR_SIZE, across)) if relation == "beside" else ((across, 0), (across, PAIR_SIZE))
+    placed = (Placed(chosen[0], *first, PAIR_SIZE), Placed(chosen[1], *second, PAIR_SIZE))
+    return Scene(colour, (red, green, blue), placed, "", relation)
+
+
+def _cells(size: int, scatter: int) -> tuple[int, int]:
+    """Return the first cell that an object of a size may start in, and the one after the last."""
+    free = (CANVAS - size) // CELL
+    return max(0, free // 2 - scatter), min(free, free // 2 + scatter) + 1
+
+
+def scene_at(
+    concepts: Sequence[Concept],
+    seed: int,
+    index: int,
+    *,
+    held_out: bool = False,
+    pair_share: float = PAIR_SHARE,
+    scatter: int = ANYWHERE,
+    sizes: Sequence[str] = SIZE_WORDS,
+) -> Scene:
+    """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`."""
+    rng = np.random.default_rng((seed, index))
+    while True:
+        scene = draw_scene(concepts, rng, pair_share, scatter, sizes)
+        if scene_is_held_out(scene) == held_out:
+            return scene
+
+
+@cache
+def _font() -> ImageFont.FreeTypeFont:
+    if not FONT.is_file():
+        raise ReverieError(f"no emoji font at {FONT}; install the Debian package fonts-noto-color-emoji")
+    return ImageFont.truetype(str(FONT), GLYPH)
+
+
+@lru_cache(maxsize=2048)  # 100 KB each on the mean: all sizes of 500 concepts
+def glyph(emoji: str, size: int) -> np.ndarray:
+    """Return an emoji as premultiplied float32 RGBA in [0, 255] and [0, 1], shape (size, size, 4)."""
+    font = _font()
+    left, top, right, bottom = (int(edge) for edge in font.getbbox(emoji))
+    if right <= left or bottom <= top:
+        raise ReverieError(f"the font {FONT.name} has no picture for {emoji!r}; install a newer fonts-noto-color-emoji")
+    side = max(right - left, bottom - top)
+    canvas = Image.new("RGBA", (side, side))
+    corner = ((side - (right - left)) // 2 - left, (side - (bottom - top)) // 2 - top)
+    ImageDraw.Draw(canvas).text(corner, emoji, font=font, embedded_color=True)
+    pixels = np.asarray(canvas.resize((size, size), Image.Resampling.LANCZOS), np.float32).copy()
+    pixels[..., 3] /= 255
+    pixels[..., :3] *= pixels[..., 3:]
+    return pixels
+
+
+def render(scene: Scene) -> np.ndarray:
+    """Draw a scene: uint8 RGB of shape (128, 128, 3)."""
+    picture = np.empty((CANVAS, CANVAS, 3), np.float32)
+    picture[:] = scene.rgb
+    for placed in scene.objects:
+        part = picture[placed.y : placed.y + placed.size, placed.x : placed.x + placed.size]
+        pixels = glyph(placed.concept.emoji, placed.size)
+        part *= 1 - pixels[..., 3:]
+        part += pixels[..., :3]
+    return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
+
+
+def crop_at(things: Sequence[Concept], seed: int, index: int, size: int, pair_share: float = PAIR_SHARE) -> np.ndarray:
+    """Draw a scene and cut a square of `size` pixels that holds a part of an object: uint8 (3, size, size)."""
+    scene = scene_at(things, seed, index, pair_share=pair_share)
+    picture = render(scene)
+    if size < CANVAS:
+        rng = np.random.default_rng((seed, index, 1))
+        first = scene.objects[0]
+        x, y = (_offset(start, first.size, size, rng) for start in (first.x, first.y))
+        picture = picture[y : y + size, x : x + size]
+    return np.ascontiguousarray(picture.transpose(2, 0, 1))
+
+
+def _offset(start: int, length: int, size: int, rng: np.random.Generator) -> int:
+    """Choose where to cut along an axis: on the cell grid, overlapping the object as far as it goes."""
+    low, high = sorted((start, start + length - size))
+    low, high = max(0, low), min(CANVAS - size, max(0, high))
+    return int(rng.integers(low // CELL, high // CELL + 1)) * CELL

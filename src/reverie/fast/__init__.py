@@ -1,8 +1,0 @@
-"""How is a network computed fast on a CPU? By a transformation of it, not by another network."""
-
-from reverie.fast.int8 import quantize
-from reverie.fast.kernels import native
-from reverie.fast.threads import limit_threads, spare_threads
-from reverie.fast.transform import pack, pack_after, packed, unpack
-
-__all__ = ["limit_threads", "native", "pack", "pack_after", "packed", "quantize", "spare_threads", "unpack"]

@@ -1,0 +1,241 @@
+"""How is sound read from a file and written to one? WAV, FLAC, OGG and MP3 through libsndfile, with texts inside."""
+
+from __future__ import annotations
+
+import base64
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor
+
+from reverie.errors import ReverieError
+from reverie.media.pictures import beside, check_place
+
+if TYPE_CHECKING:
+    import soundfile
+
+# Suffix -> libsndfile's container and coding. 16 bits are what every player reads.
+FORMATS = {
+    ".wav": ("WAV", "PCM_16"),
+    ".flac": ("FLAC", "PCM_16"),
+    ".ogg": ("OGG", "VORBIS"),
+    ".mp3": ("MP3", "MPEG_LAYER_III"),
+}
+TAGS = ("title", "copyright", "software", "artist", "comment", "date", "album", "license", "tracknumber", "genre")
+WAV_TEXTS = 1_800  # bytes; libsndfile drops, without a word, what is above 2,000
+MP3_RATES = (8_000, 11_025, 12_000, 16_000, 22_050, 24_000, 32_000, 44_100, 48_000)  # ISO 11172-3, 13818-3, and 2.5
+SLOWEST, FASTEST = 1_000, 768_000  # Hz; what is outside is a damaged header
+CHANNELS = 2
+LONGEST = 1 << 30  # samples of all channels: 4 GB, three hours of stereo; more is a bomb or wants cutting first
+BLOCK = 1 << 16  # frames at once: libsndfile's Vorbis encoder overflows its stack on a whole song
+PEAK = -1.0  # dBFS: what lossy codecs overshoot stays below full scale
+Source = str | Path | io.BytesIO  # a sound file, or what it holds
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """Hold a waveform: samples in [-1, 1], mono or stereo, `rate` of them a second in each channel.
+
+    Raises ReverieError for no samples, more than two channels, values that are not finite and rates beyond reason.
+    """
+
+    samples: Float[Tensor, "channels n"]
+    rate: int
+
+    def __post_init__(self) -> None:
+        """Check what a waveform must be."""
+        check_form(self.rate, self.channels)
+        if self.samples.shape[1] == 0:
+            raise ReverieError("there is no sound in it: 0 samples; give one that lasts")
+        if not self.samples.isfinite().all():
+            raise ReverieError("the sound holds values that are not finite (NaN or infinity); export it anew")
+
+    def __repr__(self) -> str:
+        """Say how long it is and of what kind."""
+        return f"Sound({self.seconds:.2f} s, {self.rate} Hz, {'mono' if self.channels == 1 else 'stereo'})"
+
+    def _repr_html_(self) -> str:
+        """Play in a notebook."""
+        data = base64.b64encode(encoded(self, ".wav")).decode("ascii")
+        return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
+
+    @property
+    def channels(self) -> int:
+        """Return 1 for mono, 2 for stereo."""
+        return self.samples.shape[0]
+
+    @property
+    def seconds(self) -> float:
+        """Return how long it lasts."""
+        return self.samples.shape[1] / self.rate
+
+    @property
+    def peak(self) -> float:
+        """Return the largest magnitude; 1 is full scale."""
+        return self.samples.abs().max().item()
+
+    def mono(self) -> Sound:
+        """Return the mean of its channels."""
+        return Sound(self.samples.mean(0, keepdim=True), self.rate)
+
+    def stereo(self) -> Sound:
+        """Return two channels: its own, or twice the one."""
+        return Sound(self.samples.expand(2, -1), self.rate)
+
+    def resampled(self, rate: int) -> Sound:
+        """Convert to another rate, band-limited (soxr, high quality); round(n * rate / self.rate) samples."""
+        check_form(rate, self.channels)
+        if rate == self.rate:
+            return self
+        samples = _soxr().resample(self.samples.T.cpu().numpy(), self.rate, rate, quality="HQ")
+        return Sound(torch.from_numpy(samples).T.contiguous(), rate)
+
+    def normalised(self, peak: float = PEAK) -> Sound:
+        """Scale all channels alike, so that the largest magnitude is `peak` dBFS; silence stays silence."""
+        return Sound(self.samples * (10 ** (peak / 20) / self.peak), self.rate) if self.peak > 0 else self
+
+    def unclipped(self) -> Sound:
+        """Return itself where every sample is within [-1, 1], else scaled down to -1 dBFS."""
+        return self.normalised() if self.peak > 1 else self
+
+
+def check_form(rate: int, channels: int) -> None:
+    """Raise ReverieError for a rate beyond reason, and for channels that are neither mono nor stereo."""
+    if not SLOWEST <= rate <= FASTEST:
+        raise ReverieError(f"a sample rate of {rate} Hz is beyond reason; {SLOWEST} to {FASTEST} Hz are taken")
+    if not 1 <= channels <= CHANNELS:
+        raise ReverieError(f"the sound has {channels} channels; mono (1) and stereo (2) are taken: mix it down")
+
+
+def check_writable(path: str | Path) -> None:
+    """Raise ReverieError where no sound can be written: another suffix, a folder of that name, no folder to be in."""
+    path = Path(path)
+    check_place(path)
+    if path.suffix.lower() not in FORMATS:
+        raise ReverieError(f"cannot write '{path}': unknown sound format; choose from {', '.join(FORMATS)}")
+
+
+def check_texts(texts: dict[str, str], suffix: str) -> None:
+    """Raise ReverieError for an unknown tag, and for texts that a file of this suffix cannot hold."""
+    for name in texts.keys() - set(TAGS):
+        raise ReverieError(f"unknown tag '{name}'; choose from {', '.join(TAGS)}")
+    size = sum(len(text.encode()) for text in texts.values())
+    if suffix == ".wav" and size > WAV_TEXTS:
+        raise ReverieError(f"a WAV file takes {WAV_TEXTS} bytes of texts, these have {size}; write .flac, .ogg or .mp3")
+
+
+def read(source: Source, start: float = 0.0, seconds: float | None = None) -> Sound:
+    """Read a sound file: what libsndfile reads, told by content. Float files and MP3 may go beyond [-1, 1] a little.
+
+    From second `start` to the end, or for just `seconds`, where silence follows the end. Raises ReverieError, naming
+    the file, where there is none, it is damaged, empty from `start` on, too long, or has over two channels.
+    """
+    with _opened(source) as file:
+        try:
+            check_form(file.samplerate, file.channels)
+            file.seek(min(round(start * file.samplerate), file.frames))
+            if seconds is None:
+                return Sound(_samples(file, LONGEST), file.samplerate)
+            wanted = round(seconds * file.samplerate)
+            sound = Sound(_samples(file, wanted), file.samplerate)
+            return Sound(F.pad(sound.samples, (0, wanted - sound.samples.shape[1])), sound.rate)
+        except ReverieError as error:
+            raise ReverieError(f"'{source}': {error}") from error
+        except (_soundfile().LibsndfileError, MemoryError) as error:
+            raise ReverieError(f"cannot read '{source}': its sound is damaged") from error
+
+
+def duration(source: Source) -> float:
+    """Return how many seconds a sound file lasts, by its header. Raises ReverieError where it is no sound file."""
+    with _opened(source) as file:
+        return file.frames / file.samplerate
+
+
+def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None) -> None:
+    """Write a sound as its suffix says, beside the target and then renamed over it; louder than full scale is scaled.
+
+    MP3 takes the next of its rates. `texts` are tags by libsndfile's names (title, comment, software, ...).
+    Raises ReverieError for another suffix, an unknown tag, texts too long for a WAV, and a file that cannot be written.
+    """
+    path = Path(path)
+    check_writable(path)
+    check_texts(texts or {}, path.suffix.lower())
+    if path.suffix.lower() == ".mp3" and sound.rate not in MP3_RATES:
+        sound = sound.resampled(min((rate for rate in MP3_RATES if rate > sound.rate), default=MP3_RATES[-1]))
+    with beside(path) as temporary:
+        try:
+            with temporary.open("w+b") as file:
+                _encode(sound.unclipped(), file, path.suffix.lower(), texts or {})
+        except _soundfile().LibsndfileError as error:
+            raise ReverieError(f"cannot write '{path}': {error.error_string}") from error
+
+
+def encoded(sound: Sound, suffix: str) -> bytes:
+    """Return what a sound file of a suffix of FORMATS holds; louder than full scale is scaled."""
+    file = io.BytesIO()
+    _encode(sound.unclipped(), file, suffix, {})
+    return file.getvalue()
+
+
+def read_texts(path: str | Path) -> dict[str, str]:
+    """Read the tags of a sound file by libsndfile's names; those that it does not hold are left out."""
+    with _opened(path) as file:
+        return {name: text for name, text in file.copy_metadata().items() if text}
+
+
+def _opened(source: Source) -> soundfile.SoundFile:
+    soundfile = _soundfile()
+    if not isinstance(source, io.BytesIO) and not Path(source).is_file():
+        raise ReverieError(f"cannot read '{source}': there is no such file")
+    try:
+        return soundfile.SoundFile(source)
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: .raw asks for a form that nobody gave
+        raise ReverieError(
+            f"cannot read '{source}': no sound that is known, or damaged; WAV, FLAC, OGG and MP3 are"
+        ) from error
+
+
+def _samples(file: soundfile.SoundFile, frames: int) -> Float[Tensor, "channels n"]:
+    """Read at most so many frames, block by block: what a header says of its length is not believed."""
+    blocks, total = [], 0
+    while len(block := file.read(min(BLOCK, frames), dtype="float32", always_2d=True)):
+        blocks.append(torch.from_numpy(block))
+        frames -= len(block)
+        total += block.size
+        if total > LONGEST:
+            raise ReverieError(f"the sound is longer than {LONGEST / file.samplerate / file.channels / 3600:.1f} hours")
+    return torch.cat(blocks).T.contiguous() if blocks else torch.empty(file.channels, 0)
+
+
+def _encode(sound: Sound, file: io.BytesIO | io.BufferedRandom, suffix: str, texts: dict[str, str]) -> None:
+    soundfile = _soundfile()
+    container, coding = FORMATS[suffix]
+    samples = sound.samples.T.cpu().numpy()
+    with soundfile.SoundFile(
+        file, "w", samplerate=sound.rate, channels=sound.channels, format=container, subtype=coding
+    ) as out:
+        for name, text in texts.items():
+            setattr(out, name, text)
+        for start in range(0, len(samples), BLOCK):
+            out.write(samples[start : start + BLOCK])
+
+
+def _soundfile() -> Any:
+    try:
+        import soundfile
+    except (ImportError, OSError) as error:  # OSError: libsndfile itself is missing
+        raise ReverieError("sound files need soundfile; pip install 'reverie[sound]'") from error
+    return soundfile
+
+
+def _soxr() -> Any:
+    try:
+        import soxr
+    except ImportError as error:
+        raise ReverieError("another sample rate needs soxr; pip install 'reverie[sound]'") from error
+    return soxr

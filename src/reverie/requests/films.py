@@ -1,0 +1,203 @@
+"""What film can be asked for? Keyframes with their times, and how the frames between them are drawn and paced."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import pairwise
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from reverie.errors import ReverieError
+from reverie.requests import storyboard
+from reverie.requests.easing import EasingName
+from reverie.requests.frozen import Frozen
+from reverie.requests.guided import Guidance
+from reverie.requests.parts import Fraction, Pixels, Seed, Strength, steps_taken
+from reverie.requests.pictures import Tile
+from reverie.requests.references import Picture
+from reverie.requests.sampled import Sampled
+
+ANCHOR = 0.2  # of the steps are shared where nothing is said: the reference's prompt strength of 0.8
+
+Interpolation = Literal["slerp", "linear"]
+Pace = Literal["uniform", "perceptual"]
+Drive = Literal["energy", "onsets"]
+Fit = Literal["crop", "pad", "stretch"]
+InversionName = Literal["ddim", "edict"]
+
+
+class Keyframe(Frozen):
+    """Name a place that the film passes: a prompt, a seed, a picture of one's own or several of these, and when.
+
+    What is None is the film's. With `image` the film passes the picture itself, from the noise that it is inverted to.
+    `time` is in seconds; keyframes without times are spread evenly. `easing` shapes the way on from here.
+    """
+
+    part: ClassVar[str] = "keyframe "
+
+    prompt: str = ""
+    negative: str | None = None
+    seed: Seed | None = None
+    image: Picture | None = None
+    guidance: Guidance | None = None
+    strength: Strength | None = None
+    time: float | None = Field(default=None, ge=0, le=86_400)
+    easing: EasingName | None = None
+
+
+def _keyframes(given: object) -> object:
+    """Turn what stands for keyframes into them: texts as the storyboard reads them, and fields."""
+    if not isinstance(given, list | tuple):
+        return given
+    found: list[object] = []
+    for one in given:
+        if isinstance(one, str):
+            found += [Keyframe.of(fields) for fields in storyboard.parse(one)]
+        else:
+            found.append(Keyframe.of(one) if isinstance(one, Mapping) else one)
+    return tuple(found)
+
+
+class Animation(Sampled):
+    """Ask for a film from keyframe to keyframe; keyframes may be given as texts, such as "2s: an apple @seed 3".
+
+    `negative`, `seed` and `guidance` are those of the keyframes that name none.
+    `anchor` is the share of the steps that all frames take together, towards the middle of the prompts: 0 in a film
+    through pictures, which is drawn by the sampler of its `inversion`. `frames` or `seconds` count the way from the
+    first to the last keyframe, to which `ping_pong` adds the way back; a `loop` leaves out the frame that would repeat
+    its first. Of every 1 + `in_between` frames one is drawn, and the others are latents between those. Where
+    `init_video` names a film, each frame is drawn over its picture, as far as `strength` says.
+    Raises ReverieError, in one line, for any value out of range and for what does not go together.
+    """
+
+    kind: ClassVar[str] = "animation"
+
+    keyframes: Annotated[tuple[Keyframe, ...], BeforeValidator(_keyframes)]
+    fps: float = Field(default=20.0, gt=0, le=240, description="frames a second")
+    frames: int | None = Field(default=None, ge=1, le=1_000_000, description="how many, or give seconds")
+    seconds: float | None = Field(default=None, gt=0, le=86_400, description="how long; 2 between two keyframes")
+    width: Pixels | None = Field(default=None, description="pixels; the pictures' or the model's own if not given")
+    height: Pixels | None = Field(default=None, description="pixels; the pictures' or the model's own if not given")
+    tile: Tile = Field(default="none", description="directions in which the picture's edges fit each other")
+    anchor: Fraction | None = Field(default=None, description="share of the steps that all frames take together; 0.2")
+    interpolation: Interpolation = Field(default="slerp", description="how the prompts' embeddings are gone between")
+    easing: EasingName = Field(default="linear", description="how the way between two keyframes is walked")
+    in_between: int = Field(default=0, ge=0, le=100, description="frames interpolated between two that are drawn")
+    ping_pong: bool = Field(default=False, description="go back the same way")
+    loop: bool = Field(default=False, description="let the last frame lead into the first")
+    pace: Pace = Field(default="uniform", description="perceptual places frames at equal visible change")
+    audio: str | None = Field(default=None, min_length=1, description="sound file that moves the path")
+    drive: Drive = Field(default="energy", description="what of the sound moves it")
+    smooth: Fraction = Field(default=0.0, description="0 moves by the sound alone, 1 evenly")
+    init_video: str | None = Field(default=None, min_length=1, description="film to draw over")
+    strength: Strength = Field(default=0.5, description="how far to go from the film's pictures")
+    inversion: InversionName = Field(default="edict", description="how pictures become noise")
+    fit: Fit | None = Field(default=None, description="how pictures of another size are brought to the film's")
+
+    @field_validator("audio", "init_video", mode="before")
+    @classmethod
+    def _path(cls, given: object) -> object:
+        return str(given) if hasattr(given, "__fspath__") else given
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if not self.keyframes:
+            raise ReverieError("no keyframes; give two or more")
+        if len(self.keyframes) < 2 and self.init_video is None:
+            raise ReverieError("one keyframe makes no film; give two or more, or a film to draw over")
+        self._check_times()
+        self._check_pictures()
+        self._check_pace()
+        if self.init_video is not None:
+            self._check_init_video()
+        if self.shared_steps >= self.steps:
+            raise ReverieError(
+                f"an anchor of {self.anchoring:g} leaves none of {self.steps} steps to the frames; lower it"
+            )
+        return self
+
+    def _check_times(self) -> None:
+        times = [keyframe.time for keyframe in self.keyframes]
+        if self.frames is not None and self.seconds is not None:
+            raise ReverieError("frames and seconds both say how long the film is; give one of them")
+        given = [time for time in times if time is not None]
+        if not given:
+            count = self.frames if self.frames is not None else round((self.seconds or 86_400) * self.fps)
+            if count < len(self.keyframes):
+                many = f"{count} frame{'s' * (count != 1)}"
+                raise ReverieError(f"{many} cannot show {len(self.keyframes)} keyframes; give at least as many")
+            return
+        if len(given) < len(times):
+            raise ReverieError(f"{len(given)} of {len(times)} keyframes have a time; give one to each, or to none")
+        if self.frames is not None:
+            raise ReverieError("keyframes with times are placed by the frames a second; give seconds, not frames")
+        stops = [round(time * self.fps) for time in given]
+        for before, after in pairwise(given):
+            if after <= before:
+                raise ReverieError(f"a keyframe at {after:g} s stands after one at {before:g} s; let their times rise")
+            if round(after * self.fps) == round(before * self.fps):
+                raise ReverieError(
+                    f"keyframes at {before:g} s and {after:g} s fall on one frame at {self.fps:g} frames a second; "
+                    "move them apart, or raise the rate"
+                )
+        if self.loops_on and stops[0] > 0:
+            raise ReverieError(f"a loop begins with its first keyframe; give it the time 0, not {given[0]:g} s")
+        last = stops[-1] + 1
+        if self.seconds is not None and round(self.seconds * self.fps) < last:
+            raise ReverieError(f"the film ends at {self.seconds:g} s, before its keyframe at {given[-1]:g} s is shown")
+
+    def _check_pictures(self) -> None:
+        images = [keyframe.image for keyframe in self.keyframes if keyframe.image is not None]
+        if not images:
+            return
+        if self.anchor:
+            raise ReverieError("an anchor would lead away from the keyframes' pictures; leave it out, or give 0")
+        if self.init_video is not None:
+            raise ReverieError("a film that is drawn over one has no pictures at its keyframes; leave out one of them")
+        if self.cache_steps > 1:
+            raise ReverieError("cached steps do not lead back to the keyframes' pictures; leave out cache_steps")
+        if self.width is None and self.height is None and self.fit is None:
+            sizes = list(dict.fromkeys(image.size for image in images if image.size))
+            if len(sizes) > 1:
+                told = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
+                raise ReverieError(f"the keyframes' pictures have {told} pixels; choose a fit: crop, pad or stretch")
+
+    def _check_pace(self) -> None:
+        eased = self.easing != "linear" or any(keyframe.easing not in (None, "linear") for keyframe in self.keyframes)
+        paced = {"easing": eased, "audio": self.audio is not None, "a perceptual pace": self.pace == "perceptual"}
+        both = [name for name, given in paced.items() if given]
+        if len(both) > 1:
+            raise ReverieError(f"{both[0]} and {both[1]} both say how fast the film goes; choose one of them")
+        if self.in_between and self.pace == "perceptual":
+            raise ReverieError("a perceptual pace measures frames that are drawn; leave out in_between")
+
+    def _check_init_video(self) -> None:
+        for name in ("ping_pong", "loop", "in_between", "anchor"):
+            if getattr(self, name):
+                raise ReverieError(f"{name.replace('_', '-')} does not go with a film to draw over; leave it out")
+        if self.pace == "perceptual":
+            raise ReverieError("a film to draw over brings its own pace; leave out the perceptual one")
+        least = min(keyframe.strength or self.strength for keyframe in self.keyframes)
+        if not steps_taken(self.steps, least):
+            raise ReverieError(
+                f"strength {least:g} of {self.steps} steps leaves none; give at least {1 / self.steps:.3g}"
+            )
+
+    @property
+    def anchoring(self) -> float:
+        """Return the share of the steps that all frames take together."""
+        if self.anchor is not None:
+            return self.anchor
+        own = self.init_video is not None or any(keyframe.image is not None for keyframe in self.keyframes)
+        return 0.0 if own else ANCHOR
+
+    @property
+    def shared_steps(self) -> int:
+        """Return how many steps all frames take together."""
+        return round(self.steps * self.anchoring)
+
+    @property
+    def loops_on(self) -> bool:
+        """Tell whether the way goes on from the last keyframe to the first, rather than back."""
+        return self.loop and not self.ping_pong

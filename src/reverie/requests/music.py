@@ -1,0 +1,186 @@
+"""What music can be asked for? Prompts and the way between them, how long, in which tempo, and over which sound."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from reverie.errors import ReverieError
+from reverie.requests import storyboard
+from reverie.requests.frozen import Frozen
+from reverie.requests.guided import Guidance, Guided
+from reverie.requests.parts import MAX_SEED, Pixels, Seed, Strength, check_strength
+from reverie.requests.references import Picture
+from reverie.requests.sampled import Sampled
+from reverie.requests.sources import Source
+
+SHORTEST, LONGEST = 0.1, 3600.0  # seconds
+SLOWEST, FASTEST = 20, 400  # beats a minute
+MINUTE = 60.0
+_TEMPO = re.compile(r"(\d+(?:\.\d+)?)\s*(?:bpm\b|拍)", re.IGNORECASE)
+_CHINESE = re.compile("[一-鿿]")
+
+Move = Literal["energy", "onsets", "linear", "smooth", "sine", "ease_in", "ease_out", "expo", "hold", "jump"]
+
+
+class Stop(Frozen):
+    """Name a place that the music goes to: a prompt, and what changes with it. What is None is the request's."""
+
+    part: ClassVar[str] = "stop "
+
+    prompt: str = ""
+    negative: str | None = None
+    seed: Seed | None = None
+    guidance: Guidance | None = None
+    strength: Strength | None = None
+
+
+def _stops(given: object) -> object:
+    """Turn what stands for stops into them: one or several, as texts such as "blues @seed 3" or as fields."""
+    if isinstance(given, str | Mapping | Stop):
+        given = (given,)
+    if not isinstance(given, list | tuple):
+        return given
+    found: list[object] = []
+    for one in given:
+        if isinstance(one, str):
+            found += [Stop.of(fields) for fields in storyboard.parse(one)]
+        else:
+            found.append(Stop.of(one) if isinstance(one, Mapping) else one)
+    return tuple(found)
+
+
+class Music(Sampled):
+    """Ask for `count` clips of music; clip k is the one that the seeds + k alone would give.
+
+    A clip lasts `seconds`, or as long as the model's own where None; with `bpm` the nearest number of whole bars. With
+    `to` it is what lies `alpha` of the way to the stops there (1 is the first of them, 2 the second), or with `walk` so
+    many clips on the way from the prompt to the last stop, in one piece. The end of a `loop` leads into its beginning.
+    `init` is played anew as far as `strength` says, where `mask` is white, and says how long a clip is.
+    Raises ReverieError, in one line, for any value out of range and for what does not go together.
+    """
+
+    kind: ClassVar[str] = "music"
+
+    prompt: str = Field(default="", description="what to play; may be empty")
+    seconds: float | None = Field(default=None, ge=SHORTEST, le=LONGEST, description="the model's own if not given")
+    bpm: float | None = Field(
+        default=None, ge=SLOWEST, le=FASTEST, description="beats a minute: whole bars, told to the prompt"
+    )
+    beats: int = Field(default=4, ge=1, le=32, description="of a bar")
+    loop: bool = Field(default=False, description="let the end lead into the beginning")
+    stereo: bool = Field(default=False, description="two channels, where the model hears one")
+    count: int = Field(default=1, ge=1, le=10_000, description="how many clips")
+    to: Annotated[tuple[Stop, ...], BeforeValidator(_stops)] = Field(default=(), description="prompts to go to")
+    alpha: float | None = Field(default=None, ge=0, description="how far to go; 1 is the first stop")
+    walk: int | None = Field(default=None, ge=2, le=10_000, description="clips from the prompt to the last stop")
+    init: Source | None = Field(default=None, description="sound, or picture of a spectrogram, to start from")
+    strength: Strength = Field(default=0.75, description="how far to go from it; 1 forgets it")
+    mask: Picture | None = Field(default=None, description="white is played anew; as large as init's spectrogram")
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        highest = max([self.seed, *(stop.seed for stop in self.to if stop.seed is not None)])
+        if highest + self.count - 1 > MAX_SEED:
+            raise ReverieError(f"seed {highest} with count {self.count} passes the largest seed, {MAX_SEED}; lower one")
+        self._check_way()
+        self._check_source()
+        return self
+
+    def _check_way(self) -> None:
+        if not self.to and (self.alpha is not None or self.walk is not None):
+            given = "alpha" if self.alpha is not None else "a walk"
+            raise ReverieError(f"{given} needs a second prompt; say with `to` where it leads")
+        if self.alpha is not None and self.walk is not None:
+            raise ReverieError("alpha stands at one place and a walk goes all the way; give one of them")
+        if self.to and self.alpha is None and self.walk is None:
+            raise ReverieError("there is a second prompt and nothing says how far to go; give alpha or walk")
+        if self.alpha is not None and self.alpha > len(self.to):
+            raise ReverieError(f"alpha {self.alpha:g} lies beyond the last prompt; give 0 to {len(self.to)}")
+        if self.walk is not None and self.loop:
+            raise ReverieError("a walk does not come back to where it began, as a loop must; leave out one of them")
+
+    def _check_source(self) -> None:
+        if self.init is None:
+            if self.mask is not None:
+                raise ReverieError("a mask says what of a sound stays; give the sound with init")
+            return
+        if self.seconds is not None or self.bpm is not None:
+            name = "seconds" if self.seconds is not None else "bpm"
+            raise ReverieError(f"the sound of init says how long the clip is; leave out {name}")
+        strengths = [self.strength, *(stop.strength for stop in self.to if stop.strength is not None)]
+        if self.walk is not None and len(set(strengths)) > 1:
+            raise ReverieError("a walk over a sound is noised all at once; give its stops no strength of their own")
+        for strength in strengths:
+            check_strength(self.steps, strength)
+
+    @property
+    def place(self) -> float:
+        """Return how far the music is on the way through its stops, where it does not walk."""
+        return self.alpha or 0.0
+
+    @property
+    def stops(self) -> tuple[Stop, ...]:
+        """Return all that the way passes, the prompt first, with nothing left open and the tempo in their words."""
+        own = {name: getattr(self, name) for name in ("negative", "seed", "guidance", "strength")}
+        given = [stop.model_dump(exclude_none=True) for stop in self.to]
+        stops = [Stop(prompt=self.prompt, **own), *(Stop(**{**own, **fields}) for fields in given)]
+        return tuple(stop.replace(prompt=self._in_tempo(stop.prompt)) for stop in stops)
+
+    @property
+    def tempo(self) -> float | None:
+        """Return the beats a minute, as asked or as the prompt names them; None for what is no tempo, such as 0 bpm."""
+        if self.bpm is not None or (named := _TEMPO.search(self.prompt)) is None:
+            return self.bpm
+        return tempo if SLOWEST <= (tempo := float(named[1])) <= FASTEST else None
+
+    def _in_tempo(self, prompt: str) -> str:
+        """Say the tempo where the prompt does not, in its language, as captions that the bundled model learnt do."""
+        if self.bpm is None or _TEMPO.search(prompt):
+            return prompt
+        if _CHINESE.search(prompt):
+            return f"{prompt}，每分钟{self.bpm:g}拍"
+        return ", ".join(part for part in (prompt, f"{self.bpm:g} bpm") if part)
+
+    def lasting(self, own: float) -> float:
+        """Return the seconds of one clip of a walk, or of the whole; `own` is what the model draws at once.
+
+        With a tempo it is the whole number of bars nearest to that, one at least.
+        """
+        seconds = own if self.seconds is None else self.seconds
+        if self.bar is None:
+            return seconds
+        return max(1, round(seconds / self.bar)) * self.bar
+
+    @property
+    def bar(self) -> float | None:
+        """Return the seconds of a bar, or None where there is no tempo."""
+        return None if self.bpm is None else self.beats * MINUTE / self.bpm
+
+    def only(self, index: int) -> Self:
+        """Return the request for clip `index` of the `count` alone."""
+        moved = [stop if stop.seed is None else stop.replace(seed=stop.seed + index) for stop in self.to]
+        return self.replace(seed=self.seed + index, count=1, to=tuple(moved))
+
+
+class Film(Guided):
+    """Ask for the film to a clip: a keyframe on every downbeat, of which each has a seed of its own.
+
+    The `prompts` are spread over the film's length; those of the music's way where there are none. `move` says how the
+    pictures go from beat to beat: by the sound (energy, onsets), or by an easing, of which jump cuts.
+    """
+
+    part: ClassVar[str] = "film "
+
+    prompts: tuple[str, ...] = Field(default=(), description="what to show, one after the other")
+    negative: str = Field(default="", description="what to keep away from")
+    model: str | None = Field(default=None, min_length=1, description="of the pictures; the bundled one if not given")
+    seed: Seed | None = Field(default=None, description="of the first keyframe; the music's if not given")
+    fps: float = Field(default=12.0, gt=0, le=240, description="frames a second")
+    width: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
+    height: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
+    steps: int = Field(default=12, ge=1, le=1000, description="denoising steps of a frame")
+    move: Move = Field(default="energy", description="what moves the pictures from beat to beat")

@@ -1,0 +1,167 @@
+"""What can be asked for? Frozen requests: flags, HTTP body and metadata in one object."""
+
+from __future__ import annotations
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import Field, model_validator
+
+from reverie.errors import ReverieError
+from reverie.requests.parts import (
+    MAX_SEED,
+    ControlInput,
+    Hires,
+    Pixels,
+    Refiner,
+    Strength,
+    Variation,
+    check_strength,
+)
+from reverie.requests.references import Picture
+from reverie.requests.sampled import Sampled
+
+Tile = Literal["none", "x", "y", "xy"]
+Rng = Literal["cpu", "gpu", "cpu_then_gpu"]
+Fill = Literal["original", "surroundings", "noise", "nothing"]
+Size = tuple[Annotated[int, Field(ge=1, le=65536)], Annotated[int, Field(ge=1, le=65536)]]
+Corner = tuple[Annotated[int, Field(ge=0, le=65536)], Annotated[int, Field(ge=0, le=65536)]]
+Border = Annotated[int, Field(ge=0, le=8192, multiple_of=8)]
+
+
+class TextToImage(Sampled):
+    """Ask for `count` pictures of a prompt; picture k is the one that seed + k alone would give.
+
+    `width` and `height` in pixels and `guidance` are the model's own where None; `seed` is drawn at random where None.
+    Raises ReverieError, in one line, for any value out of range.
+    """
+
+    kind: ClassVar[str] = "text_to_image"
+
+    prompt: str = Field(default="", description="what to draw; may be empty")
+    width: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
+    height: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
+    count: int = Field(default=1, ge=1, le=10_000, description="how many pictures")
+    controls: tuple[ControlInput, ...] = Field(default=(), description="ControlNets, each with its picture")
+    variation: Variation | None = Field(default=None, description="another picture near to the seed's")
+    hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
+    refiner: Refiner | None = Field(default=None, description="the model that takes the last steps")
+    rng: Rng = Field(
+        default="cpu",
+        description="which generator draws the noise: torch's on the CPU, an NVIDIA GPU's (Philox 4x32-10), or the first "
+        "on the CPU and those of later steps as on a GPU, as in ComfyUI",
+    )
+    zero_negative: bool | None = Field(
+        default=None,
+        description="stand for an empty negative prompt with zeros, or encode it as any other; the model's own way",
+    )
+    tile: Tile = Field(default="none", description="directions in which the picture's edges fit each other")
+    original_size: Size | None = Field(
+        default=None, description="SDXL: what the picture is said to be cut from; its size"
+    )
+    crop: Corner | None = Field(default=None, description="SDXL: the left and top it is said to be cut at; 0, 0")
+    target_size: Size | None = Field(default=None, description="SDXL: what size it is said to be; its size")
+    negative_original_size: Size | None = Field(
+        default=None, description="the same for the negative prompt; as the positive"
+    )
+    negative_crop: Corner | None = Field(default=None, description="the same for the negative prompt; as the positive")
+    negative_target_size: Size | None = Field(
+        default=None, description="the same for the negative prompt; as the positive"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        first = self.seed if self.variation is None else self.variation.seed
+        if first + self.count - 1 > MAX_SEED:
+            raise ReverieError(
+                f"seed {first} with count {self.count} passes the largest seed, {MAX_SEED}; lower one of them"
+            )
+        if self.hires is not None:
+            check_strength(self.hires.steps or self.steps, self.hires.strength)
+        return self
+
+    def only(self, index: int) -> Self:
+        """Return the request for picture `index` of the `count` alone."""
+        if self.variation is None:
+            return self.replace(seed=self.seed + index, count=1)
+        return self.replace(variation=self.variation.replace(seed=self.variation.seed + index), count=1)
+
+
+class ImageToImage(TextToImage):
+    """Ask for a picture to be drawn anew: noised as far as `strength` says, and denoised towards the prompt.
+
+    Of the `steps` the last int(steps * strength) are taken, as in diffusers; 1 forgets the picture. `width` and
+    `height` are the picture's where None, rounded to whole latents; transparent parts are laid on white.
+    """
+
+    kind: ClassVar[str] = "image_to_image"
+
+    init: Picture = Field(description="the picture to start from")
+    strength: Strength = Field(default=0.75, description="how far to go from the picture; 1 forgets it")
+
+    @model_validator(mode="after")
+    def _check_strength(self) -> Self:
+        check_strength(self.steps, self.strength)
+        return self
+
+
+class Inpaint(ImageToImage):
+    """Ask for part of a picture to be painted anew: where `mask` is light, or where the picture is transparent.
+
+    What lies outside the mask, blurred by `mask_blur` pixels, stays to the bit. `only_masked` draws the surroundings of
+    the mask, `padding` pixels around it, at the request's (or the model's own) size, and lays the result back.
+    `fill` says what the drawing starts from within the mask.
+    """
+
+    kind: ClassVar[str] = "inpaint"
+
+    mask: Picture | None = Field(
+        default=None, description="white is painted; if not given, what is transparent in the picture"
+    )
+    mask_blur: int = Field(default=4, ge=0, le=256, description="pixels by which the mask's edge is softened")
+    only_masked: bool = Field(default=False, description="draw the part around the mask alone, at full size")
+    padding: int = Field(default=32, ge=0, le=4096, description="pixels around the mask that only_masked draws as well")
+    fill: Fill = Field(default="original", description="what to start from within the mask")
+
+    @model_validator(mode="after")
+    def _check_mask(self) -> Self:
+        if self.hires is not None:
+            raise ReverieError("a second pass does not go with a mask; leave out one of hires and mask")
+        if self.mask is None:
+            if self.init.transparent is False:
+                raise ReverieError("nothing says where to paint: give a mask, or a picture with transparent parts")
+        elif self.init.size and self.mask.size and self.init.size != self.mask.size:
+            sizes = [f"{width}x{height}" for width, height in (self.mask.size, self.init.size)]
+            raise ReverieError(f"the mask has {sizes[0]} pixels and the picture {sizes[1]}; give them the same size")
+        return self
+
+
+class Outpaint(TextToImage):
+    """Ask for a picture to be continued beyond its edges, by so many pixels (multiples of 8) on each side.
+
+    The result has the picture's size and the borders; `fill` says what the drawing starts from there, and
+    `mask_blur` softens the edge between old and new.
+    """
+
+    kind: ClassVar[str] = "outpaint"
+
+    init: Picture = Field(description="the picture to continue")
+    left: Border = 0
+    right: Border = 0
+    top: Border = 0
+    bottom: Border = 0
+    strength: Strength = Field(default=1.0, description="how far to go from the fill")
+    mask_blur: int = Field(default=8, ge=0, le=256, description="pixels by which the edge is softened")
+    fill: Fill = Field(default="surroundings", description="what to start from beyond the edges")
+
+    @model_validator(mode="after")
+    def _check_borders(self) -> Self:
+        check_strength(self.steps, self.strength)
+        if not (self.left or self.right or self.top or self.bottom):
+            raise ReverieError("outpainting by 0 pixels on every side; give left, right, top or bottom")
+        if self.hires is not None:
+            raise ReverieError("a second pass does not go with outpainting; leave out one of them")
+        return self
+
+
+KINDS: dict[str, type[TextToImage]] = {kind.kind: kind for kind in (TextToImage, ImageToImage, Inpaint, Outpaint)}
+"""The requests by the name that the metadata gives them."""

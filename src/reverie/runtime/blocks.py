@@ -1,0 +1,202 @@
+"""Which blocks compute in fewer passes? Those whose sums and activations a kernel takes along.
+
+Each computes what its plain class computes, which it falls back to with gradients and where someone looks into it with
+hooks: then every layer is called as it stands in the plain class.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from reverie.models import attention, clip
+from reverie.models.layers import ResidualBlock, Upsample
+from reverie.runtime import kernels
+from reverie.runtime.enlarge import FastUpsample
+from reverie.runtime.layers import PackedConv2d, PackedLinear, project
+from reverie.runtime.weights import joined
+
+
+def plainly(*modules: nn.Module) -> bool:
+    """Tell whether to compute as the plain classes do: with gradients, or under the eyes of hooks on `modules`."""
+    return torch.is_grad_enabled() or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+class FastResidualBlock(ResidualBlock):
+    """Take the embedding along with the first convolution, and the input with the second."""
+
+    conv1: PackedConv2d
+    conv2: PackedConv2d
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b d"] | None = None
+    ) -> Float[Tensor, "b out h w"]:
+        if torch.is_grad_enabled():  # hooks are welcome here: seamless tiling pads with them
+            return super().forward(x, emb)
+        shift = None
+        if self.time_emb_proj is not None and emb is not None:
+            shift = self.time_emb_proj(F.silu(emb))[:, :, None, None]
+        h = self.conv1(F.silu(self.norm1(x), inplace=True), add=shift)
+        h = F.silu(self.norm2(h), inplace=True)
+        return self.conv2(h, add=x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class FastImageAttention(attention.ImageAttention):
+    """Make query, key and value in one product, and take the input along with the last."""
+
+    to_q: PackedLinear
+    to_k: PackedLinear
+    to_v: PackedLinear
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if plainly(self.to_q, self.to_k, self.to_v, self.to_out):
+            return super().forward(x)
+        q, k, v = project([self.to_q, self.to_k, self.to_v], attention.to_tokens(self.group_norm(x)))
+        h = attention.attend(q, k, v, heads=1)
+        return attention.to_image(self.to_out[0](h, add=attention.to_tokens(x)), *x.shape[2:])
+
+
+class FastAttention(attention.Attention):
+    """Make query, key and value in one product; keys and values of a context once for as long as it lives."""
+
+    to_q: PackedLinear
+    to_k: PackedLinear
+    to_v: PackedLinear
+    told: WeakTensorKeyDictionary | None = None  # context -> (what it must still be, keys, values)
+
+    def forward(
+        self,
+        x: Float[Tensor, "b l d"],
+        context: Float[Tensor, "b m e"] | None = None,
+        add: Float[Tensor, "b l d"] | None = None,
+    ) -> Float[Tensor, "b l d"]:
+        """Return what the tokens gather, plus `add`."""
+        if plainly(self.to_q, self.to_k, self.to_v, self.to_out):
+            gathered = super().forward(x, context)
+            return gathered if add is None else gathered + add
+        if context is None:
+            q, k, v = project([self.to_q, self.to_k, self.to_v], x)
+        else:
+            q, (k, v) = self.to_q(x), self.keys_values(context)
+        return self.to_out[0](attention.attend(q, k, v, self.heads), add=add)
+
+    def keys_values(self, context: Float[Tensor, "b m e"]) -> tuple[Tensor, ...]:
+        """Return the keys and values of a context, kept until it dies, is written to, or the weights are others."""
+        layers = [self.to_k, self.to_v]
+        if context.is_inference() or not all(layer.computes(context) for layer in layers):
+            return project(layers, context)  # nobody counts how often inference tensors are written to
+        state = (joined(layers), context._version)
+        if self.told is None:
+            self.told = WeakTensorKeyDictionary()
+        known = self.told.get(context)
+        if known is None or known[0] != state:
+            known = self.told[context] = (state, project(layers, context))
+        return known[1]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "told"}
+
+
+class FastGEGLU(attention.GEGLU):
+    """Take the GELU along with the product that makes the gate, and the gate with the other."""
+
+    proj: PackedLinear
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l hidden"]:
+        if plainly(self.proj) or not self.proj.computes(x):
+            return super().forward(x)
+        kept, gate = joined([self.proj], parts=2).parts
+        biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
+        return kernels.linear(x, kept, biases[0], multiply=kernels.linear(x, gate, biases[1], gelu=True))
+
+
+class FastFeedForward(attention.FeedForward):
+    """Take what is added along with the last product."""
+
+    def forward(self, x: Float[Tensor, "b l d"], add: Float[Tensor, "b l d"] | None = None) -> Float[Tensor, "b l d"]:
+        """Return the transformed tokens plus `add`."""
+        if plainly(self.net):
+            transformed = super().forward(x)
+            return transformed if add is None else transformed + add
+        hidden, _, last = self.net
+        return last(hidden(x), add=add)
+
+
+class FastTransformerBlock(attention.TransformerBlock):
+    """Let each of the three parts add its input."""
+
+    attn1: FastAttention
+    attn2: FastAttention
+    ff: FastFeedForward
+
+    def forward(self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l d"]:
+        if plainly(self.attn1, self.attn2, self.ff):
+            return super().forward(x, context)
+        x = self.attn1(self.norm1(x), add=x)
+        x = self.attn2(self.norm2(x), context, add=x)
+        return self.ff(self.norm3(x), add=x)
+
+
+class FastSpatialTransformer(attention.SpatialTransformer):
+    """Take the image along with the last projection; in channels-last, image and tokens are one tensor."""
+
+    def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b l d"]) -> Float[Tensor, "b c h w"]:
+        if plainly(self.proj_in, self.proj_out):
+            return super().forward(x, context)
+        size, h = x.shape[2:], self.norm(x)
+        h = self.proj_in(attention.to_tokens(h)) if self.linear else attention.to_tokens(self.proj_in(h))
+        for block in self.transformer_blocks:
+            h = block(h, context)
+        if self.linear:
+            return attention.to_image(self.proj_out(h, add=attention.to_tokens(x)), *size)
+        return self.proj_out(attention.to_image(h, *size), add=x)
+
+
+class FastClipAttention(clip.Attention):
+    """Make query, key and value in one product."""
+
+    q_proj: PackedLinear
+    k_proj: PackedLinear
+    v_proj: PackedLinear
+    out_proj: PackedLinear
+
+    def forward(self, x: Float[Tensor, "b l d"], add: Float[Tensor, "b l d"] | None = None) -> Float[Tensor, "b l d"]:
+        """Return the mixed tokens plus `add`."""
+        if plainly(self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+            mixed = super().forward(x)
+            return mixed if add is None else mixed + add
+        made = project([self.q_proj, self.k_proj, self.v_proj], x)
+        q, k, v = (part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in made)
+        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=self.causal)
+        return self.out_proj(mixed.transpose(1, 2).flatten(2), add=add)
+
+
+class FastClipLayer(clip.Layer):
+    """Let attention and the MLP add their input."""
+
+    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
+        if plainly(self.self_attn, self.mlp, self.mlp.fc1, self.mlp.fc2):
+            return super().forward(x)
+        x = self.self_attn(self.layer_norm1(x), add=x)
+        mlp = self.mlp
+        return mlp.fc2(mlp.activation(mlp.fc1(self.layer_norm2(x))), add=x)
+
+
+# By the plain class: the fast one, and which of its parts have to be fast themselves.
+BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
+    ResidualBlock: (FastResidualBlock, ("conv1", "conv2")),
+    Upsample: (FastUpsample, ("conv",)),
+    attention.ImageAttention: (FastImageAttention, ("to_q", "to_k", "to_v", "to_out.0")),
+    attention.Attention: (FastAttention, ("to_q", "to_k", "to_v", "to_out.0")),
+    attention.GEGLU: (FastGEGLU, ("proj",)),
+    attention.FeedForward: (FastFeedForward, ("net.2",)),
+    attention.TransformerBlock: (FastTransformerBlock, ("attn1", "attn2", "ff")),
+    attention.SpatialTransformer: (FastSpatialTransformer, ("proj_out",)),
+    clip.Attention: (FastClipAttention, ("q_proj", "k_proj", "v_proj", "out_proj")),
+    clip.Layer: (FastClipLayer, ("self_attn", "mlp.fc2")),
+}

@@ -1,0 +1,113 @@
+"""How does a network become a fast one, and plain again? Its modules change their class, and nothing else.
+
+Modules, names, parameters and hooks stay: what held on to a layer still holds it. What a layer does with its weight is
+said in `weights.py`. A part that the packed kernels cannot take (another dtype or device, groups, few channels) stays
+as it is.
+"""
+
+from __future__ import annotations
+
+from typing import TypeVar
+
+from torch import nn
+
+from reverie.runtime import kernels
+from reverie.runtime.blocks import BLOCKS
+from reverie.runtime.layers import NARROW, EdgeConv2d, PackedConv2d, PackedLinear, PackedPointwise
+from reverie.runtime.pages import let_go
+from reverie.runtime.weights import PackedLayer
+
+M = TypeVar("M", bound=nn.Module)
+
+# Inputs and outputs from which a product gains by packing more than the call costs (measured; see docs/performance.md).
+WIDE = 256
+
+FAST = {fast for fast, _ in BLOCKS.values()}
+PLAIN: dict[type[nn.Module], type[nn.Module]] = {
+    EdgeConv2d: nn.Conv2d,
+    PackedConv2d: nn.Conv2d,
+    PackedPointwise: nn.Conv2d,
+    PackedLinear: nn.Linear,
+    **{fast: plain for plain, (fast, _) in BLOCKS.items()},
+}
+"""By the fast class: the plain one."""
+KEPT = ("store", "trainable", "told", "corners", "seen", "tiled")  # what fast classes keep in their instances
+
+
+def pack(network: M) -> M:
+    """Let a network compute fast on the CPU, in place, and return it; where nothing of it can, leave it as it was.
+
+    Nothing is computed yet: each layer packs its weight when it first computes.
+    """
+    if not kernels.available():
+        return network
+    modules = list(network.modules())[::-1]  # parts before what holds them
+    for module in modules:
+        if (layer := _layer(module)) is not None:
+            module.__class__ = layer
+    if not packed(network):
+        return network
+    for module in modules:
+        if type(module) is nn.Conv2d:
+            module.__class__ = EdgeConv2d
+        elif type(module) in BLOCKS:
+            block, needed = BLOCKS[type(module)]
+            if all(_takes_more(module.get_submodule(name)) for name in needed):
+                module.__class__ = block
+    return network
+
+
+def pack_after(calls: int, network: nn.Module) -> None:
+    """Pack a network once it has been called so often: one that computes little would not earn its packing before.
+
+    Until then it is one that is seldom called, and lets its file's pages go after every call.
+    """
+    left = iter(range(calls - 1))
+
+    def count(module: nn.Module, inputs: object, output: object) -> None:
+        for weight in module.parameters():
+            let_go(weight)
+        if next(left, None) is None:
+            handle.remove()
+            pack(module)
+
+    handle = network.register_forward_hook(count)
+
+
+def unpack(network: M) -> M:
+    """Make a fast network plain again, in place, and return it; every weight is what it was, bit by bit."""
+    for module in network.modules():
+        if isinstance(module, PackedLayer):
+            module.release()
+        if type(module) in PLAIN:
+            module.__class__ = PLAIN[type(module)]
+            for name in KEPT:
+                module.__dict__.pop(name, None)
+    return network
+
+
+def packed(network: nn.Module) -> bool:
+    """Tell whether a network was made fast."""
+    return any(isinstance(module, PackedLayer) for module in network.modules())
+
+
+def _takes_more(module: nn.Module) -> bool:
+    """Tell whether a module was made fast, and so takes what is to be added."""
+    return isinstance(module, PackedLayer) or type(module) in FAST
+
+
+def _layer(module: nn.Module) -> type[PackedLayer] | None:
+    """Choose the packed class of a layer; None for what is no layer, and for one that cannot or need not be packed."""
+    if type(module) not in (nn.Linear, nn.Conv2d):
+        return None
+    weight = module.get_parameter("weight")
+    if not kernels.native(weight.dtype) or weight.device.type != "cpu":
+        return None
+    width = min(weight.shape[:2])
+    if not isinstance(module, nn.Conv2d):
+        return PackedLinear if width >= WIDE else None
+    if module.groups > 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
+        return None
+    if (module.kernel_size, module.stride, module.padding) == ((1, 1), (1, 1), (0, 0)):
+        return PackedPointwise if width >= WIDE else None
+    return PackedConv2d if width >= NARROW else None

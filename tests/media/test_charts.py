@@ -1,0 +1,72 @@
+"""Are a chart's colours its scale's, does a large one stay small, and is every name written or numbered?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import ImageFont
+
+from reverie.media import lettering
+from reverie.media.charts import VIRIDIS, colour_of, heat_map
+from reverie.media.lettering import font_for, labelled, writes
+
+CJK = "熊苹果"
+
+
+@pytest.fixture
+def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Take the system's fonts away."""
+    monkeypatch.setattr(lettering, "wide_fonts", lambda: ())
+    font_for.cache_clear()
+    yield
+    font_for.cache_clear()
+
+
+def test_colours_are_the_ends_of_the_scale_and_rise() -> None:
+    assert colour_of(-1.0, -1.0, 1.0)[0] == VIRIDIS[0]
+    assert colour_of(1.0, -1.0, 1.0)[0] == VIRIDIS[-1]
+    grey = [sum(colour_of(value / 50, 0.0, 1.0)[0]) for value in range(51)]
+    assert grey == sorted(grey)
+    assert colour_of(3.0, 3.0, 3.0)[0] == VIRIDIS[4]
+
+
+def test_a_thousand_classes_are_drawn_small() -> None:
+    count = 1000
+    values = [[float(row == column) for column in range(count)] for row in range(count)]
+    picture = heat_map(values, [str(i) for i in range(count)], [str(i) for i in range(count)])
+    assert max(picture.size) < 1700
+    assert picture.getpixel((picture.width - 9, picture.height - 9)) == VIRIDIS[-1]  # the last of the diagonal
+    assert picture.getpixel((picture.width // 4, picture.height - 9)) == VIRIDIS[0]
+
+
+def test_what_a_font_lacks_is_known() -> None:
+    font = ImageFont.load_default(12)
+    assert writes(font, "a bear, 5 %")
+    assert not writes(font, CJK)
+    assert lettering.font_for("a bear", 12) is not None
+
+
+@pytest.mark.usefixtures("bare")
+def test_names_without_a_font_are_numbers() -> None:
+    assert labelled(["bear", "熊", "apple", "苹果"]) == ["bear", "#2", "apple", "#4"]
+    values = [[0.0, 1.0], [1.0, 0.0]]
+    assert (
+        heat_map(values, ["熊", "a"], ["苹", "果"]).tobytes() == heat_map(values, ["#1", "a"], ["#1", "#2"]).tobytes()
+    )
+
+
+def test_a_font_of_the_system_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By its name, below the folders where fonts are, and not where it is damaged."""
+    (tmp_path / "deep").mkdir()
+    (tmp_path / "deep" / "NotoSansCJK-Regular.ttc").write_bytes(b"no font")
+    (tmp_path / "deep" / "NotoSansCJK-Bold.ttc").write_bytes(b"no font")
+    (tmp_path / "Papyrus.ttf").write_bytes(b"no font")
+    monkeypatch.setattr(lettering, "font_folders", lambda: iter([tmp_path, tmp_path / "nowhere"]))
+    found = lettering.wide_fonts.__wrapped__()
+    assert [Path(file).name for file in found] == ["NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc"]
+    monkeypatch.setattr(lettering, "wide_fonts", lambda: found)
+    font_for.cache_clear()
+    assert font_for(CJK, 12) is None
+    font_for.cache_clear()

@@ -1,0 +1,150 @@
+"""Do sounds survive their files, does conversion keep a tone, and is what is no sound told in one line?"""
+
+from __future__ import annotations
+
+import math
+import wave
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reverie.errors import ReverieError
+from reverie.media import sound
+from reverie.media.sound import Sound
+
+RATE = 22_050
+
+
+def tone(hertz: float = 440.0, seconds: float = 0.5, rate: int = RATE, channels: int = 2) -> Sound:
+    time = torch.arange(round(seconds * rate)) / rate
+    return Sound(torch.stack([torch.sin(2 * math.pi * (k + 1) * hertz * time) / 2 for k in range(channels)]), rate)
+
+
+@pytest.mark.parametrize(("suffix", "decibels"), [(".wav", 85), (".flac", 85), (".ogg", 25), (".mp3", 20)])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_files_hold_the_sound(tmp_path: Path, suffix: str, decibels: float, channels: int) -> None:
+    given = tone(channels=channels)
+    sound.write(given, tmp_path / f"a{suffix}", texts={"comment": '{"prompt": "爵士"}', "title": "jazz"})
+    back = sound.read(tmp_path / f"a{suffix}")
+    assert (back.rate, back.channels) == (given.rate, channels)
+    assert abs(back.seconds - given.seconds) < 0.08  # MP3 pads to whole frames
+    error = back.samples[:, : given.samples.shape[1]] - given.samples
+    assert 10 * math.log10(given.samples.square().mean() / error.square().mean()) > decibels
+    assert sound.read_texts(tmp_path / f"a{suffix}")["comment"] == '{"prompt": "爵士"}'
+    assert [path.name for path in tmp_path.iterdir()] == [f"a{suffix}"]
+
+
+def test_wav_is_what_the_standard_library_reads(tmp_path: Path) -> None:
+    sound.write(given := tone(), tmp_path / "a.wav")
+    with wave.open(str(tmp_path / "a.wav")) as file:
+        assert (file.getframerate(), file.getnchannels(), file.getsampwidth()) == (RATE, 2, 2)
+        levels = np.frombuffer(file.readframes(file.getnframes()), dtype="<i2").reshape(-1, 2)
+    assert np.abs(levels.T / 32768 - given.samples.numpy()).max() <= 1 / 32768
+
+
+def test_a_second_of_a_whole_song(tmp_path: Path) -> None:
+    """A song in one piece overflows the stack of libsndfile's Vorbis encoder."""
+    sound.write(tone(seconds=100, rate=44_100), tmp_path / "song.ogg")
+    assert sound.read(tmp_path / "song.ogg").seconds == pytest.approx(100, abs=0.1)
+
+
+@pytest.mark.parametrize("rate", [16_000, 44_100, 48_000])
+def test_another_rate_is_the_same_tone(rate: int) -> None:
+    middle = slice(rate // 8, rate // 4)  # the filter rings at the ends
+    resampled, made = tone().resampled(rate), tone(rate=rate)
+    assert resampled.samples.shape == made.samples.shape
+    assert (resampled.samples[:, middle] - made.samples[:, middle]).abs().max() < 1e-4
+
+
+def test_a_rate_below_the_tone_takes_it_away() -> None:
+    high = tone(6_000, channels=1).resampled(8_000).samples[:, 1000:2000]
+    assert high.abs().max() < 1e-3  # without a filter it would alias to 2 kHz at half of full scale
+
+
+def test_loudness() -> None:
+    loud = Sound(tone().samples * 5, RATE)
+    assert loud.normalised().peak == pytest.approx(10 ** (-1 / 20))
+    ratio = loud.normalised().samples / loud.samples
+    assert ratio[loud.samples.abs() > 0.1].std() < 1e-6  # both channels alike
+    assert loud.unclipped().peak < 1
+    assert tone().unclipped().peak == tone().peak
+    assert Sound(torch.zeros(1, 9), RATE).normalised().peak == 0
+
+
+def test_too_loud_is_not_clipped(tmp_path: Path) -> None:
+    sound.write(Sound(tone().samples * 5, RATE), tmp_path / "a.wav")
+    back = sound.read(tmp_path / "a.wav")
+    torch.testing.assert_close(back.samples, tone().samples * 2 * 10 ** (-1 / 20), atol=1e-3, rtol=0)
+
+
+def test_channels() -> None:
+    both = tone()
+    torch.testing.assert_close(both.mono().samples[0], (both.samples[0] + both.samples[1]) / 2)
+    assert torch.equal(tone(channels=1).stereo().samples, tone(channels=1).samples.repeat(2, 1))
+
+
+def test_mp3_takes_the_next_rate(tmp_path: Path) -> None:
+    sound.write(tone(rate=20_000), tmp_path / "a.mp3")
+    assert sound.read(tmp_path / "a.mp3").rate == 22_050
+
+
+def test_plays_in_a_notebook() -> None:
+    assert tone()._repr_html_().startswith('<audio controls src="data:audio/wav;base64,UklGR')  # "RIFF"
+
+
+@pytest.mark.parametrize(
+    ("samples", "rate", "message"),
+    [
+        (torch.zeros(3, 9), RATE, "3 channels"),
+        (torch.zeros(0, 9), RATE, "0 channels"),
+        (torch.zeros(1, 0), RATE, "no sound"),
+        (torch.tensor([[0.0, math.nan]]), RATE, "not finite"),
+        (torch.zeros(1, 9), 7, "7 Hz"),
+        (torch.zeros(1, 9), 10**7, "10000000 Hz"),
+    ],
+)
+def test_what_is_no_sound(samples: torch.Tensor, rate: int, message: str) -> None:
+    with pytest.raises(ReverieError, match=message):
+        Sound(samples, rate)
+
+
+def test_files_that_are_no_sound(tmp_path: Path) -> None:
+    (tmp_path / "text.wav").write_text("no sound")
+    (tmp_path / "some.raw").write_bytes(b"\0" * 64)
+    with wave.open(str(tmp_path / "empty.wav"), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+    with wave.open(str(tmp_path / "three.wav"), "wb") as file:
+        file.setparams((3, 2, RATE, 0, "NONE", ""))
+        file.writeframes(b"\0" * 60)
+    for name in ("text.wav", "some.raw", "empty.wav", "three.wav", "missing.wav"):
+        with pytest.raises(ReverieError, match=name) as caught:
+            sound.read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+def test_a_header_is_not_believed(tmp_path: Path) -> None:
+    """A header may say two gigabytes; what is there is what is read."""
+    with wave.open(str(tmp_path / "a.wav"), "wb") as file:
+        file.setparams((1, 2, RATE, 0, "NONE", ""))
+        file.writeframes(b"\0\1" * 100)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    data[40:44] = (0x7FFFFFF0).to_bytes(4, "little")
+    (tmp_path / "a.wav").write_bytes(data)
+    assert sound.read(tmp_path / "a.wav").samples.shape == (1, 100)
+
+
+@pytest.mark.parametrize(
+    ("name", "texts", "message"),
+    [
+        ("a.xyz", {}, "choose from .wav"),
+        ("nowhere/a.wav", {}, "no such folder"),
+        ("a.wav", {"colour": "red"}, "unknown tag 'colour'"),
+        ("a.wav", {"comment": "x" * 5000}, "write .flac"),
+    ],
+)
+def test_what_cannot_be_written(tmp_path: Path, name: str, texts: dict[str, str], message: str) -> None:
+    with pytest.raises(ReverieError, match=message):
+        sound.write(tone(), tmp_path / name, texts=texts)
+    assert not list(tmp_path.iterdir())
