@@ -99,7 +99,11 @@ def gpu_source(seed: int) -> Draw:
 def cpu_then_gpu_source(seed: int) -> Draw:
     """Seed both generators: the first draw is the CPU's, and the later ones are a GPU's from its first on (ComfyUI)."""
     later, first = gpu_source(seed), [cpu_source(seed)]
-    return lambda shape: (first.pop() if first else later)(shape)
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return first.pop()(shape) if first else later(shape)
+
+    return draw
 
 
 SOURCES: dict[str, Source] = {"cpu": cpu_source, "gpu": gpu_source, "cpu_then_gpu": cpu_then_gpu_source}

@@ -47,8 +47,8 @@ class TextToImage(Sampled):
     refiner: Refiner | None = Field(default=None, description="the model that takes the last steps")
     rng: Rng = Field(
         default="cpu",
-        description="which generator draws the noise: torch's on the CPU, an NVIDIA GPU's (Philox 4x32-10), or the first "
-        "on the CPU and those of later steps as on a GPU, as in ComfyUI",
+        description="generator of the noise: torch's for the CPU, an NVIDIA GPU's (Philox 4x32-10), or the CPU's first "
+        "and a GPU's in later steps, as in ComfyUI",
     )
     zero_negative: bool | None = Field(
         default=None,

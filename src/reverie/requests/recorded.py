@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from reverie.errors import ReverieError
 from reverie.requests.frozen import Frozen
@@ -12,6 +12,8 @@ from reverie.requests.references import RECORDED
 
 class Request(Frozen):
     """Hold what can be asked for: the same object is flags, HTTP body and metadata."""
+
+    kind: ClassVar[str] = ""
 
     def to_json(self) -> str:
         """Write the request as one line of JSON, with its pictures as data URLs."""

@@ -79,7 +79,7 @@ def test_samplers_and_schedules(label: str, extra: str, sampler: str, schedule: 
 def test_noise_is_drawn_where_it_was(rng: str, ours: str, read: Text) -> None:
     """Version 1.10 leaves out RNG where it is GPU (infotext_utils.py, parse_generation_parameters)."""
     record = read(f"a\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: 1, Size: 64x64{rng}")
-    assert (record.request.rng, record.notes) == (ours, ())  # type: ignore[attr-defined]
+    assert (record.request.rng, record.notes) == (ours, ())
 
 
 def test_what_cannot_be_honoured_is_noted(read: Text) -> None:
@@ -88,8 +88,8 @@ def test_what_cannot_be_honoured_is_noted(read: Text) -> None:
         'Denoising strength: 0.7, Variation seed: 3, Variation seed strength: 0.2, "Template": x, RNG: other, '
         'ControlNet 0: "Module: canny, Weight: 1.0, \\"Mode\\": x", Version: v1.9.0'
     )
-    assert (request.prompt, request.seed, request.width) == ("", 0, 512)  # type: ignore[attr-defined]
-    assert request.variation == Variation(seed=3, strength=0.2)  # type: ignore[attr-defined]
+    assert (request.prompt, request.seed, request.width) == ("", 0, 512)
+    assert request.variation == Variation(seed=3, strength=0.2)
     assert [line.partition(":")[0] for line in notes] == [
         "width",
         "sampler",
@@ -103,7 +103,8 @@ def test_what_cannot_be_honoured_is_noted(read: Text) -> None:
 
 def test_one_field_does_not_spoil_the_rest(read: Text) -> None:
     record = read(
-        "a\nSteps: 5000, Sampler: Euler, CFG scale: high, Seed: 7, Size: 64x64, Hires upscale: x, Clip skip: 99, RNG: CPU"
+        "a\nSteps: 5000, Sampler: Euler, CFG scale: high, Seed: 7, Size: 64x64, Hires upscale: x, Clip skip: 99, "
+        "RNG: CPU"
     )
     assert record.request == TextToImage(prompt="a", seed=7, width=64, height=64, sampler="euler", schedule="normal")
     for field in ("steps", "guidance", "hires", "clip_skip"):
@@ -120,7 +121,7 @@ def test_a_seed_that_is_no_number_stops(read: Text) -> None:
 def test_a_prompt_may_begin_with_a_brace(read: Text) -> None:
     """As dynamic prompts do."""
     record = read("{red|blue} bear\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64")
-    assert record.request.prompt == "{red|blue} bear"  # type: ignore[attr-defined]
+    assert record.request.prompt == "{red|blue} bear"
 
 
 @pytest.mark.parametrize(
@@ -133,16 +134,16 @@ def test_the_free_side_of_a_second_pass(resize: str, width: int, height: int, no
         f"a\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 512x768, RNG: CPU, Denoising strength: 0.5, "
         f"Hires resize: {resize}, Hires upscaler: Latent"
     )
-    assert record.request.hires == Hires(width=width, height=height, strength=0.5)  # type: ignore[attr-defined]
+    assert record.request.hires == Hires(width=width, height=height, strength=0.5)
     assert len(record.notes) == noted
 
 
 def test_clip_skip_is_left_out_of_account_for_sdxl(read: Text) -> None:
     """modules/sd_hijack_clip.py, FrozenCLIPEmbedderForSDXLWithCustomWords: a hidden layer is read as it is."""
     text = "a\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: {}, Clip skip: 2, RNG: CPU"
-    assert read(text.format("512x768")).request.clip_skip == 2  # type: ignore[attr-defined]
+    assert read(text.format("512x768")).request.clip_skip == 2
     large = read(text.format("832x1216"))
-    assert large.request.clip_skip == 1  # type: ignore[attr-defined]
+    assert large.request.clip_skip == 1
     assert large.notes[0].startswith("Clip skip: 2; left out")
 
 
@@ -207,7 +208,7 @@ def test_stable_diffusion_cpp(read: Text, tmp_path: Path) -> None:
     Image.new("RGB", (64, 48)).save(tmp_path / "x.webp", xmp=xmp.encode())
     assert read_record(tmp_path / "x.webp") == record
     cuda = read(text.replace("RNG: cpu", "RNG: cuda").replace("euler_a karras", "dpm++2m discrete")).request
-    assert (cuda.rng, cuda.sampler, cuda.schedule) == ("gpu", "dpmpp_2m", "normal")  # type: ignore[attr-defined]
+    assert (cuda.rng, cuda.sampler, cuda.schedule) == ("gpu", "dpmpp_2m", "normal")
 
 
 def test_civitai(read: Text) -> None:
@@ -235,8 +236,9 @@ def test_fooocus_in_the_scheme_of_a1111(read: Text) -> None:
     """Fooocus 2.5.5, modules/meta_parser.py A1111MetadataParser.to_string."""
     record = read(
         "a bear, cinematic still\nNegative prompt: anime\nSteps: 30, Sampler: DPM++ 2M SDE Karras, Seed: 123, "
-        'Size: 1152x896, CFG scale: 4, Sharpness: 2, ADM Guidance: "(1.5, 0.8, 0.3)", Model: juggernautXL_v8Rundiffusion, '
-        "Model hash: aeb7e9e689, Performance: Speed, Scheduler: karras, VAE: Default (model), Raw prompt: a bear, "
+        'Size: 1152x896, CFG scale: 4, Sharpness: 2, ADM Guidance: "(1.5, 0.8, 0.3)", '
+        "Model: juggernautXL_v8Rundiffusion, Model hash: aeb7e9e689, Performance: Speed, Scheduler: karras, "
+        "VAE: Default (model), Raw prompt: a bear, "
         'Lora hashes: "ink: 12ab", Lora weights: "ink: 0.5", Clip skip: 2, Version: Fooocus v2.5.5'
     )
     request = record.request
@@ -252,7 +254,7 @@ def test_in_exif(suffix: str, encoding: str, tmp_path: Path) -> None:
     exif = Image.Exif()
     exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + A1111.encode(encoding)
     Image.new("RGB", (64, 48)).save(tmp_path / f"x.{suffix}", exif=exif)
-    assert read_record(tmp_path / f"x.{suffix}").request.seed == 965400086  # type: ignore[attr-defined]
+    assert read_record(tmp_path / f"x.{suffix}").request.seed == 965400086
 
 
 def test_a_comment_of_a_camera_is_no_prompt(tmp_path: Path) -> None:

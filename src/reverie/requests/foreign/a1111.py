@@ -13,7 +13,16 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-from reverie.requests.foreign.draft import START_IS_MISSING, Draft, Rng, as_number, is_large, json_object, shorten
+from reverie.requests.foreign.draft import (
+    START_IS_MISSING,
+    Draft,
+    Rng,
+    as_mapping,
+    as_number,
+    is_large,
+    json_object,
+    shorten,
+)
 from reverie.requests.parts import Hires, Variation
 from reverie.requests.samplers import RECORDS
 
@@ -240,7 +249,7 @@ def _read_sdcpp(draft: Draft) -> None:
         draft.note(f"Eta: {eta}")
     if upscaler := draft.take("Hires upscale"):
         draft.given |= {"Hires upscaler": upscaler, "Hires upscale": draft.take("Hires scale", default="2")}
-    models = details.get("models") if isinstance(details.get("models"), dict) else {}
+    models = as_mapping(details.get("models"))
     for name in ("control_net", "taesd"):
         if value := models.get(name):
             draft.note(f"{name}: {shorten(value)}")

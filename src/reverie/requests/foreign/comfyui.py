@@ -38,7 +38,7 @@ def read(data: Mapping[str, Any], size: tuple[int, int] | None = None) -> Draft:
     first = passes[-1]  # the farthest from the picture: later ones refine what it made
     draft = Draft()
     _read_sampling(draft, first)
-    _read_size(draft, first.start)
+    _read_size(draft, first.start, size)
     _read_prompts(draft, first)
     for later in passes[:-1]:
         sigmas = later.sigmas
@@ -51,7 +51,7 @@ def read(data: Mapping[str, Any], size: tuple[int, int] | None = None) -> Draft:
 
 
 def _chosen(data: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[Graph, Sampling | None, int]:
-    """Return the sampler that the picture comes from, with the graph as evaluated for it, and how many others there are.
+    """Return the sampler that the picture comes from, its graph as evaluated, and how many others there are.
 
     Saved pictures count before previews, and of several the one of the picture's size.
     """
@@ -176,9 +176,11 @@ def _read_loras(draft: Draft, unet: tuple[tuple[str, object, object], ...], prom
             draft.lora(name, weight, text_weight)
 
 
-def _read_size(draft: Draft, start: Latent) -> None:
+def _read_size(draft: Draft, start: Latent, size: tuple[int, int] | None) -> None:
     if start.picture:
         draft.note(START_IS_MISSING)
+    elif size is not None and (start.width is None or start.height is None):
+        draft.note("width, height: they come from a node that is not understood; the picture's own take their place")
     if start.width is not None and start.height is not None:
         draft.size(start.width, start.height)
     if start.count not in (1, None):

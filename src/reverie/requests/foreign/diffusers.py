@@ -15,6 +15,7 @@ from reverie.requests.foreign.draft import (
     SCHEDULE_OF_DIFFUSERS,
     START_IS_MISSING,
     Draft,
+    as_mapping,
     json_object,
     shorten,
 )
@@ -56,8 +57,8 @@ def read(data: Mapping[str, Any]) -> Draft | None:
     draft.text("negative", "negative_prompt")
     draft.number("steps", "num_inference_steps", kind=int)
     draft.number("guidance", "guidance_scale")
-    if 0 <= (draft.fields.get("guidance") or 1) < 1:  # there, all below 1 is no guidance
-        draft.fields["guidance"] = 1.0
+    if draft.fields.get("guidance") is not None:
+        draft.fields["guidance"] = max(1.0, draft.fields["guidance"])  # there, all below 1 is no guidance
     draft.number("guidance_rescale", "guidance_rescale")
     draft.seed("seed", "generator_seed")
     draft.size(draft.take("width"), draft.take("height"))
@@ -73,8 +74,7 @@ def read(data: Mapping[str, Any]) -> Draft | None:
 
 def read_scheduler(draft: Draft, given: object) -> None:
     """Read a scheduler: its class's name, or its configuration as JSON, as a mapping or as Python writes one."""
-    config = given if isinstance(given, dict) else _mapping(str(given))
-    config = dict(config or {})
+    config = dict(as_mapping(given) or _mapping(str(given)))
     for name in (
         "use_karras_sigmas",
         "use_exponential_sigmas",
@@ -91,7 +91,7 @@ def read_scheduler(draft: Draft, given: object) -> None:
     elif config.get("use_exponential_sigmas") in TRUE:
         draft.schedule("exponential")
     else:
-        own = {"ddim": "ddim", "plms": "ddim", "lcm": "lcm"}.get(draft.default("sampler"))  # type: ignore[arg-type]
+        own = {"ddim": "ddim", "plms": "ddim", "lcm": "lcm"}.get(str(draft.default("sampler")))
         spacing = config.get("timestep_spacing")
         draft.schedule(told_with_it or (spacing if spacing and spacing != "leading" else own) or SCHEDULE_OF_DIFFUSERS)
     if config.get("thresholding") in TRUE:
@@ -113,14 +113,13 @@ def _class(name: str, config: dict[str, Any]) -> str:
     return solvers.get((order, stochastic), f"DPMSolverMultistepScheduler of order {order}")
 
 
-def _mapping(text: str) -> dict[str, Any] | None:
-    """Read a text of JSON, or of Python's mapping."""
+def _mapping(text: str) -> dict[str, Any]:
+    """Read a text of JSON, or of Python's mapping; other texts are an empty one."""
     if "{" not in text:
-        return None
+        return {}
     if (data := json_object(text)) is not None:
         return data
     try:
-        data = ast.literal_eval(text[text.index("{") : text.rindex("}") + 1])
+        return as_mapping(ast.literal_eval(text[text.index("{") : text.rindex("}") + 1]))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
-        return None
-    return data if isinstance(data, dict) else None
+        return {}

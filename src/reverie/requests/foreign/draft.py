@@ -16,7 +16,7 @@ from reverie.requests.samplers import RECORDS, find_sampler, find_schedule
 SCHEDULE_OF_DIFFUSERS = "leading"  # the spacing that Stable Diffusion's files ask diffusers for
 MISSING = (None, "", "None", "null")
 """What a setting holds that was not given."""
-OFF = (*MISSING, "none", "False", "false", 0, [], {}, ())
+OFF: tuple[object, ...] = (*MISSING, "none", "False", "false", 0, [], {}, ())
 """What a setting holds that is not in use; False is equal to 0."""
 START_IS_MISSING = "the picture that it started from is not in the file"
 SDXL_AREA = 900 * 800  # pixels; the bucket sizes of SDXL are larger, and SD 1 and 2 draw smaller ones
@@ -163,7 +163,7 @@ class Draft:
             self.set_number("clip_skip", value, int, add)
 
     def clip_layer(self, value: object) -> None:
-        """Set the layer that ComfyUI or stable-diffusion.cpp reads, counted from the last, of SDXL usually the second."""
+        """Set the layer that ComfyUI or stable-diffusion.cpp reads, counted from the last; SDXL's usual one is 2."""
         self.clip_skip(value)
         if is_large(self.fields) and (layer := self.fields.get("clip_skip", 1)) > 1:
             self.fields["clip_skip"] = layer - 1
@@ -244,6 +244,11 @@ def shorten(value: object) -> str:
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
     text = " ".join(text.split())
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def as_mapping(value: object) -> dict[str, Any]:
+    """Return a mapping as it is, and an empty one for whatever else."""
+    return value if isinstance(value, dict) else {}
 
 
 def json_object(text: str) -> dict[str, Any] | None:

@@ -37,7 +37,7 @@ class Clip:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A conditioning: its text, its encoder, fields of SDXL's sizes, and whether it is zeroed or encoded as A1111 does."""
+    """A conditioning: its text, its encoder, SDXL's sizes, whether it is zeroed, and whose way words are weighed in."""
 
     text: str
     clip: Clip = Clip()

@@ -11,7 +11,7 @@ import shlex
 from typing import Any
 
 from reverie.errors import ReverieError
-from reverie.requests.foreign.draft import SCHEDULE_OF_DIFFUSERS, START_IS_MISSING, Draft, shorten
+from reverie.requests.foreign.draft import SCHEDULE_OF_DIFFUSERS, START_IS_MISSING, Draft, as_mapping, shorten
 
 WEIGHTS = re.compile(r"\w[+-]{1,3}(\s|,|$)|\)[+-]|\)\d")
 NEUTRAL = ("app_version", "positive_style_prompt", "negative_style_prompt", "image", "metadata_version")
@@ -65,10 +65,10 @@ def _note_pictures(draft: Draft) -> None:
         draft.note(f"vae: {_name(vae)}")
     for item in _items(draft.take("ref_images")):
         if item.get("isEnabled", True):
-            config = item.get("config") if isinstance(item.get("config"), dict) else item
+            config = as_mapping(item.get("config")) or item
             draft.note(f"ref_images: a reference picture by {_name(config.get('model')) or config.get('type')}")
     canvas = draft.take("canvas_v2_metadata", default={})
-    for kind, layers in canvas.items() if isinstance(canvas, dict) else ():
+    for kind, layers in as_mapping(canvas).items():
         enabled = [layer for layer in _items(layers) if layer.get("isEnabled", True)]
         if enabled and kind in ("controlLayers", "regionalGuidance", "inpaintMasks", "rasterLayers", "referenceImages"):
             draft.note(f"canvas_v2_metadata: {len(enabled)} of {kind}")
@@ -106,7 +106,7 @@ def read_old(data: Json) -> Draft:
         draft.note(f"type: {kind}; {START_IS_MISSING}")
     _read_shared(draft, steps="steps", guidance="cfg_scale", seed="seed", width="width", height="height")
     _read_scheduler(draft, draft.take("sampler", "scheduler"))
-    draft.noise("cpu", "InvokeAI", "other")
+    draft.noise("gpu", "InvokeAI", "other")  # torch.randn on the model's device (ldm/invoke/generator)
     _note_weights(draft)
     draft.rest(NEUTRAL_OLD)
     return draft
@@ -133,7 +133,7 @@ def read_dream(text: str) -> Draft:
     _set_prompt(draft, " ".join(words[:start]))
     _read_shared(draft, steps="s", guidance="C", seed="S", width="W", height="H")
     _read_scheduler(draft, draft.take("A"))
-    draft.noise("cpu", "InvokeAI", "other")
+    draft.noise("gpu", "InvokeAI", "other")  # torch.randn on the model's device (ldm/invoke/generator)
     _note_weights(draft)
     draft.rest(prefix="-")
     return draft
@@ -158,7 +158,7 @@ def _read_scheduler(draft: Draft, given: object) -> None:
     if not given:
         return
     name = str(given)
-    karras = draft.sampler(name)
+    karras = draft.sampler(name) or ("karras" if name.endswith("_k") else None)
     own = {"ddim": "ddim", "lcm": "lcm"}.get(str(draft.fields["sampler"]))
     draft.schedule(karras or ("normal" if name.startswith("k_") else own or SCHEDULE_OF_DIFFUSERS))
 

@@ -12,77 +12,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from reverie.errors import ReverieError
+from reverie.requests.foreign import node_samplers as samplers
+from reverie.requests.foreign import node_values as values
 from reverie.requests.foreign.draft import OFF, shorten
-from reverie.requests.foreign.graph import (
-    Clip,
-    Guider,
-    Latent,
-    Model,
-    Node,
-    Picture,
-    Prompt,
-    Reader,
-    Sampling,
-    Scalar,
-    Seed,
-    Sigmas,
-    Solver,
-)
+from reverie.requests.foreign.graph import Clip, Latent, Model, Node, Picture, Prompt, Reader, Scalar
 
 UNPICTURED = "the pictures that it takes are not in the file"
-
-
-# ---- numbers and texts -----------------------------------------------------------------------------------------------
-
-
-def value_of(*names: str) -> Reader:
-    """Read the first of some inputs that is there, whatever it is."""
-
-    def read(node: Node, slot: int, want: type) -> object:
-        name = next((name for name in names if name in node.inputs), names[0])
-        return node.scalar(name) if want is Scalar else node.get(name, want)
-
-    return read
-
-
-def joined(pattern: str, separator: str, default: str) -> Reader:
-    """Join the texts of the inputs whose names match a pattern, in the order of their names."""
-
-    def read(node: Node, slot: int, want: type) -> object:
-        between = str(node.scalar(separator, default)).replace("\\n", "\n")
-        names = sorted(name for name in node.inputs if re.fullmatch(pattern, name))
-        texts = [node.text(name) for name in names if node.inputs[name] not in (None, "undefined")]
-        return between.join(text for text in texts if text or default == "")
-
-    return read
-
-
-def _replaced(node: Node, slot: int, want: type) -> object:
-    return node.text("string").replace(node.text("find"), node.text("replace"))
-
-
-def _trimmed(node: Node, slot: int, want: type) -> object:
-    sides = {"Left": str.lstrip, "Right": str.rstrip}
-    return sides.get(str(node.scalar("mode", "Both")), str.strip)(node.text("string"))
-
-
-def _recased(node: Node, slot: int, want: type) -> object:
-    cases = {"UPPERCASE": str.upper, "lowercase": str.lower, "Capitalize": str.capitalize, "Title Case": str.title}
-    return cases.get(str(node.scalar("mode")), str)(node.text("string"))
-
-
-def _cut(node: Node, slot: int, want: type) -> object:
-    return node.text("string")[int(node.scalar("start", 0)) : int(node.scalar("end", 0))]
-
-
-def _first_given(node: Node, slot: int, want: type) -> object:
-    """Read a switch that takes its first input with something in it."""
-    for name in sorted(node.inputs):
-        value = node.scalar(name) if want is Scalar else node.get(name, want)
-        if value is not None:
-            return value
-    return None
 
 
 # ---- models, text encoders -------------------------------------------------------------------------------------------
@@ -131,14 +66,14 @@ def _lora_stack(node: Node, slot: int, want: type) -> object:
             loras.append((f"{node.name} {name}", value["lora"], weight))
         elif match := re.fullmatch(r"lora_(\d+)", name):
             loras.append((f"{node.name} {name}", value, node.scalar(f"strength_{match[1]}", 1)))
-    return replace(source, loras=(*source.loras, *loras))  # type: ignore[type-var]
+    return replace(source, loras=(*source.loras, *loras))
 
 
 def _last_layer(node: Node, slot: int, want: type) -> object:
     return replace(node.get("clip", Clip) or Clip(), layer=node.scalar("stop_at_clip_layer"))
 
 
-def passed(*names: str, note: str | None = None, tell: Sequence[str] = ()) -> Reader:
+def pass_on(*names: str, note: str | None = None, tell: Sequence[str] = ()) -> Reader:
     """Pass on the first of some inputs that holds what is wanted; with a note and some inputs' values, if any."""
 
     def read(node: Node, slot: int, want: type) -> object:
@@ -180,7 +115,7 @@ def _encode_advanced(node: Node, slot: int, want: type) -> object:
     return Prompt(node.text("text"), node.get("clip", Clip) or Clip(), weighed="A1111" if way == "A1111" else "ComfyUI")
 
 
-def _zeroed(node: Node, slot: int, want: type) -> object:
+def _zero_out(node: Node, slot: int, want: type) -> object:
     prompt = node.get("conditioning", Prompt)
     return None if prompt is None else replace(prompt, zeroed=True)
 
@@ -252,141 +187,22 @@ def _encode_picture(node: Node, slot: int, want: type) -> object:
     return picture.latent if picture is not None else Latent(picture=True)
 
 
-def _enlarged(node: Node, slot: int, want: type) -> object:
+def _enlarge(node: Node, slot: int, want: type) -> object:
     """Read latents or pictures that are scaled, to a size or by a factor."""
-    kind, source = want, None
-    for name in ("samples", "image", "images", "pixels"):
-        source = source or (node.get(name, kind) if name in node.inputs else None)
     node.note("", *_settings(node))
-    latent = source.latent if isinstance(source, Picture) else source
-    if not isinstance(latent, Latent):
-        return source
+    name = next((name for name in ("samples", "image", "images", "pixels") if name in node.inputs), "")
+    if want is Latent:
+        latent = node.get(name, Latent)
+        return None if latent is None else _scale(node, latent)
+    picture = node.get(name, Picture) if want is Picture else None
+    return None if picture is None else Picture(_scale(node, picture.latent))
+
+
+def _scale(node: Node, latent: Latent) -> Latent:
     width, height, factor = node.scalar("width"), node.scalar("height"), node.scalar("scale_by")
     if isinstance(factor, int | float) and isinstance(latent.width, int) and isinstance(latent.height, int):
         width, height = round(latent.width * factor), round(latent.height * factor)
-    latent = replace(latent, width=width, height=height)
-    return Picture(latent) if isinstance(source, Picture) else latent
-
-
-# ---- samplers --------------------------------------------------------------------------------------------------------
-
-
-def _drawn(node: Node, sampling: Sampling, want: type) -> object:
-    latent = replace(sampling.start, drawn=sampling, picture=False)
-    return Picture(latent) if want is Picture else latent if want is Latent else None
-
-
-def _guider(node: Node) -> Guider:
-    model = node.get("model", Model) or Model()
-    return Guider(model, node.get("positive", Prompt), node.get("negative", Prompt), node.scalar("cfg"))
-
-
-def _ksampler(node: Node, slot: int, want: type) -> object:
-    """Read KSampler, KSamplerAdvanced, and what has the same inputs."""
-    if want is Prompt:  # Efficiency Nodes' gives its conditionings on
-        return node.get("positive" if slot == 1 else "negative", Prompt)
-    if want not in (Latent, Picture):
-        return node.get("model", want) if "model" in node.inputs else None
-    steps, start, end = node.scalar("steps"), node.scalar("start_at_step", 0), node.scalar("end_at_step", 10_000)
-    if isinstance(steps, int) and isinstance(start, int) and isinstance(end, int) and (start > 0 or end < steps):
-        node.graph.note(f"node {node.kind}: steps {start} to {min(end, steps)} of {steps} alone")
-    if node.scalar("add_noise", "enable") in ("disable", False):
-        node.graph.note(f"node {node.kind}: without noise of its own")
-    for name in ("return_with_leftover_noise", "control_after_generate"):
-        node.unread.pop(name, None)
-    seed = Seed(node.scalar("seed", node.scalar("noise_seed")))
-    sigmas = Sigmas(steps, node.scalar("scheduler"), node.scalar("denoise", 1))
-    latent = node.get("latent_image", Latent) or node.get("latent", Latent) or Latent(picture=True)
-    solver = Solver(node.scalar("sampler_name"))
-    return _drawn(node, Sampling(node, _guider(node), seed, solver, sigmas, latent), want)
-
-
-def _custom(node: Node, slot: int, want: type) -> object:
-    """Read SamplerCustom and SamplerCustomAdvanced, whose parts are nodes."""
-    guider = node.get("guider", Guider) if "guider" in node.inputs else _guider(node)
-    if "noise" in node.inputs:
-        seed = node.get("noise", Seed) or Seed(None)
-    else:
-        seed = Seed(node.scalar("noise_seed"))
-    if node.scalar("add_noise", True) is False:
-        node.graph.note(f"node {node.kind}: without noise of its own")
-    solver = node.get("sampler", Solver) or Solver(_kind_of(node, "sampler"))
-    sigmas = node.get("sigmas", Sigmas) or Sigmas(None, _kind_of(node, "sigmas"))
-    latent = node.get("latent_image", Latent) or Latent(picture=True)
-    if guider is None:
-        raise ReverieError(f"the guider of {node.kind} is {_kind_of(node, 'guider')}, which is not understood")
-    return _drawn(node, Sampling(node, guider, seed, solver, sigmas, latent), want)
-
-
-def _kind_of(node: Node, name: str) -> str:
-    source = node.graph.source(node.inputs.get(name))
-    return source.kind if source is not None else f"no {name}"
-
-
-def _cfg_guider(node: Node, slot: int, want: type) -> object:
-    return _guider(node)
-
-
-def _basic_guider(node: Node, slot: int, want: type) -> object:
-    return Guider(node.get("model", Model) or Model(), node.get("conditioning", Prompt), None, 1)
-
-
-def _dual_guider(node: Node, slot: int, want: type) -> object:
-    second = node.get("cond2", Prompt)
-    node.note(f"a second prompt: {shorten(second.text if second else None)}", "cfg_cond2_negative", "style")
-    model, positive = node.get("model", Model) or Model(), node.get("cond1", Prompt)
-    return Guider(model, positive, node.get("negative", Prompt), node.scalar("cfg_conds"))
-
-
-def _random_noise(node: Node, slot: int, want: type) -> object:
-    return Seed(node.scalar("noise_seed"))
-
-
-def _no_noise(node: Node, slot: int, want: type) -> object:
-    node.note("no noise is added")
-    return Seed(0)
-
-
-def _basic_scheduler(node: Node, slot: int, want: type) -> object:
-    return Sigmas(node.scalar("steps"), node.scalar("scheduler"), node.scalar("denoise", 1))
-
-
-def scheduled(name: str, **usual: object) -> Reader:
-    """Read a node that spaces the levels in one way; settings that are not the usual ones are noted."""
-
-    def read(node: Node, slot: int, want: type) -> object:
-        sigmas = Sigmas(node.scalar("steps"), name, node.scalar("denoise", 1))
-        _note_unusual(node, usual)
-        return sigmas
-
-    return read
-
-
-def solving(name: str, **usual: object) -> Reader:
-    """Read a node that is one sampler; settings that are not the usual ones are noted."""
-
-    def read(node: Node, slot: int, want: type) -> object:
-        _note_unusual(node, usual)
-        return Solver(name)
-
-    return read
-
-
-def _note_unusual(node: Node, usual: dict[str, object]) -> None:
-    for setting, value in usual.items():
-        given = node.scalar(setting, value)
-        close = isinstance(given, float) and isinstance(value, float) and abs(given - value) < 1e-4
-        if given != value and not close:
-            node.graph.note(f"node {node.kind}: {setting} {shorten(given)}")
-
-
-def _ksampler_select(node: Node, slot: int, want: type) -> object:
-    return Solver(node.scalar("sampler_name"))
-
-
-def _split_sigmas(node: Node, slot: int, want: type) -> object:
-    node.note("a part of the levels alone", "step", "denoise")
-    return node.get("sigmas", Sigmas)
+    return replace(latent, width=width, height=height)
 
 
 # ---- nodes that load everything --------------------------------------------------------------------------------------
@@ -407,8 +223,8 @@ def _efficient_loader(node: Node, slot: int, want: type) -> object:
         way = str(node.scalar("weight_interpretation", "comfy"))
         return Prompt(node.text("positive" if slot == 1 else "negative"), clip, weighed=way)
     if want is Latent:
-        sides = (node.scalar(f"empty_latent_{side}") for side in ("width", "height"))
-        return Latent(*sides, node.scalar("batch_size", 1))
+        width, height = (node.scalar(f"empty_latent_{side}") for side in ("width", "height"))
+        return Latent(width, height, node.scalar("batch_size", 1))
     return None
 
 
@@ -440,8 +256,13 @@ def unknown(node: Node, slot: int, want: type) -> object:
         return _unknown_prompt(node, slot)
     if want in (Model, Clip) and node.inputs.keys() & {"ckpt_name", "unet_name"}:
         return _loader(node, slot, want)
-    if want in (Latent, Picture) and {"positive", "steps"} <= node.inputs.keys() and "latent_image" in node.inputs:
-        return _ksampler(node, slot, want)
+    if want in (Latent, Picture) and {"positive", "steps", "latent_image"} <= node.inputs.keys():
+        return samplers.ksampler(node, slot, want)
+    return _input_of(node, want)
+
+
+def _input_of(node: Node, want: type) -> object:
+    """Return the first of a node's inputs that is of the wanted kind, those first that are named as it usually is."""
     for name in (*FIRST.get(want, ()), *node.links()):
         value: Any = node.get(name, want) if name in node.inputs else None
         if value is None and want is Latent and name in node.inputs:
@@ -455,7 +276,7 @@ def unknown(node: Node, slot: int, want: type) -> object:
 
 
 def _unknown_prompt(node: Node, slot: int) -> Prompt | None:
-    links = {name for name in node.links()}
+    links = set(node.links())
     if {"positive", "negative"} <= links:
         return node.get("positive" if slot == 0 else "negative", Prompt) if slot < 2 else None
     found = [prompt for name in node.links() if (prompt := node.get(name, Prompt)) is not None]
@@ -467,144 +288,100 @@ def _unknown_prompt(node: Node, slot: int) -> Prompt | None:
     return None
 
 
-_MODEL_PATCH = passed("model", note="")
-_AREA = passed("conditioning", note="")
-_LOAD = (
-    "CheckpointLoaderSimple",
-    "CheckpointLoader",
-    "UNETLoader",
-    "CheckpointLoader|pysssss",
-    "ImageOnlyCheckpointLoader",
-)
-_LOAD += ("CheckpointLoaderNF4", "UnetLoaderGGUF", "CheckpointLoaderSimpleWithNoiseSelect", "unCLIPCheckpointLoader")
-_VALUES = ("PrimitiveInt", "PrimitiveFloat", "PrimitiveString", "PrimitiveStringMultiline", "PrimitiveBoolean", "Int")
-_VALUES += (
-    "PrimitiveNode",
-    "INTConstant",
-    "FloatConstant",
-    "Float",
-    "ImpactInt",
-    "ImpactFloat",
-    "ImpactBoolean",
-    "String",
-)
-_VALUES += ("easy int", "easy float", "easy string", "CR Integer", "CR Float", "JWInteger", "JWFloat", "FloatSlider")
-_TEXTS = ("String Literal", "StringConstant", "StringConstantMultiline", "Text Multiline", "CR Text", "CR Prompt Text")
-_TEXTS += (
-    "ttN text",
-    "JWString",
-    "JWStringMultiline",
-    "ImpactString",
-    "Text box",
-    "TextBox",
-    "Simple String",
-    "Textbox",
-)
-_TEXTS += (
-    "Note",
-    "Text String",
-    "easy positive",
-    "easy negative",
-    "CR Multiline Text",
-    "Text",
-    "DF_Text",
-    "StringInput",
-)
-_SHOWN = (
-    "ShowText|pysssss",
-    "PreviewAny",
-    "easy showAnything",
-    "Display Any (rgthree)",
-    "ShowAnything",
-    "Text to Console",
-)
-_SEEDS = ("Seed (rgthree)", "easy seed", "CR Seed", "Seed", "Seed Generator", "SeedEverywhere", "RandomSeed")
-_WILDCARDS = ("ImpactWildcardProcessor", "ImpactWildcardEncode")
-_REROUTES = ("Reroute", "Reroute (rgthree)", "ReroutePrimitive|pysssss")
+_NOTED_MODEL, _NOTED_PROMPT = pass_on("model", note=""), pass_on("conditioning", note="")
 
-
-def _rerouted(node: Node, slot: int, want: type) -> object:
-    name = next(iter(node.inputs), "")
-    return node.scalar(name) if want is Scalar else node.get(name, want)
-
-
-def _wildcard(node: Node, slot: int, want: type) -> object:
-    """Read Impact Pack's wildcards, which keep what they became."""
-    if want is Scalar:
-        return node.text("populated_text")
-    if want is Prompt:
-        return Prompt(node.text("populated_text"), node.get("clip", Clip) or Clip())
-    return node.get("model" if want is Model else "clip", want)
-
-
-NODES: dict[str, Reader] = {
-    **dict.fromkeys(_LOAD, _loader),
-    **dict.fromkeys(_VALUES, value_of("value", "int", "float", "string", "Number", "Value")),
-    **dict.fromkeys(_TEXTS, value_of("text", "string", "prompt", "Text", "value", "positive", "negative")),
-    **dict.fromkeys(_SHOWN, value_of("text", "source", "anything")),
-    **dict.fromkeys(_SEEDS, value_of("seed", "value")),
-    **dict.fromkeys(_WILDCARDS, _wildcard),
-    **dict.fromkeys(_REROUTES, _rerouted),
-    **dict.fromkeys(("CLIPLoader", "DualCLIPLoader", "TripleCLIPLoader"), _clip_loader),
-    **dict.fromkeys(("LoraLoader", "LoraLoaderModelOnly", "LoraLoader|pysssss", "LoraLoaderTagsQuery"), _lora),
-    **dict.fromkeys(("Power Lora Loader (rgthree)", "Lora Loader Stack (rgthree)"), _lora_stack),
-    **dict.fromkeys(("Any Switch (rgthree)", "ComfySwitchNode", "ImpactConditionalBranch"), _first_given),
-    **dict.fromkeys(("EmptyLatentImage", "EmptySD3LatentImage", "EmptyLatentImagePresets"), _empty),
-    **dict.fromkeys(("EmptyLatentAudio",), lambda node, slot, want: Latent() if want is Latent else None),
-    **dict.fromkeys(("VAEDecode", "VAEDecodeTiled", "VAEDecodeAudio"), _decode),
-    **dict.fromkeys(("VAEEncode", "VAEEncodeTiled", "VAEEncodeForInpaint"), _encode_picture),
-    **dict.fromkeys(("LatentUpscale", "LatentUpscaleBy", "ImageScale", "ImageScaleBy"), _enlarged),
-    **dict.fromkeys(("KSampler", "KSamplerAdvanced", "KSampler (Efficient)", "KSampler Adv. (Efficient)"), _ksampler),
-    **dict.fromkeys(("SamplerCustom", "SamplerCustomAdvanced"), _custom),
-    **dict.fromkeys(("Efficient Loader", "easy fullLoader", "easy a1111Loader", "easy comfyLoader"), _efficient_loader),
-    **dict.fromkeys(("ControlNetApply", "ControlNetApplyAdvanced", "ControlNetApplySD3"), _control),
-    **dict.fromkeys(("BNK_CLIPTextEncodeAdvanced", "smZ CLIPTextEncode"), _encode_advanced),
-    **dict.fromkeys(("FreeU", "FreeU_V2", "RescaleCFG", "PerturbedAttentionGuidance", "TomePatchModel"), _MODEL_PATCH),
-    **dict.fromkeys(
-        ("ModelSamplingDiscrete", "ModelSamplingContinuousEDM", "HyperTile", "PatchModelAddDownscale"), _MODEL_PATCH
+# Readers, each with the names of its classes.
+_KNOWN: tuple[tuple[Reader, str], ...] = (
+    # numbers and texts
+    (
+        values.value_of("value", "int", "float", "string", "Number", "Value"),
+        "PrimitiveInt, PrimitiveFloat, PrimitiveString, PrimitiveStringMultiline, PrimitiveBoolean, PrimitiveNode, "
+        "Int, INTConstant, FloatConstant, Float, ImpactInt, ImpactFloat, ImpactBoolean, String, easy int, easy float, "
+        "easy string, CR Integer, CR Float, JWInteger, JWFloat, FloatSlider",
     ),
-    **dict.fromkeys(("SelfAttentionGuidance", "DifferentialDiffusion", "ModelMergeSimple"), _MODEL_PATCH),
-    **dict.fromkeys(("ConditioningSetArea", "ConditioningSetAreaPercentage", "ConditioningSetAreaStrength"), _AREA),
-    **dict.fromkeys(("ConditioningSetMask", "ConditioningSetTimestepRange", "unCLIPConditioning"), _AREA),
-    **dict.fromkeys(
-        ("InpaintModelConditioning", "InstructPixToPixConditioning", "SVD_img2vid_Conditioning"), _two_sided
+    (
+        values.value_of("text", "string", "prompt", "Text", "value", "positive", "negative"),
+        "String Literal, StringConstant, StringConstantMultiline, Text Multiline, CR Text, CR Prompt Text, ttN text, "
+        "JWString, JWStringMultiline, ImpactString, Text box, TextBox, Simple String, Textbox, Text String, "
+        "easy positive, easy negative, CR Multiline Text, Text, DF_Text, StringInput",
     ),
-    **dict.fromkeys(("RepeatLatentBatch", "LatentFromBatch", "SetLatentNoiseMask"), passed("samples", note="")),
-    "StringConcatenate": joined(r"string_[a-z]", "delimiter", ""),
-    "Text Concatenate": joined(r"text_[a-z]", "delimiter", ", "),
-    "CR Text Concatenate": joined(r"text\d", "separator", ""),
-    "JoinStrings": joined(r"string\d", "delimiter", " "),
-    "JoinStringMulti": joined(r"string_\d+", "delimiter", " "),
-    "StringReplace": _replaced,
-    "StringTrim": _trimmed,
-    "StringSubstring": _cut,
-    "CaseConverter": _recased,
-    "CLIPTextEncode": _encode,
-    "CLIPTextEncodeSDXL": _encode_sdxl,
-    "CLIPTextEncodeSDXLRefiner": _encode,
-    "CLIPSetLastLayer": _last_layer,
-    "ConditioningZeroOut": _zeroed,
-    "ConditioningConcat": _concat,
-    "ConditioningCombine": _combine,
-    "ConditioningAverage": _average,
-    "CFGGuider": _cfg_guider,
-    "BasicGuider": _basic_guider,
-    "DualCFGGuider": _dual_guider,
-    "RandomNoise": _random_noise,
-    "DisableNoise": _no_noise,
-    "KSamplerSelect": _ksampler_select,
-    "BasicScheduler": _basic_scheduler,
-    "KarrasScheduler": scheduled("karras", sigma_max=14.614642, sigma_min=0.0291675, rho=7.0),
-    "ExponentialScheduler": scheduled("exponential", sigma_max=14.614642, sigma_min=0.0291675),
-    "SDTurboScheduler": scheduled("SDTurboScheduler"),
-    "BetaSamplingScheduler": scheduled("beta"),
-    "AlignYourStepsScheduler": scheduled("AlignYourSteps"),
-    "SplitSigmas": _split_sigmas,
-    "SplitSigmasDenoise": _split_sigmas,
-    "SamplerEulerAncestral": solving("euler_ancestral", eta=1.0, s_noise=1.0),
-    "SamplerLMS": solving("lms", order=4),
-    "SamplerDPMPP_SDE": solving("dpmpp_sde", eta=1.0, s_noise=1.0, r=0.5),
-    "SamplerDPMPP_2M_SDE": solving("dpmpp_2m_sde", solver_type="midpoint", eta=1.0, s_noise=1.0),
-    "SamplerDPMPP_3M_SDE": solving("dpmpp_3m_sde", eta=1.0, s_noise=1.0),
-    "SamplerDPMPP_2S_Ancestral": solving("dpmpp_2s_ancestral", eta=1.0, s_noise=1.0),
-}
+    (
+        values.value_of("text", "source", "anything"),
+        "ShowText|pysssss, PreviewAny, easy showAnything, Display Any (rgthree), ShowAnything, Text to Console",
+    ),
+    (
+        values.value_of("seed", "value"),
+        "Seed (rgthree), easy seed, CR Seed, Seed, Seed Generator, SeedEverywhere, RandomSeed",
+    ),
+    (values.join_texts(r"string_[a-z]", "delimiter", ""), "StringConcatenate"),
+    (values.join_texts(r"text_[a-z]", "delimiter", ", "), "Text Concatenate"),
+    (values.join_texts(r"text\d", "separator", ""), "CR Text Concatenate"),
+    (values.join_texts(r"string_?\d+", "delimiter", " "), "JoinStrings, JoinStringMulti"),
+    (values.replace_text, "StringReplace"),
+    (values.trim_text, "StringTrim"),
+    (values.cut_text, "StringSubstring"),
+    (values.change_case, "CaseConverter"),
+    (values.read_wildcard, "ImpactWildcardProcessor, ImpactWildcardEncode"),
+    (values.reroute, "Reroute, Reroute (rgthree), ReroutePrimitive|pysssss"),
+    (values.first_given, "Any Switch (rgthree)"),
+    # models and text encoders
+    (
+        _loader,
+        "CheckpointLoaderSimple, CheckpointLoader, UNETLoader, CheckpointLoader|pysssss, ImageOnlyCheckpointLoader, "
+        "CheckpointLoaderNF4, UnetLoaderGGUF, CheckpointLoaderSimpleWithNoiseSelect, unCLIPCheckpointLoader",
+    ),
+    (_clip_loader, "CLIPLoader, DualCLIPLoader, TripleCLIPLoader"),
+    (_lora, "LoraLoader, LoraLoaderModelOnly, LoraLoader|pysssss"),
+    (_lora_stack, "Power Lora Loader (rgthree), Lora Loader Stack (rgthree)"),
+    (_last_layer, "CLIPSetLastLayer"),
+    (_efficient_loader, "Efficient Loader, easy fullLoader, easy a1111Loader, easy comfyLoader"),
+    (
+        _NOTED_MODEL,
+        "FreeU, FreeU_V2, RescaleCFG, PerturbedAttentionGuidance, TomePatchModel, ModelSamplingDiscrete, HyperTile, "
+        "ModelSamplingContinuousEDM, PatchModelAddDownscale, SelfAttentionGuidance, DifferentialDiffusion",
+    ),
+    # conditionings
+    (_encode, "CLIPTextEncode, CLIPTextEncodeSDXLRefiner"),
+    (_encode_sdxl, "CLIPTextEncodeSDXL"),
+    (_encode_advanced, "BNK_CLIPTextEncodeAdvanced, smZ CLIPTextEncode"),
+    (_zero_out, "ConditioningZeroOut"),
+    (_concat, "ConditioningConcat"),
+    (_combine, "ConditioningCombine"),
+    (_average, "ConditioningAverage"),
+    (_control, "ControlNetApply, ControlNetApplyAdvanced, ControlNetApplySD3"),
+    (_two_sided, "InpaintModelConditioning, InstructPixToPixConditioning, SVD_img2vid_Conditioning"),
+    (
+        _NOTED_PROMPT,
+        "ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetAreaStrength, ConditioningSetMask, "
+        "ConditioningSetTimestepRange, unCLIPConditioning",
+    ),
+    # latents and pictures
+    (_empty, "EmptyLatentImage, EmptySD3LatentImage, EmptyLatentImagePresets, EmptyLatentAudio"),
+    (_decode, "VAEDecode, VAEDecodeTiled, VAEDecodeAudio"),
+    (_encode_picture, "VAEEncode, VAEEncodeTiled, VAEEncodeForInpaint"),
+    (_enlarge, "LatentUpscale, LatentUpscaleBy, ImageScale, ImageScaleBy"),
+    (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch, SetLatentNoiseMask"),
+    # samplers
+    (samplers.ksampler, "KSampler, KSamplerAdvanced, KSampler (Efficient), KSampler Adv. (Efficient)"),
+    (samplers.custom, "SamplerCustom, SamplerCustomAdvanced"),
+    (samplers.cfg_guider, "CFGGuider"),
+    (samplers.basic_guider, "BasicGuider"),
+    (samplers.dual_guider, "DualCFGGuider"),
+    (samplers.random_noise, "RandomNoise"),
+    (samplers.no_noise, "DisableNoise"),
+    (samplers.ksampler_select, "KSamplerSelect"),
+    (samplers.basic_scheduler, "BasicScheduler"),
+    (samplers.split_sigmas, "SplitSigmas, SplitSigmasDenoise"),
+    (samplers.levels_of("karras", sigma_max=14.614642, sigma_min=0.0291675, rho=7.0), "KarrasScheduler"),
+    (samplers.levels_of("exponential", sigma_max=14.614642, sigma_min=0.0291675), "ExponentialScheduler"),
+    (samplers.levels_of("SDTurboScheduler"), "SDTurboScheduler"),
+    (samplers.levels_of("beta"), "BetaSamplingScheduler"),
+    (samplers.levels_of("AlignYourSteps"), "AlignYourStepsScheduler"),
+    (samplers.solver_of("euler_ancestral", eta=1.0, s_noise=1.0), "SamplerEulerAncestral"),
+    (samplers.solver_of("lms", order=4), "SamplerLMS"),
+    (samplers.solver_of("dpmpp_sde", eta=1.0, s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
+    (samplers.solver_of("dpmpp_2m_sde", solver_type="midpoint", eta=1.0, s_noise=1.0), "SamplerDPMPP_2M_SDE"),
+    (samplers.solver_of("dpmpp_3m_sde", eta=1.0, s_noise=1.0), "SamplerDPMPP_3M_SDE"),
+    (samplers.solver_of("dpmpp_2s_ancestral", eta=1.0, s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
+)
+NODES: dict[str, Reader] = {name: reader for reader, names in _KNOWN for name in names.split(", ")}

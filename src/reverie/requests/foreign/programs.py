@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reverie.requests.foreign.a1111 import as_float, pair
-from reverie.requests.foreign.draft import START_IS_MISSING, Draft, json_object, shorten, stem_of
+from reverie.requests.foreign.draft import START_IS_MISSING, Draft, as_mapping, json_object, shorten, stem_of
 from reverie.requests.parts import Variation
 
 TILES = {"true": "xy", "x-only": "x", "y-only": "y", "x": "x", "y": "y", "xy": "xy"}
@@ -27,8 +27,7 @@ def read(data: Mapping[str, Any]) -> Draft | None:
 
 def _swarmui(data: dict[str, Any]) -> Draft:
     """Read `sui_image_params`, whose names are those of SwarmUI's parameters without spaces and capitals."""
-    given = data["sui_image_params"]
-    draft = Draft(given if isinstance(given, dict) else {})
+    draft = Draft(as_mapping(data["sui_image_params"]))
     draft.text("prompt", "prompt")
     draft.text("negative", "negativeprompt")
     draft.seed("seed")
@@ -225,8 +224,7 @@ def _novelai(data: dict[str, Any]) -> Draft | None:
         draft.note("weights in the prompt: NovelAI writes {words}, [words] and 1.2::words::, here (words:1.2)")
     for name in ("v4_prompt", "v4_negative_prompt"):
         caption = draft.take(name)
-        people = caption.get("caption", {}).get("char_captions") if isinstance(caption, dict) else None
-        if people:
+        if people := as_mapping(as_mapping(caption).get("caption")).get("char_captions"):
             draft.note(f"{name}: {shorten(people)}")
     if draft.take("strength") is not None and kind not in (None, "PromptGenerateRequest"):
         draft.note(START_IS_MISSING)
@@ -248,7 +246,7 @@ NOVELAI_NEUTRAL |= {
 
 def _draw_things(data: dict[str, Any]) -> Draft:
     """Read the JSON of Draw Things: c is the prompt, uc the negative prompt, v2 the whole configuration."""
-    details = data.get("v2") if isinstance(data.get("v2"), dict) else {}
+    details = as_mapping(data.get("v2"))
     draft = Draft({name: value for name, value in data.items() if name != "v2"})
     draft.text("prompt", "c")
     draft.text("negative", "uc")
