@@ -25,6 +25,7 @@ class SampledOptions(TypedDict, total=False):
     guidance: float | None
     sampler: SamplerName
     schedule: ScheduleName
+    discard_penultimate: bool
     guidance_rescale: float
     guidance_interval: tuple[float, float]
     cache_steps: int

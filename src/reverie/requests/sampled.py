@@ -31,6 +31,10 @@ class Sampled(Guided):
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
     sampler: SamplerName = Field(default="dpmpp_2m", description="how the noise is taken away")
     schedule: ScheduleName = Field(default="karras", description="how the noise levels are spaced")
+    discard_penultimate: bool = Field(
+        default=False,
+        description="leave out the noise level before the last, of one step more, as A1111 does for DPM2 and 3M SDE",
+    )
     guidance_rescale: Fraction = Field(default=0.0, description="against overexposure (Lin et al. 2023, eq. 15-16)")
     guidance_interval: Interval = Field(
         default=(0.0, 1.0), description="fractions of the way between which guidance acts, the whole by default"

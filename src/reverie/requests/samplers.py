@@ -30,10 +30,25 @@ SamplerName = Literal[
     "dpmpp_2m_sde",
     "dpmpp_3m_sde",
     "unipc",
+    "unipc_bh1",
+    "unipc_bh2",
     "lcm",
 ]
 ScheduleName = Literal[
-    "normal", "karras", "exponential", "sgm_uniform", "linspace", "leading", "trailing", "ddim", "lcm"
+    "normal",
+    "karras",
+    "exponential",
+    "sgm_uniform",
+    "linspace",
+    "leading",
+    "trailing",
+    "ddim",
+    "lcm",
+    "simple",
+    "ddim_uniform",
+    "a1111_ddim",
+    "a1111_unipc",
+    "a1111_lcm",
 ]
 # Written out, as type checkers read them; a test compares them with the records and with diffusion's functions.
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
@@ -56,8 +71,8 @@ class SamplerRecord:
 
 RECORDS: dict[SamplerName, SamplerRecord] = {
     "ddpm": SamplerRecord("DDPM", ("DDPMScheduler",), noise="fresh"),
-    "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="ddim"),
-    "plms": SamplerRecord("PLMS", ("pndm", "PNDMScheduler"), automatic="ddim"),
+    "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="a1111_ddim"),
+    "plms": SamplerRecord("PLMS", ("pndm", "PNDMScheduler"), automatic="a1111_ddim"),
     "euler": SamplerRecord("Euler", ("EulerDiscreteScheduler",)),
     "euler_ancestral": SamplerRecord("Euler a", ("EulerAncestralDiscreteScheduler",), noise="fresh"),
     "heun": SamplerRecord("Heun", ("HeunDiscreteScheduler",)),
@@ -71,8 +86,10 @@ RECORDS: dict[SamplerName, SamplerRecord] = {
     "dpmpp_sde": SamplerRecord("DPM++ SDE", ("DPMSolverSDEScheduler",), automatic="karras", noise="brownian"),
     "dpmpp_2m_sde": SamplerRecord("DPM++ 2M SDE", automatic="exponential", noise="brownian"),
     "dpmpp_3m_sde": SamplerRecord("DPM++ 3M SDE", automatic="exponential", noise="brownian"),
-    "unipc": SamplerRecord("UniPC", ("UniPCMultistepScheduler", "uni_pc_bh2")),
-    "lcm": SamplerRecord("LCM", ("LCMScheduler",), automatic="lcm", noise="fresh"),
+    "unipc": SamplerRecord("UniPC", ("UniPCMultistepScheduler",), automatic="a1111_unipc"),
+    "unipc_bh1": SamplerRecord("UniPC bh1", ("uni_pc",)),
+    "unipc_bh2": SamplerRecord("UniPC bh2"),
+    "lcm": SamplerRecord("LCM", ("LCMScheduler",), automatic="a1111_lcm", noise="fresh"),
 }
 # What AUTOMATIC1111 calls a spacing, and after it the names of others; ours itself is one of them.
 SPACINGS: dict[ScheduleName, tuple[str, ...]] = {
@@ -82,9 +99,14 @@ SPACINGS: dict[ScheduleName, tuple[str, ...]] = {
     "sgm_uniform": ("SGM Uniform",),
     "linspace": (),
     "leading": (),
-    "trailing": ("trailing", "Simple"),
-    "ddim": ("DDIM", "DDIM uniform"),
+    "trailing": (),
+    "ddim": (),
     "lcm": (),
+    "simple": ("Simple",),
+    "ddim_uniform": ("DDIM", "DDIM uniform"),
+    "a1111_ddim": (),
+    "a1111_unipc": (),
+    "a1111_lcm": (),
 }
 
 
@@ -101,17 +123,16 @@ def plain_name(name: str) -> str:
     return re.sub(r"[^a-z0-9]", "", name.replace("ancestral", "a")).removesuffix("scheduler")
 
 
-_SAMPLERS = {
-    plain_name(alias): name for name, record in RECORDS.items() for alias in (name, record.label, *record.others)
-}
+_NAMES = [(alias, name) for name, record in RECORDS.items() for alias in (name, record.label, *record.others)]
+_SAMPLERS = {plain_name(alias): name for alias, name in reversed(_NAMES)} | dict(_NAMES)  # as written, else reduced
 _SPACINGS = {plain_name(alias): name for name, others in SPACINGS.items() for alias in (name, *others)}
 
 
 def find_sampler(name: str) -> FoundSampler | None:
     """Return the sampler that any program's name stands for, with the spacing that the name ends with, or None."""
     plain = plain_name(name)
-    if plain in _SAMPLERS:
-        return FoundSampler(_SAMPLERS[plain])
+    if (exact := _SAMPLERS.get(name) or _SAMPLERS.get(plain)) is not None:
+        return FoundSampler(exact)
     for ending, schedule in _SPACINGS.items():
         if plain.endswith(ending) and plain.removesuffix(ending) in _SAMPLERS:
             return FoundSampler(_SAMPLERS[plain.removesuffix(ending)], schedule)
@@ -120,7 +141,7 @@ def find_sampler(name: str) -> FoundSampler | None:
 
 def find_schedule(name: str) -> ScheduleName | None:
     """Return the spacing of noise levels that any program's name stands for, or None."""
-    return _SPACINGS.get(plain_name(name))
+    return name if name in SPACINGS else _SPACINGS.get(plain_name(name))  # type: ignore[return-value]
 
 
 def schedule_label(name: ScheduleName) -> str:

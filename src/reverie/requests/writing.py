@@ -46,6 +46,8 @@ def _further(request: TextToImage) -> dict[str, object]:
         "Sampler RNG": "GPU" if request.rng == "cpu_then_gpu" else None,
         "Tiling": request.tile if request.tile != "none" else None,
     }
+    if request.discard_penultimate:
+        fields["Discard penultimate sigma"] = True
     if request.guidance_interval != (0.0, 1.0):
         fields["Guidance interval"] = "{:g} to {:g}".format(*request.guidance_interval)
     if request.cache_steps > 1:

@@ -66,6 +66,13 @@ def test_prompts_of_several_lines_and_a_line_of_settings(read: Text) -> None:
         ("DPM++ 2M SDE Exponential", "", "dpmpp_2m_sde", "exponential"),
         ("DPM2 a Karras", "", "dpm2_ancestral", "karras"),
         ("Euler", "Schedule type: SGM Uniform, ", "euler", "sgm_uniform"),
+        ("Euler", "Schedule type: Simple, ", "euler", "simple"),
+        ("Euler", "Schedule type: DDIM, ", "euler", "ddim_uniform"),
+        ("DDIM", "Schedule type: Automatic, ", "ddim", "a1111_ddim"),
+        ("PLMS", "", "plms", "a1111_ddim"),
+        ("UniPC", "Schedule type: Karras, ", "unipc_bh1", "a1111_unipc"),
+        ("LCM", "Schedule type: Automatic, ", "lcm", "a1111_lcm"),
+        ("LCM", "", "lcm", "a1111_lcm"),
     ],
 )
 def test_samplers_and_schedules(label: str, extra: str, sampler: str, schedule: str, read: Text) -> None:
@@ -73,6 +80,15 @@ def test_samplers_and_schedules(label: str, extra: str, sampler: str, schedule: 
     request = read(f"a\nSteps: 20, Sampler: {label}, {extra}CFG scale: 7, Seed: 1, Size: 64x64").request
     assert isinstance(request, TextToImage)
     assert (request.sampler, request.schedule) == (sampler, schedule)
+
+
+@pytest.mark.parametrize(
+    ("label", "discards"), [("DPM2", True), ("DPM2 a", True), ("DPM++ 3M SDE", True), ("LMS", False)]
+)
+def test_some_samplers_leave_out_the_level_before_the_last(label: str, discards: bool, read: Text) -> None:
+    """modules/sd_samplers_kdiffusion.py: discard_next_to_last_sigma."""
+    request = read(f"a\nSteps: 20, Sampler: {label}, CFG scale: 7, Seed: 1, Size: 64x64, Version: v1.10.1").request
+    assert request.discard_penultimate == discards
 
 
 @pytest.mark.parametrize(("rng", "ours"), [("", "gpu"), (", RNG: NV", "gpu"), (", RNG: CPU", "cpu")])

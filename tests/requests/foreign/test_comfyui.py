@@ -212,6 +212,15 @@ def test_samplers_made_of_nodes(read: Read) -> None:
     assert record.notes == ("node KarrasScheduler: rho 5.0",)
 
 
+def test_levels_of_some_samplers(read: Read) -> None:
+    """comfy/samplers.py: KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS, which levels made by nodes know nothing of."""
+    nodes = changed(graph(), "3", sampler_name="uni_pc", scheduler="ddim_uniform")
+    expected = REQUEST.replace(sampler="unipc_bh1", schedule="ddim_uniform", discard_penultimate=True)
+    assert read(nodes).request == expected
+    nodes = changed(graph(), "3", sampler_name="uni_pc_bh2", scheduler="simple")
+    assert read(nodes).request == expected.replace(sampler="unipc_bh2", schedule="simple")
+
+
 def test_sdxl(read: Read) -> None:
     """comfy_extras/nodes_clip_sdxl.py; its usual layer is -2."""
     sizes = {"width": 2048, "height": 1024, "crop_w": 8, "crop_h": 16, "target_width": 1024, "target_height": 512}
@@ -261,8 +270,8 @@ def test_what_is_not_known_is_passed_and_noted(read: Read) -> None:
         "batch_size",
         "a further KSampler",
         "node FaceFixer",
-        "node MagicGuidance",
         "node LatentUpscale",
+        "node MagicGuidance",
     ]
 
 

@@ -46,6 +46,11 @@ NEUTRAL_SDCPP = {"Guidance", "SDCPP", "Sampler RNG"}
 NEUTRAL_FOOOCUS = {"Raw prompt", "Raw negative prompt", "Performance", "Scheduler", "Lora weights"}
 SDNEXT_SIGMAS = {"karras": "karras", "exponential": "exponential"}
 
+# Samplers that walk levels of their own, whatever the schedule, and those that leave out the one before the last
+# (sd_samplers_timesteps.py; sd_samplers_kdiffusion.py, discard_next_to_last_sigma).
+OWN_LEVELS = {"ddim": "a1111_ddim", "plms": "a1111_ddim", "unipc_bh1": "a1111_unipc"}
+DISCARDS = ("dpm2", "dpm2_ancestral", "dpmpp_3m_sde")
+
 NAME = re.compile(r"\s*([^\W\d][\w \-/.()]*?):[ \t]*")
 QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 FIRST = re.compile(r"Steps: *\d+ *(,|$)")
@@ -197,13 +202,26 @@ def _read_sampler(draft: Draft) -> None:
     label, schedule = draft.take("Sampler"), draft.take("Schedule type")
     if label is None:
         return
-    told_with_it = draft.sampler(label)
-    record = RECORDS[draft.default("sampler")]  # type: ignore[index]
-    if schedule is None:
-        schedule = told_with_it or (record.automatic if record.automatic in ("ddim", "lcm") else "normal")
-    elif schedule == "Automatic":
-        schedule = record.automatic
-    draft.schedule(schedule)
+    spacing = draft.sampler(label)
+    if schedule is not None and _is_ours(draft):
+        draft.schedule(schedule)
+        return
+    if draft.fields["sampler"] == "unipc":
+        draft.fields["sampler"] = "unipc_bh1"  # shared_options.py: uni_pc_variant, uni_pc_order
+    sampler = draft.fields["sampler"]
+    record = RECORDS[sampler]
+    if sampler in OWN_LEVELS:
+        draft.schedule(OWN_LEVELS[sampler])
+    elif schedule is None:
+        draft.schedule(spacing or (record.automatic if sampler == "lcm" else "normal"))
+    else:
+        draft.schedule(record.automatic if schedule == "Automatic" else schedule)
+    draft.discard(DISCARDS)
+
+
+def _is_ours(draft: Draft) -> bool:
+    """Tell whether reverie wrote the settings: AUTOMATIC1111 names its version or the model's hash."""
+    return "RNG" in draft.given and not draft.given.keys() & {"Version", "Model hash"}
 
 
 def _read_sdnext(draft: Draft) -> None:
@@ -375,6 +393,8 @@ def _read_clip_skip(draft: Draft) -> None:
 
 def _read_ours(draft: Draft) -> None:
     """Read what AUTOMATIC1111 has no name for and our own text says."""
+    if draft.take("Discard penultimate sigma") == "True":
+        draft.fields["discard_penultimate"] = True
     draft.number("cache_steps", "Cache steps", kind=int)
     draft.number("merge_tokens", "Token merging ratio")
     interval = re.fullmatch(r"([\d.]+) to ([\d.]+)", str(draft.given.get("Guidance interval", "")))

@@ -10,12 +10,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reverie.errors import ReverieError
-from reverie.requests.foreign.draft import START_IS_MISSING, Draft, as_number, shorten, stem_of
+from reverie.requests.foreign.draft import COMFYUI_DISCARDS, START_IS_MISSING, Draft, as_number, shorten, stem_of
 from reverie.requests.foreign.graph import Graph, Latent, Node, Picture, Prompt, Sampling
 from reverie.requests.foreign.nodes import NODES, unknown
 
 WEIGHED = re.compile(r"(?<!\\)\([^()]*:\s*[\d.]+\s*\)")
-SCHEDULES = {"ddim_uniform": "leading", "simple": "trailing"}
 FULL = 1 - 1e-4  # a denoise above this is the whole way (comfy/samplers.py, set_steps)
 
 
@@ -105,7 +104,9 @@ def _read_sampling(draft: Draft, sampling: Sampling) -> None:
         else:
             draft.set_number(field, value, number)
     draft.sampler(sampling.solver.name)
-    draft.schedule(sigmas.schedule, SCHEDULES)
+    draft.schedule(sigmas.schedule)
+    if sigmas.of_the_sampler:
+        draft.discard(COMFYUI_DISCARDS)
     if not _is_full(sigmas.denoise):
         draft.note(f"denoise: {shorten(sigmas.denoise)}; what it started from is not in the file")
     draft.noise("cpu_then_gpu", "ComfyUI")

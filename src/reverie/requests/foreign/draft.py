@@ -18,6 +18,8 @@ MISSING = (None, "", "None", "null")
 """What a setting holds that was not given."""
 OFF: tuple[object, ...] = (*MISSING, "none", "False", "false", 0, [], {}, ())
 """What a setting holds that is not in use; False is equal to 0."""
+# The samplers for which ComfyUI leaves out the noise level before the last (comfy/samplers.py, KSampler).
+COMFYUI_DISCARDS = ("dpm2", "dpm2_ancestral", "unipc_bh1", "unipc_bh2")
 START_IS_MISSING = "the picture that it started from is not in the file"
 SDXL_AREA = 900 * 800  # pixels; the bucket sizes of SDXL are larger, and SD 1 and 2 draw smaller ones
 LONGEST_VALUE = 120  # characters of a value in a note
@@ -117,6 +119,10 @@ class Draft:
             self.note(f"schedule: '{name}' is not known here; {self.fields['schedule']} takes its place")
         else:
             self.fields["schedule"] = schedule
+
+    def discard(self, samplers: Collection[str]) -> None:
+        """Leave out the level before the last where the sampler is one of those for which the program does."""
+        self.fields["discard_penultimate"] = self.fields.get("sampler") in samplers
 
     def noise(self, rng: Rng | None, program: str, steps: StepNoise = "k-diffusion") -> None:
         """Set which generator draws the first noise, None where nobody knows, and note a noise of steps that differs.

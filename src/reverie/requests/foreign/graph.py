@@ -66,11 +66,12 @@ class Picture:
 
 @dataclass(frozen=True)
 class Sigmas:
-    """The levels of noise: how many steps, the spacing's name, and the share of them that is walked."""
+    """The levels of noise: how many steps, the spacing's name, the share that is walked, and if KSampler made them."""
 
     steps: object
     schedule: object
     denoise: object = 1
+    of_the_sampler: bool = False
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ def ksampler(node: Node, slot: int, want: type) -> object:
     for name in ("return_with_leftover_noise", "control_after_generate"):
         node.unread.pop(name, None)
     seed = Seed(node.scalar("seed", node.scalar("noise_seed")))
-    sigmas = Sigmas(steps, node.scalar("scheduler"), node.scalar("denoise", 1))
+    sigmas = Sigmas(steps, node.scalar("scheduler"), node.scalar("denoise", 1), of_the_sampler=True)
     latent = node.get("latent_image", Latent) or node.get("latent", Latent) or Latent(picture=True)
     solver = Solver(node.scalar("sampler_name"))
     return _draw(node, Sampling(node, _guider(node), seed, solver, sigmas, latent), want)

@@ -13,7 +13,15 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from reverie.requests.foreign.a1111 import as_float, pair
-from reverie.requests.foreign.draft import START_IS_MISSING, Draft, as_mapping, json_object, shorten, stem_of
+from reverie.requests.foreign.draft import (
+    COMFYUI_DISCARDS,
+    START_IS_MISSING,
+    Draft,
+    as_mapping,
+    json_object,
+    shorten,
+    stem_of,
+)
 from reverie.requests.parts import Variation
 
 TILES = {"true": "xy", "x-only": "x", "y-only": "y", "x": "x", "y": "y", "xy": "xy"}
@@ -37,6 +45,7 @@ def _swarmui(data: dict[str, Any]) -> Draft:
     draft.model = str(draft.take("model", default=""))
     draft.sampler(draft.take("sampler", default="euler"))  # the defaults of ComfyUIBackendExtension.cs
     draft.schedule(draft.take("scheduler", default="normal"))
+    draft.discard(COMFYUI_DISCARDS)
     draft.fields["zero_negative"] = bool(draft.take("zeronegative", default=False))
     if (layer := draft.take("clipstopatlayer")) is not None:
         draft.clip_layer(-as_float(layer))
@@ -107,6 +116,7 @@ def _fooocus(data: dict[str, Any]) -> Draft:
     draft.size(*_numbers(draft.take("resolution", default="")))
     draft.sampler(draft.take("sampler", default="dpmpp_2m_sde_gpu"))
     draft.schedule(draft.take("scheduler", default="karras"))
+    draft.discard(COMFYUI_DISCARDS)
     draft.clip_layer(draft.take("clip_skip"))
     draft.model = str(draft.take("base_model", default=""))
     loras = [item for item in draft.take("loras", default=[]) if isinstance(item, list) and len(item) > 1]
