@@ -1,17 +1,18 @@
-# make demo | test | check | bench | bench-quick: each does all of its set-up in .venv; Python 3.11 or newer, pip and make are enough.
+# make demo | test | check | docs | bench | bench-quick: each does all of its set-up in .venv; Python 3.11 or newer, pip and make are enough.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint check bench bench-quick clean
+.PHONY: help demo test lint check docs bench bench-quick clean
 
 help:
 	@echo "make demo    draw a panda with the bundled model"
 	@echo "make test    run the tests"
 	@echo "make lint    check format, style and types"
 	@echo "make check   lint and test, as scripts/check does"
+	@echo "make docs    write the documentation as a site into out/docs, links checked"
 	@echo "make bench   measure beside its peers (half an hour; BENCH=--quick for two minutes)"
 	@echo "make bench-quick   the main ratios in two minutes, to see whether anything became slower"
 
@@ -27,6 +28,10 @@ lint: $(VENV)/.dev
 
 check: $(VENV)/.dev
 	scripts/check
+
+docs: $(VENV)/.docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "The site is $(CURDIR)/out/docs/index.html"
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/bench.py $(BENCH)
@@ -53,4 +58,8 @@ $(VENV)/.test: $(VENV)/.run
 
 $(VENV)/.dev: $(VENV)/.test
 	$(PIP) --editable ".[film,sound,faiss,c2pa,train,test,dev]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.run
+	$(PIP) --editable ".[film,sound,docs]"
 	@touch $@

@@ -1,4 +1,4 @@
-"""What do films look like? The contact sheets and the GIF of docs/animation.md and the README, drawn by a model.
+"""What do films look like? The contact sheets and the GIF of docs/guide/animation.md and the README, drawn by a model.
 
     python benchmarks/animation_sheets.py --model FOLDER --out docs/images
 
@@ -20,7 +20,7 @@ from PIL import Image
 import reverie
 from inversion import decibels
 from reverie import video
-from reverie.animation.distances import angle
+from reverie.animation.pacing import angle
 from reverie.corpora.captions import caption, telling
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at

@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 
 import reverie
-from reverie.animation.invert import invert_picture
+from reverie.animation.blend import invert_picture
 from reverie.corpora.captions import caption, telling
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at

@@ -22,8 +22,7 @@ from PIL import Image
 import reverie
 from figures import Figure, share, spread, write
 from reverie.cli.progress import watched
-from reverie.codecs.audio import AudioCodec, hear
-from reverie.codecs.spectrograms import to_picture
+from reverie.codecs.spectrograms import AudioCodec, hear, to_picture
 from reverie.corpora.music.captions import chinese, english
 from reverie.corpora.music.clips import clip_at
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS

@@ -18,9 +18,8 @@ from itertools import pairwise
 from PIL import Image
 
 import reverie
-from reverie.animation.distances import angle
 from reverie.animation.draw import Frame
-from reverie.animation.pacing import unevenness
+from reverie.animation.pacing import angle, unevenness
 from reverie.requests.films import Animation
 from reverie.similarity.embed import load_clip
 

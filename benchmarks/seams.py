@@ -20,7 +20,7 @@ from reverie.errors import ReverieError
 from reverie.media.sound import Sound
 from reverie.music.draw import hearing
 from reverie.music.plan import plan
-from reverie.music.recording import Recording
+from reverie.music.sections import Recording
 from reverie.requests.music import Music
 
 # None names a tempo: windows that begin on bars would join where music itself begins anew.

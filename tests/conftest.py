@@ -17,7 +17,7 @@ from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.tokenizer import Tokenizer
 
 LENGTH = 12

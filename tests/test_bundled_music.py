@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 import reverie
-from reverie.sound.params import SMALL
+from reverie.sound.spectrogram import SMALL
 from reverie.system import MUSIC
 from reverie.train.listener import load_judge
 

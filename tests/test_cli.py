@@ -16,13 +16,13 @@ import pytest
 from PIL import Image, ImageChops
 
 import reverie
-from reverie.cli import concepts, progress
+from reverie.cli import data, progress
 from reverie.cli.app import run
 from reverie.cli.ask import SIZES, AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.cli.output import numbered, slug
 from reverie.pipeline import Pipeline
-from reverie.requests.parts import MAX_SEED
+from reverie.requests.base import MAX_SEED
 from reverie.requests.pictures import TextToImage
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]
@@ -291,7 +291,7 @@ def test_slugs_and_numbers() -> None:
 def test_concepts_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(concepts, "files", lambda _: tmp_path)
+    monkeypatch.setattr(data, "files", lambda _: tmp_path)
     assert "no bundled model" in refusal(capsys, "concepts")
     known = [
         {"emoji": "🐻", "en": ["bear", "brown bear"], "zh": ["熊"]},

@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 import reverie
 from reverie.cli.app import run
 from reverie.media.pictures import open_picture
+from reverie.models.autoencoder import TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIPVisionConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
-from reverie.models.tiny import TinyAutoencoder, TinyConfig
 from reverie.pipeline import Pipeline
 from reverie.requests.parts import Hires, Refiner, Variation
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint

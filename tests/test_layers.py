@@ -13,7 +13,8 @@ import pytest
 
 SOURCE = Path(__file__).parents[1] / "src" / "reverie"
 LAYERS = (
-    {"errors", "files"},
+    {"errors"},
+    {"files"},
     {"media"},  # files of pictures, films and sound
     {"requests"},  # what can be asked for, without torch
     {"models", "diffusion", "tokenizer", "data", "sound"},

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from reverie.generate.image import Progress
     from reverie.media.pictures import grid, save
     from reverie.media.sound import Sound
-    from reverie.music.recording import Recording
+    from reverie.music.sections import Recording
     from reverie.pipeline import Pipeline, load
     from reverie.requests.films import Animation, Keyframe
     from reverie.requests.music import Film, Music, Stop
     from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
     from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
-    from reverie.requests.records import Record, from_metadata, read_record
+    from reverie.requests.records import from_metadata
     from reverie.similarity.embed import Clip, load_clip
     from reverie.system import Conditioning, StableDiffusion
 
@@ -39,7 +39,6 @@ __all__ = [
     "Outpaint",
     "Pipeline",
     "Progress",
-    "Record",
     "Recording",
     "Refiner",
     "ReverieError",
@@ -52,7 +51,6 @@ __all__ = [
     "grid",
     "load",
     "load_clip",
-    "read_record",
     "save",
     "video",
 ]
@@ -73,8 +71,7 @@ _PLACES = {
     "Outpaint": "reverie.requests.pictures",
     "Pipeline": "reverie.pipeline",
     "Progress": "reverie.generate.image",
-    "Record": "reverie.requests.records",
-    "Recording": "reverie.music.recording",
+    "Recording": "reverie.music.sections",
     "Refiner": "reverie.requests.parts",
     "ReverieError": "reverie.errors",
     "Sound": "reverie.media.sound",
@@ -86,7 +83,6 @@ _PLACES = {
     "grid": "reverie.media.pictures",
     "load": "reverie.pipeline",
     "load_clip": "reverie.similarity.embed",
-    "read_record": "reverie.requests.records",
     "save": "reverie.media.pictures",
 }
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 
 class ReverieError(ValueError):
-    """Report bad input in one line: what was given, what is allowed, what to do.
+    """Bad input, in one line: what was given, what is allowed, and as `hint` what to do.
 
-    The command line prints it without a traceback and exits with status 2.
+    `field` is the request's field that it is about, for whoever shows the error beside its input. Fields that the
+    message names for the user to give stand in backticks: the command line shows `init` as --init.
     """
+
+    def __init__(self, message: str, *, field: str | None = None, hint: str | None = None):
+        super().__init__(f"{message}; {hint}" if hint else message)
+        self.field = field
+        self.hint = hint

@@ -15,13 +15,14 @@ from reverie.animation.draw import BATCH, Frame
 from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance
 from reverie.animation.store import Store
-from reverie.generate import cache, image
+from reverie.files import cache_folder
+from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
 from reverie.generate.image import Progress, Show
 from reverie.media.encoder import Waveform
 from reverie.music import draw as player
 from reverie.music.film import frames as film_frames
-from reverie.music.recording import Recording
+from reverie.music.sections import Recording
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.music_options import MusicOptions
@@ -172,4 +173,4 @@ def load(
 
 def kept(compile: bool) -> Path | None:
     """Return the folder for what is compiled; None where nothing is to be."""
-    return cache.folder() / "compiled" if compile else None
+    return cache_folder() / "compiled" if compile else None

@@ -1,4 +1,4 @@
-"""How does a prompt become tokens? By CLIP's byte-level byte-pair encoding, read from files or trained on captions."""
+"""CLIP's tokenizer: byte-level byte-pair encoding, read from files or trained on captions."""
 
 from __future__ import annotations
 

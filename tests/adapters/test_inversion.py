@@ -10,7 +10,7 @@ import torch
 
 from reverie.adapters import inversion
 from reverie.errors import ReverieError
-from reverie.generate.chunks import split
+from reverie.generate.conditioning import split
 from reverie.generate.prompt import weigh
 from reverie.pipeline import Pipeline
 

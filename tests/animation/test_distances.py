@@ -12,8 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reverie.animation.distances import angle, lpips
-from reverie.animation.pacing import pace, unevenness, uniform
+from reverie.animation.pacing import angle, lpips, pace, unevenness, uniform
 from reverie.codecs.image import to_tensor
 from reverie.models.lpips import LPIPS
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reverie.animation.invert import invert_picture
+from reverie.animation.blend import invert_picture
 from reverie.diffusion.inversion import INVERTERS, Inverted
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.schedule import to_vp

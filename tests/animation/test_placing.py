@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.animation.pacing import unevenness
-from reverie.animation.placing import by_sight, by_sound
-from reverie.animation.timeline import Timeline
+from reverie.animation.timeline import Timeline, by_sight, by_sound
 
 
 def picture(place: float) -> Image.Image:

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from PIL import Image
 from reverie.animation import store
 from reverie.animation.store import FrameStore, prune
 from reverie.errors import ReverieError
+from reverie.files import lock_folder
 
 
 def noise(seed: int) -> Image.Image:
@@ -105,10 +107,15 @@ with FrameStore(sys.argv[1]) as frames:
         assert all(frames.get(index / 4) is not None for index in range(len(frames)))
 
 
-def test_a_place_that_cannot_be_written_is_said(tmp_path: Path) -> None:
+def test_without_a_place_to_keep_frames_a_film_is_drawn_all_the_same(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ReverieError, match="REVERIE_CACHE"), FrameStore(tmp_path / "file" / "film"):
-        pass
+    with ExitStack() as stack:
+        with pytest.warns(UserWarning, match="not kept.*REVERIE_CACHE"):
+            frames = stack.enter_context(FrameStore(tmp_path / "file" / "film"))
+        frames.put({0.0: noise(0)})
+        assert same(frames.get(0.0), noise(0))
+        assert tmp_path not in frames.folder.parents
+    assert not frames.folder.exists()
 
 
 def test_the_oldest_films_make_room(tmp_path: Path) -> None:
@@ -117,12 +124,10 @@ def test_the_oldest_films_make_room(tmp_path: Path) -> None:
             frames.put({0.0: noise(0)})
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     size = sum(file.stat().st_size for file in (tmp_path / "new").iterdir())
-    busy = store._locked(tmp_path / "busy" / store.LOCK)
-    assert busy is not None
-    prune(tmp_path, 3 * size)
-    assert len(list(tmp_path.iterdir())) == 3
-    prune(tmp_path, 2 * size)
-    assert sorted(film.name for film in tmp_path.iterdir()) == ["busy", "new"]
-    prune(tmp_path, 0)
-    assert [film.name for film in tmp_path.iterdir()] == ["busy"]
-    busy.close()
+    with lock_folder(tmp_path / "busy"):
+        prune(tmp_path, 3 * size)
+        assert len(list(tmp_path.iterdir())) == 3
+        prune(tmp_path, 2 * size)
+        assert sorted(film.name for film in tmp_path.iterdir()) == ["busy", "new"]
+        prune(tmp_path, 0)
+        assert [film.name for film in tmp_path.iterdir()] == ["busy"]

@@ -23,9 +23,9 @@ from reverie.media.pictures import save
 from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
 from reverie.requests.films import Animation
+from reverie.requests.metadata import texts
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
-from reverie.requests.writing import film_texts, music_texts, picture_texts
 
 Writer = Callable[[str], tuple[Path, Networks]]
 
@@ -131,7 +131,7 @@ def test_the_command(tiny: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     picture = Image.new("RGB", (64, 32))
-    picture.info.update(picture_texts(TextToImage(prompt="a bear", seed=7, guidance=2, width=64, height=32), "emoji"))
+    picture.info.update(texts(TextToImage(prompt="a bear", seed=7, guidance=2, width=64, height=32), "emoji"))
     save(picture, tmp_path / "ours.png")
     assert run(["inspect", str(tmp_path / "ours.png"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
@@ -144,7 +144,7 @@ def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
 def test_films_tell_how_they_were_made(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = Animation(keyframes=("a bear", "an apple"), seed=1)
     frames = [Image.new("RGB", (16, 16), colour) for colour in ("red", "blue")]
-    video.write(frames, tmp_path / name, 10, texts=film_texts(asked, "mine"))
+    video.write(frames, tmp_path / name, 10, texts=texts(asked, "mine"))
     assert run(["inspect", str(tmp_path / name), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["kind"], told["model"], told["request"]) == ("film", "mine", asked.recorded())
@@ -160,7 +160,7 @@ def test_films_of_others_and_music(tmp_path: Path, capsys: pytest.CaptureFixture
     told = json.loads(capsys.readouterr().out)
     assert (told["frames"], told["fps"], told["request"]) == (3, 10, None)
     asked = Music(prompt="jazz", seed=1)
-    sound.write(Sound(torch.zeros(1, 800), 8000), tmp_path / "a.wav", texts=music_texts(asked, "mine"))
+    sound.write(Sound(torch.zeros(1, 800), 8000), tmp_path / "a.wav", texts=texts(asked, "mine"))
     assert run(["inspect", str(tmp_path / "a.wav"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     assert (told["kind"], told["model"], told["request"]) == ("music", "mine", asked.recorded())

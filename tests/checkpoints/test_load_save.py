@@ -20,7 +20,7 @@ from reverie.checkpoints.save import Precision, save_autoencoder, save_clip, sav
 from reverie.errors import ReverieError
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, TextTower
 from reverie.pipeline import Pipeline
-from reverie.sound.params import SMALL
+from reverie.sound.spectrogram import SMALL
 from reverie.tokenizer import Tokenizer
 
 HALF = Precision(torch.float16, variant="fp16")
@@ -210,7 +210,7 @@ def test_a_failed_save_leaves_the_old_model(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("reverie.checkpoints.configs.write_schedule", full)
-    with pytest.raises(ReverieError, match=r"^cannot write a model to '.*': No space left on device$"):
+    with pytest.raises(ReverieError, match=r"^cannot write a model to '.*': the disk is full$"):
         save_folder(tiny_v, tmp_path)
     assert_same_components(tiny, load_folder(tmp_path))
     assert not list(tmp_path.glob(".saving-*"))
@@ -218,7 +218,7 @@ def test_a_failed_save_leaves_the_old_model(
 
 def test_unwritable_target(tiny: Pipeline, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(ReverieError, match=r"^cannot write a model to '.*file': File exists$"):
+    with pytest.raises(ReverieError, match=r"^cannot write a model to '.*file': file exists$"):
         save_folder(tiny, tmp_path / "file")
 
 
@@ -307,9 +307,9 @@ def test_truncated_file(saved: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "told"),
     [
-        ("model_index.json", "cannot read {}: No such file or directory"),
-        ("unet/config.json", "cannot read {}: No such file or directory"),
-        ("scheduler/scheduler_config.json", "cannot read {}: No such file or directory"),
+        ("model_index.json", "cannot read {}: no such file or directory"),
+        ("unet/config.json", "cannot read {}: no such file or directory"),
+        ("scheduler/scheduler_config.json", "cannot read {}: no such file or directory"),
         (UNET_FILE, "no weights in {parent}; it should hold diffusion_pytorch_model.safetensors"),
         ("text_encoder/model.safetensors", "no weights in {parent}; it should hold model.safetensors"),
     ],

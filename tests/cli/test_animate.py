@@ -24,9 +24,9 @@ from reverie.cli import animate
 from reverie.cli.app import run
 from reverie.media import footage
 from reverie.pipeline import Pipeline
+from reverie.requests import metadata
 from reverie.requests.films import Animation
-from reverie.requests.records import read_record
-from reverie.requests.writing import film_texts
+from reverie.requests.records import from_metadata, read_record
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]
 QUICK = ["--steps", "3", "--guidance", "1", "--device", "cpu", "--seed", "3"]
@@ -75,8 +75,9 @@ def test_two_prompts_become_films_of_every_kind_at_once(
     assert "6 frames, 0.5 s, seed 3" in told.err
     asked = Animation(keyframes=("a bear", "an apple"), frames=6, fps=12, steps=3, guidance=1, seed=3)
     for name in names:
-        request, drawn_by, *_ = read_record(tmp_path / name)
-        assert drawn_by == "tiny"
+        record = read_record(tmp_path / name)
+        request = record.request
+        assert record.model == "tiny"
         assert request.replace(width=None, height=None) == asked
         if name not in ("sheet.png", "a.webp"):  # WebP's encoder joins frames that look the same
             assert len(frames(tmp_path / name)) == 6
@@ -108,7 +109,7 @@ def test_keyframes_and_storyboards_say_the_same(model: str, tmp_path: Path, own_
     assert (
         run(["animate", "--storyboard", str(board), "--seconds", "1", "--model", model, "-o", str(tmp_path / "b")]) == 0
     )
-    assert read_record(tmp_path / "a")[0] == read_record(tmp_path / "b")[0]
+    assert from_metadata(tmp_path / "a") == from_metadata(tmp_path / "b")
     assert all(same(a, b) for a, b in zip(frames(tmp_path / "a"), frames(tmp_path / "b"), strict=True))
     assert len(list((own_cache / "frames").iterdir())) == 1  # the second drew nothing
 
@@ -258,7 +259,7 @@ def test_bad_input_costs_nothing(
 
 @pytest.mark.usefixtures("unloadable")
 def test_replay_of_a_film_refuses_what_is_about_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = film_texts(Animation(keyframes=("a", "b"), seed=1), "other")
+    texts = metadata.texts(Animation(keyframes=("a", "b"), seed=1), "other")
     video.write([Image.new("RGB", (8, 8))] * 2, tmp_path / "f.gif", 10, texts=texts)
     for arguments, said in (
         (["--grid"], "--grid is about pictures"),

@@ -18,8 +18,8 @@ from reverie.media import footage, sound
 from reverie.media.pictures import open_picture
 from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
-from reverie.requests.records import read_record
-from reverie.sound.params import SpectrogramParams
+from reverie.requests.records import from_metadata, read_record
+from reverie.sound.spectrogram import SpectrogramParams
 
 HEARING = SpectrogramParams(sample_rate=8_000, step_ms=10, window_ms=32, padded_ms=32, mels=32, high=4_000, columns=32)
 QUICK = ["--steps", "2", "--guidance", "1", "--device", "cpu", "--seed", "7"]
@@ -53,7 +53,7 @@ def test_a_prompt_becomes_sounds_and_their_picture(
     assert "1.00 s, seed 7" in told.err
     flac = sound.read(names[1])
     assert (flac.samples.shape, flac.rate) == ((2, 8000), 8000)
-    asked = read_record(names[0]).request
+    asked = from_metadata(names[0])
     assert (asked.prompt, asked.bpm, asked.loop, asked.negative) == ("a bear", 240, True, "an apple")
     assert open_picture(names[4]).size == (100, 32)
 
@@ -167,4 +167,4 @@ def test_a_model_of_pictures_and_a_picture_of_none_are_told(
     assert "give a model of music" in capsys.readouterr().err
     sound.write(Sound(torch.zeros(1, 800), 8000), tmp_path / "plain.wav")
     assert run(["replay", str(tmp_path / "plain.wav"), "--model", model]) == 2
-    assert "does not say how it was made" in capsys.readouterr().err
+    assert "holds no request" in capsys.readouterr().err

@@ -7,14 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reverie.codecs.audio import AudioCodec, hear
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.spectrograms import from_picture, to_picture
+from reverie.codecs.spectrograms import AudioCodec, from_picture, hear, to_picture
 from reverie.errors import ReverieError
 from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
-from reverie.sound.frames import Circle
-from reverie.sound.params import SMALL
+from reverie.sound.phases import Circle
+from reverie.sound.spectrogram import SMALL
 
 
 @pytest.fixture

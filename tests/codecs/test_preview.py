@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from reverie.codecs.image import ImageCodec
-from reverie.codecs.preview import fit_preview
+from reverie.codecs.image import ImageCodec, fit_preview
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from reverie.codecs import slices
+from reverie.codecs import image
 from reverie.codecs.image import ImageCodec
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 
@@ -27,7 +27,7 @@ def autoencoder(request: pytest.FixtureRequest) -> Autoencoder:
 
 @pytest.fixture(autouse=True)
 def short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(slices, "STRIP", 5)
+    monkeypatch.setattr(image, "STRIP", 5)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (6, 10), (13, 7)])
@@ -35,9 +35,9 @@ def test_slices_give_what_the_whole_gives(autoencoder: Autoencoder, size: tuple[
     z, images = torch.randn(1, 4, *size), torch.rand(1, 3, 2 * size[0], 2 * size[1]) * 2 - 1
     with torch.no_grad():
         for sliced, whole in (
-            (slices.decode(autoencoder, z), autoencoder.decode(z)),
-            (slices.encode(autoencoder, images).mean, autoencoder.encode(images).mean),
-            (slices.encode(autoencoder, images).logvar, autoencoder.encode(images).logvar),
+            (image.decode_in_strips(autoencoder, z), autoencoder.decode(z)),
+            (image.encode_in_strips(autoencoder, images).mean, autoencoder.encode(images).mean),
+            (image.encode_in_strips(autoencoder, images).logvar, autoencoder.encode(images).logvar),
         ):
             assert sliced.shape == whole.shape
             assert (sliced - whole).abs().max() / whole.abs().max() < 1e-5
@@ -47,26 +47,26 @@ def test_what_is_given_stays_as_it_is(autoencoder: Autoencoder) -> None:
     images = torch.rand(1, 3, 8, 8)
     before = images.clone()
     with torch.no_grad():
-        slices.encode(autoencoder, images)
+        image.encode_in_strips(autoencoder, images)
     assert torch.equal(images, before)
 
 
 def test_the_codec_slices_large_pictures_alone(autoencoder: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[str] = []
-    for name in ("decode", "encode"):
+    for name in ("decode_in_strips", "encode_in_strips"):
 
-        def counted(model: Autoencoder, x: torch.Tensor, name: str = name, run: Callable = getattr(slices, name)):
+        def counted(model: Autoencoder, x: torch.Tensor, name: str = name, run: Callable = getattr(image, name)):
             calls.append(name)
             return run(model, x)
 
-        monkeypatch.setattr(slices, name, counted)
+        monkeypatch.setattr(image, name, counted)
     codec = ImageCodec(autoencoder, whole=16 * 16)
     small = codec.encode_tensor(torch.zeros(1, 3, 16, 16))
     codec.pictures(small)
     assert calls == []
     large = codec.encode_tensor(torch.zeros(1, 3, 16, 18))
     codec.pictures(large)
-    assert calls == ["encode", "decode"]
+    assert calls == ["encode_in_strips", "decode_in_strips"]
 
 
 def test_float16_that_overflows_is_done_again_in_float32(autoencoder: Autoencoder) -> None:

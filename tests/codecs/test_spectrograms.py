@@ -14,8 +14,7 @@ from PIL import Image
 from reverie.codecs.spectrograms import LOUD, from_picture, to_picture
 from reverie.errors import ReverieError
 from reverie.media.pictures import open_picture, save
-from reverie.sound.params import SMALL, SpectrogramParams
-from reverie.sound.spectrogram import spectrogram
+from reverie.sound.spectrogram import SMALL, SpectrogramParams, spectrogram
 
 SMALLER = SpectrogramParams(sample_rate=22_050, mels=64, high=8_000)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import io
 import json
 import tarfile
 from itertools import islice
@@ -12,12 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from reverie.corpora.captions import scene_caption
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
-from reverie.corpora.shards import read, write
+from reverie.corpora.shards import write
+from reverie.data.captioned import open_captioned
 from reverie.errors import ReverieError
 
 COUNT, SIZE, SEED = 7, 3, 4
@@ -47,12 +46,13 @@ def test_layout(folder: Path) -> None:
 
 def test_shards_hold_the_scenes(folder: Path) -> None:
     things = concepts("food")
-    for index, (picture, caption) in enumerate(read(folder)):
+    found = open_captioned(folder)
+    assert len(found) == COUNT
+    for index in range(COUNT):
         scene = scene_at(things, SEED, index)
-        assert caption == scene_caption(things, SEED, index)
-        error = np.square(np.asarray(picture, float) - render(scene)).mean()
+        assert found.caption(index) == scene_caption(things, SEED, index)
+        error = np.square(np.asarray(found.picture(index), float) - render(scene)).mean()
         assert 10 * np.log10(255**2 / error) > 38  # dB
-    assert index == COUNT - 1
 
 
 def test_the_description_says_what_is_drawn(folder: Path) -> None:
@@ -143,46 +143,6 @@ def test_an_unknown_subset_makes_no_file(tmp_path: Path) -> None:
     assert not (tmp_path / "new").exists()
 
 
-def foreign_shard(path: Path, members: dict[str, bytes]) -> None:
-    with tarfile.open(path, "w") as tar:
-        for name, content in members.items():
-            info = tarfile.TarInfo(name)
-            info.size = len(content)
-            tar.addfile(info, io.BytesIO(content))
-
-
-def png(colour: str) -> bytes:
-    data = io.BytesIO()
-    Image.new("RGBA", (4, 2), colour).save(data, "PNG")
-    return data.getvalue()
-
-
-def test_shards_of_others_are_read(tmp_path: Path) -> None:
-    members = {"a/1.png": png("red"), "a/1.txt": "红".encode(), "2.json": b"{}", "2.txt": b"no picture"}
-    foreign_shard(tmp_path / "00000.tar", members)
-    foreign_shard(tmp_path / "00001.tar", {"3.png": png("blue"), "3.TXT": b"blue", "4.png": png("blue")})
-    pictures, captions = zip(*read(tmp_path), strict=True)
-    assert captions == ("红", "blue")
-    assert [picture.getpixel((0, 0)) for picture in pictures] == [(255, 0, 0), (0, 0, 255)]
-
-
-def test_reading_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ReverieError, match="no shards in"):
-        next(read(tmp_path))
-
-
-@pytest.mark.parametrize("content", ["half", "no tar", "no picture"])
-def test_a_damaged_shard_gets_one_line(tmp_path: Path, content: str) -> None:
-    path = tmp_path / "00000.tar"
-    foreign_shard(path, {"1.png": b"?" if content == "no picture" else png("red") + bytes(4096), "1.txt": b"red"})
-    if content == "half":
-        path.write_bytes(path.read_bytes()[:2048])
-    elif content == "no tar":
-        path.write_bytes(b"not a tar")
-    with pytest.raises(ReverieError, match=r"the shard .*00000\.tar is damaged"):
-        list(read(tmp_path))
-
-
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # it leaves the file open
 def test_webdataset_reads_them(folder: Path) -> None:
     webdataset = pytest.importorskip("webdataset", reason="needs the extra `train`")
@@ -190,6 +150,7 @@ def test_webdataset_reads_them(folder: Path) -> None:
     read_by_others = list(data)
     del data
     gc.collect()  # so that the warning comes here
-    for (theirs, their_caption), (ours, our_caption) in zip(read_by_others, islice(read(folder), SIZE), strict=True):
-        assert their_caption == our_caption
-        assert np.array_equal(np.asarray(theirs), np.asarray(ours))
+    found = open_captioned(folder)
+    for index, (picture, caption) in enumerate(read_by_others):
+        assert caption == found.caption(index)
+        assert np.array_equal(np.asarray(picture), np.asarray(found.picture(index)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import os
@@ -12,9 +13,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reverie.corpora.shards import read, write
+from reverie.corpora.shards import write
 from reverie.data.captioned import open_captioned
 from reverie.errors import ReverieError
+from reverie.similarity.curation.samples import read_samples
 
 
 def png(colour: str) -> bytes:
@@ -34,13 +36,20 @@ def shard(path: Path, members: dict[str, bytes], mode: str = "w") -> Path:
 
 def test_shards_are_read_in_any_order(cldr: None, font: None, tmp_path: Path) -> None:
     list(write(tmp_path, subset="food", count=7, seed=3, shard_size=3))
-    expected = list(read(tmp_path))  # front to back, by another way through the tar
+    expected = []
+    for path in sorted(tmp_path.glob("*.tar")):
+        with tarfile.open(path) as tar:  # front to back
+            files = {member.name: tar.extractfile(member).read() for member in tar}  # type: ignore[union-attr]
+        expected += [
+            (content, files[name.replace("jpg", "txt")].decode()) for name, content in files.items() if "jpg" in name
+        ]
     found = open_captioned(tmp_path)
     assert len(found) == 7
     for index in (6, 0, 3, 2, 5, 1, 4):
         picture, caption = expected[index]
         assert found.caption(index) == caption
-        assert np.array_equal(np.asarray(found.picture(index)), np.asarray(picture))
+        with Image.open(io.BytesIO(picture)) as opened:
+            assert np.array_equal(np.asarray(found.picture(index)), np.asarray(opened))
     assert len(open_captioned(tmp_path / "00001.tar")) == 3
 
 
@@ -64,6 +73,32 @@ def test_links_in_a_shard_are_no_files(tmp_path: Path) -> None:
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     assert len(open_captioned(path)) == 1
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # webdataset leaves the file open
+def test_keys_are_webdatasets(tmp_path: Path) -> None:
+    """Folders belong to the key, dots after the first do not, and what the archive's maker noted is no sample."""
+    webdataset = pytest.importorskip("webdataset", reason="needs the extra `train`")
+    members = {"__meta__/1.png": png("lime"), "__meta__/1.txt": b"no sample"}
+    for folder in ("a", "b.c", "d/e"):
+        members |= {
+            f"{folder}/1.v2.png": png("red"),
+            f"{folder}/1.png": png("blue"),
+            f"{folder}/1.txt": folder.encode(),
+        }
+    members |= {"x/1.png": png("red"), "y/1.txt": b"of another", "y/no_ending": b"", "y/1.png": png("blue")}
+    path = shard(tmp_path / "00000.tar", members)
+    theirs = [
+        (sample["__key__"], sample["txt"].decode())
+        for sample in webdataset.WebDataset(str(path), shardshuffle=False)
+        if "txt" in sample and "png" in sample
+    ]
+    gc.collect()  # so that the warning comes here
+    found = open_captioned(path)
+    assert [found.caption(index) for index in range(len(found))] == [text for _, text in theirs]
+    assert [sample.key for sample in read_samples(path) if sample.text and sample.picture] == [key for key, _ in theirs]
+    assert theirs == [("a/1", "a"), ("b.c/1", "b.c"), ("d/e/1", "d/e"), ("y/1", "of another")]
+    assert [found.picture(index).getpixel((0, 0)) for index in range(4)] == [(0, 0, 255)] * 4
 
 
 @pytest.mark.parametrize("content", ["half", "no tar", "compressed"])
@@ -136,6 +171,16 @@ def test_wrong_lists_get_one_line(tmp_path: Path, line: object, message: str) ->
     (tmp_path / "metadata.jsonl").write_text(json.dumps(line))
     with pytest.raises(ReverieError, match=message):
         open_captioned(tmp_path)
+
+
+def test_lists_are_cut_at_newlines_alone(tmp_path: Path) -> None:
+    """JSON leaves U+2028, U+0085 and the form feed's kin unescaped; str.splitlines cuts there (jsonlines.org: \\n)."""
+    Image.new("RGB", (3, 3), "red").save(tmp_path / "1.png")
+    texts = ["one\u2028two", "three\u0085four", "five\x1csix"]
+    lines = [json.dumps({"file_name": "1.png", "text": text}, ensure_ascii=False) for text in texts]
+    (tmp_path / "metadata.jsonl").write_text("\r\n".join(lines).replace("\\u001c", "\u2029"), newline="")
+    found = open_captioned(tmp_path)
+    assert [found.caption(index) for index in range(3)] == [*texts[:2], "five\u2029six"]
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from reverie.diffusion.guidance import consistency, guided, linear, thresholded,
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import scaled_linear
 from reverie.diffusion.spacings import SPACINGS
-from reverie.runtime.token_merging import Merged
+from reverie.runtime.changes import Merged
 
 META = torch.device("meta")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reverie.errors import ReverieError
-from reverie.generate.chunks import Chunk, split
+from reverie.generate.conditioning import Chunk, split
 from reverie.generate.prompt import weigh
 from reverie.tokenizer import Tokenizer
 

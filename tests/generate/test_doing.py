@@ -10,17 +10,17 @@ import pytest
 import torch
 from PIL import Image, ImageChops
 
-from reverie.codecs.image import to_pictures
+from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.errors import ReverieError
 from reverie.generate import image
 from reverie.generate.canvas import prepare
 from reverie.generate.studio import opened
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
+from reverie.requests.metadata import texts
 from reverie.requests.parts import Hires, Refiner, Variation
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.records import from_metadata
-from reverie.requests.writing import picture_texts
 
 BEAR = {"prompt": "a bear", "negative": "red", "seed": 7, "steps": 4}
 
@@ -151,6 +151,52 @@ def test_outpainting_keeps_the_picture(tiny: Pipeline) -> None:
     assert drawn.crop((8, 0, 40, 32)).tobytes() == INIT.tobytes()
 
 
+def encoded(system: Pipeline, request: TextToImage, monkeypatch: pytest.MonkeyPatch) -> tuple[Image.Image, Image.Image]:
+    """Return the picture that is encoded for a request, and what comes of it where all that is drawn is green."""
+    seen: list[Image.Image] = []
+    encode = ImageCodec.encode
+    monkeypatch.setattr(ImageCodec, "encode", lambda codec, given: seen.extend(given) or encode(codec, given))
+    canvas = prepare(system, system.codec, request)
+    return seen[0], canvas.finish(Image.new("RGB", seen[0].size, "lime"))
+
+
+def test_outpainting_leaves_no_white_halo(tiny: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is unknown goes on with the nearest colours, and the blend knows the picture and the drawing alone."""
+    request = Outpaint(**BEAR, init=Image.new("RGB", (64, 64), "red"), right=32, width=96, height=64, mask_blur=4)
+    base, result = encoded(tiny, request, monkeypatch)
+    assert base.getcolors() == [(96 * 64, (255, 0, 0))]
+    row = [result.getpixel((x, 32)) for x in range(96)]
+    assert all(
+        blue == 0 and abs(red + green - 255) <= 1 for red, green, blue in row
+    )  # red and lime in shares, no white
+    assert row[64:] == [(0, 255, 0)] * 32
+    assert row[:52] == [(255, 0, 0)] * 52  # 12 pixels, three times the blur, are blended
+    greens = [green for _, green, _ in row]
+    assert greens == sorted(greens)
+    assert greens[63] > 200
+
+
+def test_strokes_stay_and_what_is_beside_them_is_drawn(tiny: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    sheet = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    sheet.paste((0, 0, 255, 255), (0, 28, 64, 36))  # 8 pixels wide
+    sheet.paste((0, 0, 255, 128), (0, 36, 64, 37))
+    base, result = encoded(tiny, Inpaint(**BEAR, init=sheet, width=64, height=64), monkeypatch)
+    assert base.getcolors() == [(64 * 64, (0, 0, 255))]
+    column = [result.getpixel((32, y)) for y in range(64)]
+    assert column[28:36] == [(0, 0, 255)] * 8
+    assert column[:28] == [(0, 255, 0)] * 28
+    assert column[37:] == [(0, 255, 0)] * 27
+    assert column[36] in ((0, 127, 128), (0, 128, 128))
+
+
+@pytest.mark.parametrize("brush", ["white", "black", "red"])
+def test_a_brush_on_a_transparent_mask_paints_whatever_its_colour(tiny: Pipeline, brush: str) -> None:
+    mask = Image.new("RGBA", (32, 32), (255, 255, 255, 0))
+    mask.paste(brush, (8, 8, 24, 24))
+    drawn = tiny.draw(ASKED["inpaint"].replace(mask=mask))[0]
+    assert drawn.tobytes() == tiny.draw(ASKED["inpaint"])[0].tobytes()
+
+
 @pytest.mark.parametrize("request_", [TextToImage(**BEAR), *(ASKED[name] for name in ("inpaint", "hires_latent"))])
 def test_inpainting_networks_see_mask_and_masked_picture(
     inpainter: Pipeline, request_: TextToImage, monkeypatch: pytest.MonkeyPatch
@@ -264,7 +310,7 @@ def test_parameters_of_automatic1111() -> None:
         refiner=Refiner(model="refiner"),
         tile="x",
     )
-    told = picture_texts(request, "m")["parameters"].rpartition("Model: m, RNG: CPU, ")[2].split(", ")
+    told = texts(request, "m")["parameters"].rpartition("Model: m, RNG: CPU, ")[2].split(", ")
     assert told == [
         "Clip skip: 2",
         "Tiling: x",

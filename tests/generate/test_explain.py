@@ -11,7 +11,7 @@ from torch import nn
 
 from reverie.errors import ReverieError
 from reverie.generate.explain import attention, explain, recorded, spelled
-from reverie.models.attention import Attention
+from reverie.models.layers import Attention
 from reverie.pipeline import Pipeline
 from reverie.requests.parts import Refiner
 from reverie.requests.pictures import TextToImage

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from reverie.diffusion.noise import Noise, gpu_source
-from reverie.generate.noise import starting_noise
+from reverie.generate.canvas import starting_noise
 from reverie.requests.parts import Variation
 from reverie.requests.pictures import TextToImage
 

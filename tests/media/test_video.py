@@ -339,3 +339,65 @@ def test_what_is_no_film_is_refused(tmp_path: Path) -> None:
     for name, said in (("a.txt", "cannot read"), ("empty", "no pictures"), ("none.mp4", "no film at")):
         with pytest.raises(ReverieError, match=said):
             footage.read(tmp_path / name)
+
+
+@pytest.mark.parametrize("suffix", [".webp", ".gif", ".png"])
+def test_frames_joined_into_long_ones_are_all_read(tmp_path: Path, suffix: str) -> None:
+    """Pillow's writers, and libwebp's, join equal frames; at the mean rate most others would be skipped."""
+    still, moving = (0, 0, 0), [(40 * k, 255 - 40 * k, 0) for k in range(1, 6)]
+    shown = [*[still] * 20, *moving, *[still] * 15]
+    frames = [Image.new("RGB", (16, 16), colour) for colour in shown]
+    delay = 40
+    options = {"lossless": True} if suffix == ".webp" else {}
+    frames[0].save(tmp_path / f"a{suffix}", save_all=True, append_images=frames[1:], duration=delay, loop=0, **options)
+    film = footage.read(tmp_path / f"a{suffix}")
+    assert (film.fps, film.count) == (pytest.approx(25), 40)
+    assert [
+        strayed(Image.new("RGB", (16, 16), colour), got).max() < 12
+        for colour, got in zip(shown, film.pictures(), strict=True)
+    ] == [True] * 40
+
+
+@pytest.mark.parametrize(
+    ("delays", "fps"),
+    [
+        ([40, 40, 120, 40], 25),  # a multiple
+        ([41, 42, 42, 83, 125, 10_000], 24),  # whole milliseconds of 24 a second
+        ([30, 30, 40] * 5, 30),  # GIF's hundredths of 30 a second
+        ([20, 30] * 20, 40),
+        ([20] * 20 + [30] * 20, 100),  # a common divisor
+        ([100, 250], 20),
+        ([33, 50, 71], 1000 / 33),  # none that is meant
+        ([100], 10),
+    ],
+)
+def test_rates_lose_no_frame(delays: list[float], fps: float) -> None:
+    rate = footage.rate_of(delays)
+    assert rate == pytest.approx(fps, rel=2e-3)
+    times = [sum(delays[:index]) / 1000 for index in range(len(delays))]
+    timed = [(time, Image.new("L", (1, 1), index % 256)) for index, time in enumerate(times)]
+    shown = [frame.getpixel((0, 0)) for frame in footage.evenly(timed, rate, sum(delays) / 1000)]
+    assert sorted(set(shown)) == list(range(len(delays)))
+
+
+def test_gif_delays_are_played_as_browsers_play_them(tmp_path: Path) -> None:
+    """0 and 1 hundredth mean a tenth of a second: Chromium 130, Firefox 130 (bitmap_image.cc, FrameAnimator)."""
+    frames = [Image.new("RGB", (8, 8), (60 * k, 0, 0)) for k in range(4)]
+    for delay, fps in ((0, 10), (10, 10), (20, 50), (50, 20)):
+        frames[0].save(tmp_path / "a.gif", save_all=True, append_images=frames[1:], duration=delay)
+        assert footage.read(tmp_path / "a.gif").fps == pytest.approx(fps)
+
+
+def test_frames_of_a_folder_come_by_number(tmp_path: Path) -> None:
+    for number in (10, 2, 1, 30):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / f"frame{number}.png")
+    assert [frame.getpixel((0, 0))[0] for frame in footage.read(tmp_path).pictures()] == [1, 2, 10, 30]
+
+
+def test_transparent_frames_are_read_on_white(tmp_path: Path) -> None:
+    frames = [Image.new("RGBA", (8, 8), (0, 0, 0, 0)), Image.new("RGBA", (8, 8), (255, 0, 0, 255))]
+    frames[0].save(tmp_path / "a.webp", save_all=True, append_images=frames[1:], duration=100, lossless=True)
+    assert [frame.getpixel((4, 4)) for frame in footage.read(tmp_path / "a.webp").pictures()] == [
+        (255,) * 3,
+        (255, 0, 0),
+    ]

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reverie.models.listener import FLOOR, Listener, ListenerConfig, loudness, rhythm
+from reverie.models.classifier import FLOOR, Listener, ListenerConfig, loudness, rhythm
 
 CONFIG = ListenerConfig(instruments=5, tempos=6, widths=(4, 8), pulse_width=8)
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig
 
 from reverie.checkpoints.safety import load_safety
-from reverie.codecs.safety import NOTE, screened
+from reverie.codecs.clip_images import NOTE, screened
 from reverie.errors import ReverieError
 from reverie.models.clip import CLIPVisionConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig

@@ -14,11 +14,10 @@ from reverie.codecs.spectrograms import from_picture, to_picture
 from reverie.errors import ReverieError
 from reverie.media.sound import Sound
 from reverie.music.draw import Progress, stream
-from reverie.music.recording import Recording
+from reverie.music.sections import Recording
 from reverie.pipeline import Pipeline
 from reverie.requests.music import Music
-from reverie.sound.params import SpectrogramParams
-from reverie.sound.spectrogram import spectrogram
+from reverie.sound.spectrogram import SpectrogramParams, spectrogram
 
 QUICK = {"prompt": "a bear", "seed": 7, "steps": 2, "guidance": 3.0}
 
@@ -181,7 +180,7 @@ def test_every_clip_of_a_walk_begins_the_given_sound_anew(player: Pipeline, song
 
 def test_windows_are_denoised_together_whatever_the_batch(player: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     together = play(player, seconds=2.0)
-    monkeypatch.setattr("reverie.music.way.BATCH", 1)
+    monkeypatch.setattr("reverie.music.windows.BATCH", 1)
     assert np.abs(levels(play(player, seconds=2.0)) - levels(together)).max() <= 1
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from reverie.errors import ReverieError
 from reverie.music.film import animation, frames
-from reverie.music.recording import Recording
+from reverie.music.sections import Recording
 from reverie.pipeline import Pipeline
 from reverie.requests.music import Film, Music
 

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from reverie.music.loops import resampled, stretched
+from reverie.music.plan import resampled, stretched
 
 
 @pytest.mark.parametrize(("old", "new"), [(1000, 990), (1000, 1013), (1001, 1000), (1000, 1001), (64, 64)])

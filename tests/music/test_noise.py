@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from reverie.diffusion.noise import Noise, slerp
-from reverie.music.noise import ClipNoise
 from reverie.music.plan import Plan, plan
+from reverie.music.windows import ClipNoise
 from reverie.requests.music import Music
-from reverie.sound.params import SMALL
+from reverie.sound.spectrogram import SMALL
 
 SHAPE = (4, 16, 32)
 

@@ -8,7 +8,7 @@ import torch
 from reverie.errors import ReverieError
 from reverie.music.plan import Plan, plan
 from reverie.requests.music import Music
-from reverie.sound.params import SMALL, SpectrogramParams
+from reverie.sound.spectrogram import SMALL, SpectrogramParams
 
 
 def laid(params: SpectrogramParams = SMALL, given: int | None = None, **fields: object) -> Plan:

@@ -10,8 +10,7 @@ from reverie.media.sound import Sound
 from reverie.music import sections
 from reverie.music.sections import decoded, encoded, heard, in_sections, sounded
 from reverie.pipeline import Pipeline
-from reverie.sound.params import SpectrogramParams
-from reverie.sound.spectrogram import spectrogram
+from reverie.sound.spectrogram import SpectrogramParams, spectrogram
 
 
 @pytest.mark.parametrize("length", [10, 11, 24, 25, 100])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reverie.music.stereo import WIDTH, widened
+from reverie.music.plan import WIDTH, widened
 
 RATE = 8000
 SOUND = torch.randn(1, 4 * RATE, generator=torch.Generator().manual_seed(3)) / 5

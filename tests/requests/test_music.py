@@ -11,8 +11,8 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.media.sound import Sound, write
+from reverie.requests.base import MAX_SEED
 from reverie.requests.music import Film, Music, Stop
-from reverie.requests.parts import MAX_SEED
 
 NOISE = Sound(torch.randn(1, 8000) / 10, 8000)
 

@@ -8,14 +8,18 @@ import sys
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from pydantic import ValidationError
 
 from reverie.diffusion.samplers import SAMPLERS as SOLVERS
 from reverie.diffusion.spacings import SPACINGS
 from reverie.errors import ReverieError
-from reverie.requests.parts import MAX_SEED
-from reverie.requests.pictures import TextToImage
+from reverie.requests.base import MAX_SEED, Request
 from reverie.requests.samplers import SAMPLERS, SCHEDULES
+from reverie.requests.films import Animation
+from reverie.requests.metadata import KINDS
+from reverie.requests.music import Music
+from reverie.requests.pictures import ImageToImage, TextToImage
 
 
 def test_names_are_those_of_diffusion() -> None:
@@ -36,7 +40,7 @@ def test_requests_need_no_torch() -> None:
         ("width", 100, "width 100 is not possible; it should be a multiple of 8"),
         ("height", 0, "height 0 is not possible; it should be greater than or equal to 8"),
         ("count", 0, "count 0 is not possible; it should be greater than or equal to 1"),
-        ("seed", -1, "seed -1 is not possible; it should be greater than or equal to 0"),
+        ("seed", -2, "seed -2 is not possible; it should be greater than or equal to 0"),
         ("seed", 2**32, "seed 4294967296 is not possible; it should be less than or equal to 4294967295"),
         ("guidance", float("nan"), "guidance nan is not possible; it should be a finite number"),
         ("guidance", float("inf"), "guidance inf is not possible; it should be a finite number"),
@@ -56,8 +60,8 @@ def test_refusals(field: str, value: object, told: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_several_faults_are_counted() -> None:
-    with pytest.raises(ReverieError, match=r"^steps 0 is .* \(and 1 more\)$"):
+def test_several_faults_are_named() -> None:
+    with pytest.raises(ReverieError, match=r"^steps 0 is .* \(wrong too: count\)$"):
         TextToImage(steps=0, count=0)
 
 
@@ -107,3 +111,33 @@ def test_broken_json() -> None:
         TextToImage.from_json("{")
     with pytest.raises(ReverieError, match=r"^request must be a JSON object, not list$"):
         TextToImage.from_json("[]")
+
+
+def test_seed_minus_one_is_random_as_in_automatic1111() -> None:
+    assert len({TextToImage(seed=-1).seed for _ in range(3)}) > 1
+
+
+def test_json_names_its_kind_and_is_read_as_that() -> None:
+    requests = [
+        TextToImage(prompt="a bear", seed=1),
+        ImageToImage(init=Image.new("RGB", (8, 8)), seed=1),
+        Animation(keyframes=("a", "b"), seed=1),
+        Music(prompt="jazz", seed=1, to="blues", alpha=1),
+    ]
+    assert {request.kind for request in requests} <= KINDS.keys()
+    for request in requests:
+        back = Request.from_json(request.to_json())
+        assert (type(back), back) == (type(request), request)
+    assert TextToImage.from_json('{"prompt": "a bear", "seed": 1}') == requests[0]
+    assert isinstance(TextToImage.from_json(requests[1].to_json()), ImageToImage)
+    with pytest.raises(ReverieError, match="unknown kind 'music'; choose from text_to_image, image_to_image"):
+        TextToImage.from_json(requests[3].to_json())
+    with pytest.raises(ReverieError, match="unknown kind ''"):
+        Request.from_json("{}")
+
+
+def test_errors_name_their_field() -> None:
+    for fields, field in (({"steps": 0}, "steps"), ({"guidance_interval": (1, 0)}, "guidance_interval")):
+        with pytest.raises(ReverieError) as caught:
+            TextToImage.of(fields)
+        assert caught.value.field == field

@@ -24,10 +24,8 @@ from reverie.adapters import lora
 from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
+from reverie.runtime.changes import merging, reusing, seamless
 from reverie.runtime.compiled import FOLDER, CompiledUNet, compile_network, compiled, keep_in
-from reverie.runtime.deepcache import reusing
-from reverie.runtime.seamless import seamless
-from reverie.runtime.token_merging import merging
 
 BEAR = TextToImage(prompt="a bear", negative="red", seed=7, steps=3)
 

@@ -12,7 +12,7 @@ from reverie.diffusion.samplers import SAMPLERS
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.deepcache import reusing
+from reverie.runtime.changes import reusing
 
 UNET = UNetConfig(
     block_out_channels=(8, 16),

@@ -10,15 +10,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.models.layers import Upsample
-from reverie.runtime import enlarge, pack
-from reverie.runtime.enlarge import CORNERS, FastUpsample, seen_from
+from reverie.runtime import blocks, pack
+from reverie.runtime.blocks import CORNERS, FastUpsample, seen_from
 
 from .test_exact import error
 
 
 @pytest.fixture
 def upsample(monkeypatch: pytest.MonkeyPatch) -> FastUpsample:
-    monkeypatch.setattr(enlarge, "SMALL", 0)
+    monkeypatch.setattr(blocks, "SMALL", 0)
     torch.manual_seed(0)
     return pack(nn.Sequential(Upsample(24)))[0]
 
@@ -62,12 +62,12 @@ def test_small_images_are_taken_plainly_and_large_ones_let_go_of_memory(
     upsample: FastUpsample, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[None] = []
-    monkeypatch.setattr(enlarge, "trim", lambda: calls.append(None))
-    monkeypatch.setattr(enlarge, "LARGE", 1)
+    monkeypatch.setattr(blocks, "trim", lambda: calls.append(None))
+    monkeypatch.setattr(blocks, "LARGE", 1)
     x, weight, bias = torch.randn(2, 24, 4, 4), upsample.conv.weight.clone(), upsample.conv.bias
     assert error(upsample(x), plainly(x, weight, bias)) < 1e-6
     assert len(calls) == 1
-    monkeypatch.setattr(enlarge, "SMALL", 33)
+    monkeypatch.setattr(blocks, "SMALL", 33)
     upsample.corners = None
     assert error(upsample(x), plainly(x, weight, bias)) < 1e-6
     assert upsample.corners is None

@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reverie.checkpoints.weights import open_source
-from reverie.runtime import pack, pages
-from reverie.runtime.pages import let_go, trim
+from reverie.runtime import kernels, pack
+from reverie.runtime.kernels import let_go, trim
 
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux alone tells which pages are a file's")
 SIDE = 512  # 1 MiB in float32
@@ -76,10 +76,10 @@ def test_nothing_happens_where_the_system_does_not_tell(
     assert torch.equal(mapped, values)
     (tmp_path / "short").write_bytes(b"")
     for told in ("short", "missing"):
-        monkeypatch.setattr(pages, "PAGEMAP", tmp_path / told)
+        monkeypatch.setattr(kernels, "PAGEMAP", tmp_path / told)
         let_go(mapped)
     assert torch.equal(mapped, values)
-    monkeypatch.setattr(pages, "_libc", lambda: None)
+    monkeypatch.setattr(kernels, "_libc", lambda: None)
     let_go(mapped)
     trim()
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reverie.pipeline import Pipeline
-from reverie.runtime.seamless import seamless
+from reverie.runtime.changes import seamless
 
 
 @pytest.mark.parametrize(("axes", "dims"), [("x", (3,)), ("y", (2,)), ("xy", (2, 3))])

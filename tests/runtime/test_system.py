@@ -17,14 +17,14 @@ from reverie.adapters import lora
 from reverie.adapters.control import Control, controlled
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.save import save_folder
-from reverie.codecs import slices
+from reverie.codecs import image
 from reverie.codecs.image import to_pictures
 from reverie.generate.explain import explain
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.unet import UNet
 from reverie.runtime import int8, pack, packed
-from reverie.runtime.seamless import seamless
+from reverie.runtime.changes import seamless
 
 from .test_exact import UNET, error, given
 
@@ -178,7 +178,7 @@ def test_large_pictures_pass_in_slices(plain: Pipeline, fast: Pipeline) -> None:
     z = torch.randn(1, 4, 20, 12)
     fast.autoencoder.decode(z)
     whole = plain.autoencoder.decode(z)
-    assert error(slices.decode(fast.autoencoder, z), whole) < 1e-5
+    assert error(image.decode_in_strips(fast.autoencoder, z), whole) < 1e-5
     assert len(to_pictures(fast.autoencoder.decode(z))) == 1
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from reverie.generate.image import stream
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.threads import CHOSEN, SMALL, limit_threads, quota, spare_threads
+from reverie.runtime.transform import CHOSEN, SMALL, limit_threads, quota, spare_threads
 from reverie.system import load
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from reverie.models.unet import UNet, UNetConfig
 from reverie.runtime import pack, transform
-from reverie.runtime.token_merging import Merged, merging
+from reverie.runtime.changes import Merged, merging
 
 UNET = UNetConfig(
     block_out_channels=(32, 64),

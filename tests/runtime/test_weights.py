@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from reverie.checkpoints.load import load_unet
 from reverie.checkpoints.save import save_unet
-from reverie.models.attention import GEGLU, Attention, TransformerBlock
+from reverie.models.layers import GEGLU, Attention, TransformerBlock
 from reverie.models.unet import UNet
 from reverie.runtime import kernels, pack, pack_after, packed, transform
 from reverie.runtime.blocks import FastFeedForward

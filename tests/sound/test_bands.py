@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reverie.sound.bands import bands_of
-from reverie.sound.frames import Line
-from reverie.sound.params import SMALL, SpectrogramParams
-from reverie.sound.spectrogram import FULL_SCALE, spectrogram
+from reverie.sound.phases import Line
+from reverie.sound.spectrogram import FULL_SCALE, SMALL, SpectrogramParams, bands_of, spectrogram
 
 PARAMS = [SpectrogramParams(), SMALL, SpectrogramParams(sample_rate=22_050)]
 

@@ -5,12 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reverie.sound.bands import bands_of
-from reverie.sound.frames import Circle, Line
-from reverie.sound.params import SMALL, SpectrogramParams
-from reverie.sound.phases import waveform
-from reverie.sound.spectrogram import FULL_SCALE, spectrogram
-from reverie.sound.start import suggested, summits_of
+from reverie.sound.phases import Circle, Line, suggested, summits_of, waveform
+from reverie.sound.spectrogram import FULL_SCALE, SMALL, SpectrogramParams, bands_of, spectrogram
 
 
 def melody(params: SpectrogramParams, seconds: float = 1.6) -> torch.Tensor:

@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from reverie.errors import ReverieError
-from reverie.sound.params import SMALL, SpectrogramParams
-from reverie.sound.spectrogram import FULL_SCALE, mel_filters, spectrogram
+from reverie.sound.spectrogram import FULL_SCALE, SMALL, SpectrogramParams, mel_filters, spectrogram
 
 
 @pytest.mark.parametrize("params", [SpectrogramParams(), SMALL])

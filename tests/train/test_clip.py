@@ -16,8 +16,8 @@ from torch import nn
 from reverie.checkpoints.load import load_clip
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
-from reverie.corpora.shards import read as read_shards
 from reverie.corpora.shards import write
+from reverie.data.captioned import open_captioned
 from reverie.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, normalise
 from reverie.train import run
 from reverie.train.clip import (
@@ -185,7 +185,8 @@ def test_a_collection_of_ones_own_is_learned(workshop: Any, tmp_path: Path) -> N
     pixels, captions = objective.batches(0)
     assert pixels.shape == (4, 3, 64, 64)
     seen = [objective.pairs(index)[1] for index in range(14)]
-    assert sorted(seen[:7]) == sorted(seen[7:]) == sorted(caption for _, caption in read_shards(tmp_path / "shards"))
+    found = open_captioned(tmp_path / "shards")
+    assert sorted(seen[:7]) == sorted(seen[7:]) == sorted(found.caption(index) for index in range(len(found)))
     assert list(captions) == seen[:4]
     assert seen[:7] != seen[7:]
     out = tmp_path / "out"

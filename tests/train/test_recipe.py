@@ -11,7 +11,7 @@ import pytest
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.unet import UNetConfig
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train import autoencoder, classifier, clip, diffusion, finetune, listener, run, zero_shot
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
@@ -118,7 +118,7 @@ def test_objectives_that_cannot_share_a_batch_refuse_torchrun(tmp_path: Path, mo
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:
-    with pytest.raises(ReverieError, match=r"cannot read the recipe .*: No such file or directory"):
+    with pytest.raises(ReverieError, match=r"cannot read the recipe .*: no such file or directory"):
         next(run(tmp_path / "none.toml"))
     (tmp_path / "picture.toml").write_bytes(b"\x89PNG\xff")
     with pytest.raises(ReverieError, match="is not TOML"):
@@ -138,3 +138,24 @@ def test_the_tables_of_every_objective_are_known() -> None:
     assert {name: set(tables) for name, (_, tables) in OBJECTIVES.items()} == {
         name: set(kinds) for name, kinds in KINDS.items()
     }
+
+
+def test_a_recipe_extends_another_table_by_table_and_key_by_key(tmp_path: Path) -> None:
+    (tmp_path / "base.toml").write_text('objective = "clip"\n[run]\nsteps = 5\nlr = 1e-3\n[text]\nwidth = 8\n')
+    (tmp_path / "more.toml").write_text('extends = "base.toml"\n[run]\nsteps = 7\n[vision]\npatch = 4\n')
+    assert read(tmp_path / "more.toml") == {
+        "objective": "clip",
+        "run": {"steps": 7, "lr": 1e-3},
+        "text": {"width": 8},
+        "vision": {"patch": 4},
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "digest"),
+    [("clip-vit-b16", 16), ("clip-vit-l14", 14), ("unet-more", 23500), ("unet-common", 26000)],
+)
+def test_the_shipped_stages_say_what_they_change(name: str, digest: int) -> None:
+    sections = read(SHIPPED[0].parent / f"{name}.toml")
+    assert digest in (sections["run"]["steps"], sections.get("vision", {}).get("patch"))
+    assert sections["run"]["betas"] == [0.9, 0.98 if "clip" in name else 0.99]  # said in the base alone

@@ -16,8 +16,7 @@ from reverie.corpora.music.fluidsynth import FONTS
 from reverie.errors import ReverieError
 from reverie.media import sound
 from reverie.media.sound import Sound
-from reverie.sound.params import SMALL, SpectrogramParams
-from reverie.sound.spectrogram import to_mel
+from reverie.sound.spectrogram import SMALL, SpectrogramParams, to_mel
 from reverie.train.examples import HELD_OUT_SEED, Pictures
 from reverie.train.sounds import Music, drawn
 from reverie.train.sources import Crops, Source

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
+from reverie.media.decoding import to_rgb
 from reverie.models.controlnet import ControlNet
 from reverie.system import Conditioning, StableDiffusion
 
@@ -41,7 +42,7 @@ class Control:
     def hint(self, height: int, width: int) -> Float[Tensor, "1 d h w"]:
         """Embed the picture, stretched to latents of a height and a width."""
         factor, weight = self.network.control.factor, self.network.conv_in.weight
-        stretched = self.picture.convert("RGB").resize((width * factor, height * factor), Image.Resampling.LANCZOS)
+        stretched = to_rgb(self.picture).resize((width * factor, height * factor), Image.Resampling.LANCZOS)
         pixels = torch.from_numpy(np.asarray(stretched, dtype=np.float32) / 255).permute(2, 0, 1)[None]
         return self.network.embed_hint(pixels.to(weight.device, weight.dtype))
 

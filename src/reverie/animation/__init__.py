@@ -1,1 +1,1 @@
-"""How does a film come from keyframes? Requests, the path between them, its pace, and the frames drawn along it."""
+"""Films: the path between keyframes, its pace, and the frames drawn along it."""

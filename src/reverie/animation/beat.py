@@ -1,4 +1,4 @@
-"""How does music move a film? Its beats are told from its tones, and the path is walked as fast as they are loud.
+"""Beat tracking: the path of a film is walked as fast as its sound's percussive energy flows.
 
 Between two keyframes the place on the path follows the sum of the percussive energy so far (nateraw's
 stable-diffusion-videos), or surges at every onset; the keyframes themselves are met at their own times.

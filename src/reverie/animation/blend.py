@@ -1,4 +1,4 @@
-"""What lies between two prompts? Their encodings part by part and step by step, gone between as a function says."""
+"""Interpolation of two prompts' conditionings; keyframes that are pictures, resized and inverted."""
 
 from __future__ import annotations
 
@@ -7,9 +7,18 @@ from dataclasses import replace
 from itertools import zip_longest
 
 import torch.nn.functional as F
+from PIL import Image, ImageOps
 
+from reverie.codecs.image import ImageCodec
+from reverie.diffusion.inversion import INVERTERS, Inverted, invert
+from reverie.diffusion.names import choose
+from reverie.diffusion.step import Sigmas
+from reverie.errors import ReverieError
 from reverie.generate.conditioning import Guide, Prompts
-from reverie.system import Conditioning
+from reverie.generate.sample import Bind, guided_denoiser
+from reverie.media.decoding import to_rgb
+from reverie.requests.pictures import TextToImage
+from reverie.system import Conditioning, StableDiffusion
 
 Mix = Callable[[Conditioning, Conditioning, float], Conditioning]
 """(a, b, w) -> the fraction w of the way from a to b: `Conditioning.slerp` or `Conditioning.lerp`."""
@@ -63,3 +72,65 @@ def _stacked(guides: Sequence[Guide]) -> Guide:
 def weights(prompts: Prompts) -> tuple[float, ...]:
     """Return how strongly each part of a prompt guides."""
     return tuple(guide.weight for guide in prompts.positive)
+
+
+Size = tuple[int, int]
+
+_LANCZOS = Image.Resampling.LANCZOS
+
+
+def crop(picture: Image.Image, size: Size) -> Image.Image:
+    """Fill the size and cut off what lies beyond it, on both sides alike."""
+    return ImageOps.fit(picture, size, _LANCZOS)
+
+
+def pad(picture: Image.Image, size: Size) -> Image.Image:
+    """Show all of the picture, in the middle of black."""
+    return ImageOps.pad(picture, size, _LANCZOS, color="black")
+
+
+def stretch(picture: Image.Image, size: Size) -> Image.Image:
+    """Bring width and height to the size, each by itself."""
+    return picture.resize(size, _LANCZOS)
+
+
+FITS: dict[str, Callable[[Image.Image, Size], Image.Image]] = {"crop": crop, "pad": pad, "stretch": stretch}
+
+
+def fitted(picture: Image.Image, size: Size, fit: str | None) -> Image.Image:
+    """Bring a picture to a size in pixels, transparent parts on white.
+
+    Raises ReverieError for one of another size where no fit, a name of FITS, is given.
+    """
+    picture = to_rgb(picture)
+    if picture.size == size:
+        return picture
+    if fit is None:
+        given, film = (f"{width}x{height}" for width, height in (picture.size, size))
+        raise ReverieError(f"a picture has {given} pixels and the film {film}; choose a fit: {', '.join(FITS)}")
+    return FITS[fit](picture, size)
+
+
+def invert_picture(
+    system: StableDiffusion,
+    codec: ImageCodec,
+    request: TextToImage,
+    prompts: Prompts,
+    sigmas: Sigmas,
+    picture: Image.Image,
+    inversion: str = "edict",
+    *,
+    bind: Bind | None = None,
+) -> Inverted:
+    """Find the noise at sigmas[0] from which a picture is drawn, by a name of INVERTERS.
+
+    `INVERTERS[inversion].down` draws it, from `x` and `past`, with the same request, prompts, levels and bind; a film
+    between two pictures goes `between` what is found for them. The picture has the size of the film. Levels that begin
+    below the schedule's highest leave more of the picture in the noise: films through them fade rather than change.
+
+    One picture at a time, so that it does not depend on its batch. Raises ReverieError for an unknown inversion, and
+    for a picture that is not of whole latents.
+    """
+    inverter = choose("inversion", inversion, INVERTERS)
+    denoise = guided_denoiser(system, request, prompts, sigmas, 1, bind)
+    return invert(denoise, codec.encode([picture]), sigmas, inverter)

@@ -14,14 +14,13 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.animation.fit import fitted
+from reverie.animation.blend import fitted
 from reverie.animation.pacing import Distance
 from reverie.animation.path import prepared
-from reverie.animation.placing import by_sight, by_sound
 from reverie.animation.reel import Projector, Shot, Shown, shots
 from reverie.animation.revise import frames_in, source_pictures
 from reverie.animation.store import FrameStore, Store
-from reverie.animation.timeline import Timeline, order, timeline
+from reverie.animation.timeline import Timeline, by_sight, by_sound, order, timeline
 from reverie.errors import ReverieError
 from reverie.media import footage
 from reverie.media.encoder import Waveform

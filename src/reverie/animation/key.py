@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from importlib.metadata import version
@@ -15,7 +13,7 @@ import torch
 from torch import Tensor
 
 from reverie.adapters import lora
-from reverie.errors import ReverieError
+from reverie.files import file_sha256, sha256_of
 from reverie.generate.prompt import extract
 from reverie.requests.films import Animation
 from reverie.system import StableDiffusion
@@ -30,7 +28,7 @@ def key_of(system: StableDiffusion, animation: Animation, *, batch: int) -> str:
     """
     told = {"format": FORMAT, "batch": batch, **circumstances(system), **contents(animation)}
     told |= {"request": animation.recorded(), "model": fingerprint(system)}
-    return _sum_of([json.dumps(told, sort_keys=True, default=str)])[:32]
+    return sha256_of([json.dumps(told, sort_keys=True, default=str)])[:32]
 
 
 def circumstances(system: StableDiffusion) -> dict[str, Any]:
@@ -56,14 +54,7 @@ def contents(animation: Animation) -> dict[str, Any]:
 
 def _file_sum(path: Path) -> str:
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    digests = []
-    for file in files:
-        try:
-            with file.open("rb") as opened:
-                digests.append(hashlib.file_digest(opened, "sha256").hexdigest())
-        except OSError as error:
-            raise ReverieError(f"cannot read '{file}': {(error.strerror or str(error)).lower()}") from error
-    return _sum_of(digests)
+    return sha256_of([file_sha256(file) for file in files])
 
 
 def fingerprint(system: StableDiffusion) -> str:
@@ -79,19 +70,10 @@ def fingerprint(system: StableDiffusion) -> str:
     weights = [named for network in networks for named in sorted(network.state_dict().items())]
     with ThreadPoolExecutor() as pool:
         sums = list(pool.map(_tensor_sum, weights))
-    return _sum_of([json.dumps(told, sort_keys=True, default=str), *sums])
+    return sha256_of([json.dumps(told, sort_keys=True, default=str), *sums])
 
 
 def _tensor_sum(named: tuple[str, Tensor]) -> str:
     name, tensor = named
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return _sum_of([name, str(tensor.dtype), str(tuple(tensor.shape)), data.data])
-
-
-def _sum_of(parts: Iterable[str | bytes | memoryview]) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()
+    return sha256_of([name, str(tensor.dtype), str(tuple(tensor.shape)), data.data])

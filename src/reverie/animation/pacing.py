@@ -1,4 +1,4 @@
-"""Where on the path must frames stand so that the picture changes at constant speed? At equal lengths of what is seen.
+"""Perceptual pacing: frames placed at equal distances as seen, so that the picture changes at constant speed.
 
 Even places on the path are not even to the eye: between a bear and an apple most of the way shows a bear, and then
 everything happens within a few frames. Here a film's steps are measured by a distance between pictures, and its frames
@@ -7,15 +7,23 @@ moved to where the length of the way, as measured, is cut into equal parts.
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
+import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
 
+from reverie.codecs.image import to_tensor
 from reverie.errors import ReverieError
+from reverie.models.lpips import LPIPS
 
 Picture = TypeVar("Picture")
 Distance = Callable[[Picture, Picture], float]
@@ -204,3 +212,49 @@ def _check(knots: Sequence[float], count: int) -> None:
         raise ReverieError(f"places {list(knots)} do not rise; give two or more, each above the one before")
     if count < len(knots):
         raise ReverieError(f"{count} frames do not reach {len(knots)} keyframes; give at least {len(knots)}")
+
+
+REMEMBERED = 4  # pictures whose features are kept: pacing compares each with the two before it
+
+Embed = Callable[[Sequence[Image.Image]], Float[Tensor, "n d"]]
+"""Pictures to features, such as `Clip.embed_images`."""
+
+
+def angle(embed: Embed) -> Distance[Image.Image]:
+    """Measure the angle between two pictures' features, in radians, from 0 to pi: `angle(clip.embed_images)`.
+
+    Half the angle is found by its sine: the cosine of a small angle is all but 1, and would tell little of it.
+    """
+    seen = _remembered(lambda picture: embed([picture])[0].double())
+
+    def distance(a: Image.Image, b: Image.Image) -> float:
+        x, y = (torch.nn.functional.normalize(seen(picture), dim=0) for picture in (a, b))
+        return 2 * math.asin(min(1.0, (x - y).norm().item() / 2))
+
+    return distance
+
+
+def lpips(model: LPIPS) -> Distance[Image.Image]:
+    """Measure LPIPS, with the user's weights: `lpips(LPIPS.load(vgg, lins))`."""
+    device = next(model.parameters()).device
+
+    @torch.no_grad()
+    def distance(a: Image.Image, b: Image.Image) -> float:
+        x, y = (to_tensor([picture]).to(device) for picture in (a, b))
+        return float(model(x, y))
+
+    return distance
+
+
+def _remembered(features: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:
+    """Compute the features of a picture once for as long as it is among the latest asked for."""
+    latest: deque[tuple[Image.Image, Tensor]] = deque(maxlen=REMEMBERED)
+
+    def found(picture: Image.Image) -> Tensor:
+        for known, value in latest:
+            if known is picture:
+                return value
+        latest.append((picture, features(picture)))
+        return latest[-1][1]
+
+    return found

@@ -1,4 +1,4 @@
-"""What is denoised at a place on the way? Prompts, guidance and a starting state, gone between those of two keyframes.
+"""A film's path: prompts, guidance and starting states, interpolated between those of two keyframes.
 
 The place k is the k-th keyframe, and k + w lies the fraction w of the way to the next. All frames start at the level
 that the shared steps came down to (andreasjansson/cog-stable-diffusion, branch animate): from one latent where all
@@ -19,8 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.animation import blend
-from reverie.animation.fit import fitted
-from reverie.animation.invert import invert_picture
+from reverie.animation.blend import fitted, invert_picture
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.inversion import INVERTERS, Inverted
 from reverie.diffusion.noise import Noise, slerp
@@ -33,8 +32,8 @@ from reverie.generate.conditioning import Prompts
 from reverie.generate.prompt import extract
 from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
 from reverie.generate.studio import opened
+from reverie.requests.base import steps_taken
 from reverie.requests.films import Animation, Keyframe
-from reverie.requests.parts import steps_taken
 from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
 

@@ -1,4 +1,4 @@
-"""Which picture of a film lies under each frame that is drawn over it? The one that a player would show then.
+"""Frames of an existing film, resampled to the new film's rate: each is the start of image to image.
 
 Each frame is image to image from there, all with the same noise: so what stands still in the film does in the drawing.
 """

@@ -9,18 +9,21 @@ import io
 import json
 import os
 import shutil
+import warnings
 import zlib
 from collections.abc import Mapping
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from tempfile import TemporaryDirectory
+from typing import Protocol
 
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.generate.cache import FOLDER, folder
+from reverie.files import CACHE_VARIABLE, InUse, atomic_write, cache_folder, lock_folder, unwritable
 
 KEPT = 2 * 1024**3  # bytes of earlier films' frames that stay, so that writing another file of one costs nothing
-JOURNAL, LOCK = "journal.jsonl", "lock"
+JOURNAL = "journal.jsonl"
 
 
 class Store(Protocol):
@@ -46,27 +49,26 @@ class FrameStore:
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
         self._sums: dict[str, int] = {}
-        self._lock: BinaryIO | None = None
+        self._lock = ExitStack()
 
     def __enter__(self) -> FrameStore:
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self._lock = _locked(self.folder / LOCK)
-        except OSError as error:
-            reason = (error.strerror or str(error)).lower()
-            raise ReverieError(
-                f"cannot keep frames in '{self.folder}': {reason}; {FOLDER} names another place"
-            ) from error
-        if self._lock is None:
-            raise ReverieError(f"another process is making this film (its frames: '{self.folder}'); wait for its end")
+            self._lock.enter_context(lock_folder(self.folder, "making a film of the frames in"))
+        except InUse:
+            raise
+        except ReverieError as error:
+            warnings.warn(
+                f"frames are not kept, so a film that breaks off begins anew: {error}; {CACHE_VARIABLE} names another "
+                "folder for them",
+                stacklevel=2,
+            )
+            self.folder = Path(self._lock.enter_context(TemporaryDirectory(prefix="reverie-")))
         self._sums = self._read_journal()
         os.utime(self.folder)
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._lock is not None:
-            self._lock.close()
-            self._lock = None
+        self._lock.close()
 
     def __len__(self) -> int:
         return len(self._sums)
@@ -96,9 +98,11 @@ class FrameStore:
             buffer = io.BytesIO()
             picture.convert("RGB").save(buffer, "PNG", compress_level=1)
             name, data = _name(place), buffer.getvalue()
-            _replace(self.folder / name, data)
+            with atomic_write(self.folder / name) as temporary:
+                temporary.write_bytes(data)
             sums[name] = zlib.crc32(data)
-        with (self.folder / JOURNAL).open("ab") as journal:
+        path = self.folder / JOURNAL
+        with unwritable(path), path.open("ab") as journal:
             journal.write(json.dumps(sums).encode() + b"\n")
             journal.flush()
             os.fsync(journal.fileno())
@@ -114,11 +118,11 @@ class FrameStore:
         sums: dict[str, int] = {}
         for line in whole.splitlines():
             try:
-                told = json.loads(line)
+                batch = json.loads(line)
             except ValueError:
                 continue
-            if isinstance(told, dict) and all(isinstance(total, int) for total in told.values()):
-                sums |= told
+            if isinstance(batch, dict) and all(isinstance(total, int) for total in batch.values()):
+                sums |= batch
         return sums
 
 
@@ -127,42 +131,19 @@ def _name(place: float) -> str:
     return f"{float(place).hex()}.png"
 
 
-def _replace(path: Path, data: bytes) -> None:
-    temporary = path.with_name(f".{path.name}.part")
-    temporary.write_bytes(data)
-    temporary.replace(path)
-
-
-def _locked(path: Path) -> BinaryIO | None:
-    """Open a file that no other process holds, or return None; the system lets go of it however this process ends."""
-    file = path.open("ab")
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except ImportError:  # Windows: without a lock
-        pass
-    except BlockingIOError:
-        file.close()
-        return None
-    return file
-
-
 def cache() -> Path:
-    """Return the folder of all films' frames: within REVERIE_CACHE, else within the user's cache."""
-    return folder() / "frames"
+    """Return the folder of all films' frames, within the user's cache directory."""
+    return cache_folder() / "frames"
 
 
 def prune(frames: Path, kept: int = KEPT) -> None:
     """Remove the frames of films that nobody is making, the oldest first, until no more than `kept` bytes are left."""
-    films = sorted((film for film in frames.iterdir() if film.is_dir()), key=lambda film: film.stat().st_mtime)
+    films = sorted((film for film in frames.glob("*") if film.is_dir()), key=lambda film: film.stat().st_mtime)
     sizes = {film: sum(file.stat().st_size for file in film.iterdir() if file.is_file()) for film in films}
     left = sum(sizes.values())
     for film in films:
         if left <= kept:
             return
-        lock = _locked(film / LOCK)
-        if lock is not None:
+        with suppress(InUse), lock_folder(film):
             shutil.rmtree(film, ignore_errors=True)
-            lock.close()
             left -= sizes[film]

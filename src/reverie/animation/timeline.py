@@ -1,17 +1,23 @@
-"""When does a film pass its keyframes? Each stands on a frame of its own; easing spreads the frames between."""
+"""The timeline: on which frame each keyframe stands, and where on the path each frame is (clock, sound or sight)."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
+from PIL import Image
+
+from reverie.animation.beat import beat_places
+from reverie.animation.pacing import Distance, pace
 from reverie.errors import ReverieError
+from reverie.media.encoder import Waveform
 from reverie.requests.easing import EASINGS
 
 if TYPE_CHECKING:
     from reverie.requests.films import Animation
+
 
 SECONDS = 2.0  # between two keyframes, where nothing says how long the film is
 
@@ -81,3 +87,32 @@ def order(count: int, ping_pong: bool, loop: bool) -> list[int]:
     there = list(range(count))
     back = there[-2::-1] if ping_pong else []
     return there + (back[:-1] if loop else back)
+
+
+Render = Callable[[Sequence[float]], Iterable[Image.Image]]
+"""Draw the pictures of rising places, one by one."""
+
+
+def by_sound(timeline: Timeline, fps: float, sound: Waveform, drive: str, smooth: float) -> tuple[float, ...]:
+    """Let the sound, which begins with the film, move the path between the keyframes."""
+    knots, times = [stop / fps for stop in timeline.stops], [frame / fps for frame in range(timeline.count)]
+    return tuple(beat_places(sound, knots, times, drive=drive, smooth=smooth))
+
+
+def by_sight(
+    timeline: Timeline, render: Render, distance: Distance[Image.Image], *, timed: bool = False
+) -> tuple[float, ...]:
+    """Let the picture change at constant speed.
+
+    Keyframes that have times of their own, `timed`, stay where they are, and the speed is constant from one to the
+    next; else they move to where one speed for the whole film brings them, but each is on a frame.
+    """
+    last = len(timeline.stops) - 1
+    if not timed:
+        found = pace(render, range(last + 1), timeline.count + timeline.closed, distance).places
+        return found[: timeline.count]
+    places = [0.0] * timeline.stops[0]
+    for part in range(last):
+        frames = timeline.stops[part + 1] - timeline.stops[part]
+        places += pace(render, (part, part + 1), frames + 1, distance).places[:-1]
+    return tuple(places + [float(last)] * (timeline.count - len(places)))

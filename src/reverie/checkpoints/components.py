@@ -8,7 +8,7 @@ from reverie.checkpoints.configs import ScheduleConfig
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.tokenizer import Tokenizer
 
 GUIDANCE = 5.0  # where a model recommends none

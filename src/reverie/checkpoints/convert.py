@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from reverie.checkpoints.families import Family, family_of, spelled
 from reverie.checkpoints.load import load_folder
-from reverie.checkpoints.save import Precision, save_folder
+from reverie.checkpoints.save import Precision, save_folder, write_tensors
 from reverie.checkpoints.single import Networks, find_tokenizers, load_networks
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
@@ -56,32 +53,20 @@ def convert(
     used = {spelled(name, set(rest)) for name in networks.names()}
     rest = {name: tensor for name, tensor in rest.items() if name not in used and not name.startswith(TRAINING)}
     if target.suffix == ".safetensors":
-        save_tensors({**rest, **networks.tensors()}, target, dtype)
+        write_tensors(_in_dtype({**rest, **networks.tensors()}, dtype), target)
         return
     if components is None:
         components = networks.components(find_tokenizers(source, networks.family), target.name)
     save_folder(components, target, Precision(dtype))
     if rest:
-        save_tensors(rest, target / REST, dtype)
+        write_tensors(_in_dtype(rest, dtype), target / REST)
     else:
         (target / REST).unlink(missing_ok=True)  # of what was written over
 
 
-def save_tensors(tensors: Mapping[str, Tensor], path: Path, dtype: torch.dtype | None) -> None:
-    """Write tensors as safetensors, beside the target first, then renamed over it; whole numbers keep their dtype."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        ready = {
-            name: tensor.detach().to("cpu", dtype if tensor.is_floating_point() else None).contiguous()
-            for name, tensor in tensors.items()
-        }
-        save_file(ready, temporary, metadata={"format": "pt"})
-        temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ReverieError(f"cannot write '{path}': {reason or error}") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+def _in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Convert tensors to a dtype, None keeps each its own; whole numbers always do."""
+    return {name: tensor.to(dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
 
 
 def _tensors(file: Path) -> dict[str, Tensor]:

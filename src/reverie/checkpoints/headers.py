@@ -11,6 +11,7 @@ import torch
 
 from reverie.checkpoints.extents import Extent, Mapped, check_shape, contiguous
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 
 # The format allows 100 MB; the largest that are about, with a LoRA's training captions in them, have a few.
 LONGEST_HEADER = 10 << 20
@@ -49,7 +50,7 @@ def open_safetensors(file: Path) -> Mapped:
         extents = {name: _extent(name, entry, start, size) for name, entry in table.items()}
         _check_covered(extents, start, size)
     except OSError as error:
-        raise ReverieError(f"cannot read {file}: {error.strerror}") from error
+        raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ReverieError(f"{file} is damaged or cut short ({_reason(error)}); fetch it again") from error
     return Mapped(file, extents, {key: text for key, text in metadata.items() if isinstance(text, str)})

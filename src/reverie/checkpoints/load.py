@@ -18,7 +18,7 @@ from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNet
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.tokenizer import Tokenizer
 
 M = TypeVar("M", bound=nn.Module)

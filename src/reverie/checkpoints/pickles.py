@@ -19,6 +19,7 @@ from reverie.checkpoints.archive import Entry, entries
 from reverie.checkpoints.extents import LONGEST_AXIS, Extent, Mapped, check_shape, reach
 from reverie.checkpoints.opcodes import Forbidden, Inert, Machine, Rebuilder, Scripted, table
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 
 LONGEST_PICKLE = 32 << 20  # bytes; a full SD 1.5 has half a megabyte
 MOST_TENSORS = 100_000
@@ -100,7 +101,7 @@ def open_pickle(file: Path) -> Mapped:
             "distrust it, and look for a .safetensors file"
         ) from None
     except OSError as error:
-        raise ReverieError(f"cannot read {file}: {error.strerror}") from error
+        raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
     except (ValueError, OverflowError) as error:
         raise ReverieError(f"{file} is damaged or cut short ({_reason(error)}); fetch it again") from error
     if not extents:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from reverie.checkpoints import configs
 from reverie.checkpoints.components import GUIDANCE, CLIPComponents, Components
 from reverie.checkpoints.load import DIFFUSERS_STEM, RECOMMENDED, SPECTROGRAM, TRANSFORMERS_STEM
 from reverie.errors import ReverieError
+from reverie.files import atomic_write, reason_of
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, CLIPVisionConfig, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNet
@@ -42,6 +44,21 @@ class Precision:
 
 
 FULL = Precision()
+FORMAT = {"format": "pt"}
+"""The header's entry that transformers asks for."""
+_OS_ERROR = re.compile(r"\(os error (\d+)\)")
+
+
+def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] = FORMAT) -> None:
+    """Write tensors as a safetensors file, whole or not at all, readable as the umask allows. Raises ReverieError."""
+    ready = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as temporary:
+        try:
+            save_file(ready, temporary, metadata=dict(metadata))
+        except SafetensorError as error:
+            if number := _OS_ERROR.search(str(error)):
+                raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+            raise ReverieError(f"cannot write '{path}': {error}") from error
 
 
 def save_folder(components: Components, path: str | Path, precision: Precision = FULL) -> None:
@@ -189,9 +206,8 @@ def _staged(target: Path, precision: Precision) -> Iterator[Path]:
                 (target / file.parent).mkdir(exist_ok=True)
                 Path(staging, file).replace(target / file)
         _remove_stale(target, files, precision.variant)
-    except (OSError, SafetensorError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ReverieError(f"cannot write a model to '{target}': {reason or error}") from error
+    except OSError as error:
+        raise ReverieError(f"cannot write a model to '{target}': {reason_of(error)}") from error
 
 
 def _remove_stale(target: Path, written: list[Path], variant: str | None) -> None:
@@ -213,7 +229,7 @@ def _write(module: nn.Module, config: dict[str, Any], folder: Path, stem: str, p
         part = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
         file = f"{stem}{infix}{part}.safetensors"
         tensors = {name: state[name].to("cpu", precision.dtype).contiguous() for name in names}
-        save_file(tensors, folder / file, metadata={"format": "pt"})
+        write_tensors(tensors, folder / file)
         table |= dict.fromkeys(names, file)
     if len(shards) > 1:
         total = sum(precision.size(tensor) for tensor in state.values())

@@ -9,7 +9,7 @@ import torch
 from reverie.checkpoints.load import CPU, DIFFUSERS_STEM, blueprint
 from reverie.checkpoints.weights import Source, find_weights, load_weights, open_source
 from reverie.errors import ReverieError
-from reverie.models.tiny import TinyAutoencoder, TinyConfig
+from reverie.models.autoencoder import TinyAutoencoder, TinyConfig
 
 HALVES = ("encoder", "decoder")
 

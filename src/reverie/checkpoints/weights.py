@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from reverie.checkpoints.headers import open_safetensors
 from reverie.checkpoints.pickles import open_pickle
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 
 Rename = Callable[[str], str]
 
@@ -37,7 +38,7 @@ def open_source(file: Path) -> Source:
         with file.open("rb") as opened:
             head = opened.read(16)
     except OSError as error:
-        raise ReverieError(f"cannot read {file}: {error.strerror}") from error
+        raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
     if head[8:9] == b"{":
         return open_safetensors(file)
     if head.startswith(PICKLES):
@@ -141,7 +142,7 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         data = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ReverieError(f"cannot read {file}: {error.strerror}") from error
+        raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
     except ValueError as error:
         raise ReverieError(f"{file} is damaged: {error}") from error
     if not isinstance(data, dict):

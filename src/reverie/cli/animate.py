@@ -22,9 +22,8 @@ from reverie.cli.output import say, slug
 from reverie.cli.progress import PLAIN_INTERVAL, Stopwatch, watched
 from reverie.errors import ReverieError
 from reverie.media import footage, video
-from reverie.requests import storyboard
+from reverie.requests import metadata, storyboard
 from reverie.requests.films import Animation
-from reverie.requests.writing import film_texts
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
     from reverie.animation.pacing import Distance
     from reverie.media.encoder import Waveform
     from reverie.pipeline import Pipeline
+    from reverie.requests.metadata import Record
 
 SEEDS = 2**32  # that a command without one can come to
 Fields = dict[str, Any]
@@ -197,13 +197,13 @@ def seed_of(fields: Fields) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % SEEDS
 
 
-def again(
-    file: Path, request: Animation, drawn_by: str, moved: Fields, model: ModelOptions, result: ResultOptions
-) -> None:
+def again(file: Path, record: Record, moved: Fields, model: ModelOptions, result: ResultOptions) -> None:
     """Make a film again from what its file carries."""
     for name in ("grid", "preview", "taesd", "safety", "watermark", "c2pa"):
         if getattr(result, name):
             raise ReverieError(f"--{name} is about pictures; '{file}' is a film")
+    request, drawn_by = record.request, record.model
+    assert isinstance(request, Animation)
     if "init" in moved and request.init_video is not None:
         request = request.replace(init_video=str(moved.pop("init")))
     for name in moved:
@@ -267,7 +267,7 @@ def film(system: Pipeline, request: Animation, outputs: Sequence[Path], heard: W
     from reverie.animation.draw import BATCH
     from reverie.animation.key import key_of
 
-    texts, made = film_texts(request, system.name), Made()
+    texts, made = metadata.texts(request, system.name), Made()
     with FrameStore(cache() / key_of(system, request, batch=BATCH)) as store, ExitStack() as stack:
         made.kept = len(store)
         if made.kept:
@@ -293,7 +293,7 @@ def distance(request: Animation) -> Distance | None:
     """Return how far pictures are apart, for a film that is paced by it; while it is asked, stderr tells of it."""
     if request.pace != "perceptual":
         return None
-    from reverie.animation.distances import angle
+    from reverie.animation.pacing import angle
     from reverie.similarity.embed import load_clip
 
     return told(angle(load_clip().embed_images))

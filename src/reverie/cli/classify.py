@@ -1,4 +1,4 @@
-"""`reverie classify`: what is in a picture, and how often is that right over a data set?"""
+"""`reverie classify`: zero-shot classification of pictures, and its accuracy over a data set."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`reverie curate`: which samples of a collection are worth learning from?"""
+"""`reverie curate`: keep the samples of shards that are worth learning from."""
 
 from __future__ import annotations
 

@@ -17,9 +17,9 @@ from reverie.cli.output import check_writable, numbered, say
 from reverie.cli.progress import Stopwatch, watched
 from reverie.errors import ReverieError
 from reverie.media.pictures import grid, save
+from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
-from reverie.requests.writing import picture_texts
 
 if TYPE_CHECKING:
     from reverie.generate.image import Show
@@ -141,7 +141,7 @@ def drawn(system: Pipeline, request: TextToImage, result: ResultOptions) -> Iter
 def look(system: Pipeline, taesd: Path | None) -> Show:
     """Choose how previews are decoded: by a TAESD where one is given, by colours alone where not."""
     from reverie.checkpoints.taesd import load_tiny
-    from reverie.codecs.preview import TinyPreview, fit_preview
+    from reverie.codecs.image import TinyPreview, fit_preview
 
     if taesd is None:
         return fit_preview(system.codec).pictures
@@ -152,7 +152,7 @@ def look(system: Pipeline, taesd: Path | None) -> Show:
 def finishing(system: Pipeline, result: ResultOptions) -> Callable[[Image.Image], Image.Image]:
     """Return what becomes of each picture before it is written: the safety checker's and the watermark's."""
     from reverie.checkpoints.safety import load_safety
-    from reverie.codecs.safety import screened
+    from reverie.codecs.clip_images import screened
     from reverie.media import watermark
 
     checker = None if result.safety is None else load_safety(result.safety, device=system.device)
@@ -180,7 +180,7 @@ def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Imag
     """Lay pictures out on one sheet that carries the request for all of them."""
     laid_out, first = grid(pictures), read_record(pictures[0]).request
     filled = {name: getattr(first, name) for name in ("guidance", "width", "height", "hires")}
-    laid_out.info.update(picture_texts(request.replace(**filled), model))
+    laid_out.info.update(texts(request.replace(**filled), model))
     return laid_out
 
 

@@ -13,6 +13,7 @@ from reverie.cli.options import ModelOptions, ResultOptions, parse_time
 from reverie.cli.output import slug
 from reverie.errors import ReverieError
 from reverie.requests.pictures import TextToImage
+from reverie.requests.records import read_record
 
 
 def image(
@@ -56,33 +57,28 @@ def replay(
     Parameters
     ----------
     file
-        A picture, film or sound that reverie made, or another program such as AUTOMATIC1111, ComfyUI or InvokeAI.
+        A film or a sound of reverie's, or a picture that reverie, AUTOMATIC1111, ComfyUI, InvokeAI or diffusers made.
     init
         The picture, film or sound it started from, where that has moved.
     mask
         The mask it was painted under, where that has moved.
     """
     moved = {name: path for name, path in (("init", init), ("mask", mask)) if path is not None}
-    from reverie.requests.films import Animation
-    from reverie.requests.music import Music
-    from reverie.requests.records import read_record
-
     record = read_record(file)
-    request, drawn_by = record.request, record.model
     for note in record.notes:
         print(f"not honoured: {note}", file=sys.stderr)
-    if isinstance(request, Music):
+    request, drawn_by = record.request, record.model
+    if request.kind == "music":
         from reverie.cli import music  # which builds upon this module
 
         music.again(file, record, moved, model, result)
         return
-    if isinstance(request, Animation):
+    if request.kind == "animation":
         from reverie.cli import animate  # which builds upon this module
 
-        animate.again(file, request, drawn_by, moved, model, result)
+        animate.again(file, record, moved, model, result)
         return
-    if not isinstance(request, TextToImage):
-        raise ReverieError(f"'{file}' was made by a request of kind '{request.kind}', which cannot be replayed")
+    assert isinstance(request, TextToImage)
     for other in moved.keys() - type(request).model_fields.keys():
         raise ReverieError(f"'{file}' was made without {other}; leave out --{other}")
     request = request.replace(**moved)

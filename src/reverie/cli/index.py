@@ -1,4 +1,4 @@
-"""`reverie index` and `reverie search`: which pictures of a collection are like some words or pictures?"""
+"""`reverie index` and `reverie search`: an index of pictures by CLIP embedding, searched by words and pictures."""
 
 from __future__ import annotations
 

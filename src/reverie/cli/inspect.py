@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from reverie.cli.options import Json
 from reverie.cli.output import say
 from reverie.errors import ReverieError
-from reverie.media.pictures import FORMATS
+from reverie.media.pictures import FORMATS, READABLE, SPECTROGRAM, open_picture
+
+if TYPE_CHECKING:
+    from reverie.requests.metadata import Record
 
 
 def inspect(path: Path, /, *, as_json: Json = False) -> None:
@@ -34,49 +37,50 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
 
 def _found(path: Path) -> dict[str, Any]:
     from reverie.media.footage import ANIMATED, FILMS
-    from reverie.media.pictures import READABLE
     from reverie.requests.films import Animation
     from reverie.requests.music import Music
-    from reverie.requests.records import recorded_kind
+    from reverie.requests.records import read_record
     from reverie.requests.texts import SOUNDS
 
-    suffix = path.suffix.lower()
-    made = path.is_dir() or suffix in (*READABLE, *ANIMATED, *FILMS, *SOUNDS)
-    kind = recorded_kind(path) if made else None
-    if kind == Music.kind or suffix in SOUNDS:
-        return {"path": str(path), "kind": "music", **_record(path)}
-    if kind == Animation.kind or suffix in FILMS or (suffix in ANIMATED and suffix not in FORMATS):
-        return _film(path)
-    return _picture(path) if suffix in READABLE else _weights(path)
-
-
-def _record(path: Path) -> dict[str, Any]:
-    """Tell how a file was made, or that it does not say so."""
-    from reverie.requests.records import read_record
-
+    suffix, missing = path.suffix.lower(), None
     try:
         record = read_record(path)
     except ReverieError as error:
-        return {"model": None, "not_honoured": [str(error)], "request": None}
-    film = {} if record.film is None else {"film": record.film.recorded()}
-    return {"model": record.model, "not_honoured": list(record.notes), "request": record.request.recorded(), **film}
+        record, missing = None, error
+    if record is not None and isinstance(record.request, Music):
+        return {"path": str(path), "kind": "music", **_made(record)}
+    if suffix in FILMS or suffix in ANIMATED - FORMATS.keys() or (record and isinstance(record.request, Animation)):
+        return _film(path, record)
+    if suffix not in READABLE and suffix not in SOUNDS:
+        return _weights(path)
+    if missing is not None and suffix in SOUNDS:
+        raise missing
+    return _picture(path, record, missing)
 
 
-def _film(path: Path) -> dict[str, Any]:
+def _picture(path: Path, record: Record | None, missing: ReverieError | None) -> dict[str, Any]:
+    picture = open_picture(path)
+    kind = "spectrogram" if any(tag in SPECTROGRAM for tag in picture.getexif()) else "picture"
+    size = {"width": picture.width, "height": picture.height}
+    why = {} if missing is None else {"not_honoured": [str(missing)]}
+    return {"path": str(path), "kind": kind, **size, **_made(record), **why}
+
+
+def _made(record: Record | None) -> dict[str, Any]:
+    """Tell how something was made."""
+    if record is None:
+        return {"model": None, "request": None}
+    told = {"model": record.model, "not_honoured": list(record.notes), "request": record.request.recorded()}
+    return told | ({} if record.film is None else {"film": record.film.recorded()})
+
+
+def _film(path: Path, record: Record | None) -> dict[str, Any]:
     from reverie.media import footage
 
     film = footage.read(path)
-    size = {"width": film.size[0], "height": film.size[1]}
-    rate = {"frames": film.count, "fps": None if film.count == 1 else film.fps}  # a contact sheet has no rate
-    return {"path": str(path), "kind": "film", **size, **rate, **_record(path)}
-
-
-def _picture(path: Path) -> dict[str, Any]:
-    from reverie.media.pictures import SPECTROGRAM, open_picture
-
-    picture = open_picture(path)
-    kind = "spectrogram" if any(tag in SPECTROGRAM for tag in picture.getexif()) else "picture"
-    return {"path": str(path), "kind": kind, "width": picture.width, "height": picture.height, **_record(path)}
+    told = {"path": str(path), "kind": "film", "width": film.size[0], "height": film.size[1]}
+    told |= {"frames": film.count, "fps": None if film.count == 1 else film.fps}  # a contact sheet has no rate
+    return told | _made(record)
 
 
 def _weights(path: Path) -> dict[str, Any]:

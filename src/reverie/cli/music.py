@@ -17,15 +17,14 @@ from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, 
 from reverie.cli.output import check_writable, numbered, say, slug, warned
 from reverie.cli.progress import Stopwatch, watched
 from reverie.errors import ReverieError
-from reverie.media.encoder import COMMENT
-from reverie.media.pictures import FORMATS, REQUEST
+from reverie.media.pictures import FORMATS
+from reverie.requests import metadata
 from reverie.requests.music import Film, Music
-from reverie.requests.records import Record
-from reverie.requests.writing import music_texts
 
 if TYPE_CHECKING:
-    from reverie.music.recording import Recording
+    from reverie.music.sections import Recording
     from reverie.pipeline import Pipeline
+    from reverie.requests.metadata import Record
 
 DEFAULT = Music(seed=0)
 FILM = Film()
@@ -201,18 +200,19 @@ def again(file: Path, record: Record, moved: dict[str, Path], model: ModelOption
     for name in ("grid", "preview", "taesd", "safety", "watermark", "c2pa"):
         if getattr(result, name):
             raise ReverieError(f"--{name} is about pictures; '{file}' is music")
-    music, film, played_by = Music.of(dict(record.request)), record.film, record.model
+    request = record.request
+    assert isinstance(request, Music)
     for name in moved:
-        if getattr(music, name) is None:
+        if getattr(request, name) is None:
             raise ReverieError(f"'{file}' was made without {name}; leave out --{name}")
     if model.model is None:
         from reverie.system import MUSIC_NAME  # brings torch, which takes seconds
 
-        if played_by != MUSIC_NAME:
-            raise ReverieError(f"'{file}' was played by the model '{played_by}'; say where that is with --model")
+        if record.model != MUSIC_NAME:
+            raise ReverieError(f"'{file}' was played by the model '{record.model}'; say where that is with --model")
     output = result.output or file.with_name(f"{file.stem}-replay{file.suffix}")
-    outputs = Outputs((output,)) if film is None else Outputs((), output, film)
-    make(music.replace(**moved), outputs, model, result.as_json, played_by)
+    outputs = Outputs((output,)) if record.film is None else Outputs((), output, record.film)
+    make(request.replace(**moved), outputs, model, result.as_json, record.model)
 
 
 @dataclass(frozen=True)
@@ -274,7 +274,7 @@ def _check_texts(music: Music, outputs: Outputs, model: str) -> None:
     """Raise ReverieError, before anything is played, where a WAV file cannot hold the request."""
     from reverie.media import sound
 
-    texts = music_texts(music, model)
+    texts = metadata.texts(music, model)
     for path in outputs.files:
         sound.check_texts(texts, path.suffix.lower())
 
@@ -306,9 +306,8 @@ def filmed(system: Pipeline, clip: Recording, path: Path, film: Film) -> None:
     from reverie.media import video
 
     film = film.settled(system.guidance)
-    texts = music_texts(clip.request, clip.model, film)
     reel = watched(system.film(clip, film), lambda frame: (frame.index + 1, frame.total), "frame")
-    video.write(reel, path, film.fps, texts={REQUEST: texts.pop(COMMENT), **texts}, sound=clip)
+    video.write(reel, path, film.fps, texts=metadata.texts(clip.request, clip.model, film), sound=clip)
 
 
 def report(

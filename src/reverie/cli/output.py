@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reverie.errors import ReverieError
+from reverie.files import check_folder
 from reverie.media.lettering import labelled
-from reverie.media.pictures import FORMATS, check_folder
+from reverie.media.pictures import FORMATS
 
 LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's name has at most 255
 

@@ -1,4 +1,4 @@
-"""`reverie similarity`: how alike are pictures and texts?"""
+"""`reverie similarity`: cosines between the CLIP embeddings of pictures and texts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from rich.cells import cell_len, set_cell_size
 from reverie.cli.options import Flag, Json, Output
 from reverie.cli.output import check_writable, say, tell_numbered
 from reverie.errors import ReverieError
-from reverie.media.pictures import READABLE
+from reverie.media.decoding import READABLE
 from reverie.similarity.templates import existing
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""`reverie spectrogram` and `reverie sound`: how does a sound look, and how does a picture sound?"""
+"""`reverie spectrogram` and `reverie sound`: a sound as the picture of its spectrogram, and the reverse."""
 
 from __future__ import annotations
 
@@ -34,12 +34,11 @@ def spectrogram(
         Draw for people: in colours, with seconds and Hertz. Such a picture does not turn back.
     """
     check_writable([output])
-    from reverie.codecs.plots import plot
-    from reverie.codecs.spectrograms import to_picture
+    from reverie.codecs.spectrograms import plot, to_picture
     from reverie.media import sound
     from reverie.media.pictures import save
     from reverie.music.sections import heard
-    from reverie.sound.params import SMALL, SpectrogramParams
+    from reverie.sound.spectrogram import SMALL, SpectrogramParams
 
     given = sound.read(file)
     params = SMALL if small else SpectrogramParams()
@@ -71,8 +70,8 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     from reverie.codecs.spectrograms import from_picture
     from reverie.media.pictures import open_picture
     from reverie.music.sections import sounding
-    from reverie.sound.frames import Circle, Line
-    from reverie.sound.params import SMALL, SpectrogramParams
+    from reverie.sound.phases import Circle, Line
+    from reverie.sound.spectrogram import SMALL, SpectrogramParams
 
     with warned():
         mel, params = from_picture(open_picture(file), SMALL if small else SpectrogramParams())

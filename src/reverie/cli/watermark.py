@@ -1,4 +1,4 @@
-"""`reverie watermark`: what text does a picture carry unseen, and how does one get in?"""
+"""`reverie watermark`: read and write the invisible watermark of pictures."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Between pictures (later sound and film) and latents: `pictures` needs Pillow alone, `image` needs torch."""
+"""Codecs: between pictures or spectrograms and latents, and pictures as CLIP reads them."""

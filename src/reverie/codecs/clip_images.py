@@ -1,4 +1,4 @@
-"""How do pictures become what a CLIP sees? Resized, cropped in the centre and normalised as its reference does it.
+"""CLIP's image preprocessing (resize, centre crop, normalise), and the safety checker that sees through it.
 
 References: `_transform` of openai/CLIP (clip.py), `image_transform` of open_clip (transform.py), and transformers'
 CLIPImageProcessor. They agree but for where a crop begins whose margin is odd: see `rounded` and `floored`.
@@ -18,8 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import open_picture
+from reverie.media.decoding import eight_bits, read_stored
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, normalise
+from reverie.models.safety import SafetyChecker
 
 Picture = Image.Image | str | Path
 Size = tuple[int, int]
@@ -76,7 +77,8 @@ class Preprocessing:
     begin: Callable[[int], int] = rounded
 
     def levels(self, pictures: Sequence[Picture]) -> UInt8[Tensor, "b 3 {self.size} {self.size}"]:
-        """Resize and crop pictures, or files of them. Transparency is dropped and EXIF not heeded, as references do.
+        """Resize and crop pictures, or files of them. As the references do it, alpha is dropped and EXIF's rotation is
+        not applied; grey of sixteen bits is scaled to eight, where they see white.
 
         Raises ReverieError, naming the file, where one cannot be read.
         """
@@ -115,16 +117,10 @@ class Preprocessing:
 
 
 def as_picture(picture: Picture) -> Image.Image:
-    """Return an RGB picture; a path is read. Raises ReverieError, naming the file, where it is none or damaged."""
+    """Return an RGB picture as references see it, neither turned nor on white; a path is read. Raises ReverieError."""
     if isinstance(picture, Image.Image):
-        return picture if picture.mode == "RGB" else picture.convert("RGB")
-    try:
-        return open_picture(picture).convert("RGB")
-    except ReverieError:
-        raise
-    except Exception as error:  # decoders of damaged files raise SyntaxError, struct.error, MemoryError and others
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ReverieError(f"cannot read '{picture}': {reason}") from error
+        return picture if picture.mode == "RGB" else eight_bits(picture).convert("RGB")
+    return read_stored(picture).convert("RGB")
 
 
 def read_preprocessing(raw: Mapping[str, Any], where: str) -> Preprocessing:
@@ -192,3 +188,27 @@ def _resample(value: Any, where: str) -> Image.Resampling:
     if found is None:
         raise ReverieError(f"{where}: pictures are resized by {value!r}; reverie knows {', '.join(RESAMPLES)}")
     return found
+
+
+NOTE = "held back by the safety checker"
+
+
+def screened(checker: SafetyChecker, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
+    """Return the pictures, those held back in black, and which they are.
+
+    A black one keeps its metadata, so that the request can be seen, and a note in `.info["safety"]`.
+    """
+    if not pictures:
+        return [], []
+    device = checker.visual_projection.weight.device
+    size = checker.config.vision.image_size
+    pixels = Preprocessing(size=size, edge=size)(pictures).to(device)
+    held = checker(pixels).tolist()
+    return [_black(picture) if bad else picture for picture, bad in zip(pictures, held, strict=True)], held
+
+
+def _black(picture: Image.Image) -> Image.Image:
+    black = Image.new("RGB", picture.size)
+    black.info.update(picture.info)
+    black.info["safety"] = NOTE
+    return black

@@ -1,20 +1,146 @@
-"""How do pictures become the latents that a U-Net sees, and back? Here alone the latent scale factor is applied."""
+"""The image codec: pictures to scaled latents and back, large ones in strips of rows, and previews of latents.
+
+The latent scale factor is applied here alone. A large picture passes layer by layer, each layer in strips: little
+memory, no tiles and so no seams.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from reverie.codecs import slices
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import Autoencoder
+from reverie.media.decoding import to_rgb
+from reverie.models.autoencoder import Autoencoder, DiagonalGaussian, MidBlock, TinyAutoencoder
+from reverie.models.layers import AsymmetricDownsample, ResidualBlock, Upsample
+
+STRIP = 64  # rows of a layer's output that are computed at once
+
+Padding = tuple[int, int, int, int]
+"""Zeros on the left, on the right, above and below."""
+AROUND, NOWHERE = (1, 1, 1, 1), (0, 0, 0, 0)
+
+Rows = Callable[[int, int], Tensor]
+"""(top, bottom) -> these rows of what a convolution reads, [1, c, bottom - top, w]."""
+
+
+def decode_in_strips(autoencoder: Autoencoder, z: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 out h2 w2"]:
+    """Decode unscaled latents as `autoencoder.decode` does, in strips."""
+    decoder = autoencoder.decoder
+    x = _middle(decoder.mid_block, decoder.conv_in(autoencoder.post_quant_conv(z)))
+    blocks: Iterable[Any] = decoder.up_blocks
+    for block in blocks:
+        for resnet in block.resnets:
+            x = _residual(resnet, x)
+        for upsample in block.upsamplers:
+            x = _enlarged(upsample, x)
+    return _convolved(decoder.conv_out, _normalised(decoder.conv_norm_out, x), x.shape[2])
+
+
+def encode_in_strips(autoencoder: Autoencoder, images: Float[Tensor, "1 c h w"]) -> DiagonalGaussian:
+    """Encode images in [-1, 1] as `autoencoder.encode` does, in strips."""
+    encoder = autoencoder.encoder
+    x = _convolved(encoder.conv_in, _plain(images), images.shape[2])
+    blocks: Iterable[Any] = encoder.down_blocks
+    for block in blocks:
+        for resnet in block.resnets:
+            x = _residual(resnet, x)
+        for downsample in block.downsamplers:
+            x = _halved(downsample, x)
+    x = _middle(encoder.mid_block, x)
+    moments = _convolved(encoder.conv_out, _normalised(encoder.conv_norm_out, x), x.shape[2])
+    mean, logvar = autoencoder.quant_conv(moments).chunk(2, dim=1)
+    return DiagonalGaussian(mean, logvar.clamp(-30, 20))
+
+
+def _middle(block: MidBlock, x: Tensor) -> Tensor:
+    """Pass the lowest resolution, where all pixels look at one another."""
+    resnets: Any = block.resnets
+    x = _residual(resnets[0], x)
+    if block.attentions is not None:
+        x = block.attentions(x)
+    return _residual(resnets[1], x)
+
+
+def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
+    """Pass a residual block without embedding; x is overwritten where the width stays."""
+    height = x.shape[2]
+    h = _convolved(block.conv1, _normalised(block.norm1, x), height)
+    if block.conv_shortcut is not None:
+        x = _convolved(block.conv_shortcut, _plain(x), height)
+    for top, strip in _strips(block.conv2, _normalised(block.norm2, h), height, AROUND):
+        x[:, :, top : top + strip.shape[2]] += strip
+    return x
+
+
+def _enlarged(upsample: Upsample, x: Tensor) -> Tensor:
+    def rows(top: int, bottom: int) -> Tensor:
+        first = top // 2
+        doubled = F.interpolate(x[:, :, first : (bottom + 1) // 2], scale_factor=2, mode="nearest")
+        return doubled[:, :, top - 2 * first : bottom - 2 * first]
+
+    return _convolved(upsample.conv, rows, 2 * x.shape[2])
+
+
+def _halved(downsample: AsymmetricDownsample, x: Tensor) -> Tensor:
+    return _joined(_strips(downsample.conv, _plain(x), x.shape[2], (0, 1, 0, 1)), x.shape[2] // 2)
+
+
+def _plain(x: Tensor) -> Rows:
+    return lambda top, bottom: x[:, :, top:bottom]
+
+
+def _normalised(norm: nn.GroupNorm, x: Tensor) -> Rows:
+    """Read x through a GroupNorm over all of x, and the SiLU that always follows."""
+    statistics = [torch.var_mean(group.float(), correction=0) for group in x.unflatten(1, (norm.num_groups, -1))[0]]
+    variance, mean = (torch.stack(parts) for parts in zip(*statistics, strict=True))
+    each = x.shape[1] // norm.num_groups
+    scale = norm.weight.float() * (variance + norm.eps).rsqrt().repeat_interleave(each)
+    shift = norm.bias.float() - scale * mean.repeat_interleave(each)
+
+    def rows(top: int, bottom: int) -> Tensor:
+        affine = torch.addcmul(shift.view(1, -1, 1, 1), x[:, :, top:bottom].float(), scale.view(1, -1, 1, 1))
+        return F.silu(affine.to(x.dtype))
+
+    return rows
+
+
+def _convolved(conv: nn.Conv2d, rows: Rows, height: int) -> Tensor:
+    """Convolve `height` rows to as many, with a 3x3 or a 1x1 kernel."""
+    return _joined(_strips(conv, rows, height, AROUND if conv.kernel_size[0] == 3 else NOWHERE), height)
+
+
+def _joined(strips: Iterator[tuple[int, Tensor]], height: int) -> Tensor:
+    """Write strips into one tensor, made with the first."""
+    (_, first), rest = next(strips), strips
+    whole = first.new_empty((*first.shape[:2], height, first.shape[3]))
+    whole[:, :, : first.shape[2]] = first
+    for top, strip in rest:
+        whole[:, :, top : top + strip.shape[2]] = strip
+    return whole
+
+
+def _strips(conv: nn.Conv2d, rows: Rows, height: int, padding: Padding) -> Iterator[tuple[int, Tensor]]:
+    """Convolve `height` rows, padded by zeros, strip by strip: yield each strip and its first row in the output."""
+    left, right, above, below = padding
+    stride, kernel, weight = conv.stride[0], conv.kernel_size[0], conv.weight  # a packed one is unpacked once
+    total = (height + above + below - kernel) // stride + 1
+    for top in range(0, total, STRIP):
+        bottom = min(top + STRIP, total)
+        first, last = top * stride - above, (bottom - 1) * stride + kernel - above
+        piece = rows(max(first, 0), min(last, height))
+        piece = F.pad(piece, (left, right, max(-first, 0), max(last - height, 0)))
+        yield top, F.conv2d(piece, weight, conv.bias, conv.stride)
+
 
 WHOLE = 768 * 768  # pixels, where the widest layer of a float32 decoder holds 0.6 GB; at 1024 x 1024, 1.07 GB
 
@@ -55,7 +181,7 @@ class ImageCodec:
     def encode_tensor(self, images: Float[Tensor, "b 3 hf wf"]) -> Float[Tensor, "b c h w"]:
         """Encode images in [-1, 1] as `encode` does pictures; those that pass in slices, one by one."""
         large = images[0, 0].numel() > self.whole
-        run, parts = (slices.encode, images.split(1)) if large else (Autoencoder.encode, (images,))
+        run, parts = (encode_in_strips, images.split(1)) if large else (Autoencoder.encode, (images,))
         latents = [self._finite(lambda model, part: run(model, part).mode(), part) for part in parts]
         return torch.cat(latents) * self.autoencoder.config.scaling_factor
 
@@ -65,7 +191,7 @@ class ImageCodec:
         They pass the decoder one by one, so a picture does not depend on its batch, and memory does not grow with it.
         """
         z = latents / self.autoencoder.config.scaling_factor
-        run = slices.decode if z[0, 0].numel() * self.factor**2 > self.whole else Autoencoder.decode
+        run = decode_in_strips if z[0, 0].numel() * self.factor**2 > self.whole else Autoencoder.decode
         return torch.cat([self._finite(run, one) for one in z.split(1)]).clamp(-1, 1)
 
     def _finite(self, run: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
@@ -87,7 +213,7 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Float[Tensor, "b 3 h w"]:
     if len({picture.size for picture in pictures}) != 1:
         sizes = ", ".join(sorted({f"{picture.width}x{picture.height}" for picture in pictures})) or "none"
         raise ReverieError(f"pictures of sizes {sizes} do not stack; give one or more of one size")
-    rows = np.stack([np.asarray(_on_white(picture), dtype=np.float32) for picture in pictures])
+    rows = np.stack([np.asarray(to_rgb(picture), dtype=np.float32) for picture in pictures])
     return torch.from_numpy(rows).permute(0, 3, 1, 2) / 127.5 - 1
 
 
@@ -97,8 +223,47 @@ def to_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     return [Image.fromarray(row) for row in levels.permute(0, 2, 3, 1).cpu().numpy()]
 
 
-def _on_white(picture: Image.Image) -> Image.Image:
-    if picture.mode not in ("RGBA", "LA", "PA") and "transparency" not in picture.info:
-        return picture.convert("RGB")
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+PATCHES, CELLS = 8, 4  # the fit's picture is a mosaic: PATCHES x PATCHES colours, each of CELLS x CELLS latents
+
+
+@dataclass(frozen=True, eq=False)
+class LinearPreview:
+    """Show scaled latents as pictures of a pixel for each latent, enlarged `factor` times: colour = latent A + b."""
+
+    matrix: Float[Tensor, "c 3"]
+    bias: Float[Tensor, " 3"]
+    factor: int
+
+    def pictures(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
+        """Draw the preview of each sample."""
+        colours = torch.einsum("bchw,cr->brhw", latents.float().cpu(), self.matrix) + self.bias.view(1, 3, 1, 1)
+        small = to_pictures(colours.clamp(-1, 1))
+        return [
+            one.resize((one.width * self.factor, one.height * self.factor), Image.Resampling.BICUBIC) for one in small
+        ]
+
+
+@dataclass(frozen=True, eq=False)
+class TinyPreview:
+    """Show scaled latents through a TAESD."""
+
+    model: TinyAutoencoder
+    device: torch.device
+    dtype: torch.dtype
+
+    @torch.no_grad()
+    def pictures(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
+        """Decode the preview of each sample."""
+        return to_pictures(self.model.decode(latents.to(self.device, self.dtype)))
+
+
+def fit_preview(codec: ImageCodec) -> LinearPreview:
+    """Fit by least squares the map from the latents of a mosaic of random colours to the colours."""
+    generator = torch.Generator("cpu").manual_seed(0)
+    colours = 2 * torch.rand((1, 3, PATCHES, PATCHES), generator=generator) - 1
+    cells = F.interpolate(colours, scale_factor=CELLS, mode="nearest")
+    latents = codec.encode_tensor(F.interpolate(cells, scale_factor=codec.factor, mode="nearest")).cpu()
+    inputs, targets = latents[0].flatten(1).T.double(), cells[0].flatten(1).T.double()
+    inputs = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=torch.float64)], dim=1)
+    solution = torch.linalg.lstsq(inputs, targets, driver="gelsd").solution.float()
+    return LinearPreview(solution[:-1], solution[-1], codec.factor)

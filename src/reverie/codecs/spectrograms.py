@@ -1,19 +1,24 @@
-"""How is a mel spectrogram seen? As a picture whose rows are bands, the highest above, with Riffusion's EXIF tags."""
+"""The sound codec: mel spectrograms as pictures (rows are bands, with Riffusion's tags), and their latents."""
 
 from __future__ import annotations
 
 import math
 import warnings
-from dataclasses import replace
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.errors import ReverieError
-from reverie.sound.params import SpectrogramParams
+from reverie.media.charts import BLACK, MARGIN, WHITE, viridis
+from reverie.media.sound import Sound
+from reverie.sound.phases import Line, waveform
+from reverie.sound.spectrogram import PER_SECOND, SpectrogramParams, spectrogram, to_mel
 
 # riffusion/spectrogram_params.py: ExifTags
 TAGS = {
@@ -103,3 +108,105 @@ def _told(exif: Image.Exif) -> tuple[SpectrogramParams, float]:
     if not 0 <= loudest < math.inf:
         raise ReverieError(f"the picture's EXIF tags tell of a largest amplitude of {loudest}; export it anew")
     return replace(defaults, **read), loudest
+
+
+@dataclass(frozen=True, eq=False)
+class AudioCodec:
+    """Encode sounds to scaled latents and decode scaled latents to sounds, through an image codec."""
+
+    images: ImageCodec
+    params: SpectrogramParams
+
+    def latent_shape(self, columns: int) -> tuple[int, int, int]:
+        """Return (channels, height, width) of the latents of so many columns; raise ReverieError where not whole."""
+        return self.images.latent_shape(columns, self.params.mels)
+
+    @torch.no_grad()
+    def encode(self, sound: Sound) -> Float[Tensor, "1 c h w"]:
+        """Encode a sound, converted to the parameters' rate and channels, to float32 latents of about unit variance.
+
+        What does not fill a last latent's columns is padded with silence.
+        """
+        mel = hear(sound, self.params)
+        missing = -mel.shape[-1] % self.images.factor
+        mel = torch.nn.functional.pad(mel, (0, missing))
+        return self.images.encode_tensor(to_greys(mel, self.params)[None] / (LIGHT / 2) - 1)
+
+    @torch.no_grad()
+    def sounds(self, latents: Float[Tensor, "b c h w"], time: type[Line] = Line) -> list[Sound]:
+        """Decode scaled latents to sounds of columns * hop samples, each normalised to -1 dBFS.
+
+        With `time` Circle (sound/phases.py) the end of each goes on at its beginning.
+        """
+        greys = (self.images.decode(latents) + 1) * (LIGHT / 2)
+        mels = [from_greys(one, self.params) for one in greys]
+        return [Sound(waveform(mel, self.params, time), self.params.sample_rate).normalised() for mel in mels]
+
+    @torch.no_grad()
+    def pictures(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
+        """Decode scaled latents to pictures of spectrograms, with the EXIF tags that tell how they sound."""
+        return [tagged(picture, self.params) for picture in to_pictures(self.images.decode(latents))]
+
+
+def hear(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
+    """Return the mel spectrogram of a sound, converted to the parameters' rate and channels."""
+    return spectrogram(suited(sound, params).samples, params)
+
+
+def suited(sound: Sound, params: SpectrogramParams) -> Sound:
+    """Convert a sound to the parameters' rate and channels."""
+    return (sound.stereo() if params.stereo else sound.mono()).resampled(params.sample_rate)
+
+
+HERTZ = (50, 100, 200, 500, 1_000, 2_000, 5_000, 10_000, 20_000)
+SECONDS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300, 600)  # between two marks
+APART = 60  # pixels, at the least, between two marks of time
+LETTERS, TICK, LEFT, BELOW = 12, 4, 64, 36  # pixels
+
+
+def plot(mel: Float[Tensor, "c mels frames"], params: SpectrogramParams) -> Image.Image:
+    """Draw a mel spectrogram, one pixel a column and a band, bright where it is loud; stereo has the left one above."""
+    panels = np.concatenate([_panel(channel) for channel in to_greys(mel, params)[-len(mel) :].cpu().numpy()])
+    rows, columns = panels.shape[:2]
+    sheet = Image.new("RGB", (LEFT + columns + MARGIN + LETTERS, MARGIN + rows + BELOW), WHITE)
+    sheet.paste(Image.fromarray(panels[: rows - MARGIN]), (LEFT, MARGIN))
+    draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(LETTERS)
+    for top in range(MARGIN, MARGIN + rows, params.mels + MARGIN):
+        for row, hertz in _rows(params):
+            draw.line((LEFT - TICK, top + row, LEFT, top + row), BLACK)
+            draw.text((LEFT - 2 * TICK, top + row), f"{hertz}", BLACK, font, anchor="rm")
+    for column, seconds in _columns(columns, params):
+        draw.line((LEFT + column, rows, LEFT + column, rows + TICK), BLACK)
+        draw.text((LEFT + column, rows + 2 * TICK), f"{seconds:g}", BLACK, font, anchor="mt")
+    draw.text((LEFT - 2 * TICK, MARGIN + rows + BELOW - MARGIN), "Hz", BLACK, font, anchor="rb")
+    draw.text((LEFT + columns // 2, MARGIN + rows + BELOW - MARGIN), "s", BLACK, font, anchor="mb")
+    return sheet
+
+
+def _panel(greys: Float[np.ndarray, "mels frames"]) -> np.ndarray:
+    """Colour one channel, with a margin below it."""
+    return np.pad(
+        viridis(1 - greys / LIGHT).round().astype(np.uint8), ((0, MARGIN), (0, 0), (0, 0)), constant_values=LIGHT
+    )
+
+
+def _rows(params: SpectrogramParams) -> Iterator[tuple[int, int]]:
+    """Say in which rows frequencies are, the highest first, those apart enough to be read.
+
+    Band m of mels is centred on corner m + 1 of mels + 2 (sound/spectrogram.py), and the highest is in row 0.
+    """
+    low, high = to_mel(params.low), to_mel(params.high)
+    free = 0
+    for hertz in reversed(HERTZ):
+        row = round(params.mels - (to_mel(hertz) - low) / (high - low) * (params.mels + 1))
+        if free <= row < params.mels:
+            free = row + LETTERS
+            yield row, hertz
+
+
+def _columns(count: int, params: SpectrogramParams) -> Iterator[tuple[int, float]]:
+    """Say in which columns times are, so far apart that they can be read."""
+    a_second = PER_SECOND / params.step_ms
+    step = next((step for step in SECONDS if step * a_second >= APART), SECONDS[-1])
+    for index in range(int((count - 1) / a_second / step) + 1):
+        yield round(index * step * a_second), index * step

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import io
 import json
-import os
-import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -22,8 +20,8 @@ from PIL import Image
 from reverie.corpora.captions import chinese, english, scene_caption
 from reverie.corpora.concepts import Concept, concepts
 from reverie.corpora.scenes import CANVAS, Scene, render, scene_at
-from reverie.data.captioned import PICTURES
 from reverie.errors import ReverieError
+from reverie.files import SHARD, tar_writer, unwritable, write_text
 
 LARGEST_SHARD = 10_000  # four digits
 # Readers of this layout ask for "jpg". Without chroma subsampling a scene keeps 41 dB or more, with it 30 dB, as its
@@ -71,49 +69,14 @@ def write_corpus(folder: Path, corpus: Corpus, count: int, shard_size: int = 100
     folder = Path(folder)
     corpus = replace(corpus, identity=corpus.identity | {"seed": corpus.seed, "shard_size": shard_size})
     _check(folder, corpus.identity, count)
-    folder.mkdir(parents=True, exist_ok=True)
+    with unwritable(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     for number, start in enumerate(range(0, count, shard_size)):
         indices = range(start, min(start + shard_size, count))
         if _is_whole(folder, number, len(indices)):
             yield indices.stop
         else:
             yield from _write_shard(folder, number, corpus, indices)
-
-
-def read(folder: Path) -> Iterator[tuple[Image.Image, str]]:
-    """Iterate over the pictures of a folder's shards with their captions, in order; shards of img2dataset as well.
-
-    Raises ReverieError where there are none or one is damaged.
-    """
-    shards = sorted(Path(folder).glob("*.tar"))
-    if not shards:
-        raise ReverieError(f"no shards in {folder}; give a folder that holds 00000.tar, such as `reverie data` writes")
-    for path in shards:
-        try:
-            with tarfile.open(path) as tar:
-                for sample in _samples(tar):
-                    form = next((form for form in PICTURES if form in sample), None)
-                    if form is not None and "txt" in sample:
-                        with Image.open(io.BytesIO(sample[form])) as opened:
-                            yield opened.convert("RGB"), sample["txt"].decode()
-        except (tarfile.TarError, OSError, ValueError) as error:  # a broken picture or text is one of these too
-            raise ReverieError(f"the shard {path} is damaged: {error}; write it again") from error
-
-
-def _samples(tar: tarfile.TarFile) -> Iterator[dict[str, bytes]]:
-    """Gather neighbouring members of one key: extension -> content."""
-    key, sample = "", dict[str, bytes]()
-    for member in tar:
-        stem, _, extension = member.name.rpartition("/")[2].partition(".")
-        stream = tar.extractfile(member)
-        if stem != key and sample:
-            yield sample
-            sample = {}
-        key = stem
-        if stream is not None:
-            sample[extension.lower()] = stream.read()
-    if sample:
-        yield sample
 
 
 def _check(folder: Path, identity: dict[str, Any], count: int) -> None:
@@ -141,22 +104,15 @@ def _stats(tar: Path) -> dict[str, Any]:
 
 
 def _write_shard(folder: Path, number: int, corpus: Corpus, indices: range) -> Iterator[int]:
-    """Write one shard beside, then rename it; its statistics come first, so that no shard is without them."""
-    beside = folder / f"{number:05}.tar.writing"
-    try:
-        with tarfile.open(beside, "w") as tar:
-            for place, index in enumerate(indices):
-                key = f"{number:05}{place:04}"
-                for extension, content in corpus.members(key, index):
-                    member = tarfile.TarInfo(f"{key}.{extension}")
-                    member.size = len(content)
-                    tar.addfile(member, io.BytesIO(content))
-                yield index + 1
+    """Write one shard; its statistics come first, so that no shard is without them."""
+    with tar_writer(folder / f"{number:05}{SHARD}") as add:
+        for place, index in enumerate(indices):
+            key = f"{number:05}{place:04}"
+            for extension, content in corpus.members(key, index):
+                add(f"{key}.{extension}", content)
+            yield index + 1
         stats = {"count": len(indices), "successes": len(indices), "failed_to_download": 0, "failed_to_resize": 0}
-        (folder / f"{number:05}_stats.json").write_text(json.dumps(stats | corpus.identity, indent=1), encoding="utf-8")
-        os.replace(beside, folder / f"{number:05}.tar")
-    finally:
-        beside.unlink(missing_ok=True)
+        write_text(folder / f"{number:05}_stats.json", json.dumps(stats | corpus.identity, indent=1))
 
 
 def _members(things: Sequence[Concept], seed: int, key: str, index: int) -> Iterator[tuple[str, bytes]]:

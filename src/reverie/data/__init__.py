@@ -1,0 +1,1 @@
+"""Data sets of captioned pictures and sounds, read in any order."""

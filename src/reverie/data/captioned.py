@@ -1,4 +1,4 @@
-"""How is any picture of a captioned collection read, in any order? From webdataset shards or from a folder."""
+"""Random access to the pictures of a captioned collection: webdataset shards, a folder, or a list."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Protocol
 
 from PIL import Image
 
-from reverie.data.located import Content, Located, locate
-from reverie.errors import ReverieError
+from reverie.data.located import Located, locate
+from reverie.media.decoding import decode, to_rgb
 
 PICTURES = ("jpg", "jpeg", "png", "webp")  # suffixes of pictures in shards and folders, the first found is read
 
@@ -54,14 +54,6 @@ class CaptionedPictures:
         return self.found.identity
 
     def picture(self, index: int) -> Image.Image:
-        """Return a picture as RGB. Raises ReverieError where it is damaged."""
-        return _decoded(self.found.content(index))
-
-
-def _decoded(file: Content) -> Image.Image:
-    try:
-        with Image.open(file) as opened:
-            return opened.convert("RGB")
-    except Exception as error:  # decoders of damaged files raise SyntaxError, struct.error, MemoryError and others
-        reason = " ".join(str(error).split())[:120] or type(error).__name__
-        raise ReverieError(f"cannot read the picture {file}: {reason}") from error
+        """Return a picture as RGB, upright and on white. Raises ReverieError where it is damaged."""
+        file = self.found.content(index)
+        return to_rgb(decode(file, f"the picture {file}"))

@@ -1,4 +1,4 @@
-"""How do scenes reach training in order, from any step, with any number of workers?"""
+"""Data loading in order, from any step, with any number of worker processes."""
 
 from __future__ import annotations
 

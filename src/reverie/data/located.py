@@ -1,4 +1,4 @@
-"""Where in a captioned collection does file n lie? In webdataset shards, in a folder, or where a list says.
+"""The index of a captioned collection: where file n lies, in webdataset shards, a folder, or as a list says.
 
 Shards are indexed by reading the headers of their tars; a file is then one read at a known place, so item 1,234,567
 costs no reading of those before it. What a header or a list says is data: nothing outside is opened.
@@ -11,7 +11,6 @@ import io
 import json
 import mmap
 import os
-import tarfile
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from operator import itemgetter
@@ -21,6 +20,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 
 from reverie.errors import ReverieError
+from reverie.files import SHARD, TAR_ERRORS, reason_of, tar_members, tar_samples
 
 LISTS = ("metadata.jsonl", "metadata.csv")  # as Hugging Face's: {"file_name": "a.jpg", "text": "a bear"} a line, or CSV
 CAPTION_KEYS = ("text", "caption")
@@ -67,7 +67,7 @@ def locate(path: str | Path, what: str, forms: Sequence[str], default: str = "")
     a shard or a list is damaged.
     """
     path = Path(path)
-    shards = [path] if path.suffix == ".tar" else sorted(path.glob("*.tar"))
+    shards = [path] if path.suffix == SHARD else sorted(path.glob(f"*{SHARD}"))
     found: Located = Shards(shards, forms) if shards else Folder(path, forms, default)
     if not len(found):
         raise ReverieError(
@@ -148,25 +148,17 @@ class Folder:
 def _pairs(path: Path, forms: Sequence[str]) -> Iterator[tuple[int, int, int, int]]:
     """Find the captioned files of a shard by the headers of its members."""
     try:
-        with tarfile.open(path, "r:") as tar:  # not compressed, or places in it mean nothing
-            whole = path.stat().st_size
-            key, parts = "", dict[str, Part]()
-            for member in tar:
-                stem, _, extension = member.name.rpartition("/")[2].partition(".")
-                if stem != key:
-                    yield from _pair(parts, forms)
-                    key, parts = stem, {}
-                if member.isreg() and member.sparse is None and member.offset_data + member.size <= whole:
-                    parts[extension.lower()] = Part(member.offset_data, member.size)
-            yield from _pair(parts, forms)
-    except (tarfile.TarError, OSError) as error:
-        raise ReverieError(f"the shard {path} is damaged or compressed: {error}; write it again") from error
-
-
-def _pair(parts: dict[str, Part], forms: Sequence[str]) -> Iterator[tuple[int, int, int, int]]:
-    form = next((form for form in forms if form in parts), None)
-    if form is not None and "txt" in parts:
-        yield (*parts[form], *parts["txt"])
+        size = path.stat().st_size
+        whole = (member for member in tar_members(path) if member.offset + member.size <= size)
+        for _, files in tar_samples(whole):
+            form = next((form for form in forms if form in files), None)
+            if form is not None and "txt" in files:
+                file, text = files[form], files["txt"]
+                yield file.offset, file.size, text.offset, text.size
+    except TAR_ERRORS as error:
+        raise ReverieError(
+            f"the shard {path} is damaged or compressed: {reason_of(error)}; give another, or unpack it"
+        ) from error
 
 
 def _listed(file: Path) -> Iterator[tuple[Path, str | Path]]:
@@ -190,7 +182,7 @@ def _rows(file: Path) -> Iterator[tuple[int, Any]]:
     if file.suffix == ".csv":
         yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)  # the first line names the columns
         return
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):  # other breaks, as U+2028, stand within strings
         try:
             yield number, json.loads(line)
         except ValueError:
@@ -213,7 +205,7 @@ def _stamp(file: Path, folder: Path) -> list[object]:
     try:
         told = file.stat()
     except OSError as error:
-        raise ReverieError(f"cannot read {file}: {error.strerror}") from error
+        raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
     return [str(file.relative_to(folder)), told.st_size, told.st_mtime_ns]
 
 

@@ -1,4 +1,4 @@
-"""How is any clip of a captioned collection of sounds read, in any order? Long files are cut into clips of one length.
+"""Random access to the clips of a captioned collection of sounds; long files are cut into clips of one length.
 
 How a sound file is read is given: `codecs.sound` has the functions, which stands to the right of this room.
 """

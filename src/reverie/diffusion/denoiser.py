@@ -1,4 +1,4 @@
-"""How does a network's output become x0? Scalings and training targets, one short function for each prediction type.
+"""Parameterisations: scalings that turn a network's output (eps, v, x0, EDM, flow) into x0, and training targets.
 
 D(x, sigma) = c_skip x + c_out F(c_in x, c_noise)   (Karras et al. 2206.00364, eq. 7), with x = x0 + sigma eps.
 """

@@ -1,4 +1,4 @@
-"""How is a prediction steered? Combinators that take denoisers (or networks, which have the same shape) and return one.
+"""Guidance: classifier-free guidance and its kin, combinators that take denoisers (or networks) and return one.
 
 A denoiser D(x, sigma) is affine in its network's F(x_vp, t), with the same coefficients under every prompt; so linear
 guidance may be applied to either. `rescaled` is not linear: apply it to the network, as its authors and diffusers do.

@@ -1,4 +1,4 @@
-"""Which noise does a picture come from? Samplers walked backwards: DDIM's inversion, and EDICT, which is exact.
+"""Inversion of samplers: the noise that a picture comes from, by DDIM inversion or EDICT, which is exact.
 
 A sampler carries noise down to clean latents; an inversion carries clean latents up to the noise that its own sampler
 brings back to them. `INVERTERS` names the pairs. Up and down must visit the same levels and ask the same

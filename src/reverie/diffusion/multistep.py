@@ -1,4 +1,4 @@
-"""How does x get from one noise level to the next, remembering earlier evaluations? LMS, PLMS, DPM++ 2M and 3M, UniPC.
+"""Multistep samplers: LMS, PLMS, DPM++ 2M and 3M, UniPC.
 
 Each of these asks the denoiser once a step (PLMS twice in its first) and gains order from `past`, which every Step
 carries on. Noise is drawn afresh for each step, not read off one Brownian path (see onestep.py).

@@ -1,4 +1,4 @@
-"""Which thing does a name stand for? One lookup, with one error, for every table of this package."""
+"""Lookup of a name in a table, with one error for all tables."""
 
 from __future__ import annotations
 

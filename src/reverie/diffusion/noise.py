@@ -1,4 +1,4 @@
-"""Where does the randomness of a picture come from? Its own seed, drawn on the CPU, whatever the batch or device."""
+"""Noise: standard normal latents from each sample's own seed, drawn on the CPU whatever the batch or device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does x get from one noise level to the next, knowing nothing of the past? Euler, Heun, DPM-Solver-2 and kin.
+"""One-step samplers: Euler, Heun, DPM-Solver-2 and kin, which remember no earlier evaluation.
 
 `eta` scales the noise that a step takes out and puts back: 0 follows the deterministic flow, 1 is fully ancestral.
 Noise is drawn afresh for each step, not read off one Brownian path, so stochastic results depend on the step count.

@@ -1,4 +1,4 @@
-"""How does a denoiser draw part of a picture, or part of the way? Combinators for masks and for two models in turn."""
+"""Inpainting masks, the handover to a refiner, and networks with further channels, as combinators of denoisers."""
 
 from __future__ import annotations
 

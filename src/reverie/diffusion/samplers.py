@@ -1,4 +1,4 @@
-"""Which samplers are there? The table of them by name; the mathematics is in onestep.py and multistep.py.
+"""The table of samplers by name; their mathematics is in onestep.py and multistep.py.
 
 A sampler is a generator over `(denoise, x, sigmas, noise)` that yields a `Step` for each interval of sigmas; the result
 is the last `Step.x`. Start it with

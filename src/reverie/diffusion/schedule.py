@@ -1,4 +1,4 @@
-"""How much noise is there at timestep t? The tables of alpha_bar and sigma, and the way between t and sigma.
+"""Noise schedules: tables of alpha_bar and sigma by timestep, and interpolation between t and sigma.
 
 Two frames describe the same noisy latent. The network sees the variance-preserving one,
 x_vp = sqrt(alpha_bar) x0 + sqrt(1 - alpha_bar) eps; samplers work in the variance-exploding one, x = x0 + sigma eps.

@@ -1,4 +1,4 @@
-"""Which noise levels does a sampler of so many steps visit? Functions (schedule, steps) -> sigmas [steps + 1], falling.
+"""Spacings: the noise levels that a sampler of so many steps visits, (schedule, steps) -> sigmas [steps + 1], falling.
 
 All end at 0 but `ddim`, which ends where CompVis does, and those of AUTOMATIC1111, which end where it does and may
 have other than [steps + 1] levels, as `ddim_uniform` has. The result is float64 on the CPU.

@@ -1,4 +1,4 @@
-"""What is one step of a sampler? The interval it crosses, the few formulas that all solvers share, and what it yields.
+"""A step of a sampler: the interval it crosses, the formulas that all solvers share, and what it yields.
 
 Every solver lives in the variance-exploding frame x = x0 + sigma eps, where the probability-flow equation is
 dx/dsigma = (x - D(x, sigma)) / sigma   (Karras et al. 2206.00364, eq. 1 and 3 with sigma(t) = t).

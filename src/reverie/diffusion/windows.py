@@ -1,4 +1,4 @@
-"""How is more denoised than a network sees at once? In overlapping windows, whose answers are averaged.
+"""MultiDiffusion: denoising in overlapping windows whose answers are averaged, for more than a network sees at once.
 
 At every step each window is denoised on its own, and every column becomes the weighted mean of what the windows over it
 answer: the least-squares agreement of MultiDiffusion (Bar-Tal et al. 2302.08113, eq. 5). Windows lie over one another,

@@ -1,1 +1,1 @@
-"""From a request to pictures: `requests` describes them without torch, `sample` denoises, `image` draws."""
+"""Drawing pictures: `conditioning` encodes prompts, `sample` denoises, `image` draws."""

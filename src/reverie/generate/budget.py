@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 
 from reverie.errors import ReverieError
-from reverie.generate import cache
+from reverie.files import cache_folder, write_text
 from reverie.generate.image import sized, stream
-from reverie.media.pictures import beside
-from reverie.requests.parts import steps_taken
+from reverie.requests.base import steps_taken
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
@@ -40,7 +39,7 @@ LADDER = (
 )
 """Steps, and for how many of them the inner levels are computed once: the nearest to 20 exact steps first.
 
-Measured with the bundled model: PSNR of the pictures to those of 20 steps (docs/performance.md).
+Measured with the bundled model: PSNR of the pictures to those of 20 steps (docs/measured/performance.md).
 """
 PROBED = ("prompt", "negative", "guidance", "guidance_interval", "merge_tokens", "width", "height")
 SPARE = 0.95  # of the time is planned: steps do not take equally long
@@ -109,7 +108,7 @@ def measure(system: StableDiffusion, request: TextToImage, clock: Callable[[], f
 def profiled(system: StableDiffusion, request: TextToImage) -> Profile:
     """Return the profile of this machine, kept in the user's cache; measure it where it is not there or damaged."""
     request = sized(system, request)
-    file = cache.folder() / "profiles" / f"{_key(system, request)}.json"
+    file = cache_folder() / "profiles" / f"{_key(system, request)}.json"
     try:
         return Profile(**{name: float(value) for name, value in json.loads(file.read_text()).items()})
     except (OSError, ValueError, TypeError, AttributeError):
@@ -131,7 +130,6 @@ def _keep(file: Path, profile: Profile) -> None:
     """Write a profile, where there is a place for it."""
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        with beside(file) as temporary:
-            temporary.write_text(json.dumps(asdict(profile)), encoding="utf-8")
+        write_text(file, json.dumps(asdict(profile)))
     except (OSError, ReverieError):
         return  # it will be measured again

@@ -1,9 +1,9 @@
-"""What does a request draw upon? Nothing, a picture, or the part of one that a mask leaves open."""
+"""The starting point of a drawing: noise of its seed, and the latents and mask of a given picture."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
@@ -14,11 +14,64 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec, to_tensor
+from reverie.diffusion.noise import SOURCES, Noise, Source, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
+from reverie.media.decoding import to_rgb
 from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
+Shape = tuple[int, int, int]
+
+
+class Varied(Noise):
+    """Draw as `Noise` does, but for the first draw, which is given."""
+
+    def __init__(
+        self, seeds: Sequence[int], first: Float[Tensor, "b c h w"], device: torch.device | str, source: Source
+    ) -> None:
+        super().__init__(seeds, first.shape[1:], device, source)
+        self._first = first.to(self.device)
+
+
+def starting_noise(
+    singles: Sequence[TextToImage], shape: Shape, factor: int, device: torch.device | str = "cpu"
+) -> Noise:
+    """Give the noise of requests for one picture each, drawn together; `factor` is how many pixels a latent spans."""
+    seeds, source = [single.seed for single in singles], SOURCES[singles[0].rng]
+    if singles[0].variation is None:
+        return Noise(seeds, shape, device, source)
+    return Varied(seeds, torch.stack([_varied(single, shape, factor) for single in singles]), device, source)
+
+
+def _varied(single: TextToImage, shape: Shape, factor: int) -> Float[Tensor, "c h w"]:
+    """Draw as AUTOMATIC1111 does (modules/rng.py), whose slerp turns each column of the noise on its own."""
+    draw, variation = SOURCES[single.rng], single.variation
+    if variation is None:
+        return draw(single.seed)(shape)
+    channels, height, width = shape
+    small = (channels, (variation.height or 0) // factor or height, (variation.width or 0) // factor or width)
+    noise = draw(single.seed)(small)
+    if variation.strength:
+        columns, others = (one.transpose(1, 2).flatten(0, 1) for one in (noise, draw(variation.seed)(small)))
+        turned = slerp(columns, others, variation.strength)
+        noise = turned.unflatten(0, (channels, small[2])).transpose(1, 2)
+    if small == shape:
+        return noise
+    whole = draw(single.seed)(shape)
+    rows, columns_ = _overlap(height, small[1]), _overlap(width, small[2])
+    whole[:, rows[0], columns_[0]] = noise[:, rows[1], columns_[1]]
+    return whole
+
+
+def _overlap(whole: int, part: int) -> tuple[slice, slice]:
+    """Return what a centred part covers of the whole, and which of the part that is."""
+    length = min(whole, part)
+    outer, inner = (whole - part) // 2 if whole > part else 0, (part - whole) // 2 if part > whole else 0
+    return slice(outer, outer + length), slice(inner, inner + length)
+
+
+REACH = 3  # times mask_blur: how far a Gaussian of that deviation is felt
 INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves
 Finish = Callable[[Image.Image], Image.Image]
 
@@ -82,8 +135,10 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
     match request:
         case Outpaint():
             picture = masks.extended(request.init.image(), request.left, request.right, request.top, request.bottom)
-            picture = picture.resize(size, Image.Resampling.LANCZOS) if picture.size != size else picture
-            paint = _Paint(picture, masks.transparency(picture), request.mask_blur, request.fill, request.strength)
+            picture = _sized(picture, size)
+            mask = masks.transparency(picture)
+            edge = masks.feathered(mask, REACH * request.mask_blur)
+            paint = _Paint(masks.filled(picture, mask), mask, edge, _of_filled(request.fill), request.strength)
             return _masked(system, codec, paint)
         case Inpaint():
             return _inpaint(system, codec, request, size)
@@ -96,19 +151,28 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
 
 @dataclass(frozen=True, eq=False)
 class _Paint:
-    """Hold a picture, its mask (white is painted), the pixels that soften the mask, and what to start from."""
+    """Hold an RGB picture, its mask (white is painted), the mask that blends the result, and what to start from."""
 
     picture: Image.Image
     mask: Image.Image
-    blur: int
+    edge: Image.Image
     fill: Fill
     strength: float
 
 
 def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size: tuple[int, int]) -> Canvas:
-    """Prepare the whole picture, or the box around its mask alone."""
-    picture = request.init.image()
-    mask = masks.transparency(picture) if request.mask is None else request.mask.image().convert("L")
+    """Prepare the whole picture, or the box around its mask alone.
+
+    Without a mask what is transparent is painted: its colours are those of the nearest opaque pixels, and what is
+    opaque stays to the bit, as alpha itself is the soft edge.
+    """
+    picture, fill = request.init.image(), request.fill
+    if request.mask is None:
+        mask = edge = masks.transparency(picture)
+        picture, fill = masks.filled(picture, mask), _of_filled(fill)
+    else:
+        picture, mask = to_rgb(picture), masks.from_picture(request.mask.image())
+        edge = masks.soft(mask, request.mask_blur)
     if mask.size != picture.size:
         raise ReverieError(
             f"the mask has {mask.width}x{mask.height} pixels and the picture {picture.width}x"
@@ -116,24 +180,27 @@ def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size:
         )
     box = masks.surroundings(mask, request.padding, *size)
     if not request.only_masked:
-        picture, mask = _sized(picture, size), mask.resize(size) if mask.size != size else mask
-        return _masked(system, codec, _Paint(picture, mask, request.mask_blur, request.fill, request.strength))
+        if mask.size != size:
+            picture, mask, edge = _sized(picture, size), mask.resize(size), edge.resize(size)
+        return _masked(system, codec, _Paint(picture, mask, edge, fill, request.strength))
     crop, cut = _sized(picture.crop(box), size), mask.crop(box).resize(size)
-    canvas = _masked(system, codec, _Paint(crop, cut, 0, request.fill, request.strength))
-    whole, edge = masks.on_white(picture), masks.soft(mask, request.mask_blur)
-    return Canvas(
-        canvas.start, canvas.known, canvas.mask, canvas.extra, canvas.fill, partial(_laid_in, whole, edge, box)
-    )
+    canvas = _masked(system, codec, _Paint(crop, cut, cut, fill, request.strength))
+    return replace(canvas, finish=partial(_laid_in, picture, edge, box))
+
+
+def _of_filled(fill: Fill) -> Fill:
+    """Return the fill of a picture into whose mask the surroundings have flowed already."""
+    return "original" if fill == "surroundings" else fill
 
 
 def _masked(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> Canvas:
     """Prepare a picture of the drawing's size under its mask."""
-    picture, mask = masks.on_white(paint.picture), paint.mask
+    picture, mask = paint.picture, paint.mask
     opened = torch.from_numpy(_open(mask))[None, None].to(system.device)
     known = codec.encode([picture])
     start = codec.encode([masks.filled(picture, mask)]) if paint.fill == "surroundings" else known
     cells = F.max_pool2d(opened, codec.factor)  # a latent is drawn where any of its pixels is
-    finish = partial(_composed, picture, masks.soft(mask, paint.blur))
+    finish = partial(_composed, picture, paint.edge)
     start_or_noise = start if paint.strength < 1 else None
     if system.unet.config.in_channels != INPAINTING_CHANNELS:
         return Canvas(start_or_noise, known, cells, None, paint.fill, finish)
@@ -151,7 +218,8 @@ def unmasked(system: StableDiffusion, codec: ImageCodec, size: tuple[int, int]) 
 
 
 def _sized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture if picture.size == size else picture.convert("RGBA").resize(size, Image.Resampling.LANCZOS)
+    """Resize a picture, RGB or RGBA; Pillow weighs colours by alpha."""
+    return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
 
 def _open(mask: Image.Image) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Which words does a prompt have at each step? Prompt editing, `[from:to:when]`, and alternation, `[a|b]`.
+"""Prompt editing, `[from:to:when]`, and alternation, `[a|b]`: the words of a prompt at each step.
 
 The grammar and the counting are those of AUTOMATIC1111/stable-diffusion-webui 1.10, modules/prompt_parser.py: brackets
 that do not fit it are text, and so is the whole prompt where a `|` stands outside of an alternation.

@@ -21,12 +21,11 @@ from torch import Tensor
 from reverie.adapters import inversion
 from reverie.errors import ReverieError
 from reverie.generate import editing, prompt
-from reverie.generate.chunks import split
-from reverie.generate.conditioning import Prompts
+from reverie.generate.conditioning import Prompts, split
 from reverie.generate.image import finished, passes, sized
 from reverie.generate.studio import opened
 from reverie.media.overlay import words_sheet
-from reverie.models.attention import Attention, SpatialTransformer, TransformerBlock
+from reverie.models.layers import Attention, SpatialTransformer, TransformerBlock
 from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
 from reverie.tokenizer import END_OF_WORD, Tokenizer

@@ -14,8 +14,8 @@ from torch import Tensor
 from reverie.diffusion.step import Step
 from reverie.generate import canvas
 from reverie.generate.studio import Studio, opened
+from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
-from reverie.requests.writing import picture_texts
 from reverie.runtime.offload import ferry_of
 from reverie.system import StableDiffusion
 
@@ -107,5 +107,5 @@ def finished(studio: Studio, singles: Sequence[TextToImage], step: Step) -> tupl
     """Decode the last step's latents, and give every picture the request that makes it alone."""
     pictures = [studio.canvas.finish(picture) for picture in studio.codec.pictures(step.x)]
     for picture, single in zip(pictures, singles, strict=True):
-        picture.info.update(picture_texts(single, studio.system.name))
+        picture.info.update(texts(single, studio.system.name))
     return tuple(pictures)

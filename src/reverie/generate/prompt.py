@@ -1,4 +1,4 @@
-"""What does a prompt in AUTOMATIC1111's syntax ask for? LoRAs, parts joined by AND, weighted pieces between BREAKs.
+"""The prompt syntax of AUTOMATIC1111: LoRA tags, parts joined by AND, weighted pieces between BREAKs.
 
 Nothing here is an error: what does not follow the syntax is text, as it is there. Its order is kept too: the tags of
 LoRAs are taken out first, then AND splits, then `editing.schedule` chooses the words of each step, then brackets weigh.

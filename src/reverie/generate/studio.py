@@ -21,18 +21,16 @@ from reverie.diffusion.parts import handed_over, joined, masked
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import conditioning
-from reverie.generate.canvas import Canvas, prepare, unmasked
+from reverie.generate.canvas import Canvas, prepare, starting_noise, unmasked
 from reverie.generate.conditioning import Prompts
-from reverie.generate.noise import starting_noise
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
-from reverie.requests.parts import ControlInput, steps_taken
+from reverie.requests.base import steps_taken
+from reverie.requests.parts import ControlInput
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.runtime import pack, packed
-from reverie.runtime.deepcache import reusing
+from reverie.runtime.changes import merging, reusing, seamless
 from reverie.runtime.offload import HOST, apart, ferry_of
-from reverie.runtime.seamless import seamless
-from reverie.runtime.token_merging import merging
 from reverie.system import Conditioning, StableDiffusion
 
 Enlarge = Callable[[Tensor], Tensor]

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from reverie.errors import ReverieError
+from reverie.media.decoding import to_rgb
 
 Plane = np.ndarray
 """One number a pixel, [h, w] float32."""
@@ -48,12 +49,12 @@ def lineart(picture: Image.Image, sigma: float = 1.0, gain: float = 12.0) -> Ima
 
 def blurred(picture: Image.Image, sigma: float = 6.0) -> Image.Image:
     """Take the detail away and leave the colours, as the hint of a tile ControlNet."""
-    return picture.convert("RGB").filter(ImageFilter.GaussianBlur(sigma))
+    return to_rgb(picture).filter(ImageFilter.GaussianBlur(sigma))
 
 
 def grey(picture: Image.Image) -> Plane:
     """Weigh red, green and blue into levels of 0 to 255."""
-    return np.asarray(picture.convert("RGB"), dtype=np.float32) @ LUMA
+    return np.asarray(to_rgb(picture), dtype=np.float32) @ LUMA
 
 
 def smoothed(plane: Plane, sigma: float) -> Plane:

@@ -1,4 +1,4 @@
-"""How does a film become MP4, WebM or animated WebP? Frame by frame through PyAV, with its sound and its texts."""
+"""Encoding films as MP4, WebM or animated WebP, frame by frame through PyAV, with their sound and texts."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 from reverie.media.pictures import REQUEST, exif_texts
 
 if TYPE_CHECKING:
@@ -94,14 +95,14 @@ def need_av(path: Path) -> None:
 
 
 @contextmanager
-def told(path: Path, doing: str) -> Iterator[None]:
-    """Turn FFmpeg's complaints about a file into one line."""
+def ffmpeg_errors(path: Path, doing: str) -> Iterator[None]:
+    """Turn FFmpeg's errors about a file into ReverieErrors of one line."""
     import av
 
     try:
         yield
     except av.FFmpegError as error:
-        raise ReverieError(f"cannot {doing} '{path}': {(error.strerror or str(error)).lower()}") from error
+        raise ReverieError(f"cannot {doing} '{path}': {reason_of(error)}") from error
 
 
 class StreamWriter:
@@ -123,7 +124,7 @@ class StreamWriter:
 
         self._form, self._path, self._fps, self._texts, self._count = form, path, fps, texts, 0
         self._size = tuple(edge + edge % 2 for edge in size) if form.even else size
-        with told(path, "write"):
+        with ffmpeg_errors(path, "write"):
             self._out: OutputContainer = av.open(str(path), "w", format=form.container, options=dict(form.muxing))
             for name, text in texts.items():
                 self._out.metadata[COMMENT if name == REQUEST else name] = text
@@ -147,7 +148,7 @@ class StreamWriter:
             frame = frame.reformat(format=self._form.pixels)
         frame.pts, frame.time_base = self._count, 1 / self._fps
         self._count += 1
-        with told(self._path, "write"):
+        with ffmpeg_errors(self._path, "write"):
             self._out.mux(self._pictures.encode(frame))
             if self._sound is not None:
                 self._sound.until(float(self._count / self._fps))
@@ -159,7 +160,7 @@ class StreamWriter:
 
     def finish(self) -> None:
         """Write what the encoders still hold, and close the file."""
-        with told(self._path, "write"):
+        with ffmpeg_errors(self._path, "write"):
             self._out.mux(self._pictures.encode(None))
             if self._sound is not None:
                 self._sound.finish()
@@ -169,7 +170,7 @@ class StreamWriter:
 
     def abandon(self) -> None:
         """Close the file as it is."""
-        with told(self._path, "write"):
+        with ffmpeg_errors(self._path, "write"):
             self._out.close()
 
 
@@ -221,8 +222,8 @@ def _add_exif(path: Path, size: tuple[int, ...], texts: Mapping[str, str]) -> No
     if not chunks.startswith(b"VP8X"):
         edges = b"".join((edge - 1).to_bytes(3, "little") for edge in size)
         chunks = _chunk(b"VP8X", bytes(4) + edges) + chunks
-    told = bytes([chunks[8] | VP8X_EXIF])
-    body = b"WEBP" + chunks[:8] + told + chunks[9:] + _chunk(b"EXIF", exif_texts(texts).tobytes())
+    flags = bytes([chunks[8] | VP8X_EXIF])
+    body = b"WEBP" + chunks[:8] + flags + chunks[9:] + _chunk(b"EXIF", exif_texts(texts).tobytes())
     path.write_bytes(_chunk(b"RIFF", body))
 
 

@@ -1,24 +1,30 @@
-"""How are a film's frames read? From a film file, an animated picture or a folder of pictures, one after another."""
+"""Reading films: the frames of a film file, an animated picture or a folder of pictures, one after another."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.media.encoder import COMMENT, need_av, told
-from reverie.media.pictures import DAMAGED, FORMATS, REQUEST, read_texts
+from reverie.files import natural_order
+from reverie.media.decoding import DAMAGED, to_rgb, upright
+from reverie.media.encoder import COMMENT, ffmpeg_errors, need_av
+from reverie.media.pictures import FORMATS, REQUEST, read_texts
 
 ANIMATED = (".gif", ".webp", ".png", ".apng")  # read by Pillow
 FILMS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")
 # FFmpeg would follow playlists to other files and to the network; these hold their frames themselves.
 DEMUXERS = "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpeg,mpegts,ogg"
 LARGEST = 8192  # pixels of an edge
+SHORTEST, FINEST, ROUNDING = 10.0, 10, 10.0  # milliseconds: a delay that is believed, a common divisor, GIF's unit
 
 Timed = Iterable[tuple[float, Image.Image]]
 
@@ -90,8 +96,9 @@ def _texts(picture: Image.Image) -> dict[str, str]:
 
 
 def _files(folder: Path) -> list[Path]:
-    """List the pictures in a folder by their names."""
-    files = sorted(file for file in folder.iterdir() if file.suffix.lower() in FORMATS and file.is_file())
+    """List the pictures in a folder by their names, numbers in them as numbers: frame2 before frame10."""
+    found = (file for file in folder.iterdir() if file.suffix.lower() in FORMATS and file.is_file())
+    files = sorted(found, key=lambda file: natural_order(file.name))
     if not files:
         raise ReverieError(f"no pictures in '{folder}'; a film's folder holds {', '.join(FORMATS)}")
     return files
@@ -100,7 +107,7 @@ def _files(folder: Path) -> list[Path]:
 def _folder(path: Path) -> Footage:
     files = _files(path)
     with _opened(files[0]) as first:
-        size, texts = ImageOps.exif_transpose(first).size, _texts(first)
+        size, texts = upright(first).size, _texts(first)
 
     def pictures() -> Iterator[Image.Image]:
         for file in files:
@@ -121,15 +128,15 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _upright(picture: Image.Image) -> Image.Image:
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    return to_rgb(upright(picture))
 
 
 def _animated(path: Path) -> Footage:
-    """Read with Pillow; the rate follows from all frames' delays."""
+    """Read with Pillow; the rate follows from the frames' delays."""
     with _opened(path) as film:
         texts, size, count = _texts(film), film.size, int(getattr(film, "n_frames", 1))
         delays = [_delay(film, index) for index in range(count)]
-    seconds = sum(delays) / 1000
+    fps, seconds = rate_of(delays), sum(delays) / 1000
 
     def timed() -> Timed:
         with _opened(path) as film:
@@ -139,15 +146,37 @@ def _animated(path: Path) -> Footage:
                 yield at, _upright(film)
                 at += delay / 1000
 
-    fps = count / seconds
-    return Footage(path, fps, size, count, texts, lambda: evenly(timed(), fps, seconds))
+    return Footage(path, fps, size, max(1, round(seconds * fps)), texts, lambda: evenly(timed(), fps, seconds))
 
 
 def _delay(film: Image.Image, index: int) -> float:
-    """Return how many milliseconds a frame stands; without a time a tenth of a second, as browsers do."""
+    """Return how many milliseconds a frame stands, as browsers play it: a tenth of a second for 10 or less.
+
+    Source: Chromium, third_party/blink/renderer/platform/graphics/bitmap_image.cc, which follows Firefox.
+    """
     film.seek(index)
     film.load()
-    return float(film.info.get("duration") or 100)
+    delay = float(film.info.get("duration") or 0)
+    return delay if delay > SHORTEST else 100.0
+
+
+def rate_of(delays: Sequence[float]) -> float:
+    """Return the frames a second at which no frame of an animation is lost, from their delays in milliseconds.
+
+    Writers join frames that stand still into long ones, and round times, GIF's to 10 ms: where all delays are multiples
+    of one but for that, the rate is of this one. Else it is of their greatest common divisor, or of the shortest where
+    the divisor is finer than any clock that is meant.
+    """
+    shortest = min(delays)
+    for base in (shortest + ROUNDING / 2, shortest):
+        frame = mean(delay for delay in delays if delay <= 1.5 * base)
+        counts = [max(1, round(delay / frame)) for delay in delays]
+        frame = sum(delays) / sum(counts)
+        ends = zip(accumulate(delays), accumulate(counts), strict=True)
+        if all(abs(time - count * frame) <= ROUNDING for time, count in ends):
+            return 1000 / frame
+    divisor = math.gcd(*map(round, delays))
+    return 1000 / (divisor if divisor >= FINEST else shortest)
 
 
 def _film(path: Path) -> Footage:
@@ -158,7 +187,7 @@ def _film(path: Path) -> Footage:
         size, fps = (stream.width, stream.height), float(stream.average_rate or stream.guessed_rate or 25)
         texts = _tags(film)
         count = stream.frames or None
-        with told(path, "read"):
+        with ffmpeg_errors(path, "read"):
             first = next(film.decode(stream), None)
         if first is None:
             raise ReverieError(f"cannot read '{path}': it holds no frames")
@@ -166,7 +195,7 @@ def _film(path: Path) -> Footage:
             size = size[::-1]
 
     def timed() -> Timed:
-        with told(path, "read"), _demuxed(path) as film:
+        with ffmpeg_errors(path, "read"), _demuxed(path) as film:
             stream, start = film.streams.video[0], None
             for frame in film.decode(stream):
                 time = frame.time or 0.0
@@ -179,7 +208,7 @@ def _film(path: Path) -> Footage:
 def _demuxed(path: Path) -> Any:
     import av
 
-    with told(path, "read"):
+    with ffmpeg_errors(path, "read"):
         allowed = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
         film = av.open(str(path), options=allowed, metadata_errors="replace")
     if not film.streams.video or film.streams.video[0].codec_context is None:
@@ -205,7 +234,7 @@ def evenly(timed: Timed, fps: int | float, seconds: float | None = None) -> Iter
     """
     shown, last = 0, None
     for time, picture in timed:
-        while last is not None and shown < round(time * fps):  # rounded times may be half a frame early
+        while last is not None and shown < int(time * fps + 0.5):  # rounded times may be half a frame early
             yield last
             shown += 1
         last = picture

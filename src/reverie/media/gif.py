@@ -1,4 +1,4 @@
-"""How does a film become a GIF, frame by frame, small and quick? Each frame holds only the pixels that changed."""
+"""Writing GIFs frame by frame; each frame holds only the pixels that changed."""
 
 from __future__ import annotations
 
@@ -57,8 +57,8 @@ class GifWriter:
     def _frame(self, patch: Image.Image, box: Box) -> bytes:
         """Encode a part of a frame, with its place and delay; the colour after its last one is transparent."""
         start, end = (round(index * 100 / self._fps) for index in (self._count, self._count + 1))
-        told = {"duration": 10 * (end - start), "transparency": _colours(patch), "disposal": 1, "interlace": 0}
-        return b"".join(getdata(patch, box[:2], include_color_table=True, **told))
+        settings = {"duration": 10 * (end - start), "transparency": _colours(patch), "disposal": 1, "interlace": 0}
+        return b"".join(getdata(patch, box[:2], include_color_table=True, **settings))
 
     def finish(self) -> None:
         """Write the end of the file and close it."""

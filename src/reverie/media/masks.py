@@ -1,8 +1,10 @@
-"""Which pixels are painted anew, and from what? Masks, crops, borders and fills of pictures, without torch."""
+"""Masks: which pixels are painted anew and from what; crops, borders and fills of pictures."""
 
 from __future__ import annotations
 
-from PIL import Image, ImageFilter
+import numpy as np
+from jaxtyping import Float
+from PIL import Image, ImageChops, ImageFilter
 
 from reverie.errors import ReverieError
 
@@ -14,10 +16,15 @@ REACHES = (256, 64, 16, 4, 1)  # pixels from which the surroundings flow in, far
 GAIN = 16  # makes a colour that flowed in thinly opaque
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    """Lay a picture on white, without transparency."""
-    picture = picture.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
+def from_picture(picture: Image.Image) -> Image.Image:
+    """Return the mask that a picture draws: white is painted; where some of it is transparent, what is opaque.
+
+    So a white or a black brush on a transparent sheet both paint. Source: AUTOMATIC1111/stable-diffusion-webui 1.10,
+    modules/masking.py and processing.py, create_binary_mask.
+    """
+    if picture.mode == "RGBA" and picture.getchannel("A").getextrema() != (255, 255):
+        return picture.getchannel("A")
+    return picture.convert("L")
 
 
 def transparency(picture: Image.Image) -> Image.Image:
@@ -39,7 +46,7 @@ def extended(picture: Image.Image, left: int, right: int, top: int, bottom: int)
 
 
 def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
-    """Let the colours around a mask flow into it, the nearest over the farther ones."""
+    """Let the colours around a mask flow into it, the nearest over the farther ones; what it hides plays no part."""
     known = picture.convert("RGBA")
     known.putalpha(mask.point(lambda light: 0 if light >= PAINTED else 255))
     result = Image.new("RGBA", picture.size, "gray")
@@ -48,6 +55,30 @@ def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
         flow.putalpha(flow.getchannel("A").point(lambda alpha: min(255, alpha * GAIN)))
         result = Image.alpha_composite(result, flow)
     return Image.alpha_composite(result, known).convert("RGB")
+
+
+def feathered(mask: Image.Image, reach: int) -> Image.Image:
+    """Let a mask of what lies beyond a picture's edges fade into the picture, over `reach` pixels from each such edge.
+
+    It is 255 beyond the edges and falls with the square of the distance, as ComfyUI's ImagePadForOutpaint (nodes.py of
+    0.3.64).
+    """
+    box = mask.point(lambda light: 255 if light < PAINTED else 0).getbbox()
+    if box is None or not reach:
+        return mask
+    spans = ((box[1], box[3], mask.height), (box[0], box[2], mask.width))
+    down, across = (_fading(span, reach) for span in spans)
+    fade = np.maximum(down[:, None], across[None, :])
+    return ImageChops.lighter(mask, Image.fromarray((255 * fade).round().astype(np.uint8)))
+
+
+def _fading(span: tuple[int, int, int], reach: int) -> Float[np.ndarray, " n"]:
+    """Return the mask along one axis of a picture from `start` to `end` of `total` pixels."""
+    start, end, total = span
+    places = np.arange(total) + 0.5
+    left = places - start if start > 0 else np.full(total, np.inf)
+    right = end - places if end < total else np.full(total, np.inf)
+    return np.clip(1 - np.minimum(left, right) / reach, 0, 1) ** 2
 
 
 def surroundings(mask: Image.Image, padding: int, width: int, height: int) -> Box:

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import json
 import math
-import os
-import struct
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from reverie.errors import ReverieError
+from reverie.files import atomic_write
+from reverie.media.decoding import DAMAGED, decode, to_rgb
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side: libjpeg's and libwebp's limits
-READABLE = FORMATS.keys() | {".bmp", ".gif", ".tif", ".tiff", ".avif"}
-"""Suffixes of the files that are taken for pictures."""
-DAMAGED = (OSError, EOFError, SyntaxError, ValueError, IndexError, struct.error, Image.DecompressionBombError)
-"""What Pillow raises for damaged files; GIF's reader also runs over the end."""
 PARAMETERS = "parameters"  # AUTOMATIC1111's text chunk, which most tools read
 REQUEST = "reverie"  # ours: JSON, enough to make the picture again
 
@@ -62,46 +57,11 @@ def save(picture: Image.Image, path: str | Path) -> None:
     if max(picture.size) > (most := LARGEST.get(form, max(picture.size))):
         size = f"{picture.width}x{picture.height}"
         raise ReverieError(f"cannot write '{path}': {size} pixels, where {form} holds {most} a side; write .png")
-    with beside(path) as temporary:
+    with atomic_write(path) as temporary:
         if form == "PNG":
             picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_kept(picture))
         else:
-            picture.convert("RGB").save(temporary, form, quality=95, exif=exif_texts(_texts(picture), _kept(picture)))
-
-
-def check_place(path: Path) -> None:
-    """Raise ReverieError where no file of that name can be made: it is a folder, or there is none to be in, or shut."""
-    if path.is_dir():
-        raise ReverieError(f"output '{path}' is a folder; give the name of a file")
-    check_folder(path.parent)
-
-
-def check_folder(folder: Path) -> None:
-    """Raise ReverieError where there is no such folder, or no file can be made in it."""
-    if not folder.is_dir():
-        raise ReverieError(f"cannot write into '{folder}': there is no such folder; make it first")
-    try:
-        tempfile.TemporaryFile(dir=folder).close()  # root passes os.access even on a read-only disk
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ReverieError(f"cannot write into '{folder}': no file can be made there ({reason})") from error
-
-
-@contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """Yield a temporary path next to `path`; rename it over `path` when the block ends well, remove it otherwise.
-
-    An OSError inside becomes a one-line ReverieError.
-    """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        raise ReverieError(f"cannot write '{path}': {error.strerror or error}") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            to_rgb(picture).save(temporary, form, quality=95, exif=exif_texts(_texts(picture), _kept(picture)))
 
 
 def _texts(picture: Image.Image) -> dict[str, str]:
@@ -145,16 +105,10 @@ def read_texts(picture: Image.Image) -> dict[str, str]:
 
 
 def open_picture(path: str | Path) -> Image.Image:
-    """Read a picture file with its texts in `.info`. Raises ReverieError where there is none or it is damaged."""
-    try:
-        with Image.open(path) as opened:
-            opened.load()
-            texts = read_texts(opened)
-            picture = opened.copy()
-    except DAMAGED as error:
-        reason = getattr(error, "strerror", None) or "not a picture, or damaged"
-        raise ReverieError(f"cannot read '{path}': {reason}") from error
-    picture.info.update(texts)
+    """Read a picture file, upright, with its texts in `.info`. Raises ReverieError where it is none or damaged."""
+    picture = decode(path)
+    with suppress(*DAMAGED):  # EXIF of other programs
+        picture.info.update(read_texts(picture))
     return picture
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import FORMATS, beside
+from reverie.files import atomic_write, reason_of
+from reverie.media.pictures import FORMATS
 
 Sign = Callable[[Path], None]
 """Sign a picture file in place."""
@@ -35,7 +36,7 @@ def signer(folder: Path) -> Sign:
         import c2pa
 
         mime = f"image/{FORMATS[path.suffix.lower()].lower()}"
-        with beside(path) as signed, path.open("rb") as source, signed.open("w+b") as target:
+        with atomic_write(path) as signed, path.open("rb") as source, signed.open("w+b") as target:
             try:
                 c2pa.Builder(_manifest(path.name)).sign(c2pa.Signer.from_info(credentials), mime, source, target)
             except c2pa.C2paError as error:
@@ -53,7 +54,9 @@ def _credentials(folder: Path) -> Any:
     try:
         chain, key = ((folder / name).read_bytes() for name in (CERTIFICATES, KEY))
     except OSError as error:
-        raise ReverieError(f"'{folder}' should hold {CERTIFICATES} and {KEY} to sign with: {error.strerror}") from error
+        raise ReverieError(
+            f"'{folder}' should hold {CERTIFICATES} and {KEY} to sign with: {reason_of(error)}"
+        ) from error
     try:
         credentials = c2pa.C2paSignerInfo(_algorithm(key), chain, key, None)
         c2pa.Signer.from_info(credentials)

@@ -14,7 +14,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside, check_place
+from reverie.files import atomic_write, check_place
+from reverie.media.encoder import COMMENT
+from reverie.media.pictures import REQUEST
 
 if TYPE_CHECKING:
     import soundfile
@@ -122,7 +124,7 @@ def check_writable(path: str | Path) -> None:
 
 def check_texts(texts: dict[str, str], suffix: str) -> None:
     """Raise ReverieError for an unknown tag, and for texts that a file of this suffix cannot hold."""
-    for name in texts.keys() - set(TAGS):
+    for name in texts.keys() - {*TAGS, REQUEST}:
         raise ReverieError(f"unknown tag '{name}'; choose from {', '.join(TAGS)}")
     size = sum(len(text.encode()) for text in texts.values())
     if suffix == ".wav" and size > WAV_TEXTS:
@@ -159,7 +161,8 @@ def duration(source: Source) -> float:
 def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None) -> None:
     """Write a sound as its suffix says, beside the target and then renamed over it; louder than full scale is scaled.
 
-    MP3 takes the next of its rates. `texts` are tags by libsndfile's names (title, comment, software, ...).
+    MP3 takes the next of its rates. `texts` are tags by libsndfile's names (title, comment, software, ...), of which
+    the comment holds our request.
     Raises ReverieError for another suffix, an unknown tag, texts too long for a WAV, and a file that cannot be written.
     """
     path = Path(path)
@@ -167,7 +170,7 @@ def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None
     check_texts(texts or {}, path.suffix.lower())
     if path.suffix.lower() == ".mp3" and sound.rate not in MP3_RATES:
         sound = sound.resampled(min((rate for rate in MP3_RATES if rate > sound.rate), default=MP3_RATES[-1]))
-    with beside(path) as temporary:
+    with atomic_write(path) as temporary:
         try:
             with temporary.open("w+b") as file:
                 _encode(sound.unclipped(), file, path.suffix.lower(), texts or {})
@@ -183,9 +186,10 @@ def encoded(sound: Sound, suffix: str) -> bytes:
 
 
 def read_texts(path: str | Path) -> dict[str, str]:
-    """Read the tags of a sound file by libsndfile's names; those that it does not hold are left out."""
+    """Read the tags of a sound file by libsndfile's names, and our request; what it does not hold is left out."""
     with _opened(path) as file:
-        return {name: text for name, text in file.copy_metadata().items() if text}
+        texts = {name: text for name, text in file.copy_metadata().items() if text}
+    return {**texts, REQUEST: texts[COMMENT]} if texts.get(COMMENT, "").startswith("{") else texts
 
 
 def _opened(source: Source) -> soundfile.SoundFile:
@@ -220,7 +224,7 @@ def _encode(sound: Sound, file: io.BytesIO | io.BufferedRandom, suffix: str, tex
         file, "w", samplerate=sound.rate, channels=sound.channels, format=container, subtype=coding
     ) as out:
         for name, text in texts.items():
-            setattr(out, name, text)
+            setattr(out, COMMENT if name == REQUEST else name, text)
         for start in range(0, len(samples), BLOCK):
             out.write(samples[start : start + BLOCK])
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from fractions import Fraction
-from glob import escape
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.files import atomic_folder, atomic_write, check_folder, check_place, sweep
 from reverie.media.encoder import MP4, WEBM, WEBP, StreamWriter, Waveform, need_av
 from reverie.media.gif import MOST_FPS, GifWriter
-from reverie.media.pictures import REQUEST, beside, check_folder, check_place, grid, save
+from reverie.media.pictures import REQUEST, grid, save
 
 STREAMED = {".mp4": MP4, ".webm": WEBM, ".webp": WEBP}
 SHEETS = (".png", ".jpg", ".jpeg")
@@ -128,7 +126,7 @@ def recording(
     """Yield the function that adds a frame to a film; the file is there once the context ends well. See `write`."""
     path = Path(path)
     check(path, fps, sound=sound is not None)
-    _sweep(path)
+    sweep(path)
     reel = Reel(Fraction(fps).limit_denominator(1001), texts or {}, sound)
     with _place(path) as temporary:
         film = _Film(path, temporary, reel)
@@ -143,42 +141,10 @@ def recording(
 def _place(path: Path) -> AbstractContextManager[Path]:
     """Give what is written until the film is complete, and then stands at `path` at once."""
     if not path.suffix:
-        return _folder_beside(path)
+        return atomic_folder(path)
     if path.suffix.lower() in SHEETS:
         return nullcontext(path)  # written at the end, by `save`
-    return beside(path)
-
-
-@contextmanager
-def _folder_beside(path: Path) -> Iterator[Path]:
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("part", "old"))
-    temporary.mkdir()
-    try:
-        yield temporary
-        if path.exists():
-            path.rename(old)
-        temporary.rename(path)
-    finally:
-        for folder in (temporary, old):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _sweep(path: Path) -> None:
-    """Remove what films to the same path left when their processes were killed."""
-    for left in path.parent.glob(f".{escape(path.name)}.*.part"):
-        pid = left.name.split(".")[-2]
-        if pid.isdecimal() and not _lives(int(pid)):
-            shutil.rmtree(left) if left.is_dir() else left.unlink(missing_ok=True)
-
-
-def _lives(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        return True
-    return True
+    return atomic_write(path)
 
 
 class _Film:

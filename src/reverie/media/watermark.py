@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.media.decoding import DAMAGED, unreadable
 
 BLOCK = 8  # pixels
 STEP = 36.0  # from one value that stands for a bit to the next that does; a level of the luma in a flat block is 8
@@ -102,8 +103,8 @@ def _luma_of_file(file: Path) -> np.ndarray:
                 picture.draft("L", picture.size)
                 return np.asarray(picture.convert("L"), dtype=np.float64)
             return _luma(picture)
-    except OSError as error:  # PIL.UnidentifiedImageError is one too
-        raise ReverieError(f"cannot read '{file}': {error.strerror or 'not a picture, or damaged'}") from error
+    except DAMAGED as error:
+        raise ReverieError(f"cannot read '{file}': {unreadable(error)}") from error
 
 
 def _nearest(pixels: np.ndarray, values: np.ndarray, direction: np.ndarray, bits: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""How are texts and images embedded side by side? By CLIP (Radford et al. 2021, arXiv 2103.00020).
+"""CLIP: text and image transformers with a shared embedding space (Radford et al. 2021, arXiv 2103.00020).
 
 Parameter names are those of transformers' CLIPModel, CLIPTextModel (with the hub's `text_model.` prefix) and
 CLIPTextModelWithProjection, so their files load with the identity map.

@@ -1,4 +1,4 @@
-"""How does a picture of edges, depth or a pose steer the U-Net? By a ControlNet, whose outputs are added to its own.
+"""ControlNet: a copy of the U-Net's encoder that adds the features of edges, depth or a pose to the U-Net.
 
 Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models", arXiv 2302.05543. The
 parameters are named as in diffusers' `ControlNetModel`.

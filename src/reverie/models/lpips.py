@@ -1,4 +1,4 @@
-"""How different do two images look? The distance of their normalised deep features (LPIPS, Zhang et al. 2018)."""
+"""LPIPS: the distance of two images by their normalised deep features (Zhang et al. 2018)."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pictures does Stable Diffusion's safety checker hold back? Those near to a concept in CLIP's space.
+"""Stable Diffusion's safety checker: cosines of a CLIP image embedding with fixed concepts.
 
 Source: CompVis/stable-diffusion-safety-checker; Rando et al. 2022, "Red-Teaming the Stable Diffusion Safety Filter",
 arXiv 2210.04610. The parameters are named as in diffusers' `StableDiffusionSafetyChecker`, less a `vision_model.`.

@@ -1,4 +1,4 @@
-"""Which network denoises latents towards a prompt? The conditional U-Net of Stable Diffusion 1, 2 and XL.
+"""The conditional U-Net of Stable Diffusion 1, 2 and XL.
 
 Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; Podell et al. 2023, "SDXL".
 The parameters are named as in diffusers' `UNet2DConditionModel`.
@@ -15,10 +15,10 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
-from reverie.models.attention import SpatialTransformer
 from reverie.models.layers import (
     Downsample,
     ResidualBlock,
+    SpatialTransformer,
     TimestepEmbedding,
     Upsample,
     guidance_embedding,

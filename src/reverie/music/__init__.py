@@ -1,1 +1,1 @@
-"""How does a request become music? Prompts to spectrograms to sound, of any length, looped, or over a given sound."""
+"""Music by diffusion of spectrograms: of any length, looped, or over a given sound."""

@@ -20,24 +20,17 @@ from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapted
 from reverie.generate.sample import SAME, noise_levels, sample
-from reverie.media.encoder import COMMENT
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
-from reverie.music import ground, way
-from reverie.music.ground import Ground
-from reverie.music.noise import ClipNoise
 from reverie.music.plan import Plan, plan
-from reverie.music.recording import Recording
-from reverie.music.sections import decoded
-from reverie.music.way import Way
+from reverie.music.sections import Recording, decoded
+from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encode_stops, lay_ground, read_given
+from reverie.requests.base import steps_taken
+from reverie.requests.metadata import texts
 from reverie.requests.music import Music
-from reverie.requests.parts import steps_taken
 from reverie.requests.pictures import TextToImage
-from reverie.requests.writing import music_texts
-from reverie.runtime.deepcache import reusing
-from reverie.runtime.seamless import seamless
-from reverie.runtime.token_merging import merging
-from reverie.sound.params import SpectrogramParams
+from reverie.runtime.changes import merging, reusing, seamless
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import StableDiffusion
 
 
@@ -101,7 +94,7 @@ class _Studio:
         places = self.window_places()
         told = {place: self.way.at(place) for place in set(places)}
         windows = (self.plan.windows, [told[place] for place in places])
-        denoise = way.denoiser(self.system, self.shared, self.sigmas, *windows)
+        denoise = denoiser(self.system, self.shared, self.sigmas, *windows)
         cells = None if self.ground is None else self.ground.cells(self.plan.factor)
         if self.ground is None or cells is None:
             return denoise
@@ -117,7 +110,7 @@ def stream(system: StableDiffusion, music: Music) -> Iterator[Progress]:
     spectrograms and for sounds that cannot be read.
     """
     params, music = hearing(system), music.settled(system.guidance)
-    given = ground.given(music, params)
+    given = read_given(music, params)
     laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
     return _played(system, music, laid, given)
 
@@ -136,7 +129,7 @@ def hearing(system: StableDiffusion) -> SpectrogramParams:
     return params
 
 
-def _played(system: StableDiffusion, music: Music, laid: Plan, given: ground.Given | None) -> Iterator[Progress]:
+def _played(system: StableDiffusion, music: Music, laid: Plan, given: Given | None) -> Iterator[Progress]:
     with ExitStack() as stack:
         studio = _opened(stack, system, music, laid, given)
         done, total = 0, music.count * (len(studio.sigmas) - 1)
@@ -149,7 +142,7 @@ def _played(system: StableDiffusion, music: Music, laid: Plan, given: ground.Giv
                 done += 1
 
 
-def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan, given: ground.Given | None) -> _Studio:
+def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan, given: Given | None) -> _Studio:
     """Make everything ready; LoRAs, and what bends time to a circle, are in the model until the stack closes."""
     shared = _shared(music, laid)
     stack.enter_context(adapted(system, shared))
@@ -157,10 +150,10 @@ def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: Plan,
     stack.enter_context(merging(system.unet, shared.merge_tokens))
     stack.enter_context(seamless([system.autoencoder.encoder, system.autoencoder.decoder], laid.axes))
     images = ImageCodec(system.autoencoder, whole=2**62) if laid.axes else system.codec
-    told = way.prepared(system, music.stops, shared)
+    told = encode_stops(system, music.stops, shared)
     strength = 1.0 if given is None else told.at(music.place).strength
     sigmas = noise_levels(system, shared)[-steps_taken(music.steps, strength) - 1 :]
-    under = None if given is None else ground.laid(given, laid, images)
+    under = None if given is None else lay_ground(given, laid, images)
     return _Studio(system, music, laid, images, shared, told, under, sigmas)
 
 
@@ -187,5 +180,5 @@ def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"])
         samples = laid.widened(samples)
     picture = tagged(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
-    picture.info[REQUEST] = music_texts(single, studio.system.name)[COMMENT]
+    picture.info[REQUEST] = texts(single, studio.system.name)[REQUEST]
     return Recording(sound.samples, sound.rate, picture, single, studio.system.name)

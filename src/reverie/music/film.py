@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 from reverie.animation.beat import DRIVES
 from reverie.animation.draw import Frame, animate
 from reverie.animation.timeline import SECONDS
-from reverie.music.recording import Recording
+from reverie.music.sections import Recording
+from reverie.requests.base import MAX_SEED
 from reverie.requests.films import Animation, Keyframe
 from reverie.requests.music import Film, Music
-from reverie.requests.parts import MAX_SEED
 from reverie.system import StableDiffusion
 
 

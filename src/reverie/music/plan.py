@@ -1,4 +1,4 @@
-"""How is music laid out in time? How many samples, columns and latents it has, and what comes after its end."""
+"""The plan of a piece of music in time: samples, columns, latents, windows, and loops of exact length."""
 
 from __future__ import annotations
 
@@ -13,12 +13,67 @@ from torch import Tensor
 
 from reverie.diffusion.windows import Windows, circle, line
 from reverie.errors import ReverieError
-from reverie.music.loops import resampled, stretched
 from reverie.music.sections import sounded
-from reverie.music.stereo import widened
 from reverie.requests.music import MINUTE, Music
-from reverie.sound.frames import Circle, Line
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.phases import Circle, Line
+from reverie.sound.spectrogram import SpectrogramParams
+
+
+def stretched(x: Float[Tensor, "... columns"], columns: int) -> Float[Tensor, "... wanted"]:
+    """Interpolate linearly to another number of columns, the last going on to the first."""
+    old = x.shape[-1]
+    if old == columns:
+        return x
+    places = torch.arange(columns, device=x.device, dtype=torch.float64) * (old / columns)
+    left = places.long()
+    return torch.lerp(x[..., left], x[..., (left + 1) % old], (places - left).to(x.dtype))
+
+
+def resampled(samples: Float[Tensor, "c n"], count: int) -> Float[Tensor, "c wanted"]:
+    """Bring one period of a periodic sound to another number of samples, through its Fourier series.
+
+    What lies above the new Nyquist frequency is left out; nothing else changes.
+    """
+    old = samples.shape[-1]
+    if old == count:
+        return samples
+    spectrum = torch.fft.rfft(samples)[..., : (min(old, count) + 1) // 2]
+    return torch.fft.irfft(spectrum, count) * (count / old)
+
+
+WIDTH = 0.6  # of the side beside the middle: wide, and still in front
+SPREAD = 0.01  # seconds before and after over which the side is spread: too short to be heard as an echo
+SEED = 0  # of the side's phases: the same for every sound
+
+
+def widened(samples: Float[Tensor, "1 n"], rate: int) -> Float[Tensor, "2 n"]:
+    """Return left = middle + side and right = middle - side, whose mean is the sound itself.
+
+    The side is the sound through a filter that turns every frequency by a quarter, some one way and some the other.
+    So left and right are equally loud at every frequency, and differ by their phases alone (Schroeder 1958, "An
+    Artificial Stereophonic Effect Obtained from a Single Audio Signal"). It is filtered around the circle: a loop stays
+    one.
+    """
+    side = WIDTH * _filtered(samples, _odd_noise(rate))
+    return torch.cat([samples + side, samples - side])
+
+
+def _odd_noise(rate: int) -> Float[Tensor, " taps"]:
+    """Return a noise that is its own negative backwards: its spectrum is imaginary. Its energy is 1."""
+    taps = max(2, math.ceil(SPREAD * rate))
+    noise = torch.randn(taps, generator=torch.Generator("cpu").manual_seed(SEED))
+    half = noise * torch.exp(-3 * torch.arange(taps) / taps)
+    odd = torch.cat([-half.flip(0), torch.zeros(1), half])
+    return odd / odd.norm()
+
+
+def _filtered(samples: Float[Tensor, "1 n"], taps: Float[Tensor, " taps"]) -> Float[Tensor, "1 n"]:
+    """Convolve around the circle with taps whose middle stands at the present."""
+    n = samples.shape[-1]
+    turns = math.ceil(len(taps) / n)
+    around = torch.nn.functional.pad(taps, (0, turns * n - len(taps))).view(turns, n).sum(0).roll(-(len(taps) // 2))
+    return torch.fft.irfft(torch.fft.rfft(samples) * torch.fft.rfft(around.to(samples.device)), n)
+
 
 STRIDE = 2 / 3  # of a window, at most, from one on a bar to the next
 

@@ -1,23 +1,26 @@
-"""How is a long sound heard, coded and sounded in bounded memory? In sections, each faded into the next."""
+"""Long sounds heard, coded and sounded in bounded memory, in cross-faded sections; the `Recording` that results."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
+from PIL import Image
 from torch import Tensor
 
-from reverie.codecs.audio import suited
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.spectrograms import LIGHT
+from reverie.codecs.spectrograms import LIGHT, suited
+from reverie.media import pictures, sound
 from reverie.media.sound import Sound
-from reverie.sound.frames import Line
-from reverie.sound.params import PER_SECOND, SpectrogramParams
-from reverie.sound.phases import waveform
-from reverie.sound.spectrogram import spectrogram
+from reverie.requests import metadata
+from reverie.requests.music import Music
+from reverie.sound.phases import Line, waveform
+from reverie.sound.spectrogram import PER_SECOND, SpectrogramParams, spectrogram
 
 NUMBERS = 1 << 25  # of a spectrum at once: 256 MB; 21 minutes of the bundled model, 38 s of Riffusion
 PIXELS = 1 << 20  # that pass the autoencoder at once: 164 s of the bundled model, 20 s of Riffusion
@@ -109,3 +112,24 @@ def _frames_at_once(params: SpectrogramParams) -> int:
 def _latents_at_once(images: ImageCodec, height: int) -> int:
     """Return how many latents pass at once: no fewer than the codec takes whole, which for a loop is all of it."""
     return max(max(PIXELS, images.whole) // height // images.factor, 4 * CONTEXT)
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Recording(Sound):
+    """Hold a clip: a `Sound`, the picture of the spectrogram it came from, its request alone and the model's name."""
+
+    picture: Image.Image
+    request: Music
+    model: str
+
+    @property
+    def texts(self) -> dict[str, str]:
+        """Return the tags that its file carries."""
+        return metadata.texts(self.request, self.model)
+
+    def save(self, path: str | Path) -> None:
+        """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside."""
+        if Path(path).suffix.lower() in pictures.FORMATS:
+            pictures.save(self.picture, path)
+        else:
+            sound.write(self, path, texts=self.texts)

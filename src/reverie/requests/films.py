@@ -1,4 +1,4 @@
-"""What film can be asked for? Keyframes with their times, and how the frames between them are drawn and paced."""
+"""Requests for films: keyframes with their times, and how the frames between them are drawn and paced."""
 
 from __future__ import annotations
 
@@ -10,13 +10,19 @@ from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests import storyboard
+from reverie.requests.base import (
+    Fraction,
+    Frozen,
+    Guidance,
+    Pixels,
+    SampledRequest,
+    Seed,
+    Strength,
+    check_strength,
+)
 from reverie.requests.easing import EasingName
-from reverie.requests.frozen import Frozen
-from reverie.requests.guided import Guidance
-from reverie.requests.parts import Fraction, Pixels, Seed, Strength, steps_taken
 from reverie.requests.pictures import Tile
 from reverie.requests.references import Picture
-from reverie.requests.sampled import Sampled
 
 ANCHOR = 0.2  # of the steps are shared where nothing is said: the reference's prompt strength of 0.8
 
@@ -59,7 +65,7 @@ def _keyframes(given: object) -> object:
     return tuple(found)
 
 
-class Animation(Sampled):
+class Animation(SampledRequest):
     """Ask for a film from keyframe to keyframe; keyframes may be given as texts, such as "2s: an apple @seed 3".
 
     `negative`, `seed` and `guidance` are those of the keyframes that name none.
@@ -179,10 +185,7 @@ class Animation(Sampled):
         if self.pace == "perceptual":
             raise ReverieError("a film to draw over brings its own pace; leave out the perceptual one")
         least = min(keyframe.strength or self.strength for keyframe in self.keyframes)
-        if not steps_taken(self.steps, least):
-            raise ReverieError(
-                f"strength {least:g} of {self.steps} steps leaves none; give at least {1 / self.steps:.3g}"
-            )
+        check_strength(self.steps, least)
 
     @property
     def anchoring(self) -> float:

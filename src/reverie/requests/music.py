@@ -1,4 +1,4 @@
-"""What music can be asked for? Prompts and the way between them, how long, in which tempo, and over which sound."""
+"""Requests for music: prompts and the way between them, length and tempo, the sound it starts from, a film to it."""
 
 from __future__ import annotations
 
@@ -10,11 +10,18 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests import storyboard
-from reverie.requests.frozen import Frozen
-from reverie.requests.guided import Guidance, Guided
-from reverie.requests.parts import MAX_SEED, Pixels, Seed, Strength, check_strength
+from reverie.requests.base import (
+    MAX_SEED,
+    Frozen,
+    Guidance,
+    Pixels,
+    Request,
+    SampledRequest,
+    Seed,
+    Strength,
+    check_strength,
+)
 from reverie.requests.references import Picture
-from reverie.requests.sampled import Sampled
 from reverie.requests.sources import Source
 
 SHORTEST, LONGEST = 0.1, 3600.0  # seconds
@@ -53,7 +60,7 @@ def _stops(given: object) -> object:
     return tuple(found)
 
 
-class Music(Sampled):
+class Music(SampledRequest):
     """Ask for `count` clips of music; clip k is the one that the seeds + k alone would give.
 
     A clip lasts `seconds`, or as long as the model's own where None; with `bpm` the nearest number of whole bars. With
@@ -166,13 +173,14 @@ class Music(Sampled):
         return self.replace(seed=self.seed + index, count=1, to=tuple(moved))
 
 
-class Film(Guided):
+class Film(Request):
     """Ask for the film to a clip: a keyframe on every downbeat, of which each has a seed of its own.
 
     The `prompts` are spread over the film's length; those of the music's way where there are none. `move` says how the
     pictures go from beat to beat: by the sound (energy, onsets), or by an easing, of which jump cuts.
     """
 
+    kind: ClassVar[str] = "film"
     part: ClassVar[str] = "film "
 
     prompts: tuple[str, ...] = Field(default=(), description="what to show, one after the other")

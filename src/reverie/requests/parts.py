@@ -1,42 +1,17 @@
-"""What may be asked for beside a prompt? Variations, a second pass, a refiner and control pictures, each frozen."""
+"""Parts of a request for pictures: variations, the second pass, the refiner and ControlNets."""
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
-from reverie.requests.frozen import Frozen
+from reverie.requests.base import Fraction, Frozen, Pixels, Seed, Strength
 from reverie.requests.references import Picture
 
-# torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
-MAX_SEED = 2**32 - 1
-
-Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Interval = tuple[Fraction, Fraction]
-Strength = Annotated[float, Field(gt=0, le=1)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Upscaler = Literal["latent", "lanczos"]
 Preprocessor = Literal["none", "canny", "lineart", "blurred"]
-
-
-def steps_taken(steps: int, strength: float) -> int:
-    """Return how many of `steps` remain at a strength: the last int(steps * strength) of the table, as in diffusers."""
-    return min(int(steps * strength), steps)
-
-
-def check_strength(steps: int, strength: float) -> None:
-    """Raise ReverieError where a strength is so small that no step remains."""
-    if steps_taken(steps, strength) == 0:
-        raise ReverieError(f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:.3g}")
-
-
-def check_interval(start: float, end: float) -> None:
-    """Raise ReverieError where an interval has no length."""
-    if start >= end:
-        raise ReverieError(f"guidance from {start:g} to {end:g} never acts; give the smaller first, as 0.2,0.8")
 
 
 class Variation(Frozen):

@@ -1,4 +1,4 @@
-"""What can be asked for? Frozen requests: flags, HTTP body and metadata in one object."""
+"""Requests for pictures: from a prompt, over a picture, under a mask, and beyond a picture's edges."""
 
 from __future__ import annotations
 
@@ -7,18 +7,9 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
-from reverie.requests.parts import (
-    MAX_SEED,
-    ControlInput,
-    Hires,
-    Pixels,
-    Refiner,
-    Strength,
-    Variation,
-    check_strength,
-)
+from reverie.requests.base import MAX_SEED, Pixels, SampledRequest, Strength, check_strength
+from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
 from reverie.requests.references import Picture
-from reverie.requests.sampled import Sampled
 
 Tile = Literal["none", "x", "y", "xy"]
 Rng = Literal["cpu", "gpu", "cpu_then_gpu"]
@@ -28,7 +19,7 @@ Corner = tuple[Annotated[int, Field(ge=0, le=65536)], Annotated[int, Field(ge=0,
 Border = Annotated[int, Field(ge=0, le=8192, multiple_of=8)]
 
 
-class TextToImage(Sampled):
+class TextToImage(SampledRequest):
     """Ask for `count` pictures of a prompt; picture k is the one that seed + k alone would give.
 
     `width` and `height` in pixels and `guidance` are the model's own where None; `seed` is drawn at random where None.
@@ -107,17 +98,24 @@ class ImageToImage(TextToImage):
 class Inpaint(ImageToImage):
     """Ask for part of a picture to be painted anew: where `mask` is light, or where the picture is transparent.
 
-    What lies outside the mask, blurred by `mask_blur` pixels, stays to the bit. `only_masked` draws the surroundings of
-    the mask, `padding` pixels around it, at the request's (or the model's own) size, and lays the result back.
-    `fill` says what the drawing starts from within the mask.
+    What lies outside the mask, blurred by `mask_blur` pixels, stays to the bit; without a mask all that is opaque.
+    `only_masked` draws the surroundings of the mask, `padding` pixels around it, at the request's (or the model's own)
+    size, and lays the result back. `fill` says what the drawing starts from within the mask.
     """
 
     kind: ClassVar[str] = "inpaint"
 
     mask: Picture | None = Field(
-        default=None, description="white is painted; if not given, what is transparent in the picture"
+        default=None,
+        description="white is painted, or what is opaque where some of the mask is transparent; if not given, what is "
+        "transparent in the picture",
     )
-    mask_blur: int = Field(default=4, ge=0, le=256, description="pixels by which the mask's edge is softened")
+    mask_blur: int = Field(
+        default=4,
+        ge=0,
+        le=256,
+        description="pixels by which the mask's edge is softened; without a mask alpha itself is the edge",
+    )
     only_masked: bool = Field(default=False, description="draw the part around the mask alone, at full size")
     padding: int = Field(default=32, ge=0, le=4096, description="pixels around the mask that only_masked draws as well")
     fill: Fill = Field(default="original", description="what to start from within the mask")
@@ -161,7 +159,3 @@ class Outpaint(TextToImage):
         if self.hires is not None:
             raise ReverieError("a second pass does not go with outpainting; leave out one of them")
         return self
-
-
-KINDS: dict[str, type[TextToImage]] = {kind.kind: kind for kind in (TextToImage, ImageToImage, Inpaint, Outpaint)}
-"""The requests by the name that the metadata gives them."""

@@ -9,19 +9,17 @@ import io
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import Field, SerializationInfo, model_serializer, model_validator
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
+from reverie.media.decoding import decode, eight_bits, upright
 from reverie.media.masks import PAINTED
-from reverie.requests.frozen import Frozen
-
-RECORDED = {"pictures": "recorded"}
-"""The context in which a request is written with its pictures' paths and sums, and not with their data."""
+from reverie.requests.base import RECORDED, Frozen
 
 DATA_URL = "data:"
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
-UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)  # what Pillow raises for bad files
 
 
 class Picture(Frozen):
@@ -53,7 +51,8 @@ class Picture(Frozen):
     def _write(self, info: SerializationInfo) -> str | dict[str, str | None]:
         if self.data is None or info.context == RECORDED:
             return {"path": self.path, "sha256": self.sha256}
-        kind = (self._open(self.data).format or "png").lower()
+        with Image.open(io.BytesIO(self.data)) as opened:
+            kind = (opened.format or "png").lower()
         return f"{DATA_URL}image/{kind};base64,{base64.b64encode(self.data).decode()}"
 
     def __eq__(self, other: object) -> bool:
@@ -73,30 +72,14 @@ class Picture(Frozen):
         if self.data is None:
             return None
         image = self.image()
-        if "A" not in image.getbands() and "transparency" not in image.info:
-            return False
-        return any(image.convert("RGBA").getchannel("A").histogram()[: 256 - PAINTED])
+        return image.mode == "RGBA" and any(image.getchannel("A").histogram()[: 256 - PAINTED])
 
     def image(self) -> Image.Image:
-        """Decode the picture, upright and in eight bits.
+        """Decode the picture, upright, as RGB or RGBA of eight bits.
 
         Raises ReverieError where its file is gone, or is not the file it was.
         """
-        image = self._open(self.data or self._found())
-        try:
-            return _eight_bits(ImageOps.exif_transpose(image))
-        except UNREADABLE as error:
-            raise ReverieError(f"cannot read {self._name}: damaged ({error})") from error
-
-    @property
-    def _name(self) -> str:
-        return f"'{self.path}'" if self.path else "the picture"
-
-    def _open(self, data: bytes) -> Image.Image:
-        try:
-            return Image.open(io.BytesIO(data))
-        except UNREADABLE as error:
-            raise ReverieError(f"cannot read {self._name}: not a picture, or damaged") from error
+        return decode(self.data or self._found(), f"'{self.path}'" if self.path else None)
 
     def _found(self) -> bytes:
         if self.path is None:
@@ -118,22 +101,14 @@ def _read(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ReverieError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+        raise ReverieError(f"cannot read '{path}': {reason_of(error)}") from error
 
 
 def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    if image.mode not in PNG_MODES:
-        image = _eight_bits(image).convert("RGBA" if image.has_transparency_data else "RGB")
-    image.save(buffer, "PNG")
+    image = upright(image)
+    (image if image.mode in PNG_MODES else eight_bits(image)).save(buffer, "PNG")
     return buffer.getvalue()
-
-
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """Bring grey of sixteen bits, as depth maps are, to eight; Pillow itself would cut off all above 255."""
-    if not image.mode.startswith("I"):
-        return image
-    return image.convert("I").point(lambda level: level * (1 / 257) + 0.5).convert("L")
 
 
 def _from_data_url(url: str) -> bytes:

@@ -10,8 +10,10 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import READABLE, open_picture
-from reverie.requests.frozen import Frozen
+from reverie.files import file_sha256
+from reverie.media.decoding import READABLE
+from reverie.media.pictures import open_picture
+from reverie.requests.base import Frozen
 
 if TYPE_CHECKING:
     from reverie.media.sound import Sound
@@ -35,7 +37,7 @@ class Source(Frozen):
             return given
         if isinstance(given, str | Path):
             path = Path(given)
-            return {"sha256": _file_sum(path), "path": str(path.absolute()), "held": _read(path)}
+            return {"sha256": file_sha256(path), "path": str(path.absolute()), "held": _read(path)}
         if isinstance(given, Image.Image):
             return {"sha256": _sum(given.tobytes()), "held": given.copy()}
         from reverie.media.sound import Sound  # brings torch, which takes seconds
@@ -56,7 +58,7 @@ class Source(Frozen):
             return self.held
         if self.path is None:
             raise ReverieError(f"a sound given in memory is gone (its SHA-256: {self.sha256}); give it again")
-        if _file_sum(Path(self.path)) != self.sha256:
+        if file_sha256(Path(self.path)) != self.sha256:
             raise ReverieError(f"'{self.path}' has changed since (its SHA-256 was {self.sha256}); give the old file")
         return _read(Path(self.path))
 
@@ -65,14 +67,6 @@ def _read(path: Path) -> Sound | Image.Image:
     from reverie.media import sound
 
     return open_picture(path) if path.suffix.lower() in READABLE else sound.read(path)
-
-
-def _file_sum(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ReverieError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
 
 
 def _sum(data: bytes) -> str:

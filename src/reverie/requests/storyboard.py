@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 
 Fields = dict[str, Any]
 
@@ -129,7 +130,7 @@ def _loaded(path: Path) -> Fields:
     try:
         found = reader(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ReverieError(f"cannot read '{path}': {(error.strerror or str(error)).lower()}") from error
+        raise ReverieError(f"cannot read '{path}': {reason_of(error)}") from error
     except (ValueError, RecursionError) as error:
         raise ReverieError(f"'{path}' is not {path.suffix[1:].upper()}: {str(error) or 'nested too deep'}") from error
     if not isinstance(found, dict):

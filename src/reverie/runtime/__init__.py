@@ -1,8 +1,7 @@
-"""How is a network computed fast on a CPU? By a transformation of it, not by another network."""
+"""How networks compute: packed weights, int8, compilation, offloading, DeepCache, token merging."""
 
 from reverie.runtime.int8 import quantize
 from reverie.runtime.kernels import native
-from reverie.runtime.threads import limit_threads, spare_threads
-from reverie.runtime.transform import pack, pack_after, packed, unpack
+from reverie.runtime.transform import limit_threads, pack, pack_after, packed, spare_threads, unpack
 
 __all__ = ["limit_threads", "native", "pack", "pack_after", "packed", "quantize", "spare_threads", "unpack"]

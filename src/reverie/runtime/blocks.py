@@ -1,11 +1,14 @@
-"""Which blocks compute in fewer passes? Those whose sums and activations a kernel takes along.
+"""Fused blocks: sums and activations are taken along by the kernels of the layers before them.
 
-Each computes what its plain class computes, which it falls back to with gradients and where someone looks into it with
-hooks: then every layer is called as it stands in the plain class.
+Each computes what its plain class in `models/layers.py` and `models/clip.py` computes (a third forward is that of
+`codecs/image.py`, in strips), which it falls back to with gradients and where a part of it is hooked: then every layer
+is called as it stands in the plain class.
 """
 
 from __future__ import annotations
 
+import math
+from itertools import product
 from typing import Any
 
 import torch
@@ -14,12 +17,71 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from reverie.models import attention, clip
+from reverie.models import clip, layers
 from reverie.models.layers import ResidualBlock, Upsample
 from reverie.runtime import kernels
-from reverie.runtime.enlarge import FastUpsample
-from reverie.runtime.layers import PackedConv2d, PackedLinear, project
-from reverie.runtime.weights import joined
+from reverie.runtime.kernels import Packed, let_go, trim
+from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, project
+from reverie.runtime.weights import joined, version
+
+CORNERS = tuple(product((0, 1), repeat=2))
+"""The corners of a doubled pixel: (0, 0) is above on the left."""
+LARGE = 2**23  # numbers of an image whose memory comes from the system anew (32 MiB): then the small ones' goes back
+SMALL = 129  # pixels of a batch below which four kernels gain too little for their memory
+SHAPE = ((1, 1), (1, 1), (1, 1))  # stride, padding and dilation of their convolutions
+
+
+class FastUpsample(Upsample):
+    """Enlarge by two without ever making the image of repeated pixels; the convolution's own weight stays plain."""
+
+    conv: PackedConv2d
+    # Of which weight, as of when and for which size: packed by corner.
+    corners: tuple[nn.Parameter, tuple[int, torch.Size], list[Packed]] | None = None
+
+    def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
+        height, width = x.shape[2:]
+        plain = self.conv._forward_pre_hooks or self.conv._forward_hooks or self.conv.padding != (1, 1)
+        if (
+            len(x) * height * width < SMALL
+            or plain
+            or size not in (None, (2 * height, 2 * width))
+            or not self.conv.computes(x)
+        ):
+            return super().forward(x, size)
+        x = x.contiguous(memory_format=LAST)
+        shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
+        if math.prod(shape) >= LARGE:
+            trim()
+        enlarged = torch.empty(shape, dtype=x.dtype, memory_format=LAST)
+        for (top, left), weight in zip(CORNERS, self.by_corner(x.shape), strict=True):
+            # Padded on all sides, the image has a row and a column more than a corner sees.
+            seen = kernels.conv2d(x, weight, self.conv.bias, *SHAPE)
+            enlarged[:, :, top::2, left::2] = seen[:, :, top : top + height, left : left + width]
+        return enlarged
+
+    def by_corner(self, size: torch.Size) -> list[Packed]:
+        """Return the four packed kernels, made anew where the weight is another or was written to, or the size is."""
+        weight = self.conv.weight
+        state = version(weight), size[2:]
+        if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
+            kept = [kernels.pack_conv2d(seen_from(weight, *corner), size, *SHAPE) for corner in CORNERS]
+            self.corners = weight, state, kept
+            let_go(weight)
+        return self.corners[2]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "corners"}
+
+
+def seen_from(weight: Float[Tensor, "out in 3 3"], top: int, left: int) -> Float[Tensor, "out in 2 2"]:
+    """Add up the rows and columns of a kernel that fall on one pixel, seen from a corner of a doubled pixel."""
+    return _pairs(_pairs(weight, 2, top), 3, left)
+
+
+def _pairs(weight: Tensor, axis: int, last: int) -> Tensor:
+    """Add the last two of three along an axis, or the first two."""
+    first, middle, third = weight.detach().unbind(axis)
+    return torch.stack([first + middle, third] if last else [first, middle + third], dim=axis)
 
 
 def plainly(*modules: nn.Module) -> bool:
@@ -46,7 +108,7 @@ class FastResidualBlock(ResidualBlock):
         return self.conv2(h, add=x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
-class FastImageAttention(attention.ImageAttention):
+class FastImageAttention(layers.ImageAttention):
     """Make query, key and value in one product, and take the input along with the last."""
 
     to_q: PackedLinear
@@ -56,12 +118,12 @@ class FastImageAttention(attention.ImageAttention):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         if plainly(self.to_q, self.to_k, self.to_v, self.to_out):
             return super().forward(x)
-        q, k, v = project([self.to_q, self.to_k, self.to_v], attention.to_tokens(self.group_norm(x)))
-        h = attention.attend(q, k, v, heads=1)
-        return attention.to_image(self.to_out[0](h, add=attention.to_tokens(x)), *x.shape[2:])
+        q, k, v = project([self.to_q, self.to_k, self.to_v], layers.to_tokens(self.group_norm(x)))
+        h = layers.attend(q, k, v, heads=1)
+        return layers.to_image(self.to_out[0](h, add=layers.to_tokens(x)), *x.shape[2:])
 
 
-class FastAttention(attention.Attention):
+class FastAttention(layers.Attention):
     """Make query, key and value in one product; keys and values of a context once for as long as it lives."""
 
     to_q: PackedLinear
@@ -83,7 +145,7 @@ class FastAttention(attention.Attention):
             q, k, v = project([self.to_q, self.to_k, self.to_v], x)
         else:
             q, (k, v) = self.to_q(x), self.keys_values(context)
-        return self.to_out[0](attention.attend(q, k, v, self.heads), add=add)
+        return self.to_out[0](layers.attend(q, k, v, self.heads), add=add)
 
     def keys_values(self, context: Float[Tensor, "b m e"]) -> tuple[Tensor, ...]:
         """Return the keys and values of a context, kept until it dies, is written to, or the weights are others."""
@@ -102,7 +164,7 @@ class FastAttention(attention.Attention):
         return {name: value for name, value in self.__dict__.items() if name != "told"}
 
 
-class FastGEGLU(attention.GEGLU):
+class FastGEGLU(layers.GEGLU):
     """Take the GELU along with the product that makes the gate, and the gate with the other."""
 
     proj: PackedLinear
@@ -115,7 +177,7 @@ class FastGEGLU(attention.GEGLU):
         return kernels.linear(x, kept, biases[0], multiply=kernels.linear(x, gate, biases[1], gelu=True))
 
 
-class FastFeedForward(attention.FeedForward):
+class FastFeedForward(layers.FeedForward):
     """Take what is added along with the last product."""
 
     def forward(self, x: Float[Tensor, "b l d"], add: Float[Tensor, "b l d"] | None = None) -> Float[Tensor, "b l d"]:
@@ -127,7 +189,7 @@ class FastFeedForward(attention.FeedForward):
         return last(hidden(x), add=add)
 
 
-class FastTransformerBlock(attention.TransformerBlock):
+class FastTransformerBlock(layers.TransformerBlock):
     """Let each of the three parts add its input."""
 
     attn1: FastAttention
@@ -142,19 +204,19 @@ class FastTransformerBlock(attention.TransformerBlock):
         return self.ff(self.norm3(x), add=x)
 
 
-class FastSpatialTransformer(attention.SpatialTransformer):
+class FastSpatialTransformer(layers.SpatialTransformer):
     """Take the image along with the last projection; in channels-last, image and tokens are one tensor."""
 
     def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b l d"]) -> Float[Tensor, "b c h w"]:
         if plainly(self.proj_in, self.proj_out):
             return super().forward(x, context)
         size, h = x.shape[2:], self.norm(x)
-        h = self.proj_in(attention.to_tokens(h)) if self.linear else attention.to_tokens(self.proj_in(h))
+        h = self.proj_in(layers.to_tokens(h)) if self.linear else layers.to_tokens(self.proj_in(h))
         for block in self.transformer_blocks:
             h = block(h, context)
         if self.linear:
-            return attention.to_image(self.proj_out(h, add=attention.to_tokens(x)), *size)
-        return self.proj_out(attention.to_image(h, *size), add=x)
+            return layers.to_image(self.proj_out(h, add=layers.to_tokens(x)), *size)
+        return self.proj_out(layers.to_image(h, *size), add=x)
 
 
 class FastClipAttention(clip.Attention):
@@ -191,12 +253,12 @@ class FastClipLayer(clip.Layer):
 BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     ResidualBlock: (FastResidualBlock, ("conv1", "conv2")),
     Upsample: (FastUpsample, ("conv",)),
-    attention.ImageAttention: (FastImageAttention, ("to_q", "to_k", "to_v", "to_out.0")),
-    attention.Attention: (FastAttention, ("to_q", "to_k", "to_v", "to_out.0")),
-    attention.GEGLU: (FastGEGLU, ("proj",)),
-    attention.FeedForward: (FastFeedForward, ("net.2",)),
-    attention.TransformerBlock: (FastTransformerBlock, ("attn1", "attn2", "ff")),
-    attention.SpatialTransformer: (FastSpatialTransformer, ("proj_out",)),
+    layers.ImageAttention: (FastImageAttention, ("to_q", "to_k", "to_v", "to_out.0")),
+    layers.Attention: (FastAttention, ("to_q", "to_k", "to_v", "to_out.0")),
+    layers.GEGLU: (FastGEGLU, ("proj",)),
+    layers.FeedForward: (FastFeedForward, ("net.2",)),
+    layers.TransformerBlock: (FastTransformerBlock, ("attn1", "attn2", "ff")),
+    layers.SpatialTransformer: (FastSpatialTransformer, ("proj_out",)),
     clip.Attention: (FastClipAttention, ("q_proj", "k_proj", "v_proj", "out_proj")),
     clip.Layer: (FastClipLayer, ("self_attn", "mlp.fc2")),
 }

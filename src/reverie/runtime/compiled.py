@@ -1,4 +1,4 @@
-"""How does a network compute by kernels that were made for it? torch.compile traces its forward once for each size.
+"""Compilation by torch.compile: kernels made for the U-Net and the decoder, for each size.
 
 U-Net and decoder change their class, as packed networks do, and nothing else: modules, names, parameters and hooks
 stay. Weights are inputs of what is compiled, so a LoRA may come and go. Each size (and batch) is compiled by itself:
@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 from reverie.models.autoencoder import Decoder
 from reverie.models.unet import UNet
 
@@ -86,8 +87,7 @@ def keep_in(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ReverieError(
-            f"cannot keep what is compiled in '{folder}': {(error.strerror or str(error)).lower()}; "
-            "name another folder by REVERIE_CACHE"
+            f"cannot keep what is compiled in '{folder}': {reason_of(error)}; name another folder by REVERIE_CACHE"
         ) from error
     os.environ[FOLDER] = str(folder)
 

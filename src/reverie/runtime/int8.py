@@ -1,4 +1,4 @@
-"""How does a network compute in whole numbers of 8 bits? Its weights are rounded once, its inputs at every call.
+"""Dynamic int8 quantisation: weights are rounded to 8 bits once, activations at every call.
 
 An approximation by choice: a quarter of the memory, and on processors that multiply 8-bit numbers (AVX512-VNNI,
 AVX-VNNI, AMX) less time. Each output channel of a weight has a scale, each input one scale and one zero point of its

@@ -1,4 +1,4 @@
-"""Which layers compute with packed weights? Convolutions and linear layers, as they are but for their class.
+"""Linear layers and convolutions with packed weights.
 
 They take what may be added in the same pass, and compute plainly where the packed kernels cannot: with gradients, on
 another device, in another dtype.
@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.runtime import kernels, winograd
-from reverie.runtime.pages import let_go
+from reverie.runtime.kernels import let_go
 from reverie.runtime.weights import PackedLayer, Store, joined, version
 
 LAST = torch.channels_last

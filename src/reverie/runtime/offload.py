@@ -1,4 +1,4 @@
-"""How does a model draw on a device that is too small for it? Its weights wait in host memory and come when called.
+"""CPU offloading: weights wait in host memory and come to the device when their block is called.
 
 A `Ferry` carries the blocks of networks to a device and back, by hooks: a block's weights are copied when it is called,
 and let go of when something else is. What goes together is a choice: all blocks of a network, which then computes at
@@ -19,10 +19,9 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
-from reverie.models.attention import TransformerBlock
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import Layer, TextEmbeddings
-from reverie.models.layers import Downsample, ResidualBlock, Upsample
+from reverie.models.layers import Downsample, ResidualBlock, TransformerBlock, Upsample
 
 BLOCKS = (TextEmbeddings, Layer, ResidualBlock, TransformerBlock, Downsample, Upsample)
 HOST = torch.device("cpu")

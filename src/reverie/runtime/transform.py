@@ -1,4 +1,4 @@
-"""How does a network become a fast one, and plain again? Its modules change their class, and nothing else.
+"""Packing a network: its modules change their class, and nothing else; and how many threads it computes with.
 
 Modules, names, parameters and hooks stay: what held on to a layer still holds it. What a layer does with its weight is
 said in `weights.py`. A part that the packed kernels cannot take (another dtype or device, groups, few channels) stays
@@ -7,19 +7,25 @@ as it is.
 
 from __future__ import annotations
 
-from typing import TypeVar
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from threading import local
+from typing import Any, TypeVar
 
+import torch
 from torch import nn
 
 from reverie.runtime import kernels
 from reverie.runtime.blocks import BLOCKS
+from reverie.runtime.kernels import let_go
 from reverie.runtime.layers import NARROW, EdgeConv2d, PackedConv2d, PackedLinear, PackedPointwise
-from reverie.runtime.pages import let_go
 from reverie.runtime.weights import PackedLayer
 
 M = TypeVar("M", bound=nn.Module)
 
-# Inputs and outputs from which a product gains by packing more than the call costs (measured; see docs/performance.md).
+# Inputs and outputs from which a product gains by packing more than the call costs (docs/measured/performance.md).
 WIDE = 256
 
 FAST = {fast for fast, _ in BLOCKS.values()}
@@ -111,3 +117,57 @@ def _layer(module: nn.Module) -> type[PackedLayer] | None:
     if (module.kernel_size, module.stride, module.padding) == ((1, 1), (1, 1), (0, 0)):
         return PackedPointwise if width >= WIDE else None
     return PackedConv2d if width >= NARROW else None
+
+
+CONTROL = Path("/sys/fs/cgroup")
+CHOSEN = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")  # environment variables by which people choose themselves
+SMALL = 2048  # numbers of an input up to which one thread computes: latents of 16x16, guided
+_OUTSIDE = local()  # how many threads there were before the networks that this thread computes with were called
+
+
+def limit_threads(environment: Mapping[str, str] = os.environ, control: Path = CONTROL) -> None:
+    """Let torch use no more threads than a container's limit lets run, which it does not look at by itself.
+
+    It never uses more than before, and nothing changes where the environment says how many.
+    """
+    limit = quota(control)
+    if limit is not None and not _chosen(environment):
+        torch.set_num_threads(max(1, min(torch.get_num_threads(), math.ceil(limit))))
+
+
+def spare_threads(network: nn.Module, environment: Mapping[str, str] = os.environ) -> None:
+    """Let a network on the CPU compute on one thread where its input is small; nothing changes around its calls.
+
+    It is for networks of small operations, and does nothing where the environment says how many threads to use.
+    """
+    if not _chosen(environment):
+        network.register_forward_pre_hook(_enter)
+        network.register_forward_hook(_leave, always_call=True)
+
+
+def _chosen(environment: Mapping[str, str]) -> bool:
+    return any(environment.get(name) for name in CHOSEN)
+
+
+def _enter(network: nn.Module, inputs: tuple[Any, ...]) -> None:
+    _OUTSIDE.__dict__.setdefault("counts", []).append(torch.get_num_threads())
+    if inputs[0].device.type == "cpu" and inputs[0].numel() <= SMALL:
+        torch.set_num_threads(1)
+
+
+def _leave(network: nn.Module, inputs: object, output: object) -> None:
+    torch.set_num_threads(_OUTSIDE.counts.pop())
+
+
+def quota(control: Path = CONTROL) -> float | None:
+    """Return how many processors' time the control group grants, None where it sets no limit or there is no group."""
+    try:
+        if (unified := control / "cpu.max").is_file():
+            granted, period = unified.read_text().split()
+        else:
+            granted, period = (
+                (control / "cpu" / f"cpu.cfs_{name}_us").read_text().strip() for name in ("quota", "period")
+            )
+        return int(granted) / int(period) if granted not in ("max", "-1") else None
+    except (OSError, ValueError, ZeroDivisionError):
+        return None

@@ -1,4 +1,4 @@
-"""Where does a layer keep its weight? In one form at a time: packed once it computes, plain once it is asked for it.
+"""Packed weights of layers: one form at a time, packed once a layer computes, plain once its weight is asked for.
 
 That is the one rule by which LoRA, saving, training and all else that reads or sets `weight` get along, without knowing
 of it. `layer.weight` gives back the plain values, bit by bit, and lets go of the packed ones; the layer packs again
@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from reverie.runtime.kernels import native, unpack
-from reverie.runtime.pages import let_go
+from reverie.runtime.kernels import let_go, native, unpack
 
 Pack = Callable[[Tensor], Any]
 """Give a weight another form, whose `to_dense` gives the plain one."""

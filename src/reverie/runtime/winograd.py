@@ -1,4 +1,4 @@
-"""How is a 3x3 convolution computed with fewer multiplications? By Winograd's filtering, F(4x4, 3x3) and F(2x2, 3x3).
+"""Winograd convolution of 3x3 kernels, F(4x4, 3x3) and F(2x2, 3x3): a quarter or four ninths of the products.
 
 An image is cut into tiles that overlap by two pixels: of 6x6 for 4x4 that are made, of 4x4 for 2x2. Tile and kernel are
 transformed so that multiplying them number by number gives the convolved pixels, transformed: for all channels, 36 or
@@ -21,7 +21,7 @@ from torch import Tensor
 from reverie.runtime import kernels
 
 TILES = 256  # done at a time (measured: 64 to 512 differ by 10 %)
-LEAST = 64  # tiles of an image from which it wins (measured; see docs/performance.md)
+LEAST = 64  # tiles of an image from which it wins (measured; see docs/measured/performance.md)
 PART = 2**22  # numbers of a part of a transformed kernel: memory of 32 MiB or more comes from the system at every call
 WIDE = 256  # channels from which packed products win over torch's one call for all of them
 

@@ -1,4 +1,4 @@
-"""Which of several pictures shows best what was asked? CLIP ranks them, and each carries its score."""
+"""Best-of ranking: of several pictures, those whose CLIP embedding is most like the prompt's."""
 
 from __future__ import annotations
 

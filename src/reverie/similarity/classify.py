@@ -1,4 +1,4 @@
-"""What is in a picture? The label whose text is most like it: zero-shot classification (CLIP paper, section 3.1)."""
+"""Zero-shot classification: the label whose text embedding is most like the picture's (CLIP paper, section 3.1)."""
 
 from __future__ import annotations
 

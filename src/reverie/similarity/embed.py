@@ -1,4 +1,4 @@
-"""How are pictures and texts embedded? By `Clip`, the object that `reverie.load_clip` returns."""
+"""CLIP embeddings of pictures and texts: `Clip`, the object that `reverie.load_clip` returns."""
 
 from __future__ import annotations
 

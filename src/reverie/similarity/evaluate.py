@@ -1,4 +1,4 @@
-"""How often is the label right? Zero-shot accuracy over a folder with one folder a class, and who is taken for whom."""
+"""Zero-shot accuracy over a folder with one folder a class, and the confusion of classes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reverie.errors import ReverieError
 from reverie.media.charts import heat_map
-from reverie.media.pictures import READABLE
+from reverie.media.decoding import READABLE
 from reverie.similarity.classify import Classifier
 
 TOP = 5

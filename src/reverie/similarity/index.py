@@ -1,4 +1,4 @@
-"""How are the embeddings of a collection kept on disk? In an index that grows, is memory-mapped, and outlives a kill.
+"""The index of a collection's embeddings on disk: append-only, memory-mapped, crash-safe.
 
 `index.json` says how many rows of `vectors-G.f32` and how many bytes of `pictures-G.jsonl` count. Both files are only
 ever appended to, and the numbers are replaced last: what an interrupted run left behind them is not there. Line by

@@ -1,4 +1,4 @@
-"""How alike are pictures and texts? A matrix of cosines that shows itself as a table, as CSV, or as a heat map."""
+"""The matrix of cosines between pictures and texts, shown as a table, as CSV, or as a heat map."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is what was found shown in a browser? As one HTML file that holds its pictures and needs nothing else."""
+"""A page of search results: one HTML file that holds its pictures and needs nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside
+from reverie.files import write_text
+from reverie.media.decoding import to_rgb
 
 if TYPE_CHECKING:
     from reverie.similarity.search import Results
@@ -45,8 +46,7 @@ def page(title: str, body: str) -> str:
 
 def write_page(path: str | Path, text: str) -> None:
     """Write a page beside, then rename it. Raises ReverieError where that cannot be done."""
-    with beside(Path(path)) as temporary:
-        temporary.write_text(text, encoding="utf-8", errors="replace")  # names of files need not be Unicode
+    write_text(Path(path), text)
 
 
 def contact_sheet(results: Results) -> str:
@@ -63,7 +63,7 @@ def figures(results: Results) -> str:
 
 def thumbnail(picture: Image.Image) -> str:
     """Write a small picture as a data URI."""
-    small = picture.convert("RGB")
+    small = to_rgb(picture).copy()
     small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     out = io.BytesIO()
     small.save(out, "JPEG", quality=85)

@@ -1,4 +1,4 @@
-"""Which pictures of an index are most like a query? A query is texts and pictures, added and subtracted."""
+"""Search of an index by a query: embeddings of texts and pictures, added and subtracted."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside
+from reverie.files import atomic_write
 from reverie.similarity.index import Entry, Index
 
 Found = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]
@@ -172,6 +172,6 @@ def _searcher(index: Index) -> Any:
         made.add_with_ids(index.vectors[part], part)
     for old in index.folder.glob("faiss-*.index"):
         old.unlink()
-    with beside(file) as temporary:
+    with atomic_write(file) as temporary:
         faiss.write_index(made, str(temporary))
     return made

@@ -1,11 +1,8 @@
-"""Where do the pictures of an index lie? In files below a folder, and in webdataset shards."""
+"""The pictures that an index covers: files below a folder, and members of webdataset shards."""
 
 from __future__ import annotations
 
-import io
 import os
-import re
-import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -13,9 +10,8 @@ from typing import NamedTuple
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import READABLE
-
-SHARD = ".tar"
+from reverie.files import SHARD, TAR_ERRORS, reason_of, tar_members
+from reverie.media.decoding import READABLE, decode, read_stored, to_rgb
 
 
 class Place(NamedTuple):
@@ -53,7 +49,7 @@ def find_places(source: str | Path) -> tuple[list[Place], list[Skipped]]:
         name = file.relative_to(base_of(root)).as_posix()
         try:
             places.extend(_members(file, name) if file.suffix.lower() == SHARD else [_whole(file, name)])
-        except (tarfile.TarError, OSError, ValueError) as error:
+        except TAR_ERRORS as error:
             skipped.append(Skipped(name, reason_of(error)))
     if not places:
         listed = f" ({skipped[0].name}: {skipped[0].reason})" if skipped else ""
@@ -67,24 +63,22 @@ def base_of(source: Path) -> Path:
 
 
 def read_picture(base: Path, place: Place) -> Image.Image:
-    """Read a picture as RGB. Raises ReverieError, naming it, where it is gone or damaged."""
+    """Read a picture as RGB, upright and on white. Raises ReverieError, naming it, where it is gone or damaged."""
+    return to_rgb(decode(_content(base, place), f"the picture {place.name}"))
+
+
+def read_place(base: Path, place: Place) -> Image.Image:
+    """Read a picture as CLIP's references do, neither turned nor on white. Raises ReverieError."""
+    return read_stored(_content(base, place), f"the picture {place.name}").convert("RGB")
+
+
+def _content(base: Path, place: Place) -> bytes:
     try:
-        return open_place(base, place)
-    except Exception as error:  # decoders of damaged files raise SyntaxError, struct.error, MemoryError and others
+        with (base / place.file).open("rb") as file:
+            file.seek(place.offset)
+            return file.read(place.size)
+    except OSError as error:
         raise ReverieError(f"cannot read the picture {place.name}: {reason_of(error)}") from error
-
-
-def open_place(base: Path, place: Place) -> Image.Image:
-    """Read a picture as RGB. Raises whatever the system, or the decoder of a damaged one, raises."""
-    with (base / place.file).open("rb") as file:
-        file.seek(place.offset)
-        return decoded(file.read(place.size))
-
-
-def decoded(content: bytes) -> Image.Image:
-    """Decode a picture's file as RGB. Raises whatever the decoder of a damaged one raises."""
-    with Image.open(io.BytesIO(content)) as opened:
-        return opened.convert("RGB")
 
 
 def _files(root: Path) -> Iterator[Path]:
@@ -100,28 +94,19 @@ def _files(root: Path) -> Iterator[Path]:
 
 
 def _whole(file: Path, name: str) -> Place:
-    told = file.stat()
-    return Place(name, name, 0, told.st_size, f"{told.st_size}-{told.st_mtime_ns}")
+    state = file.stat()
+    return Place(name, name, 0, state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
 
 
-def _members(shard: Path, name: str) -> Iterator[Place]:
-    """Find the pictures of a shard by its headers. A shard that is cut off raises before it gives any of them."""
-    told = shard.stat()
+def _members(shard: Path, name: str) -> list[Place]:
+    """Find the pictures of a shard by its headers. Raises one of TAR_ERRORS, also where it is cut off."""
+    state = shard.stat()
     found = []
-    with tarfile.open(shard, "r:") as tar:  # not compressed, or places in it mean nothing
-        for member in tar:
-            if not member.isreg() or member.sparse is not None or Path(member.name).suffix.lower() not in READABLE:
-                continue
-            if member.offset_data + member.size > told.st_size:
-                raise tarfile.ReadError("the shard is cut off")
-            stamp = f"{told.st_size}-{told.st_mtime_ns}-{member.offset_data}"
-            found.append(Place(f"{name}/{member.name}", name, member.offset_data, member.size, stamp))
-    yield from found
-
-
-def reason_of(error: Exception) -> str:
-    """Say in a few words what is wrong with a file, the same words each time."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    text = re.sub(r" *<_io\.\w+ object at 0x\w+>", "", str(error))  # an address, which differs from run to run
-    return " ".join(text.split())[:120] or type(error).__name__
+    for member in tar_members(shard):
+        if Path(member.name).suffix.lower() not in READABLE:
+            continue
+        if member.offset + member.size > state.st_size:
+            raise EOFError("the shard is cut off")
+        stamp = f"{state.st_size}-{state.st_mtime_ns}-{member.offset}"
+        found.append(Place(f"{name}/{member.name}", name, member.offset, member.size, stamp))
+    return found

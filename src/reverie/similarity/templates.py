@@ -1,10 +1,11 @@
-"""In which sentences does a label stand? Sets of templates for zero-shot classification, by name or from a file."""
+"""Prompt templates for zero-shot classification, by name or from a file."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 
 SLOT = "{}"
 
@@ -89,6 +90,6 @@ def read_lines(file: Path) -> list[str]:
     try:
         return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except OSError as error:
-        raise ReverieError(f"cannot read '{file}': {error.strerror}") from error
+        raise ReverieError(f"cannot read '{file}': {reason_of(error)}") from error
     except UnicodeDecodeError as error:
         raise ReverieError(f"cannot read '{file}': it is no text in UTF-8") from error

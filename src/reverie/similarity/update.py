@@ -1,4 +1,4 @@
-"""How does an index follow its collection? What is new or changed is embedded, what is gone is forgotten."""
+"""Updates of an index: what is new or changed is embedded, what is gone is forgotten."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
+from reverie.files import lock_folder, reason_of
 from reverie.similarity.index import HEADER, Entry, Header, Index, open_index
-from reverie.similarity.lock import alone
-from reverie.similarity.sources import Place, Skipped, base_of, find_places, open_place, reason_of
+from reverie.similarity.sources import Place, Skipped, base_of, find_places, read_place
 from reverie.similarity.writer import Writer, compact
 
 Item = TypeVar("Item")
@@ -66,11 +66,7 @@ def update(
         raise ReverieError(f"a batch of {batch} with {workers} workers makes no index; both should be 1 or more")
     places, damaged = find_places(source)
     _begun(folder, source, clip)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise ReverieError(f"cannot make the folder '{folder}': {error.strerror}") from error
-    with alone(folder):
+    with lock_folder(folder):
         index = _begun(folder, source, clip)  # again: another process may have added to it before the lock was ours
         wanted = [place for place in places if (known := index.entries.get(place.name)) is None or known.place != place]
         gone = _gone(index, places, damaged)
@@ -156,6 +152,6 @@ def _embedded(
 def _levels(clip: Embedder, base: Path, place: Place) -> UInt8[Tensor, "1 3 h w"] | str:
     """Decode one picture, or say why that cannot be done."""
     try:
-        return clip.levels([open_place(base, place)])
+        return clip.levels([read_place(base, place)])
     except Exception as error:  # one picture of a strange shape should not end a job of millions
         return reason_of(error)

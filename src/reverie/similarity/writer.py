@@ -1,4 +1,4 @@
-"""How does an index grow? By appending, where the numbers that make it count are written last."""
+"""Appending to an index: the numbers that make new rows count are written last."""
 
 from __future__ import annotations
 
@@ -13,8 +13,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from reverie.errors import ReverieError
-from reverie.media.pictures import beside
+from reverie.files import unwritable, write_text
 from reverie.similarity.index import HEADER, Entry, Header, Index, journal_file, vectors_file
 
 DEAD_SHARE = 0.25  # of all rows: beyond that an index is written anew
@@ -43,8 +42,7 @@ class Writer:
         rows = _written(vectors_file(self.folder, header), row * header.rows, content) // row
         journal = _written(journal_file(self.folder, header), header.journal, (f"{line}\n".encode() for line in lines))
         self.header = replace(header, rows=rows, journal=journal)
-        with beside(self.folder / HEADER) as temporary:
-            temporary.write_text(json.dumps(asdict(self.header), indent=1), encoding="utf-8")
+        write_text(self.folder / HEADER, json.dumps(asdict(self.header), indent=1), sync=True)
 
 
 def compact(index: Index) -> None:
@@ -64,14 +62,11 @@ def compact(index: Index) -> None:
 
 def _written(path: Path, place: int, blocks: Iterable[bytes]) -> int:
     """Write blocks from a place on, where the file then ends; return its size."""
-    try:
-        with path.open("r+b" if path.exists() else "w+b") as file:
-            file.truncate(place)
-            file.seek(place)
-            for block in blocks:
-                file.write(block)
-            file.flush()
-            os.fsync(file.fileno())
-            return file.tell()
-    except OSError as error:
-        raise ReverieError(f"cannot write '{path}': {error.strerror or error}") from error
+    with unwritable(path), path.open("r+b" if path.exists() else "w+b") as file:
+        file.truncate(place)
+        file.seek(place)
+        for block in blocks:
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()

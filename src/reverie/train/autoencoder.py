@@ -29,7 +29,7 @@ from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.discriminator import PatchGAN, PatchGANConfig
 from reverie.models.lpips import FeatureDistance
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train.classifier import load_features
 from reverie.train.examples import HELD_OUT_SEED, Examples, Scenes
 from reverie.train.loop import step_generator

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from reverie.checkpoints.save import write_tensors
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import CANVAS, PAIR_SHARE, crop_at, scene_at
 from reverie.data.loader import Batches
@@ -89,7 +90,7 @@ class ClassifierObjective:
     def export(self, folder: Path) -> None:
         """Save the weights in half precision beside the config and the class names."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(in_half(self.averaged.cpu().state_dict()), folder / "model.safetensors")
+        write_tensors(in_half(self.averaged.cpu().state_dict()), folder / "model.safetensors")
         config = asdict(self.config) | {"names": [thing.emoji for thing in self.things]}
         (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1))
 

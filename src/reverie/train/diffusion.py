@@ -26,6 +26,7 @@ from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
 from reverie.diffusion.denoiser import PREDICTIONS, Prediction
 from reverie.diffusion.names import choose
+from reverie.errors import ReverieError
 from reverie.media.pictures import grid
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
@@ -189,7 +190,12 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
 def _unet(sections: dict[str, Any], diffusion: DiffusionSettings, seed: int) -> UNet:
     config = section(sections, "unet", UNetConfig)
     if diffusion.initial:
-        return load_unet(diffusion.initial, device=CPU, dtype=torch.float32).train()
+        unet = load_unet(diffusion.initial, device=CPU, dtype=torch.float32).train()
+        if "unet" in sections and unet.config != config:
+            raise ReverieError(
+                f"[unet] has another shape than {diffusion.initial}; leave [unet] out, or make it the same"
+            )
+        return unet
     torch.manual_seed(seed)
     unet = UNet(config)
     initialise_(unet)

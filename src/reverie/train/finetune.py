@@ -20,7 +20,7 @@ from reverie import system
 from reverie.checkpoints.components import Components
 from reverie.data.loader import Batches
 from reverie.errors import ReverieError
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import BUNDLED_NAME
 from reverie.train import lora
 from reverie.train.diffusion import DiffusionObjective, Shown

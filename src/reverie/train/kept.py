@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.media.pictures import beside
+from reverie.checkpoints.save import write_tensors
 
 IDENTITY = "identity"
 CONTENT = "latents"  # what the tensor is called in the file, whatever it holds
@@ -17,8 +16,7 @@ CONTENT = "latents"  # what the tensor is called in the file, whatever it holds
 def keep(content: Tensor, made_of: str, path: Path) -> None:
     """Write a tensor, whole or not at all. Raises ReverieError where that is not possible."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with beside(path) as temporary:
-        save_file({CONTENT: content}, temporary, {IDENTITY: made_of})
+    write_tensors({CONTENT: content}, path, {IDENTITY: made_of})
 
 
 def is_kept(made_of: str, path: Path) -> bool:

@@ -18,6 +18,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.data.loader import Batches, shuffled
+from reverie.files import PART, lock, unwritable
 from reverie.models.autoencoder import Autoencoder
 from reverie.train.autoencoder import as_images
 from reverie.train.examples import Examples
@@ -37,9 +38,10 @@ def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int 
     if is_kept(told, path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{hashlib.sha256(told.encode()).hexdigest()[:12]}.part")
+    part = path.with_suffix(f".{hashlib.sha256(told.encode()).hexdigest()[:12]}{PART}")
     shape = _encoded(autoencoder, [examples.picture(0)]).shape[1:]
-    with part.open("ab") as file:
+    with unwritable(path), part.open("ab") as file:
+        lock(file, f"making '{path}'")
         batch_bytes = ENCODE_BATCH * shape.numel() * torch.float16.itemsize
         start = file.tell() // batch_bytes  # a batch that was cut off is made again, whole
         file.truncate(start * batch_bytes)

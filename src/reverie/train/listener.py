@@ -16,18 +16,18 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from pydantic import PositiveInt
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from reverie.checkpoints.save import write_tensors
 from reverie.corpora.music.clips import TEMPOS, clip_at
 from reverie.corpora.music.instruments import INSTRUMENTS
 from reverie.corpora.music.synth import render
 from reverie.data.loader import Batches
 from reverie.errors import ReverieError
 from reverie.media.sound import Sound
-from reverie.models.listener import Listener, ListenerConfig
-from reverie.sound.params import SpectrogramParams
-from reverie.sound.spectrogram import spectrogram
+from reverie.models.classifier import Listener, ListenerConfig
+from reverie.sound.spectrogram import SpectrogramParams, spectrogram
 from reverie.train.classifier import coarsened, in_half, in_single
 from reverie.train.kept import is_kept, keep, kept
 from reverie.train.loop import device_of, step_generator
@@ -104,7 +104,7 @@ class ListenerObjective:
     def export(self, folder: Path) -> None:
         """Save the weights in half precision beside the config and the names of what it tells apart."""
         folder.mkdir(parents=True, exist_ok=True)
-        save_file(in_half(self.averaged.cpu().state_dict()), folder / "model.safetensors")
+        write_tensors(in_half(self.averaged.cpu().state_dict()), folder / "model.safetensors")
         config = asdict(self.averaged.config) | {"leads": list(INSTRUMENTS), "speeds": list(TEMPOS)}
         (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1))
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from contextlib import suppress
 from dataclasses import asdict, dataclass
@@ -12,6 +11,8 @@ from types import TracebackType
 
 import numpy as np
 from PIL import Image
+
+from reverie.files import write_text
 
 LINES = "log.jsonl"
 
@@ -120,6 +121,4 @@ def _drop_after(path: Path, step: int) -> None:
         with suppress(json.JSONDecodeError):
             if json.loads(line)["step"] <= step:
                 kept.append(line)
-    beside = path.with_suffix(".writing")
-    beside.write_text("".join(kept), encoding="utf-8")
-    os.replace(beside, path)
+    write_text(path, "".join(kept))

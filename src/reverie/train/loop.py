@@ -7,7 +7,6 @@ that was killed and resumed from a checkpoint ends in the same bits as one that 
 from __future__ import annotations
 
 import math
-import os
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reverie.errors import ReverieError
+from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
 from reverie.train.ema import EMA
 from reverie.train.log import Event, Log, Meter, Silent
@@ -237,14 +237,14 @@ def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, r
     """Run the loop, yielding an event every `log_every` steps; write checkpoints, samples and at last the export.
 
     Of several processes that torchrun started only the first writes and yields; all read the same checkpoint. Raises
-    ReverieError where `out` holds a run already and `resume` is not set, or nothing to resume from.
+    ReverieError where `out` holds a run already and `resume` is not set, nothing to resume from, or
+    another process is training into it.
     """
     check(out, resume)
     device = pick_device(settings.device)
-    out.mkdir(parents=True, exist_ok=True)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with joined(device) as device:
+    with lock_folder(out, "training into") if is_first() else nullcontext(), joined(device) as device:
         objective = build()
         objective.move(device)
         learner = Learner(objective, settings)
@@ -277,13 +277,9 @@ def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterat
 
 
 def save_checkpoint(path: Path, step: int, learner: Learner) -> None:
-    """Write the state after `step` steps beside, then rename: `path` is whole at any moment."""
-    beside = path.with_suffix(".writing")
-    with beside.open("wb") as file:
-        torch.save({"step": step, **learner.state_dict()}, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(beside, path)
+    """Write the state after `step` steps: `path` is whole at any moment, also after a power cut."""
+    with atomic_write(path, sync=True) as temporary:
+        torch.save({"step": step, **learner.state_dict()}, temporary)
 
 
 def load_checkpoint(path: Path, learner: Learner) -> int:

@@ -13,13 +13,12 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from reverie.adapters.deltas import weight_delta
+from reverie.checkpoints.save import write_tensors
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside
 
 # Attention's projections, in the U-Net's names (diffusers) and in the text encoder's (transformers).
 PREFIXES = {"unet": "lora_unet_", "text": "lora_te_"}  # kohya's
@@ -77,11 +76,10 @@ def save(networks: Iterable[nn.Module], file: Path) -> None:
     tensors: dict[str, Tensor] = {}
     for name, product in (named for network in networks for named in network.named_children()):
         assert isinstance(product, LowRank)
-        tensors[f"{name}.lora_down.weight"] = product.down.detach().cpu().contiguous()
-        tensors[f"{name}.lora_up.weight"] = product.up.detach().cpu().contiguous()
+        tensors[f"{name}.lora_down.weight"] = product.down
+        tensors[f"{name}.lora_up.weight"] = product.up
         tensors[f"{name}.alpha"] = torch.tensor(float(product.alpha))
-    with beside(file) as temporary:
-        save_file(tensors, temporary, {"ss_network_module": "networks.lora"})
+    write_tensors(tensors, file, {"ss_network_module": "networks.lora"})
 
 
 def _layers(network: nn.Module, endings: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:

@@ -122,7 +122,7 @@ def named_thing(things: tuple[Concept, ...], seed: int, index: int, batch: int) 
     """Draw item `index` of a batch in which no thing comes twice, each alone, and told by its bare name.
 
     Colour, size and arrangement tell most scenes of a batch apart, and a CLIP that sees no other batches learns little
-    of the things themselves (measured: docs/bundled-model.md).
+    of the things themselves (measured: docs/measured/bundled-model.md).
     """
     step, place = divmod(index, batch)
     order = np.random.default_rng((seed, step, 5)).permutation(len(things))

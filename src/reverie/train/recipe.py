@@ -12,6 +12,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 from reverie.train.log import Event
 from reverie.train.loop import Objective, RunSettings, train
 from reverie.train.parallel import started
@@ -54,13 +55,18 @@ def section(sections: dict[str, Any], name: str, kind: type[Settings]) -> Settin
 
 
 def read(path: Path) -> dict[str, Any]:
-    """Read a recipe's tables."""
+    """Read a recipe's tables; `extends = "other.toml"` takes those of a recipe beside it and changes single keys.
+
+    Raises ReverieError, also where torchrun started several processes for one's work.
+    """
     try:
         sections = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise ReverieError(f"cannot read the recipe {path}: {error.strerror}; give a .toml file") from error
+        raise ReverieError(f"cannot read the recipe {path}: {reason_of(error)}; give a .toml file") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ReverieError(f"the recipe {path} is not TOML: {error}") from error
+    if (base := sections.pop("extends", None)) is not None:
+        sections = _merge(read(path.parent / base), sections)
     name = sections.get("objective")
     if name not in OBJECTIVES:
         raise ReverieError(f"the recipe {path} has objective {name!r}; choose from {', '.join(OBJECTIVES)}")
@@ -68,7 +74,15 @@ def read(path: Path) -> dict[str, Any]:
     for key in sections:
         if key not in allowed:
             raise ReverieError(f"the recipe {path} has an unknown table {key!r}; choose from {', '.join(allowed)}")
+    if (processes := started()) > 1 and name not in TOGETHER:
+        raise ReverieError(f"the objective {name} learns in one process, not in {processes}; leave torchrun out")
     return sections
+
+
+def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Lay a recipe over the one that it extends, table by table and key by key."""
+    tables = {name: {**base.get(name, {}), **table} for name, table in changes.items() if isinstance(table, dict)}
+    return {**base, **changes, **tables}
 
 
 def folder_of(path: Path, out: Path | None) -> Path:
@@ -80,10 +94,6 @@ def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[E
     """Carry out a recipe into the folder `out` (default runs/NAME), yielding events; see `train`."""
     sections = read(path)
     settings = section(sections, "run", RunSettings)
-    if (processes := started()) > 1 and sections["objective"] not in TOGETHER:
-        raise ReverieError(
-            f"the objective {sections['objective']} learns in one process, not in {processes}; leave torchrun out"
-        )
     folder = folder_of(path, out)
     module, _ = OBJECTIVES[sections["objective"]]
     build: Callable[[dict[str, Any], int, Path], Objective] = import_module(module).build

@@ -10,8 +10,7 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import UInt8
 
-from reverie.codecs.audio import hear
-from reverie.codecs.spectrograms import to_picture
+from reverie.codecs.spectrograms import hear, to_picture
 from reverie.corpora.captions import telling
 from reverie.corpora.music.captions import caption
 from reverie.corpora.music.clips import clip_at
@@ -19,7 +18,7 @@ from reverie.corpora.music.fluidsynth import default_font
 from reverie.corpora.music.synth import render
 from reverie.data.sounds import CaptionedSounds
 from reverie.media.sound import Sound
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train.examples import Identity
 
 SAMPLED = 20  # clips whose notes tell whether music is still composed as before

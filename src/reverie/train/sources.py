@@ -13,7 +13,7 @@ from reverie.data.captioned import open_captioned
 from reverie.data.sounds import open_sounds
 from reverie.errors import ReverieError
 from reverie.media.sound import duration, read
-from reverie.sound.params import SpectrogramParams
+from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train.examples import HELD_OUT_SEED, Examples, Pictures
 from reverie.train.sounds import Music, Sounds
 

@@ -12,9 +12,9 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.requests.parts import Hires, Variation
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import Record, read_record
+from reverie.requests.metadata import Record, texts
+from reverie.requests.records import read_record
 from reverie.requests.samplers import SAMPLERS
-from reverie.requests.writing import picture_texts
 
 Read = Callable[[dict[str, str]], Record]
 
@@ -99,11 +99,13 @@ def test_noise_is_drawn_where_it_was(rng: str, ours: str, read: Text) -> None:
 
 
 def test_what_cannot_be_honoured_is_noted(read: Text) -> None:
-    request, _, notes, _ = read(
+    record = read(
         "\nSteps: 20, Sampler: Restart, Schedule type: Beta, CFG scale: 7, Seed: 4294967296, Size: 515x512, "
         'Denoising strength: 0.7, Variation seed: 3, Variation seed strength: 0.2, "Template": x, RNG: other, '
         'ControlNet 0: "Module: canny, Weight: 1.0, \\"Mode\\": x", Version: v1.9.0'
     )
+    request, notes = record.request, record.notes
+    assert isinstance(request, TextToImage)
     assert (request.prompt, request.seed, request.width) == ("", 0, 512)
     assert request.variation == Variation(seed=3, strength=0.2)
     assert [line.partition(":")[0] for line in notes] == [
@@ -296,7 +298,7 @@ def test_what_we_write_reads_back(read: Text) -> None:
             merge_tokens=0.5,
             guidance_interval=(0.2, 0.8),
         )
-        record = read(picture_texts(request, "a, b: c")["parameters"])
+        record = read(texts(request, "a, b: c")["parameters"])
         assert (record.request, record.model) == (request, "a, b: c")
 
 
@@ -304,5 +306,5 @@ def test_our_own_parameters_miss_nothing(read: Text) -> None:
     """As after another program has kept AUTOMATIC1111's text and dropped ours."""
     size = {"width": 64, "height": 48, "hires": Hires(steps=5)}
     request = TextToImage(prompt="a bear", seed=7, guidance=3, clip_skip=2, tile="x", **size)
-    record = read(picture_texts(request, "mine")["parameters"])
+    record = read(texts(request, "mine")["parameters"])
     assert record == Record(request.replace(hires=Hires(steps=5, width=128, height=96)), "mine")

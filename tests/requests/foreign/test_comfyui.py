@@ -15,7 +15,8 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import Record, read_record
+from reverie.requests.metadata import Record
+from reverie.requests.records import read_record
 
 Graph = dict[str, Any]
 WEIGHTS = "weights in the prompt: ComfyUI weighs words against an empty prompt, here A1111's way is taken"

@@ -10,7 +10,7 @@ import pytest
 
 from reverie.errors import ReverieError
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import Record
+from reverie.requests.metadata import Record
 
 Read = Callable[[dict[str, Any]], Record]
 

@@ -19,7 +19,8 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.requests.parts import Variation
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import Record, read_record
+from reverie.requests.metadata import Record
+from reverie.requests.records import read_record
 
 Read = Callable[[dict[str, str]], Record]
 A1111 = """a (red:1.2) bear

@@ -13,7 +13,7 @@ from reverie.corpora.music.instruments import INSTRUMENTS
 from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, PARTS, Clip
 from reverie.errors import ReverieError
 
-RATE, SECONDS = 16_000, 5.12  # what the bundled model hears (sound/params.py: SMALL)
+RATE, SECONDS = 16_000, 5.12  # what the bundled model hears (sound/spectrogram.py: SMALL)
 OVERSAMPLING = 2  # so that nothing of a sound font's 44.1 kHz folds into what is kept
 # Mean powers against the lead's, in dB: who leads is heard. Pans are MIDI's: chords a little left, bass in the middle.
 LEVELS = {LEAD: 0.0, CHORDS: -9.0, BASS: -6.0, DRUMS: -6.0}

@@ -13,10 +13,11 @@ from reverie.requests.texts import Carrier
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
-def read_draft(carrier: Carrier) -> Draft:
+def read_draft(carrier: Carrier) -> Draft | None:
     """Read the first of a file's texts that is understood; a file may carry those of several programs.
 
-    Raises ReverieError where there is none: the first complaint about one that looked like it, or that there is none.
+    Returns None where it holds no settings. Raises ReverieError, the first complaint, where it holds some and none is
+    understood.
     """
     complaint: ReverieError | None = None
     for read in _readings(carrier):
@@ -27,7 +28,9 @@ def read_draft(carrier: Carrier) -> Draft:
             complaint = complaint or error
         except DAMAGE as error:
             complaint = complaint or ReverieError(f"the settings in the file are damaged: {error!r}")
-    raise complaint or ReverieError("this file does not say how it was made; give one that still has its metadata")
+    if complaint is not None:
+        raise complaint
+    return None
 
 
 def _readings(carrier: Carrier) -> Iterator[Callable[[], Draft | None]]:

@@ -8,8 +8,7 @@ from collections.abc import Collection, Mapping
 from typing import Any, Literal, TypeVar
 
 from reverie.errors import ReverieError
-from reverie.requests.frozen import Frozen
-from reverie.requests.parts import MAX_SEED
+from reverie.requests.base import MAX_SEED, Frozen
 from reverie.requests.pictures import TextToImage
 from reverie.requests.samplers import RECORDS, find_sampler, find_schedule
 

@@ -1,4 +1,4 @@
-"""How pleasing is a picture? As LAION's aesthetic predictors say: a linear head on CLIP's embedding, by its weights."""
+"""LAION's aesthetic predictor: a linear head on CLIP's embedding."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pictures show almost the same? Those whose embedding is as like an earlier kept one's as a threshold says."""
+"""Near-duplicates: pictures whose embedding is as like an earlier kept one's as a threshold says."""
 
 from __future__ import annotations
 

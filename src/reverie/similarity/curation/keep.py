@@ -1,4 +1,4 @@
-"""How does what was judged good become shards again? Copied as it was, with the words counted on the way."""
+"""Shards of the kept samples: copied as they were, with the words counted on the way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside
+from reverie.files import write_text
 from reverie.similarity.curation.samples import Sample, read_samples, write_samples
 from reverie.similarity.curation.spread import Message
 
@@ -45,8 +45,7 @@ class Keeping:
             if kept:
                 write_samples(target, _kept(path, lines))
             summary = {"count": len(lines), "successes": len(kept), "source": path.name, "state": state}
-            with beside(stats) as temporary:
-                temporary.write_text(json.dumps(summary, indent=1), encoding="utf-8")
+            write_text(stats, json.dumps(summary, indent=1))
         return {"shard": shard, "kept": len(kept), "words_kept": _words(kept), "words_all": _words(lines)}
 
 

@@ -1,4 +1,4 @@
-"""What is there to know of a shard's samples? Their sizes, and by CLIP how alike picture and text are."""
+"""Measurements of a shard's samples: sizes, and the cosine of picture and text by CLIP."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ import torch
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside
+from reverie.files import atomic_write, reason_of, write_text
+from reverie.media.decoding import read_stored, upright
 from reverie.similarity.curation.aesthetic import AestheticHead, load_aesthetic
 from reverie.similarity.curation.rules import Measured
 from reverie.similarity.curation.samples import Sample, read_samples
 from reverie.similarity.curation.spread import Message
 from reverie.similarity.embed import Clip, load_clip
-from reverie.similarity.sources import decoded, reason_of
 
 BATCH = 32
 
@@ -77,7 +77,7 @@ class Measuring:
         if found is None or found["key"] != key or (self.scoring and found["identity"] != self.identity):
             with _one_thread():
                 measured, vectors, damage = self._measure(path)
-            with beside(target.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
+            with atomic_write(target.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
                 np.save(file, vectors)
             found = {
                 "key": key,
@@ -85,8 +85,7 @@ class Measuring:
                 "damage": damage,
                 "samples": [asdict(sample) for sample in measured],
             }
-            with beside(target) as temporary:
-                temporary.write_text(json.dumps(found), encoding="utf-8")
+            write_text(target, json.dumps(found))
         return {"shard": shard, "samples": len(found["samples"]), "damage": found["damage"]}
 
     def _key(self, shard: Path) -> str:
@@ -158,12 +157,13 @@ def _plain(sample: Sample) -> tuple[Measured, Image.Image | None]:
     if content is None:
         return Measured(key=sample.key, text=text), None
     try:
-        picture = decoded(content)
-    except Exception as error:  # decoders of damaged files raise SyntaxError, struct.error, MemoryError and others
+        picture = read_stored(content)
+    except ReverieError as error:
         return Measured(key=sample.key, text=text, bytes=len(content), error=reason_of(error)), None
+    width, height = upright(picture).size
     return (
-        Measured(key=sample.key, text=text, bytes=len(content), width=picture.width, height=picture.height),
-        picture,
+        Measured(key=sample.key, text=text, bytes=len(content), width=width, height=height),
+        picture.convert("RGB"),  # as CLIP's references see it
     )
 
 

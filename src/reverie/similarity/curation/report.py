@@ -1,4 +1,4 @@
-"""What went and what stayed? A report of a curation: a page with histograms, and its numbers as JSON."""
+"""The report of a curation: a page with histograms, and its numbers as JSON."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from reverie.media.pictures import beside
+from reverie.files import write_text
 from reverie.similarity.curation.rules import Measured, Rules
 from reverie.similarity.page import page, write_page
 
@@ -94,8 +94,7 @@ class Curated:
 
 def write_report(folder: Path, outcome: Curated) -> None:
     """Write report.json and report.html."""
-    with beside(folder / "report.json") as temporary:
-        temporary.write_text(json.dumps(outcome.record(), indent=1), encoding="utf-8")
+    write_text(folder / "report.json", json.dumps(outcome.record(), indent=1))
     write_page(folder / "report.html", outcome.html())
 
 

@@ -1,4 +1,4 @@
-"""When is a sample kept? Rules of what was measured of it, in the order in which they are asked."""
+"""Rules by which a measured sample is kept or dropped, in the order in which they are asked."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is a collection curated? Measured shard by shard, judged as a whole, and written shard by shard.
+"""A run of curation: measured shard by shard, judged as a whole, and written shard by shard.
 
 Both parts by shard are spread over processes or machines; in between, one process applies the rules and seeks
 near-duplicates over all of them. Every step leaves its results in files, so a stopped run goes on where it was, and one
@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside
+from reverie.files import lock_folder, write_text
 from reverie.similarity.curation.duplicates import near_duplicates
 from reverie.similarity.curation.keep import Keeping
 from reverie.similarity.curation.measure import Measuring, Scoring, loaded, read_measured
@@ -24,7 +24,6 @@ from reverie.similarity.curation.report import HISTOGRAMS, Curated, Histogram, w
 from reverie.similarity.curation.rules import DUPLICATE, Measured, Rules, reason_to_drop
 from reverie.similarity.curation.samples import find_shards
 from reverie.similarity.curation.spread import Spread, here
-from reverie.similarity.lock import alone
 
 MEASURED = "measured"
 COMMONEST = 1000  # words that the report keeps
@@ -60,8 +59,7 @@ def curate(
     _check(folder, Path(source), {Path(shard).stem for shard in shards})
     scored = replace(scoring) if rules.need_clip or scoring.aesthetic else None
     identity = loaded(scored).identity if scored else ""
-    (folder / MEASURED).mkdir(parents=True, exist_ok=True)
-    with alone(folder), alone(folder / MEASURED):
+    with lock_folder(folder), lock_folder(folder / MEASURED):
         yield from _steps(folder, shards, rules, scored, identity, spread)
 
 
@@ -100,8 +98,7 @@ def _judge(folder: Path, shards: Sequence[str], rules: Rules) -> Curated:
         _mark_duplicates(folder, reasons, rules.duplicates)
     for shard, samples in measured.items():
         lines = [asdict(it) | {"reason": reason} for it, reason in zip(samples, reasons[shard], strict=True)]
-        with beside(folder / f"{Path(shard).stem}.jsonl") as temporary:
-            temporary.write_text("".join(f"{json.dumps(line)}\n" for line in lines), encoding="utf-8")
+        write_text(folder / f"{Path(shard).stem}.jsonl", "".join(f"{json.dumps(line)}\n" for line in lines))
     flat = [pair for shard in shards for pair in zip(measured[shard], reasons[shard], strict=True)]
     dropped = Counter(reason for _, reason in flat if reason)
     histograms = {}

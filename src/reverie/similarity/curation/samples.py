@@ -1,18 +1,24 @@
-"""What does a shard hold, and how is a part of it written again? Samples of neighbouring members of one key."""
+"""Samples of webdataset shards: neighbouring members of one key, read and written again."""
 
 from __future__ import annotations
 
-import io
-import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from reverie.data.captioned import PICTURES
 from reverie.errors import ReverieError
-from reverie.media.pictures import beside
+from reverie.files import TAR_ERRORS, reason_of, tar_members, tar_samples, tar_writer
 
 LARGEST_MEMBER = 1 << 28  # bytes: what says that it is larger is no picture to learn from
+
+
+class Stored(NamedTuple):
+    """A file of a shard: its name in the tar, and its content."""
+
+    name: str
+    content: bytes
 
 
 @dataclass(frozen=True)
@@ -20,13 +26,12 @@ class Sample:
     """Hold the files of one key, by their endings."""
 
     key: str
-    files: tuple[tuple[str, bytes], ...]
-    """Names in the tar and contents, in the shard's order."""
+    files: Mapping[str, Stored]
+    """In the shard's order."""
 
     def content(self, *endings: str) -> bytes | None:
         """Return the first file of one of these endings."""
-        found = {name.rpartition("/")[2].partition(".")[2].lower(): content for name, content in self.files}
-        return next((found[ending] for ending in endings if ending in found), None)
+        return next((self.files[ending].content for ending in endings if ending in self.files), None)
 
     @property
     def picture(self) -> bytes | None:
@@ -51,35 +56,17 @@ def find_shards(source: str | Path) -> list[Path]:
 
 def read_samples(shard: Path) -> Iterator[Sample]:
     """Read a shard's samples in order. Raises ReverieError where it is damaged, after the samples before that."""
-    key, files = "", list[tuple[str, bytes]]()
     try:
-        with tarfile.open(shard) as tar:
-            for member in tar:
-                if not member.isreg() or member.sparse is not None or member.size > LARGEST_MEMBER:
-                    continue
-                folder, _, name = member.name.rpartition("/")
-                stem = f"{folder}/{name.partition('.')[0]}"
-                if stem != key and files:
-                    yield Sample(key.lstrip("/"), tuple(files))
-                    files = []
-                key = stem
-                stream = tar.extractfile(member)
-                if stream is not None:
-                    files.append((member.name, stream.read()))
-    except (tarfile.TarError, OSError, EOFError, ValueError) as error:
-        raise ReverieError(f"the shard '{shard}' is damaged: {error}") from error
-    if files:
-        yield Sample(key.lstrip("/"), tuple(files))
+        members = (member for member in tar_members(shard, "r") if member.size <= LARGEST_MEMBER)
+        for key, files in tar_samples(Stored(member.name, member.read()) for member in members):
+            yield Sample(key, files)
+    except TAR_ERRORS as error:
+        raise ReverieError(f"the shard '{shard}' is damaged: {reason_of(error)}") from error
 
 
-def write_samples(shard: Path, samples: Iterable[Sample]) -> int:
-    """Write samples as a shard, beside and then renamed, and return how many; the same samples give the same bytes."""
-    count = 0
-    with beside(shard) as temporary, tarfile.open(temporary, "w", format=tarfile.PAX_FORMAT) as tar:
+def write_samples(shard: Path, samples: Iterable[Sample]) -> None:
+    """Write samples as a shard; the same samples give the same bytes."""
+    with tar_writer(shard) as add:
         for sample in samples:
-            for name, content in sample.files:
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                tar.addfile(member, io.BytesIO(content))
-            count += 1
-    return count
+            for stored in sample.files.values():
+                add(stored.name, stored.content)

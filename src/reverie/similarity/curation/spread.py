@@ -1,4 +1,4 @@
-"""Who does the work on many shards? Processes of this machine, or Ray on many: the same function in both.
+"""Parallel work on shards: the same function in processes of this machine, or by Ray on many.
 
 The function takes a shard's path, leaves its results in files of that shard's own, written beside and renamed, and
 returns a small message. So a shard whose worker dies is simply done again: nothing is lost, and nothing counted twice.

@@ -1,0 +1,232 @@
+"""The base of all requests: frozen, checked values that say in one line what is wrong, and are written as JSON."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, ClassVar, Self, get_args
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
+
+from reverie.errors import ReverieError
+from reverie.requests.samplers import SamplerName, ScheduleName, resolve_names
+
+# torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
+MAX_SEED = 2**32 - 1
+RANDOM_SEED = -1  # what AUTOMATIC1111 writes for a random seed
+RECORDED = {"files": "recorded"}
+"""The context in which a request is written with its files' names and SHA-256, and not with their data."""
+
+Pixels = Annotated[int, Field(ge=8, le=8192, multiple_of=8)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Interval = tuple[Fraction, Fraction]
+Strength = Annotated[float, Field(gt=0, le=1)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Guidance = Annotated[float, Field(ge=0, le=100)]
+
+
+class Frozen(BaseModel):
+    """Checked values that do not change. Raises ReverieError, in one line, for any value out of range."""
+
+    # Schemas are built when a class is first used: building all of them takes longer than `reverie image --help`.
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, defer_build=True)
+    part: ClassVar[str] = ""
+    """What an error names before the field, for a part of a request."""
+
+    def __init__(self, /, **data: Any) -> None:
+        try:
+            super().__init__(**data)
+        except ValidationError as error:
+            raise one_line(error, type(self)) from None
+
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> Self:
+        """Check fields of any type that can be turned into the right one, such as paths into pictures."""
+        return cls(**fields)
+
+    def replace(self, **changes: object) -> Self:
+        """Return a copy with some fields changed, checked again."""
+        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+
+
+def one_line(error: ValidationError, request: type[Frozen]) -> ReverieError:
+    """Return the first of pydantic's errors in one line (what was given, what is allowed), and the others' fields."""
+    first, *others = error.errors()
+    fields = ", ".join(dict.fromkeys(str(other["loc"][0]) for other in others if other["loc"]))
+    more = f" (wrong too: {fields})" if fields else ""
+    if first["type"] == "value_error":  # one of our own checks, which says it all
+        own = first["ctx"]["error"]
+        return ReverieError(f"{own}{more}", field=getattr(own, "field", None) or _field(first))
+    return ReverieError(_message(first, request) + more, field=_field(first))
+
+
+def _field(error: ErrorDetails) -> str | None:
+    return ".".join(map(str, error["loc"])) or None
+
+
+def _message(error: ErrorDetails, request: type[Frozen]) -> str:
+    name, given = str(error["loc"][0]), error["input"]
+    if error["type"] == "missing":
+        return f"{request.part}{name} is missing; {request.__name__} needs it"
+    if error["type"] == "extra_forbidden":
+        return _unknown(f"{request.part}option", name, list(request.model_fields))
+    if error["type"] == "literal_error":
+        return _unknown(request.part + name, given, _choices(request.model_fields[name].annotation))
+    message = error["msg"].removeprefix("Input ").removeprefix("should ")
+    return f"{request.part}{name} {given!r} is not possible; it should {message}"
+
+
+def _choices(annotation: Any) -> tuple[str, ...]:
+    """Return the texts that a literal, or one that may be None, allows."""
+    inner = [_choices(part) if get_args(part) else (part,) for part in get_args(annotation)]
+    return tuple(choice for choices in inner for choice in choices if isinstance(choice, str))
+
+
+def _unknown(what: str, given: object, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(str(given), allowed, n=1)
+    hint = f"did you mean '{near[0]}'? " if near else ""
+    return f"unknown {what} {given!r}; {hint}choose from {', '.join(allowed)}"
+
+
+class Request(Frozen):
+    """What can be asked for: the same object is the command line's flags, an HTTP body and a file's metadata.
+
+    Prompts are followed by classifier-free guidance (Ho and Salimans 2207.12598); None is the model's own scale.
+    """
+
+    kind: ClassVar[str] = ""
+    """The name of this kind of request in JSON."""
+
+    guidance: Guidance | None = Field(
+        default=None, description="classifier-free guidance; 1 switches it off; the model's own if not given"
+    )
+
+    @property
+    def scale(self) -> float:
+        """Return the guidance of a request that was settled. Raises ValueError for one that was not."""
+        if self.guidance is None:
+            raise ValueError("the guidance is the model's, and nothing was asked of a model yet")
+        return self.guidance
+
+    def settled(self, own: float) -> Self:
+        """Fill in the guidance where the request leaves it open: `own`, the model's."""
+        return self if self.guidance is not None else self.replace(guidance=own)
+
+    def to_json(self) -> str:
+        """Write the request as one line of JSON, with its kind, and its pictures as data URLs."""
+        return json.dumps({"kind": self.kind, **self.model_dump(mode="json")}, ensure_ascii=False)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what metadata holds of the request: its files by name and SHA-256."""
+        return self.model_dump(mode="json", context=RECORDED)
+
+    @classmethod
+    def from_json(cls, text: str) -> Self:
+        """Read a request written by `to_json`, as the class that its kind names; without a kind, as this class.
+
+        Raises ReverieError for text that is no such JSON, and for a kind that is not one of this class.
+        """
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise ReverieError(f"request is not JSON: {error}") from error
+        if not isinstance(data, dict):
+            raise ReverieError(f"request must be a JSON object, not {type(data).__name__}")
+        if (kind := data.pop("kind", cls.kind)) == cls.kind and kind:
+            return cls.of(data)
+        from reverie.requests.metadata import KINDS  # which imports this module
+
+        kinds = {name: known for name, known in KINDS.items() if issubclass(known, cls)}
+        if kind not in kinds:
+            raise ReverieError(_unknown("kind", kind, list(kinds)), field="kind")
+        return kinds[kind].of(data)
+
+
+def random_seed() -> int:
+    """Draw a seed from the system's entropy."""
+    return secrets.randbelow(MAX_SEED + 1)
+
+
+def _seed_or_random(seed: object) -> object:
+    return random_seed() if seed is None or (isinstance(seed, int) and seed == RANDOM_SEED) else seed
+
+
+class SampledRequest(Request):
+    """A request that a sampler carries out; `seed` is drawn at random where it is None or -1."""
+
+    negative: str = Field(default="", description="what to keep away from")
+    seed: Annotated[Seed, BeforeValidator(_seed_or_random)] = Field(
+        default_factory=random_seed,
+        description="of the noise, random if not given or -1; number k of several uses seed + k",
+    )
+    steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
+    sampler: SamplerName = Field(
+        default="dpmpp_2m", description="how the noise is taken away; an unknown name lists them all"
+    )
+    schedule: ScheduleName = Field(
+        default="karras", description="how the noise levels are spaced; an unknown name lists them all"
+    )
+    discard_penultimate: bool = Field(
+        default=False,
+        description="leave out the noise level before the last, of one step more, as A1111 does for DPM2 and 3M SDE",
+    )
+    guidance_rescale: Fraction = Field(
+        default=0.0, description="0 to 1, against overexposure at high guidance (Lin et al. 2305.08891, eq. 15-16)"
+    )
+    guidance_interval: Interval = Field(
+        default=(0.0, 1.0), description="fractions of the way between which guidance acts, the whole by default"
+    )
+    cache_steps: int = Field(
+        default=1, ge=1, le=10, description="steps for which the U-Net's inner levels are computed once; 1 is exact"
+    )
+    merge_tokens: float = Field(
+        default=0.0, ge=0, le=0.75, description="share of the tokens that self-attention merges; 0 is exact"
+    )
+    threshold: float | None = Field(
+        default=None, gt=0, le=1, description="dynamic thresholding's percentile, such as 0.995"
+    )
+    clip_skip: int = Field(
+        default=1, ge=1, le=12, description="1 reads the text encoder's usual layer, 2 the one before, ..."
+    )
+    loras: tuple[str, ...] = Field(
+        default=(), description="LoRA files, each FILE, FILE:weight or FILE:text weight:U-Net weight"
+    )
+    embeddings: tuple[str, ...] = Field(
+        default=(), description="textual inversions, named in the prompt by their files' names, or folders of them"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_names(cls, fields: Any) -> Any:
+        """Turn other programs' names of samplers and spacings into ours: "DPM++ 2M Karras" is both."""
+        return resolve_names(fields) if isinstance(fields, dict) else fields
+
+    @model_validator(mode="after")
+    def _check_interval(self) -> Self:
+        start, end = self.guidance_interval
+        if start >= end:
+            raise ReverieError(
+                f"guidance from {start:g} to {end:g} never acts; give the smaller first, as 0.2,0.8",
+                field="guidance_interval",
+            )
+        return self
+
+    def shared(self) -> dict[str, Any]:
+        """Return the fields that every sampled request has, to ask for another with."""
+        return {name: getattr(self, name) for name in SampledRequest.model_fields}
+
+
+def steps_taken(steps: int, strength: float) -> int:
+    """Return how many of `steps` remain at a strength: the last int(steps * strength) of the table, as in diffusers."""
+    return min(int(steps * strength), steps)
+
+
+def check_strength(steps: int, strength: float) -> None:
+    """Raise ReverieError where a strength is so small that no step remains."""
+    if steps_taken(steps, strength) == 0:
+        raise ReverieError(
+            f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:.3g}", field="strength"
+        )
