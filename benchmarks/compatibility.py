@@ -27,8 +27,8 @@ from reverie.diffusion.noise import Noise
 from reverie.generate.image import sized
 from reverie.generate.studio import opened
 from reverie.pipeline import Pipeline
-from reverie.requests.samplers import SamplerName, ScheduleName
 from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
+from reverie.requests.samplers import SamplerName, ScheduleName
 
 DOCS = Path(__file__).parents[1] / "docs" / "compatibility.md"
 PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE, STRENGTH = "a bear next to an apple", "blue", 7, 8, 4.0, 0.75

@@ -15,13 +15,12 @@ from reverie.media.pictures import save
 from reverie.media.sound import Sound
 from reverie.music.sections import Recording
 from reverie.pipeline import Pipeline
-from reverie.requests.samplers import SAMPLERS
 from reverie.requests.films import Animation
 from reverie.requests.metadata import Record, texts
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import from_metadata, read_record
-from reverie.requests.samplers import RECORDS
+from reverie.requests.samplers import RECORDS, SAMPLERS
 from reverie.requests.texts import SOUNDS
 
 REQUEST = TextToImage(prompt="一只熊, a bear", negative="red", seed=7, width=128, height=64, guidance=5)

@@ -141,7 +141,7 @@ def find_sampler(name: str) -> FoundSampler | None:
 
 def find_schedule(name: str) -> ScheduleName | None:
     """Return the spacing of noise levels that any program's name stands for, or None."""
-    return name if name in SPACINGS else _SPACINGS.get(plain_name(name))  # type: ignore[return-value]
+    return name if name in SPACINGS else _SPACINGS.get(plain_name(name))
 
 
 def schedule_label(name: ScheduleName) -> str:

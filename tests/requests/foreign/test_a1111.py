@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.requests.metadata import Record, texts
 from reverie.requests.parts import Hires, Variation
 from reverie.requests.pictures import TextToImage
-from reverie.requests.metadata import Record, texts
 from reverie.requests.records import read_record
 from reverie.requests.samplers import SAMPLERS
 

@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.requests.metadata import Record
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
-from reverie.requests.metadata import Record
 from reverie.requests.records import read_record
 
 Graph = dict[str, Any]

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.requests.metadata import Record
 from reverie.requests.parts import Variation
 from reverie.requests.pictures import TextToImage
-from reverie.requests.metadata import Record
 from reverie.requests.records import read_record
 
 Read = Callable[[dict[str, str]], Record]
