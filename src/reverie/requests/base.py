@@ -12,7 +12,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from reverie.errors import ReverieError
-from reverie.requests.samplers import SamplerName, ScheduleName, resolve_names
+from reverie.requests.samplers import DEFAULT_SCHEDULE, SamplerName, ScheduleName, resolve_names
 
 # torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
@@ -167,7 +167,7 @@ class SampledRequest(Request):
         default="dpmpp_2m", description="how the noise is taken away; an unknown name lists them all"
     )
     schedule: ScheduleName = Field(
-        default="karras", description="how the noise levels are spaced; an unknown name lists them all"
+        default=DEFAULT_SCHEDULE, description="how the noise levels are spaced; an unknown name lists them all"
     )
     discard_penultimate: bool = Field(
         default=False,

@@ -53,6 +53,7 @@ ScheduleName = Literal[
 # Written out, as type checkers read them; a test compares them with the records and with diffusion's functions.
 SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
 SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
+DEFAULT_SCHEDULE: ScheduleName = "karras"
 
 
 @dataclass(frozen=True)
@@ -152,15 +153,15 @@ def schedule_label(name: ScheduleName) -> str:
 def resolve_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return a request's fields with other programs' names of samplers and spacings turned into ours.
 
-    A spacing that the sampler's name ends with, as "DPM++ 2M Karras", counts where none is given. Names that nobody
-    has stay, to be refused.
+    A spacing that the sampler's name ends with, as "DPM++ 2M Karras", counts where none but the default is given. Names
+    that nobody has stay, to be refused.
     """
     fields = dict(fields)
     sampler, schedule = fields.get("sampler"), fields.get("schedule")
     if isinstance(sampler, str) and sampler not in RECORDS and (found := find_sampler(sampler)):
         fields["sampler"] = found.sampler
-        if found.schedule is not None:
-            fields.setdefault("schedule", found.schedule)
+        if found.schedule is not None and schedule in (None, DEFAULT_SCHEDULE):
+            fields["schedule"] = found.schedule
     if isinstance(schedule, str) and schedule not in SPACINGS and (spacing := find_schedule(schedule)):
         fields["schedule"] = spacing
     return fields
