@@ -69,5 +69,7 @@ def test_names_that_are_another_sampler_are_not_guessed() -> None:
 def test_a_given_schedule_counts_before_that_of_the_name() -> None:
     request = TextToImage.of({"prompt": "a", "sampler": "DPM++ 2M Karras", "schedule": "SGM Uniform"})
     assert (request.sampler, request.schedule) == ("dpmpp_2m", "sgm_uniform")
-    request = TextToImage.of({"prompt": "a", "sampler": "DPM++ 2M SDE Exponential", "schedule": "karras"})  # the default
+    request = TextToImage.of(
+        {"prompt": "a", "sampler": "DPM++ 2M SDE Exponential", "schedule": "karras"}
+    )  # the default
     assert (request.sampler, request.schedule) == ("dpmpp_2m_sde", "exponential")

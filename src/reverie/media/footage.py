@@ -66,6 +66,22 @@ def read(path: str | Path) -> Footage:
     raise ReverieError(f"cannot read '{path}' as a film; give {allowed} or a folder of pictures")
 
 
+def carried(path: str | Path) -> dict[str, str]:
+    """Return the texts that a film, a picture or a folder's first frame carries, without decoding any frame.
+
+    Raises ReverieError where it cannot be read.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = _files(path)[0]
+    if path.suffix.lower() in FILMS:
+        need_av(path)
+        with _demuxed(path) as film:
+            return _tags(film)
+    with _opened(path) as picture:
+        return _texts(picture)
+
+
 def _tags(film: Any) -> dict[str, str]:
     """Return a film's tags, whose names some containers write in capitals."""
     return {REQUEST if name.lower() == COMMENT else name.lower(): text for name, text in film.metadata.items()}
@@ -136,7 +152,7 @@ def _animated(path: Path) -> Footage:
 def _delay(film: Image.Image, index: int) -> float:
     """Return how many milliseconds a frame stands, as browsers play it: a tenth of a second for 10 or less.
 
-    Source: Chromium, third_party/blink/renderer/platform/graphics/bitmap_image.cc, which follows Firefox.
+    Source: WebKit, ImageDecoderCG.cpp (frameDurationAtIndex), which follows Firefox.
     """
     film.seek(index)
     film.load()

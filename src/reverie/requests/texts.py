@@ -7,6 +7,7 @@ the lowest bits of the pixels. All come back in one mapping, by the names that t
 from __future__ import annotations
 
 import gzip
+import json
 import struct
 import zlib
 from collections.abc import Iterator, Mapping
@@ -78,9 +79,9 @@ def read_carrier(file: Image.Image | str | Path) -> Carrier:
 def picture_texts(picture: Image.Image) -> dict[str, str]:
     """Collect a picture's texts by name: chunks, EXIF, XMP, a GIF's comment, and what its lowest bits hide."""
     texts = {name: value for name, value in picture.info.items() if isinstance(name, str) and isinstance(value, str)}
-    comment = picture.info.get("comment")
-    if isinstance(comment, bytes) and comment.startswith(b"{"):  # of a GIF, which holds our JSON
-        texts.setdefault(REQUEST, comment.decode(errors="replace"))
+    comment = picture.info.get(COMMENT)
+    if isinstance(comment, bytes):  # of a GIF, which may hold our JSON, or a JPEG
+        texts |= _with_ours({COMMENT: comment.decode(errors="replace")})
     texts |= {name: text for name, text in _exif_texts(picture).items() if text}
     for name, text in _xmp_texts(picture).items():
         texts.setdefault(name, text)
@@ -173,9 +174,10 @@ def _hidden_text(picture: Image.Image) -> str:
     for bands in ("A", "RGB"):
         if not set(bands) <= set(picture.getbands()):
             continue
-        bits = _lowest_bits(picture, bands)
-        signature = bits(0, 15)
+        few = picture.crop((0, 0, min(picture.width, 120 // picture.height + 1), picture.height))
+        signature = _lowest_bits(few, bands)(0, 15)
         if STEALTH.get(signature, ("", False))[0] == bands:
+            bits = _lowest_bits(picture, bands)
             length = int.from_bytes(bits(15, 19)) // 8
             data = bits(19, 19 + min(length, LONGEST))
             with suppress(OSError, EOFError, zlib.error):
@@ -219,8 +221,8 @@ def _tags(path: Path) -> dict[str, str]:
 
         with suppress(soundfile.LibsndfileError), soundfile.SoundFile(path) as sound:
             texts = {name: text for name, text in sound.copy_metadata().items() if text}
-            if texts.get(COMMENT, "").startswith("{"):
-                return texts | {REQUEST: texts[COMMENT]}
+            if REQUEST in (texts := _with_ours(texts)):
+                return texts
     with _demuxed(path) as sound:
         streams = [_lower(stream.metadata) for stream in sound.streams.audio]
         return {name: text for one in (_lower(sound.metadata), *streams) for name, text in one.items()}
@@ -244,7 +246,15 @@ def _demuxed(path: Path) -> Iterator[Any]:
 
 def _lower(tags: Mapping[str, str]) -> dict[str, str]:
     """Return tags with names in lower case, as some containers write them in capitals; ours under its own name."""
-    texts = {name.lower(): text for name, text in tags.items()}
-    if texts.get(COMMENT, "").startswith("{"):
-        texts[REQUEST] = texts[COMMENT]
-    return texts
+    return _with_ours({name.lower(): text for name, text in tags.items()})
+
+
+def _with_ours(texts: dict[str, str]) -> dict[str, str]:
+    """Add our JSON under its own name, where the comment is it, or is JSON that is cut."""
+    if REQUEST in texts or not (comment := texts.get(COMMENT, "")).startswith("{"):
+        return texts
+    try:
+        data = json.loads(comment)
+    except (ValueError, RecursionError):
+        data = {"kind": None}
+    return texts | ({REQUEST: comment} if data.keys() & {"kind", "model", "request"} else {})

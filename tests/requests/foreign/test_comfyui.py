@@ -276,9 +276,14 @@ def test_what_is_not_known_is_passed_and_noted(read: Read) -> None:
     ]
 
 
-def test_weights_of_words_are_noted_where_they_are_weights(read: Read) -> None:
-    assert read(changed(graph(), "6", text="a (bear) (really)")).notes == ()
-    assert read(changed(graph(), "6", text="a (bear:1.2)")).notes == (WEIGHTS,)
+def test_what_words_mean_here_alone_or_there_alone_is_noted(read: Read) -> None:
+    """comfy/sd1_clip.py: token_weights, escape_important, embedding_identifier."""
+    assert read(changed(graph(), "6", text=r"a bear \(really\)")).notes == ()
+    assert read(changed(graph(), "6", text="a (bear)")).notes == (WEIGHTS,)
+    assert "[...], AND or BREAK" in read(changed(graph(), "6", text="a [bear]")).notes[0]
+    record = read(changed(graph(), "7", text="red, embedding:easynegative.pt <lora:ink:1>"))
+    assert record.request.negative == "red, easynegative "
+    assert [note.partition(" ")[0] for note in record.notes] == ["<lora:ink:1>", "embedding:easynegative.pt:"]
 
 
 def test_what_samples_nothing_is_refused(read: Read) -> None:
@@ -334,6 +339,18 @@ def test_films(suffix: str, codec: str, tag: str, options: dict[str, str], tmp_p
     record = read_record(tmp_path / f"x{suffix}")
     assert record.request == REQUEST
     assert record.notes == ("a film: here one picture of its settings is drawn",)
+
+
+def test_a_comment_of_video_helper_suite_is_its_graph(tmp_path: Path) -> None:
+    """ComfyUI-VideoHelperSuite: one comment of JSON, in which prompt is text."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "x.mp4"), "w") as film:
+        film.metadata["comment"] = json.dumps({"prompt": json.dumps(graph()), "workflow": {}})
+        stream = film.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for packet in (*stream.encode(av.VideoFrame(64, 48, "yuv420p")), *stream.encode()):
+            film.mux(packet)
+    assert read_record(tmp_path / "x.mp4").request == REQUEST
 
 
 @pytest.mark.parametrize(("suffix", "codec", "on_stream"), [(".flac", "flac", False), (".opus", "libopus", True)])

@@ -42,10 +42,13 @@ def _readings(carrier: Carrier) -> Iterator[Callable[[], Draft | None]]:
         yield lambda: invokeai.read_old(_need_object(old))
     if dream := texts.get("Dream"):
         yield lambda: invokeai.read_dream(dream)
-    for name in (PARAMETERS, "prompt", "UserComment", "Comment", "comment", "Description", "generation_data"):
+    for name in (PARAMETERS, "prompt"):
         if found := texts.get(name):
             yield lambda found=found, name=name: _read_text(found, name, carrier)  # type: ignore[misc]
     yield lambda: programs.read(texts) or diffusers.read(texts)
+    for name in ("UserComment", "Comment", "comment", "Description", "generation_data"):
+        if found := texts.get(name):
+            yield lambda found=found, name=name: _read_text(found, name, carrier)  # type: ignore[misc]
     for name, found in texts.items():  # some programs write one JSON object under a name of their own
         if found.lstrip().startswith("{") and name not in (PARAMETERS, "prompt", "workflow"):
             yield lambda found=found: _read_object(json_object(found) or {}, carrier)  # type: ignore[misc]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from reverie.requests.foreign.draft import (
+    COMFYUI_DISCARDS,
     START_IS_MISSING,
     Draft,
     Rng,
@@ -183,6 +184,8 @@ def _program(draft: Draft) -> tuple[Callable[[Draft], None], set[str]]:
         return _read_sdnext, NEUTRAL_SDNEXT
     if str(given.get("Version", "")).startswith("Fooocus"):
         return _read_fooocus, NEUTRAL_FOOOCUS
+    if str(given.get("Version", "")).startswith("ComfyUI"):
+        return _read_comfyui, set()
     return _read_civitai if given.keys() & {"Civitai resources", "Civitai metadata"} else _read_a1111, set()
 
 
@@ -226,7 +229,7 @@ def _is_ours(draft: Draft) -> bool:
 
 def _read_sdnext(draft: Draft) -> None:
     """Read what SD.Next says of a sampler of diffusers."""
-    if (label := draft.take("Sampler")) is not None:
+    if (label := draft.take("Sampler", default=draft.given.get("Scheduler"))) is not None:
         draft.sampler(label)
         draft.schedule("leading" if draft.default("sampler") == "ddim" else "linspace")
     if spacing := draft.take("Sampler spacing"):
@@ -284,6 +287,16 @@ def as_float(value: object) -> float:
         return float(as_number(value, float))
     except ValueError:
         return 0.0
+
+
+def _read_comfyui(draft: Draft) -> None:
+    """Read the text that some nodes of ComfyUI write beside the graph, with its names of samplers."""
+    if (label := draft.take("Sampler")) is not None:
+        schedule = draft.sampler(label)
+        draft.schedule(draft.take("Schedule type", "Scheduler", default=schedule or "normal"))
+        draft.discard(COMFYUI_DISCARDS)
+    draft.clip_layer(draft.take("Clip skip"))
+    draft.noise("cpu_then_gpu", "ComfyUI")
 
 
 def _read_fooocus(draft: Draft) -> None:

@@ -14,7 +14,7 @@ from reverie.requests.foreign.draft import COMFYUI_DISCARDS, START_IS_MISSING, D
 from reverie.requests.foreign.graph import Graph, Latent, Node, Picture, Prompt, Sampling
 from reverie.requests.foreign.nodes import NODES, unknown
 
-WEIGHED = re.compile(r"(?<!\\)\([^()]*:\s*[\d.]+\s*\)")
+WEIGHED = re.compile(r"(?<!\\)\(")
 FULL = 1 - 1e-4  # a denoise above this is the whole way (comfy/samplers.py, set_steps)
 
 
@@ -103,7 +103,8 @@ def _read_sampling(draft: Draft, sampling: Sampling) -> None:
             draft.note(f"{field}: it comes from a node that is not understood; {draft.default(field)} takes its place")
         else:
             draft.set_number(field, value, number)
-    draft.sampler(sampling.solver.name)
+    name = sampling.solver.name
+    draft.sampler("of a node that is not understood" if name is None else name)
     draft.schedule(sigmas.schedule)
     if sigmas.of_the_sampler:
         draft.discard(COMFYUI_DISCARDS)

@@ -117,9 +117,10 @@ def _mapping(text: str) -> dict[str, Any]:
     """Read a text of JSON, or of Python's mapping; other texts are an empty one."""
     if "{" not in text:
         return {}
-    if (data := json_object(text)) is not None:
+    inner = text[text.index("{") : text.rindex("}") + 1] if "}" in text else ""
+    if (data := json_object(inner)) is not None:
         return data
     try:
-        return as_mapping(ast.literal_eval(text[text.index("{") : text.rindex("}") + 1]))
+        return as_mapping(ast.literal_eval(inner))
     except (ValueError, SyntaxError, RecursionError, MemoryError):
         return {}

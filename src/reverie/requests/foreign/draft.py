@@ -154,9 +154,9 @@ class Draft:
             raise ReverieError(
                 f"the weight of the LoRA '{name}' is no number but {shorten(weight)}; it cannot be replayed"
             ) from None
-        if unet == text == 0:
-            return
         stem = stem_of(name)
+        if unet == text == 0 or stem == "None":
+            return
         if not stem or any(mark in stem for mark in ":<>"):
             raise ReverieError(f"a LoRA of the name {shorten(name)} cannot be written into a prompt; rename it")
         weights = f"{text:g}" if unet == text else f"{text:g}:{unet:g}"

@@ -14,7 +14,7 @@ from typing import Any
 
 from reverie.requests.foreign import node_samplers as samplers
 from reverie.requests.foreign import node_values as values
-from reverie.requests.foreign.draft import OFF, shorten
+from reverie.requests.foreign.draft import OFF, shorten, stem_of
 from reverie.requests.foreign.graph import Clip, Latent, Model, Node, Picture, Prompt, Reader, Scalar
 
 UNPICTURED = "the pictures that it takes are not in the file"
@@ -93,12 +93,30 @@ def _settings(node: Node) -> list[str]:
 # ---- conditionings ---------------------------------------------------------------------------------------------------
 
 
+# What only AUTOMATIC1111 takes for more than words.
+SYNTAX = re.compile(r"(?<!\\)\[|\bAND\b|\bBREAK\b")
+TAG = re.compile(r"<\w+:[^<>]*>")
+EMBEDDING = re.compile(r"\bembedding:([^\s,()]+)")
+
+
+def _words(node: Node, *names: str) -> str:
+    """Return a text to encode, and note what in it is plain words in ComfyUI and is none here."""
+    text = node.text(*names)
+    for tag in TAG.findall(text):
+        node.graph.note(f"{tag} in the prompt: ComfyUI reads it as words; it is left out")
+    for name in EMBEDDING.findall(text):
+        node.graph.note(f"embedding:{name}: a textual inversion, whose file is to be given")
+    if SYNTAX.search(text):
+        node.graph.note("[...], AND or BREAK in the prompt: plain words in ComfyUI, and A1111's syntax here")
+    return EMBEDDING.sub(lambda match: stem_of(match[1]), TAG.sub("", text))
+
+
 def _encode(node: Node, slot: int, want: type) -> object:
-    return Prompt(node.text("text"), node.get("clip", Clip) or Clip())
+    return Prompt(_words(node, "text"), node.get("clip", Clip) or Clip())
 
 
 def _encode_sdxl(node: Node, slot: int, want: type) -> object:
-    text, other = node.text("text_g"), node.text("text_l")
+    text, other = _words(node, "text_g"), _words(node, "text_l")
     if text != other:
         node.graph.note(f"node {node.kind}: text_l, another prompt for the first encoder: {shorten(other)}")
     sizes = {
@@ -284,7 +302,7 @@ def _unknown_prompt(node: Node, slot: int) -> Prompt | None:
         return found[0]
     texts = [name for name in TEXTS if name in node.inputs]
     if not found and len(texts) == 1 and "clip" in node.inputs:
-        return Prompt(node.text(texts[0]), node.get("clip", Clip) or Clip())
+        return Prompt(_words(node, texts[0]), node.get("clip", Clip) or Clip())
     return None
 
 
