@@ -21,9 +21,11 @@ from reverie.codecs.image import to_tensor
 from reverie.corpora.captions import chinese, english
 from reverie.corpora.concepts import Concept
 from reverie.corpora.scenes import COLOURS, Scene, scene_at
-from reverie.models.classifier import PlainNet, ResidualNet
+from reverie.errors import ReverieError
 from reverie.models.clip import CLIP
 from reverie.tokenizer import Tokenizer
+from reverie.train.classifier import load_classifier
+from reverie.train.probe import load_probe
 
 SEED = 20_000  # no recipe draws from it (1 to 77), nor validation (10,000)
 TEMPLATES = 12  # captions that are averaged to one name's features
@@ -112,7 +114,7 @@ def found(scene: Scene, ranking: Sequence[str]) -> bool:
 class Judge:
     """Rank what a picture may show, by a classifier that no part of the generator has seen."""
 
-    network: PlainNet | ResidualNet
+    network: Callable[[Tensor], Tensor]
     names: Sequence[str]
 
     @torch.no_grad()
@@ -123,6 +125,18 @@ class Judge:
             logits = self.network(to_tensor(pictures[start : start + BATCH]))
             rankings += [(self.names[a], self.names[b]) for a, b in logits.topk(2).indices.tolist()]
         return rankings
+
+
+def load_network(folder: Path) -> tuple[Callable[[Tensor], Tensor], list[str]]:
+    """Load a judge, a probe or a classifier, as logits of images in [-1, 1], and the emoji that they stand for."""
+    try:
+        is_probe = json.loads((folder / "config.json").read_text())["make"] == "probe"
+    except (OSError, KeyError, ValueError) as error:
+        raise ReverieError(f"no trained judge in {folder}: {error}; train one with its recipe") from error
+    if not is_probe:
+        return load_classifier(folder)
+    probe, names = load_probe(folder)
+    return lambda images: probe(probe.features(images)), names
 
 
 @torch.no_grad()

@@ -27,6 +27,7 @@ from figures import (
     found,
     ground_colour,
     image_features,
+    load_network,
     markdown,
     name_features,
     nearest,
@@ -42,12 +43,12 @@ from reverie.cli.progress import watched
 from reverie.codecs.image import ImageCodec
 from reverie.corpora.captions import chinese, english
 from reverie.corpora.concepts import Concept, concepts
-from reverie.corpora.scenes import Scene, render
+from reverie.corpora.drawings import drawing
+from reverie.corpora.scenes import CANVAS, Scene, render
 from reverie.diffusion.noise import Noise
 from reverie.generate.conditioning import steady
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.media.pictures import grid, save
-from reverie.train.classifier import load_classifier
 from sheets import chinese_font, contact_sheet
 
 ROOT = Path(__file__).parents[1]
@@ -127,9 +128,10 @@ def present(file: Path, what: str) -> Path:
     return file.parent
 
 
-def pictures_of(shown: Sequence[Scene]) -> list[Image.Image]:
-    """Render scenes."""
-    return [Image.fromarray(render(scene)) for scene in shown]
+def pictures_of(shown: Sequence[Scene], side: int = CANVAS) -> list[Image.Image]:
+    """Render scenes at a size, above 128 pixels from vector drawings."""
+    scale = max(1, side // CANVAS)
+    return [Image.fromarray(render(scene, scale, drawing) if scale > 1 else render(scene)) for scene in shown]
 
 
 def reconstructed(options: argparse.Namespace, pictures: Sequence[Image.Image]) -> list[Image.Image]:
@@ -147,7 +149,7 @@ def autoencoder_figures(options: argparse.Namespace, things: Sequence[Concept]) 
     present(options.autoencoder / "config.json", "the autoencoder's figures")
     for held_out in (False, True):
         shown = scenes(things, spread(range(SCENES), options.limit), held_out=held_out)
-        pictures = pictures_of(shown)
+        pictures = pictures_of(shown, load_autoencoder(options.autoencoder).config.sample_size)
         rebuilt = reconstructed(options, pictures)
         values = [psnr(np.asarray(real), np.asarray(made)) for real, made in zip(pictures, rebuilt, strict=True)]
         mean = sum(values) / len(values)
@@ -178,7 +180,7 @@ def clip_figures(options: argparse.Namespace, things: Sequence[Concept]) -> Iter
 
 def load_judge(options: argparse.Namespace, things: Sequence[Concept], what: str) -> Judge:
     """Load the judge. Raises ReverieError where it does not know all the concepts."""
-    network, names = load_classifier(present(options.judge / "config.json", what))
+    network, names = load_network(present(options.judge / "config.json", what))
     if unknown := [thing.en[0] for thing in things if thing.emoji not in names]:
         told = f"{unknown[0]!r} and {len(unknown) - 1} more" if len(unknown) > 1 else repr(unknown[0])
         raise reverie.ReverieError(
@@ -196,6 +198,7 @@ def judge_figures(options: argparse.Namespace, things: Sequence[Concept]) -> Ite
         pictures = pictures_of(shown)
         yield from real_figures(f"real scenes, {kind}", verdict, judge, shown, pictures)
         if (options.autoencoder / "config.json").is_file():
+            pictures = pictures_of(shown, load_autoencoder(options.autoencoder).config.sample_size)
             rebuilt = reconstructed(options, pictures)
             yield from real_figures(f"through the autoencoder, {kind}", verdict, judge, shown, rebuilt)
 

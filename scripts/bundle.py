@@ -24,13 +24,14 @@ from reverie.cli.output import say
 from reverie.corpora.concepts import concepts
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
-from reverie.train.classifier import load_classifier
+from reverie.train import enlarge
 from reverie.train.diffusion import LatentSettings
+from reverie.train.probe import load_probe
 from reverie.train.recipe import read
 
 ROOT = Path(__file__).parents[1]
 GUIDANCE = 2.0  # of so little training more drives colours and shapes apart
-LARGEST = 60_000_000  # bytes of the model and CLIP together
+LARGEST = 75_000_000  # bytes of the model and CLIP together
 HALF = Precision(torch.float16)
 Known = dict[str, Any]  # {"emoji": ..., "en": [names], "zh": [names]}
 ENCODER = ("encoder.", "quant_conv.")
@@ -41,14 +42,14 @@ def arguments() -> argparse.Namespace:
     runs = ROOT / "runs"
     parser = argparse.ArgumentParser(description="Put trained models into the package's assets, in half precision.")
     parser.add_argument(
-        "--unet", type=Path, default=runs / "unet-more" / "export", help="whole model, diffusers' layout"
+        "--unet", type=Path, default=runs / "everyday" / "export", help="whole model, diffusers' layout"
     )
     parser.add_argument(
-        "--decoder", type=Path, default=runs / "decoder" / "export", help="autoencoder with the decoder that ships"
+        "--decoder", type=Path, default=runs / "enlarge" / "export", help="autoencoder with the decoder that ships"
     )
     parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
-    parser.add_argument("--judge", type=Path, default=runs / "judge" / "export", help="classifier for the benchmark")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "unet-more.toml", help="names the concepts")
+    parser.add_argument("--judge", type=Path, default=runs / "honest-judge" / "export", help="probe for the benchmark")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "everyday.toml", help="names the concepts")
     parser.add_argument("--root", type=Path, default=ROOT, help="repository to write into")
     return parser.parse_args()
 
@@ -77,13 +78,17 @@ def main() -> int:
 
 def known(recipe: Path) -> list[Known]:
     """Return the concepts that a recipe's U-Net learns, as `reverie concepts` lists them."""
-    subset = read(recipe).get("data", {}).get("subset", LatentSettings.subset)
-    return [{"emoji": thing.emoji, "en": list(thing.en), "zh": list(thing.zh)} for thing in concepts(subset)]
+    tables = read(recipe)
+    subset = tables.get("scenes", tables.get("data", {})).get("subset", LatentSettings.subset)
+    return [
+        {"emoji": thing.emoji, "en": list(thing.en), "zh": list(thing.zh), "keywords": list(thing.keywords_en)}
+        for thing in concepts(subset)
+    ]
 
 
 def check_judge(folder: Path, things: list[Known]) -> None:
     """Raise ReverieError where the judge cannot tell the model's concepts."""
-    _, names = load_classifier(folder)
+    _, names = load_probe(folder)
     if missing := [thing["en"][0] for thing in things if thing["emoji"] not in names]:
         raise ReverieError(f"the judge in {folder} does not know {', '.join(missing[:5])}; train it on the same subset")
 
@@ -91,7 +96,7 @@ def check_judge(folder: Path, things: list[Known]) -> None:
 def write_model(unet: Path, decoder: Path, target: Path) -> None:
     """Write the model with the decoder of another run. Raises ReverieError where that does not fit."""
     components, tuned = load_folder(unet), load_autoencoder(decoder)
-    if not same_latents(components.autoencoder, tuned):
+    if not (same_latents(components.autoencoder, tuned) or enlarge.same_latents(components.autoencoder, tuned)):
         raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
     components = replace(components, autoencoder=tuned, guidance=GUIDANCE)
     check_finite(components)

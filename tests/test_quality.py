@@ -200,3 +200,26 @@ def test_bundle_takes_a_tuned_decoder(
     assert bundle(monkeypatch, runs, tmp_path / "root", f"--decoder={runs / 'decoder'}") == 0
     shipped = load(tmp_path / "root" / "src" / "reverie" / "assets" / "bundled", device="cpu").autoencoder
     assert (shipped.decoder_last_weight() == 1).all()
+
+
+def test_the_kernel_distance_is_the_mean_over_pairs() -> None:
+    distances = importlib.import_module("distances")
+    x, y = torch.randn(5, 3).double(), torch.randn(4, 3).double() + 1
+
+    def kernel(a: torch.Tensor, b: torch.Tensor) -> float:
+        return float((a @ b / 3 + 1) ** 3)
+
+    xx = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
+    yy = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
+    xy = np.mean([kernel(a, b) for a in x for b in y])
+    assert distances.kernel_distance(x, y) == pytest.approx(xx + yy - 2 * xy)
+
+
+def test_the_frechet_distance_is_that_of_scipys_root() -> None:
+    linalg = pytest.importorskip("scipy.linalg")
+    distances = importlib.import_module("distances")
+    x, y = torch.randn(40, 5).double(), 2 * torch.randn(30, 5).double() + 1
+    cx, cy = np.cov(x.numpy().T), np.cov(y.numpy().T)
+    means = float((x.mean(0) - y.mean(0)).square().sum())
+    expected = means + np.trace(cx + cy - 2 * linalg.sqrtm(cx @ cy).real)
+    assert distances.frechet_distance(x, y) == pytest.approx(expected)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Unpack
+from typing import TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -41,6 +42,8 @@ from reverie.similarity.best import best, rivals
 from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion
 
+Event = TypeVar("Event", Progress, player.Progress)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class Pipeline(StableDiffusion):
@@ -71,8 +74,8 @@ class Pipeline(StableDiffusion):
         return self.draw(Outpaint.of({"prompt": prompt, "init": init, **options}))
 
     def draw(self, request: TextToImage) -> list[Image.Image]:
-        """Draw the pictures that a request asks for, in order."""
-        return [picture for progress in self.stream(request) for picture in progress.pictures]
+        """Draw the pictures that a request asks for, in order; warn of what of it is not honoured."""
+        return [picture for progress in noted(self.stream(request)) for picture in progress.pictures]
 
     def best(self, request: TextToImage, *, of: int, clip: Clip | None = None) -> list[Image.Image]:
         """Draw `of` pictures and return the `request.count` most like the prompt, the best first, with their scores.
@@ -80,7 +83,7 @@ class Pipeline(StableDiffusion):
         They are told by a CLIP: the bundled one where none is given. See `similarity.best`.
         """
         asked, judge = rivals(request, of), clip or load_clip(device=self.device)
-        drawn = (picture for progress in self.stream(asked) for picture in progress.pictures)
+        drawn = (picture for progress in noted(self.stream(asked)) for picture in progress.pictures)
         return [one.picture for one in best(judge, drawn, request)]
 
     def explain(self, request: TextToImage) -> Explanation:
@@ -119,7 +122,7 @@ class Pipeline(StableDiffusion):
     def music(self, prompt: str = "", **options: Unpack[MusicOptions]) -> list[Recording]:
         """Play clips of music; the options are the fields of `Music`. They are sounds, which notebooks play."""
         progress = self.play(Music.of({"prompt": prompt, **options}))
-        return [step.clip for step in progress if step.clip is not None]
+        return [step.clip for step in noted(progress) if step.clip is not None]
 
     def play(self, music: Music) -> Iterator[player.Progress]:
         """Play clips and report every step; stop by closing the generator. See `music.draw.stream`."""
@@ -131,6 +134,14 @@ class Pipeline(StableDiffusion):
         This is the model of the pictures; what played the recording may be another.
         """
         return film_frames(self, recording, film)
+
+
+def noted(events: Iterator[Event]) -> Iterator[Event]:
+    """Pass events on, and warn of what they note."""
+    for event in events:
+        for note in event.notes:
+            warnings.warn(note, stacklevel=4)
+        yield event
 
 
 def load(

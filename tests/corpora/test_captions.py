@@ -7,9 +7,9 @@ import re
 import numpy as np
 import pytest
 
-from reverie.corpora.captions import caption, chinese, english, measure, scene_caption, with_article
+from reverie.corpora.captions import DEFAULT_ONLY, caption, chinese, english, measure, scene_caption, with_article
 from reverie.corpora.concepts import Concept
-from reverie.corpora.scenes import COLOURS, Scene, scene_at
+from reverie.corpora.scenes import COLOURS, DEFAULT_GROUND, Scene, scene_at
 
 SCENES = 600
 SIZES_ZH = {"小": "small", "大": "large", "": ""}
@@ -157,3 +157,13 @@ def test_the_stream_of_captions_stays(handmade: tuple[Concept, ...]) -> None:
         "a large car",
         "a picture of corn on a pink background",
     ]
+
+
+def test_where_only_the_default_ground_is_left_out_every_other_is_told(handmade: tuple[Concept, ...]) -> None:
+    rng = np.random.default_rng(0)
+    shown = [scene_at(handmade, 9, index, default_share=0.5) for index in range(SCENES)]
+    for tell, word in ((english, "background"), (chinese, "背景")):
+        told = {scene: word in tell(scene, rng, DEFAULT_ONLY) for scene in shown}
+        assert all(named for scene, named in told.items() if scene.colour != DEFAULT_GROUND)
+        default = [named for scene, named in told.items() if scene.colour == DEFAULT_GROUND]
+        assert 0.4 < sum(default) / len(default) < 0.6

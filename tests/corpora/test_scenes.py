@@ -15,6 +15,7 @@ from reverie.corpora.scenes import (
     CELL,
     COLOUR_JITTER,
     COLOURS,
+    DEFAULT_GROUND,
     HELD_OUT,
     PAIR_SIZE,
     SIZES,
@@ -154,3 +155,22 @@ def test_missing_font_tells_the_package(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr(module, "FONT", tmp_path / "none.ttf")
     with pytest.raises(ReverieError, match="install the Debian package fonts-noto-color-emoji"):
         module._font.__wrapped__()
+
+
+def test_a_share_of_scenes_is_sure_of_the_default_ground(handmade: tuple[Concept, ...]) -> None:
+    shown = [scene_at(handmade, 4, index, default_share=0.5) for index in range(SCENES)]
+    share = sum(scene.colour == DEFAULT_GROUND for scene in shown) / SCENES
+    assert 0.48 < share < 0.6  # a half, and a twelfth of the others; a few are held out
+
+
+def test_a_scene_of_twice_the_size_is_the_same_scene() -> None:
+    def square(emoji: str, size: int) -> np.ndarray:
+        pixels = np.zeros((size, size, 4), np.float32)
+        pixels[size // 4 : size // 2] = (10, 20, 30, 1)
+        return pixels
+
+    bear = Concept("🐻", "animal-mammal", ("bear",), ("熊",))
+    scene = Scene("blue", COLOURS["blue"][1], (Placed(bear, 16, 32, 80),))
+    small, large = render(scene, 1, square), render(scene, 2, square)
+    assert large.shape == (256, 256, 3)
+    assert np.array_equal(large, small.repeat(2, 0).repeat(2, 1))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path as FilePath
@@ -22,6 +22,7 @@ from reverie.animation.revise import frames_in, source_pictures
 from reverie.animation.store import FrameStore, Store
 from reverie.animation.timeline import Timeline, by_sight, by_sound, order, timeline
 from reverie.errors import ReverieError
+from reverie.generate.conditioning import adapter_notes
 from reverie.media import footage
 from reverie.media.encoder import Waveform
 from reverie.media.footage import Footage
@@ -35,7 +36,8 @@ BATCH = 4
 class Frame:
     """Hold one frame of a film: `index` of `total`, its place on the path, and the second at which it is shown.
 
-    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before.
+    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before. `notes`,
+    of the first frame alone, say what of the request is not honoured.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Frame:
     time: float
     picture: Image.Image
     latents: Float[Tensor, "1 c h w"] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,6 +58,7 @@ class _Film:
     timeline: Timeline
     places: tuple[float, ...]
     source: Footage | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def order(self) -> list[int]:
@@ -90,7 +94,7 @@ def animate(
         raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
     if animation.pace == "perceptual" and distance is None:
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
-    film = _planned(system, animation.settled(system.guidance), heard)
+    film = replace(_planned(system, animation.settled(system.guidance), heard), notes=adapter_notes(system, animation))
     return _frames(system, film, distance, store, batch)
 
 
@@ -173,7 +177,7 @@ def _shown(film: _Film, pictures: Iterable[Shown]) -> Iterator[Frame]:
     for shown in pictures:
         for _ in range(shown.shot.shown):
             place, time = shown.shot.place, index / film.animation.fps
-            yield Frame(index, total, place, time, shown.picture, shown.latents)
+            yield Frame(index, total, place, time, shown.picture, shown.latents, () if index else film.notes)
             index += 1
 
 

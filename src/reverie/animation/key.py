@@ -12,9 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reverie.adapters import lora
 from reverie.files import file_sha256, sha256_of
-from reverie.generate.prompt import extract
+from reverie.generate.conditioning import loras_of
+from reverie.requests import adapter_files
 from reverie.requests.films import Animation
 from reverie.system import StableDiffusion
 
@@ -45,11 +45,9 @@ def circumstances(system: StableDiffusion) -> dict[str, Any]:
 def contents(animation: Animation) -> dict[str, Any]:
     """Sum up the files that a film names and that are read as it is made; pictures are recorded with their sums."""
     paths = [Path(path) for path in (animation.audio, animation.init_video) if path is not None]
-    paths += [Path(path) for path in animation.embeddings]
-    listed = [lora.parse(text)[0] for text in animation.loras]
-    tags = {tag.name for keyframe in animation.keyframes for tag in extract(keyframe.prompt)[1]}
-    named = [lora.find(name, [path.parent for path in listed]) for name in sorted(tags)]
-    return {"files": {str(path): _file_sum(path) for path in (*paths, *listed, *named)}}
+    paths += adapter_files.embeddings(animation.embeddings, animation.folders)
+    paths += [path for path, _, _ in loras_of(animation)]
+    return {"files": {str(path): _file_sum(path) for path in paths}}
 
 
 def _file_sum(path: Path) -> str:

@@ -29,9 +29,9 @@ from reverie.diffusion.step import Point, Sampler, Sigmas
 from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.conditioning import Prompts
-from reverie.generate.prompt import extract
 from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
 from reverie.generate.studio import opened
+from reverie.requests.adapter_files import extract
 from reverie.requests.base import steps_taken
 from reverie.requests.films import Animation, Keyframe
 from reverie.requests.pictures import TextToImage
@@ -206,7 +206,7 @@ def _base(animation: Animation, size: tuple[int, int]) -> TextToImage:
 
 def lora_tags(prompts: Sequence[str]) -> str:
     """Write each LoRA that prompts name once: it is in the model all the way from one to the other."""
-    tags = dict.fromkeys(tag for prompt in prompts for tag in extract(prompt)[1])
+    tags = dict.fromkeys(tag for prompt in prompts for tag in extract(prompt).loras)
     names = [tag.name for tag in tags]
     for name in names:
         if names.count(name) > 1:

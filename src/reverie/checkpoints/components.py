@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from reverie.checkpoints.configs import ScheduleConfig
+from reverie.checkpoints.known import Known
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet
@@ -20,7 +21,8 @@ class Components:
 
     SD 1 and 2 have one tokenizer and text encoder, XL two of each, its refiner only the second. `zero_empty` says that
     an empty negative prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`). `spectrogram` says how a model
-    of music hears; one of pictures has none. `guidance` is the scale that it recommends.
+    of music hears; one of pictures has none. `guidance` is the scale that it recommends. `known` are the things that it
+    says it knows; most models say nothing.
     """
 
     tokenizers: tuple[Tokenizer, ...]
@@ -31,6 +33,7 @@ class Components:
     zero_empty: bool = False
     spectrogram: SpectrogramParams | None = None
     guidance: float = GUIDANCE
+    known: tuple[Known, ...] = ()
     name: str = "model"
 
 

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from reverie.checkpoints import configs, keymaps
 from reverie.checkpoints.components import GUIDANCE, CLIPComponents, Components
+from reverie.checkpoints.known import read_known
 from reverie.checkpoints.weights import Rename, find_weights, load_weights, read_json
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
@@ -94,6 +95,7 @@ def load_folder(
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         spectrogram=_spectrogram(path / SPECTROGRAM),
         guidance=_guidance(path / RECOMMENDED),
+        known=read_known(path),
         name=path.resolve().name,
     )
 

@@ -113,6 +113,8 @@ class DrawingOptions:
     """File of a LoRA, or FILE:weight; may be given several times."""
     embedding: Several = ()
     """Textual inversion, named in the prompts by its file's name; may be given several times."""
+    lora_dir: Several = ()
+    """Folder where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR; several times."""
     tile: str | None = None
     """Directions in which the picture's edges fit each other: x, y or xy."""
 
@@ -173,7 +175,7 @@ def ask(prompts: Sequence[str], path: PathOptions, drawing: DrawingOptions, sour
     """Make the request that the options mean. Raises ReverieError for values out of range and for what does not fit."""
     options = {**vars(path), **vars(drawing), **vars(source)}
     given = {name: value for name, value in options.items() if not (value is None or value is False or value == ())}
-    renamed = {"lora": "loras", "embedding": "embeddings"}
+    renamed = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders"}
     fields = {renamed.get(name, name): value for name, value in given.items() if name not in ("keyframe", "storyboard")}
     if (size := fields.pop("size", None)) is not None:
         fields["width"], fields["height"] = parse_size(size)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -82,9 +84,12 @@ def read_labels(text: str) -> list[str]:
     """Read labels: a file with one a line, or a list with commas; each counts once. Raises ReverieError."""
     file = existing(text)
     parts = read_lines(file) if file else [part.strip() for part in text.replace("，", ",").split(",")]
-    labels = list(dict.fromkeys(part for part in parts if part))
+    counted = Counter(part for part in parts if part)
+    labels = list(counted)
     if not labels:
         raise ReverieError(f"'{text}' holds no labels; write them with commas, or one a line in a file")
+    if repeated := [label for label, count in counted.items() if count > 1]:
+        print(f"each label counts once; given more than once: {', '.join(repeated)}", file=sys.stderr)
     if len(labels) == 1 and not file and Path(text).suffix:
         raise ReverieError(f"no file of labels '{text}'; write labels with commas, or give a file with one a line")
     if len(labels) == 1:

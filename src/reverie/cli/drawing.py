@@ -45,6 +45,8 @@ def draw(
     """
     if within is not None and model.compile:
         raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
+    from reverie.generate.notes import notes as told  # brings torch
+
     output, watch = result.output or default, Stopwatch()
     paths, sign = places(output, request.count, result), signing(result)
     asked = judge.asked(request, result)
@@ -61,6 +63,8 @@ def draw(
             save(picture, path)
             sign(path)
 
+    for note in told(asked, system):
+        print(note, file=sys.stderr)
     which, pictures, files = [], [], list(paths)
     with watch.measure("draw"):
         for index, picture in judge.chosen(drawn(system, asked, result), request, clip):

@@ -96,11 +96,11 @@ def search(
     texts
         What to look for.
     like
-        A picture to look for the like of; several times.
+        A picture to look for the like of, a file or a name that a search of this index printed; several times.
     without
-        A text to subtract; several times.
+        A text that should count nothing; several times.
     unlike
-        A picture to subtract; several times.
+        A picture that should count nothing, as in --like; several times.
     top
         How many pictures to find.
     by
@@ -114,20 +114,18 @@ def search(
         raise ReverieError(f"--top {top} should be 1 or more")
     if output is not None and (output.suffix.lower() not in HTML or not output.parent.is_dir() or output.is_dir()):
         raise ReverieError(f"cannot write '{output}'; give the name of an .html file in a folder that is there")
-    for picture in (*(like or []), *(unlike or [])):
-        if not picture.is_file():
-            raise ReverieError(f"no picture '{picture}': there is no such file")
     from reverie.similarity.index import open_index
     from reverie.similarity.page import contact_sheet, write_page
-    from reverie.similarity.search import NEAREST, Query
+    from reverie.similarity.search import NEAREST, Query, find_picture
     from reverie.similarity.search import search as find
 
     if by not in NEAREST:
         raise ReverieError(f"unknown way to search '{by}'; choose from {', '.join(NEAREST)}")
-    query = Query(texts, tuple(like or ()), tuple(without or ()), tuple(unlike or ()))
-    if not query.describe():
+    if not (texts or like or without or unlike):
         raise ReverieError('nothing to look for; reverie search index/ "a red apple", or --like apple.jpg')
     found = open_index(folder)
+    pictures = [tuple(find_picture(found, name) for name in names or ()) for names in (like, unlike)]
+    query = Query(texts, pictures[0], tuple(without or ()), pictures[1])
     results = find(found, clip.load(), query, top=top, nearest=NEAREST[by])
     if output is not None:
         write_page(output, contact_sheet(results))

@@ -106,6 +106,8 @@ class AdapterOptions:
     """File of a LoRA, or FILE:weight; may be given several times."""
     embedding: Several = ()
     """Textual inversion, named in the prompt by its file's name, or a folder of them; may be given several times."""
+    lora_dir: Several = ()
+    """Folder where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR; several times."""
     clip_skip: Whole = DEFAULT.clip_skip
     """2 reads the last but one layer of the text encoder, and so on."""
 
@@ -169,7 +171,7 @@ def music(
 def ask(prompt: str, playing: PlayingOptions, way: WayOptions, sound: SoundOptions, adapters: AdapterOptions) -> Music:
     """Make the request that the options mean. Raises ReverieError for values out of range and for what does not fit."""
     options = _given({**vars(playing), **vars(way), **vars(sound), **vars(adapters)})
-    renamed = {"lora": "loras", "embedding": "embeddings"}
+    renamed = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders"}
     if "guidance_interval" in options:
         options["guidance_interval"] = parse_interval(options["guidance_interval"])
     if "init" not in options and "strength" in options:

@@ -37,9 +37,17 @@ class TrainingEvent(Protocol):
 def watched(events: Iterable[Event], position: Callable[[Event], tuple[int, int]], label: str) -> Iterator[Event]:
     """Pass events through and show on stderr how far they are, how fast they come and how long the rest will take.
 
-    `position` says of an event how many are done, and of how many.
+    `position` says of an event how many are done, and of how many. What events note is said there too.
     """
+    events = _noted(events)
     return _bar(events, position, label) if sys.stderr.isatty() else _lines(events, position, label)
+
+
+def _noted(events: Iterable[Event]) -> Iterator[Event]:
+    for event in events:
+        for note in getattr(event, "notes", ()):
+            print(f"not honoured: {note}", file=sys.stderr)
+        yield event
 
 
 def _bar(events: Iterable[Event], position: Callable[[Event], tuple[int, int]], label: str) -> Iterator[Event]:

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from reverie.corpora.concepts import Concept
-from reverie.corpora.scenes import COLOURS, Scene, scene_at
+from reverie.corpora.scenes import COLOURS, DEFAULT_GROUND, Scene, scene_at
 
 BARE = 3  # one caption in so many leaves the ground out
+DEFAULT_ONLY = 0  # in place of such a number: grounds are told, but for the default one, by half the captions
 SIZE_WORDS_ZH = {"small": "小", "large": "大", "": ""}
 
 # Words that, at the head of an English name, take no article: substances, pursuits, states and proper names.
@@ -53,9 +54,9 @@ def with_article(noun: str) -> str:
 
 
 def english(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> str:
-    """Tell a scene in English; one caption in `bare` leaves the ground out."""
+    """Tell a scene in English; one caption in `bare` leaves the ground out, see `tells_ground`."""
     names = [_pick(placed.concept.en, rng) for placed in scene.objects]
-    ground = f" on {with_article(scene.colour)} background" if rng.integers(bare) else ""
+    ground = f" on {with_article(scene.colour)} background" if tells_ground(scene, rng, bare) else ""
     if len(names) == 1:
         noun = f"{scene.size_word} {names[0]}".strip()
         article = with_article(names[0])
@@ -73,9 +74,9 @@ def english(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> str:
 
 
 def chinese(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> str:
-    """Tell a scene in Chinese; one caption in `bare` leaves the ground out."""
+    """Tell a scene in Chinese; one caption in `bare` leaves the ground out, see `tells_ground`."""
     names = [_pick(placed.concept.zh, rng) for placed in scene.objects]
-    ground = f"{COLOURS[scene.colour][0]}背景上的" if rng.integers(bare) else ""
+    ground = f"{COLOURS[scene.colour][0]}背景上的" if tells_ground(scene, rng, bare) else ""
     if len(names) == 1:
         noun = SIZE_WORDS_ZH[scene.size_word] + names[0]
         counted = "一" + measure(scene.objects[0].concept) + noun
@@ -110,6 +111,13 @@ def telling(seed: int, index: int, variant: int = 0) -> np.random.Generator:
 def measure(concept: Concept) -> str:
     """Return the Chinese measure word of a concept."""
     return MEASURES_ZH.get(concept.label, "个")
+
+
+def tells_ground(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> bool:
+    """Choose whether a caption names the ground: all but one in `bare` do, or by `DEFAULT_ONLY`."""
+    if bare == DEFAULT_ONLY:
+        return scene.colour != DEFAULT_GROUND or rng.random() < 0.5
+    return bool(rng.integers(bare))
 
 
 def _pick(names: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -8,6 +8,7 @@ with the package that brings it.
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -56,6 +57,24 @@ COMMON = (
     "👑🎩👒👕👖👗👠👢🧣🧤🧦🎒👓☂❤💙💔☯⚠🛑😀😂😍😎😡😭😱🤖👻👽💀🎃🤡👶"
 )
 
+# What a stranger tries first, beside `COMMON`: the commonest concrete nouns (wordfreq) that the font can draw.
+TRIED_FIRST = "🐱🐶🐦🦓🦈🕷🐉🦌🐥🐹🌼🪴🏔🌊🏝🎄⛪🏢🚚🏍👩👨👧👦🧑👸🎅🧙👁✋👟🛏👜💍🎮🗡📖🎵💣🥚🍬🥪🍜💚💛🧡💜🖤"
+
+# What people call things of `EVERYDAY` beside the names above; a thing may have several, which "|" parts.
+SPOKEN_NAMES = {
+    "🐱": ("cat|kitten", "猫|小猫"), "🐶": ("dog|puppy", "狗|小狗"), "🐦": ("", "小鸟"), "🐥": ("chick", "小鸡"),
+    "🌼": ("flower", "花"), "🪴": ("plant", "植物"), "🏔": ("mountain", "山"), "🌊": ("wave|sea", "海浪|大海"),
+    "🏝": ("island", "岛"), "🏢": ("building|office", "大楼"), "🚚": ("truck", "卡车"), "🏍": ("motorbike", "摩托"),
+    "🧙": ("wizard", "巫师"), "🎅": ("Santa", "圣诞爷爷"), "✋": ("hand", "手"), "👟": ("shoe|sneaker", "鞋|运动鞋"),
+    "👜": ("bag", "包"), "🗡": ("sword", "剑"), "📖": ("book", "书"), "🎵": ("music|note", "音乐"), "🥚": ("", "鸡蛋"),
+    "🍜": ("noodles", "拉面"), "🖤": ("", "黑色的心"), "💚": ("", "绿色的心"), "💜": ("", "紫色的心"),
+    "📱": ("phone|cell phone", "电话"), "⛵": ("boat", "船"), "⏰": ("clock", "钟"), "🎩": ("hat", "帽子"),
+    "🦖": ("dinosaur", "恐龙"), "✈": ("plane", ""), "💻": ("computer", "电脑"), "📺": ("tv", "电视"),
+    "🍁": ("leaf", "叶子"), "🚂": ("train", "火车"), "😀": ("face", "脸"), "☕": ("cup", "杯子"),
+    "🍫": ("chocolate", ""),
+    "🎮": ("game controller", "游戏机"), "🧑": ("", "人"), "🎄": ("", "圣诞"), "🌹": ("", "玫瑰"), "🏠": ("", "房屋"),
+}  # fmt: skip
+
 SUBSETS: dict[str, tuple[tuple[str, ...], str]] = {  # name -> prefixes of CLDR labels, and emoji that CLDR 41 lacks
     "animals": (("animal-", "monkey-face", "cat-face"), "🦧🦮🦬🦣🦫🦥🦦🦨🦤🦩🦭🪲🪳🪰🪱🪸"),
     "faces": (("face-", "cat-face", "monkey-face"), "🥹🫠🫡🫢🫣🫤🫥🥲🥸🥱"),
@@ -73,7 +92,8 @@ SUBSETS: dict[str, tuple[tuple[str, ...], str]] = {  # name -> prefixes of CLDR 
     "symbols": (("religion", "zodiac", "warning", "geometric"), "🟠🟡🟢🟣🟤🟥🟧🟨🟩🟦🟪🟫"),
 }  # "all" is made in `concepts`
 
-CHOSEN = {"basic": BASIC, "common": COMMON}  # subsets that are chosen one by one, in this order
+EVERYDAY = COMMON + TRIED_FIRST
+CHOSEN = {"basic": BASIC, "common": COMMON, "everyday": EVERYDAY}  # subsets that are chosen one by one, in this order
 
 
 @dataclass(frozen=True)
@@ -166,7 +186,14 @@ def concepts(subset: str = "all") -> tuple[Concept, ...]:
     for emoji in chosen:
         (en, words_en), (zh, words_zh) = english[emoji], chinese[emoji]
         if en not in taken and zh not in taken:  # a name means one thing
-            more_en, more_zh = ({name} - formal for name in EVERYDAY_NAMES.get(emoji, (en, zh)))
+            more_en, more_zh = (further_names(emoji, language, subset, formal) for language in (0, 1))
             found.append(Concept(emoji, labels.get(emoji, OTHER), (en, *more_en), (zh, *more_zh), words_en, words_zh))
             taken |= {en, zh}
     return tuple(found)
+
+
+def further_names(emoji: str, language: int, subset: str, formal: Collection[str]) -> list[str]:
+    """Return what else a thing is called, in English (0) or Chinese (1), by names that no other thing has formally."""
+    tables = (EVERYDAY_NAMES, SPOKEN_NAMES) if subset == "everyday" else (EVERYDAY_NAMES,)
+    names = [name for table in tables for name in table.get(emoji, ("", ""))[language].split("|")]
+    return [name for name in dict.fromkeys(names) if name and name not in formal]

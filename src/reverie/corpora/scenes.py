@@ -7,7 +7,7 @@ a training run resumes at any step and gives the same pictures with any number o
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
@@ -35,6 +35,7 @@ COLOURS: dict[str, tuple[str, tuple[int, int, int]]] = {  # English -> (Chinese,
     "black": ("黑色", (25, 25, 25)),
     "white": ("白色", (245, 245, 245)),
 }
+DEFAULT_GROUND = "white"  # what a scene stands on where its caption names no ground
 COLOUR_JITTER = 6  # grey levels either side of the named colour
 
 CANVAS = 128
@@ -85,12 +86,15 @@ def draw_scene(
     pair_share: float = PAIR_SHARE,
     scatter: int = ANYWHERE,
     sizes: Sequence[str] = SIZE_WORDS,
+    default_share: float = 0.0,
 ) -> Scene:
     """Choose a scene: `pair_share` of them hold two objects; all stand at most `scatter` cells from the middle.
 
-    The size of a lone object is drawn from the words `sizes`.
+    The size of a lone object is drawn from the words `sizes`. `default_share` of them are sure of the default ground.
     """
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
+    if default_share and rng.random() < default_share:
+        colour = DEFAULT_GROUND
     jitter = rng.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
     red, green, blue = (int(np.clip(c + j, 0, 255)) for c, j in zip(COLOURS[colour][1], jitter, strict=True))
     count = 2 if rng.random() < pair_share else 1
@@ -122,11 +126,12 @@ def scene_at(
     pair_share: float = PAIR_SHARE,
     scatter: int = ANYWHERE,
     sizes: Sequence[str] = SIZE_WORDS,
+    default_share: float = 0.0,
 ) -> Scene:
     """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`."""
     rng = np.random.default_rng((seed, index))
     while True:
-        scene = draw_scene(concepts, rng, pair_share, scatter, sizes)
+        scene = draw_scene(concepts, rng, pair_share, scatter, sizes, default_share)
         if scene_is_held_out(scene) == held_out:
             return scene
 
@@ -155,13 +160,15 @@ def glyph(emoji: str, size: int) -> np.ndarray:
     return pixels
 
 
-def render(scene: Scene) -> np.ndarray:
-    """Draw a scene: uint8 RGB of shape (128, 128, 3)."""
-    picture = np.empty((CANVAS, CANVAS, 3), np.float32)
+def render(scene: Scene, scale: int = 1, picture_of: Callable[[str, int], np.ndarray] = glyph) -> np.ndarray:
+    """Draw a scene: uint8 RGB of shape (128 scale, 128 scale, 3), every emoji by `picture_of(emoji, size)`."""
+    side = CANVAS * scale
+    picture = np.empty((side, side, 3), np.float32)
     picture[:] = scene.rgb
     for placed in scene.objects:
-        part = picture[placed.y : placed.y + placed.size, placed.x : placed.x + placed.size]
-        pixels = glyph(placed.concept.emoji, placed.size)
+        x, y, size = (scale * value for value in (placed.x, placed.y, placed.size))
+        part = picture[y : y + size, x : x + size]
+        pixels = picture_of(placed.concept.emoji, size)
         part *= 1 - pixels[..., 3:]
         part += pixels[..., :3]
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)

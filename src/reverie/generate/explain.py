@@ -21,11 +21,12 @@ from torch import Tensor
 from reverie.adapters import inversion
 from reverie.errors import ReverieError
 from reverie.generate import editing, prompt
-from reverie.generate.conditioning import Prompts, split
+from reverie.generate.conditioning import Prompts, inversions_of, split
 from reverie.generate.image import finished, passes, sized
 from reverie.generate.studio import opened
 from reverie.media.overlay import words_sheet
 from reverie.models.layers import Attention, SpatialTransformer, TransformerBlock
+from reverie.requests.adapter_files import extract
 from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
 from reverie.tokenizer import END_OF_WORD, Tokenizer
@@ -166,8 +167,8 @@ def _joined(
 def _words(system: StableDiffusion, request: TextToImage) -> Iterator[tuple[int, int, str, int]]:
     """Name each token of a prompt: its part, its stage, the word it belongs to and its place among all tokens."""
     tokenizer = system.tokenizers[0]
-    with inversion.apply(system, inversion.load_all(request.embeddings)) as inverted:
-        for part, (text, _) in enumerate(prompt.parts(prompt.extract(request.prompt)[0])):
+    with inversion.apply(system, inversions_of(request)) as inverted:
+        for part, (text, _) in enumerate(prompt.parts(extract(request.prompt).text)):
             for stage, (_, said) in enumerate(editing.schedule(text, request.steps)):
                 for number, chunk in enumerate(split(prompt.weigh(said), tokenizer, inverted[0])):
                     for position, word in enumerate(spelled(tokenizer, chunk.ids)):

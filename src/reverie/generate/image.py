@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reverie.diffusion.step import Step
 from reverie.generate import canvas
+from reverie.generate.conditioning import adapter_notes
 from reverie.generate.studio import Studio, opened
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
@@ -31,6 +32,7 @@ class Progress:
 
     `seeds` are those of the pictures at work, `latents` the sampler's present guess of them, clean and scaled, and
     `preview()` shows it. `pictures` holds what this step finished: nothing, but in the last step of each picture.
+    `notes`, of the first step alone, say what of the request is not honoured.
     """
 
     index: int
@@ -39,6 +41,7 @@ class Progress:
     latents: Float[Tensor, "b c h w"]
     preview: Callable[[], list[Image.Image]]
     pictures: tuple[Image.Image, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 def stream(
@@ -81,6 +84,7 @@ def _draw(
     preview: Show | None = None,
 ) -> Iterator[Progress]:
     with ExitStack() as stack:
+        notes = adapter_notes(system, request)
         studio = stack.enter_context(opened(system, request, refiner))
         starts = range(0, request.count, batch)
         total, done = sum(len(one) for one in studio.passes) * len(starts), 0
@@ -90,7 +94,7 @@ def _draw(
             for step, last in passes(studio, singles):
                 show = partial(preview or studio.codec.pictures, step.denoised)
                 done_now = finished(studio, singles, step) if last else ()
-                yield Progress(done, total, seeds, step.denoised, show, done_now)
+                yield Progress(done, total, seeds, step.denoised, show, done_now, () if done else notes)
                 done += 1
 
 

@@ -112,7 +112,7 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control:
     ferry = ferry_of(system.unet)
     carried = ferry is not None and ferry.split is apart  # as a whole it would take turns with the U-Net at every step
     place = HOST if carried else system.device
-    network = load_controlnet(control.model, device=place, dtype=system.dtype)
+    network = load_controlnet(control.model, device=place, dtype=system.dtype, base=system.unet)
     if ferry is not None and carried:
         ferry.take(network)
     if packed(system.unet):
@@ -120,7 +120,7 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control:
     picture = control.image.image()
     if control.preprocessor != "none":
         picture = PREPROCESSORS[control.preprocessor](picture)
-    return Control(network, picture, control.weight, control.start, control.end)
+    return Control(network, picture, control.weight, control.start, control.end, control.kind)
 
 
 def _widened(bind: Bind, extra: Tensor | None) -> Bind:

@@ -1,20 +1,24 @@
-"""How is sound read from a file and written to one? WAV, FLAC, OGG and MP3 through libsndfile, with texts inside."""
+"""Sound files: WAV, FLAC, OGG and MP3 through libsndfile, with texts inside; lengths are counted, not believed."""
 
 from __future__ import annotations
 
 import base64
 import io
+import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
 from reverie.errors import ReverieError
-from reverie.files import atomic_write, check_place
+from reverie.files import atomic_write, check_place, reason_of
+from reverie.media import mp3
 from reverie.media.encoder import COMMENT
 from reverie.media.pictures import REQUEST
 
@@ -35,6 +39,9 @@ SLOWEST, FASTEST = 1_000, 768_000  # Hz; what is outside is a damaged header
 CHANNELS = 2
 LONGEST = 1 << 30  # samples of all channels: 4 GB, three hours of stereo; more is a bomb or wants cutting first
 BLOCK = 1 << 16  # frames at once: libsndfile's Vorbis encoder overflows its stack on a whole song
+FULL_SCALE = 1 << 15  # of sixteen bits
+ENDLESS = 0x7FFF0000  # bytes of samples from which a header speaks of a stream: sox writes this, FFmpeg 0xFFFFFFFF
+WHOLE = 0.99  # share of the sound below which it is said to be cut off
 PEAK = -1.0  # dBFS: what lossy codecs overshoot stays below full scale
 Source = str | Path | io.BytesIO  # a sound file, or what it holds
 
@@ -142,7 +149,11 @@ def read(source: Source, start: float = 0.0, seconds: float | None = None) -> So
             check_form(file.samplerate, file.channels)
             file.seek(min(round(start * file.samplerate), file.frames))
             if seconds is None:
-                return Sound(_samples(file, LONGEST), file.samplerate)
+                samples = _samples(file, LONGEST)
+                left = file.frames - round(start * file.samplerate)
+                if 0 < left < LONGEST:  # a FLAC from a pipe says nothing
+                    _tell_cut(source, samples.shape[1] / left)
+                return Sound(samples, file.samplerate)
             wanted = round(seconds * file.samplerate)
             sound = Sound(_samples(file, wanted), file.samplerate)
             return Sound(F.pad(sound.samples, (0, wanted - sound.samples.shape[1])), sound.rate)
@@ -153,7 +164,7 @@ def read(source: Source, start: float = 0.0, seconds: float | None = None) -> So
 
 
 def duration(source: Source) -> float:
-    """Return how many seconds a sound file lasts, by its header. Raises ReverieError where it is no sound file."""
+    """Return how many seconds a sound file lasts. Raises ReverieError where it is no sound file."""
     with _opened(source) as file:
         return file.frames / file.samplerate
 
@@ -168,14 +179,15 @@ def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None
     path = Path(path)
     check_writable(path)
     check_texts(texts or {}, path.suffix.lower())
+    tags = {COMMENT if name == REQUEST else name: text for name, text in (texts or {}).items()}
     if path.suffix.lower() == ".mp3" and sound.rate not in MP3_RATES:
         sound = sound.resampled(min((rate for rate in MP3_RATES if rate > sound.rate), default=MP3_RATES[-1]))
-    with atomic_write(path) as temporary:
-        try:
-            with temporary.open("w+b") as file:
-                _encode(sound.unclipped(), file, path.suffix.lower(), texts or {})
-        except _soundfile().LibsndfileError as error:
-            raise ReverieError(f"cannot write '{path}': {error.error_string}") from error
+    suffix, sound = path.suffix.lower(), sound.unclipped()
+    with atomic_write(path) as temporary, temporary.open("w+b") as file:
+        if suffix == ".mp3":  # libsndfile writes Latin-1 into its tags
+            file.write(mp3.id3(tags) + encoded(sound, suffix))
+        else:
+            _encode(sound, file, suffix, tags)
 
 
 def encoded(sound: Sound, suffix: str) -> bytes:
@@ -194,14 +206,67 @@ def read_texts(path: str | Path) -> dict[str, str]:
 
 def _opened(source: Source) -> soundfile.SoundFile:
     soundfile = _soundfile()
-    if not isinstance(source, io.BytesIO) and not Path(source).is_file():
-        raise ReverieError(f"cannot read '{source}': there is no such file")
     try:
-        return soundfile.SoundFile(source)
+        return soundfile.SoundFile(_with_true_length(source))
+    except OSError as error:
+        raise ReverieError(f"cannot read '{source}': {reason_of(error)}") from error
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: .raw asks for a form that nobody gave
         raise ReverieError(
             f"cannot read '{source}': no sound that is known, or damaged; WAV, FLAC, OGG and MP3 are"
         ) from error
+
+
+def _with_true_length(source: Source) -> Source:
+    """Return a sound file, or what it holds with a length in its header that is true, where libsndfile needs that."""
+    if isinstance(source, io.BytesIO):
+        source.seek(0)
+        return _mended(source, source)
+    with Path(source).open("rb") as file:
+        return _mended(source, file)
+
+
+def _mended(source: Source, file: BinaryIO) -> Source:
+    head = file.read(4)
+    file.seek(0)
+    if mp3.is_mp3(head):
+        data, share = mp3.with_length(file.read())
+        _tell_cut(source, share)
+        return io.BytesIO(data)
+    if head == b"RIFF" and (place := _wav_data(file)):
+        source = _mended_wav(source, file, place)
+    file.seek(0)
+    return source
+
+
+def _wav_data(file: BinaryIO) -> int:
+    """Return where the samples of a WAV file begin, after the size of their chunk; 0 where there are none."""
+    file.seek(12)
+    while len(head := file.read(8)) == 8:
+        if head.startswith(b"data"):
+            return file.tell()
+        size = int.from_bytes(head[4:], "little")
+        file.seek(size + size % 2, io.SEEK_CUR)
+    return 0
+
+
+def _mended_wav(source: Source, file: BinaryIO, place: int) -> Source:
+    """Write the size of a WAV file's samples where a pipe left 0 or as much as there could be; say where some miss."""
+    file.seek(place - 4)
+    size, there = int.from_bytes(file.read(4), "little"), file.seek(0, io.SEEK_END) - place
+    file.seek(0)
+    if there and (size == 0 or size >= ENDLESS):
+        data = file.read()
+        sizes = [(len(data) - 8).to_bytes(4, "little"), there.to_bytes(4, "little")]
+        return io.BytesIO(b"".join([data[:4], sizes[0], data[8 : place - 4], sizes[1], data[place:]]))
+    _tell_cut(source, there / size if size else 1.0)
+    return source
+
+
+def _tell_cut(source: Source, share: float) -> None:
+    if share < WHOLE:
+        warnings.warn(
+            f"'{source}' is cut off: {share:.0%} of the sound that its header tells of is there", stacklevel=3
+        )
 
 
 def _samples(file: soundfile.SoundFile, frames: int) -> Float[Tensor, "channels n"]:
@@ -216,17 +281,53 @@ def _samples(file: soundfile.SoundFile, frames: int) -> Float[Tensor, "channels 
     return torch.cat(blocks).T.contiguous() if blocks else torch.empty(file.channels, 0)
 
 
-def _encode(sound: Sound, file: io.BytesIO | io.BufferedRandom, suffix: str, texts: dict[str, str]) -> None:
+class _Sink:
+    """Pass a file to libsndfile, whose callbacks swallow exceptions, and keep the first OSError; then do nothing."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        self._call(self._file.write, data)
+        return len(data)
+
+    def read(self, size: int) -> bytes:
+        return self._call(self._file.read, size) or b""
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self._call(self._file.seek, offset, whence) or 0
+
+    def tell(self) -> int:
+        return self._call(self._file.tell) or 0
+
+    def _call(self, function: Callable[..., Any], *given: Any) -> Any:
+        if self.error is None:
+            try:
+                return function(*given)
+            except OSError as error:
+                self.error = error
+        return None
+
+
+def _encode(sound: Sound, file: BinaryIO, suffix: str, texts: dict[str, str]) -> None:
+    """Write a sound into an open file. Raises OSError where that cannot be."""
     soundfile = _soundfile()
     container, coding = FORMATS[suffix]
     samples = sound.samples.T.cpu().numpy()
-    with soundfile.SoundFile(
-        file, "w", samplerate=sound.rate, channels=sound.channels, format=container, subtype=coding
-    ) as out:
+    sink, form = _Sink(file), {"samplerate": sound.rate, "channels": sound.channels}
+    with soundfile.SoundFile(sink, "w", **form, format=container, subtype=coding) as out:
         for name, text in texts.items():
-            setattr(out, COMMENT if name == REQUEST else name, text)
+            setattr(out, name, text)
         for start in range(0, len(samples), BLOCK):
-            out.write(samples[start : start + BLOCK])
+            block = samples[start : start + BLOCK]
+            if coding == "PCM_16":  # which libsndfile rounds down in WAV
+                block = np.clip(np.rint(block * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1).astype(np.int16)
+            out.write(block)
+            if sink.error is not None:
+                break
+    if sink.error is not None:
+        raise sink.error
 
 
 def _soundfile() -> Any:

@@ -18,7 +18,7 @@ from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.parts import masked
 from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import adapted
+from reverie.generate.conditioning import adapted, adapter_notes
 from reverie.generate.sample import SAME, noise_levels, sample
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
@@ -39,13 +39,14 @@ class Progress:
     """Tell how far a request has come: it has taken step `index` of `total`, counted over all its clips.
 
     `latents` are the sampler's present guess of the clip at work, clean and scaled. `clip` is what the step finished:
-    None, but in the last step of each clip.
+    None, but in the last step of each clip. `notes`, of the first step alone, say what of the request is not honoured.
     """
 
     index: int
     total: int
     latents: Float[Tensor, "1 c h w"]
     clip: Recording | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +132,7 @@ def hearing(system: StableDiffusion) -> SpectrogramParams:
 
 def _played(system: StableDiffusion, music: Music, laid: Plan, given: Given | None) -> Iterator[Progress]:
     with ExitStack() as stack:
+        notes = adapter_notes(system, music)
         studio = _opened(stack, system, music, laid, given)
         done, total = 0, music.count * (len(studio.sigmas) - 1)
         for index in range(music.count):
@@ -138,7 +140,8 @@ def _played(system: StableDiffusion, music: Music, laid: Plan, given: Given | No
             noise = studio.noise(single)
             for step in sample(studio.denoiser(noise), studio.sigmas, noise, music.sampler, studio.begin()):
                 last = step.index == step.total - 1
-                yield Progress(done, total, step.denoised, _finished(studio, single, step.x) if last else None)
+                clip = _finished(studio, single, step.x) if last else None
+                yield Progress(done, total, step.denoised, clip, () if done else notes)
                 done += 1
 
 

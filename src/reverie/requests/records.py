@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -22,7 +23,7 @@ def read_record(file: Image.Image | str | Path) -> Record:
     """
     carrier = read_carrier(file)
     if (own := read_own(carrier.texts)) is not None:
-        return own
+        return own if isinstance(file, Image.Image) else replace(own, request=_beside(own.request, Path(file)))
     named = "this picture" if isinstance(file, Image.Image) else f"'{file}'"
     try:
         record = _read_foreign(carrier)
@@ -42,6 +43,11 @@ def _read_foreign(carrier: Carrier) -> Record | None:
     if carrier.kind == "film":
         draft.note("a film: here one picture of its settings is drawn")
     return Record(picture, draft.model, tuple(draft.notes))
+
+
+def _beside(request: SampledRequest, file: Path) -> SampledRequest:
+    """Let the adapters of a record be looked for beside the file that carries it."""
+    return request.replace(folders=(str(file.absolute().parent),)) if request.sums else request
 
 
 def from_metadata(file: Image.Image | str | Path) -> SampledRequest:

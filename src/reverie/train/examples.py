@@ -42,7 +42,7 @@ class Examples(Protocol):
 
 @dataclass(frozen=True)
 class Scenes:
-    """Serve `count` emoji scenes. See `data.scenes.draw_scene` for how they are mixed."""
+    """Serve `count` emoji scenes. See `corpora.scenes.draw_scene` for how they are mixed."""
 
     things: tuple[Concept, ...]
     seed: int
@@ -51,6 +51,7 @@ class Scenes:
     scatter: int = ANYWHERE
     sizes: Sequence[str] = SIZE_WORDS
     bare: int = BARE
+    default_share: float = 0.0
 
     def __len__(self) -> int:
         return self.count
@@ -59,12 +60,19 @@ class Scenes:
     def identity(self) -> Identity:
         """Return what the scenes depend on."""
         names = [thing.emoji for thing in self.things]
-        return ["scenes", names, self.seed, self.count, self.pair_share, self.scatter, list(self.sizes)]
+        plain = [self.default_share] if self.default_share else []  # what was kept before there was one stays valid
+        return ["scenes", names, self.seed, self.count, self.pair_share, self.scatter, list(self.sizes), *plain]
 
     def scene(self, index: int) -> Scene:
         """Return a scene."""
         return scene_at(
-            self.things, self.seed, index, pair_share=self.pair_share, scatter=self.scatter, sizes=self.sizes
+            self.things,
+            self.seed,
+            index,
+            pair_share=self.pair_share,
+            scatter=self.scatter,
+            sizes=self.sizes,
+            default_share=self.default_share,
         )
 
     def picture(self, index: int) -> UInt8[np.ndarray, "128 128 3"]:

@@ -18,13 +18,16 @@ from torch import nn
 
 from reverie import system
 from reverie.checkpoints.components import Components
+from reverie.corpora.captions import DEFAULT_ONLY
+from reverie.corpora.concepts import concepts
+from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
 from reverie.errors import ReverieError
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import BUNDLED_NAME
 from reverie.train import lora
 from reverie.train.diffusion import DiffusionObjective, Shown
-from reverie.train.examples import Examples
+from reverie.train.examples import Examples, Scenes
 from reverie.train.latents import LATENTS, Item, Stream, fill, pooled
 from reverie.train.loop import CHECKPOINT, RunSettings
 from reverie.train.recipe import Share, folder_of, read, section
@@ -54,6 +57,38 @@ class DataSettings(Source):
     dropout: Share = 0.1  # share of captions left empty, for classifier-free guidance
     workers: NonNegativeInt = 0
     show: tuple[str, ...] = ()  # prompts on the contact sheet; the first captions if not given
+
+
+@dataclass(frozen=True)
+class SceneSettings:
+    """Choose emoji scenes to go on with, in place of a collection: `count` of them, see `corpora.scenes.draw_scene`."""
+
+    count: NonNegativeInt = 0
+    seed: NonNegativeInt = 0  # of the scenes; 0 takes the run's
+    subset: str = "everyday"
+    known: str = ""  # a subset that the model knows already; the other things come `often` times as often
+    often: PositiveInt = 1
+    pair_share: Share = PAIR_SHARE
+    scatter: NonNegativeInt = ANYWHERE
+    sizes: tuple[str, ...] = SIZE_WORDS
+    bare: NonNegativeInt = DEFAULT_ONLY
+    default_share: Share = 0.25
+
+    def open(self, seed: int) -> Scenes:
+        """Return the scenes."""
+        known = {thing.emoji for thing in concepts(self.known)} if self.known else set()
+        things = concepts(self.subset)
+        new = tuple(thing for thing in things if thing.emoji not in known) if known else ()
+        return Scenes(
+            things + new * (self.often - 1),
+            seed,
+            self.count,
+            pair_share=self.pair_share,
+            scatter=self.scatter,
+            sizes=self.sizes,
+            bare=self.bare,
+            default_share=self.default_share,
+        )
 
 
 @dataclass(frozen=True)
@@ -158,7 +193,7 @@ def _base(sections: dict[str, Any]) -> Components:
         raise ReverieError(f"{base.name} is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2")
     for network in (base.unet, base.autoencoder, *base.text_encoders):
         network.requires_grad_(False)
-    if data.pictures:
+    if data.pictures or "scenes" in sections:
         return base
     given = section(sections, "spectrogram", SpectrogramParams)
     return replace(base, spectrogram=given if "spectrogram" in sections else base.spectrogram or given)
@@ -169,7 +204,10 @@ def _examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str
     data, prior = section(sections, "data", DataSettings), section(sections, "prior", PriorSettings)
     size = data.size or base.unet.config.sample_size * base.autoencoder.factor
     params = base.spectrogram or SpectrogramParams()
-    rows = {LATENTS: data.open(seed, size, params)}
+    scenes = section(sections, "scenes", SceneSettings)
+    rows: dict[str, Examples] = {
+        LATENTS: scenes.open(scenes.seed or seed) if scenes.count else data.open(seed, size, params)
+    }
     if prior.pictures:
         rows[PRIOR] = Source(pictures=prior.pictures, caption=prior.caption).open(seed, size, params)
     return rows

@@ -26,8 +26,10 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "classifier": ("reverie.train.classifier", ("classifier",)),
     "clip": ("reverie.train.clip", ("text", "vision", "contrast", "data", "evaluation")),
     "diffusion": ("reverie.train.diffusion", ("unet", "data", "diffusion")),
+    "enlarge": ("reverie.train.enlarge", ("enlarge", "scenes")),
     "listener": ("reverie.train.listener", ("listener",)),
-    "finetune": ("reverie.train.finetune", ("model", "data", "spectrogram", "text", "lora", "prior", "loss")),
+    "probe": ("reverie.train.probe", ("probe",)),
+    "finetune": ("reverie.train.finetune", ("model", "data", "scenes", "spectrogram", "text", "lora", "prior", "loss")),
 }
 TOGETHER = ("clip",)  # objectives that share a batch among the processes of torchrun
 

@@ -1,0 +1,108 @@
+"""What a model cannot do well of a request: words that it was never taught, sizes far from those that it learned.
+
+A small model draws something for every word; without a note, "a cat" from a model that knows no cat is a piano. The
+notes are told and do not stop anything.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from difflib import get_close_matches
+
+from reverie.checkpoints.components import Components
+from reverie.checkpoints.known import Known
+from reverie.requests.pictures import TextToImage
+
+FAR = 1.5  # times the side of the pictures that a model learned from, or a part as small
+NEAREST = 3
+# What captions are made of beside the names of things, and what people put around them.
+PLAIN_WORDS = frozenset(
+    """a an the of on in at by to with and or next left right above below top under over beside near behind front
+    background ground picture photo image drawing painting emoji icon draw me my please some one small large big little
+    red orange yellow green cyan blue purple pink brown gray grey black white""".split()  # noqa: SIM905
+)
+PLAIN_ZH = tuple(
+    """背景上的 背景 旁边 左边 右边 上面 下面 上方 下方 红色 橙色 黄色 绿色 青色 蓝色 紫色 粉色 棕色 灰色 黑色 白色 一只
+    一朵 一棵 一辆 一架 一艘 一把 一件 一个 画 图片 图 照片 小 大 的 在 和 上 一 与 跟""".split()  # noqa: SIM905
+)
+ADDED = re.compile(r"<[^>]*>")  # a LoRA brings words of its own, which no list knows
+ENGLISH, CHINESE = re.compile(r"[a-z]+(?:[-’'][a-z]+)*"), re.compile("[\u3400-\u9fff]+")
+
+
+def notes(request: TextToImage, model: Components) -> tuple[str, ...]:
+    """Return what should be told before a request is drawn, a sentence each."""
+    return (*_words(request.prompt, model), *_size(request, model))
+
+
+def unknown_words(prompt: str, known: Sequence[Known]) -> list[str]:
+    """Return the words of a prompt that are neither names of known things nor plain words, in their order.
+
+    Names are found longest first, and in the plural; a part of a name is none: "dog" is not known by "hot dog".
+
+    >>> unknown_words("a hot dog and two dogs", [Known("🌭", ("hot dog",), ("热狗",))])
+    ['two', 'dogs']
+    """
+    text = prompt.lower()
+    words = ENGLISH.findall(text)
+    names = {tuple(ENGLISH.findall(name.lower())) for thing in known for name in thing.en} - {()}
+    longest = max((len(name) for name in names), default=1)
+    found: list[str] = []
+    i = 0
+    while i < len(words):
+        fits = (n for n in range(min(longest, len(words) - i), 0, -1) if _is_name(words[i : i + n], names))
+        length = next(fits, 0)
+        if not length and words[i] not in PLAIN_WORDS:
+            found.append(words[i])
+        i += length or 1
+    for run in CHINESE.findall(text):
+        found += _unknown_zh(run, sorted({*PLAIN_ZH, *(name for thing in known for name in thing.zh)}, key=len)[::-1])
+    return list(dict.fromkeys(found))
+
+
+def nearest(word: str, known: Sequence[Known]) -> list[str]:
+    """Return names of known things that a word has to do with, or that are spelled much like it; the best first."""
+    singular = _singulars(word)
+    akin = [thing.en[0] for thing in known if not singular.isdisjoint(thing.keywords)]
+    names = {name.lower(): name for thing in known for name in (*thing.en, *thing.zh)}
+    alike = [names[name] for name in get_close_matches(word, names, NEAREST, 0.75)]
+    return list(dict.fromkeys(akin + alike))[:NEAREST]
+
+
+def _words(prompt: str, model: Components) -> Iterator[str]:
+    unknown = unknown_words(prompt, model.known) if model.known and not ADDED.search(prompt) else []
+    if not unknown:
+        return
+    told = []
+    for word in unknown:
+        near = nearest(word, model.known)
+        told.append(f"'{word}'" + (f" (nearest: {', '.join(near)})" if near else ""))
+    names = ", ".join(thing.en[-1] for thing in model.known[:: max(1, len(model.known) // 6)][:6])
+    yield f"{model.name} has not learned {', '.join(told)}; it knows {len(model.known)} things, such as {names}"
+
+
+def _size(request: TextToImage, model: Components) -> Iterator[str]:
+    trained = model.unet.config.sample_size * model.autoencoder.factor
+    width, height = request.width or trained, request.height or trained
+    if max(width, height) > FAR * trained or min(width, height) < trained / FAR:
+        yield f"{model.name} learned from pictures of {trained} pixels; at {width}x{height} things may repeat"
+
+
+def _is_name(words: Sequence[str], names: set[tuple[str, ...]]) -> bool:
+    return any((*words[:-1], last) in names for last in _singulars(words[-1]))
+
+
+def _singulars(word: str) -> set[str]:
+    """Return a word and what it may be the plural of."""
+    found = {word}
+    for ending, singular in (("ies", "y"), ("ves", "f"), ("es", ""), ("s", "")):
+        if word.endswith(ending) and len(word) > len(ending) + 1:
+            found.add(word[: -len(ending)] + singular)
+    return found
+
+
+def _unknown_zh(run: str, names: Sequence[str]) -> list[str]:
+    """Return what is left of a run of Chinese characters without known words, the longest of which go first."""
+    for name in names:
+        run = run.replace(name, " ")
+    return run.split()

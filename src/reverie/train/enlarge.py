@@ -1,0 +1,243 @@
+"""A decoder that forgives, and pictures of twice the size, from the latents that a U-Net has learned already.
+
+The autoencoder gets one level more at the outside: its decoder draws 2 x 2 pixels where it drew one, and its encoder
+gives, of the larger scene, today's latents of the halved one. What a U-Net learned of these latents stays valid.
+
+The decoder learns from what a sampler will hand it: one-step predictions of noised latents beside clean ones, with the
+scene as target, so that the small errors of predicted latents are not drawn as blotches. Loss: L1, and the distance of
+normalised ImageNet features (as LPIPS, Zhang et al. 2018, with EfficientNet-Lite0 and all channel weights 1).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from PIL import Image
+from pydantic import NonNegativeFloat, PositiveInt
+from torch import Tensor, nn
+
+from reverie.checkpoints.components import Components
+from reverie.checkpoints.load import load_autoencoder, load_folder
+from reverie.checkpoints.save import save_autoencoder
+from reverie.codecs.image import to_pictures
+from reverie.corpora.drawings import drawing
+from reverie.corpora.scenes import render
+from reverie.data.loader import Batches
+from reverie.diffusion.denoiser import PREDICTIONS, denoiser
+from reverie.diffusion.names import choose
+from reverie.media.pictures import grid
+from reverie.models.autoencoder import Autoencoder
+from reverie.models.lpips import FeatureDistance
+from reverie.train.autoencoder import as_images
+from reverie.train.examples import HELD_OUT_SEED, Scenes
+from reverie.train.finetune import SceneSettings
+from reverie.train.imagenet import perceptual_features
+from reverie.train.kept import is_kept, keep, kept
+from reverie.train.latents import ENCODER, LATENTS, pooled
+from reverie.train.loop import step_generator
+from reverie.train.recipe import Share, section
+
+PREDICTED = "predicted.safetensors"
+AT_ONCE, SHOWN = 16, 16
+SCALE = 2
+STEM = ("encoder.conv_in.", "encoder.down_blocks.0.")  # what the enlarged encoder has that the old one had not
+DECODER = ("decoder.", "post_quant_conv.")
+
+
+@dataclass(frozen=True)
+class EnlargeSettings:
+    """Choose the model whose latents are drawn, and how the decoder learns."""
+
+    base: str  # folder of a whole model; its autoencoder is enlarged, its U-Net predicts
+    width: PositiveInt = 16  # channels of the new level
+    crop: PositiveInt = 10  # side of the squares that are learned from, in latents
+    batch: PositiveInt = 4
+    predicted: Share = 0.75  # of the latents are one-step predictions, at timesteps from `first` to `last`
+    first: int = 20
+    last: int = 800
+    perceptual: NonNegativeFloat = 0.25
+    initial: str = ""  # folder of an enlarged autoencoder to go on from
+
+
+class EnlargeObjective:
+    """Train the decoder of an enlarged autoencoder, and the stem of its encoder."""
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        small: Autoencoder,
+        scenes: Scenes,
+        latents: Tensor,
+        settings: EnlargeSettings,
+        seed: int,
+    ) -> None:
+        autoencoder.requires_grad_(False)
+        self.averaged = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.small, self.scenes, self.latents = small, scenes, latents
+        self.networks = nn.ModuleDict({"autoencoder": autoencoder})
+        self.settings, self.seed = settings, seed
+        self.distance = FeatureDistance(perceptual_features())
+        self.batches = Batches(self._item, settings.batch)
+        for parameters in self.groups().values():
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+
+    def _item(self, index: int) -> tuple[Tensor, np.ndarray]:
+        """Return a square of latents, predicted or clean, and the square of the scene that they stand for."""
+        rng = np.random.default_rng((self.seed, index))
+        number, clean = int(rng.integers(len(self.latents))), int(rng.random() >= self.settings.predicted)
+        crop, factor = self.settings.crop, self.averaged.factor
+        y, x = (int(v) for v in rng.integers(self.latents.shape[-1] - crop + 1, size=2))
+        picture = render(self.scenes.scene(number), SCALE, drawing)
+        part = picture[factor * y : factor * (y + crop), factor * x : factor * (x + crop)]
+        z = self.latents[number, clean, :, y : y + crop, x : x + crop].float()
+        return z / self.averaged.config.scaling_factor, np.ascontiguousarray(part.transpose(2, 0, 1))
+
+    def move(self, device: torch.device) -> None:
+        """Put the networks onto a device."""
+        self.networks.to(device)
+
+    def groups(self) -> dict[str, list[nn.Parameter]]:
+        """Return the decoder's parameters, and those of the encoder's stem."""
+        named = list(self.averaged.named_parameters())
+        return {
+            "decoder": [parameter for name, parameter in named if name.startswith(DECODER)],
+            "stem": [parameter for name, parameter in named if name.startswith(STEM)],
+        }
+
+    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield the decoder's loss, then the stem's: how far it is from what the small encoder makes of the half."""
+        z, pixels = self.batches(step)
+        images = as_images(pixels)
+        decoded = self.averaged.decode(z)
+        l1, perceptual = (decoded - images).abs().mean(), self.distance(decoded, images).mean()
+        metrics = {"l1": l1.item(), "perceptual": perceptual.item()}
+        yield "decoder", l1 + self.settings.perceptual * perceptual, metrics
+        target = self.small.encoder.conv_in(F.avg_pool2d(images, SCALE))
+        loss = (stem(self.averaged, images) - target).square().mean() / target.var()
+        yield "stem", loss, {"stem": loss.item()}
+
+    def after_step(self) -> None:
+        """Leave the parameters as they are."""
+
+    @torch.no_grad()
+    def samples(self) -> Image.Image:
+        """Show scenes of the pool above what is drawn of their predicted latents."""
+        picked = torch.arange(SHOWN) * (len(self.latents) // SHOWN)
+        real = torch.stack([_image(self.scenes, int(i)) for i in picked])
+        drawn = self.averaged.decode(self.latents[picked, 0].float() / self.averaged.config.scaling_factor)
+        rows = [row for pair in zip(real.split(8), drawn.split(8), strict=True) for row in pair]
+        return grid(to_pictures(torch.cat(rows).clamp(-1, 1)), columns=8)
+
+    @torch.no_grad()
+    def measures(self) -> dict[str, float]:
+        """Tell how near held-out scenes come back, in dB, and how near their latents are to those of the half."""
+        held_out = replace(self.scenes, seed=HELD_OUT_SEED)
+        images = torch.stack([_image(held_out, index) for index in range(SHOWN)])
+        z, small = self.averaged.encode(images).mode(), self.small.encode(F.avg_pool2d(images, SCALE)).mode()
+        error = (self.averaged.decode(z).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
+        return {
+            "held_out_psnr": (-10 * error.log10()).mean().item(),
+            "latent_error": ((z - small).square().mean() / small.var()).item(),
+        }
+
+    def export(self, folder: Path) -> None:
+        """Save the enlarged autoencoder."""
+        save_autoencoder(self.averaged, folder)
+
+
+def enlarged(small: Autoencoder, width: int) -> Autoencoder:
+    """Return an autoencoder with one level more outside, which draws as the small one does, its pixels repeated.
+
+    Its encoder is the small one's but for a new stem, which has yet to learn.
+    """
+    config = small.config
+    widths = (width, *config.block_out_channels)
+    if width != widths[1]:
+        raise ValueError(f"a new level of {width} channels cannot take over weights for {widths[1]}")
+    large = Autoencoder(replace(config, block_out_channels=widths, sample_size=SCALE * config.sample_size))
+    state, levels = large.state_dict(), len(config.block_out_channels)
+    for name, value in small.state_dict().items():
+        parts = name.split(".")
+        if parts[1] == "down_blocks":
+            parts[2] = str(int(parts[2]) + 1)
+        if not name.startswith("encoder.conv_in."):
+            state[".".join(parts)] = value
+    large.load_state_dict(state)
+    with torch.no_grad():
+        names = [f"decoder.up_blocks.{levels - 1}.upsamplers.0.conv", "encoder.down_blocks.0.downsamplers.0.conv"]
+        for name in names:
+            nn.init.dirac_(large.get_parameter(f"{name}.weight"))
+            nn.init.zeros_(large.get_parameter(f"{name}.bias"))
+        for name, parameter in large.named_parameters():
+            if name.startswith((f"decoder.up_blocks.{levels}.", "encoder.down_blocks.0.")) and ".conv2." in name:
+                nn.init.zeros_(parameter)
+        large.encoder.conv_in.load_state_dict(small.encoder.conv_in.state_dict())
+    return large
+
+
+def same_latents(small: Autoencoder, large: Autoencoder) -> bool:
+    """Tell whether `large` is an enlarged `small`: its encoder's weights but for the stem are the same."""
+    if large.config.block_out_channels[1:] != small.config.block_out_channels:
+        return False
+    state, theirs = enlarged(small, large.config.block_out_channels[0]).state_dict(), large.state_dict()
+    names = [name for name in theirs if name.startswith(ENCODER) and not name.startswith(STEM)]
+    return small.config.scaling_factor == large.config.scaling_factor and all(
+        torch.equal(state[name], theirs[name]) for name in names
+    )
+
+
+def stem(autoencoder: Autoencoder, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+    """Return what the encoder's outermost level makes of images."""
+    return autoencoder.encoder.down_blocks[0](autoencoder.encoder.conv_in(images))
+
+
+@torch.no_grad()
+def predictions(
+    base: Components, scenes: Scenes, latents: Tensor, settings: EnlargeSettings, seed: int, path: Path
+) -> Float[Tensor, "n 2 c h w"]:
+    """Return for each of the latents its one-step prediction from a noised state, and itself; kept at `path`."""
+    unet = base.unet.eval()
+    weights = sum(float(p.abs().sum()) for p in unet.parameters())  # tells one U-Net from another
+    made_of = json.dumps([weights, list(scenes.identity), seed, settings.first, settings.last], ensure_ascii=False)
+    if not is_kept(made_of, path):
+        schedule, rows = base.schedule_config.schedule(), []
+        scalings = choose("prediction", base.schedule_config.prediction, PREDICTIONS).scalings
+        for start in range(0, len(latents), AT_ONCE):
+            x0, generator = latents[start : start + AT_ONCE].float(), step_generator(seed, start)
+            t = torch.randint(settings.first, settings.last + 1, (1,), generator=generator)
+            sigma = schedule.t_to_sigma(t)[0]
+            noised = x0 + sigma.to(x0) * torch.randn(x0.shape, generator=generator)
+            captions = [scenes.caption(index, 0) for index in range(start, start + len(x0))]
+            context = base.text_encoders[0](base.tokenizers[0](captions)).last
+            denoise = denoiser(partial(base.unet, context=context), schedule, scalings)
+            rows.append(torch.stack([denoise(noised, sigma), x0], 1).half())
+        keep(torch.cat(rows), made_of, path)
+    return kept(path)
+
+
+def _image(scenes: Scenes, index: int) -> Float[Tensor, "3 h w"]:
+    return as_images(torch.from_numpy(render(scenes.scene(index), SCALE, drawing).transpose(2, 0, 1).copy())[None])[0]
+
+
+def build(sections: dict[str, Any], seed: int, out: Path) -> EnlargeObjective:
+    """Build the objective from a recipe's tables [enlarge] and [scenes]."""
+    settings, scenes = section(sections, "enlarge", EnlargeSettings), section(sections, "scenes", SceneSettings)
+    base = load_folder(Path(settings.base), device=torch.device("cpu"), dtype=torch.float32)
+    shown = scenes.open(scenes.seed or seed)
+    torch.manual_seed(seed)
+    latents = pooled(base.autoencoder, shown, out / LATENTS)
+    large = enlarged(base.autoencoder, settings.width)
+    if settings.initial:
+        large = load_autoencoder(Path(settings.initial), device=torch.device("cpu"), dtype=torch.float32)
+    pairs = predictions(base, shown, latents, settings, seed, out / PREDICTED)
+    return EnlargeObjective(large, base.autoencoder.requires_grad_(False), shown, pairs, settings, seed)

@@ -1,0 +1,43 @@
+"""What a model was not taught is told."""
+
+from __future__ import annotations
+
+import pytest
+
+from reverie.checkpoints.known import Known
+from reverie.generate.notes import nearest, unknown_words
+
+KNOWN = [
+    Known("🌭", ("hot dog",), ("热狗",), ("sausage", "frankfurter")),
+    Known("🐯", ("tiger face", "tiger"), ("老虎",), ("animal", "cat")),
+    Known("🍒", ("cherries",), ("樱桃",), ("fruit",)),
+    Known("🍎", ("red apple", "apple"), ("苹果",), ("fruit",)),
+    Known("🐺", ("wolf",), ("狼",)),
+]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "unknown"),
+    [
+        ("an apple next to a tiger on a blue background", []),
+        ("A picture of a small Tiger Face", []),
+        ("three apples", ["three"]),
+        ("two wolves", ["two"]),
+        ("a cat and a dog", ["cat", "dog"]),  # "dog" is a part of a name, and none
+        ("a hot dog and a dog", ["dog"]),
+        ("蓝色背景上的一只老虎", []),
+        ("一只老虎和一只熊猫", ["熊猫"]),
+        ("", []),
+    ],
+)
+def test_words_that_are_no_names_of_known_things_are_found(prompt: str, unknown: list[str]) -> None:
+    assert unknown_words(prompt, KNOWN) == unknown
+
+
+@pytest.mark.parametrize(
+    ("word", "names"),
+    [("cat", ["tiger face"]), ("fruits", ["cherries", "red apple"]), ("tigre", ["tiger"]), ("xylophone", [])],
+)
+def test_the_nearest_are_those_that_have_to_do_with_a_word_or_are_spelled_like_it(word: str, names: list[str]) -> None:
+    assert nearest(word, KNOWN)[: len(names)] == names
+    assert bool(nearest(word, KNOWN)) == bool(names)

@@ -1,0 +1,92 @@
+"""An enlarged autoencoder draws what the small one draws, on the same latents, and learns to draw it sharper."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from reverie.checkpoints.save import save_autoencoder
+from reverie.corpora import scenes as corpus
+from reverie.corpora.concepts import Concept
+from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
+from reverie.train import enlarge
+from reverie.train.enlarge import EnlargeObjective, EnlargeSettings, enlarged, same_latents, stem
+from reverie.train.examples import Scenes
+from reverie.train.loop import Learner, RunSettings
+
+THINGS = (Concept("🐻", "animal-mammal", ("bear",), ("熊",)), Concept("🍎", "food-fruit", ("apple",), ("苹果",)))
+
+
+@pytest.fixture
+def small() -> Autoencoder:
+    """Give an autoencoder of f8 with random weights."""
+    torch.manual_seed(0)
+    widths = (4, 4, 8, 8)
+    return Autoencoder(
+        AutoencoderConfig(block_out_channels=widths, layers_per_block=1, norm_num_groups=2, sample_size=128)
+    ).eval()
+
+
+@torch.no_grad()
+def test_it_starts_by_drawing_the_small_ones_features_with_their_pixels_repeated(small: Autoencoder) -> None:
+    z = torch.randn(1, 4, 4, 4)
+    large, caught = enlarged(small, 4), []
+    small.decoder.conv_norm_out.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    large.decoder.conv_norm_out.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
+    assert small.decode(z).shape[-1] * 2 == large.decode(z).shape[-1] == 64
+    assert torch.allclose(F.interpolate(caught[0], scale_factor=2), caught[1], atol=1e-5)
+    assert large.factor == 16
+    assert large.config.sample_size == 256
+
+
+@torch.no_grad()
+def test_diffusers_opens_it_and_computes_the_same(small: Autoencoder, tmp_path: Path) -> None:
+    large = enlarged(small, 4)
+    save_autoencoder(large, tmp_path)
+    theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path)
+    z, x = torch.randn(1, 4, 4, 4), torch.randn(1, 3, 64, 64)
+    assert torch.allclose(theirs.decode(z).sample, large.decode(z), atol=1e-4)
+    assert torch.allclose(theirs.encode(x).latent_dist.mean, large.encode(x).mode(), atol=1e-4)
+
+
+@torch.no_grad()
+def test_a_stem_that_gives_what_the_small_encoder_makes_of_the_half_gives_its_latents(small: Autoencoder) -> None:
+    large, x = enlarged(small, 4), torch.randn(1, 3, 64, 64)
+    wanted = small.encoder.conv_in(F.avg_pool2d(x, 2))
+    large.encoder.down_blocks[0].register_forward_hook(lambda module, inputs, output: wanted)
+    assert torch.allclose(large.encode(x).mode(), small.encode(F.avg_pool2d(x, 2)).mode(), atol=1e-5)
+
+
+def test_what_was_learned_outside_the_stem_tells_other_latents(small: Autoencoder) -> None:
+    large = enlarged(small, 4)
+    with torch.no_grad():
+        stem(large, torch.zeros(1, 3, 16, 16))
+        large.encoder.conv_in.weight.add_(1)  # the stem's, and the decoder's, may differ
+        large.decoder.conv_out.weight.add_(1)
+    assert same_latents(small, large)
+    with torch.no_grad():
+        large.encoder.conv_out.weight.add_(1e-3)
+    assert not same_latents(small, large)
+
+
+def test_the_decoder_and_the_stem_learn_and_nothing_else(small: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(enlarge, "perceptual_features", lambda: lambda x: [F.avg_pool2d(x, 4)])
+    monkeypatch.setattr(enlarge, "drawing", lambda emoji, size: np.zeros((size, size, 4), np.float32))
+    monkeypatch.setattr(corpus, "glyph", None)
+    scenes = Scenes(THINGS, 0, 2, scatter=0)
+    large, latents = enlarged(small, 4), torch.randn(2, 2, 4, 16, 16)
+    before = {name: value.clone() for name, value in large.state_dict().items()}
+    settings = EnlargeSettings(base="", width=4, crop=4, batch=2)
+    objective = EnlargeObjective(large, small, scenes, latents, settings, 0)
+    learner = Learner(objective, RunSettings(steps=20, lr=1e-2, warmup=1))
+    told = [dict(learner.step(step)) for step in range(20)]
+    assert told[-1]["l1"] < told[0]["l1"]
+    assert told[-1]["stem"] < told[0]["stem"]
+    for name, value in large.state_dict().items():
+        frozen = not name.startswith((*enlarge.DECODER, *enlarge.STEM))
+        assert not frozen or torch.equal(value, before[name]), name
