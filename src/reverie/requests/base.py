@@ -12,11 +12,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from pydantic_core import ErrorDetails
 
 from reverie.errors import ReverieError
-<<<<<<< HEAD
-from reverie.requests.samplers import DEFAULT_SCHEDULE, SamplerName, ScheduleName, resolve_names
-=======
 from reverie.requests import adapter_files
->>>>>>> main
+from reverie.requests.samplers import DEFAULT_SCHEDULE, SamplerName, ScheduleName, resolve_names
 
 # torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
