@@ -17,9 +17,8 @@ from reverie.cli.output import check_writable, numbered, say
 from reverie.cli.progress import Stopwatch, watched
 from reverie.errors import ReverieError
 from reverie.media.pictures import grid, save
-from reverie.requests.metadata import texts
+from reverie.requests.metadata import read_own, texts
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_record
 
 if TYPE_CHECKING:
     from reverie.generate.image import Show
@@ -182,7 +181,9 @@ def signing(result: ResultOptions) -> Callable[[Path], None]:
 
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:
     """Lay pictures out on one sheet that carries the request for all of them."""
-    laid_out, first = grid(pictures), read_record(pictures[0]).request
+    record = read_own(pictures[0].info)
+    assert record is not None  # which drew it
+    laid_out, first = grid(pictures), record.request
     filled = {name: getattr(first, name) for name in ("guidance", "width", "height", "hires")}
     laid_out.info.update(texts(request.replace(**filled), model))
     return laid_out

@@ -13,7 +13,6 @@ from reverie.cli.options import ModelOptions, ResultOptions, parse_time
 from reverie.cli.output import slug
 from reverie.errors import ReverieError
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_record
 
 
 def image(
@@ -64,6 +63,8 @@ def replay(
         The mask it was painted under, where that has moved.
     """
     moved = {name: path for name, path in (("init", init), ("mask", mask)) if path is not None}
+    from reverie.requests.records import read_record  # brings the readers of all programs
+
     record = read_record(file)
     for note in record.notes:
         print(f"not honoured: {note}", file=sys.stderr)

@@ -144,10 +144,10 @@ def test_what_decides_the_picture_and_cannot_be_resolved_stops(
 
 
 def test_what_else_cannot_be_resolved_is_noted(read: Read) -> None:
-    nodes = changed(graph(n20=node("MagicNumber", mood="dark")), "3", steps=["20", 0], cfg=["20", 0])
-    record = read(nodes)
+    links = {"steps": ["20", 0], "cfg": ["20", 0], "denoise": ["20", 0], "sampler_name": ["20", 0]}
+    record = read(changed(graph(n20=node("MagicNumber", mood="dark")), "3", **links))
     assert record.request == REQUEST.replace(steps=20, guidance=None)
-    assert [note.partition(":")[0] for note in record.notes] == ["steps", "guidance"]
+    assert [note.partition(":")[0] for note in record.notes] == ["steps", "guidance", "sampler", "denoise"]
 
 
 def test_saved_pictures_count_before_previews(read: Read) -> None:

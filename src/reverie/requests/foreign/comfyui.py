@@ -109,7 +109,8 @@ def _read_sampling(draft: Draft, sampling: Sampling) -> None:
     if sigmas.of_the_sampler:
         draft.discard(COMFYUI_DISCARDS)
     if not _is_full(sigmas.denoise):
-        draft.note(f"denoise: {shorten(sigmas.denoise)}; what it started from is not in the file")
+        share = "of a node that is not understood" if sigmas.denoise is None else shorten(sigmas.denoise)
+        draft.note(f"denoise: {share}; what it started from is not in the file")
     draft.noise("cpu_then_gpu", "ComfyUI")
     draft.model = sampling.guider.model.name
 

@@ -129,12 +129,9 @@ class Node:
         return value if isinstance(value, want) else None
 
     def scalar(self, name: str, default: object = None) -> Any:
-        """Return an input that is a number, a text or a truth value; `default` where it is not there or not known."""
+        """Return an input that is a number, a text or a truth value: `default` if not there, None if not known."""
         self.unread.pop(name, None)
-        if name not in self.inputs:
-            return default
-        value = self.graph.follow(self.inputs[name], Scalar)
-        return default if value is None else value
+        return self.graph.follow(self.inputs[name], Scalar) if name in self.inputs else default
 
     def text(self, *names: str) -> str:
         """Return the first of some inputs that is there, as text. Raises ReverieError where it cannot be resolved."""

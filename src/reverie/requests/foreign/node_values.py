@@ -21,7 +21,7 @@ def join_texts(pattern: str, separator: str, default: str) -> Reader:
     """Join the texts of the inputs whose names match a pattern, in the order of their names."""
 
     def read(node: Node, slot: int, want: type) -> object:
-        between = str(node.scalar(separator, default)).replace("\\n", "\n")
+        between = (node.text(separator) if separator in node.inputs else default).replace("\\n", "\n")
         names = sorted(name for name in node.inputs if re.fullmatch(pattern, name))
         texts = [node.text(name) for name in names if node.inputs[name] not in (None, "undefined")]
         return between.join(text for text in texts if text or default == "")
