@@ -32,7 +32,7 @@ from reverie.models.unet import UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.requests.options import TextToImageOptions
 from reverie.runtime.compiled import MODES, compile_network
-from reverie.runtime.offload import OFFLOADS, Ferry
+from reverie.runtime.offload import OFFLOADS, Offloader
 from reverie.system import DTYPES, to_channels_last
 
 Draw = Callable[[], Image.Image]
@@ -140,8 +140,8 @@ class Bench:
         """Measure a picture with all weights on the device, by networks and by blocks: time and peak memory."""
         folder, pixels = self.folder(family), 64 if self.quick else side
         for mode in (None, *OFFLOADS):
-            ferry = None if mode is None else Ferry(self.device, OFFLOADS[mode])
-            loaded = self.loaded(folder, ferry)
+            offloader = None if mode is None else Offloader(self.device, OFFLOADS[mode])
+            loaded = self.loaded(folder, offloader)
             draw = partial(self.drawn, loaded, pixels)
             draw()
             if self.device.type == "cuda":
@@ -154,7 +154,7 @@ class Bench:
                 wanted = f"; wanted: {CEILINGS[family]:g} GB" if mode == "blocks" else ""
                 note = f"reserved with its gaps: {kept / 2**20:.0f} MiB; CUDA's context is not counted{wanted}"
                 yield Row(f"{title}, peak memory", "MiB", [peak / 2**20], note=note)
-            del draw, loaded, ferry
+            del draw, loaded, offloader
             self.free()
 
     def xl(self) -> Iterator[Row]:
@@ -174,9 +174,11 @@ class Bench:
             built.save(folder)
         return folder
 
-    def loaded(self, folder: Path, ferry: Ferry | None = None) -> Pipeline:
+    def loaded(self, folder: Path, offloader: Offloader | None = None) -> Pipeline:
         """Load a model that computes plainly."""
-        return Pipeline(**vars(system.load(folder, device=self.device, dtype=self.dtype, fast=False, offload=ferry)))
+        return Pipeline(
+            **vars(system.load(folder, device=self.device, dtype=self.dtype, fast=False, offload=offloader))
+        )
 
     def compiled(self, folder: Path) -> Pipeline:
         """Load a model and let it compile."""

@@ -18,15 +18,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.progress import track
 
 import reverie
 from figures import Figure, share, spread, write
-from reverie.cli.progress import watched
 from reverie.codecs.spectrograms import AudioCodec, hear, to_picture
 from reverie.corpora.music.captions import chinese, english
 from reverie.corpora.music.clips import clip_at
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
-from reverie.corpora.music.score import Clip
+from reverie.corpora.music.score import MusicClip
 from reverie.corpora.music.synth import render
 from reverie.media.sound import Sound
 from reverie.media.sound import write as write_sound
@@ -43,7 +43,7 @@ TELLINGS = 50  # captions of a clip that are tried until one names the tempo
 NEAR = 0.1  # of the asked tempo
 SHOWN, LISTENED = 12, 4
 
-Tell = Callable[[Clip, np.random.Generator], str]
+Tell = Callable[[MusicClip, np.random.Generator], str]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,7 @@ class Played:
     """Hold what was asked for in words and as a clip, what came of it, and what the judge heard."""
 
     text: str
-    clip: Clip
+    clip: MusicClip
     sound: Sound
     heard: Verdict
 
@@ -94,7 +94,7 @@ def real_figures(options: argparse.Namespace, judge: MusicJudge, model: reverie.
     sounds = [Sound(torch.from_numpy(render(clip)), codec.params.sample_rate) for clip in clips]
     yield from figures_of("real clips", judged(judge, clips, sounds))
     latents = [codec.encode(sound) for sound in sounds]
-    again = watched(map(codec.sounds, latents), lambda _: (1, 1), "through the autoencoder")
+    again = map(codec.sounds, track(latents, "through the autoencoder"))
     yield from figures_of("through the autoencoder", judged(judge, clips, [one for (one,) in again]))
 
 
@@ -104,7 +104,7 @@ def played_figures(options: argparse.Namespace, judge: MusicJudge, model: reveri
     for title, tell, goals in (("English prompts", english, (60, 60, 90)), ("Chinese prompts", chinese, (None,) * 3)):
         texts = [told(clip, tell, number) for number, clip in enumerate(clips)]
         start, played = time.monotonic(), list[Sound]()
-        for number, text in watched(list(enumerate(texts)), lambda one: (one[0] + 1, len(clips)), "playing"):
+        for number, text in track(list(enumerate(texts)), "playing"):
             request = Music(prompt=text, seed=SEED + number, steps=options.steps, guidance=options.guidance)
             played += [step.clip for step in model.play(request) if step.clip is not None]
         rate = sum(sound.seconds for sound in played) / (time.monotonic() - start)
@@ -114,7 +114,7 @@ def played_figures(options: argparse.Namespace, judge: MusicJudge, model: reveri
         keep(options.out, title.split()[0].lower(), found, model)
 
 
-def asked(number: int) -> Clip:
+def asked(number: int) -> MusicClip:
     """Choose clip `number` to ask for: each instrument leads in turn, in what style and tempo the draw gives."""
     lead = list(INSTRUMENTS)[number % len(INSTRUMENTS)]
     draws = (clip_at(SEED, 1000 * number + turn) for turn in count())
@@ -122,7 +122,7 @@ def asked(number: int) -> Clip:
     return replace(clip, lead=lead, bass="" if lead in BASSES else clip.bass)
 
 
-def told(clip: Clip, tell: Tell, number: int) -> str:
+def told(clip: MusicClip, tell: Tell, number: int) -> str:
     """Tell a clip in words that name its tempo as a number, and whether there are drums."""
     for turn in range(TELLINGS):
         text = tell(clip, np.random.default_rng((SEED, number, turn)))
@@ -134,7 +134,7 @@ def told(clip: Clip, tell: Tell, number: int) -> str:
 
 
 def judged(
-    judge: MusicJudge, clips: Sequence[Clip], sounds: Sequence[Sound], texts: Sequence[str] | None = None
+    judge: MusicJudge, clips: Sequence[MusicClip], sounds: Sequence[Sound], texts: Sequence[str] | None = None
 ) -> list[Played]:
     """Let the judge hear sounds."""
     rows = zip(texts or [clip.lead for clip in clips], clips, sounds, strict=True)
@@ -167,7 +167,7 @@ def keep(folder: Path, name: str, played: Sequence[Played], model: reverie.Pipel
         write_sound(one.sound, folder / f"{name}-{number}.flac", texts={"title": one.text})
 
 
-def clip_like(clip: Clip) -> Clip:
+def clip_like(clip: MusicClip) -> MusicClip:
     """Return a real clip with the same lead and drums, for the eye."""
     candidates = (clip_at(SEED, index) for index in range(100_000))
     return next(one for one in candidates if (one.lead, one.has_drums) == (clip.lead, clip.has_drums))

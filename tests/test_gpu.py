@@ -12,7 +12,7 @@ import reverie
 from reverie import TextToImage
 from reverie.checkpoints.families import FAMILIES
 from reverie.models.unet import UNet
-from reverie.runtime.offload import OFFLOADS, Ferry
+from reverie.runtime.offload import OFFLOADS, Offloader
 
 pytestmark = pytest.mark.gpu
 BEAR = TextToImage(prompt="a bear", seed=7, steps=4)
@@ -52,7 +52,7 @@ def test_convolutions_are_channels_last() -> None:
 def test_blocks_stay_under_their_ceiling() -> None:
     """A step of SD 1.5 at 512 px with guidance: 0.28 GB by count, and the workspaces of convolutions."""
     unet = UNet(FAMILIES["sd15"].unet).half().eval()
-    Ferry(torch.device("cuda"), OFFLOADS["blocks"]).take(unet)
+    Offloader(torch.device("cuda"), OFFLOADS["blocks"]).take(unet)
     x, context = torch.randn(2, 4, 64, 64).half().cuda(), torch.randn(2, 77, 768).half().cuda()
     torch.cuda.reset_peak_memory_stats()
     for _ in range(3):

@@ -23,8 +23,9 @@ from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
+from reverie.runtime.combinations import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
-from reverie.runtime.offload import HOST, OFFLOADS, Ferry
+from reverie.runtime.offload import HOST, OFFLOADS, Offloader
 
 ASSETS = Path(__file__).parent / "assets"
 BUNDLED, MUSIC = ASSETS / "bundled", ASSETS / "music"
@@ -215,7 +216,7 @@ def load(
     vae: str | Path | None = None,
     fast: bool = True,
     int8: bool = False,
-    offload: str | Ferry | None = None,
+    offload: str | Offloader | None = None,
     compile: Path | None = None,
 ) -> StableDiffusion:
     """Load a model: the bundled one where no path is given, else a folder, a single file or a name.
@@ -229,17 +230,18 @@ def load(
     files hold. `fast` lets networks that gain by it compute with packed weights where they are float32 (or bfloat16, on
     processors that compute in it) on the CPU: the same results but for rounding. `int8` rounds the U-Net's weights to 8
     bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
-    device one at a time, or their "blocks" (see `models.offload`); a `Ferry` is that of a model to share the device
-    with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `models.compiled`).
+    device one at a time, or their "blocks" (see `runtime.offload`); an `Offloader` is that of a model to share it
+    with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `runtime.compiled`).
     Raises ReverieError where there is no model or it is damaged.
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
+    asked = {"fast": fast and target.type == "cpu", "int8": int8, "offload": offload, "compile": compile}
+    check_combination(way for way, value in asked.items() if value)
     if compile is not None:
-        check_compiling(target, packed=fast, other="offload" if offload else "int8" if int8 else "")
         keep_in(compile)
-    ferry = offload if isinstance(offload, Ferry) else pick_ferry(offload, target)
-    place = target if ferry is None else HOST
+    offloader = offload if isinstance(offload, Offloader) else pick_offloader(offload, target)
+    place = target if offloader is None else HOST
     found, name = _locate(path, revision, variant)
     if found.is_file():
         components = load_file(found, device=place, dtype=kind, config=config)
@@ -253,12 +255,12 @@ def load(
     if target.type == "cuda":
         to_channels_last(components.unet)
         to_channels_last(components.autoencoder)
-    if ferry is not None:
-        ferry.take(*components.text_encoders, components.unet, components.autoencoder)
+    if offloader is not None:
+        offloader.take(*components.text_encoders, components.unet, components.autoencoder)
     if int8:
         quantize(components.unet)
         name = f"{name} in int8"
-    if fast and ferry is None:
+    if fast and offloader is None:
         _quicken(components, int8=int8)
     if compile is not None:
         compile_network(components.unet)
@@ -328,24 +330,14 @@ def pick_device(name: str | torch.device) -> torch.device:
     return device
 
 
-def pick_ferry(name: str | None, device: torch.device) -> Ferry | None:
+def pick_offloader(name: str | None, device: torch.device) -> Offloader | None:
     """Make what offloads as a name says. Raises ReverieError for unknown names, and where memory is the host's."""
     if name is None:
         return None
     split = choose("offload", name, OFFLOADS)
     if device.type != "cuda":
         raise ReverieError(f"offload is for GPUs with memory of their own, and this is {device}; leave it out")
-    return Ferry(device, split)
-
-
-def check_compiling(device: torch.device, *, packed: bool, other: str) -> None:
-    """Raise ReverieError for a model that cannot compile: packed for the CPU, or with what `other` names."""
-    if other:
-        raise ReverieError(f"{other} and compile exclude each other; leave out one of them")
-    if packed and device.type == "cpu":
-        raise ReverieError(
-            "compile is for GPUs; on the CPU packed weights are quicker: leave out compile, or pack nothing (--no-fast)"
-        )
+    return Offloader(device, split)
 
 
 def to_channels_last(network: nn.Module) -> None:

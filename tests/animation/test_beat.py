@@ -157,7 +157,7 @@ def test_a_tone_alone_has_hardly_any_percussive_energy() -> None:
 def test_travelling_is_the_integral_of_the_envelope() -> None:
     envelope = Envelope(np.array([1.0, 3.0, 2.0, 2.0]), rate=2.0)
     times = np.array([-0.25, 0.25, 0.5, 0.75, 1.25, 1.75, 2.75])
-    assert envelope.travelled(times).tolist() == [0, 0.5, 1.25, 2, 3, 4, 6]
+    assert envelope.distance_at(times).tolist() == [0, 0.5, 1.25, 2, 3, 4, 6]
 
 
 @pytest.mark.parametrize(

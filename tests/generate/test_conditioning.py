@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import adapted, adapter_notes, emphasised, encode
+from reverie.generate.conditioning import adapted, adapter_notes, emphasise, encode
 from reverie.media.pictures import save
 from reverie.pipeline import Pipeline
 from reverie.requests.adapter_files import FOLDERS
@@ -59,16 +59,16 @@ def test_weights_multiply_and_the_mean_is_kept() -> None:
     weights = torch.tensor([1, 1.3, 1, 0.5])[:, None]
     raised = z.numpy().astype(np.float64) * weights.numpy()
     wanted = raised * z.numpy().mean() / raised.mean()
-    np.testing.assert_allclose(emphasised(z, weights).numpy(), wanted, rtol=1e-4)
-    assert emphasised(z, torch.ones(4, 1)) is z
-    assert emphasised(z.half(), weights).dtype == torch.float16
+    np.testing.assert_allclose(emphasise(z, weights).numpy(), wanted, rtol=1e-4)
+    assert emphasise(z, torch.ones(4, 1)) is z
+    assert emphasise(z.half(), weights).dtype == torch.float16
 
 
 def test_a_mean_of_chance_is_not_restored() -> None:
     z = torch.randn(1, 4, 3, generator=torch.Generator().manual_seed(0))
     z = z - z.mean() + 1e-3
     weights = torch.tensor([1, 1.3, 1, 0.5])[:, None]
-    assert emphasised(z, weights).equal(z * weights)
+    assert emphasise(z, weights).equal(z * weights)
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.2])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverie.generate.editing import said, schedule
+from reverie.generate.editing import final_words, schedule
 
 
 @pytest.mark.parametrize(
@@ -87,4 +87,4 @@ def test_deep_edits_are_text() -> None:
     ],
 )
 def test_what_a_prompt_says_in_the_end(text: str, words: str) -> None:
-    assert said(text, 10) == words
+    assert final_words(text, 10) == words

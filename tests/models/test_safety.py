@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig
 
 from reverie.checkpoints.safety import load_safety
-from reverie.codecs.clip_images import NOTE, screened
+from reverie.codecs.clip_images import NOTE, screen_pictures
 from reverie.errors import ReverieError
 from reverie.models.clip import CLIPVisionConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
@@ -73,11 +73,11 @@ def test_what_is_held_back_is_black_and_says_so() -> None:
     pictures[0].info["parameters"] = "a bear"
     for threshold, held in ((2.0, False), (-2.0, True)):
         torch.nn.init.constant_(checker.concept_embeds_weights, threshold)
-        results, flags = screened(checker, pictures)
+        results, flags = screen_pictures(checker, pictures)
         assert flags == [held] * 2
         assert [result.getextrema() == ((0, 0),) * 3 for result in results] == [held] * 2
         assert (results[0].info.get("safety"), results[0].info["parameters"]) == (NOTE if held else None, "a bear")
-    assert screened(checker, []) == ([], [])
+    assert screen_pictures(checker, []) == ([], [])
 
 
 def test_published_size() -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from reverie.diffusion.noise import Noise, slerp
-from reverie.music.plan import Plan, plan
+from reverie.music.plan import MusicPlan, plan
 from reverie.music.windows import ClipNoise
 from reverie.requests.music import Music
 from reverie.sound.spectrogram import SMALL
@@ -14,7 +14,7 @@ from reverie.sound.spectrogram import SMALL
 SHAPE = (4, 16, 32)
 
 
-def laid(**fields: object) -> Plan:
+def laid(**fields: object) -> MusicPlan:
     return plan(Music.of(fields), SMALL, 8)
 
 

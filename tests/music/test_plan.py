@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from reverie.errors import ReverieError
-from reverie.music.plan import Plan, plan
+from reverie.music.plan import MusicPlan, plan
 from reverie.requests.music import Music
 from reverie.sound.spectrogram import SMALL, SpectrogramParams
 
 
-def laid(params: SpectrogramParams = SMALL, given: int | None = None, **fields: object) -> Plan:
+def laid(params: SpectrogramParams = SMALL, given: int | None = None, **fields: object) -> MusicPlan:
     return plan(Music.of(fields), params, 8, given)
 
 

@@ -8,7 +8,7 @@ import torch
 from reverie.codecs.image import ImageCodec
 from reverie.media.sound import Sound
 from reverie.music import sections
-from reverie.music.sections import decoded, encoded, heard, in_sections, sounded
+from reverie.music.sections import decode_levels, encode_levels, in_sections, mel_of_sound, sound_of_mel
 from reverie.pipeline import Pipeline
 from reverie.sound.spectrogram import SpectrogramParams, spectrogram
 
@@ -41,34 +41,34 @@ def test_a_sound_is_heard_in_sections_as_in_one(hearing: SpectrogramParams, monk
     samples = torch.randn(1, 8 * 8000, generator=torch.Generator().manual_seed(1)) / 10
     whole = spectrogram(samples, hearing)
     monkeypatch.setattr(sections, "NUMBERS", 1)  # sections of 4 s
-    parts = heard(Sound(samples, 8000), hearing)
+    parts = mel_of_sound(Sound(samples, 8000), hearing)
     assert parts.shape == whole.shape
     assert (parts - whole).norm() / whole.norm() < 0.01
 
 
 def test_stereo_is_mixed_down_where_the_model_hears_one_channel(hearing: SpectrogramParams) -> None:
     left, right = torch.randn(2, 8000) / 10
-    mixed = heard(Sound(torch.stack([left, right]), 8000), hearing)
+    mixed = mel_of_sound(Sound(torch.stack([left, right]), 8000), hearing)
     assert torch.allclose(mixed, spectrogram(((left + right) / 2)[None], hearing), rtol=1e-4, atol=1e-2)
 
 
 def test_coding_in_sections_differs_by_statistics_alone(player: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     """A random autoencoder, whose attention and normalisation reach over all that it sees, answers much the same."""
     greys = torch.rand(3, 32, 200 * 8, generator=torch.Generator().manual_seed(1)) * 255
-    whole = encoded(player.codec, greys)
-    restored = decoded(player.codec, whole)
+    whole = encode_levels(player.codec, greys)
+    restored = decode_levels(player.codec, whole)
     assert whole.shape == (1, 4, 4, 200)
     assert restored.shape == greys.shape
     monkeypatch.setattr(sections, "PIXELS", 1)
     codec = ImageCodec(player.autoencoder, whole=32 * 8 * 64)
-    assert (encoded(codec, greys) - whole).abs().mean() < 0.1 * whole.std()
-    assert (decoded(codec, whole) - restored).abs().mean() < 0.25 * restored.std()
+    assert (encode_levels(codec, greys) - whole).abs().mean() < 0.1 * whole.std()
+    assert (decode_levels(codec, whole) - restored).abs().mean() < 0.25 * restored.std()
 
 
 def test_phases_of_sections_keep_the_loudness(hearing: SpectrogramParams, monkeypatch: pytest.MonkeyPatch) -> None:
     mel = torch.full((1, 32, 900), 1e5)
     monkeypatch.setattr(sections, "NUMBERS", 1)
-    samples = sounded(mel, hearing)
+    samples = sound_of_mel(mel, hearing)
     assert samples.shape == (1, 900 * hearing.hop)
     powers = samples[0, 800:-800].unfold(0, 800, 800).square().mean(-1)
     assert powers.max() / powers.min() < 3

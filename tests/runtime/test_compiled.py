@@ -25,7 +25,7 @@ from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
 from reverie.runtime.changes import merging, reusing, seamless
-from reverie.runtime.compiled import FOLDER, CompiledUNet, compile_network, compiled, keep_in
+from reverie.runtime.compiled import FOLDER, CompiledUNet, compile_network, is_compiled, keep_in
 
 BEAR = TextToImage(prompt="a bear", negative="red", seed=7, steps=3)
 
@@ -141,8 +141,8 @@ def test_what_changes_a_network_is_seen(tiny: Pipeline) -> None:
 
 def test_names_saving_and_copies_stay(tiny: Pipeline, tmp_path: Path) -> None:
     ours, counting = made(tiny)
-    assert compiled(ours.unet)
-    assert not compiled(tiny.unet)
+    assert is_compiled(ours.unet)
+    assert not is_compiled(tiny.unet)
     assert [*ours.unet.state_dict()] == [*tiny.unet.state_dict()]
     ours.draw(BEAR)
     ours.save(tmp_path / "ours")
@@ -181,14 +181,6 @@ def test_bad_input_and_a_failing_compiler_are_told_in_a_line(tiny: Pipeline) -> 
     assert "\n" not in str(caught.value)
 
 
-def test_what_excludes_compiling_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ReverieError, match=r"on the CPU packed weights are quicker: .* \(--no-fast\)"):
-        reverie.load(device="cpu", compile=True)
-    for option in ({"offload": "blocks"}, {"int8": True}):
-        with pytest.raises(ReverieError, match="and compile exclude each other"):
-            reverie.load(device="cpu", fast=False, compile=True, **option)
-
-
 @pytest.mark.filterwarnings("ignore:.torch.jit.script_method:DeprecationWarning")  # torch's own, as its compiler comes
 def test_what_is_compiled_is_kept_in_the_users_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("REVERIE_CACHE", str(tmp_path))
@@ -197,8 +189,8 @@ def test_what_is_compiled_is_kept_in_the_users_cache(tmp_path: Path, monkeypatch
     assert os.environ[FOLDER] == "elsewhere"
     monkeypatch.setenv(FOLDER, default_cache_dir())  # as torch does when its compiler comes
     loaded = reverie.load(device="cpu", fast=False, compile=True)
-    assert compiled(loaded.unet)
-    assert compiled(loaded.autoencoder.decoder)
+    assert is_compiled(loaded.unet)
+    assert is_compiled(loaded.autoencoder.decoder)
     assert os.environ[FOLDER] == str(tmp_path / "compiled")
     monkeypatch.delenv(FOLDER)
     (tmp_path / "file").touch()

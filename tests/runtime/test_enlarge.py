@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reverie.models.layers import Upsample
 from reverie.runtime import blocks, pack
-from reverie.runtime.blocks import CORNERS, FastUpsample, seen_from
+from reverie.runtime.blocks import CORNERS, FastUpsample, corner_kernel
 
 from .test_exact import error
 
@@ -31,9 +31,9 @@ def plainly(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 def test_corners_see_sums_of_a_kernel() -> None:
     weight = torch.tensor([[[[1.0, 2, 4], [8, 16, 32], [64, 128, 256]]]])
-    assert seen_from(weight, 0, 0).tolist() == [[[[1, 6], [72, 432]]]]
-    assert seen_from(weight, 1, 1).tolist() == [[[[27, 36], [192, 256]]]]
-    assert all(seen_from(weight, *corner).sum() == weight.sum() for corner in CORNERS)
+    assert corner_kernel(weight, 0, 0).tolist() == [[[[1, 6], [72, 432]]]]
+    assert corner_kernel(weight, 1, 1).tolist() == [[[[27, 36], [192, 256]]]]
+    assert all(corner_kernel(weight, *corner).sum() == weight.sum() for corner in CORNERS)
 
 
 @torch.no_grad()

@@ -13,7 +13,7 @@ from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, CLIPVisionConfig, TextTower, TextTowerWithProjection, VisionTower
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.unet import UNet, UNetConfig
-from reverie.runtime import kernels, native, pack, packed, unpack
+from reverie.runtime import is_packed, kernels, native, pack, unpack
 from reverie.runtime.blocks import BLOCKS
 from reverie.runtime.transform import PLAIN
 
@@ -121,7 +121,7 @@ def error(ours: object, theirs: object) -> float:
 def test_packed_computes_the_same(case: Case) -> None:
     network, call = case
     before = call(network)
-    assert packed(pack(network))
+    assert is_packed(pack(network))
     assert error(call(network), before) < 1e-5
     assert error(call(network), before) < 1e-5  # with all that was kept from the first call
 
@@ -135,7 +135,7 @@ def test_unpacked_is_what_it_was_to_the_bit(case: Case) -> None:
     before_packing = [set(vars(part)) for part in network.modules()]
     call(pack(network))
     unpack(network)
-    assert not packed(network)
+    assert not is_packed(network)
     assert [type(part) for part in network.modules()] == classes
     assert all(vars(part).keys() == held for part, held in zip(network.modules(), before_packing, strict=True))
     assert [name for name, _ in network.named_parameters()] == names
@@ -192,10 +192,10 @@ def test_latents_of_one_pixel_and_of_odd_sides() -> None:
 
 @torch.no_grad()
 def test_other_types_stay_plain() -> None:
-    assert not packed(pack(UNet(UNET).half()))
-    assert packed(pack(UNet(UNET)))
+    assert not is_packed(pack(UNet(UNET).half()))
+    assert is_packed(pack(UNet(UNET)))
     with torch.device("meta"):
-        assert not packed(pack(UNet(UNET)))
+        assert not is_packed(pack(UNet(UNET)))
 
 
 @torch.no_grad()
@@ -209,14 +209,14 @@ def test_bfloat16_is_packed_where_the_processor_computes_in_it() -> None:
     weights = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     halves = (x.bfloat16(), t, context.bfloat16())
     plain = error(network(*halves).float(), exact)
-    assert packed(pack(network))
+    assert is_packed(pack(network))
     assert error(network(*halves).float(), exact) < 1.2 * plain
     assert all(torch.equal(tensor, weights[name]) for name, tensor in unpack(network).state_dict().items())
 
 
 def test_bfloat16_stays_plain_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(kernels, "native", lambda dtype: dtype == torch.float32)
-    assert not packed(pack(UNet(UNET).bfloat16()))
+    assert not is_packed(pack(UNet(UNET).bfloat16()))
 
 
 @torch.no_grad()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet
 from reverie.runtime import int8, quantize
-from reverie.runtime.int8 import Int8Conv2d, Int8Linear, Int8Pointwise, Rounded, round_input, rounded
+from reverie.runtime.int8 import Int8Conv2d, Int8Linear, Int8Pointwise, Rounded, round_input, round_weight
 
 from .test_exact import UNET, error, given, numbers
 
@@ -76,7 +76,7 @@ def _like(bias: Tensor, y: Tensor) -> Tensor:
 
 def test_each_channel_has_a_scale_of_its_own() -> None:
     weight = torch.tensor([[1.0, -2.0], [1000.0, 1.0], [0.0, 0.0]])
-    rows, scales = rounded(weight)
+    rows, scales = round_weight(weight)
     assert rows.tolist() == [[64, -127], [127, 0], [0, 0]]
     torch.testing.assert_close(scales[:2], torch.tensor([2 / 127, 1000 / 127]))
 

@@ -30,7 +30,7 @@ from reverie.models.autoencoder import Autoencoder
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.offload import BLOCKS, OFFLOADS, Ferry, ferry_of
+from reverie.runtime.offload import BLOCKS, OFFLOADS, Offloader, offloader_of
 from reverie.system import to_channels_last
 
 BEAR = TextToImage(prompt="a bear", negative="red", seed=7, steps=3)
@@ -44,8 +44,8 @@ def networks(system: Pipeline) -> list[nn.Module]:
 def offloaded(system: Pipeline, mode: str) -> Pipeline:
     """Copy a system and keep the copy's weights in host memory, the processor being the device."""
     kept = copy.deepcopy(system)
-    ferry = Ferry(torch.device("cpu"), OFFLOADS[mode])
-    ferry.take(*networks(kept))
+    offloader = Offloader(torch.device("cpu"), OFFLOADS[mode])
+    offloader.take(*networks(kept))
     return kept
 
 
@@ -141,9 +141,9 @@ def test_a_controlnet_is_kept_as_its_model_is(mode: str, tiny: Pipeline) -> None
     for part in [*network.controlnet_down_blocks, network.controlnet_mid_block]:
         nn.init.normal_(part.weight, std=0.2)  # new ones are silent
     kept, travelling, picture = offloaded(tiny, mode), copy.deepcopy(network), tiny.draw(BEAR)[0]
-    ferry = ferry_of(kept.unet)
-    assert ferry is not None
-    ferry.take(travelling)
+    offloader = offloader_of(kept.unet)
+    assert offloader is not None
+    offloader.take(travelling)
     x, t, told = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), tiny.encode_prompt(["a bear"])
     theirs = controlled(tiny, [Control(network, picture)])(told)(x, t)
     steered = controlled(kept, [Control(travelling, picture)])(told)
@@ -257,8 +257,8 @@ def test_full_models_stay_under_their_ceilings(family: str, side: int, mode: str
         towers = [unread(tower.part().blueprint(), half) for tower in found.towers]
         unet = unread(found.unet_part().blueprint(), half)
         autoencoder = unread(found.autoencoder_part().blueprint(), kind)
-        ferry = Ferry(device, OFFLOADS[mode])
-        ferry.take(*towers, unet, autoencoder)
+        offloader = Offloader(device, OFFLOADS[mode])
+        offloader.take(*towers, unet, autoencoder)
         for tower in towers:
             tower(torch.zeros(2, 77, dtype=torch.long, device=device))
         x = torch.zeros(2, 4, side // 8, side // 8, dtype=half, device=device)

@@ -23,7 +23,7 @@ from reverie.generate.explain import explain
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.unet import UNet
-from reverie.runtime import int8, pack, packed
+from reverie.runtime import int8, is_packed, pack
 from reverie.runtime.changes import seamless
 
 from .test_exact import UNET, error, given
@@ -63,23 +63,23 @@ def state(system: Pipeline) -> dict[str, Tensor]:
 
 
 def test_what_is_loaded_is_fast_unless_it_is_not_wanted(plain: Pipeline, fast: Pipeline, folder: Path) -> None:
-    assert packed(fast.unet)
-    assert packed(fast.autoencoder)
-    assert not packed(plain.unet)
-    assert not packed(reverie.load(folder, dtype="float16").unet)
+    assert is_packed(fast.unet)
+    assert is_packed(fast.autoencoder)
+    assert not is_packed(plain.unet)
+    assert not is_packed(reverie.load(folder, dtype="float16").unet)
 
 
 def test_a_narrow_unet_stays_plain(folder: Path) -> None:
     narrow = reverie.load(folder)
-    assert not packed(narrow.unet)
-    assert packed(narrow.autoencoder)
+    assert not is_packed(narrow.unet)
+    assert is_packed(narrow.autoencoder)
 
 
 @pytest.mark.skipif(not int8.available(), reason="this processor multiplies no 8-bit numbers")
 def test_a_model_may_be_rounded(plain: Pipeline, folder: Path, tmp_path: Path) -> None:
     small = reverie.load(folder, int8=True)
     assert small.name == f"{plain.name} in int8"
-    assert packed(small.autoencoder)
+    assert is_packed(small.autoencoder)
     assert 1e-5 < error(latents(small, BEAR), latents(plain, BEAR)) < 0.2
     file = some_lora(plain, tmp_path / "ink.safetensors")
     without = latents(small, BEAR)

@@ -17,7 +17,7 @@ from reverie.checkpoints.load import load_unet
 from reverie.checkpoints.save import save_unet
 from reverie.models.layers import GEGLU, Attention, TransformerBlock
 from reverie.models.unet import UNet
-from reverie.runtime import kernels, pack, pack_after, packed, transform
+from reverie.runtime import is_packed, kernels, pack, pack_after, transform
 from reverie.runtime.blocks import FastFeedForward
 from reverie.runtime.layers import PackedConv2d, PackedLinear, PackedPointwise
 from reverie.runtime.weights import PackedLayer
@@ -42,7 +42,7 @@ def inputs(layer: nn.Module) -> Tensor:
     return torch.randn(2, 5, 24) if isinstance(layer, nn.Linear) else torch.randn(2, 24, 5, 6)
 
 
-def is_packed(layer: PackedLayer) -> bool:
+def holds_packed(layer: PackedLayer) -> bool:
     return layer._parameters["weight"] is None
 
 
@@ -56,13 +56,13 @@ def plainly(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
 @torch.no_grad()
 def test_it_packs_when_it_computes_and_unpacks_when_asked(layer: PackedLayer) -> None:
     x, first = inputs(layer), layer.weight
-    assert not is_packed(layer)
+    assert not holds_packed(layer)
     y = layer(x)
-    assert is_packed(layer)
+    assert holds_packed(layer)
     assert error(y, plainly(layer, x, first)) < 1e-6
     assert torch.equal(layer.weight, first)
     assert layer.weight is layer.weight  # which may be written to
-    assert not is_packed(layer)
+    assert not holds_packed(layer)
 
 
 def pack_conv2d(weight: Tensor) -> kernels.Packed:
@@ -131,7 +131,7 @@ def test_layers_that_are_packed_together_can_be_asked_and_set_one_by_one() -> No
     attention(x)
     assert attention.to_q.store is attention.to_v.store
     assert error(attention.to_k(x), F.linear(x, before["to_k.weight"])) < 1e-6
-    assert is_packed(attention.to_k)  # and still packed with the others
+    assert holds_packed(attention.to_k)  # and still packed with the others
     attention.to_v.weight = nn.Parameter(2 * before["to_v.weight"])  # set without being asked for
     plain = Attention(32, 2)
     plain.load_state_dict({**before, "to_v.weight": 2 * before["to_v.weight"]})
@@ -147,7 +147,7 @@ def test_a_weight_in_two_parts_comes_back_whole() -> None:
     gated = pack(nn.Sequential(GEGLU(32, 48)))[0]
     weight, x = gated.proj.weight.clone(), torch.randn(2, 5, 32)
     y = gated(x)
-    assert is_packed(gated.proj)
+    assert holds_packed(gated.proj)
     assert error(gated.proj(x), F.linear(x, weight, gated.proj.bias)) < 1e-6
     assert torch.equal(gated(x), y)
     assert torch.equal(gated.proj.weight, weight)
@@ -220,7 +220,7 @@ def test_a_network_may_be_packed_after_some_calls() -> None:
     states = []
     for _ in range(4):
         network(x)
-        states.append(packed(network))
+        states.append(is_packed(network))
     assert states == [False, True, True, True]
     assert not network._forward_hooks
 
@@ -253,7 +253,7 @@ def test_without_the_operators_nothing_is_packed(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(kernels, "OPERATORS", ("_not_there",))
     kernels.available.cache_clear()
     try:
-        assert not packed(pack(UNet(UNET)))
+        assert not is_packed(pack(UNet(UNET)))
     finally:
         kernels.available.cache_clear()
 
@@ -266,7 +266,7 @@ def test_convolutions_that_the_kernels_do_not_take_stay_plain() -> None:
         nn.Conv2d(32, 32, 3, padding=1, padding_mode="circular"),
         nn.Conv2d(4, 32, 3),
     ):
-        assert not packed(pack(nn.Sequential(conv)))
+        assert not is_packed(pack(nn.Sequential(conv)))
     x = torch.randn(1, 32, 9, 9)
     for conv in (nn.Conv2d(32, 48, 3, stride=2, bias=False), nn.Conv2d(32, 16, (1, 3), dilation=(1, 2))):
         before = conv(x)

@@ -30,9 +30,9 @@ def test_it_convolves(
     monkeypatch.setattr(winograd, "WIDE", wide)
     monkeypatch.setattr(winograd, "PART", part)
     x, weight, bias = numbers(3, 5, *size), numbers(7, 5, 3, 3), numbers(7)
-    kernel, wanted = winograd.transformed(weight, tiling), F.conv2d(x, weight, padding=1)
+    kernel, wanted = winograd.transform_kernel(weight, tiling), F.conv2d(x, weight, padding=1)
     assert error(winograd.conv2d(x, kernel, None), wanted) < 1e-5
-    kernel = winograd.packed(kernel)
+    kernel = winograd.pack_kernel(kernel)
     for add in (numbers(3, 7, *size), numbers(3, 7, 1, 1)):
         assert error(winograd.conv2d(x, kernel, bias, add), wanted + bias[:, None, None] + add) < 1e-5
 
@@ -47,12 +47,12 @@ def test_transforms_are_those_of_the_paper() -> None:
 
 
 def test_it_suits_large_images_and_kernels_of_bounded_memory() -> None:
-    assert winograd.suited(320, 320, 64, 64) is winograd.FOUR
-    assert winograd.suited(1280, 640, 32, 32) is winograd.FOUR
-    assert winograd.suited(1920, 640, 32, 32) is winograd.TWO
-    assert winograd.suited(1280, 1280, 16, 16) is winograd.TWO
-    assert winograd.suited(640, 640, 8, 8) is None
-    assert winograd.suited(2560, 2560, 64, 64) is None
+    assert winograd.choose_tiling(320, 320, 64, 64) is winograd.FOUR
+    assert winograd.choose_tiling(1280, 640, 32, 32) is winograd.FOUR
+    assert winograd.choose_tiling(1920, 640, 32, 32) is winograd.TWO
+    assert winograd.choose_tiling(1280, 1280, 16, 16) is winograd.TWO
+    assert winograd.choose_tiling(640, 640, 8, 8) is None
+    assert winograd.choose_tiling(2560, 2560, 64, 64) is None
 
 
 @torch.no_grad()
@@ -79,9 +79,9 @@ def test_a_layer_goes_over_to_it_and_back(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_whole_network_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "LEAST", 1)
     kernels: list[winograd.Tiling] = []
-    transformed = winograd.transformed
+    transformed = winograd.transform_kernel
     monkeypatch.setattr(
-        winograd, "transformed", lambda weight, tiling: kernels.append(tiling) or transformed(weight, tiling)
+        winograd, "transform_kernel", lambda weight, tiling: kernels.append(tiling) or transformed(weight, tiling)
     )
     torch.manual_seed(0)
     network, (x, t, context) = UNet(UNET).eval(), given()

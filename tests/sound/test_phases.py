@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reverie.sound.phases import Circle, Line, suggested, summits_of, waveform
+from reverie.sound.phases import Circle, Line, estimate_phases, summits_of, waveform
 from reverie.sound.spectrogram import FULL_SCALE, SMALL, SpectrogramParams, bands_of, spectrogram
 
 
@@ -58,7 +58,7 @@ def test_a_tone_starts_with_its_own_phases() -> None:
     bands = bands_of(SMALL)
     frames = Line(bands.window, bands.hop, 50, bands.padded)
     magnitudes = frames.analyse(tone).abs()
-    made = frames.synthesise(torch.polar(magnitudes, suggested(magnitudes, bands)))
+    made = frames.synthesise(torch.polar(magnitudes, estimate_phases(magnitudes, bands)))
     assert convergence(tone[:, 1_000:12_000], made[:, 1_000:12_000], SMALL) < -14  # from nowhere it is -2
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from reverie.corpora.music.clips import TEMPOS, clip_at
-from reverie.corpora.music.score import Clip
+from reverie.corpora.music.score import MusicClip
 from reverie.errors import ReverieError
 from reverie.media.sound import Sound
 from reverie.sound.spectrogram import mel_filters
@@ -22,7 +22,7 @@ from reverie.train.listener import HEARING, ListenerObjective, ListenerSettings,
 TINY = ListenerSettings(pool=24, widths=(4, 8), batch=24, coarsest=1, noise=0.0)
 
 
-def clicks(clip: Clip, rate: int, seconds: float) -> np.ndarray:
+def clicks(clip: MusicClip, rate: int, seconds: float) -> np.ndarray:
     """Play a click on every beat, over a hiss: what tells the tempo, and nothing else."""
     times = np.arange(round(rate * seconds)) / rate
     since = times % (60 / clip.tempo)

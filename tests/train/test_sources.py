@@ -18,7 +18,7 @@ from reverie.media import sound
 from reverie.media.sound import Sound
 from reverie.sound.spectrogram import SMALL, SpectrogramParams, to_mel
 from reverie.train.examples import HELD_OUT_SEED, Pictures
-from reverie.train.sounds import Music, drawn
+from reverie.train.sounds import ComposedMusic, drawn
 from reverie.train.sources import Crops, Source
 
 played = pytest.mark.skipif(not any(font.is_file() for font in FONTS), reason="needs fluidsynth and a sound font")
@@ -99,14 +99,14 @@ def test_music_tells_of_its_own_clips() -> None:
 
 @played
 def test_the_identity_of_music_knows_how_it_is_composed(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = Music(5, 3, SMALL).identity
-    assert Music(5, 3, SMALL).identity == before
-    assert Music(6, 3, SMALL).identity != before
+    before = ComposedMusic(5, 3, SMALL).identity
+    assert ComposedMusic(5, 3, SMALL).identity == before
+    assert ComposedMusic(6, 3, SMALL).identity != before
     with monkeypatch.context() as patch:
         patch.setattr("reverie.train.sounds.default_font", lambda: Path("Other.sf2"))
-        assert Music(5, 3, SMALL).identity != before
+        assert ComposedMusic(5, 3, SMALL).identity != before
     monkeypatch.setattr("reverie.train.sounds.clip_at", lambda seed, index: clip_at(seed, index + (index == 2)))
-    assert Music(5, 3, SMALL).identity != before
+    assert ComposedMusic(5, 3, SMALL).identity != before
 
 
 def test_crops_are_cut_from_all_over(tmp_path: Path) -> None:

@@ -40,7 +40,7 @@ class Envelope:
     values: Floats
     rate: float
 
-    def travelled(self, times: Floats) -> Floats:
+    def distance_at(self, times: Floats) -> Floats:
         """Return the sum up to each time in seconds; what goes beyond the sound is driven by its mean.
 
         Each value stands in the middle of its time.
@@ -66,7 +66,7 @@ def beat_places(
         raise ReverieError(f"smoothing {smooth:g} is not possible; give 0 (by the sound alone) to 1 (evenly)")
     envelope = choose("drive", drive, DRIVES)(sound)
     ends, at = np.array(knots, dtype=np.float64), np.array(times, dtype=np.float64)
-    here, there = envelope.travelled(at), envelope.travelled(ends)
+    here, there = envelope.distance_at(at), envelope.distance_at(ends)
     part = np.clip(np.searchsorted(ends, at, side="right") - 1, 0, len(ends) - 2)
     driven = (here - there[part]) / (there[part + 1] - there[part])
     even = (at - ends[part]) / (ends[part + 1] - ends[part])

@@ -48,20 +48,20 @@ def _guide(a: Guide, b: Guide, w: float, mix: Mix) -> Guide:
 def _alike(a: Conditioning, b: Conditioning) -> tuple[Conditioning, Conditioning]:
     longest = max(a.tokens.shape[1], b.tokens.shape[1])
 
-    def filled(one: Conditioning) -> Conditioning:
+    def pad_tokens(one: Conditioning) -> Conditioning:
         missing = longest - one.tokens.shape[1]
         return replace(one, tokens=F.pad(one.tokens, (0, 0, 0, missing), mode="replicate")) if missing else one
 
-    return filled(a), filled(b)
+    return pad_tokens(a), pad_tokens(b)
 
 
-def stacked(rows: Sequence[Prompts]) -> Prompts:
+def stack_prompts(rows: Sequence[Prompts]) -> Prompts:
     """Put prompts of one structure, blends of the same two, into one: a row of a batch for each."""
-    positive = tuple(_stacked(guides) for guides in zip(*(row.positive for row in rows), strict=True))
-    return Prompts(positive, _stacked([row.negative for row in rows]))
+    positive = tuple(_stack_guides(guides) for guides in zip(*(row.positive for row in rows), strict=True))
+    return Prompts(positive, _stack_guides([row.negative for row in rows]))
 
 
-def _stacked(guides: Sequence[Guide]) -> Guide:
+def _stack_guides(guides: Sequence[Guide]) -> Guide:
     stages = []
     for column in zip(*(guide.stages for guide in guides), strict=True):
         first, *others = (conditioning for _, conditioning in column)
@@ -97,7 +97,7 @@ def stretch(picture: Image.Image, size: Size) -> Image.Image:
 FITS: dict[str, Callable[[Image.Image, Size], Image.Image]] = {"crop": crop, "pad": pad, "stretch": stretch}
 
 
-def fitted(picture: Image.Image, size: Size, fit: str | None) -> Image.Image:
+def fit_picture(picture: Image.Image, size: Size, fit: str | None) -> Image.Image:
     """Bring a picture to a size in pixels, transparent parts on white.
 
     Raises ReverieError for one of another size where no fit, a name of FITS, is given.

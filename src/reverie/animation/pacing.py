@@ -103,7 +103,7 @@ def pace(
         found = _jumps(places, measured, tolerance * sum(measured) / (count - 1))
         jumps = np.union1d(jumps, found)
         over = np.diff(np.searchsorted(jumps, places)) > 0
-        smooth = _smoothed(measured, over)
+        smooth = _limit_jumps(measured, over)
         if steps == count - 1 and (best is None or unevenness(smooth) < least):
             best, least = (places, measured), unevenness(smooth)
         if least <= tolerance:
@@ -111,7 +111,7 @@ def pace(
         if found.size:  # all that was learnt of the way was learnt of the jump: begin anew, knowing of it
             way, steps = _Way.straight(knots), coarse
         else:
-            way = way.measured(places, np.array(smooth) ** (1 / _power(measured, doubles)), over)
+            way = way.remeasure(places, np.array(smooth) ** (1 / _power(measured, doubles)), over)
             steps = min(count - 1, 2 * steps)
     assert best is not None  # the last round draws all frames
     return Pace(tuple(best[0].tolist()), tuple(best[1]), tuple(jumps.tolist()), drawn)
@@ -123,7 +123,7 @@ def _jumps(places: Floats, steps: Sequence[float], longest: float) -> Floats:
     return ((places[:-1] + places[1:]) / 2)[narrow & (np.array(steps) > longest)]
 
 
-def _smoothed(steps: Sequence[float], over: NDArray[np.bool_]) -> list[float]:
+def _limit_jumps(steps: Sequence[float], over: NDArray[np.bool_]) -> list[float]:
     """Count a step over a jump as no more than the median of the others."""
     if over.all() or not over.any():
         return list(steps)
@@ -149,7 +149,7 @@ class _Way:
     def place(self, lengths: Floats) -> Floats:
         return np.interp(lengths, self.lengths, self.places)
 
-    def measured(self, places: Floats, steps: Floats, over: NDArray[np.bool_]) -> _Way:
+    def remeasure(self, places: Floats, steps: Floats, over: NDArray[np.bool_]) -> _Way:
         """Give each step between `places` its measured length, and keep how the length grows within it.
 
         Within a step `over` a jump it is taken to grow evenly: what is known of it is the jump.
@@ -225,7 +225,7 @@ def angle(embed: Embed) -> Distance[Image.Image]:
 
     Half the angle is found by its sine: the cosine of a small angle is all but 1, and would tell little of it.
     """
-    seen = _remembered(lambda picture: embed([picture])[0].double())
+    seen = _memoize(lambda picture: embed([picture])[0].double())
 
     def distance(a: Image.Image, b: Image.Image) -> float:
         x, y = (torch.nn.functional.normalize(seen(picture), dim=0) for picture in (a, b))
@@ -246,15 +246,15 @@ def lpips(model: LPIPS) -> Distance[Image.Image]:
     return distance
 
 
-def _remembered(features: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:
+def _memoize(features: Callable[[Image.Image], Tensor]) -> Callable[[Image.Image], Tensor]:
     """Compute the features of a picture once for as long as it is among the latest asked for."""
     latest: deque[tuple[Image.Image, Tensor]] = deque(maxlen=REMEMBERED)
 
-    def found(picture: Image.Image) -> Tensor:
+    def lookup(picture: Image.Image) -> Tensor:
         for known, value in latest:
             if known is picture:
                 return value
         latest.append((picture, features(picture)))
         return latest[-1][1]
 
-    return found
+    return lookup

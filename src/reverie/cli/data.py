@@ -39,7 +39,7 @@ def emoji(*, output: Output, count: Whole = 1000, subset: str = "common", seed: 
     """
     from reverie.corpora.shards import write
 
-    for _ in watched(write(output, subset=subset, count=count, seed=seed), lambda done: (done, count), "scenes"):
+    for _ in watched(write(output, subset=subset, count=count, seed=seed)):
         pass
     say(str(output))
 
@@ -63,7 +63,7 @@ def music(*, output: Output, count: Whole = 1000, seed: Whole = 0, font: Path | 
     """
     from reverie.corpora.music.shards import write
 
-    for _ in watched(write(output, _flac, count=count, seed=seed, font=font), lambda done: (done, count), "clips"):
+    for _ in watched(write(output, _flac, count=count, seed=seed, font=font)):
         pass
     say(str(output))
 
@@ -76,7 +76,7 @@ def _flac(samples: NDArray[np.float32], rate: int) -> bytes:
     return encoded(Sound(torch.from_numpy(samples), rate), ".flac")
 
 
-class Concept(TypedDict):
+class ConceptRow(TypedDict):
     """Name one thing that the bundled model can draw, in all the words that it was taught."""
 
     emoji: str
@@ -84,11 +84,11 @@ class Concept(TypedDict):
     zh: list[str]
 
 
-def known_concepts() -> list[Concept]:
+def known_concepts() -> list[ConceptRow]:
     """Read what the bundled model was trained on. Raises ReverieError where the package came without its models."""
     source = files("reverie") / "assets" / "bundled" / "concepts.json"
     try:
-        known: list[Concept] = json.loads(source.read_text(encoding="utf-8"))
+        known: list[ConceptRow] = json.loads(source.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise ReverieError("this installation holds no bundled model; train one with `reverie train`") from error
     return known

@@ -41,6 +41,7 @@ def parse_time(text: str | None) -> float | None:
 
 Whole = Annotated[int, Parameter(converter=_whole)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Json = Annotated[bool, Parameter("--json", negative=(), show_default=False)]
 Output = Annotated[Path, Parameter(("--output", "-o"))]
 
@@ -72,6 +73,17 @@ class ModelOptions:
     """For GPUs with little memory: networks (one on it at a time) or blocks (part by part, slower, least memory)."""
     compile: Flag = False
     """For GPUs, and many pictures of a size: compile the networks, for minutes once; what is compiled is kept."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Choose what is written into the files, and over which."""
+
+    metadata: Annotated[bool, Parameter(negative="--no-metadata", show_default=False)] = True
+    """Write the request into the files, for `reverie replay`; --no-metadata writes nothing about how they were made."""
+    no_clobber: Flag = False
+    """Refuse to write over files that are there."""
 
 
 @Parameter(name="*")

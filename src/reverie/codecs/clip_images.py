@@ -1,7 +1,7 @@
 """CLIP's image preprocessing (resize, centre crop, normalise), and the safety checker that sees through it.
 
 References: `_transform` of openai/CLIP (clip.py), `image_transform` of open_clip (transform.py), and transformers'
-CLIPImageProcessor. They agree but for where a crop begins whose margin is odd: see `rounded` and `floored`.
+CLIPImageProcessor. They agree but for where a crop begins whose margin is odd: see `round_margin` and `floor_margin`.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def squash(size: Size, edge: int) -> Size:
     return edge, edge
 
 
-def rounded(margin: int) -> int:
+def round_margin(margin: int) -> int:
     """Begin at half the margin, a half going to the even neighbour: torchvision, so OpenAI's CLIP and open_clip.
 
     Where the picture is smaller (`longest`), the border before it is the thinner one.
@@ -53,7 +53,7 @@ def rounded(margin: int) -> int:
     return round(margin / 2) if margin >= 0 else -(-margin // 2)
 
 
-def floored(margin: int) -> int:
+def floor_margin(margin: int) -> int:
     """Begin at half the margin, a half going down: transformers' CLIPImageProcessor on numpy arrays."""
     return margin // 2
 
@@ -74,7 +74,7 @@ class Preprocessing:
     std: tuple[float, float, float] = IMAGE_STD
     resample: Image.Resampling = Image.Resampling.BICUBIC
     fit: Callable[[Size, int], Size] = shortest
-    begin: Callable[[int], int] = rounded
+    begin: Callable[[int], int] = round_margin
 
     def levels(self, pictures: Sequence[Picture]) -> UInt8[Tensor, "b 3 {self.size} {self.size}"]:
         """Resize and crop pictures, or files of them. As the references do it, alpha is dropped and EXIF's rotation is
@@ -140,7 +140,7 @@ def read_preprocessing(raw: Mapping[str, Any], where: str) -> Preprocessing:
         std=_three(raw.get("image_std", IMAGE_STD), where),
         resample=_resample(raw.get("resample", Image.Resampling.BICUBIC), where),
         fit=squash if squashed else shortest,
-        begin=floored,
+        begin=floor_margin,
     )
 
 
@@ -193,7 +193,7 @@ def _resample(value: Any, where: str) -> Image.Resampling:
 NOTE = "held back by the safety checker"
 
 
-def screened(checker: SafetyChecker, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
+def screen_pictures(checker: SafetyChecker, pictures: Sequence[Image.Image]) -> tuple[list[Image.Image], list[bool]]:
     """Return the pictures, those held back in black, and which they are.
 
     A black one keeps its metadata, so that the request can be seen, and a note in `.info["safety"]`.

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from reverie.errors import ReverieError
 from reverie.media.decoding import to_rgb
-from reverie.models.autoencoder import Autoencoder, DiagonalGaussian, MidBlock, TinyAutoencoder
+from reverie.models.autoencoder import Autoencoder, AutoencoderMidBlock, DiagonalGaussian, TinyAutoencoder
 from reverie.models.layers import AsymmetricDownsample, ResidualBlock, Upsample
 
 STRIP = 64  # rows of a layer's output that are computed at once
@@ -42,27 +42,27 @@ def decode_in_strips(autoencoder: Autoencoder, z: Float[Tensor, "1 c h w"]) -> F
         for resnet in block.resnets:
             x = _residual(resnet, x)
         for upsample in block.upsamplers:
-            x = _enlarged(upsample, x)
-    return _convolved(decoder.conv_out, _normalised(decoder.conv_norm_out, x), x.shape[2])
+            x = _upsample(upsample, x)
+    return _convolve(decoder.conv_out, _normalise(decoder.conv_norm_out, x), x.shape[2])
 
 
 def encode_in_strips(autoencoder: Autoencoder, images: Float[Tensor, "1 c h w"]) -> DiagonalGaussian:
     """Encode images in [-1, 1] as `autoencoder.encode` does, in strips."""
     encoder = autoencoder.encoder
-    x = _convolved(encoder.conv_in, _plain(images), images.shape[2])
+    x = _convolve(encoder.conv_in, _read_rows(images), images.shape[2])
     blocks: Iterable[Any] = encoder.down_blocks
     for block in blocks:
         for resnet in block.resnets:
             x = _residual(resnet, x)
         for downsample in block.downsamplers:
-            x = _halved(downsample, x)
+            x = _downsample(downsample, x)
     x = _middle(encoder.mid_block, x)
-    moments = _convolved(encoder.conv_out, _normalised(encoder.conv_norm_out, x), x.shape[2])
+    moments = _convolve(encoder.conv_out, _normalise(encoder.conv_norm_out, x), x.shape[2])
     mean, logvar = autoencoder.quant_conv(moments).chunk(2, dim=1)
     return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
 
-def _middle(block: MidBlock, x: Tensor) -> Tensor:
+def _middle(block: AutoencoderMidBlock, x: Tensor) -> Tensor:
     """Pass the lowest resolution, where all pixels look at one another."""
     resnets: Any = block.resnets
     x = _residual(resnets[0], x)
@@ -74,32 +74,32 @@ def _middle(block: MidBlock, x: Tensor) -> Tensor:
 def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
     """Pass a residual block without embedding; x is overwritten where the width stays."""
     height = x.shape[2]
-    h = _convolved(block.conv1, _normalised(block.norm1, x), height)
+    h = _convolve(block.conv1, _normalise(block.norm1, x), height)
     if block.conv_shortcut is not None:
-        x = _convolved(block.conv_shortcut, _plain(x), height)
-    for top, strip in _strips(block.conv2, _normalised(block.norm2, h), height, AROUND):
+        x = _convolve(block.conv_shortcut, _read_rows(x), height)
+    for top, strip in _strips(block.conv2, _normalise(block.norm2, h), height, AROUND):
         x[:, :, top : top + strip.shape[2]] += strip
     return x
 
 
-def _enlarged(upsample: Upsample, x: Tensor) -> Tensor:
+def _upsample(upsample: Upsample, x: Tensor) -> Tensor:
     def rows(top: int, bottom: int) -> Tensor:
         first = top // 2
         doubled = F.interpolate(x[:, :, first : (bottom + 1) // 2], scale_factor=2, mode="nearest")
         return doubled[:, :, top - 2 * first : bottom - 2 * first]
 
-    return _convolved(upsample.conv, rows, 2 * x.shape[2])
+    return _convolve(upsample.conv, rows, 2 * x.shape[2])
 
 
-def _halved(downsample: AsymmetricDownsample, x: Tensor) -> Tensor:
-    return _joined(_strips(downsample.conv, _plain(x), x.shape[2], (0, 1, 0, 1)), x.shape[2] // 2)
+def _downsample(downsample: AsymmetricDownsample, x: Tensor) -> Tensor:
+    return _join_strips(_strips(downsample.conv, _read_rows(x), x.shape[2], (0, 1, 0, 1)), x.shape[2] // 2)
 
 
-def _plain(x: Tensor) -> Rows:
+def _read_rows(x: Tensor) -> Rows:
     return lambda top, bottom: x[:, :, top:bottom]
 
 
-def _normalised(norm: nn.GroupNorm, x: Tensor) -> Rows:
+def _normalise(norm: nn.GroupNorm, x: Tensor) -> Rows:
     """Read x through a GroupNorm over all of x, and the SiLU that always follows."""
     statistics = [torch.var_mean(group.float(), correction=0) for group in x.unflatten(1, (norm.num_groups, -1))[0]]
     variance, mean = (torch.stack(parts) for parts in zip(*statistics, strict=True))
@@ -114,12 +114,12 @@ def _normalised(norm: nn.GroupNorm, x: Tensor) -> Rows:
     return rows
 
 
-def _convolved(conv: nn.Conv2d, rows: Rows, height: int) -> Tensor:
+def _convolve(conv: nn.Conv2d, rows: Rows, height: int) -> Tensor:
     """Convolve `height` rows to as many, with a 3x3 or a 1x1 kernel."""
-    return _joined(_strips(conv, rows, height, AROUND if conv.kernel_size[0] == 3 else NOWHERE), height)
+    return _join_strips(_strips(conv, rows, height, AROUND if conv.kernel_size[0] == 3 else NOWHERE), height)
 
 
-def _joined(strips: Iterator[tuple[int, Tensor]], height: int) -> Tensor:
+def _join_strips(strips: Iterator[tuple[int, Tensor]], height: int) -> Tensor:
     """Write strips into one tensor, made with the first."""
     (_, first), rest = next(strips), strips
     whole = first.new_empty((*first.shape[:2], height, first.shape[3]))

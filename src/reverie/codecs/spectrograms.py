@@ -68,10 +68,10 @@ def to_picture(mel: Float[Tensor, "c mels frames"], params: SpectrogramParams) -
     """Draw a mel spectrogram of one or two channels; EXIF tags in its `.info` tell how to read it."""
     levels = to_greys(mel, params).to(torch.uint8)  # truncated, as Riffusion's
     picture = Image.fromarray(levels.permute(1, 2, 0).contiguous().cpu().numpy())
-    return tagged(picture, replace(params, stereo=len(mel) == 2), mel.max().item())
+    return add_tags(picture, replace(params, stereo=len(mel) == 2), mel.max().item())
 
 
-def tagged(picture: Image.Image, params: SpectrogramParams, loudest: float = LOUD) -> Image.Image:
+def add_tags(picture: Image.Image, params: SpectrogramParams, loudest: float = LOUD) -> Image.Image:
     """Write Riffusion's EXIF tags into a picture's `.info`, from where `codecs.pictures.save` takes them."""
     exif = Image.Exif()
     exif.update({tag: getattr(params, name) for name, tag in TAGS.items()} | {LOUDEST: float(loudest)})
@@ -89,7 +89,7 @@ def from_picture(
     """
     exif = picture.getexif()
     if TAGS["sample_rate"] in exif:
-        params, loudest = _told(exif)
+        params, loudest = _read_tags(exif)
     else:
         params, loudest = untagged or SpectrogramParams(), LOUD
         warnings.warn("the picture does not say that it is a spectrogram; it is taken for one", stacklevel=2)
@@ -97,7 +97,7 @@ def from_picture(
     return from_greys(greys + MIDDLE, params, loudest), params
 
 
-def _told(exif: Image.Exif) -> tuple[SpectrogramParams, float]:
+def _read_tags(exif: Image.Exif) -> tuple[SpectrogramParams, float]:
     """Return what the tags tell: how the spectrogram was made, and its largest amplitude."""
     defaults = SpectrogramParams()
     try:
@@ -145,15 +145,15 @@ class AudioCodec:
     @torch.no_grad()
     def pictures(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
         """Decode scaled latents to pictures of spectrograms, with the EXIF tags that tell how they sound."""
-        return [tagged(picture, self.params) for picture in to_pictures(self.images.decode(latents))]
+        return [add_tags(picture, self.params) for picture in to_pictures(self.images.decode(latents))]
 
 
 def hear(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
     """Return the mel spectrogram of a sound, converted to the parameters' rate and channels."""
-    return spectrogram(suited(sound, params).samples, params)
+    return spectrogram(convert_sound(sound, params).samples, params)
 
 
-def suited(sound: Sound, params: SpectrogramParams) -> Sound:
+def convert_sound(sound: Sound, params: SpectrogramParams) -> Sound:
     """Convert a sound to the parameters' rate and channels."""
     return (sound.stereo() if params.stereo else sound.mono()).resampled(params.sample_rate)
 

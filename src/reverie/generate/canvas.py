@@ -41,10 +41,10 @@ def starting_noise(
     seeds, source = [single.seed for single in singles], SOURCES[singles[0].rng]
     if singles[0].variation is None:
         return Noise(seeds, shape, device, source)
-    return Varied(seeds, torch.stack([_varied(single, shape, factor) for single in singles]), device, source)
+    return Varied(seeds, torch.stack([_vary(single, shape, factor) for single in singles]), device, source)
 
 
-def _varied(single: TextToImage, shape: Shape, factor: int) -> Float[Tensor, "c h w"]:
+def _vary(single: TextToImage, shape: Shape, factor: int) -> Float[Tensor, "c h w"]:
     """Draw as AUTOMATIC1111 does (modules/rng.py), whose slerp turns each column of the noise on its own."""
     draw, variation = SOURCES[single.rng], single.variation
     if variation is None:
@@ -135,18 +135,18 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
     match request:
         case Outpaint():
             picture = masks.extended(request.init.image(), request.left, request.right, request.top, request.bottom)
-            picture = _sized(picture, size)
+            picture = _resize(picture, size)
             mask = masks.transparency(picture)
             edge = masks.feathered(mask, REACH * request.mask_blur)
             paint = _Paint(masks.filled(picture, mask), mask, edge, _of_filled(request.fill), request.strength)
-            return _masked(system, codec, paint)
+            return _mask_canvas(system, codec, paint)
         case Inpaint():
             return _inpaint(system, codec, request, size)
         case ImageToImage():
-            latents = codec.encode([_sized(request.init.image(), size)])
-            return Canvas(start=latents if request.strength < 1 else None, extra=unmasked(system, codec, size))
+            latents = codec.encode([_resize(request.init.image(), size)])
+            return Canvas(start=latents if request.strength < 1 else None, extra=blank_channels(system, codec, size))
         case _:
-            return Canvas(extra=unmasked(system, codec, size))
+            return Canvas(extra=blank_channels(system, codec, size))
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,11 +181,11 @@ def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size:
     box = masks.surroundings(mask, request.padding, *size)
     if not request.only_masked:
         if mask.size != size:
-            picture, mask, edge = _sized(picture, size), mask.resize(size), edge.resize(size)
-        return _masked(system, codec, _Paint(picture, mask, edge, fill, request.strength))
-    crop, cut = _sized(picture.crop(box), size), mask.crop(box).resize(size)
-    canvas = _masked(system, codec, _Paint(crop, cut, cut, fill, request.strength))
-    return replace(canvas, finish=partial(_laid_in, picture, edge, box))
+            picture, mask, edge = _resize(picture, size), mask.resize(size), edge.resize(size)
+        return _mask_canvas(system, codec, _Paint(picture, mask, edge, fill, request.strength))
+    crop, cut = _resize(picture.crop(box), size), mask.crop(box).resize(size)
+    canvas = _mask_canvas(system, codec, _Paint(crop, cut, cut, fill, request.strength))
+    return replace(canvas, finish=partial(_paste_box, picture, edge, box))
 
 
 def _of_filled(fill: Fill) -> Fill:
@@ -193,14 +193,14 @@ def _of_filled(fill: Fill) -> Fill:
     return "original" if fill == "surroundings" else fill
 
 
-def _masked(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> Canvas:
+def _mask_canvas(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> Canvas:
     """Prepare a picture of the drawing's size under its mask."""
     picture, mask = paint.picture, paint.mask
     opened = torch.from_numpy(_open(mask))[None, None].to(system.device)
     known = codec.encode([picture])
     start = codec.encode([masks.filled(picture, mask)]) if paint.fill == "surroundings" else known
     cells = F.max_pool2d(opened, codec.factor)  # a latent is drawn where any of its pixels is
-    finish = partial(_composed, picture, paint.edge)
+    finish = partial(_compose, picture, paint.edge)
     start_or_noise = start if paint.strength < 1 else None
     if system.unet.config.in_channels != INPAINTING_CHANNELS:
         return Canvas(start_or_noise, known, cells, None, paint.fill, finish)
@@ -209,7 +209,9 @@ def _masked(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> Canvas
     return Canvas(start_or_noise, known, cells, torch.cat([cells, hidden], dim=1), paint.fill, finish)
 
 
-def unmasked(system: StableDiffusion, codec: ImageCodec, size: tuple[int, int]) -> Float[Tensor, "1 e h w"] | None:
+def blank_channels(
+    system: StableDiffusion, codec: ImageCodec, size: tuple[int, int]
+) -> Float[Tensor, "1 e h w"] | None:
     """Tell an inpainting U-Net to draw all of a picture, of which it sees grey: so does AUTOMATIC1111."""
     if system.unet.config.in_channels != INPAINTING_CHANNELS:
         return None
@@ -217,7 +219,7 @@ def unmasked(system: StableDiffusion, codec: ImageCodec, size: tuple[int, int]) 
     return torch.cat([torch.ones_like(hidden[:, :1]), hidden], dim=1)
 
 
-def _sized(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize a picture, RGB or RGBA; Pillow weighs colours by alpha."""
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
@@ -226,12 +228,12 @@ def _open(mask: Image.Image) -> np.ndarray:
     return (np.asarray(mask) >= masks.PAINTED).astype(np.float32)
 
 
-def _composed(picture: Image.Image, mask: Image.Image, drawn: Image.Image) -> Image.Image:
+def _compose(picture: Image.Image, mask: Image.Image, drawn: Image.Image) -> Image.Image:
     """Keep the picture where the mask is 0, to the bit, and the drawing where it is 255."""
     return Image.composite(drawn, picture, mask)
 
 
-def _laid_in(whole: Image.Image, mask: Image.Image, box: masks.Box, drawn: Image.Image) -> Image.Image:
+def _paste_box(whole: Image.Image, mask: Image.Image, box: masks.Box, drawn: Image.Image) -> Image.Image:
     """Lay a drawing of a box into the whole picture, under the mask."""
     sheet = whole.copy()
     sheet.paste(drawn.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS), box[:2])

@@ -64,7 +64,7 @@ def split(sections: Sequence[Sequence[Piece]], tokenizer: Tokenizer, words: Word
         for unit in _units(pieces, tokenizer, words):
             if len(current) + len(unit) > room:
                 full = len(current) == room and unit[0][0] != comma
-                kept = _kept(current, comma) if full else len(current)
+                kept = _chunk_end(current, comma) if full else len(current)
                 done.append(current[:kept])
                 current = current[kept:]
             if len(current) + len(unit) > room:
@@ -77,7 +77,7 @@ def split(sections: Sequence[Sequence[Piece]], tokenizer: Tokenizer, words: Word
     return [Chunk(tuple(token for token, _ in unit), tuple(weight for _, weight in unit)) for unit in done]
 
 
-def _kept(full: Unit, comma: int | None) -> int:
+def _chunk_end(full: Unit, comma: int | None) -> int:
     """Count the tokens that a full chunk keeps."""
     for back in range(1, min(BACKTRACK, len(full) - 1) + 1):
         if full[-back][0] == comma:
@@ -176,7 +176,7 @@ class _Encoder:
         rows = [chunk.row(tokenizer) for chunk, tokenizer in zip(chunks, tokenizers, strict=True)]
         layers, pooled = self.system.text_layers(rows, self.clip_skip)
         weighed = [
-            emphasised(replaced(layer, chunk, outputs), chunk.multipliers(tokenizer))
+            emphasise(replaced(layer, chunk, outputs), chunk.multipliers(tokenizer))
             for layer, chunk, tokenizer, outputs in zip(layers, chunks, tokenizers, self.outputs, strict=True)
         ]
         return torch.cat(weighed, dim=-1), pooled
@@ -190,7 +190,7 @@ def replaced(z: Float[Tensor, "1 l d"], chunk: Chunk, outputs: Mapping[int, Tens
     return z
 
 
-def emphasised(z: Float[Tensor, "1 l d"], weights: Float[Tensor, "l 1"]) -> Float[Tensor, "1 l d"]:
+def emphasise(z: Float[Tensor, "1 l d"], weights: Float[Tensor, "l 1"]) -> Float[Tensor, "1 l d"]:
     """Multiply tokens by their weights and restore the mean of the whole: A1111's emphasis "Original".
 
     A mean near 0, as a LayerNorm without much of a bias leaves it, is not restored: its ratio is a matter of chance.

@@ -80,7 +80,7 @@ def schedule(text: str, steps: int, after: int | None = None) -> tuple[Stage, ..
     return tuple(Stage(end, "".join(_at(root, end, steps, after))) for end in sorted(ends) if end >= 1)
 
 
-def said(text: str, steps: int) -> str:
+def final_words(text: str, steps: int) -> str:
     """Return the words that a prompt ends with, bare of weights, brackets and tags; parts that repel are left out."""
     ends = [schedule(part.text, steps)[-1].text for part in prompt.parts(extract(text).text) if part.weight > 0]
     sections = ["".join(piece.text for piece in pieces) for end in ends for pieces in prompt.weigh(end)]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from reverie.errors import ReverieError
 from reverie.files import atomic_write
-from reverie.media.decoding import DAMAGED, decode, to_rgb
+from reverie.media.decoding import DAMAGED, Encoded, decode, to_rgb
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side: libjpeg's and libwebp's limits
@@ -44,8 +44,10 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
 
-def save(picture: Image.Image, path: str | Path) -> None:
+def save(picture: Image.Image, path: str | Path, *, sign: Callable[[Path, str], None] | None = None) -> None:
     """Write a picture and the texts in its `.info` atomically: beside the target first, then renamed over it.
+
+    `sign` is what `provenance.signer` returns: the file has its name once it is signed.
 
     The format follows the suffix (.png, .jpg, .webp). Raises ReverieError for another suffix, a picture that is too
     large for the format, and a folder that cannot be written.
@@ -62,6 +64,8 @@ def save(picture: Image.Image, path: str | Path) -> None:
             picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_kept(picture))
         else:
             to_rgb(picture).save(temporary, form, quality=95, exif=exif_texts(_texts(picture), _kept(picture)))
+        if sign is not None:
+            sign(temporary, path.name)
 
 
 def _texts(picture: Image.Image) -> dict[str, str]:
@@ -104,7 +108,7 @@ def read_texts(picture: Image.Image) -> dict[str, str]:
     return texts
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_picture(path: Encoded) -> Image.Image:
     """Read a picture file, upright, with its texts in `.info`. Raises ReverieError where it is none or damaged."""
     picture = decode(path)
     with suppress(*DAMAGED):  # EXIF of other programs

@@ -65,7 +65,7 @@ class DiagonalGaussian:
         return 0.5 * (self.mean.square() + self.logvar.exp() - 1 - self.logvar).sum(dim=(1, 2, 3))
 
 
-class Block(nn.Module):
+class AutoencoderBlock(nn.Module):
     """Apply the residual blocks of one level, then its resampling where it has one."""
 
     def __init__(self, in_channels: int, out_channels: int, *, layers: int, groups: int):
@@ -79,7 +79,7 @@ class Block(nn.Module):
         return x
 
 
-class DownBlock(Block):
+class DownEncoderBlock(AutoencoderBlock):
     """Apply the residual blocks of one encoder level, then halve the image unless the level is the last."""
 
     def __init__(self, in_channels: int, out_channels: int, *, layers: int, groups: int, last: bool):
@@ -90,7 +90,7 @@ class DownBlock(Block):
         return self.downsamplers(super().forward(x))
 
 
-class UpBlock(Block):
+class UpDecoderBlock(AutoencoderBlock):
     """Apply the residual blocks of one decoder level, then double the image unless the level is the last."""
 
     def __init__(self, in_channels: int, out_channels: int, *, layers: int, groups: int, last: bool):
@@ -101,7 +101,7 @@ class UpBlock(Block):
         return self.upsamplers(super().forward(x))
 
 
-class MidBlock(nn.Module):
+class AutoencoderMidBlock(nn.Module):
     """Apply a residual block, attention over all pixels and another residual block at the lowest resolution."""
 
     def __init__(self, channels: int, *, groups: int, attention: bool):
@@ -125,11 +125,11 @@ class Encoder(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.Sequential(
             *(
-                DownBlock(i, o, layers=config.layers_per_block, groups=groups, last=last)
+                DownEncoderBlock(i, o, layers=config.layers_per_block, groups=groups, last=last)
                 for i, o, last in _levels(widths)
             )
         )
-        self.mid_block = MidBlock(widths[-1], groups=groups, attention=config.mid_block_add_attention)
+        self.mid_block = AutoencoderMidBlock(widths[-1], groups=groups, attention=config.mid_block_add_attention)
         self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
@@ -145,10 +145,10 @@ class Decoder(nn.Module):
         super().__init__()
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
         self.conv_in = nn.Conv2d(config.latent_channels, widths[0], 3, padding=1)
-        self.mid_block = MidBlock(widths[0], groups=groups, attention=config.mid_block_add_attention)
+        self.mid_block = AutoencoderMidBlock(widths[0], groups=groups, attention=config.mid_block_add_attention)
         self.up_blocks = nn.Sequential(
             *(
-                UpBlock(i, o, layers=config.layers_per_block + 1, groups=groups, last=last)
+                UpDecoderBlock(i, o, layers=config.layers_per_block + 1, groups=groups, last=last)
                 for i, o, last in _levels(widths)
             )
         )

@@ -112,7 +112,7 @@ class VisionFeatures(NamedTuple):
     """The class token of `last`, after the final LayerNorm."""
 
 
-class Attention(nn.Module):
+class CLIPAttention(nn.Module):
     """Attend from every token to all tokens, or to itself and those before it."""
 
     def __init__(self, config: TransformerConfig, causal: bool) -> None:
@@ -156,7 +156,7 @@ class Layer(nn.Module):
 
     def __init__(self, config: TransformerConfig, causal: bool) -> None:
         super().__init__()
-        self.self_attn = Attention(config, causal)
+        self.self_attn = CLIPAttention(config, causal)
         self.layer_norm1 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config)
         self.layer_norm2 = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -172,7 +172,7 @@ class Layer(nn.Module):
         return x + self.mlp(self.layer_norm2(x))
 
 
-class Encoder(nn.Module):
+class TransformerEncoder(nn.Module):
     """Stack the layers and give them OpenAI's initial values (openai/CLIP, `CLIP.initialize_parameters`).
 
     OpenAI does so for the text tower and leaves the vision tower to PyTorch; here both get the same.
@@ -223,7 +223,7 @@ class TextTransformer(nn.Module):
         super().__init__()
         self.config = config
         self.embeddings = TextEmbeddings(config)
-        self.encoder = Encoder(config, causal=True)
+        self.encoder = TransformerEncoder(config, causal=True)
         self.final_layer_norm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, tokens: Int64[Tensor, "b l"]) -> TextFeatures:
@@ -292,7 +292,7 @@ class VisionTower(nn.Module):
         self.embeddings = VisionEmbeddings(config)
         # The misspelling is the published files'.
         self.pre_layrnorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
-        self.encoder = Encoder(config, causal=False)
+        self.encoder = TransformerEncoder(config, causal=False)
         self.post_layernorm = nn.LayerNorm(config.hidden_size, config.layer_norm_eps)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> VisionFeatures:

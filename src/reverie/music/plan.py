@@ -13,13 +13,13 @@ from torch import Tensor
 
 from reverie.diffusion.windows import Windows, circle, line
 from reverie.errors import ReverieError
-from reverie.music.sections import sounded
+from reverie.music.sections import sound_of_mel
 from reverie.requests.music import MINUTE, Music
 from reverie.sound.phases import Circle, Line
 from reverie.sound.spectrogram import SpectrogramParams
 
 
-def stretched(x: Float[Tensor, "... columns"], columns: int) -> Float[Tensor, "... wanted"]:
+def stretch_circle(x: Float[Tensor, "... columns"], columns: int) -> Float[Tensor, "... wanted"]:
     """Interpolate linearly to another number of columns, the last going on to the first."""
     old = x.shape[-1]
     if old == columns:
@@ -29,7 +29,7 @@ def stretched(x: Float[Tensor, "... columns"], columns: int) -> Float[Tensor, ".
     return torch.lerp(x[..., left], x[..., (left + 1) % old], (places - left).to(x.dtype))
 
 
-def resampled(samples: Float[Tensor, "c n"], count: int) -> Float[Tensor, "c wanted"]:
+def resample_circle(samples: Float[Tensor, "c n"], count: int) -> Float[Tensor, "c wanted"]:
     """Bring one period of a periodic sound to another number of samples, through its Fourier series.
 
     What lies above the new Nyquist frequency is left out; nothing else changes.
@@ -46,7 +46,7 @@ SPREAD = 0.01  # seconds before and after over which the side is spread: too sho
 SEED = 0  # of the side's phases: the same for every sound
 
 
-def widened(samples: Float[Tensor, "1 n"], rate: int) -> Float[Tensor, "2 n"]:
+def widen_stereo(samples: Float[Tensor, "1 n"], rate: int) -> Float[Tensor, "2 n"]:
     """Return left = middle + side and right = middle - side, whose mean is the sound itself.
 
     The side is the sound through a filter that turns every frequency by a quarter, some one way and some the other.
@@ -54,7 +54,7 @@ def widened(samples: Float[Tensor, "1 n"], rate: int) -> Float[Tensor, "2 n"]:
     Artificial Stereophonic Effect Obtained from a Single Audio Signal"). It is filtered around the circle: a loop stays
     one.
     """
-    side = WIDTH * _filtered(samples, _odd_noise(rate))
+    side = WIDTH * _filter_circle(samples, _odd_noise(rate))
     return torch.cat([samples + side, samples - side])
 
 
@@ -67,7 +67,7 @@ def _odd_noise(rate: int) -> Float[Tensor, " taps"]:
     return odd / odd.norm()
 
 
-def _filtered(samples: Float[Tensor, "1 n"], taps: Float[Tensor, " taps"]) -> Float[Tensor, "1 n"]:
+def _filter_circle(samples: Float[Tensor, "1 n"], taps: Float[Tensor, " taps"]) -> Float[Tensor, "1 n"]:
     """Convolve around the circle with taps whose middle stands at the present."""
     n = samples.shape[-1]
     turns = math.ceil(len(taps) / n)
@@ -79,7 +79,7 @@ STRIDE = 2 / 3  # of a window, at most, from one on a bar to the next
 
 
 @dataclass(frozen=True)
-class Plan:
+class MusicPlan:
     """Lay out `clips` clips of `samples` samples each, one after the other without a gap, as one row of latents.
 
     A latent spans `factor` columns of the spectrogram, and the network was trained on `width` latents. `tempo` is the
@@ -170,15 +170,15 @@ class Plan:
 
     def sounded(self, mel: Float[Tensor, "c mels frames"]) -> Float[Tensor, "c total"]:
         """Give a spectrogram its phases, to the sample as long as asked."""
-        return sounded(mel, self.params, Line)[:, : self.total]
+        return sound_of_mel(mel, self.params, Line)[:, : self.total]
 
     def widened(self, samples: Float[Tensor, "1 total"]) -> Float[Tensor, "2 total"]:
         """Let a sound come from two sides, silence before and after it."""
         rate = self.params.sample_rate
-        return widened(F.pad(samples, (0, rate)), rate)[:, : self.total]
+        return widen_stereo(F.pad(samples, (0, rate)), rate)[:, : self.total]
 
 
-class Loop(Plan):
+class Loop(MusicPlan):
     """Lay out music whose end leads into its beginning.
 
     It is drawn on the nearest number of whole latents, of which a window sees it repeated where it is shorter, and
@@ -214,22 +214,22 @@ class Loop(Plan):
 
     def fitted(self, x: Float[Tensor, "c mels frames"], beyond: float) -> Float[Tensor, "c mels columns"]:
         """Stretch a given sound's frames to the columns of the latents; nothing is beyond."""
-        return stretched(x, self.length * self.factor)
+        return stretch_circle(x, self.length * self.factor)
 
     def shown(self, drawn: Float[Tensor, "c mels columns"]) -> Float[Tensor, "c mels frames"]:
         """Stretch what was drawn to the columns that are sounded."""
-        return stretched(drawn, self.columns)
+        return stretch_circle(drawn, self.columns)
 
     def sounded(self, mel: Float[Tensor, "c mels frames"]) -> Float[Tensor, "c total"]:
         """Give a spectrogram phases that go on around the circle."""
-        return resampled(sounded(mel, self.params, Circle), self.total)
+        return resample_circle(sound_of_mel(mel, self.params, Circle), self.total)
 
     def widened(self, samples: Float[Tensor, "1 total"]) -> Float[Tensor, "2 total"]:
         """Let a sound come from two sides."""
-        return widened(samples, self.params.sample_rate)
+        return widen_stereo(samples, self.params.sample_rate)
 
 
-def plan(music: Music, params: SpectrogramParams, factor: int, given: int | None = None) -> Plan:
+def plan(music: Music, params: SpectrogramParams, factor: int, given: int | None = None) -> MusicPlan:
     """Lay out a request for a model; `given` are the samples of the sound it starts from, at the model's rate.
 
     Raises ReverieError for parameters that latents of `factor` columns and bands do not fill.
@@ -244,5 +244,5 @@ def plan(music: Music, params: SpectrogramParams, factor: int, given: int | None
     if music.tempo is not None and given is None:  # nothing is known of where a given sound's bars begin
         beat = MINUTE / music.tempo * params.sample_rate / params.hop / factor
         tempo = (beat, music.beats) if beat <= STRIDE * width else None
-    kind = Loop if music.loop else Plan
+    kind = Loop if music.loop else MusicPlan
     return kind(params, factor, width, max(1, samples), music.walk or 1, tempo)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -14,9 +13,10 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec
-from reverie.codecs.spectrograms import LIGHT, suited
+from reverie.codecs.spectrograms import LIGHT, convert_sound
 from reverie.media import pictures, sound
 from reverie.media.sound import Sound
+from reverie.progress import Progress
 from reverie.requests import metadata
 from reverie.requests.music import Music
 from reverie.sound.phases import Line, waveform
@@ -30,11 +30,10 @@ Fade = Callable[[Tensor], Tensor]
 """Rising from 0 to 1 over a fade, the weight of what comes; what goes has that of the fade reversed."""
 
 
-class Piece(NamedTuple):
-    """Hold what the latest of `done` sections, of `total`, finished; all pieces in a row are the whole."""
+@dataclass(frozen=True, eq=False)
+class Piece(Progress):
+    """What the latest section finished; all pieces in a row are the whole."""
 
-    done: int
-    total: int
     x: Tensor
 
 
@@ -52,9 +51,9 @@ def pieces(
     for done, begin in enumerate(begins, start=1):
         following = run(x[..., begin : begin + section])
         both = held[..., -count:] * rising.flip(0) + following[..., :count] * rising
-        yield Piece(done, total, torch.cat([held[..., :-count], both], dim=-1))
+        yield Piece(done, total, "sections", torch.cat([held[..., :-count], both], dim=-1))
         held = following[..., count:]
-    yield Piece(total, total, held)
+    yield Piece(total, total, "sections", held)
 
 
 def in_sections(
@@ -64,27 +63,27 @@ def in_sections(
     return torch.cat([piece.x for piece in pieces(run, x, section, overlap, fade)], dim=-1)
 
 
-def heard(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
+def mel_of_sound(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:
     """Return the mel spectrogram of a sound, converted to the parameters' rate and channels."""
-    samples = suited(sound, params).samples
+    samples = convert_sound(sound, params).samples
     frames = _frames_at_once(params)
     section, overlap = frames * params.hop, _second(params) * params.hop
     return in_sections(lambda part: spectrogram(part, params), samples, section, overlap)
 
 
-def encoded(images: ImageCodec, greys: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "1 c h w"]:
+def encode_levels(images: ImageCodec, greys: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "1 c h w"]:
     """Encode the levels of whole latents to scaled latents."""
     section = _latents_at_once(images, greys.shape[1]) * images.factor
     return in_sections(images.encode_tensor, greys[None] / (LIGHT / 2) - 1, section, CONTEXT * images.factor)
 
 
-def decoded(images: ImageCodec, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "3 mels columns"]:
+def decode_levels(images: ImageCodec, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "3 mels columns"]:
     """Decode scaled latents to levels from 0 to 255."""
     section = _latents_at_once(images, latents.shape[2] * images.factor)
     return (in_sections(images.decode, latents, section, CONTEXT)[0] + 1) * (LIGHT / 2)
 
 
-def sounded(
+def sound_of_mel(
     mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
 ) -> Float[Tensor, "c n"]:
     """Return a waveform of frames * hop samples."""
@@ -96,7 +95,7 @@ def sounding(
 ) -> Iterator[Piece]:
     """Yield a waveform piece by piece; sections have phases of their own, so their powers are faded."""
     if time is not Line:  # a circle has no sections
-        return iter([Piece(1, 1, waveform(mel, params, time))])
+        return iter([Piece(1, 1, "sections", waveform(mel, params, time))])
     section, overlap = _frames_at_once(params), _second(params)
     return pieces(lambda part: waveform(part, params), mel, section, overlap, torch.sqrt)
 
@@ -127,9 +126,15 @@ class Recording(Sound):
         """Return the tags that its file carries."""
         return metadata.texts(self.request, self.model)
 
-    def save(self, path: str | Path) -> None:
-        """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside."""
+    def save(self, path: str | Path, *, metadata: bool = True) -> None:
+        """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside.
+
+        Without `metadata` the file says nothing of the request; a picture still says how it becomes sound.
+        """
         if Path(path).suffix.lower() in pictures.FORMATS:
-            pictures.save(self.picture, path)
+            picture = self.picture.copy()
+            if not metadata:
+                picture.info.pop(pictures.REQUEST, None)
+            pictures.save(picture, path)
         else:
-            sound.write(self, path, texts=self.texts)
+            sound.write(self, path, texts=self.texts if metadata else {})

@@ -28,8 +28,8 @@ from reverie.generate.conditioning import Prompts
 from reverie.generate.sample import guided_denoiser
 from reverie.media.masks import PAINTED
 from reverie.media.sound import Sound
-from reverie.music.plan import Plan
-from reverie.music.sections import encoded, heard, sounded
+from reverie.music.plan import MusicPlan
+from reverie.music.sections import encode_levels, mel_of_sound, sound_of_mel
 from reverie.requests.music import Music, Stop
 from reverie.requests.pictures import TextToImage
 from reverie.sound.spectrogram import SpectrogramParams
@@ -48,7 +48,7 @@ class ClipNoise(Noise):
         self,
         seeds: Sequence[int],
         shape: Sequence[int],
-        plan: Plan,
+        plan: MusicPlan,
         places: Sequence[float],
         device: torch.device | str = "cpu",
     ) -> None:
@@ -72,18 +72,18 @@ BATCH = 8  # windows that pass the network together
 
 
 @dataclass(frozen=True, eq=False)
-class Told:
+class Setting:
     """Hold what the model is told at one place."""
 
     prompts: Prompts
     guidance: float
     strength: float
 
-    def between(self, other: Told, w: float) -> Told:
+    def between(self, other: Setting, w: float) -> Setting:
         """Go the fraction w of the straight line to another (Riffusion: riffusion_pipeline.py, riffuse)."""
         prompts = blend.between(self.prompts, other.prompts, w, Conditioning.lerp)
         guidance = self.guidance + w * (other.guidance - self.guidance)
-        return Told(prompts, guidance, self.strength + w * (other.strength - self.strength))
+        return Setting(prompts, guidance, self.strength + w * (other.strength - self.strength))
 
     @property
     def form(self) -> Hashable:
@@ -97,9 +97,9 @@ class Told:
 class Way:
     """Hold what is told at each stop."""
 
-    told: tuple[Told, ...]
+    told: tuple[Setting, ...]
 
-    def at(self, place: float) -> Told:
+    def at(self, place: float) -> Setting:
         """Return what is told at a place: 1.25 lies a quarter of the way from the second stop to the third."""
         begin = min(int(place), len(self.told) - 1)
         if place == begin:
@@ -109,30 +109,30 @@ class Way:
 
 def encode_stops(system: StableDiffusion, stops: Sequence[Stop], shared: TextToImage) -> Way:
     """Encode the prompts of all stops."""
-    return Way(tuple(_told(system, stop, shared) for stop in stops))
+    return Way(tuple(_setting(system, stop, shared) for stop in stops))
 
 
-def _told(system: StableDiffusion, stop: Stop, shared: TextToImage) -> Told:
+def _setting(system: StableDiffusion, stop: Stop, shared: TextToImage) -> Setting:
     guidance, strength = stop.guidance or 0.0, stop.strength or 1.0
     asked = shared.replace(prompt=stop.prompt, negative=stop.negative or "", guidance=guidance)
-    return Told(conditioning.encode(system, asked), guidance, strength)
+    return Setting(conditioning.encode(system, asked), guidance, strength)
 
 
 def denoiser(
-    system: StableDiffusion, shared: TextToImage, sigmas: Sigmas, windows: Windows, told: Sequence[Told]
+    system: StableDiffusion, shared: TextToImage, sigmas: Sigmas, windows: Windows, told: Sequence[Setting]
 ) -> Denoise:
     """Denoise windows together, each towards what it is told."""
 
     @cache  # most windows are told what others are
-    def of(*batch: Told) -> Denoise:
-        prompts = blend.stacked([one.prompts for one in batch])
+    def of(*batch: Setting) -> Denoise:
+        prompts = blend.stack_prompts([one.prompts for one in batch])
         return guided_denoiser(system, shared.replace(guidance=batch[0].guidance), prompts, sigmas)
 
     batches = list(_batches(told))
     return windowed(by_rows([of(*batch) for batch in batches], [len(batch) for batch in batches]), windows)
 
 
-def _batches(told: Sequence[Told]) -> Iterator[list[Told]]:
+def _batches(told: Sequence[Setting]) -> Iterator[list[Setting]]:
     for _, alike in groupby(told, key=lambda one: one.form):
         run = list(alike)
         yield from (run[start : start + BATCH] for start in range(0, len(run), BATCH))
@@ -178,8 +178,8 @@ def read_given(music: Music, params: SpectrogramParams) -> Given | None:
         if replace(made, columns=params.columns, stereo=params.stereo) == params:
             mel = mel.expand(2, -1, -1) if params.stereo else mel.mean(0, keepdim=True)
             return Given(mel, mel.shape[-1] * params.hop, _mask(music, mel.shape[-1], params.mels))
-        source = Sound(sounded(mel, made), made.sample_rate)
-    mel = heard(source, params)
+        source = Sound(sound_of_mel(mel, made), made.sample_rate)
+    mel = mel_of_sound(source, params)
     return Given(mel, round(source.seconds * params.sample_rate), _mask(music, mel.shape[-1], params.mels))
 
 
@@ -195,11 +195,11 @@ def _mask(music: Music, frames: int, mels: int) -> Float[Tensor, "1 mels frames"
     return torch.from_numpy((np.asarray(mask) >= PAINTED).astype(np.float32))[None]
 
 
-def lay_ground(given: Given, plan: Plan, images: ImageCodec) -> Ground:
+def lay_ground(given: Given, plan: MusicPlan, images: ImageCodec) -> Ground:
     """Encode a given sound for a plan: stretched around a loop, or with silence to its end; anew for every clip."""
     greys = plan.fitted(to_greys(given.mel, plan.params), LIGHT)
     mask = None if given.mask is None else plan.fitted(given.mask, 0)
-    latents = encoded(images, greys)
+    latents = encode_levels(images, greys)
     return Ground(
         plan.laid_out(latents),
         plan.laid_out(greys[None])[0].to(latents.device),

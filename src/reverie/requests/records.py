@@ -22,7 +22,8 @@ def read_record(file: Image.Image | str | Path) -> Record:
     cannot be honoured.
     """
     carrier = read_carrier(file)
-    if (own := read_own(carrier.texts)) is not None:
+    folders = () if isinstance(file, Image.Image) else (Path(file).absolute().parent,)
+    if (own := read_own(carrier.texts, *folders)) is not None:
         return own if isinstance(file, Image.Image) else replace(own, request=_beside(own.request, Path(file)))
     named = "this picture" if isinstance(file, Image.Image) else f"'{file}'"
     try:

@@ -20,9 +20,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.models import clip, layers
 from reverie.models.layers import ResidualBlock, Upsample
 from reverie.runtime import kernels
+from reverie.runtime.combinations import is_hooked
 from reverie.runtime.kernels import Packed, let_go, trim
 from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, project
-from reverie.runtime.weights import joined, version
+from reverie.runtime.weights import pack_together, version
 
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""
@@ -40,7 +41,7 @@ class FastUpsample(Upsample):
 
     def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
         height, width = x.shape[2:]
-        plain = self.conv._forward_pre_hooks or self.conv._forward_hooks or self.conv.padding != (1, 1)
+        plain = is_hooked(self.conv) or self.conv.padding != (1, 1)
         if (
             len(x) * height * width < SMALL
             or plain
@@ -64,7 +65,7 @@ class FastUpsample(Upsample):
         weight = self.conv.weight
         state = version(weight), size[2:]
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
-            kept = [kernels.pack_conv2d(seen_from(weight, *corner), size, *SHAPE) for corner in CORNERS]
+            kept = [kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE) for corner in CORNERS]
             self.corners = weight, state, kept
             let_go(weight)
         return self.corners[2]
@@ -73,7 +74,7 @@ class FastUpsample(Upsample):
         return {name: value for name, value in self.__dict__.items() if name != "corners"}
 
 
-def seen_from(weight: Float[Tensor, "out in 3 3"], top: int, left: int) -> Float[Tensor, "out in 2 2"]:
+def corner_kernel(weight: Float[Tensor, "out in 3 3"], top: int, left: int) -> Float[Tensor, "out in 2 2"]:
     """Add up the rows and columns of a kernel that fall on one pixel, seen from a corner of a doubled pixel."""
     return _pairs(_pairs(weight, 2, top), 3, left)
 
@@ -84,9 +85,9 @@ def _pairs(weight: Tensor, axis: int, last: int) -> Tensor:
     return torch.stack([first + middle, third] if last else [first, middle + third], dim=axis)
 
 
-def plainly(*modules: nn.Module) -> bool:
-    """Tell whether to compute as the plain classes do: with gradients, or under the eyes of hooks on `modules`."""
-    return torch.is_grad_enabled() or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+def computes_plainly(*modules: nn.Module) -> bool:
+    """Tell whether to compute as the plain class does: with gradients, or where one of `modules` is hooked."""
+    return torch.is_grad_enabled() or is_hooked(*modules)
 
 
 class FastResidualBlock(ResidualBlock):
@@ -116,7 +117,7 @@ class FastImageAttention(layers.ImageAttention):
     to_v: PackedLinear
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if plainly(self.to_q, self.to_k, self.to_v, self.to_out):
+        if computes_plainly(self.to_q, self.to_k, self.to_v, self.to_out):
             return super().forward(x)
         q, k, v = project([self.to_q, self.to_k, self.to_v], layers.to_tokens(self.group_norm(x)))
         h = layers.attend(q, k, v, heads=1)
@@ -138,7 +139,7 @@ class FastAttention(layers.Attention):
         add: Float[Tensor, "b l d"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """Return what the tokens gather, plus `add`."""
-        if plainly(self.to_q, self.to_k, self.to_v, self.to_out):
+        if computes_plainly(self.to_q, self.to_k, self.to_v, self.to_out):
             gathered = super().forward(x, context)
             return gathered if add is None else gathered + add
         if context is None:
@@ -152,7 +153,7 @@ class FastAttention(layers.Attention):
         layers = [self.to_k, self.to_v]
         if context.is_inference() or not all(layer.computes(context) for layer in layers):
             return project(layers, context)  # nobody counts how often inference tensors are written to
-        state = (joined(layers), context._version)
+        state = (pack_together(layers), context._version)
         if self.told is None:
             self.told = WeakTensorKeyDictionary()
         known = self.told.get(context)
@@ -170,9 +171,9 @@ class FastGEGLU(layers.GEGLU):
     proj: PackedLinear
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l hidden"]:
-        if plainly(self.proj) or not self.proj.computes(x):
+        if computes_plainly(self.proj) or not self.proj.computes(x):
             return super().forward(x)
-        kept, gate = joined([self.proj], parts=2).parts
+        kept, gate = pack_together([self.proj], parts=2).parts
         biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
         return kernels.linear(x, kept, biases[0], multiply=kernels.linear(x, gate, biases[1], gelu=True))
 
@@ -182,7 +183,7 @@ class FastFeedForward(layers.FeedForward):
 
     def forward(self, x: Float[Tensor, "b l d"], add: Float[Tensor, "b l d"] | None = None) -> Float[Tensor, "b l d"]:
         """Return the transformed tokens plus `add`."""
-        if plainly(self.net):
+        if computes_plainly(self.net):
             transformed = super().forward(x)
             return transformed if add is None else transformed + add
         hidden, _, last = self.net
@@ -197,7 +198,7 @@ class FastTransformerBlock(layers.TransformerBlock):
     ff: FastFeedForward
 
     def forward(self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l d"]:
-        if plainly(self.attn1, self.attn2, self.ff):
+        if computes_plainly(self.attn1, self.attn2, self.ff):
             return super().forward(x, context)
         x = self.attn1(self.norm1(x), add=x)
         x = self.attn2(self.norm2(x), context, add=x)
@@ -208,7 +209,7 @@ class FastSpatialTransformer(layers.SpatialTransformer):
     """Take the image along with the last projection; in channels-last, image and tokens are one tensor."""
 
     def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b l d"]) -> Float[Tensor, "b c h w"]:
-        if plainly(self.proj_in, self.proj_out):
+        if computes_plainly(self.proj_in, self.proj_out):
             return super().forward(x, context)
         size, h = x.shape[2:], self.norm(x)
         h = self.proj_in(layers.to_tokens(h)) if self.linear else layers.to_tokens(self.proj_in(h))
@@ -219,7 +220,7 @@ class FastSpatialTransformer(layers.SpatialTransformer):
         return self.proj_out(layers.to_image(h, *size), add=x)
 
 
-class FastClipAttention(clip.Attention):
+class FastClipAttention(clip.CLIPAttention):
     """Make query, key and value in one product."""
 
     q_proj: PackedLinear
@@ -229,7 +230,7 @@ class FastClipAttention(clip.Attention):
 
     def forward(self, x: Float[Tensor, "b l d"], add: Float[Tensor, "b l d"] | None = None) -> Float[Tensor, "b l d"]:
         """Return the mixed tokens plus `add`."""
-        if plainly(self.q_proj, self.k_proj, self.v_proj, self.out_proj):
+        if computes_plainly(self.q_proj, self.k_proj, self.v_proj, self.out_proj):
             mixed = super().forward(x)
             return mixed if add is None else mixed + add
         made = project([self.q_proj, self.k_proj, self.v_proj], x)
@@ -242,7 +243,7 @@ class FastClipLayer(clip.Layer):
     """Let attention and the MLP add their input."""
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        if plainly(self.self_attn, self.mlp, self.mlp.fc1, self.mlp.fc2):
+        if computes_plainly(self.self_attn, self.mlp, self.mlp.fc1, self.mlp.fc2):
             return super().forward(x)
         x = self.self_attn(self.layer_norm1(x), add=x)
         mlp = self.mlp
@@ -259,6 +260,6 @@ BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     layers.FeedForward: (FastFeedForward, ("net.2",)),
     layers.TransformerBlock: (FastTransformerBlock, ("attn1", "attn2", "ff")),
     layers.SpatialTransformer: (FastSpatialTransformer, ("proj_out",)),
-    clip.Attention: (FastClipAttention, ("q_proj", "k_proj", "v_proj", "out_proj")),
+    clip.CLIPAttention: (FastClipAttention, ("q_proj", "k_proj", "v_proj", "out_proj")),
     clip.Layer: (FastClipLayer, ("self_attn", "mlp.fc2")),
 }

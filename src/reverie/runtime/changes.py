@@ -92,14 +92,17 @@ class ReusingUNet(UNet):
 
 
 @contextmanager
-def reusing(unet: UNet, every: int) -> Iterator[None]:
-    """Within the block, let a U-Net compute its inner levels once for `every` timesteps; 1 changes nothing."""
+def reusing(unet: UNet, every: int, kept: WeakTensorKeyDictionary | None = None) -> Iterator[None]:
+    """Within the block, let a U-Net compute its inner levels once for `every` timesteps; 1 changes nothing.
+
+    `kept` is what an earlier block left, for a drawing that goes on.
+    """
     if every == 1:
         yield
         return
     plain, unet.__class__ = type(unet), ReusingUNet
     changed = cast(ReusingUNet, unet)
-    changed.every, changed.kept = every, WeakTensorKeyDictionary()
+    changed.every, changed.kept = every, WeakTensorKeyDictionary() if kept is None else kept
     try:
         yield
     finally:
@@ -187,14 +190,14 @@ class Merged:
     def merge(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b m d"]:
         """Return the tokens that are left, the kept ones last, each the mean of all that went into it."""
         others = x[:, self.others]
-        means = x[:, self.kept].scatter_reduce(1, _wide(self.into, x), _taken(others, self.gone), "mean")
-        return torch.cat([_taken(others, self.stay), means], dim=1)
+        means = x[:, self.kept].scatter_reduce(1, _wide(self.into, x), _take(others, self.gone), "mean")
+        return torch.cat([_take(others, self.stay), means], dim=1)
 
     def undo(self, x: Float[Tensor, "b m d"]) -> Float[Tensor, "b l d"]:
         """Return every token's answer: its own, or that of the one it went into."""
         alone, shared = x.split([self.stay.shape[1], len(self.kept)], dim=1)
         others = x.new_empty(len(x), len(self.others), x.shape[2])
-        others.scatter_(1, _wide(self.stay, x), alone).scatter_(1, _wide(self.gone, x), _taken(shared, self.into))
+        others.scatter_(1, _wide(self.stay, x), alone).scatter_(1, _wide(self.gone, x), _take(shared, self.into))
         whole = x.new_empty(len(x), len(self.kept) + len(self.others), x.shape[2])
         whole[:, self.kept], whole[:, self.others] = shared, others
         return whole
@@ -204,5 +207,5 @@ def _wide(index: Int64[Tensor, "b n"], x: Float[Tensor, "b l d"]) -> Int64[Tenso
     return index[..., None].expand(-1, -1, x.shape[2])
 
 
-def _taken(x: Float[Tensor, "b l d"], index: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
+def _take(x: Float[Tensor, "b l d"], index: Int64[Tensor, "b n"]) -> Float[Tensor, "b n d"]:
     return x.gather(1, _wide(index, x))

@@ -21,6 +21,7 @@ from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.models.autoencoder import Decoder
 from reverie.models.unet import UNet
+from reverie.runtime.combinations import is_hooked
 
 MODES = {"cuda": "max-autotune"}  # by the type of device: kernels are tried out, and a call is one CUDA graph
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the environment variable by which torch knows where it keeps what it compiled
@@ -33,16 +34,15 @@ class Compiled(nn.Module):
     inner: tuple[nn.Module, ...] = ()  # all modules inside, of which a hook may watch any
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
-        watched = any(module._forward_hooks or module._forward_pre_hooks for module in self.inner)
-        if self.kernels is None or watched or torch.is_grad_enabled():
+        if self.kernels is None or torch.is_grad_enabled() or is_hooked(*self.inner):
             return super().forward(*given, **named)
         try:
             made = self.kernels(self, *given, **named)
         except RuntimeError as error:
             if not _is_compilers(error):
                 raise
-            told = " ".join(str(error).strip().split("\n\n")[0].split())
-            raise ReverieError(f"torch cannot compile this model here: {told}; leave out compile") from error
+            reason = " ".join(str(error).strip().split("\n\n")[0].split())
+            raise ReverieError(f"torch cannot compile this model here: {reason}; leave out compile") from error
         return made.clone()  # the next replay of a CUDA graph writes over its output
 
     def __getstate__(self) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def compile_network(network: nn.Module, backend: str | Callable[..., Any] = "ind
     network.kernels = torch.compile(plain.forward, dynamic=False, backend=backend, mode=mode)
 
 
-def compiled(network: nn.Module) -> bool:
+def is_compiled(network: nn.Module) -> bool:
     """Tell whether a network is to be compiled."""
     return isinstance(network, Compiled)
 

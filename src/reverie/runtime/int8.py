@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from reverie.errors import ReverieError
 from reverie.runtime.kernels import native
 from reverie.runtime.layers import LAST, NARROW
-from reverie.runtime.weights import PackedLayer, joined
+from reverie.runtime.weights import PackedLayer, pack_together
 
 M = TypeVar("M", bound=nn.Module)
 LARGEST = 127  # of a weight, so that the range is the same on both sides
@@ -89,7 +89,7 @@ def _kind(module: nn.Module) -> type[PackedLayer] | None:
 
 
 @torch.no_grad()
-def rounded(weight: Float[Tensor, "out ..."]) -> tuple[Int8[Tensor, "out ..."], Float[Tensor, " out"]]:
+def round_weight(weight: Float[Tensor, "out ..."]) -> tuple[Int8[Tensor, "out ..."], Float[Tensor, " out"]]:
     """Round each output channel to whole numbers from -127 to 127, and return them with their scales."""
     rows = weight.detach().float()
     scales = rows.flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
@@ -149,7 +149,7 @@ class Int8Conv2d(PackedLayer, nn.Conv2d):
 
     def pack(self, weight: Float[Tensor, "out in kh kw"]) -> Rounded:
         """Round and pack."""
-        rows, scales = rounded(weight)
+        rows, scales = round_weight(weight)
         packed = torch.ops.onednn.qconv_prepack(rows, scales, 1.0, 0, *self._shape(), None)
         return Rounded(packed, scales, weight.shape, weight.dtype)
 
@@ -161,7 +161,7 @@ class Int8Conv2d(PackedLayer, nn.Conv2d):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         if torch.is_grad_enabled():
             return nn.Conv2d.forward(self, x)
-        (weight,) = joined([self]).parts
+        (weight,) = pack_together([self]).parts
         q, scale, zero = round_input(x.contiguous(memory_format=LAST))
         told = (weight.packed, weight.scales, weight.zeros, _bias(self), *self._shape())
         return torch.ops.onednn.qconv2d_pointwise.default(q, scale, zero, *told, 1.0, 0, x.dtype, *PLAINLY)
@@ -171,12 +171,12 @@ class Int8Conv2d(PackedLayer, nn.Conv2d):
 
 
 def _rounded_rows(weight: Float[Tensor, "out in"]) -> Rounded:
-    rows, scales = rounded(weight)
+    rows, scales = round_weight(weight)
     return Rounded(torch.ops.onednn.qlinear_prepack(rows, None), scales, weight.shape, weight.dtype)
 
 
 def _product(layer: Int8Linear | Int8Pointwise, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b out"]:
-    (weight,) = joined([layer]).parts
+    (weight,) = pack_together([layer]).parts
     q, scale, zero = round_input(x.contiguous())
     told = (weight.packed, weight.scales, weight.zeros, _bias(layer))
     return torch.ops.onednn.qlinear_pointwise.default(q, scale, zero, *told, 1.0, 0, x.dtype, *PLAINLY)

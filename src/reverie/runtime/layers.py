@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from reverie.runtime import kernels, winograd
 from reverie.runtime.kernels import let_go
-from reverie.runtime.weights import PackedLayer, Store, joined, version
+from reverie.runtime.weights import PackedLayer, PackedStore, pack_together, version
 
 LAST = torch.channels_last
 NARROW = 16  # channels below which packing gains nothing, and the layer at a network's edge stays plain
@@ -56,12 +56,12 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             return y if add is None else y + add
         x = x.contiguous(memory_format=LAST)
         if (tiling := self._tiling(x)) is not None:
-            return winograd.conv2d(x, self._transformed(tiling), self.bias, add)
+            return winograd.conv2d(x, self._transform(tiling), self.bias, add)
         self.__dict__.pop("tiled", None)
         if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
             self.release()
             self.seen = x.shape
-        (weight,) = joined([self]).parts
+        (weight,) = pack_together([self]).parts
         assert not isinstance(self.padding, str)
         return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add)
 
@@ -70,9 +70,9 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         shape = (self.kernel_size, self.stride, self.padding, self.dilation)
         if shape != ((3, 3), (1, 1), (1, 1), (1, 1)) or x.dtype != torch.float32:
             return None
-        return winograd.suited(self.in_channels, self.out_channels, *x.shape[2:])
+        return winograd.choose_tiling(self.in_channels, self.out_channels, *x.shape[2:])
 
-    def _transformed(self, tiling: winograd.Tiling) -> winograd.Transformed:
+    def _transform(self, tiling: winograd.Tiling) -> winograd.Transformed:
         """Return the transformed kernel: the one that was kept, unless the tiling or the weight is another."""
         weight = self.weight
         now = version(weight)
@@ -80,10 +80,10 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             of, then, kernel = self.tiled
             if of is weight and then == now and kernel.tiling is tiling:
                 return kernel
-        self.tiled, kernel = None, winograd.transformed(weight, tiling)
+        self.tiled, kernel = None, winograd.transform_kernel(weight, tiling)
         let_go(weight)
         if tiling.kept:
-            kernel = winograd.packed(kernel)
+            kernel = winograd.pack_kernel(kernel)
             self.tiled = weight, now, kernel
         return kernel
 
@@ -111,7 +111,7 @@ class PackedPointwise(PackedLayer, nn.Conv2d):
         if not self.computes(x):
             y = nn.Conv2d.forward(self, x)
             return y if add is None else y + add
-        (weight,) = joined([self]).parts
+        (weight,) = pack_together([self]).parts
         pixels, added = x.permute(0, 2, 3, 1), None if add is None else add.permute(0, 2, 3, 1)
         return kernels.linear(pixels, weight, self.bias, add=added).permute(0, 3, 1, 2)
 
@@ -134,7 +134,7 @@ class PackedLinear(PackedLayer, nn.Linear):
         if (store := self.shared()) is not None:  # asked for alone, as by a hook: not worth packing anew
             y = dict(zip(store.layers, _product(store, x), strict=True))[self]
             return y if add is None else y + add
-        (weight,) = joined([self]).parts
+        (weight,) = pack_together([self]).parts
         return kernels.linear(x, weight, self.bias, add=add)
 
 
@@ -142,10 +142,10 @@ def project(layers: Sequence[PackedLinear], x: Float[Tensor, "b l d"]) -> tuple[
     """Return what each of several layers makes of x, in one product. All have a bias, or none has."""
     if not all(layer.computes(x) for layer in layers):
         return tuple(layer(x) for layer in layers)
-    return _product(joined(layers), x)
+    return _product(pack_together(layers), x)
 
 
-def _product(store: Store, x: Tensor) -> tuple[Tensor, ...]:
+def _product(store: PackedStore, x: Tensor) -> tuple[Tensor, ...]:
     biases = [layer.bias for layer in store.layers if isinstance(layer.bias, Tensor)]
     product = kernels.linear(x, store.parts[0], torch.cat(biases) if biases else None)
     return product.split([layer.rows for layer in store.layers], dim=-1)

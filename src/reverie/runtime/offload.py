@@ -1,10 +1,9 @@
 """CPU offloading: weights wait in host memory and come to the device when their block is called.
 
-A `Ferry` carries the blocks of networks to a device and back, by hooks: a block's weights are copied when it is called,
-and let go of when something else is. What goes together is a choice: all blocks of a network, which then computes at
-full speed while the other networks are away, or each block by itself, while the one that followed it the last time
-is fetched ahead. Modules, names and parameters stay, and so do the results, bit by bit. What is no block
-is small, and stays on the device.
+An `Offloader` copies the blocks of networks to a device when they are called, by hooks, and lets go of them when
+something else is. All blocks of a network are there together, which then computes at full speed while the other
+networks are away, or each block by itself, while the one that followed it the last time is prefetched. Modules, names
+and parameters stay, and so do the results, bit by bit. What is no block is small, and stays on the device.
 
 The same is known as diffusers' `enable_model_cpu_offload` and `enable_sequential_cpu_offload`, and as A1111's
 --medvram and --lowvram.
@@ -30,26 +29,26 @@ Split = Callable[[Sequence[nn.Module]], list[Sequence[nn.Module]]]
 """Say which blocks of a network are on the device together."""
 
 
-def together(blocks: Sequence[nn.Module]) -> list[Sequence[nn.Module]]:
+def by_network(blocks: Sequence[nn.Module]) -> list[Sequence[nn.Module]]:
     """Let all blocks of a network be there at once."""
     return [blocks]
 
 
-def apart(blocks: Sequence[nn.Module]) -> list[Sequence[nn.Module]]:
+def by_block(blocks: Sequence[nn.Module]) -> list[Sequence[nn.Module]]:
     """Let each block be there by itself."""
     return [[block] for block in blocks]
 
 
-OFFLOADS: dict[str, Split] = {"networks": together, "blocks": apart}
-_FERRIES: WeakKeyDictionary[nn.Module, ReferenceType[Ferry]] = WeakKeyDictionary()
+OFFLOADS: dict[str, Split] = {"networks": by_network, "blocks": by_block}
+_OFFLOADERS: WeakKeyDictionary[nn.Module, ReferenceType[Offloader]] = WeakKeyDictionary()
 
 
-class Part:
+class OffloadGroup:
     """Hold blocks that are on the device together; `network` is what they belong to, `then` what came after them."""
 
     def __init__(self, network: nn.Module, blocks: Sequence[nn.Module]) -> None:
         self.network, self.blocks = network, blocks
-        self.then: Part | None = None
+        self.then: OffloadGroup | None = None
         self._home: dict[nn.Parameter, Tensor] = {}  # what is on the device, with its values in host memory
 
     def enter(self, block: nn.Module, device: torch.device) -> list[tuple[Tensor, Tensor]]:
@@ -72,7 +71,7 @@ class Part:
         self._home.clear()
 
 
-class Ferry:
+class Offloader:
     """Carry the networks it was given to a device, one part at a time, and at most one ahead.
 
     All memory is of the stream that computes. What is fetched ahead is copied on another stream, which first waits for
@@ -84,8 +83,8 @@ class Ferry:
         self.device, self.split = device, split
         self._cuda = device.type == "cuda" and torch.cuda.is_available()
         self._side = torch.cuda.Stream(device) if self._cuda else None
-        self._present: Part | None = None
-        self._coming: Part | None = None
+        self._present: OffloadGroup | None = None
+        self._coming: OffloadGroup | None = None
 
     def take(self, *networks: nn.Module) -> None:
         """Keep the blocks of networks in host memory from now on, and put what else they have on the device."""
@@ -102,15 +101,15 @@ class Ferry:
             elif self._cuda:
                 parameter.data = parameter.data.pin_memory()
         for group in self.split(blocks):
-            part = Part(network, group)
+            part = OffloadGroup(network, group)
             for block in group:
                 block.register_forward_pre_hook(self._fetching(part))
-        _FERRIES[network] = ref(self)
+        _OFFLOADERS[network] = ref(self)
 
-    def _fetching(self, part: Part) -> Callable[[nn.Module, object], None]:
+    def _fetching(self, part: OffloadGroup) -> Callable[[nn.Module, object], None]:
         return lambda block, _: self._fetch(part, block)  # a function: copies of a network share it
 
-    def _fetch(self, part: Part, block: nn.Module) -> None:
+    def _fetch(self, part: OffloadGroup, block: nn.Module) -> None:
         """Have a block on the device, alone with those of its part; then fetch ahead what came next the last time."""
         if self._side is not None:
             torch.cuda.current_stream(self.device).wait_stream(self._side)
@@ -145,7 +144,7 @@ def _copy(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         there.copy_(here, non_blocking=True)
 
 
-def ferry_of(network: nn.Module) -> Ferry | None:
-    """Return the ferry that a network was given to; None for one that stays where it is."""
-    found = _FERRIES.get(network)
+def offloader_of(network: nn.Module) -> Offloader | None:
+    """Return the offloader that a network was given to; None for one that stays where it is."""
+    found = _OFFLOADERS.get(network)
     return None if found is None else found()

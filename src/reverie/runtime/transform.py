@@ -51,7 +51,7 @@ def pack(network: M) -> M:
     for module in modules:
         if (layer := _layer(module)) is not None:
             module.__class__ = layer
-    if not packed(network):
+    if not is_packed(network):
         return network
     for module in modules:
         if type(module) is nn.Conv2d:
@@ -92,7 +92,7 @@ def unpack(network: M) -> M:
     return network
 
 
-def packed(network: nn.Module) -> bool:
+def is_packed(network: nn.Module) -> bool:
     """Tell whether a network was made fast."""
     return any(isinstance(module, PackedLayer) for module in network.modules())
 
@@ -131,7 +131,7 @@ def limit_threads(environment: Mapping[str, str] = os.environ, control: Path = C
     It never uses more than before, and nothing changes where the environment says how many.
     """
     limit = quota(control)
-    if limit is not None and not _chosen(environment):
+    if limit is not None and not _threads_chosen(environment):
         torch.set_num_threads(max(1, min(torch.get_num_threads(), math.ceil(limit))))
 
 
@@ -140,12 +140,12 @@ def spare_threads(network: nn.Module, environment: Mapping[str, str] = os.enviro
 
     It is for networks of small operations, and does nothing where the environment says how many threads to use.
     """
-    if not _chosen(environment):
+    if not _threads_chosen(environment):
         network.register_forward_pre_hook(_enter)
         network.register_forward_hook(_leave, always_call=True)
 
 
-def _chosen(environment: Mapping[str, str]) -> bool:
+def _threads_chosen(environment: Mapping[str, str]) -> bool:
     return any(environment.get(name) for name in CHOSEN)
 
 

@@ -23,7 +23,7 @@ Pack = Callable[[Tensor], Any]
 _LOCK = RLock()  # two threads may draw with one model
 
 
-class Store:
+class PackedStore:
     """Hold the packed weights of some layers, their rows one below the other, cut into parts of equal size."""
 
     def __init__(self, layers: Sequence[PackedLayer], parts: Sequence[Any], shapes: Sequence[torch.Size]) -> None:
@@ -53,7 +53,7 @@ class PackedLayer(nn.Module):
     Nothing is set on the instance until it packs: a plain layer becomes a packed one by its class alone.
     """
 
-    store: Store | None = None  # where the weight is while `_parameters["weight"]` is None
+    store: PackedStore | None = None  # where the weight is while `_parameters["weight"]` is None
     trainable = True  # whether the plain weight asks for gradients
     pack: Pack
 
@@ -77,7 +77,7 @@ class PackedLayer(nn.Module):
                 self.store.release()
             self.store = None
 
-    def shared(self) -> Store | None:
+    def shared(self) -> PackedStore | None:
         """Return the store, where it holds this layer together with others."""
         store = self.store
         return store if store is not None and len(store.layers) > 1 and store.holds(store.layers) else None
@@ -115,7 +115,7 @@ def version(weight: Tensor) -> int:
     return -1 if weight.is_inference() else weight._version
 
 
-def joined(layers: Sequence[PackedLayer], parts: int = 1) -> Store:
+def pack_together(layers: Sequence[PackedLayer], parts: int = 1) -> PackedStore:
     """Return the store that holds exactly these layers in so many parts, packing them where they are not."""
     store = layers[0].store
     if store is not None and len(store.parts) == parts and store.holds(layers):
@@ -126,7 +126,7 @@ def joined(layers: Sequence[PackedLayer], parts: int = 1) -> Store:
         weights = [layer.weight for layer in layers]
         weight = torch.cat([own.detach() for own in weights]) if len(weights) > 1 else weights[0].detach()
         pack = layers[0].pack
-        store = Store(layers, [pack(part) for part in weight.chunk(parts)], [own.shape for own in weights])
+        store = PackedStore(layers, [pack(part) for part in weight.chunk(parts)], [own.shape for own in weights])
         for layer, own in zip(layers, weights, strict=True):
             layer.trainable, layer.store = own.requires_grad, store
             layer._parameters["weight"] = None

@@ -90,7 +90,7 @@ class Transformed:
     parts: list[tuple[int, int, Matrices]]
 
 
-def suited(channels: int, made: int, height: int, width: int) -> Tiling | None:
+def choose_tiling(channels: int, made: int, height: int, width: int) -> Tiling | None:
     """Choose the tiling that is worth its memory for a kernel of so many channels, at an image's height and width."""
     for tiling in (FOUR, TWO):
         if tiling.count(height, width) >= LEAST and tiling.seen**2 * channels * made <= tiling.largest:
@@ -99,7 +99,7 @@ def suited(channels: int, made: int, height: int, width: int) -> Tiling | None:
 
 
 @torch.no_grad()
-def transformed(weight: Float[Tensor, "out c 3 3"], tiling: Tiling) -> Transformed:
+def transform_kernel(weight: Float[Tensor, "out c 3 3"], tiling: Tiling) -> Transformed:
     """Transform a kernel."""
     out, channels = weight.shape[:2]
     count = 1 if tiling.kept else -(-(tiling.seen**2 * channels * out) // PART)
@@ -112,12 +112,12 @@ def transformed(weight: Float[Tensor, "out c 3 3"], tiling: Tiling) -> Transform
 
 
 @torch.no_grad()
-def packed(kernel: Transformed) -> Transformed:
+def pack_kernel(kernel: Transformed) -> Transformed:
     """Give a transformed kernel that is to be kept the form that multiplies fastest."""
-    return Transformed(kernel.tiling, [(first, last, _packed(part)) for first, last, part in kernel.parts])
+    return Transformed(kernel.tiling, [(first, last, _pack_matrices(part)) for first, last, part in kernel.parts])
 
 
-def _packed(matrices: Matrices) -> Matrices:
+def _pack_matrices(matrices: Matrices) -> Matrices:
     if isinstance(matrices, Tensor) and min(matrices.shape[1:]) >= WIDE and kernels.available():
         return [kernels.pack_linear(matrix) for matrix in matrices.mT]
     return matrices

@@ -33,7 +33,7 @@ class Line:
 
     def analyse(self, samples: Float[Tensor, "c n"]) -> Complex[Tensor, "c frames bins"]:
         """Return the spectrum of each frame under a Hann window."""
-        extended = samples[:, self._covered(samples.device)]
+        extended = samples[:, self._sample_indices(samples.device)]
         frames = extended.unfold(-1, self.window, self.hop) * torch.hann_window(self.window, device=samples.device)
         return torch.fft.rfft(frames, self.padded)
 
@@ -44,8 +44,8 @@ class Line:
         """
         window = torch.hann_window(self.window, device=spectrum.device)
         frames = torch.fft.irfft(spectrum, self.padded)[..., : self.window] * window
-        weights = self._laid((window**2).expand(1, self.count, -1))
-        return self._laid(frames) / weights.clamp(min=torch.finfo(weights.dtype).tiny)
+        weights = self._overlap_add((window**2).expand(1, self.count, -1))
+        return self._overlap_add(frames) / weights.clamp(min=torch.finfo(weights.dtype).tiny)
 
     def sources(self, places: Int[Tensor, " p"]) -> Int[Tensor, " p"]:
         """Return which sample is at a place, which may lie before the first or after the last."""
@@ -53,19 +53,19 @@ class Line:
         inside = places.remainder(period)
         return torch.minimum(inside, period - inside)
 
-    def _covered(self, device: torch.device) -> Int[Tensor, " p"]:
+    def _sample_indices(self, device: torch.device) -> Int[Tensor, " p"]:
         """Return the samples from the beginning of the first frame to the end of the last."""
         reach = (self.count - 1) * self.hop + self.window
         return self.sources(torch.arange(reach, device=device) - self.window // 2)
 
-    def _laid(self, frames: Float[Tensor, "c frames window"]) -> Float[Tensor, "c n"]:
+    def _overlap_add(self, frames: Float[Tensor, "c frames window"]) -> Float[Tensor, "c n"]:
         """Add overlapping frames hop by hop, then what lies beyond the ends to the samples that it stands for."""
         hops = -(-self.window // self.hop)
         pieces = F.pad(frames, (0, hops * self.hop - self.window)).unflatten(-1, (hops, self.hop))
         laid = frames.new_zeros(len(frames), self.count + hops - 1, self.hop)
         for index in range(hops):
             laid[:, index : index + self.count] += pieces[:, :, index]
-        covered = self._covered(frames.device)
+        covered = self._sample_indices(frames.device)
         return frames.new_zeros(len(frames), self.samples).index_add(1, covered, laid.flatten(1)[:, : len(covered)])
 
 
@@ -83,7 +83,7 @@ HANN = 0.25645  # of the window's square
 FLOOR = 1e-6  # of the loudest bin, below which nothing tells a phase
 
 
-def suggested(magnitudes: Float[Tensor, "c frames bins"], bands: Bands) -> Float[Tensor, "c frames bins"]:
+def estimate_phases(magnitudes: Float[Tensor, "c frames bins"], bands: Bands) -> Float[Tensor, "c frames bins"]:
     """Return phases in radians, as a transform that begins with its frame has them.
 
     The phase gradient is that of phase gradient heap integration; it is integrated frame by frame instead of in the
@@ -155,7 +155,7 @@ def waveform(
     magnitudes = mel.max().expand(len(mel), mel.shape[-1], bands.padded // 2 + 1)
     for _ in range(FITTING):
         magnitudes = bands.towards(mel, magnitudes)
-    spectrum = torch.polar(magnitudes, suggested(magnitudes.mean(0, keepdim=True), bands).expand_as(magnitudes))
+    spectrum = torch.polar(magnitudes, estimate_phases(magnitudes.mean(0, keepdim=True), bands).expand_as(magnitudes))
     before = torch.zeros_like(spectrum)
     for _ in range(iterations):
         now = frames.analyse(frames.synthesise(spectrum))

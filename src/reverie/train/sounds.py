@@ -25,7 +25,7 @@ SAMPLED = 20  # clips whose notes tell whether music is still composed as before
 
 
 @dataclass(frozen=True)
-class Music:
+class ComposedMusic:
     """Serve `count` clips of composed music, as pictures of their spectrograms."""
 
     seed: int

@@ -15,7 +15,7 @@ from reverie.errors import ReverieError
 from reverie.media.sound import duration, read
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train.examples import HELD_OUT_SEED, Examples, Pictures
-from reverie.train.sounds import Music, Sounds
+from reverie.train.sounds import ComposedMusic, Sounds
 
 KEPT = 1000  # pictures in memory that crops are cut from
 HELD_OUT = 128
@@ -44,11 +44,11 @@ class Source:
             return Pictures(open_captioned(self.pictures, self.caption), size)
         if self.sounds:
             return Sounds(open_sounds(self.sounds, params.seconds, duration, read, self.caption), params)
-        return Music(seed, self.music, params)
+        return ComposedMusic(seed, self.music, params)
 
     def held_out(self, size: int, params: SpectrogramParams) -> Examples:
         """Open examples that are not learned from; a collection, which has no others, gives its own."""
-        return Music(HELD_OUT_SEED, HELD_OUT, params) if self.music else self.open(0, size, params)
+        return ComposedMusic(HELD_OUT_SEED, HELD_OUT, params) if self.music else self.open(0, size, params)
 
 
 class Crops:

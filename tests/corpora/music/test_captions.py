@@ -17,7 +17,7 @@ from reverie.corpora.music.captions import (
 )
 from reverie.corpora.music.clips import TEMPOS, clip_at
 from reverie.corpora.music.instruments import INSTRUMENTS
-from reverie.corpora.music.score import Clip
+from reverie.corpora.music.score import MusicClip
 
 CLIPS = [clip_at(8, index) for index in range(250)]
 ROOM = 24 - 2  # tokens of the text encoder, less the first and the last
@@ -85,11 +85,11 @@ def test_captions_are_short_and_of_the_vocabulary() -> None:
 
 
 def test_who_leads_is_named_first_or_after_a_bass() -> None:
-    clip = Clip("funk", 112, 0, "major", "saxophone", bass="slap bass", has_drums=True)
+    clip = MusicClip("funk", 112, 0, "major", "saxophone", bass="slap bass", has_drums=True)
     rng = np.random.default_rng(0)
     said = {re.sub(r"^funk |, .*", "", english(clip, rng)).replace("sax ", "saxophone ") for _ in range(60)}
     assert said == {"saxophone with slap bass and drums", "slap bass and saxophone with drums"}
-    clip = Clip("blues", 112, 0, "major", "piano", chords="guitar", bass="bass")
+    clip = MusicClip("blues", 112, 0, "major", "piano", chords="guitar", bass="bass")
     for _ in range(40):
         text = english(clip, rng)
         assert text.index("piano") < text.index("guitar") < text.index(" bass")
@@ -99,7 +99,7 @@ def test_who_leads_is_named_first_or_after_a_bass() -> None:
 def test_everything_is_often_told(language: object) -> None:
     """Each in at least a third of the captions of a solo."""
     rng = np.random.default_rng(0)
-    clip = Clip("jazz", 72, 9, "minor", "saxophone")
+    clip = MusicClip("jazz", 72, 9, "minor", "saxophone")
     texts = [language(clip, rng) for _ in range(300)]
     for word in ("jazz|swing|爵士", "solo|独奏", "minor|小调", "72", "no drums|无鼓"):
         assert 100 < sum(bool(re.search(word, text)) for text in texts) < 290

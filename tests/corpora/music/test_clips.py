@@ -10,7 +10,7 @@ import pytest
 
 from reverie.corpora.music.clips import KEYS, TEMPOS, clip_at, draw_clip, is_held_out
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
-from reverie.corpora.music.score import Clip
+from reverie.corpora.music.score import MusicClip
 from reverie.corpora.music.styles import STYLES
 
 DRAWN = [draw_clip(np.random.default_rng((5, index))) for index in range(3000)]
@@ -68,7 +68,7 @@ def test_held_out_pairs_are_never_in_the_stream() -> None:
 
 
 def test_a_clip_says_what_it_is() -> None:
-    clip = Clip("waltz", 84, 9, "minor", "oboe", chords="piano")
+    clip = MusicClip("waltz", 84, 9, "minor", "oboe", chords="piano")
     assert clip.key == "A minor"
     assert clip.instruments == ("oboe", "piano")
     assert not clip.is_solo

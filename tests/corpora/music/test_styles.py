@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
-from reverie.corpora.music.styles import STRAIGHT, STYLES, SWUNG, Hit, Style, hits
+from reverie.corpora.music.styles import STRAIGHT, STYLES, SWUNG, DrumHit, Style, hits
 
 
 def test_sixteenths() -> None:
     assert hits("X--.x.-.1...8---", 4, STRAIGHT) == [
-        Hit(0.0, 0.75, "X"),
-        Hit(1.0, 0.25, "x"),
-        Hit(2.0, 0.25, "1"),
-        Hit(3.0, 1.0, "8"),
+        DrumHit(0.0, 0.75, "X"),
+        DrumHit(1.0, 0.25, "x"),
+        DrumHit(2.0, 0.25, "1"),
+        DrumHit(3.0, 1.0, "8"),
     ]
 
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from reverie.corpora.music.clips import clip_at
 from reverie.corpora.music.instruments import INSTRUMENTS
-from reverie.corpora.music.score import Clip
+from reverie.corpora.music.score import MusicClip
 from reverie.corpora.music.styles import STYLES
 
 CHINESE_SHARE = 0.3
@@ -21,12 +21,12 @@ STYLE_SHARE, MODE_SHARE, NO_DRUMS_SHARE, SOLO_SHARE = 0.85, 0.5, 0.4, 0.7
 BPM_SHARE, WORD_SHARE = 0.55, 0.3  # of captions that give the tempo as a number, or as a word
 
 
-def caption(clip: Clip, rng: np.random.Generator, chinese_share: float = CHINESE_SHARE) -> str:
+def caption(clip: MusicClip, rng: np.random.Generator, chinese_share: float = CHINESE_SHARE) -> str:
     """Tell a clip in one of the two languages."""
     return (chinese if rng.random() < chinese_share else english)(clip, rng)
 
 
-def english(clip: Clip, rng: np.random.Generator) -> str:
+def english(clip: MusicClip, rng: np.random.Generator) -> str:
     """Tell a clip in English: at most 14 words, such as "jazz saxophone with piano and drums, 112 bpm, minor"."""
     lead, *others = (_pick(INSTRUMENTS[name].en, rng) for name in clip.instruments)
     style = _pick(clip.manner.en, rng) if rng.random() < STYLE_SHARE else ""
@@ -42,7 +42,7 @@ def english(clip: Clip, rng: np.random.Generator) -> str:
     return ", ".join([f"{style} {told}".strip(), *["no drums"] * no_drums, *details])
 
 
-def chinese(clip: Clip, rng: np.random.Generator) -> str:
+def chinese(clip: MusicClip, rng: np.random.Generator) -> str:
     """Tell a clip in Chinese, such as "放克贝斯和萨克斯，有鼓，每分钟112拍"."""
     lead, *others = (_pick(INSTRUMENTS[name].zh, rng) for name in clip.instruments)
     style = _pick(clip.manner.zh, rng) if rng.random() < STYLE_SHARE else ""
@@ -88,7 +88,7 @@ def tempo_word(tempo: int) -> str:
     return "slow" if tempo < SLOW else "fast" if tempo > FAST else "medium"
 
 
-def _tempo(clip: Clip, rng: np.random.Generator, form: str, word: str) -> list[str]:
+def _tempo(clip: MusicClip, rng: np.random.Generator, form: str, word: str) -> list[str]:
     """Tell the tempo as a number, as a word or not at all."""
     chance = rng.random()
     return [form.format(clip.tempo)] if chance < BPM_SHARE else [word] * (chance < BPM_SHARE + WORD_SHARE)

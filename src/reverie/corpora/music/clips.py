@@ -11,7 +11,7 @@ import numpy as np
 
 from reverie.corpora.music.compose import composed
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
-from reverie.corpora.music.score import Clip
+from reverie.corpora.music.score import MusicClip
 from reverie.corpora.music.styles import STYLES
 
 TEMPOS = (72, 84, 96, 112, 128, 144)  # beats a minute; neighbours differ by more than 10 %
@@ -35,7 +35,7 @@ def is_held_out(instrument: str, style: str) -> bool:
     return instrument not in usual and zlib.crc32(f"{style} {instrument}".encode()) % HELD_OUT == 0
 
 
-def draw_clip(rng: np.random.Generator) -> Clip:
+def draw_clip(rng: np.random.Generator) -> MusicClip:
     """Choose what a clip is, without its notes: every instrument leads as often, in every style and tempo."""
     style = STYLES[_one_of(tuple(STYLES), rng)]
     mode = _one_of(tuple(KEYS), rng)
@@ -44,7 +44,7 @@ def draw_clip(rng: np.random.Generator) -> Clip:
     beside = names[rng.choice(len(names), p=shares)].split()
     chords = _one_of([name for name in style.comping if name != lead], rng)
     bass = _one_of([name for name in style.basses if name != lead], rng)
-    return Clip(
+    return MusicClip(
         style=style.name,
         tempo=TEMPOS[rng.integers(len(TEMPOS))],
         tonic=KEYS[mode][rng.integers(len(KEYS[mode]))],
@@ -56,7 +56,7 @@ def draw_clip(rng: np.random.Generator) -> Clip:
     )
 
 
-def clip_at(seed: int, index: int, *, held_out: bool = False) -> Clip:
+def clip_at(seed: int, index: int, *, held_out: bool = False) -> MusicClip:
     """Return clip `index` of the stream `seed`: led by an instrument that is held out in its style if `held_out`."""
     rng = np.random.default_rng((seed, index))
     while True:

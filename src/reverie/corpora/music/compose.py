@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
-from reverie.corpora.music.score import BARS, BASS, CHORDS, DRUMS, LEAD, Clip, Note
-from reverie.corpora.music.styles import Hit, hits
+from reverie.corpora.music.score import BARS, BASS, CHORDS, DRUMS, LEAD, MusicClip, Note
+from reverie.corpora.music.styles import DrumHit, hits
 from reverie.corpora.music.theory import OCTAVE, Chord, chord, consonant, voiced, within
 
 LOUD, SOFT, DOWNBEAT = 108, 84, 8  # velocities; the first beat of a bar is so much louder
@@ -20,7 +20,7 @@ STEP = 4  # semitones that it passes at most between the beats
 BASS_LOW = 33  # an open string of a bass, 55 Hz: the root of a chord is the first one from here
 
 
-def composed(clip: Clip, rng: np.random.Generator) -> Clip:
+def composed(clip: MusicClip, rng: np.random.Generator) -> MusicClip:
     """Write the notes of a clip's parts: the same for the same random numbers."""
     style = clip.manner
     progressions = style.major if clip.mode == "major" else style.minor
@@ -36,11 +36,11 @@ def composed(clip: Clip, rng: np.random.Generator) -> Clip:
     return replace(clip, notes=tuple(sorted(notes, key=lambda note: (note.start, note.part, note.pitch))))
 
 
-def _lead(clip: Clip, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[Note]:
+def _lead(clip: MusicClip, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[Note]:
     return _bass_line(clip, LEAD, played, rng) if clip.lead in BASSES else _melody(clip, played, rng)
 
 
-def _bar_of(clip: Clip, pattern: str, bar: int) -> Iterator[tuple[Hit, float, int]]:
+def _bar_of(clip: MusicClip, pattern: str, bar: int) -> Iterator[tuple[DrumHit, float, int]]:
     """Read a pattern in its place: each hit, its start in the clip in beats, and its velocity."""
     style = clip.manner
     for hit in hits(pattern, style.metre, style.feel):
@@ -49,7 +49,7 @@ def _bar_of(clip: Clip, pattern: str, bar: int) -> Iterator[tuple[Hit, float, in
         yield hit, bar * style.metre + hit.start, (LOUD if loud else SOFT) + accent
 
 
-def _melody(clip: Clip, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[Note]:
+def _melody(clip: MusicClip, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[Note]:
     """Walk through the register: on the beats over tones of the chord, between them over what rubs against none."""
     lead, motifs = INSTRUMENTS[clip.lead], clip.manner.melody
     first = int(rng.integers(len(motifs)))
@@ -71,7 +71,7 @@ def _other(pitches: Sequence[int], now: int, rng: np.random.Generator) -> int:
     return nearest[rng.integers(len(nearest))] if nearest else now
 
 
-def _comping(clip: Clip, played: Sequence[Chord]) -> Iterator[Note]:
+def _comping(clip: MusicClip, played: Sequence[Chord]) -> Iterator[Note]:
     low, high = COMPING
     voices: tuple[int, ...] = ((low + high) // 2,) * 3
     for bar, harmony in enumerate(played):
@@ -81,7 +81,7 @@ def _comping(clip: Clip, played: Sequence[Chord]) -> Iterator[Note]:
                 yield Note(CHORDS, start, hit.length * ARTICULATION, pitch, velocity)
 
 
-def _bass_line(clip: Clip, part: str, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[Note]:
+def _bass_line(clip: MusicClip, part: str, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[Note]:
     patterns = clip.manner.bass
     first = int(rng.integers(len(patterns)))
     for bar, harmony in enumerate(played):
@@ -91,7 +91,7 @@ def _bass_line(clip: Clip, part: str, played: Sequence[Chord], rng: np.random.Ge
             yield Note(part, start, hit.length * ARTICULATION, tones[hit.sign], velocity)
 
 
-def _drums(clip: Clip) -> Iterator[Note]:
+def _drums(clip: MusicClip) -> Iterator[Note]:
     for bar in range(BARS):
         for drum, pattern in clip.manner.drums.items():
             for hit, start, velocity in _bar_of(clip, pattern, bar):

@@ -23,7 +23,7 @@ class Note:
 
 
 @dataclass(frozen=True)
-class Clip:
+class MusicClip:
     """Describe a clip; instruments and style by their names, "" where nothing plays a part.
 
     `tempo` is in beats a minute; `tonic` is a pitch class, `mode` "major" or "minor". The first note starts at beat 0.

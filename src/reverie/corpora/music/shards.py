@@ -14,17 +14,18 @@ from numpy.typing import NDArray
 from reverie.corpora.music.captions import chinese, clip_caption, english
 from reverie.corpora.music.clips import clip_at
 from reverie.corpora.music.fluidsynth import default_font
-from reverie.corpora.music.score import Clip
+from reverie.corpora.music.score import MusicClip
 from reverie.corpora.music.synth import RATE, SECONDS, render
 from reverie.corpora.shards import Corpus, write_corpus
+from reverie.progress import Progress
 
 SUFFIX = "flac"
 Encode = Callable[[NDArray[np.float32], int], bytes]
 """Make a FLAC file of samples (2, n) at a rate: codecs stand to the right of this room."""
 
 
-def write(folder: Path, encode: Encode, *, count: int, seed: int, font: Path | None = None) -> Iterator[int]:
-    """Write clips 0 to `count` of the stream `seed` into a folder, as `write_corpus` does, yielding how many are done.
+def write(folder: Path, encode: Encode, *, count: int, seed: int, font: Path | None = None) -> Iterator[Progress]:
+    """Write clips 0 to `count` of the stream `seed` into a folder, as `write_corpus` does, yielding how far it is.
 
     Raises ReverieError where a folder holds other shards, such as of another sound font, or nothing can be played.
     """
@@ -48,7 +49,7 @@ def _members(encode: Encode, seed: int, font: Path, key: str, index: int) -> Ite
     yield "json", json.dumps(told, ensure_ascii=False).encode()
 
 
-def _description(clip: Clip) -> dict[str, Any]:
+def _description(clip: MusicClip) -> dict[str, Any]:
     """Say what plays; "key" is taken by the sample's own."""
     return {
         "style": clip.style,

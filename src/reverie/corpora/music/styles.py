@@ -151,7 +151,7 @@ STYLES = {style.name: style for style in _ALL}
 
 
 @dataclass(frozen=True)
-class Hit:
+class DrumHit:
     """Place a sign of a pattern: where it starts and how long it is held, in beats."""
 
     start: float
@@ -159,7 +159,7 @@ class Hit:
     sign: str
 
 
-def hits(pattern: str, metre: int, feel: float) -> list[Hit]:
+def hits(pattern: str, metre: int, feel: float) -> list[DrumHit]:
     """Read a bar's pattern."""
     steps = len(pattern) // metre  # in a beat
     within = (0.0, feel) if steps == 2 else tuple(step / steps for step in range(steps))
@@ -169,5 +169,5 @@ def hits(pattern: str, metre: int, feel: float) -> list[Hit]:
         if sign not in ".-":
             rest = pattern[place + 1 :]
             end = place + 1 + len(rest) - len(rest.lstrip("-"))
-            found.append(Hit(starts[place], starts[end] - starts[place], sign))
+            found.append(DrumHit(starts[place], starts[end] - starts[place], sign))
     return found

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from reverie.corpora.music.fluidsynth import Key, Part, default_font, play
 from reverie.corpora.music.instruments import INSTRUMENTS
-from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, PARTS, Clip
+from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, PARTS, MusicClip
 from reverie.errors import ReverieError
 
 RATE, SECONDS = 16_000, 5.12  # what the bundled model hears (sound/spectrogram.py: SMALL)
@@ -21,7 +21,9 @@ PANS = {LEAD: 68, CHORDS: 44, BASS: 64, DRUMS: 64}
 PEAK = -1.0  # dBFS
 
 
-def render(clip: Clip, rate: int = RATE, seconds: float = SECONDS, font: Path | None = None) -> NDArray[np.float32]:
+def render(
+    clip: MusicClip, rate: int = RATE, seconds: float = SECONDS, font: Path | None = None
+) -> NDArray[np.float32]:
     """Play a clip, over and over where it is shorter: float32 (2, round(seconds * rate)), its peak at -1 dBFS.
 
     The same clip, rate, length and font give the same bits on one machine, whatever was played before. `font` is a .sf2
@@ -38,7 +40,7 @@ def render(clip: Clip, rate: int = RATE, seconds: float = SECONDS, font: Path | 
     return mixed * np.float32(10 ** (PEAK / 20) / np.abs(mixed).max())
 
 
-def _part(clip: Clip, name: str, rate: int, seconds: float) -> Part:
+def _part(clip: MusicClip, name: str, rate: int, seconds: float) -> Part:
     """Lay out the notes of a part in samples."""
     beat = 60 / clip.tempo  # seconds
     rounds = ceil(seconds / (clip.beats * beat))
