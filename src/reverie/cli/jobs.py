@@ -73,7 +73,7 @@ def load(model: ModelOptions, own: str | None, name: str | None) -> Pipeline:
     """Fetch a model where it is not there yet, and load it; what is said of the job's own holds for no other."""
     given = replace(model, model=name)
     if name != own:
-        given = replace(given, config=None, revision=None, variant=None, vae=None)
+        given = replace(given, config=None, prediction=None, revision=None, variant=None, vae=None, unet=None)
     fetch(given)
     import reverie  # brings torch, which takes seconds
 
