@@ -17,6 +17,7 @@ from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance, angle
 from reverie.animation.store import Store
 from reverie.checkpoints.save import FULL, Precision
+from reverie.errors import RequestWarning
 from reverie.files import cache_folder
 from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
@@ -163,7 +164,7 @@ def noted(events: Iterator[Event]) -> Iterator[Event]:
     """Pass events on, and warn of what they note."""
     for event in events:
         for note in event.notes:
-            warnings.warn(note, stacklevel=4)
+            warnings.warn(note, RequestWarning, stacklevel=4)
         yield event
 
 

@@ -17,6 +17,7 @@ from reverie.cli.progress import watched
 from reverie.jobs.events import Event, Finished, Job, Note, Preview, Saved
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
+from reverie.jobs.outputs import check_outputs, check_writable
 from reverie.jobs.pictures import PictureJob
 from reverie.media.pictures import save
 from reverie.progress import Progress
@@ -31,6 +32,9 @@ def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None
     if isinstance(job, MusicJob) and own is None:
         from reverie.system import MUSIC_NAME as own  # brings torch, which takes seconds
     job.check()
+    if preview is not None and isinstance(job, PictureJob):
+        check_writable([preview])
+        check_outputs([preview], job.request)
     saved: list[Path] = []
     done, record = 0, dict[str, Any]()
     try:
