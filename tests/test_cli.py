@@ -18,10 +18,10 @@ from PIL import Image, ImageChops
 import reverie
 from reverie.cli import data, progress
 from reverie.cli.app import run
-from reverie.cli.ask import SIZES, AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import ModelOptions, ResultOptions
-from reverie.cli.output import numbered, slug
+from reverie.jobs.outputs import numbered, slug
 from reverie.pipeline import Pipeline
+from reverie.progress import Progress
 from reverie.requests.base import MAX_SEED
 from reverie.requests.pictures import TextToImage
 
@@ -167,7 +167,7 @@ def test_replay_knows_the_bundled_model_by_its_place(
 def test_timings_are_disjoint(
     options: list[str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("reverie.cli.drawing.save", lambda *_: time.sleep(0.5))
+    monkeypatch.setattr("reverie.jobs.pictures.save", lambda *_, **__: time.sleep(0.5))
     start = time.perf_counter()
     file = str(tmp_path / "b.png")
     assert (
@@ -187,12 +187,6 @@ def test_name_and_seed_are_chosen_and_told(
     told = json.loads(capsys.readouterr().out)
     assert told["files"] == [f"一只熊-a-bear-{told['seeds'][0]}.png"]
     assert Path(told["files"][0]).is_file()
-
-
-def test_every_field_of_the_request_has_an_option() -> None:
-    options = BasicOptions.__dataclass_fields__.keys() - {"size"} | {"prompt"}
-    asked = ask({}, InitOptions(), AdapterOptions(), FurtherOptions()).model_fields_set | SIZES
-    assert options | {"width", "height"} | asked == set(TextToImage.model_fields)
 
 
 @pytest.mark.usefixtures("unloadable")
@@ -313,17 +307,17 @@ class Terminal(io.StringIO):
 
 
 def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    def events() -> Iterator[int]:
-        for index in range(1, 6):
+    def events() -> Iterator[Progress]:
+        for done in range(1, 6):
             time.sleep(0.02)
-            yield index
+            yield Progress(done, 5, "steps")
 
     monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.03)
     for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert list(progress.watched(events(), lambda index: (index, 5), "drawing")) == [1, 2, 3, 4, 5]
-        assert "drawing" in stream.getvalue()
-    assert "drawing 2/5, " in stream.getvalue()
+        assert [event.done for event in progress.watched(events())] == [1, 2, 3, 4, 5]
+        assert "steps" in stream.getvalue()
+    assert "steps 2/5, " in stream.getvalue()
     assert stream.getvalue().splitlines()[0].endswith(" s left")
 
 
@@ -332,3 +326,19 @@ def test_options_left_out_are_those_of_the_api() -> None:
     names = ("device", "dtype", "config", "revision", "variant", "vae")
     assert ModelOptions() == ModelOptions(**{name: load[name].default for name in names})
     assert ResultOptions().output is None
+
+
+@pytest.mark.parametrize(
+    ("shell", "ends"),
+    [
+        ("{} train --help | head -1 >&2; exit ${{PIPESTATUS[0]}}", 141),  # as a shell reports SIGPIPE
+        ("{} concepts >&-", 0),
+        ("PYTHONIOENCODING=ascii {} concepts >&2", 0),
+    ],
+)
+def test_a_closed_or_plain_output_is_no_error_of_ours(shell: str, ends: int) -> None:
+    command = f"{sys.executable} -c 'from reverie.cli.app import main; main()'"
+    ran = subprocess.run(["bash", "-c", shell.format(command)], capture_output=True, text=True, check=False)
+    assert ran.returncode == ends
+    assert "Traceback" not in ran.stderr
+    assert "Error" not in ran.stderr

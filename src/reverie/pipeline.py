@@ -1,12 +1,12 @@
-"""What can a loaded model be asked for? The object that `reverie.load` returns."""
+"""The loaded model that `reverie.load` returns, and what it can be asked for."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -14,36 +14,40 @@ from PIL import Image
 from reverie import system
 from reverie.animation.draw import BATCH, Frame
 from reverie.animation.draw import animate as draw_film
-from reverie.animation.pacing import Distance
+from reverie.animation.pacing import Distance, angle
 from reverie.animation.store import Store
+from reverie.checkpoints.save import FULL, Precision
 from reverie.errors import RequestWarning
 from reverie.files import cache_folder
 from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
-from reverie.generate.image import Progress, Show
+from reverie.generate.image import PictureStep, Show
+from reverie.generate.modified import Modification
 from reverie.media.encoder import Waveform
 from reverie.music import draw as player
 from reverie.music.film import frames as film_frames
 from reverie.music.sections import Recording
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.music_options import MusicOptions
-from reverie.requests.options import (
-    ImageToImageOptions,
-    InpaintOptions,
-    OutpaintOptions,
-    PictureLike,
-    TextToImageOptions,
-)
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.runtime import is_packed
 from reverie.runtime.compiled import is_compiled
 from reverie.runtime.offload import offloader_of
-from reverie.similarity.best import best, rivals
+from reverie.similarity.best import Ranking, rivals
 from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion
 
-Event = TypeVar("Event", Progress, player.Progress)
+if TYPE_CHECKING:
+    from reverie.requests.options import (
+        ImageToImageOptions,
+        InpaintOptions,
+        MusicOptions,
+        OutpaintOptions,
+        PictureLike,
+        TextToImageOptions,
+    )
+
+Event = TypeVar("Event", PictureStep, player.MusicStep)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -54,9 +58,16 @@ class Pipeline(StableDiffusion):
     range. Each picture's `.info` holds the request that makes it alone.
     """
 
-    def text_to_image(self, prompt: str = "", **options: Unpack[TextToImageOptions]) -> list[Image.Image]:
-        """Draw pictures of a prompt; the options are the fields of `TextToImage`."""
-        return self.draw(TextToImage.of({"prompt": prompt, **options}))
+    def text_to_image(
+        self, prompt: str | Sequence[str] = "", **options: Unpack[TextToImageOptions]
+    ) -> list[Image.Image]:
+        """Draw pictures of a prompt, or of each of several in order; the options are the fields of `TextToImage`.
+
+        With a seed, every prompt is drawn from that same seed. Every prompt is checked before any is drawn.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        requests = [TextToImage.of({"prompt": one, **options}) for one in prompts]
+        return [picture for request in requests for picture in self.draw(request)]
 
     def image_to_image(
         self, prompt: str, init: PictureLike, **options: Unpack[ImageToImageOptions]
@@ -81,17 +92,19 @@ class Pipeline(StableDiffusion):
     def best(self, request: TextToImage, *, of: int, clip: Clip | None = None) -> list[Image.Image]:
         """Draw `of` pictures and return the `request.count` most like the prompt, the best first, with their scores.
 
-        They are told by a CLIP: the bundled one where none is given. See `similarity.best`.
+        A CLIP ranks them: the bundled one where none is given. See `similarity.best`.
         """
-        asked, judge = rivals(request, of), clip or load_clip(device=self.device)
-        drawn = (picture for progress in noted(self.stream(asked)) for picture in progress.pictures)
-        return [one.picture for one in best(judge, drawn, request)]
+        asked, ranking = rivals(request, of), Ranking(clip or load_clip(device=self.device), request)
+        for step in noted(self.stream(asked)):
+            for picture in step.pictures:
+                ranking.add(picture)
+        return [one.picture for one in ranking.best()]
 
     def explain(self, request: TextToImage) -> Explanation:
         """Draw the first picture of a request and tell which word drew what. See `generate.explain.explain`."""
         return explain(self, request)
 
-    def stream(self, request: TextToImage, preview: Show | None = None) -> Iterator[Progress]:
+    def stream(self, request: TextToImage, preview: Show | None = None) -> Iterator[PictureStep]:
         """Draw and report every step, with previews; stop by closing the generator. See `generate.image.stream`.
 
         A refiner that the request names is loaded first.
@@ -117,7 +130,12 @@ class Pipeline(StableDiffusion):
         heard: Waveform | None = None,
         batch: int = BATCH,
     ) -> Iterator[Frame]:
-        """Draw a film and yield its frames in order; stop by closing the generator. See `animation.draw.animate`."""
+        """Draw a film and yield its frames in order; stop by closing the generator. See `animation.draw.animate`.
+
+        A perceptual pace is by `distance`, or where that is not given by the bundled CLIP.
+        """
+        if animation.pace == "perceptual" and distance is None:
+            distance = angle(load_clip(device=self.device).embed_images)
         return draw_film(self, animation, distance=distance, store=store, heard=heard, batch=batch)
 
     def music(self, prompt: str = "", **options: Unpack[MusicOptions]) -> list[Recording]:
@@ -125,7 +143,7 @@ class Pipeline(StableDiffusion):
         progress = self.play(Music.of({"prompt": prompt, **options}))
         return [step.clip for step in noted(progress) if step.clip is not None]
 
-    def play(self, music: Music) -> Iterator[player.Progress]:
+    def play(self, music: Music) -> Iterator[player.MusicStep]:
         """Play clips and report every step; stop by closing the generator. See `music.draw.stream`."""
         return player.stream(self, music)
 
@@ -135,6 +153,11 @@ class Pipeline(StableDiffusion):
         This is the model of the pictures; what played the recording may be another.
         """
         return film_frames(self, recording, film)
+
+    def save(self, path: str | Path, precision: Precision = FULL) -> None:
+        """Write the model as a folder that reverie and diffusers load. See `checkpoints.save.save_folder`."""
+        with Modification(self).active():
+            super().save(path, precision)
 
 
 def noted(events: Iterator[Event]) -> Iterator[Event]:
@@ -151,9 +174,11 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     config: str | None = None,
+    prediction: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    unet: str | Path | None = None,
     fast: bool = True,
     int8: bool = False,
     offload: str | None = None,
@@ -162,19 +187,22 @@ def load(
     """Load a model to draw with: the bundled one where no path is given, else a folder, a file or a name on the hub.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
-    files hold. `vae` is an autoencoder to put in place of the model's; `fast` packs weights for the CPU; `int8` rounds
-    the U-Net's; `offload`, "networks" or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net
-    and decoder for the GPU at the first step of a size, which takes minutes once. See `system.load`. Raises
-    ReverieError where there is no model or it is damaged.
+    files hold. `prediction` says what the U-Net predicts where its file does not, or says it wrongly; `vae` and `unet`
+    are put in place of the model's; `fast` packs weights for the CPU; `int8` rounds the U-Net's; `offload`, "networks"
+    or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net and decoder for the GPU at the first
+    step of a size, which takes minutes once. See `system.load`. Raises ReverieError where there is no model or it is
+    damaged.
     """
     loaded = system.load(
         path,
         device=device,
         dtype=dtype,
         config=config,
+        prediction=prediction,
         revision=revision,
         variant=variant,
         vae=vae,
+        unet=unet,
         fast=fast,
         int8=int8,
         offload=offload,

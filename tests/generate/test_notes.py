@@ -9,7 +9,7 @@ import pytest
 
 from reverie.checkpoints.known import Known
 from reverie.errors import RequestWarning
-from reverie.generate.notes import nearest, notes, unknown_words
+from reverie.generate.notes import nearest, unknown_words
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
 
@@ -61,6 +61,6 @@ def test_pictures_of_unknown_words_come_with_a_warning(tiny: Pipeline) -> None:
 
 def test_sizes_far_from_the_models_own_are_told(tiny: Pipeline) -> None:
     tiny, side = dataclasses.replace(tiny, known=tuple(KNOWN)), tiny.size
-    assert notes(TextToImage(prompt="", width=side, height=side), tiny) == ()
-    (told,) = notes(TextToImage(prompt="", width=4 * side, height=side), tiny)
+    assert model_limits(TextToImage(prompt="", width=side, height=side), tiny) == ()
+    (told,) = model_limits(TextToImage(prompt="", width=4 * side, height=side), tiny)
     assert f"pictures of {side} pixels; at {4 * side}x{side}" in told

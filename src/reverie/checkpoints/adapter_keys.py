@@ -138,7 +138,7 @@ def canonical(name: str) -> str:
 
 def targets(network: UNet, text_encoders: Sequence[nn.Module]) -> Mapping[str, Target]:
     """List the layers of a model under every name that `canonical` gives them."""
-    found = {}
+    found: dict[str, Target] = {}
     layers = dict(_weighted(network))
     for name, place in places(layers, unet(network.config), "").items():
         target = Target(layers[name], "unet", name)
