@@ -23,7 +23,7 @@ from reverie.jobs.events import (
     not_honoured,
 )
 from reverie.jobs.outputs import check_outputs, check_writable, numbered, numbering_note
-from reverie.media.pictures import grid, save
+from reverie.media.pictures import grid, read_texts, save
 from reverie.progress import Progress
 from reverie.requests.metadata import read_own, texts
 from reverie.requests.pictures import TextToImage
@@ -251,7 +251,7 @@ def signing(c2pa: Path | None) -> Sign | None:
 
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:
     """Lay pictures out on one sheet that carries the request for all of them."""
-    record = read_own(pictures[0].info)
+    record = read_own(read_texts(pictures[0]))
     assert record is not None  # which was written when it was drawn
     laid_out, first = grid(pictures), record.request
     filled = {name: getattr(first, name) for name in ("guidance", "width", "height", "hires")}
