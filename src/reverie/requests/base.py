@@ -8,7 +8,16 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from reverie.errors import ReverieError
@@ -233,6 +242,13 @@ class SampledRequest(Request):
     def _resolve_names(cls, fields: Any) -> Any:
         """Turn other programs' names of samplers and spacings into ours: "DPM++ 2M Karras" is both."""
         return resolve_names(fields) if isinstance(fields, dict) else fields
+
+    @field_validator("loras", "embeddings", "folders", mode="after")
+    @classmethod
+    def _resolve(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        from reverie.requests.references import resolve_adapters  # which imports this module
+
+        return resolve_adapters(str(info.field_name), given)
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:

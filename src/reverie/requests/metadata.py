@@ -77,7 +77,7 @@ def _parameters(request: TextToImage, model: str) -> str:
         "CFG scale": f"{request.scale:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model": model,
+        "Model": model.partition(" [")[0],  # without our hash, which is not that program's
         "RNG": "NV" if request.rng == "gpu" else "CPU",  # NV: a GPU's, drawn on the CPU
         "CFG Rescale": request.guidance_rescale or None,
         "Dynamic thresholding": request.threshold,
