@@ -24,11 +24,10 @@ from PIL import Image
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.similarity.embed import BUNDLED, Clip, load_clip
-from reverie.similarity.index import Entry, Header, open_index
+from reverie.similarity.index import Entry, Header, Writer, open_index
 from reverie.similarity.search import exact
 from reverie.similarity.sources import Place
 from reverie.similarity.update import prefetched, update
-from reverie.similarity.writer import Writer
 
 Run = Callable[[], np.ndarray]
 

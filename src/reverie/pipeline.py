@@ -37,8 +37,7 @@ from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToIma
 from reverie.runtime import is_packed
 from reverie.runtime.compiled import is_compiled
 from reverie.runtime.offload import offloader_of
-from reverie.similarity.best import best, rivals
-from reverie.similarity.embed import Clip, load_clip
+from reverie.similarity.embed import Clip, best, load_clip, rivals
 from reverie.system import StableDiffusion
 
 

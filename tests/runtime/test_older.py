@@ -12,7 +12,7 @@ import pytest
 OLDER = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2"}
 SCRIPT = """
 import torch
-from reverie.runtime import pack, packed, transform, winograd
+from reverie.runtime import is_packed, pack, transform, winograd
 from reverie.models.unet import UNet, UNetConfig
 
 torch.manual_seed(0)
@@ -24,7 +24,7 @@ given = torch.randn(2, 4, 16, 16), torch.tensor([900.0, 100.0]), torch.randn(2, 
 with torch.no_grad():
     exact = unet(*given)
     for winograd.LEAST in (1, 64):
-        assert packed(pack(unet))
+        assert is_packed(pack(unet))
         print(((unet(*given) - exact).norm() / exact.norm()).item())
 """
 

@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.similarity.index import Entry, Header, Index, open_index
+from reverie.similarity.index import Entry, Header, Index, Writer, open_index
 from reverie.similarity.search import NEAREST, Query, by_faiss, exact, search
 from reverie.similarity.sources import Place
 from reverie.similarity.update import Progress, prefetched, update
-from reverie.similarity.writer import Writer
 
 WORDS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from reverie.media.charts import colour_of
-from reverie.similarity.likeness import Likeness, named
+from reverie.similarity.classify import Likeness, named
 
 NAMES = ("a,b", 'a "bear" <script>', "熊")
 

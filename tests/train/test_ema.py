@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reverie.train.ema import EMA
+from reverie.train.loop import EMA
 
 LARGEST = 0.9
 

@@ -18,9 +18,8 @@ from reverie.animation.blend import fit_picture
 from reverie.animation.pacing import Distance
 from reverie.animation.path import prepared
 from reverie.animation.reel import Projector, Shot, Shown, shots
-from reverie.animation.revise import frames_in, source_pictures
 from reverie.animation.store import FrameStore, Store
-from reverie.animation.timeline import Timeline, by_sight, by_sound, order, timeline
+from reverie.animation.timeline import Timeline, by_sight, by_sound, frames_in, order, source_pictures, timeline
 from reverie.errors import ReverieError
 from reverie.media import footage
 from reverie.media.encoder import Waveform

@@ -115,8 +115,7 @@ def search(
     if output is not None and (output.suffix.lower() not in HTML or not output.parent.is_dir() or output.is_dir()):
         raise ReverieError(f"cannot write '{output}'; give the name of an .html file in a folder that is there")
     from reverie.similarity.index import open_index
-    from reverie.similarity.page import contact_sheet, write_page
-    from reverie.similarity.search import NEAREST, Query, find_picture
+    from reverie.similarity.search import NEAREST, Query, contact_sheet, find_picture, write_page
     from reverie.similarity.search import search as find
 
     if by not in NEAREST:

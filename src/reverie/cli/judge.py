@@ -44,7 +44,7 @@ class JudgeOptions:
             raise ReverieError("--explain cannot watch a refiner; leave out the refiner")
         if self.best_of is None:
             return request
-        from reverie.similarity.best import rivals  # brings torch, which takes seconds
+        from reverie.similarity.embed import rivals  # brings torch, which takes seconds
 
         return rivals(request, self.best_of)
 
@@ -63,7 +63,7 @@ class JudgeOptions:
         if clip is None:
             yield from enumerate(pictures)
             return
-        from reverie.similarity.best import best
+        from reverie.similarity.embed import best
 
         ranked = best(clip, pictures, request)
         scores = ", ".join(f"{one.cosine:.3f}" for one in ranked)

@@ -1,4 +1,4 @@
-"""How do captioned pictures lie on disk? As webdataset shards in img2dataset's layout.
+"""Captioned pictures on disk: webdataset shards in img2dataset's layout.
 
 A shard 00000.tar holds 000000000.jpg, .txt and .json, then 000000001 and so on (five digits of the shard, four of the
 place in it); 00000_stats.json tells of it. Source: img2dataset, writer.py, WebDatasetSampleWriter.

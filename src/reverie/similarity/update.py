@@ -18,9 +18,8 @@ from torch import Tensor
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, reason_of
-from reverie.similarity.index import HEADER, Entry, Header, Index, open_index
+from reverie.similarity.index import HEADER, Entry, Header, Index, Writer, compact, open_index
 from reverie.similarity.sources import Place, Skipped, base_of, find_places, read_place
-from reverie.similarity.writer import Writer, compact
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

@@ -1,4 +1,4 @@
-"""How does the autoencoder learn? L1 + perceptual + patch-adversarial + KL, as CompVis' LPIPSWithDiscriminator.
+"""Training of the autoencoder: L1 + perceptual + patch-adversarial + KL, as CompVis' LPIPSWithDiscriminator.
 
 Source: Rombach et al. 2022, appendix G; CompVis/latent-diffusion, ldm/modules/losses/contperceptual.py; the adaptive
 weight is equation 7 of Esser et al. 2021 (VQGAN).

@@ -1,4 +1,4 @@
-"""How do the classifiers learn, the perceptual features and the judge? Cross-entropy over the objects of a scene."""
+"""Training of the classifiers (perceptual features, judge): cross-entropy over the objects of a scene."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What pulls a picture to its own caption and away from the others, over a batch that no memory and no process holds?
+"""Contrastive losses over a batch that no memory and no process holds: gathered features, gradient caching.
 
 The losses return this process's share: the shares of all processes add up to the loss of the whole batch.
 """

@@ -1,4 +1,4 @@
-"""How does the U-Net learn? To tell what noise was added to the latents of a scene, given its caption.
+"""Training of the U-Net: the denoising loss on latents of captioned scenes.
 
 Source: Rombach et al. 2022, equation 3; v-prediction after Salimans and Ho 2022, appendix D; the weights of the noise
 levels are min-SNR's (Hang et al. 2023).

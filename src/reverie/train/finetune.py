@@ -1,4 +1,4 @@
-"""How does a whole model go on learning, from pictures of the user's or from music? All of its weights, or a LoRA.
+"""Fine-tuning of a whole model, or of a LoRA, on pictures of the user's or on music.
 
 The U-Net learns as `diffusion` says. The text encoder may learn with it, at a pace of its own, and new words first.
 Prior preservation, pictures of the class beside those of the instance, is DreamBooth's (Ruiz et al. 2022, 3.2).

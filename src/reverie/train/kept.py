@@ -1,4 +1,4 @@
-"""How is what was computed once kept for the next run? In a file that knows what it was made of."""
+"""Tensors computed once and kept for the next run, in a file that knows what it was made of."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which latents does a U-Net learn from? Those of numbered examples, made once and kept in a file that knows of what.
+"""Latents of numbered examples, encoded once into a file that knows of what.
 
 A file is valid for one encoder, by its weights, and one row of examples, by their identity: whatever else changes in a
 recipe, it need not be made again. A job that was stopped goes on where it stood.

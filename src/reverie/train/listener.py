@@ -1,4 +1,4 @@
-"""How does the judge of music learn? To name the lead, the tempo and the drums of clips that it hears but dimly.
+"""Training of the judge of music: the lead, the tempo and the drums of clips that it hears but dimly.
 
 Clips are played once and kept as spectrograms of the judge's own; blur and noise are laid over them, as a classifier's
 pictures are blurred, so that it hears through what a small autoencoder and restored phases leave.

@@ -1,4 +1,4 @@
-"""Which picture and which caption is item n? The sources that CLIP learns from: emoji scenes, or the user's own."""
+"""Pairs of picture and caption that CLIP learns from: emoji scenes, or the user's own."""
 
 from __future__ import annotations
 

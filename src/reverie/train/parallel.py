@@ -1,4 +1,4 @@
-"""How do several processes learn as one? Each takes a share of the batch; what they compute is gathered and summed.
+"""Data parallelism: each process takes a share of the batch; what they compute is gathered and summed.
 
 Started by torchrun, every process holds the whole network and steps it alike. A loss is handed in as shares that add
 up to that of the whole batch, so gradients are summed, not averaged.

@@ -1,4 +1,4 @@
-"""What is a recipe? A TOML file that names an objective and fills in its settings; `run` carries it out."""
+"""Recipes: TOML files that name an objective and fill in its settings; `run` carries one out."""
 
 from __future__ import annotations
 

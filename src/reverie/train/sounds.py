@@ -1,4 +1,4 @@
-"""Which sounds are there to learn from? Composed music, or a collection; each as the picture of its spectrogram."""
+"""Training sounds: composed music, or a collection; each as the picture of its spectrogram."""
 
 from __future__ import annotations
 

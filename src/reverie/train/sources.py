@@ -1,4 +1,4 @@
-"""Which examples does a recipe ask for? A collection of pictures or of sounds, or composed music."""
+"""Sources of fine-tuning examples: pictures, sounds or composed music, as a recipe names them."""
 
 from __future__ import annotations
 

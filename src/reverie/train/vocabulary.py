@@ -1,4 +1,4 @@
-"""How does a text encoder learn new words? Its vocabulary grows, and each new token begins as the mean of its pieces.
+"""Growth of a text encoder's vocabulary: each new token begins as the mean of its pieces.
 
 Byte-pair encoding (Sennrich et al. 2016) goes on where it stopped: the most frequent pair of neighbours in the new
 captions becomes a token, again and again. The old tokens keep their embeddings, and new merges come after the old ones.

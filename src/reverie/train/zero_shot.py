@@ -1,4 +1,4 @@
-"""How well does a CLIP name pictures while it learns? Zero-shot accuracy, measured from time to time."""
+"""Zero-shot accuracy of a CLIP, measured while it learns."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How is a clip told in words, in English and in Chinese? The lead always; style, tempo, mode and drums often."""
+"""Captions of music clips, in English and in Chinese: the lead always; style, tempo, mode and drums often."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which music is clip n? Style, tempo, key and instruments, chosen and composed as a pure function of (seed, index).
+"""Music clip n: style, tempo, key and instruments, chosen and composed as a pure function of (seed, index).
 
 Few keys are used, those without accidentals but for what chords bring: a small model needs to learn fewer pitches.
 """

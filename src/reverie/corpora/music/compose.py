@@ -1,4 +1,4 @@
-"""How is music written by rule? Chords by degrees, then bass, drums, accompaniment and a melody over them."""
+"""Composition by rule: chords by degrees, then bass, drums, accompaniment and a melody over them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How are notes played by sampled instruments? By libfluidsynth, called in process, from a sound font.
+"""FluidSynth: notes played by the sampled instruments of a sound font, in process.
 
 Only what the corpus needs is bound: parts are played at once and come apart, dry. Source: FluidSynth 2's headers
 fluidsynth/synth.h, settings.h and sfont.h.

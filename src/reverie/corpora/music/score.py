@@ -1,4 +1,4 @@
-"""What is a clip of music? Its style, tempo, key and instruments, and the notes of its parts."""
+"""A clip of music: its style, tempo, key and instruments, and the notes of its parts."""
 
 from __future__ import annotations
 

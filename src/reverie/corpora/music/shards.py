@@ -1,4 +1,4 @@
-"""How is composed music written to disk? As webdataset shards: a sound file, its caption, and what plays."""
+"""Composed music on disk: webdataset shards of a sound file, its caption, and what plays."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does a clip sound? Its parts played by a sound font, mixed at set levels and brought to one loudness."""
+"""Synthesis of a clip: its parts played by a sound font, mixed at set levels and brought to one loudness."""
 
 from __future__ import annotations
 

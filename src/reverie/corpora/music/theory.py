@@ -1,4 +1,4 @@
-"""Which notes sound well together? Scales, chords in Roman numerals, and the way from chord to chord.
+"""Harmony: scales, chords in Roman numerals, and the way from chord to chord.
 
 Pitches are MIDI's, 60 is middle C; pitch classes count semitones above C, 0 to 11.
 """

@@ -13,7 +13,7 @@ import numpy as np
 
 from reverie.files import write_text
 from reverie.similarity.curation.rules import Measured, Rules
-from reverie.similarity.page import page, write_page
+from reverie.similarity.search import page, write_page
 
 BINS = 40
 SHOWN_WORDS = 50

@@ -7,23 +7,109 @@ with other thresholds measures nothing again.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, write_text
-from reverie.similarity.curation.duplicates import near_duplicates
-from reverie.similarity.curation.keep import Keeping
 from reverie.similarity.curation.measure import Measuring, Scoring, loaded, read_measured
 from reverie.similarity.curation.report import HISTOGRAMS, Curated, Histogram, write_report
 from reverie.similarity.curation.rules import DUPLICATE, Measured, Rules, reason_to_drop
-from reverie.similarity.curation.samples import find_shards
-from reverie.similarity.curation.spread import Spread, here
+from reverie.similarity.curation.samples import Message, Sample, Spread, find_shards, here, read_samples, write_samples
+
+BLOCK = 2048  # rows compared at once: 32 MB of cosines a pair of blocks
+Count = TypeVar("Count")
+
+
+def near_duplicates(vectors: Float[np.ndarray, "n d"], threshold: float) -> Bool[np.ndarray, " n"]:
+    """Tell of each normalised row whether an earlier row that is kept has a cosine of `threshold` or more with it.
+
+    So of every group of like pictures the first stays, and each that goes has one that stays: a chain of small changes
+    is not drawn together into one group. Compares all with all, n²d/2 multiplications, in blocks.
+    """
+    dropped = np.zeros(len(vectors), bool)
+    for start in range(0, len(vectors), BLOCK):
+        block = np.asarray(vectors[start : start + BLOCK])
+        for earlier in range(0, start, BLOCK):
+            kept = vectors[earlier : earlier + BLOCK][~dropped[earlier : earlier + BLOCK]]
+            dropped[start : start + BLOCK] |= (block @ kept.T >= threshold).any(1) if len(kept) else False
+        alike = block @ block.T >= threshold
+        for row in range(len(block)):
+            if not dropped[start + row]:
+                dropped[start + row + 1 : start + BLOCK] |= alike[row, row + 1 :]
+    return dropped
+
+
+# A word is a run of letters; Chinese, Japanese and Korean have no spaces between words, so there each sign counts.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Write what is kept of a shard: call it with the shard's path. It goes to other processes as it is."""
+
+    folder: Path
+    """Where NAME.jsonl has a line for each sample, in order, and NAME.tar goes."""
+
+    def __call__(self, shard: str) -> Message:
+        """Copy the samples whose line names no reason, if that is not done; return the counts of both sorts' words.
+
+        A shard of which nothing is kept is not written: readers of webdataset take an empty one for damaged.
+        """
+        path = Path(shard)
+        listed = (self.folder / f"{path.stem}.jsonl").read_bytes()
+        told = path.stat()
+        state = hashlib.sha256(b"%d %d " % (told.st_size, told.st_mtime_ns) + listed).hexdigest()
+        stats = self.folder / f"{path.stem}_stats.json"
+        target = self.folder / f"{path.stem}.tar"
+        lines = [json.loads(line) for line in listed.splitlines()]
+        kept = [line for line in lines if not line["reason"]]
+        if _state(stats) != state or (bool(kept) and not target.is_file()):
+            stats.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            if kept:
+                write_samples(target, _kept(path, lines))
+            summary = {"count": len(lines), "successes": len(kept), "source": path.name, "state": state}
+            write_text(stats, json.dumps(summary, indent=1))
+        return {"shard": shard, "kept": len(kept), "words_kept": _words(kept), "words_all": _words(lines)}
+
+
+def _kept(shard: Path, lines: list[Message]) -> Iterator[Sample]:
+    """Read again the samples that are kept; the part of a damaged shard that was not measured is left out."""
+    left = iter(lines)
+    samples = read_samples(shard)
+    for line in left:
+        sample = next(samples, None)
+        if sample is None or sample.key != line["key"]:
+            raise ReverieError(f"the shard '{shard}' changed while it was read; run it again")
+        if not line["reason"]:
+            yield sample
+
+
+def words(text: str) -> Iterator[str]:
+    """Give the words of a text, in lower case."""
+    return (found.group().lower() for found in WORD.finditer(text))
+
+
+def _words(lines: list[Message]) -> dict[str, int]:
+    return dict(sorted(Counter(word for line in lines for word in words(line["text"] or "")).items()))
+
+
+def _state(stats: Path) -> str:
+    try:
+        return json.loads(stats.read_text(encoding="utf-8"))["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
 
 MEASURED = "measured"
 COMMONEST = 1000  # words that the report keeps
