@@ -63,9 +63,9 @@ def index(
     skipped = list({one.name: one for one in (*last.skipped, *made.skipped)}.values())
     seconds = time.monotonic() - start
     if as_json:
-        told = {"index": str(output), "model": made.header.model, "pictures": len(made), "added": last.added}
-        told |= {"gone": last.gone, "skipped": [one._asdict() for one in skipped], "seconds": round(seconds, 2)}
-        say(json.dumps(told))
+        summary = {"index": str(output), "model": made.header.model, "pictures": len(made), "added": last.added}
+        summary |= {"gone": last.gone, "skipped": [one._asdict() for one in skipped], "seconds": round(seconds, 2)}
+        say(json.dumps(summary))
         return
     rate = f", {last.done / seconds:.1f} a second" if last.done else ""
     say(f"{len(made)} pictures in {output}: {last.added} added{rate}, {last.gone} gone, {len(skipped)} skipped")

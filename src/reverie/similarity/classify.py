@@ -18,7 +18,7 @@ from torch import Tensor
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.media.charts import colour_of, heat_map
-from reverie.similarity.templates import filled
+from reverie.similarity.templates import fill_template
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,7 +78,7 @@ class Likeness:
         return f"<table><tr><th></th>{head}</tr>{body}</table>"
 
 
-def named(pictures: Sequence[Picture]) -> tuple[str, ...]:
+def picture_names(pictures: Sequence[Picture]) -> tuple[str, ...]:
     """Name pictures: files by their paths, others by their number."""
     return tuple(
         f"picture {index}" if isinstance(picture, Image.Image) else str(picture)
@@ -99,7 +99,7 @@ def _cell(value: float, low: float, high: float) -> str:
 TEXTS_AT_ONCE = 2048  # tokens of so many are held together; thousands of labels in 80 templates are many more
 
 
-class Embedder(Protocol):
+class LabelEmbedder(Protocol):
     """What classification needs of a CLIP."""
 
     @property
@@ -152,7 +152,7 @@ class Embedded(NamedTuple):
     rows: Float[Tensor, "n d"]
 
 
-def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]) -> Iterator[Embedded]:
+def embed_labels(clip: LabelEmbedder, labels: Sequence[str], templates: Sequence[str]) -> Iterator[Embedded]:
     """Embed labels, some at a time: the normalised mean of a label's normalised embeddings in all templates.
 
     Raises ReverieError where a template has no place for a label, or there is none of them.
@@ -164,7 +164,7 @@ def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]
     step = max(1, TEXTS_AT_ONCE // len(templates))
     for start in range(0, len(labels), step):
         some = labels[start : start + step]
-        texts = [filled(template, label) for label in some for template in templates]
+        texts = [fill_template(template, label) for label in some for template in templates]
         rows = clip.embed_texts(texts).unflatten(0, (len(some), len(templates))).mean(1)
         yield Embedded(start + len(some), len(labels), F.normalize(rows, dim=-1))
 
@@ -173,12 +173,12 @@ def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]
 class Classifier:
     """Name pictures by labels whose embeddings are its `weights`."""
 
-    clip: Embedder = field(repr=False)
+    clip: LabelEmbedder = field(repr=False)
     labels: tuple[str, ...]
     weights: Float[Tensor, "n d"] = field(repr=False)
 
     @classmethod
-    def of(cls, clip: Embedder, labels: Sequence[str], templates: Sequence[str]) -> Classifier:
+    def of(cls, clip: LabelEmbedder, labels: Sequence[str], templates: Sequence[str]) -> Classifier:
         """Embed the labels."""
         return cls(clip, tuple(labels), torch.cat([event.rows for event in embed_labels(clip, labels, templates)]))
 
@@ -205,6 +205,6 @@ class Classifier:
                 ),
             )
             for name, alike, indices, probabilities in zip(
-                named(pictures), cosines, best.indices.tolist(), best.values.tolist(), strict=True
+                picture_names(pictures), cosines, best.indices.tolist(), best.values.tolist(), strict=True
             )
         ]

@@ -25,7 +25,7 @@ from reverie.generate.editing import final_words
 from reverie.media.pictures import REQUEST
 from reverie.models.clip import CLIP
 from reverie.requests.pictures import TextToImage
-from reverie.similarity.classify import Classifier, Guesses, Likeness, named
+from reverie.similarity.classify import Classifier, Guesses, Likeness, picture_names
 from reverie.similarity.templates import PHOTO, PLAIN
 from reverie.system import pick_device, pick_dtype
 from reverie.tokenizer import Tokenizer
@@ -72,12 +72,12 @@ class Clip:
 
         32 hexadecimal digits; whichever layout the weights were read from. Every weight is read once for it.
         """
-        told = {
+        metadata = {
             "config": asdict(self.model.config),
             "preprocessing": self.preprocessing.describe(),
             "tokenizer": [self.tokenizer.length, self.tokenizer.vocab, self.tokenizer.merges],
         }
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -91,7 +91,7 @@ class Clip:
     def embed_levels(self, levels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Embed what `levels` returned, as one batch."""
         pixels = self.preprocessing.normalise(levels.to(self.device)).to(self.model.logit_scale.dtype)
-        return _normalised(self.model.encode_image(pixels))
+        return _normalise(self.model.encode_image(pixels))
 
     def embed_images(self, pictures: Sequence[Picture], batch: int = 32) -> Float[Tensor, "n d"]:
         """Embed pictures, or the files at paths. Raises ReverieError, naming the file, where one cannot be read."""
@@ -117,13 +117,13 @@ class Clip:
         rows = []
         for part in order.split(batch):
             ids = tokens[part, : int(lengths[part].max())]
-            rows.append(_normalised(self.model.encode_text(ids.to(self.device))))
+            rows.append(_normalise(self.model.encode_text(ids.to(self.device))))
         return torch.cat(rows)[order.argsort()]
 
     def similarity(self, images: Sequence[Picture] = (), texts: Sequence[str] = ()) -> Likeness:
         """Compare every picture with every text; where there is only one kind, each of them with each."""
         return Likeness.between(
-            named(images), self.embed_images(images), tuple(texts), self.embed_texts(texts), self.name
+            picture_names(images), self.embed_images(images), tuple(texts), self.embed_texts(texts), self.name
         )
 
     def classifier(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Classifier:
@@ -185,7 +185,7 @@ def _preprocessing(found: FoundClip) -> Preprocessing:
     return Preprocessing(size=size, edge=size)
 
 
-def _normalised(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def _normalise(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return F.normalize(features.float(), dim=-1).cpu()
 
 
@@ -228,7 +228,7 @@ def best(clip: Clip, pictures: Iterable[Image.Image], request: TextToImage) -> l
         count = place + 1
     for one in kept:
         if REQUEST in one.picture.info:
-            told = json.loads(one.picture.info[REQUEST])
-            told["score"] = {"clip": clip.name, "cosine": round(one.cosine, 6), "of": count}
-            one.picture.info[REQUEST] = json.dumps(told)
+            metadata = json.loads(one.picture.info[REQUEST])
+            metadata["score"] = {"clip": clip.name, "cosine": round(one.cosine, 6), "of": count}
+            one.picture.info[REQUEST] = json.dumps(metadata)
     return kept

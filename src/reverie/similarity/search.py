@@ -21,7 +21,7 @@ from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, write_text
 from reverie.media.decoding import to_rgb
-from reverie.similarity.index import Entry, Index
+from reverie.similarity.index import Index, IndexEntry
 from reverie.similarity.sources import base_of, read_place
 
 Found = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]
@@ -32,7 +32,7 @@ ROUNDING = 1e-5  # by which cosines of float32 may differ
 CELL_SHARE = 8  # of the cells, one in so many is looked into
 
 
-class Embedder(Protocol):
+class QueryEmbedder(Protocol):
     """What a query needs of a CLIP."""
 
     @property
@@ -46,7 +46,7 @@ class Embedder(Protocol):
 class Hit(NamedTuple):
     """Name a picture that was found, and say how like the query it is."""
 
-    entry: Entry
+    entry: IndexEntry
     cosine: float
 
     @property
@@ -80,7 +80,7 @@ class Query:
         minus = [*self.without_texts, *map(_name, self.without_pictures)]
         return " ".join([" + ".join(plus), *(f"− {name}" for name in minus)]).strip()
 
-    def embed(self, clip: Embedder) -> Float[np.ndarray, " d"]:
+    def embed(self, clip: QueryEmbedder) -> Float[np.ndarray, " d"]:
         """Return its direction. Raises ReverieError where nothing is sought, or what is sought and not is the same."""
         texts, pictures = (*self.texts, *self.without_texts), (*self.pictures, *self.without_pictures)
         if not texts and not pictures:
@@ -135,7 +135,9 @@ class Results:
         return f"<p>{escape(self.query)}</p><div>{figures(self)}</div>"
 
 
-def search(index: Index, clip: Embedder, query: Query, *, top: int = 10, nearest: Nearest | None = None) -> Results:
+def search(
+    index: Index, clip: QueryEmbedder, query: Query, *, top: int = 10, nearest: Nearest | None = None
+) -> Results:
     """Find the pictures most like a query; `nearest` is `exact` if not given, or `by_faiss`.
 
     Raises ReverieError where the index is of another model.
@@ -163,7 +165,7 @@ def exact(index: Index, query: Float[np.ndarray, " d"], top: int) -> Found:
     if not top:
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
     least = np.partition(cosines, -top)[-top]
-    return _ordered(index, query, np.flatnonzero(cosines >= least - ROUNDING), top)
+    return _sort_hits(index, query, np.flatnonzero(cosines >= least - ROUNDING), top)
 
 
 def by_faiss(index: Index, query: Float[np.ndarray, " d"], top: int) -> Found:
@@ -179,11 +181,11 @@ def by_faiss(index: Index, query: Float[np.ndarray, " d"], top: int) -> Found:
         found = rows >= 0  # in the cells it looked into
         cosines, rows = cosines[found], rows[found]
         if len(rows) < count or count == len(index) or cosines[-1] < cosines[:top][-1] - ROUNDING:
-            return _ordered(index, query, rows, top)
+            return _sort_hits(index, query, rows, top)
         count = min(2 * count, len(index))  # what is as like as the last one may not have come
 
 
-def _ordered(index: Index, query: Float[np.ndarray, " d"], rows: Int[np.ndarray, " n"], top: int) -> Found:
+def _sort_hits(index: Index, query: Float[np.ndarray, " d"], rows: Int[np.ndarray, " n"], top: int) -> Found:
     """Return the best of some rows, equals in the order of their rows: a sum in float64 that is the same for equals."""
     rows = np.sort(rows)
     cosines = (index.vectors[rows].astype(np.float64) * query).sum(1)
@@ -258,8 +260,8 @@ def write_page(path: str | Path, text: str) -> None:
 def contact_sheet(results: Results) -> str:
     """Show what a search found."""
     head = results.index.header
-    told = f"{len(results.hits)} of {len(results.index)} pictures in {head.source}, by {head.model}"
-    return page(results.query, f'<p class="note">{escape(told)}</p>\n<main>\n{figures(results)}\n</main>')
+    summary = f"{len(results.hits)} of {len(results.index)} pictures in {head.source}, by {head.model}"
+    return page(results.query, f'<p class="note">{escape(summary)}</p>\n<main>\n{figures(results)}\n</main>')
 
 
 def figures(results: Results) -> str:

@@ -24,7 +24,7 @@ from reverie.errors import ReverieError
 from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
 from reverie.train.log import Event, Log, Meter, Silent
-from reverie.train.parallel import is_first, joined, sum_gradients
+from reverie.train.parallel import is_first, process_group, sum_gradients
 
 
 class EMA:
@@ -48,8 +48,8 @@ class EMA:
         torch._foreach_lerp_(list(self.weights.values()), list(self.parameters.values()), 1 - decay)
 
     @contextmanager
-    def applied(self) -> Iterator[None]:
-        """Lend the average to the network for the length of a `with` block."""
+    def swap_in(self) -> Iterator[None]:
+        """Swap in the EMA weights for the length of a `with` block."""
         own = {name: parameter.data for name, parameter in self.parameters.items()}
         try:
             self._lend(self.weights)
@@ -137,7 +137,7 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Measured(Protocol):
+class MeasuredObjective(Protocol):
     """An objective that can also tell in numbers what has been learned, such as CLIP by naming pictures."""
 
     def measures(self) -> dict[str, float]:
@@ -193,9 +193,9 @@ class Learner:
         losses = self.objective.losses(step)
         with self._attention():  # on the way back too, where checkpointed parts are computed again
             while (found := self._next(losses)) is not None:
-                name, loss, told = found
+                name, loss, more = found
                 self._descend(name, loss, learning_rate(self.settings, step))
-                metrics += told.items()
+                metrics += more.items()
         self.objective.after_step()
         if self.average is not None:
             self.average.update()
@@ -234,8 +234,8 @@ class Learner:
         optimiser.zero_grad(set_to_none=True)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Lend the moving average, where there is one, to the network for the length of a `with` block."""
-        return nullcontext() if self.average is None else self.average.applied()
+        """Swap in the EMA weights, where there are some, for the length of a `with` block."""
+        return nullcontext() if self.average is None else self.average.swap_in()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run depends on."""
@@ -289,7 +289,7 @@ def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, r
     device = pick_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with lock_folder(out, "training into") if is_first() else nullcontext(), joined(device) as device:
+    with lock_folder(out, "training into") if is_first() else nullcontext(), process_group(device) as device:
         objective = build()
         objective.move(device)
         learner = Learner(objective, settings)
@@ -355,7 +355,7 @@ def check(out: Path, resume: bool) -> None:
 
 
 def _measure(learner: Learner) -> dict[str, float]:
-    if not isinstance(learner.objective, Measured):
+    if not isinstance(learner.objective, MeasuredObjective):
         return {}
     with learner.averaged():
         return learner.objective.measures()

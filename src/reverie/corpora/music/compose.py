@@ -10,7 +10,7 @@ import numpy as np
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
 from reverie.corpora.music.score import BARS, BASS, CHORDS, DRUMS, LEAD, MusicClip, Note
 from reverie.corpora.music.styles import DrumHit, hits
-from reverie.corpora.music.theory import OCTAVE, Chord, chord, consonant, voiced, within
+from reverie.corpora.music.theory import OCTAVE, Chord, chord, consonant, voice, within
 
 LOUD, SOFT, DOWNBEAT = 108, 84, 8  # velocities; the first beat of a bar is so much louder
 ARTICULATION = 0.8  # of its length a note sounds, so that the next one is heard to start
@@ -20,7 +20,7 @@ STEP = 4  # semitones that it passes at most between the beats
 BASS_LOW = 33  # an open string of a bass, 55 Hz: the root of a chord is the first one from here
 
 
-def composed(clip: MusicClip, rng: np.random.Generator) -> MusicClip:
+def compose(clip: MusicClip, rng: np.random.Generator) -> MusicClip:
     """Write the notes of a clip's parts: the same for the same random numbers."""
     style = clip.manner
     progressions = style.major if clip.mode == "major" else style.minor
@@ -75,7 +75,7 @@ def _comping(clip: MusicClip, played: Sequence[Chord]) -> Iterator[Note]:
     low, high = COMPING
     voices: tuple[int, ...] = ((low + high) // 2,) * 3
     for bar, harmony in enumerate(played):
-        voices = voiced(harmony, voices, low, high)
+        voices = voice(harmony, voices, low, high)
         for hit, start, velocity in _bar_of(clip, clip.manner.chords, bar):
             for pitch in voices:
                 yield Note(CHORDS, start, hit.length * ARTICULATION, pitch, velocity)

@@ -21,7 +21,7 @@ from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of, write_text
 from reverie.media.decoding import read_stored, upright
-from reverie.similarity.curation.rules import Measured
+from reverie.similarity.curation.rules import Measurement
 from reverie.similarity.curation.samples import Message, Sample, read_samples
 from reverie.similarity.embed import Clip, load_clip
 
@@ -138,17 +138,17 @@ class Measuring:
 
     def _key(self, shard: Path) -> str:
         """Return a key of the shard's file."""
-        told = shard.stat()
-        return f"1 {told.st_size} {told.st_mtime_ns}"
+        stat = shard.stat()
+        return f"1 {stat.st_size} {stat.st_mtime_ns}"
 
-    def _measure(self, shard: Path) -> tuple[list[Measured], np.ndarray, str]:
+    def _measure(self, shard: Path) -> tuple[list[Measurement], np.ndarray, str]:
         samples = _Samples(shard)
-        measured: list[Measured] = []
-        width = loaded(self.scoring).clip.width if self.scoring else 0
+        measured: list[Measurement] = []
+        width = load_scoring(self.scoring).clip.width if self.scoring else 0
         vectors: list[np.ndarray] = [np.zeros((0, width), np.float32)]
         iterator = iter(samples)
         while batch := list(islice(iterator, BATCH)):
-            some, rows = _scored(batch, self.scoring)
+            some, rows = _score(batch, self.scoring)
             measured += some
             vectors.append(rows)
         return measured, np.concatenate(vectors), samples.damage
@@ -178,13 +178,13 @@ class _Samples:
             self.damage = str(error)
 
 
-def _scored(samples: Iterable[Sample], scoring: Scoring | None) -> tuple[list[Measured], np.ndarray]:
+def _score(samples: Iterable[Sample], scoring: Scoring | None) -> tuple[list[Measurement], np.ndarray]:
     """Measure some samples; where there is no picture, the row is zero."""
     plain = [_plain(sample) for sample in samples]
     measured = [it for it, _ in plain]
     if scoring is None:
         return measured, np.zeros((len(plain), 0), np.float32)
-    tools = loaded(scoring)
+    tools = load_scoring(scoring)
     rows = torch.zeros(len(plain), tools.clip.width)
     readable = [place for place, (_, picture) in enumerate(plain) if picture is not None]
     if readable:
@@ -195,28 +195,28 @@ def _scored(samples: Iterable[Sample], scoring: Scoring | None) -> tuple[list[Me
         scores = tools.head(rows[readable]).tolist() if tools.head else [None] * len(readable)
         for place, cosine, score in zip(readable, cosines, scores, strict=True):
             it = measured[place]
-            told = asdict(it) | {"cosine": cosine if it.text is not None else None, "aesthetic": score}
-            measured[place] = Measured(**told)
+            measured_fields = asdict(it) | {"cosine": cosine if it.text is not None else None, "aesthetic": score}
+            measured[place] = Measurement(**measured_fields)
     return measured, rows.numpy()
 
 
-def _plain(sample: Sample) -> tuple[Measured, Image.Image | None]:
+def _plain(sample: Sample) -> tuple[Measurement, Image.Image | None]:
     content, text = sample.picture, sample.text
     if content is None:
-        return Measured(key=sample.key, text=text), None
+        return Measurement(key=sample.key, text=text), None
     try:
         picture = read_stored(content)
     except ReverieError as error:
-        return Measured(key=sample.key, text=text, bytes=len(content), error=reason_of(error)), None
+        return Measurement(key=sample.key, text=text, bytes=len(content), error=reason_of(error)), None
     width, height = upright(picture).size
     return (
-        Measured(key=sample.key, text=text, bytes=len(content), width=width, height=height),
+        Measurement(key=sample.key, text=text, bytes=len(content), width=width, height=height),
         picture.convert("RGB"),  # as CLIP's references see it
     )
 
 
 @lru_cache(maxsize=1)
-def loaded(scoring: Scoring) -> Scoring:
+def load_scoring(scoring: Scoring) -> Scoring:
     """Keep the loaded models of a process from shard to shard."""
     return scoring
 

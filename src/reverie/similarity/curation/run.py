@@ -21,9 +21,9 @@ from jaxtyping import Bool, Float
 
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, write_text
-from reverie.similarity.curation.measure import Measuring, Scoring, loaded, read_measured
+from reverie.similarity.curation.measure import Measuring, Scoring, load_scoring, read_measured
 from reverie.similarity.curation.report import HISTOGRAMS, Curated, Histogram, write_report
-from reverie.similarity.curation.rules import DUPLICATE, Measured, Rules, reason_to_drop
+from reverie.similarity.curation.rules import DUPLICATE, Measurement, Rules, reason_to_drop
 from reverie.similarity.curation.samples import Message, Sample, Spread, find_shards, here, read_samples, write_samples
 
 BLOCK = 2048  # rows compared at once: 32 MB of cosines a pair of blocks
@@ -67,8 +67,8 @@ class Keeping:
         """
         path = Path(shard)
         listed = (self.folder / f"{path.stem}.jsonl").read_bytes()
-        told = path.stat()
-        state = hashlib.sha256(b"%d %d " % (told.st_size, told.st_mtime_ns) + listed).hexdigest()
+        stat = path.stat()
+        state = hashlib.sha256(b"%d %d " % (stat.st_size, stat.st_mtime_ns) + listed).hexdigest()
         stats = self.folder / f"{path.stem}_stats.json"
         target = self.folder / f"{path.stem}.tar"
         lines = [json.loads(line) for line in listed.splitlines()]
@@ -77,13 +77,13 @@ class Keeping:
             stats.unlink(missing_ok=True)
             target.unlink(missing_ok=True)
             if kept:
-                write_samples(target, _kept(path, lines))
+                write_samples(target, _kept_samples(path, lines))
             summary = {"count": len(lines), "successes": len(kept), "source": path.name, "state": state}
             write_text(stats, json.dumps(summary, indent=1))
         return {"shard": shard, "kept": len(kept), "words_kept": _words(kept), "words_all": _words(lines)}
 
 
-def _kept(shard: Path, lines: list[Message]) -> Iterator[Sample]:
+def _kept_samples(shard: Path, lines: list[Message]) -> Iterator[Sample]:
     """Read again the samples that are kept; the part of a damaged shard that was not measured is left out."""
     left = iter(lines)
     samples = read_samples(shard)
@@ -116,7 +116,7 @@ COMMONEST = 1000  # words that the report keeps
 
 
 @dataclass(frozen=True)
-class Progress:
+class CurationProgress:
     """Tell how far a step is, in shards; the last event has the outcome."""
 
     step: str
@@ -132,7 +132,7 @@ def curate(
     *,
     scoring: Scoring = Scoring(),
     spread: Spread = here,
-) -> Iterator[Progress]:
+) -> Iterator[CurationProgress]:
     """Write what is worth keeping of a folder of shards into another folder, with a report of what went and why.
 
     `folder` gets NAME.tar with the samples kept, as they were, NAME.jsonl with a line on every sample, and report.html
@@ -144,41 +144,41 @@ def curate(
     folder = Path(folder).resolve()
     _check(folder, Path(source), {Path(shard).stem for shard in shards})
     scored = replace(scoring) if rules.need_clip or scoring.aesthetic else None
-    identity = loaded(scored).identity if scored else ""
+    identity = load_scoring(scored).identity if scored else ""
     with lock_folder(folder), lock_folder(folder / MEASURED):
         yield from _steps(folder, shards, rules, scored, identity, spread)
 
 
 def _steps(
     folder: Path, shards: Sequence[str], rules: Rules, scored: Scoring | None, identity: str, spread: Spread
-) -> Iterator[Progress]:
+) -> Iterator[CurationProgress]:
     """Measure, judge and write."""
     measuring = Measuring(folder / MEASURED, scored and replace(scored), identity)  # without the loaded weights
     damaged: dict[str, str] = {}
-    yield Progress("measuring", 0, len(shards))
+    yield CurationProgress("measuring", 0, len(shards))
     for done, message in enumerate(spread(measuring, shards), 1):
         if message["damage"]:
             damaged[Path(message["shard"]).name] = message["damage"]
-        yield Progress("measuring", done, len(shards))
+        yield CurationProgress("measuring", done, len(shards))
     outcome = replace(_judge(folder, shards, rules), damaged=dict(sorted(damaged.items())), model=identity)
     words: tuple[Counter[str], Counter[str]] = Counter(), Counter()
-    yield Progress("writing", 0, len(shards))
+    yield CurationProgress("writing", 0, len(shards))
     for done, message in enumerate(spread(Keeping(folder), shards), 1):
         words[0].update(message["words_all"])
         words[1].update(message["words_kept"])
-        yield Progress("writing", done, len(shards))
+        yield CurationProgress("writing", done, len(shards))
     outcome = replace(
         outcome,
         distinct_words=(len(words[0]), len(words[1])),
         words=tuple((word, count, words[1][word]) for word, count in _commonest(words[0])),
     )
     write_report(folder, outcome)
-    yield Progress("done", len(shards), len(shards), outcome)
+    yield CurationProgress("done", len(shards), len(shards), outcome)
 
 
 def _judge(folder: Path, shards: Sequence[str], rules: Rules) -> Curated:
     """Find a reason to drop for each sample, and write it beside what was measured."""
-    measured = {shard: _measured(folder, shard) for shard in shards}
+    measured = {shard: _read_measurements(folder, shard) for shard in shards}
     reasons = {shard: [reason_to_drop(it, rules) for it in samples] for shard, samples in measured.items()}
     if rules.duplicates is not None:
         _mark_duplicates(folder, reasons, rules.duplicates)
@@ -211,11 +211,11 @@ def _mark_duplicates(folder: Path, reasons: Mapping[str, list[str]], threshold: 
             reasons[shard][row] = DUPLICATE
 
 
-def _measured(folder: Path, shard: str) -> list[Measured]:
+def _read_measurements(folder: Path, shard: str) -> list[Measurement]:
     found = read_measured(_file(folder, shard))
     if found is None:
         raise ReverieError(f"the measurements of '{shard}' are gone from '{folder}'; run it again")
-    return [Measured(**sample) for sample in found["samples"]]
+    return [Measurement(**sample) for sample in found["samples"]]
 
 
 def _file(folder: Path, shard: str) -> Path:
