@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
-.PHONY: help demo test lint check docs bench bench-quick clean
+.PHONY: help demo test lint check docs bench bench-quick models clean
 
 help:
 	@echo "make demo    draw a panda with the bundled model"
@@ -15,6 +15,7 @@ help:
 	@echo "make docs    write the documentation as a site into out/docs, links checked"
 	@echo "make bench   measure beside its peers (half an hour; BENCH=--quick for two minutes)"
 	@echo "make bench-quick   the main ratios in two minutes, to see whether anything became slower"
+	@echo "make models  train the bundled models of pictures from nothing, resumable (hours)"
 
 demo: $(VENV)/.run
 	$(BIN)/reverie image "a panda on a green background" -o demo.png --seed 7
@@ -38,6 +39,9 @@ bench: $(VENV)/.test
 
 bench-quick: $(VENV)/.test
 	$(BIN)/python benchmarks/quick.py
+
+models: $(VENV)/.dev
+	$(BIN)/python scripts/models.py
 
 clean:
 	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache

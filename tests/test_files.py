@@ -135,8 +135,8 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
     os.link(picture, tmp_path / "hard.png")
     for name in ("bear.png", "link.png", "hard.png"):
         with pytest.raises(ReverieError, match="is an input and would be written over"):
-            check_distinct(tmp_path / name, [None, tmp_path / "gone.png", picture])
-    check_distinct(tmp_path / "new.png", [picture])
+            check_distinct([tmp_path / name], [tmp_path / "gone.png", picture])
+    check_distinct([tmp_path / "new.png"], [picture])
 
 
 def test_numbers_in_names_count() -> None:

@@ -78,12 +78,14 @@ def check_folder(folder: Path) -> None:
         raise ReverieError(f"cannot write into '{folder}': no file can be made there ({reason_of(error)})") from error
 
 
-def check_distinct(output: str | Path, inputs: Iterable[str | Path | None]) -> None:
+def check_distinct(outputs: Iterable[Path], inputs: Iterable[Path]) -> None:
     """Raise ReverieError where an output is one of the inputs, by whichever name or link."""
-    for given in inputs:
-        with suppress(OSError):
-            if given is not None and Path(output).samefile(given):
-                raise ReverieError(f"'{output}' is an input and would be written over; give the output another name")
+    given = list(inputs)
+    for output in outputs:
+        for one in given:
+            with suppress(OSError):
+                if output.samefile(one):
+                    raise ReverieError(f"'{output}' is an input and would be written over; name another output")
 
 
 @contextmanager
@@ -188,14 +190,14 @@ def lock_folder(folder: Path, purpose: str = "writing") -> Iterator[None]:
 
 
 def lock(file: IO[bytes], doing: str) -> None:
-    """Lock an open file until it is closed. Raises InUse, "another process is DOING", where it is locked."""
+    """Lock an open file until it is closed, where the system can. Raises InUse, "another process is DOING"."""
     try:
         import fcntl
     except ImportError:  # Windows
         return
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
+    except BlockingIOError as error:
         raise InUse(f"another process is {doing}; wait until it is done") from error
 
 

@@ -42,12 +42,14 @@ class Conditioning:
     """Hold what a U-Net is told: the prompt's tokens, and for SDXL the pooled prompt and the sizes in pixels.
 
     `guidance` is the scale less 1 that a latent consistency model, which is not guided from outside, is told.
+    `prompted` is 1 for rows to go towards and 0 for those to keep away from; None where nobody asks.
     """
 
     tokens: Float[Tensor, "b l d"]
     pooled: Float[Tensor, "b p"] | None = None
     sizes: Float[Tensor, "b s"] | None = None
     guidance: Float[Tensor, " b"] | None = None
+    prompted: Float[Tensor, " b"] | None = None
 
     def lerp(self, other: Conditioning, w: float) -> Conditioning:
         """Go the fraction w of the straight line to another."""
@@ -82,6 +84,7 @@ def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor
         merged([part.pooled for part in parts]),
         merged([part.sizes for part in parts]),
         merged([part.guidance for part in parts]),
+        merged([part.prompted for part in parts]),
     )
 
 

@@ -10,11 +10,16 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.adapters.control import Control, controlled
+from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
+from reverie.generate.conditioning import encode
+from reverie.generate.sample import guided_denoiser, noise_levels
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
-from reverie.system import StableDiffusion
+from reverie.requests.parts import ControlInput
+from reverie.requests.pictures import TextToImage
+from reverie.system import Conditioning, StableDiffusion
 
 PICTURE = Image.linear_gradient("L")
 
@@ -86,6 +91,56 @@ def test_an_inpainting_model_takes_a_control_of_four_channels(tiny: Pipeline) ->
     control = control_for(tiny)
     masked = replace(tiny, unet=UNet(replace(tiny.unet.config, in_channels=9)).eval())
     assert predicted(masked, [control]).shape == (2, 4, 8, 8)
+
+
+def test_a_pooled_control_acts_on_the_prompted_half(tiny: Pipeline) -> None:
+    """diffusers 0.42.1 (pipeline_controlnet.py): `guess_mode or global_pool_conditions` leaves the other half alone."""
+    plain = control_for(tiny)
+    plain.network.control = replace(plain.network.control, pooled=True)
+    both = replace(tiny.encode_prompt(["", "a bear"]), prompted=torch.tensor([0.0, 1.0]))
+    torch.manual_seed(1)
+    x, t = torch.randn(2, 4, 8, 8), torch.full((2,), 500.0)
+    with torch.no_grad():
+        steered, free = controlled(tiny, [plain])(both)(x, t), tiny.network(both)(x, t)
+    assert torch.allclose(steered[0], free[0], atol=1e-6)
+    assert not torch.allclose(steered[1], free[1], atol=1e-3)
+
+
+def test_a_union_is_told_the_kind(tiny: Pipeline) -> None:
+    """In the order of xinsir's controlnet-union-sdxl-1.0: openpose, depth, softedge, canny, normal, segment."""
+    network = ControlNet(ControlNetConfig(tiny.unet.config, hint_widths=(4, 4, 4, 4), kinds=6, fusing_heads=2)).eval()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    seen = []
+    network.register_forward_hook(lambda _, args, kwargs, out: seen.append(kwargs["kind"]), with_kwargs=True)
+    depth, normal = (predicted(tiny, [Control(network, PICTURE, kind=kind)]) for kind in ("depth", "normal"))
+    assert seen == [1, 4]
+    assert not torch.allclose(depth, normal, atol=1e-3)
+    for kind in (None, "tile"):
+        with pytest.raises(ReverieError, match=f"kind is {kind}; choose from openpose, depth, softedge, canny, normal"):
+            Control(network, PICTURE, kind=kind)
+    with pytest.raises(ReverieError, match="is for one kind of pictures; leave out kind depth"):
+        Control(control_for(tiny).network, PICTURE, kind="depth")
+
+
+def test_guidance_marks_what_it_goes_towards(tiny: Pipeline) -> None:
+    seen = []
+
+    def bind(conditioning: Conditioning) -> Network:
+        seen.append(conditioning.prompted)
+        return tiny.network(conditioning)
+
+    request = TextToImage(prompt="a bear AND an apple", seed=1, steps=2, guidance=5)
+    denoise = guided_denoiser(tiny, request, encode(tiny, request), noise_levels(tiny, request), rows=2, bind=bind)
+    denoise(torch.randn(2, 4, 4, 4), 1.0)
+    assert [mark.tolist() for mark in seen if mark is not None] == [[0, 0, 1, 1, 1, 1]]
+
+
+def test_weights_have_no_upper_bound(tiny: Pipeline) -> None:
+    """diffusers' own tests of ControlNets steer at 10."""
+    assert ControlInput(model="x", image=PICTURE, weight=10).weight == 10
+    ten, one = predicted(tiny, [control_for(tiny, weight=10)]), predicted(tiny, [control_for(tiny)])
+    assert not torch.allclose(ten, one, atol=1e-3)
 
 
 def test_refusals(tiny: Pipeline, tiny_xl: Pipeline) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 
 from reverie.adapters.deltas import bias_delta, weight_delta
 
 Draw = Callable[..., Tensor]
+ORACLES = load_file(Path(__file__).with_name("oracles.safetensors"))
 LINEAR, KERNEL = (6, 4), (6, 4, 3, 3)
 
 
@@ -156,6 +159,36 @@ def test_dora_that_learned_nothing_changes_nothing(draw: Draw) -> None:
     weight = draw(*LINEAR)
     parts = {"down": draw(2, 4), "up": torch.zeros(6, 2), "dora_scale": weight.norm(dim=1, keepdim=True)}
     agree(parts, weight, np.zeros(LINEAR))
+
+
+@pytest.mark.parametrize("case", sorted({name.partition("/")[0] for name in ORACLES if "/" in name}))
+def test_kin_do_as_the_programs_that_train_them(case: str) -> None:
+    """As lycoris-lora 4.1.3 (`get_diff_weight`) and peft 0.21.2 (`merge_and_unload`) change layers, and OneTrainer
+    23df383 (modules/module/oft_utils.py, LoRAModule.py), each run once."""
+    parts = {name.partition("/")[2]: tensor for name, tensor in ORACLES.items() if name.startswith(f"{case}/")}
+    told = {name.partition("|")[2]: tensor for name, tensor in ORACLES.items() if name.startswith(f"{case}|")}
+    delta = weight_delta(parts, told["weight"], told["strength"].item())
+    torch.testing.assert_close(delta, told["delta"], atol=1e-6, rtol=1e-5)
+    assert told["delta"].abs().max() > 1e-3
+    if "bias" in told:
+        change = bias_delta(parts, told["bias"])
+        wanted = torch.zeros_like(told["bias"]) if change is None else change
+        torch.testing.assert_close(wanted, told["bias_delta"], atol=1e-6, rtol=1e-5)
+
+
+def test_glora_of_the_first_lycoris(draw: Draw) -> None:
+    """Its names were the other way round: W A2 A1 + B2 B1 (ComfyUI 0.3.64, comfy/weight_adapter/glora.py)."""
+    a1, a2, b1, b2, weight = draw(2, 4), draw(4, 2), draw(2, 4), draw(6, 2), draw(*LINEAR)
+    wanted = (weight @ a2 @ a1 + b2 @ b1) / 2
+    agree({"a1": a1, "a2": a2, "b1": b1, "b2": b2, "alpha": torch.tensor(1.0)}, weight, wanted.numpy())
+
+
+def test_no_strength_leaves_a_rotation_out(draw: Draw) -> None:
+    for shape in ((2, 4, 4), (2, 4, 2, 2)):
+        parts = {"oft_blocks": draw(*shape), "rescale": draw(8, 1)}
+        change = weight_delta(parts, draw(8, 4), 0.0)
+        assert change is not None
+        assert change.abs().max() < 1e-6
 
 
 def test_what_does_not_fit_is_an_error(draw: Draw) -> None:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from reverie.adapters import inversion
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import split
+from reverie.generate.conditioning import adapter_notes, encode, split
 from reverie.generate.prompt import weigh
 from reverie.pipeline import Pipeline
+from reverie.requests.adapter_files import embeddings
+from reverie.requests.pictures import TextToImage
 
 WIDTH = 16
 
@@ -45,8 +48,79 @@ def test_layouts(write: Callable[..., Path]) -> None:
         loaded = inversion.load(path)
         assert loaded.names == names
         assert all(ours.equal(theirs) for ours, theirs in zip(loaded.vectors, tables, strict=True))
-    assert [word.names[0] for word in inversion.load_all([paths[0].parent])] == [path.stem for path in sorted(paths)]
+    assert [word.names[0] for word in inversion.load_all(embeddings([str(paths[0].parent)]))] == [
+        path.stem for path in sorted(paths)
+    ]
     assert [word.names[0] for word in inversion.load_all([paths[1], paths[0]])] == ["parameter", "a"]
+
+
+def test_the_first_trainer(write: Callable[..., Path]) -> None:
+    """Gal et al.'s own (rinongal/textual_inversion, ldm/modules/embedding_manager.py) saves an `nn.ParameterDict`, as
+    A1111 1.10 (modules/safe.py) allows."""
+    vectors = torch.randn(2, WIDTH)
+    state = {"string_to_token": {"<toy>": torch.tensor(265)}, "string_to_param": nn.ParameterDict({"<toy>": vectors})}
+    loaded = inversion.load(write(state, "embeddings.pt"))
+    assert loaded.names == ("embeddings", "<toy>")
+    assert loaded.vectors[0].equal(vectors)
+
+
+def test_one_trainers_files(write: Callable[..., Path]) -> None:
+    """OneTrainer 23df383, modules/modelSaver: StableDiffusionEmbeddingSaver.py, StableDiffusionXLEmbeddingSaver.py."""
+    one, two, out = torch.randn(2, WIDTH), torch.randn(2, WIDTH), torch.randn(2, WIDTH)
+    plain = inversion.load(write({"emp_params": one}, "toy.safetensors"))
+    assert (plain.names, plain.outputs) == (("toy",), ())
+    assert plain.vectors[0].equal(one)
+    learned = inversion.load(write({"emp_params": one * 0, "emp_params_out": out}, "out.safetensors"))
+    assert learned.outputs[0] is not None
+    assert learned.outputs[0].equal(out)
+    alone = inversion.load(write({"emp_params_out": out}, "alone.safetensors"))
+    assert alone.vectors[0].equal(one * 0)
+    large = inversion.load(write({"clip_l": one, "clip_g": two, "clip_g_out": out}, "xl.safetensors"))
+    assert large.outputs[0] is None
+    assert [table.equal(wanted) for table, wanted in zip(large.vectors, (one, two), strict=True)] == [True, True]
+
+
+def test_an_unknown_tensor_spoils_itself_alone(write: Callable[..., Path]) -> None:
+    """SD 3's and Flux's encoders are no part of these models; a counter is no vector."""
+    vectors = torch.randn(2, WIDTH)
+    for state, left in (
+        ({"clip_l": vectors, "clip_g": vectors.clone(), "t5": torch.randn(2, 32)}, "t5"),
+        ({"<toy>": vectors, "step": torch.tensor(3)}, "step"),
+        ({"emb_params": vectors, "extra": torch.ones(2)}, "extra"),
+    ):
+        loaded = inversion.load(write(state, "toy.safetensors"))
+        assert loaded.vectors[0].equal(vectors)
+        assert loaded.notes == (f"'toy.safetensors': {left} is left out, beside the vectors of 'toy'",)
+
+
+def test_a_lora_brings_its_words(tiny: Pipeline, write: Callable[..., Path]) -> None:
+    """sd-scripts' and A1111's keys (extensions-builtin/Lora/networks.py: bundle_emb), and OneTrainer's."""
+    one, two, out = torch.randn(2, WIDTH), torch.randn(1, WIDTH), torch.randn(1, WIDTH)
+    layer = "lora_unet_mid_block_attentions_0_proj_in.diff"
+    state = {"bundle_emb.toy.string_to_param.*": one, "bundle_emb.cub.clip_l": two, "bundle_emb.cub.clip_l_out": out}
+    file = write(state | {layer: torch.zeros_like(tiny.unet.mid_block.attentions[0].proj_in.weight)})
+    cub, toy = inversion.load_all([], [file])
+    assert (toy.names, cub.names) == (("toy",), ("cub",))
+    assert toy.vectors[0].equal(one)
+    assert cub.outputs[0] is not None
+    plain = encode(tiny, TextToImage(prompt="a toy bear", seed=1))
+    request = TextToImage(prompt="a toy bear", loras=(str(file),), seed=1)
+    brought = encode(tiny, request)
+    assert not brought.positive[0].at(0).tokens.equal(plain.positive[0].at(0).tokens)
+    assert adapter_notes(tiny, request) == ()
+
+
+def test_learned_outputs_stand_in_the_place_of_their_words(tiny: Pipeline, write: Callable[..., Path]) -> None:
+    """OneTrainer 23df383, modules/model/BaseModel.py: _apply_output_embeddings; the input is then zeros."""
+    out = torch.randn(2, WIDTH)
+    file = write({"emp_params": out * 0, "emp_params_out": out}, "toy.safetensors")
+    tokens = encode(tiny, TextToImage(prompt="a toy bear", embeddings=(str(file),), seed=1)).positive[0].at(0).tokens
+    first = 1 + len(tiny.tokenizers[0].encode("a"))
+    assert tokens[0, first : first + 2].equal(out)
+    other = {"emp_params": out * 0}
+    alone = encode(tiny, TextToImage(prompt="a toy bear", embeddings=(str(write(other, "toy.safetensors")),), seed=1))
+    rest = [n for n in range(tokens.shape[1]) if n not in (first, first + 1)]
+    assert tokens[0, rest].equal(alone.positive[0].at(0).tokens[0, rest])
 
 
 def test_refusals(write: Callable[..., Path], tmp_path: Path) -> None:

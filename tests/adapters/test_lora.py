@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from reverie.adapters import lora
 from reverie.errors import ReverieError
+from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 
 from .conftest import RANK, Pairs, layers, pairs
@@ -223,8 +225,8 @@ def test_other_files_are_refused_before_anything_changes(
         write(
             {"lora_unet_nothing.lora_up.weight": torch.ones(1)}, "odd.safetensors"
         ): r"odd.safetensors' is no LoRA for this "
-        r"model: 1 of its keys name nothing in this model, such as 'lora_unet_nothing.lora_up.weight'",
-        write({"x.y": torch.ones(1)}, "keys.safetensors"): r"1 of its keys name nothing in this model, such as 'x.y'",
+        r"model: 1 of its keys name nothing in this model or lack their other half: lora_unet_nothing.lora_up.weight;",
+        write({"x.y": torch.ones(1)}, "keys.safetensors"): r"1 of its keys name nothing in this model .*: x.y; give",
         write(
             kohya("lora_te2", pairs(tiny_xl.text_encoders[1], *TEXT)), "xl.safetensors"
         ): "24 of its keys name nothing",
@@ -238,46 +240,72 @@ def test_other_files_are_refused_before_anything_changes(
         assert unchanged(tiny, before)
     # A half of a pair changes nothing that it could; it is refused too.
     with (
-        pytest.raises(ReverieError, match="does not fit this model"),
+        pytest.raises(ReverieError, match="lack their other half"),
         lora.apply(tiny, [(write(half, "half.safetensors"), 1, 1)]),
     ):
         pass
 
 
-def test_the_command_lines_form() -> None:
-    """The strengths come back as U-Net's, text encoders'; they are written the other way, as in A1111's tags."""
-    cases = {
-        "ink.safetensors": ("ink.safetensors", 1, 1),
-        "a/ink.pt:0.8": ("a/ink.pt", 0.8, 0.8),
-        "ink:0.5:1": ("ink", 1, 0.5),
-        "ink:-.5": ("ink", -0.5, -0.5),
-        "C:\\ink.pt": ("C:\\ink.pt", 1, 1),
-        "a:1:2:3": ("a:1", 3, 2),
-        "ink:nan": ("ink:nan", 1, 1),
+def test_an_unknown_key_spoils_itself_alone(tiny: Pipeline, write: Callable[..., Path]) -> None:
+    """As A1111 1.10 and ComfyUI 0.3.64 ("lora key not loaded") do: the rest is applied; here it is said too."""
+    drawn = pairs(tiny.unet, "to_q")
+    name = next(iter(drawn)).replace(".", "_")
+    strange = {
+        "lora_unet_nothing.lora_down.weight": torch.ones(1),
+        "lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(()),
+        f"lora_unet_{name}.set_weight": torch.ones(1),
+        f"lora_unet_{name.replace('to_q', 'to_v')}.lora_up.weight": torch.ones(16, RANK),
+        "_aux.3f": torch.ones(1),
     }
-    assert {text: lora.parse(text) for text in cases} == {
-        text: (Path(path), unet, words) for text, (path, unet, words) in cases.items()
-    }
-    with pytest.raises(ReverieError, match=r"^LoRA ':0.8' names no file; give FILE or FILE:STRENGTH$"):
-        lora.parse(":0.8")
+    file = write(kohya("lora_unet", drawn) | strange)
+    with lora.apply(tiny, [(file, 0.5, 1)]):
+        merged = answers(tiny)[1]
+    with added(tiny.unet, drawn, 0.5):
+        torch.testing.assert_close(merged, answers(tiny)[1], atol=1e-5, rtol=1e-4)
+    (note,) = lora.notes(tiny, [(file, 1, 1)])
+    assert note.startswith("'ink.safetensors': 5 tensors are left out")
+    assert lora.notes(tiny, [(write(kohya("lora_unet", drawn), "plain.safetensors"), 1, 1)]) == []
 
 
-def test_names_are_found_in_folders(
-    write: Callable[..., Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_layers_that_are_named_twice_change_once(tiny: Pipeline, write: Callable[..., Path]) -> None:
+    """Names of diffusers and of the original code in one file: A1111 and ComfyUI keep one change for each weight."""
+    layer = "mid_block.attentions.0.transformer_blocks.0.attn1.to_q"
+    pair = pairs(tiny.unet, layer)[layer]
+    twice = kohya(
+        "lora_unet",
+        {layer: pair, layer.replace("mid_block.attentions.0", "middle_block.1"): (pair[0].clone(), pair[1].clone())},
+        alpha=1,
+    )
+    module, before = tiny.unet.get_submodule(layer), tiny.unet.get_submodule(layer).weight.detach().clone()
+    file = write(twice)
+    with lora.apply(tiny, [(file, 1, 1)]):
+        torch.testing.assert_close(module.weight, before + pair[1] @ pair[0] / RANK)
+    assert lora.notes(tiny, [(file, 1, 1)]) == ["'ink.safetensors' names 1 layers in two ways; each is changed once"]
+
+
+def test_another_familys_u_net_is_refused_though_its_text_encoder_fits(
+    tiny: Pipeline, write: Callable[..., Path]
 ) -> None:
-    monkeypatch.delenv(lora.FOLDERS, raising=False)
-    with pytest.raises(
-        ReverieError, match=r"^nowhere to look for the LoRA 'ink'; set REVERIE_LORA_DIR to the folder that holds it$"
+    """A LoRA of Flux has CLIP-L's layers too."""
+    drawn = kohya("lora_te1", pairs(tiny.text_encoders[0], "fc1"))
+    flux = {f"lora_unet_double_blocks_{n}_img_attn_proj.lora_up.weight": torch.ones(1) for n in range(3)}
+    with (
+        pytest.raises(ReverieError, match="is no LoRA for this model: 3 of its keys"),
+        lora.apply(tiny, [(write(drawn | flux), 1, 1)]),
     ):
-        lora.find("ink")
-    state = {"x": torch.ones(1)}
-    here, there = write(state, "here/deep/ink.safetensors"), write(state, "there/ink v2.safetensors")
-    assert lora.find("ink", [tmp_path / "here" / "deep"]) == here
-    monkeypatch.setenv(lora.FOLDERS, str(tmp_path / "there"))
-    assert lora.find("ink v2") == there
-    assert lora.find("ink v2.safetensors", [tmp_path / "here"]) == there
-    with pytest.raises(ReverieError, match="did you mean 'ink v2'"):
-        lora.find("ink v3")
+        pass
+
+
+def test_an_inpainting_model_takes_what_was_learned_without_its_mask(
+    tiny: Pipeline, write: Callable[..., Path]
+) -> None:
+    """A1111 1.10 pads the change with zeros (extensions-builtin/Lora/networks.py: "inpainting model")."""
+    masked = replace(tiny, unet=UNet(replace(tiny.unet.config, in_channels=9)).eval())
+    before, change = masked.unet.conv_in.weight.detach().clone(), torch.randn(tiny.unet.conv_in.weight.shape)
+    with lora.apply(masked, [(write({"lora_unet_conv_in.diff": change}), 0.5, 1)]):
+        after = masked.unet.conv_in.weight
+        torch.testing.assert_close(after[:, :4], before[:, :4] + 0.5 * change)
+        assert after[:, 4:].equal(before[:, 4:])
 
 
 def test_every_layer_of_a_kind_is_there(tiny: Pipeline) -> None:

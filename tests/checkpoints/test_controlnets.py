@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import ControlNetModel
+from diffusers import ControlNetModel, ControlNetUnionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -17,7 +17,7 @@ from reverie.checkpoints.controlnets import PREFIX, load_controlnet, places, rea
 from reverie.checkpoints.load import blueprint
 from reverie.errors import ReverieError
 from reverie.models.controlnet import CONTROLNETS, ControlNet, ControlNetConfig
-from reverie.models.unet import UNetConfig
+from reverie.models.unet import UNet, UNetConfig
 
 TINY = ControlNetConfig(
     UNetConfig(block_out_channels=(8, 16, 24, 24), num_heads=(2, 2, 2, 2), cross_attention_dim=12, norm_num_groups=4),
@@ -115,6 +115,109 @@ def test_a_file_of_its_author_s(prefix: str, suffix: str, controlnet: ControlNet
     assert_same(controlnet, load_controlnet(file, config=TINY))
     half = load_controlnet(file, dtype=torch.float16, config=TINY)
     assert half.conv_in.weight.dtype == torch.float16
+
+
+def test_a_pooled_one(controlnet: ControlNet, tmp_path: Path) -> None:
+    """As diffusers 0.42.1 answers where `global_pool_conditions` is true; lllyasviel's say it by their file's name."""
+    unet = TINY.unet
+    theirs = ControlNetModel(
+        block_out_channels=unet.block_out_channels,
+        attention_head_dim=unet.num_heads,
+        cross_attention_dim=unet.cross_attention_dim,
+        norm_num_groups=unet.norm_num_groups,
+        conditioning_embedding_out_channels=TINY.hint_widths,
+        global_pool_conditions=True,
+    )
+    theirs.load_state_dict(controlnet.state_dict())
+    theirs.save_pretrained(tmp_path)
+    ours = load_controlnet(tmp_path)
+    x, context, hint = torch.randn(1, 4, 8, 8), torch.randn(1, 5, 12), torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        down, middle = theirs(x, torch.tensor([7]), context, hint, return_dict=False)
+        answer = ours(x, torch.tensor([7.0]), context, ours.embed_hint(hint))
+    for mine, wanted in zip(answer, [*down, middle], strict=True):
+        torch.testing.assert_close(mine, wanted.expand_as(mine), atol=1e-3, rtol=1e-4)
+    for name, pooled in (("control_v11e_sd15_shuffle", True), ("control_v11p_sd15_canny", False)):
+        save_file(original(controlnet), tmp_path / f"{name}.safetensors")
+        assert load_controlnet(tmp_path / f"{name}.safetensors", config=TINY).control.pooled is pooled
+
+
+def test_a_union_answers_as_diffusers_does(tmp_path: Path) -> None:
+    """diffusers 0.42.1, but for its attention over the pictures of a batch; ComfyUI 0.3.64 attends as we do."""
+    torch.manual_seed(0)
+    unet = replace(TINY.unet, addition_time_embed_dim=4, projection_input_dim=6 + 6 * 4)
+    theirs = ControlNetUnionModel(
+        block_out_channels=unet.block_out_channels,
+        attention_head_dim=unet.num_heads,
+        cross_attention_dim=unet.cross_attention_dim,
+        norm_num_groups=unet.norm_num_groups,
+        conditioning_embedding_out_channels=TINY.hint_widths,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=4,
+        projection_class_embeddings_input_dim=30,
+        num_control_type=8,
+        num_trans_channel=8,
+        num_proj_channel=8,
+        num_trans_head=2,
+    ).eval()
+    for parameter in theirs.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    for layer in theirs.transformer_layes:
+        layer.attn.batch_first = True
+    theirs.save_pretrained(tmp_path)
+    ours = load_controlnet(tmp_path)
+    assert_same(ours, load_controlnet(tmp_path / "diffusion_pytorch_model.safetensors", config=ours.control))
+    x, context, hint = torch.randn(2, 4, 8, 8), torch.randn(2, 5, 12), torch.rand(2, 3, 64, 64)
+    pooled, sizes, t = torch.randn(2, 6), torch.randint(64, (2, 6)), torch.tensor([7, 300])
+    kinds = torch.zeros(2, 8)
+    kinds[:, 3] = 1
+    with torch.no_grad():
+        added = {"text_embeds": pooled, "time_ids": sizes}
+        told = {"control_type": kinds, "control_type_idx": [3], "added_cond_kwargs": added, "return_dict": False}
+        down, middle = theirs(x, t, context, [hint], **told)
+        answer = ours(x, t.float(), context, ours.embed_hint(hint), pooled, sizes, kind=3)
+        other = ours(x, t.float(), context, ours.embed_hint(hint), pooled, sizes, kind=4)
+    for mine, wanted in zip(answer, [*down, middle], strict=True):
+        torch.testing.assert_close(mine, wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(answer[-1], other[-1], atol=1e-3)
+    with pytest.raises(ReverieError, match="knows 8 kinds of pictures; kind is None"):
+        ours(x, t.float(), context, ours.embed_hint(hint), pooled, sizes)
+
+
+def test_differences_are_added_to_the_models_weights(controlnet: ControlNet, tmp_path: Path) -> None:
+    """ComfyUI 0.3.64, comfy/controlnet.py: `cd += model_sd[sd_key]` for what the U-Net has under the same name."""
+    base = UNet(TINY.unet)
+    shared = base.state_dict()
+    state = original(controlnet) | {"difference": torch.ones(0)}
+    file = tmp_path / "x.safetensors"
+    save_file(state, file)
+    loaded = load_controlnet(file, config=TINY, base=base).state_dict()
+    for name, tensor in controlnet.state_dict().items():
+        torch.testing.assert_close(loaded[name], tensor + shared[name] if name in shared else tensor)
+    assert {"conv_in.weight", "time_embedding.linear_1.bias", "mid_block.resnets.1.norm1.weight"} <= shared.keys()
+    with pytest.raises(ReverieError, match="holds what is to be added to a U-Net; give the model"):
+        load_controlnet(file, config=TINY)
+    with pytest.raises(ReverieError, match="does not fit this model at "):
+        load_controlnet(file, config=TINY, base=UNet(replace(TINY.unet, cross_attention_dim=8)))
+
+
+@pytest.mark.parametrize(
+    ("name", "told"),
+    [
+        ("control_add_embedding.linear_1.weight", "of a kind that is not known here: it holds 'control_add_embedding"),
+        ("lora_controlnet", "a Control-LoRA"),
+        ("lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight", "a ControlNet-LLLite"),
+        ("down_blocks.0.motion_modules.0.proj_out.weight", "a SparseCtrl"),
+        ("controlnet_extra.weight", "of a kind that is not known here: it holds 'controlnet_extra.weight'"),
+    ],
+)
+def test_other_kinds_are_refused_by_name(name: str, told: str, controlnet: ControlNet, tmp_path: Path) -> None:
+    """Names of a union without its kinds, of Stability's Control-LoRAs, sd-scripts' LLLite and guoyww's SparseCtrl."""
+    file = tmp_path / "x.safetensors"
+    save_file({**controlnet.state_dict(), name: torch.ones(1)}, file)
+    with pytest.raises(ReverieError, match=told) as error:
+        load_controlnet(file, config=TINY)
+    assert "\n" not in str(error.value)
 
 
 def test_refusals(controlnet: ControlNet, tmp_path: Path) -> None:

@@ -41,6 +41,14 @@ def test_prints_what_python_computes(photo: Path, tmp_path: Path, capsys: pytest
     assert len(lines) == 3
 
 
+def test_labels_that_are_none_or_repeated_are_said(capsys: pytest.CaptureFixture[str]) -> None:
+    assert read_labels("cat,cat,dog") == ["cat", "dog"]
+    assert capsys.readouterr().err == "each label counts once; given more than once: cat\n"
+    for nothing in ("", " , "):
+        with pytest.raises(ReverieError, match="holds no labels; write them with commas"):
+            read_labels(nothing)
+
+
 def test_evaluates_a_folder(photo: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("bear", "red_apple"):
         (tmp_path / "set" / name).mkdir(parents=True)

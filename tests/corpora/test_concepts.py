@@ -8,7 +8,17 @@ from pathlib import Path
 import pytest
 
 from reverie.corpora import concepts as module
-from reverie.corpora.concepts import BASIC, COMMON, EVERYDAY_NAMES, SUBSETS, Concept, concepts, parse_unicode_set
+from reverie.corpora.concepts import (
+    BASIC,
+    COMMON,
+    EVERYDAY,
+    EVERYDAY_NAMES,
+    SPOKEN_NAMES,
+    SUBSETS,
+    Concept,
+    concepts,
+    parse_unicode_set,
+)
 from reverie.errors import ReverieError
 
 
@@ -42,6 +52,16 @@ def test_the_common_ones_are_known_by_the_names_of_the_issue(cldr: None) -> None
     assert {concept.emoji for concept in common} <= {concept.emoji for concept in concepts("all")}
 
 
+def test_the_everyday_ones_are_the_common_ones_and_what_a_stranger_tries_first(cldr: None) -> None:
+    common, everyday = concepts("common"), concepts("everyday")
+    assert [concept.emoji for concept in everyday] == list(EVERYDAY)
+    assert {concept.emoji for concept in common} < {concept.emoji for concept in everyday}
+    names = {name for concept in everyday for name in concept.en + concept.zh}
+    wanted = "cat dog horse bird tree flower car house person man woman face sun moon book phone boat".split()  # noqa: SIM905
+    assert {*wanted, "猫", "狗", "鸟", "花", "山", "书"} <= names
+    assert {emoji for emoji in SPOKEN_NAMES if emoji not in EVERYDAY} == set()
+
+
 def test_the_basic_ones_are_common_and_known_by_the_names_of_the_issue(cldr: None) -> None:
     basic = concepts("basic")
     assert len(basic) == len(BASIC)
@@ -51,7 +71,7 @@ def test_the_basic_ones_are_common_and_known_by_the_names_of_the_issue(cldr: Non
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-@pytest.mark.parametrize("subset", ["all", "basic", "common"])
+@pytest.mark.parametrize("subset", ["all", "basic", "common", "everyday"])
 def test_a_name_means_one_thing(cldr: None, subset: str, language: str) -> None:
     counted = Counter(name for concept in concepts(subset) for name in getattr(concept, language))
     assert [name for name, count in counted.items() if count > 1] == []
@@ -84,7 +104,9 @@ def test_subsets_hold_what_their_labels_miss(everything: tuple[Concept, ...]) ->
 
 
 def test_unknown_subset_names_the_known() -> None:
-    with pytest.raises(ReverieError, match="unknown subset 'beasts'; choose from all, basic, common, animals"):
+    with pytest.raises(
+        ReverieError, match="unknown subset 'beasts'; choose from all, basic, common, everyday, animals"
+    ):
         concepts("beasts")
 
 

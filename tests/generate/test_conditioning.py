@@ -10,11 +10,14 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reverie.adapters.lora import FOLDERS
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import adapted, emphasise, encode
+from reverie.generate.conditioning import adapted, adapter_notes, emphasise, encode
+from reverie.media.pictures import save
 from reverie.pipeline import Pipeline
+from reverie.requests.adapter_files import FOLDERS
+from reverie.requests.films import Animation
 from reverie.requests.pictures import TextToImage
+from reverie.requests.records import from_metadata
 from reverie.system import Conditioning
 
 
@@ -237,3 +240,33 @@ def test_loras_of_requests_and_prompts(
     monkeypatch.setenv(FOLDERS, str(tmp_path))
     assert change(asked("a <lora:ink:0.25:0.5>")) == near(0.5, 0.25)
     assert only(tiny, "a bear<lora:ink:1>").tokens.equal(tiny.encode_prompt(["a bear"]).tokens)
+
+
+def test_another_file_of_a_recorded_name_is_said(tiny: Pipeline, tmp_path: Path) -> None:
+    """The record of a picture names its LoRA and holds its sum; beside the picture lies another of that name."""
+    layer = {"lora_unet_mid_block_attentions_0_proj_in.diff": torch.zeros(16, 16, 1, 1)}
+    drawn, here = tmp_path / "drawn", tmp_path / "here"
+    for folder, value in ((drawn, 0.0), (here, 1.0)):
+        folder.mkdir()
+        save_file({name: tensor + value for name, tensor in layer.items()}, folder / "ink.safetensors")
+    request = TextToImage(prompt="a bear", loras=(f"{drawn / 'ink.safetensors'}:0.5",), seed=1, steps=1)
+    (picture,) = tiny.draw(request)
+    save(picture, here / "bear.png")
+    again = from_metadata(here / "bear.png")
+    assert again.loras == ("ink.safetensors:0.5",)
+    (note,) = adapter_notes(tiny, again)
+    assert note.startswith("'ink.safetensors' is not the file that it was: its SHA-256 is ")
+    (drawn / "bear.png").write_bytes((here / "bear.png").read_bytes())
+    assert adapter_notes(tiny, from_metadata(drawn / "bear.png")) == ()
+
+
+def test_what_is_not_honoured_reaches_every_face(tiny: Pipeline) -> None:
+    told = "'<hypernet:agm:1>' in the prompt is left out: reverie honours the tags of LoRAs alone"
+    request = TextToImage(prompt="a bear <hypernet:agm:1>", seed=1, steps=2)
+    assert [event.notes for event in tiny.stream(request)] == [(told,), ()]
+    with pytest.warns(UserWarning, match="hypernet:agm:1"):
+        (picture,) = tiny.draw(request)
+    plain = TextToImage(prompt="a bear ", seed=1, steps=2)
+    assert picture.tobytes() == tiny.draw(plain)[0].tobytes()
+    film = Animation(keyframes=("a bear <hypernet:agm:1>", "an apple"), frames=2, seed=1, steps=2, anchor=0)
+    assert [frame.notes for frame in tiny.animate(film)] == [(told,), ()]

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverie.generate.prompt import LoraTag, Part, extract, parts, weigh
+from reverie.generate.prompt import Part, parts, weigh
 
 UP, DOWN = 1.1, 1 / 1.1
 
@@ -88,27 +88,10 @@ def test_and_joins_parts_with_weights() -> None:
     assert parts("a :x") == (Part("a :x", 1),)
 
 
-def test_loras_are_taken_out() -> None:
-    text, tags = extract("a <lora:ink:0.8>bear<lora:old film>, <lyco:x:0.5:1.0><lora:y:te=0.1:unet=0.2>")
-    assert text == "a bear, "
-    assert tags == (
-        LoraTag("ink", 0.8, 0.8),
-        LoraTag("old film", 1.0, 1.0),
-        LoraTag("x", 0.5, 1.0),
-        LoraTag("y", 0.1, 0.2),
-    )
-
-
-@pytest.mark.parametrize("text", ["<lora:ink:much>", "<lora>", "<lora:", "<b>bear</b>", "a < b > c", "<lora::>"])
-def test_what_is_no_tag_stays_text(text: str) -> None:
-    assert extract(text) == (text, ())
-
-
 @settings(max_examples=300, deadline=None)
 @given(st.text(alphabet="ab ()[]:|\\.1,<>-BREAKND\n", max_size=40))
 def test_any_text_has_a_meaning(text: str) -> None:
-    plain, _ = extract(text)
-    for part in parts(plain):
+    for part in parts(text):
         assert math.isfinite(part.weight)
         for section in weigh(part.text):
             for piece in section:
@@ -121,4 +104,3 @@ def test_deep_brackets_take_no_time() -> None:
     (pieces,) = weigh("(a" * 10_000 + ")" * 10_000)
     assert "".join(piece.text for piece in pieces) == "a" * 10_000
     assert [piece.weight for piece in weigh("(" * 500 + "a" + ")" * 500)[0]] == [pytest.approx(1.1**100)]
-    assert extract("<lora:a:" * 5000) == ("<lora:a:" * 5000, ())

@@ -17,7 +17,7 @@ from reverie.errors import ReverieError
 from reverie.similarity.index import Index, IndexEntry, IndexHeader, IndexWriter, open_index
 from reverie.similarity.search import NEAREST, Query, by_faiss, exact, search
 from reverie.similarity.sources import PicturePlace
-from reverie.similarity.update import UpdateProgress, prefetch, update
+from reverie.similarity.update import IndexUpdate, prefetch, update
 
 WORDS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 
@@ -55,7 +55,7 @@ def paint(path: Path, colour: tuple[int, int, int]) -> None:
     Image.new("RGB", (9, 7), colour).save(path)
 
 
-def run(folder: Path, source: Path, clip: MeanColour | None = None, batch: int = 2) -> UpdateProgress:
+def run(folder: Path, source: Path, clip: MeanColour | None = None, batch: int = 2) -> IndexUpdate:
     return list(update(folder, source, clip or MeanColour(), batch=batch))[-1]
 
 
@@ -224,7 +224,7 @@ def test_the_nearest_are_those_that_sorting_all_gives(tmp_path: Path, top: int) 
     order = np.argsort(-(vectors @ query), kind="stable")[:top]
     rows, cosines = exact(index, query, top)
     np.testing.assert_array_equal(rows, order)
-    np.testing.assert_allclose(cosines, (vectors @ query)[order])
+    np.testing.assert_allclose(cosines, (vectors @ query)[order], atol=1e-6)
 
 
 @pytest.mark.parametrize("cells_from", [10_000, 100])
@@ -244,6 +244,20 @@ def test_faiss_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
         index = open_index(tmp_path)
     assert len(list(tmp_path.glob("faiss-*"))) == (cells_from == 100)
     assert NEAREST["faiss"] is by_faiss
+
+
+def test_equals_come_in_the_same_order_from_both(tmp_path: Path) -> None:
+    """Copies of a picture have one score: the earlier row goes first, also where the last place is shared."""
+    pytest.importorskip("faiss")
+    index, vectors = _random(tmp_path, 60)
+    writer = Writer(tmp_path, index.header)
+    copies = [Entry(Place(f"copy {k}", f"copy {k}", 0, 1, "")) for k in range(40)]
+    writer.add(copies, [np.repeat(vectors[17:18], 40, axis=0)])
+    index = open_index(tmp_path)
+    for top in (1, 5, 41, 60):
+        rows = exact(index, vectors[17], top)[0]
+        np.testing.assert_array_equal(by_faiss(index, vectors[17], top)[0], rows)
+        np.testing.assert_array_equal(rows[:41], [17, *range(60, 100)][:top])
 
 
 def _random(folder: Path, count: int) -> tuple[Index, np.ndarray]:

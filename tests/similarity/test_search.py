@@ -1,4 +1,4 @@
-"""Do queries add and subtract, and is the page that shows them safe to open?"""
+"""Queries add and take away, and the page that shows what they find is safe to open."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from PIL import Image
 from reverie.cli.app import run
 from reverie.errors import ReverieError
 from reverie.similarity.index import open_index
-from reverie.similarity.search import Query, Results, contact_sheet, search
+from reverie.similarity.search import Query, Results, contact_sheet, find_picture, search
 from reverie.similarity.update import update
 
 from .test_index import WORDS, MeanColour, paint
@@ -45,9 +45,22 @@ def test_queries_add_and_subtract(folder: Path, tmp_path: Path) -> None:
     pictures = tmp_path / "pictures"
     mixed = Query(("red",), (pictures / "yellow.png",), ("red",), (pictures / "red.png",))
     assert search(index, clip, mixed, top=1).hits[0].name == "green.png"
-    total = clip.embed_texts(["red"])[0] + clip.embed_texts(["blue"])[0] - clip.embed_texts(["green"])[0]
-    expected = (total / total.norm()).numpy()
-    np.testing.assert_allclose(Query(("red", "blue"), without_texts=("green",)).embed(clip), expected, atol=1e-6)
+    total = clip.embed_texts(["yellow"])[0] + clip.embed_texts(["blue"])[0]
+    for unwanted in (("green",), ("green", "green"), ("green", "red")):
+        found = Query(("yellow", "blue"), without_texts=unwanted).embed(clip)
+        least = np.linalg.lstsq(clip.embed_texts(unwanted).T.numpy(), total.numpy(), rcond=1e-5)[0]
+        expected = total.numpy() - clip.embed_texts(unwanted).T.numpy() @ least  # what the unwanted cannot explain
+        np.testing.assert_allclose(found, expected / np.linalg.norm(expected), atol=1e-5)
+
+
+def test_pictures_of_the_index_are_named_as_its_results_print_them(folder: Path, tmp_path: Path) -> None:
+    index = open_index(folder)
+    name = search(index, MeanColour(), Query(("red",)), top=1).hits[0].name
+    query = Query((), (find_picture(index, name),))
+    assert search(index, MeanColour(), query, top=1).hits[0].name == name
+    assert find_picture(index, tmp_path / "pictures" / "red.png") == tmp_path / "pictures" / "red.png"
+    with pytest.raises(ReverieError, match=r"no picture 'mauve.png': there is no such file, and the index .* has none"):
+        find_picture(index, "mauve.png")
 
 
 @pytest.mark.parametrize("query", [Query(), Query(("red",), without_texts=("red",))])

@@ -238,6 +238,17 @@ def test_sdxl_is_refused(tiny_xl: Pipeline, recipe: Callable[[str], Path], folde
         next(prepare(path, tmp_path / "out"))
 
 
+def test_torchrun_is_refused_before_any_latents_are_made(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "recipe.toml"
+    path.write_text((RUN + PICTURES).format(folder=folder))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ReverieError, match="finetune learns in one process, not in 2; leave torchrun out"):
+        next(prepare(path, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_new_words_are_told_from_those_a_run_began_with(recipe: Callable[[str], Path], tmp_path: Path) -> None:
     """The vocabulary keeps its size, so that the checkpoint would fit."""
     path, out = recipe(PICTURES + WORDS), tmp_path / "out"
@@ -262,6 +273,7 @@ def test_the_command_makes_latents_first(
 ) -> None:
     path, out = recipe(PICTURES + LORA), tmp_path / "out"
     assert cli.run(["finetune", str(path), "--out", str(out), "--prepare"]) == 0
+    assert capsys.readouterr().out.strip() == str(out)
     assert [file.name for file in out.iterdir()] == ["latents.safetensors"]
     written = (out / "latents.safetensors").stat().st_mtime_ns
     path.write_text(path.read_text().replace("steps = 4", "steps = 1"))

@@ -150,6 +150,14 @@ def test_a_run_tells_saves_draws_and_exports(toy: type, settings: Make, tmp_path
     assert not torch.equal(exported["weight"], state["networks"]["convolution.weight"])
 
 
+def test_two_runs_into_one_folder_are_refused(toy: type, settings: Make, tmp_path: Path) -> None:
+    first = train(toy, settings(log_every=1, steps=3, save_every=9), tmp_path)
+    next(first)
+    with pytest.raises(ReverieError, match=r"^another process is training into '.*'; wait until it is done$"):
+        next(train(toy, settings(), tmp_path))
+    assert len(list(first)) == 2
+
+
 def test_without_an_average_the_weights_themselves_are_exported(toy: type, settings: Make, tmp_path: Path) -> None:
     list(train(toy, settings(ema=0.0), tmp_path))
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)

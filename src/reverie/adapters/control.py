@@ -16,6 +16,7 @@ from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
 from reverie.media.decoding import to_rgb
 from reverie.models.controlnet import ControlNet
+from reverie.requests.parts import CONTROL_KINDS as KINDS
 from reverie.system import Conditioning, StableDiffusion
 
 
@@ -24,7 +25,9 @@ class Control:
     """Steer by a picture that is already what the network was trained on: edges, depth, a pose.
 
     What the network answers is multiplied by `weight`. It is asked between `start` and `end`, fractions of the way from
-    the last timestep (0) to the first (1). Raises ReverieError where they are not in order within [0, 1].
+    the last timestep (0) to the first (1). `kind` says to a union ControlNet what the picture is, by the names of
+    KINDS. Raises ReverieError where start and end are not in order within [0, 1], and for a kind that the network does
+    not know.
     """
 
     network: ControlNet
@@ -32,12 +35,21 @@ class Control:
     weight: float = 1.0
     start: float = 0.0
     end: float = 1.0
+    kind: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.start <= self.end <= 1:
             raise ReverieError(
                 f"control from {self.start:g} to {self.end:g} is not possible; give 0 <= start <= end <= 1"
             )
+        known = KINDS[: self.network.control.kinds]
+        if known and self.kind not in known:
+            raise ReverieError(
+                f"this is a union ControlNet, for several kinds of pictures, and kind is {self.kind}; choose from "
+                f"{', '.join(known)}"
+            )
+        if self.kind is not None and not known:
+            raise ReverieError(f"this ControlNet is for one kind of pictures; leave out kind {self.kind}")
 
     def hint(self, height: int, width: int) -> Float[Tensor, "1 d h w"]:
         """Embed the picture, stretched to latents of a height and a width."""
@@ -69,7 +81,10 @@ def controlled(system: StableDiffusion, controls: Sequence[Control]) -> Callable
                 embedded = hint(control, *x.shape[2:]).expand(len(x), -1, -1, -1)
                 # An inpainting U-Net's further channels are a mask and a masked picture, unknown to the control.
                 latents = x[:, : control.network.config.in_channels]
-                answer = control.network(latents, t, conditioning.tokens, embedded, *told)
+                kind = None if control.kind is None else KINDS.index(control.kind)
+                answer = control.network(latents, t, conditioning.tokens, embedded, *told, kind=kind)
+                if control.network.control.pooled and conditioning.prompted is not None:
+                    answer = [residual * conditioning.prompted.to(x)[:, None, None, None] for residual in answer]
                 total = _sum(total, [control.weight * residual for residual in answer])
             return system.unet(x, t, conditioning.tokens, *told, residuals=total, guidance=conditioning.guidance)
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reverie.adapters import lora
 from reverie.files import file_sha256, sha256_of
-from reverie.generate.prompt import extract
+from reverie.generate.conditioning import loras_of
+from reverie.generate.modified import Modification
+from reverie.requests import adapter_files
 from reverie.requests.films import Animation
 from reverie.system import StableDiffusion
 
@@ -45,11 +46,9 @@ def circumstances(system: StableDiffusion) -> dict[str, Any]:
 def contents(animation: Animation) -> dict[str, Any]:
     """Sum up the files that a film names and that are read as it is made; pictures are recorded with their sums."""
     paths = [Path(path) for path in (animation.audio, animation.init_video) if path is not None]
-    paths += [Path(path) for path in animation.embeddings]
-    listed = [lora.parse(text)[0] for text in animation.loras]
-    tags = {tag.name for keyframe in animation.keyframes for tag in extract(keyframe.prompt)[1]}
-    named = [lora.find(name, [path.parent for path in listed]) for name in sorted(tags)]
-    return {"files": {str(path): _file_sum(path) for path in (*paths, *listed, *named)}}
+    paths += adapter_files.embeddings(animation.embeddings, animation.folders)
+    paths += [path for path, _, _ in loras_of(animation)]
+    return {"files": {str(path): _file_sum(path) for path in paths}}
 
 
 def _file_sum(path: Path) -> str:
@@ -67,8 +66,8 @@ def fingerprint(system: StableDiffusion) -> str:
     configs = [*towers, asdict(system.unet.config), asdict(system.autoencoder.config)]
     words = [[words.length, words.bos, words.eos, words.pad, words.vocab, words.merges] for words in system.tokenizers]
     told = [configs, asdict(system.schedule_config), system.zero_empty, words]
-    weights = [named for network in networks for named in sorted(network.state_dict().items())]
-    with ThreadPoolExecutor() as pool:
+    with Modification(system).active(), ThreadPoolExecutor() as pool:  # without another drawing's LoRAs
+        weights = [named for network in networks for named in sorted(network.state_dict().items())]
         sums = list(pool.map(_tensor_sum, weights))
     return sha256_of([json.dumps(told, sort_keys=True, default=str), *sums])
 

@@ -14,6 +14,7 @@ from reverie.checkpoints.save import Precision, save_folder, write_tensors
 from reverie.checkpoints.single import Networks, find_tokenizers, load_networks
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
+from reverie.files import check_distinct
 
 # What a single file holds and no network of a folder has room for, as SD 2's last text layer: it goes into a file of
 # its own, which diffusers does not look at.
@@ -86,7 +87,6 @@ def _check(source: Path, target: Path, overwrite: bool) -> None:
         )
     if source.is_dir() and target.suffix == "":
         raise ReverieError(f"'{source}' is a folder already; give a target that ends in .safetensors")
-    if target.exists() and source.resolve() == target.resolve():
-        raise ReverieError(f"'{target}' would be written over itself; give another name")
+    check_distinct([target], [source])
     if target.exists() and not overwrite and (target.is_file() or any(target.iterdir())):
         raise ReverieError(f"'{target}' is there already; give another name, or --force to write over it")

@@ -24,6 +24,7 @@ from reverie.files import reason_of
 LONGEST_PICKLE = 32 << 20  # bytes; a full SD 1.5 has half a megabyte
 MOST_TENSORS = 100_000
 DEEPEST_MODULE = 32
+PARAMETERS = "torch.nn.modules.container.ParameterDict"  # the first trainer of textual inversions' `string_to_param`
 LEGACY_MAGIC, LEGACY_PROTOCOL = 0x1950A86A20F9469CFC6C, 1001  # torch.serialization
 
 STORAGES = {
@@ -186,9 +187,10 @@ def _named_views(content: object) -> Iterator[tuple[str, View]]:
     top: dict[Any, Any] = content["state_dict"] if isinstance(content.get("state_dict"), dict) else content
     found = 0
     for prefix, inside in [("", top), *((f"{name}.", part) for name, part in top.items())]:
-        if not isinstance(inside, dict):
+        named = inside.state.get("_parameters") if isinstance(inside, Scripted) else inside
+        if not isinstance(named, dict):
             continue
-        for name, value in inside.items():
+        for name, value in named.items():
             if isinstance(value, View) and isinstance(name, str):
                 found += 1
                 yield f"{prefix}{name}", value
@@ -279,6 +281,7 @@ REBUILDERS: dict[str, Callable[[tuple[Any, ...]], object]] = {
     "torch._utils._rebuild_parameter": _parameter,
     "collections.OrderedDict": _ordered,
     "torch.Size": _size,
+    PARAMETERS: lambda arguments: Scripted(PARAMETERS),
 }
 
 

@@ -106,8 +106,11 @@ class AdapterOptions:
     """File of a LoRA, or FILE:weight; may be given several times."""
     embedding: Several = ()
     """Textual inversion, named in the prompt by its file's name, or a folder of them; may be given several times."""
+    lora_dir: Several = ()
+    """Folder where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR; several times."""
     control: Several = ()
-    """ControlNet and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny]; several times."""
+    """ControlNet and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny]; several times.
+    A union ControlNet is told of what kind the picture is, kind=depth."""
     clip_skip: Whole = 1
     """2 reads the last but one layer of the text encoder, and so on."""
 
@@ -117,6 +120,7 @@ class AdapterOptions:
         return {
             "loras": self.lora,
             "embeddings": self.embedding,
+            "folders": self.lora_dir,
             "controls": tuple(controls),
             "clip_skip": self.clip_skip,
         }

@@ -8,9 +8,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from reverie.cli.jobs import show
 from reverie.cli.options import Flag, Output
-from reverie.cli.output import check_writable, say, warned
+from reverie.cli.output import say
 from reverie.cli.progress import watched
+from reverie.files import check_distinct
+from reverie.jobs.events import warnings_as_notes
+from reverie.jobs.outputs import check_writable
 
 Stereo = Annotated[bool | None, Parameter(negative="--mono", show_default=False)]
 
@@ -33,7 +37,7 @@ def spectrogram(
     axes
         Draw for people: in colours, with seconds and Hertz. Such a picture does not turn back.
     """
-    check_writable([output])
+    check_writable([output], [file])
     from reverie.codecs.spectrograms import plot, to_picture
     from reverie.media import sound
     from reverie.media.pictures import save
@@ -64,6 +68,7 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     """
     from reverie.media import sound as sounds
 
+    check_distinct([output], [file])
     sounds.check_writable(output)
     import torch
 
@@ -73,9 +78,11 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     from reverie.sound.phases import Circle, Line
     from reverie.sound.spectrogram import SMALL, SpectrogramParams
 
-    with warned():
+    with warnings_as_notes() as notes:
         mel, params = from_picture(open_picture(file), SMALL if small else SpectrogramParams())
+    for note in notes:
+        show(note)
     events = sounding(mel, params, Circle if loop else Line)
-    pieces = [piece.x for piece in watched(events, lambda piece: (piece.done, piece.total), "sounding")]
+    pieces = [piece.x for piece in watched(events)]
     sounds.write(sounds.Sound(torch.cat(pieces, dim=-1), params.sample_rate).normalised(), output)
     say(str(output))

@@ -7,7 +7,8 @@ from pathlib import Path
 from cyclopts import App
 
 from reverie.cli.options import Output
-from reverie.cli.output import check_writable, say
+from reverie.cli.output import say
+from reverie.jobs.outputs import check_writable
 
 app = App(name="watermark", help="Read and write invisible watermarks.", help_format="plaintext")
 
@@ -42,6 +43,6 @@ def write(file: Path, /, *, output: Output, text: str = "reverie") -> None:
     from reverie.media import watermark
     from reverie.media.pictures import open_picture, save
 
-    check_writable([output])
+    check_writable([output], [file])
     save(watermark.write(open_picture(file), text), output)
     say(str(output))

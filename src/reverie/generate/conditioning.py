@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,10 +12,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from reverie.adapters import inversion, lora
-from reverie.adapters.inversion import Words
+from reverie.adapters.inversion import Inversion, Words
 from reverie.errors import ReverieError
 from reverie.generate import editing, prompt
 from reverie.generate.prompt import Piece
+from reverie.requests import adapter_files
+from reverie.requests.adapter_files import Adapter, extract
+from reverie.requests.base import SampledRequest
 from reverie.requests.pictures import TextToImage
 from reverie.system import GOOD_SCORE, POOR_SCORE, Conditioning, StableDiffusion
 from reverie.tokenizer import END_OF_WORD, Tokenizer
@@ -139,6 +142,7 @@ class _Encoder:
 
     system: StableDiffusion
     words: tuple[Words, ...]
+    outputs: tuple[Mapping[int, Tensor], ...]
     clip_skip: int
     guidance: Tensor | None
 
@@ -172,10 +176,18 @@ class _Encoder:
         rows = [chunk.row(tokenizer) for chunk, tokenizer in zip(chunks, tokenizers, strict=True)]
         layers, pooled = self.system.text_layers(rows, self.clip_skip)
         weighed = [
-            emphasise(layer, chunk.multipliers(tokenizer))
-            for layer, chunk, tokenizer in zip(layers, chunks, tokenizers, strict=True)
+            emphasise(replaced(layer, chunk, outputs), chunk.multipliers(tokenizer))
+            for layer, chunk, tokenizer, outputs in zip(layers, chunks, tokenizers, self.outputs, strict=True)
         ]
         return torch.cat(weighed, dim=-1), pooled
+
+
+def replaced(z: Float[Tensor, "1 l d"], chunk: Chunk, outputs: Mapping[int, Tensor]) -> Float[Tensor, "1 l d"]:
+    """Put the vectors of inversions that learned an encoder's output in the place of their tokens' (OneTrainer)."""
+    for position, token in enumerate(chunk.ids, start=1):
+        if token in outputs:
+            z[0, position] = outputs[token].to(z)
+    return z
 
 
 def emphasise(z: Float[Tensor, "1 l d"], weights: Float[Tensor, "l 1"]) -> Float[Tensor, "1 l d"]:
@@ -200,11 +212,13 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
     not fit the model.
     """
     positive, negative = _sizes(system, request)
-    parts, guidance = prompt.parts(prompt.extract(request.prompt)[0]), _told_guidance(system, request)
+    parts, guidance = prompt.parts(extract(request.prompt).text), _told_guidance(system, request)
     if guidance is not None and (request.negative or [part.weight for part in parts] != [1.0]):
         raise ReverieError("this latent consistency model is guided within; leave out the negative prompt and AND")
-    with inversion.apply(system, inversion.load_all(request.embeddings)) as words:
-        encoder = _Encoder(system, words, request.clip_skip, guidance)
+    inversions = inversions_of(request)
+    outputs = inversion.outputs(system, inversions)
+    with inversion.apply(system, inversions) as words:
+        encoder = _Encoder(system, words, outputs, request.clip_skip, guidance)
         guides = tuple(
             encoder.guide(part.text, part.weight, request.steps, after, positive, zero=False) for part in parts
         )
@@ -238,14 +252,37 @@ def _zeros(conditioning: Conditioning) -> Conditioning:
     return Conditioning(tokens * 0, None if pooled is None else pooled * 0, conditioning.sizes)
 
 
+def loras_of(request: SampledRequest) -> list[Adapter]:
+    """Return the LoRAs of a request, and those that its prompts name. Raises ReverieError where one is not found."""
+    return adapter_files.loras(request.loras, request.prompts, request.folders)
+
+
+def inversions_of(request: SampledRequest) -> tuple[Inversion, ...]:
+    """Read the textual inversions of a request, and those that its LoRAs bring with them."""
+    files = adapter_files.embeddings(request.embeddings, request.folders)
+    return inversion.load_all(files, [path for path, _, _ in loras_of(request)])
+
+
 @contextmanager
 def adapted(system: StableDiffusion, request: TextToImage) -> Iterator[None]:
     """Put the LoRAs of a request, and those that its prompt names, into a model for as long as the context lasts.
 
     Raises ReverieError, before anything is changed, where one is not found or does not fit.
     """
-    listed = [lora.parse(text) for text in request.loras]
-    tags = prompt.extract(request.prompt)[1]
-    named = [(lora.find(tag.name, [path.parent for path, _, _ in listed]), tag.unet, tag.text) for tag in tags]
-    with lora.apply(system, [*listed, *named]):
+    with lora.apply(system, loras_of(request)):
         yield
+
+
+def adapter_notes(system: StableDiffusion, request: SampledRequest) -> tuple[str, ...]:
+    """Say what of a request's adapters and of the tags in its prompts is not honoured, or is not what was recorded.
+
+    Raises ReverieError where one is not found or is for another family.
+    """
+    adapters = loras_of(request)
+    files = [*(path for path, _, _ in adapters), *adapter_files.embeddings(request.embeddings, request.folders)]
+    return (
+        *(note for text in request.prompts for note in extract(text).notes),
+        *lora.notes(system, adapters),
+        *(note for word in inversions_of(request) for note in word.notes),
+        *adapter_files.changed(files, dict(request.sums)),
+    )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from reverie.generate import prompt
+from reverie.requests.adapter_files import extract
 
 NESTING = 50  # deeper edits than anyone writes are text
 
@@ -81,7 +82,7 @@ def schedule(text: str, steps: int, after: int | None = None) -> tuple[Stage, ..
 
 def final_words(text: str, steps: int) -> str:
     """Return the words that a prompt ends with, bare of weights, brackets and tags; parts that repel are left out."""
-    ends = [schedule(part.text, steps)[-1].text for part in prompt.parts(prompt.extract(text)[0]) if part.weight > 0]
+    ends = [schedule(part.text, steps)[-1].text for part in prompt.parts(extract(text).text) if part.weight > 0]
     sections = ["".join(piece.text for piece in pieces) for end in ends for pieces in prompt.weigh(end)]
     return " ".join(" ".join(sections).split())
 

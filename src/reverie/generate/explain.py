@@ -21,11 +21,12 @@ from torch import Tensor
 from reverie.adapters import inversion
 from reverie.errors import ReverieError
 from reverie.generate import editing, prompt
-from reverie.generate.conditioning import Prompts, split
+from reverie.generate.conditioning import Prompts, inversions_of, split
 from reverie.generate.image import finished, passes, sized
-from reverie.generate.studio import opened
+from reverie.generate.picture_run import picture_run
 from reverie.media.overlay import words_sheet
 from reverie.models.layers import Attention, SpatialTransformer, TransformerBlock
+from reverie.requests.adapter_files import extract
 from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
 from reverie.tokenizer import END_OF_WORD, Tokenizer
@@ -135,13 +136,13 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
     Raises ReverieError where the request hands over to a refiner, whose attention is not watched.
     """
     if request.refiner is not None:
-        raise ReverieError("--explain cannot watch a refiner; leave out the refiner")
+        raise ReverieError("the attention of a refiner is not recorded; leave out the refiner")
     single = sized(system, request).only(0)
     words = list(_words(system, single))
-    with opened(system, single, None) as studio:
-        with recorded(system.unet, studio.passes[0].prompts) as recorder:
-            *_, (step, _) = passes(studio, [single])
-        (picture,) = finished(studio, [single], step)
+    with picture_run(system, single) as run:
+        with recorded(system.unet, run.passes[0].prompts) as recorder:
+            *_, (step, _) = passes(run, [single])
+        (picture,) = finished(run, [single], step)
     size = (step.x.shape[2], step.x.shape[3])
     return Explanation(picture, _joined(recorder, words, size))
 
@@ -166,8 +167,8 @@ def _joined(
 def _words(system: StableDiffusion, request: TextToImage) -> Iterator[tuple[int, int, str, int]]:
     """Name each token of a prompt: its part, its stage, the word it belongs to and its place among all tokens."""
     tokenizer = system.tokenizers[0]
-    with inversion.apply(system, inversion.load_all(request.embeddings)) as inverted:
-        for part, (text, _) in enumerate(prompt.parts(prompt.extract(request.prompt)[0])):
+    with inversion.apply(system, inversions_of(request)) as inverted:
+        for part, (text, _) in enumerate(prompt.parts(extract(request.prompt).text)):
             for stage, (_, said) in enumerate(editing.schedule(text, request.steps)):
                 for number, chunk in enumerate(split(prompt.weigh(said), tokenizer, inverted[0])):
                     for position, word in enumerate(spelled(tokenizer, chunk.ids)):

@@ -1,8 +1,8 @@
-"""The prompt syntax of AUTOMATIC1111: LoRA tags, parts joined by AND, weighted pieces between BREAKs.
+"""The prompt syntax of AUTOMATIC1111: parts joined by AND, weighted pieces between BREAKs.
 
-Nothing here is an error: what does not follow the syntax is text, as it is there. Its order is kept too: the tags of
-LoRAs are taken out first, then AND splits, then `editing.schedule` chooses the words of each step, then brackets weigh.
-The facts are those of AUTOMATIC1111/stable-diffusion-webui 1.10: modules/prompt_parser.py, modules/extra_networks.py.
+Nothing here is an error: what does not follow the syntax is text, as it is there. Its order is kept too: tags are taken
+out first (`requests.adapter_files`), then AND splits, then `editing.schedule` chooses the words of each step, then
+brackets weigh. The facts are those of AUTOMATIC1111/stable-diffusion-webui 1.10: modules/prompt_parser.py.
 """
 
 from __future__ import annotations
@@ -15,19 +15,10 @@ ROUND, SQUARE = 1.1, 1 / 1.1  # what a pair of round or square brackets multipli
 NESTING = 100  # brackets deeper than anyone writes weigh nothing, which bounds the time that weighing takes
 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
-_TAG = re.compile(r"<(?:lora|lyco):([^:<>]+)((?::[^:<>]*)*)>")
 _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$")
 _BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _ATTENTION = re.compile(rf"\\[()\[\]\\]?|[()\[\]]|:\s*({_NUMBER})\s*\)|[^\\()\[\]:]+|:")
-
-
-class LoraTag(NamedTuple):
-    """Name a LoRA with its weights for the text encoders and the U-Net: `<lora:name:text:unet>`."""
-
-    name: str
-    text: float
-    unet: float
 
 
 class Part(NamedTuple):
@@ -42,32 +33,6 @@ class Piece(NamedTuple):
 
     text: str
     weight: float
-
-
-def extract(prompt: str) -> tuple[str, tuple[LoraTag, ...]]:
-    """Take the tags of LoRAs out of a prompt; a tag whose weights are not numbers stays text."""
-    tags = []
-
-    def take(match: re.Match[str]) -> str:
-        tag = _tag(match[1], match[2].split(":")[1:])
-        if tag is None:
-            return match[0]
-        tags.append(tag)
-        return ""
-
-    return _TAG.sub(take, prompt), tuple(tags)
-
-
-def _tag(name: str, arguments: list[str]) -> LoraTag | None:
-    """Read `text:unet`, either of which may be named: `te=0.5`, `unet=1`. One number stands for both."""
-    named = dict(argument.split("=", 1) for argument in arguments if "=" in argument)
-    plain = [argument for argument in arguments if "=" not in argument]
-    try:
-        first = float(plain[0]) if plain else 1.0
-        text = float(named.get("te", first))
-        return LoraTag(name.strip(), text, float(named.get("unet", plain[1] if len(plain) > 1 else text)))
-    except ValueError:
-        return None
 
 
 def parts(prompt: str) -> tuple[Part, ...]:

@@ -96,13 +96,19 @@ def _guided(
     Guidance of 1 asks nothing of the negative prompt, nor does a model that is told the guidance: the U-Net is then
     run once a step instead of twice.
     """
-    nothing, something = negative.repeat(rows), _joined(positive, rows)
+    nothing, something = _marked(negative.repeat(rows), 0.0), _marked(_joined(positive, rows), 1.0)
     if something.guidance is not None or (guidance == 1 and tuple(weights) == (1.0,)):
         return bind(something)
     mix = rescaled(guidance, rescale) if rescale else linear(guidance)
     if nothing.tokens.shape[1] == something.tokens.shape[1]:
         return guided(together(bind(nothing.cat(something)), weights), mix)
     return guided(apart(bind(nothing), bind(something), weights), mix)
+
+
+def _marked(conditioning: Conditioning, prompted: float) -> Conditioning:
+    """Mark rows as those to go towards or to keep away from, which some ControlNets tell apart."""
+    tokens = conditioning.tokens
+    return replace(conditioning, prompted=tokens.new_full((len(tokens),), prompted))
 
 
 def _joined(parts: Sequence[Conditioning], rows: int) -> Conditioning:

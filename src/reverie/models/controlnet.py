@@ -1,30 +1,41 @@
 """ControlNet: a copy of the U-Net's encoder that adds the features of edges, depth or a pose to the U-Net.
 
-Source: Zhang et al. 2023, "Adding Conditional Control to Text-to-Image Diffusion Models", arXiv 2302.05543. The
-parameters are named as in diffusers' `ControlNetModel`.
+Source: Zhang et al. 2302.05543. A union ControlNet (xinsir's for SDXL) is one for several kinds of pictures, and is
+told which. The parameters are named as in diffusers' `ControlNetModel` and `ControlNetUnionModel`.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
+from reverie.models.layers import TimestepEmbedding, timestep_embedding
 from reverie.models.unet import UNETS, DownPath, UNetConfig
 
 
 @dataclass(frozen=True)
 class ControlNetConfig:
-    """Describe a ControlNet: the U-Net that it is half of, and the widths that a hint passes on its way to latents."""
+    """Describe a ControlNet: the U-Net that it is half of, and the widths that a hint passes on its way to latents.
+
+    One that is `pooled` (shuffle) answers with the mean of each channel, for the prompted half of guidance alone. A
+    union knows `kinds` kinds of pictures; other ControlNets are of one kind and know none.
+    """
 
     unet: UNetConfig
     hint_channels: int = 3
     hint_widths: tuple[int, ...] = (16, 32, 96, 256)
+    pooled: bool = False
+    kinds: int = 0
+    fusing_heads: int = 8
+    fusing_layers: int = 1
 
     @property
     def factor(self) -> int:
@@ -54,6 +65,33 @@ class HintEmbedding(nn.Module):
         return self.conv_out(x)
 
 
+class QuickGELU(nn.Module):
+    """Approximate the GELU by x sigmoid(1.702 x) (Hendrycks and Gimpel 1606.08415)."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class FusingBlock(nn.Module):
+    """Let the means of hint and latents attend to each other, as CLIP's layers do.
+
+    As in ComfyUI (comfy/cldm/cldm.py). In xinsir's code and diffusers it is the pictures of a batch that attend to each
+    other, and so would change with it.
+    """
+
+    def __init__(self, dim: int, heads: int):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(dim, heads, batch_first=True)
+        self.ln_1, self.ln_2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
+        parts = {"c_fc": nn.Linear(dim, 4 * dim), "gelu": QuickGELU(), "c_proj": nn.Linear(4 * dim, dim)}
+        self.mlp = nn.Sequential(OrderedDict(parts))
+
+    def forward(self, x: Float[Tensor, "b n d"]) -> Float[Tensor, "b n d"]:
+        normed = self.ln_1(x)
+        x = x + self.attn(normed, normed, normed, need_weights=False)[0]
+        return x + self.mlp(self.ln_2(x))
+
+
 class ControlNet(DownPath):
     """Answer a hint with what is to be added to the outputs of the U-Net's way down and of its middle."""
 
@@ -66,6 +104,15 @@ class ControlNet(DownPath):
         outputs = [widths[0], *(width for width in widths for _ in range(layers + 1))][:-1]
         self.controlnet_down_blocks = nn.ModuleList(_silent(nn.Conv2d(width, width, 1)) for width in outputs)
         self.controlnet_mid_block = _silent(nn.Conv2d(widths[-1], widths[-1], 1))
+        if config.kinds:
+            width, size_width = widths[0], config.unet.addition_time_embed_dim or widths[0]
+            self.task_embedding = nn.Parameter(torch.randn(config.kinds, width) * width**-0.5)
+            blocks = (FusingBlock(width, config.fusing_heads) for _ in range(config.fusing_layers))
+            self.transformer_layes = nn.ModuleList(blocks)  # spelled so in every file
+            self.spatial_ch_projs = nn.Linear(width, width)
+            nn.init.zeros_(self.spatial_ch_projs.weight)
+            nn.init.zeros_(self.spatial_ch_projs.bias)
+            self.control_add_embedding = TimestepEmbedding(size_width * config.kinds, 4 * width)
 
     def embed_hint(self, hint: Float[Tensor, "b c hf wf"]) -> Float[Tensor, "b d h w"]:
         """Embed hints in [0, 1] once for all steps. Raises `ReverieError` for sides that are not whole latents."""
@@ -82,13 +129,37 @@ class ControlNet(DownPath):
         hint: Float[Tensor, "b e h w"],
         pooled: Float[Tensor, "b p"] | None = None,
         sizes: Num[Tensor, "b s"] | None = None,
+        kind: int | None = None,
     ) -> list[Tensor]:
-        """Return the `residuals` of `UNet.forward`, which takes the same arguments but for `hint`, of `embed_hint`."""
+        """Return the `residuals` of `UNet.forward`, which takes the same arguments but for `hint`, of `embed_hint`.
+
+        A union takes the `kind` of picture that the hint is of, too.
+        """
         self._check(x, context)
-        emb = self._embed(t, pooled, sizes)
-        skips, middle = self.descend(self.conv_in(x) + hint, emb, context)
+        emb, h = self._embed(t, pooled, sizes), self.conv_in(x)
+        if self.control.kinds:
+            emb, hint = emb + self._kind_embedding(kind), hint + self._shift(h, hint, kind)
+        skips, middle = self.descend(h + hint, emb, context)
         added = [conv(skip) for conv, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
-        return [*added, self.controlnet_mid_block(middle)]
+        added.append(self.controlnet_mid_block(middle))
+        if self.control.pooled:
+            return [residual.mean((2, 3), keepdim=True).expand_as(residual) for residual in added]
+        return added
+
+    def _kind_embedding(self, kind: int | None) -> Float[Tensor, "1 e"]:
+        """Embed which kinds of pictures are given, as a row of noughts and a one."""
+        if kind is None or not 0 <= kind < self.control.kinds:
+            raise ReverieError(f"this union ControlNet knows {self.control.kinds} kinds of pictures; kind is {kind}")
+        given = F.one_hot(torch.tensor(kind), self.control.kinds).to(self.task_embedding.device)
+        width = self.control.unet.addition_time_embed_dim or self.control.unet.block_out_channels[0]
+        return self.control_add_embedding(timestep_embedding(given, width).reshape(1, -1))
+
+    def _shift(self, h: Tensor, hint: Tensor, kind: int | None) -> Float[Tensor, "b d 1 1"]:
+        """Return what is added to each channel of a hint, told from the means of hint and latents."""
+        means = torch.stack([hint.mean((2, 3)) + self.task_embedding[kind], h.mean((2, 3))], dim=1)
+        for layer in self.transformer_layes:
+            means = layer(means)
+        return self.spatial_ch_projs(means[:, 0])[..., None, None]
 
 
 def _silent(conv: nn.Conv2d) -> nn.Conv2d:

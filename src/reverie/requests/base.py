@@ -5,13 +5,15 @@ from __future__ import annotations
 import difflib
 import json
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
 from reverie.errors import ReverieError
+from reverie.requests import adapter_files
 
 # torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
@@ -178,6 +180,10 @@ def _seed_or_random(seed: object) -> object:
     return random_seed() if seed is None or (isinstance(seed, int) and seed == RANDOM_SEED) else seed
 
 
+def _pairs(given: object) -> object:
+    return tuple(given.items()) if isinstance(given, dict) else given
+
+
 class SampledRequest(Request):
     """A request that a sampler carries out; `seed` is drawn at random where it is None or -1."""
 
@@ -212,10 +218,16 @@ class SampledRequest(Request):
         default=1, ge=1, le=12, description="1 reads the text encoder's usual layer, 2 the one before, ..."
     )
     loras: tuple[str, ...] = Field(
-        default=(), description="LoRA files, each FILE, FILE:weight or FILE:text weight:U-Net weight"
+        default=(), description="LoRA files, or names, each FILE, FILE:weight or FILE:text weight:U-Net weight"
     )
     embeddings: tuple[str, ...] = Field(
         default=(), description="textual inversions, named in the prompt by their files' names, or folders of them"
+    )
+    folders: tuple[str, ...] = Field(
+        default=(), description="where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR"
+    )
+    sums: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)] = Field(
+        default=(), description="SHA-256 of LoRAs and embeddings by name, as recorded; other content is noted"
     )
 
     @model_validator(mode="after")
@@ -227,6 +239,22 @@ class SampledRequest(Request):
                 field="guidance_interval",
             )
         return self
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Return the texts to go towards, in which LoRAs may be named."""
+        return ()
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """Return the texts to keep away from."""
+        return (self.negative,)
+
+    def recorded(self) -> dict[str, Any]:
+        """Return what metadata holds of the request: its files, adapters too, by name and SHA-256."""
+        data = super().recorded()
+        listed = {name: data.pop(name) for name in ("loras", "embeddings", "folders")}
+        return data | adapter_files.record(listed, self.prompts, self.negatives, dict(data.pop("sums")))
 
     def shared(self) -> dict[str, Any]:
         """Return the fields that every sampled request has, to ask for another with."""
@@ -244,3 +272,16 @@ def check_strength(steps: int, strength: float) -> None:
         raise ReverieError(
             f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:.3g}", field="strength"
         )
+
+
+def files_of(value: object) -> Iterator[Path]:
+    """Yield the files that a request, or a part of one, names: pictures, sounds, films, models."""
+    if isinstance(value, Path):
+        yield value
+    elif isinstance(value, BaseModel):
+        if isinstance(path := getattr(value, "path", None), str):
+            yield Path(path)
+        yield from files_of(list(dict(value).values()))
+    elif isinstance(value, list | tuple):
+        for part in value:
+            yield from files_of(part)

@@ -123,6 +123,16 @@ class Animation(SampledRequest):
             )
         return self
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Return the keyframes' prompts."""
+        return tuple(keyframe.prompt for keyframe in self.keyframes)
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """Return the film's negative prompt and those of keyframes."""
+        return (self.negative, *(keyframe.negative or "" for keyframe in self.keyframes))
+
     def _check_times(self) -> None:
         times = [keyframe.time for keyframe in self.keyframes]
         if self.frames is not None and self.seconds is not None:

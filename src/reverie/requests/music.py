@@ -125,6 +125,16 @@ class Music(SampledRequest):
             check_strength(self.steps, strength)
 
     @property
+    def prompts(self) -> tuple[str, ...]:
+        """Return the prompts of all stops."""
+        return (self.prompt, *(stop.prompt for stop in self.to))
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """Return the negative prompts of all stops."""
+        return (self.negative, *(stop.negative or "" for stop in self.to))
+
+    @property
     def place(self) -> float:
         """Return how far the music is on the way through its stops, where it does not walk."""
         return self.alpha or 0.0

@@ -33,6 +33,8 @@ class SampledOptions(TypedDict, total=False):
     clip_skip: int
     loras: Sequence[str]
     embeddings: Sequence[str]
+    folders: Sequence[str]
+    sums: Sequence[tuple[str, str]]
 
 
 class TextToImageOptions(SampledOptions, total=False):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
@@ -69,17 +69,26 @@ class Refiner(Frozen):
     switch: Strength = 0.8
 
 
+ControlKind = Literal["openpose", "depth", "softedge", "canny", "normal", "segment", "tile", "repaint"]
+CONTROL_KINDS: tuple[str, ...] = get_args(ControlKind)
+"""What a union ControlNet calls kinds of pictures, in the order of its weights; the first one knows six of them."""
+
+
 class ControlInput(Frozen):
-    """Ask for a ControlNet (`model`: its folder or file) to lead by a picture, between two fractions of the way."""
+    """Ask for a ControlNet (`model`: its folder or file) to lead by a picture, between two fractions of the way.
+
+    `kind` says what the picture is of to a union ControlNet, which knows several.
+    """
 
     part: ClassVar[str] = "control "
 
     model: str = Field(min_length=1)
     image: Picture
-    weight: float = Field(default=1.0, ge=0, le=2)
+    weight: float = Field(default=1.0, ge=0)
     start: Fraction = 0.0
     end: Fraction = 1.0
     preprocessor: Preprocessor = "none"
+    kind: ControlKind | None = None
 
     @model_validator(mode="after")
     def _check(self) -> Self:

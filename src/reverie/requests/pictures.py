@@ -60,6 +60,11 @@ class TextToImage(SampledRequest):
             check_strength(self.hires.steps or self.steps, self.hires.strength)
         return self
 
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """Return the prompt alone."""
+        return (self.prompt,)
+
     def only(self, index: int) -> Self:
         """Return the request for picture `index` of the `count` alone."""
         if self.variation is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from PIL import Image
@@ -22,11 +23,16 @@ def read_record(file: Image.Image | str | Path) -> Record:
     """
     own = read_own(_texts(file))
     if own is not None:
-        return own
+        return own if isinstance(file, Image.Image) else replace(own, request=_beside(own.request, Path(file)))
     if not isinstance(file, Image.Image) and Path(file).suffix.lower() in SOUNDS:
         raise ReverieError(f"'{file}' holds no request of reverie's; give a sound that `reverie music` wrote")
     reading = read_foreign(file)
     return Record(reading.request, reading.model, reading.not_honoured)
+
+
+def _beside(request: SampledRequest, file: Path) -> SampledRequest:
+    """Let the adapters of a record be looked for beside the file that carries it."""
+    return request.replace(folders=(str(file.absolute().parent),)) if request.sums else request
 
 
 def from_metadata(file: Image.Image | str | Path) -> SampledRequest:

@@ -19,7 +19,7 @@ OPTIONS = ("seed", "image", "guidance", "strength", "negative", "easing")
 """What a keyframe's text may say after its prompt: `@seed 3`."""
 
 FILES = ("audio", "init_video")
-LISTS_OF_FILES = ("loras", "embeddings")
+LISTS_OF_FILES = ("loras", "embeddings", "folders")
 LARGEST = 64 * 1024**2  # bytes of a storyboard, whose pictures may stand in it as data URLs
 
 _TIME = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*s\s*:")

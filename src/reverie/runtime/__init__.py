@@ -4,4 +4,4 @@ from reverie.runtime.int8 import quantize
 from reverie.runtime.kernels import native
 from reverie.runtime.transform import is_packed, limit_threads, pack, pack_after, spare_threads, unpack
 
-__all__ = ["limit_threads", "native", "pack", "pack_after", "is_packed", "quantize", "spare_threads", "unpack"]
+__all__ = ["is_packed", "limit_threads", "native", "pack", "pack_after", "quantize", "spare_threads", "unpack"]

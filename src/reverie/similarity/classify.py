@@ -18,7 +18,10 @@ from torch import Tensor
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.media.charts import colour_of, heat_map
+from reverie.progress import Progress
 from reverie.similarity.templates import fill_template
+
+TEXTS_AT_ONCE = 2048  # tokens of so many are held together; thousands of labels in 80 templates are many more
 
 
 @dataclass(frozen=True, eq=False)
@@ -144,15 +147,14 @@ class Guesses:
         return f"<table><caption>{escape(self.picture)}</caption>{rows}</table>"
 
 
-class Embedded(NamedTuple):
-    """Tell how many of all labels are embedded; `rows` are those of the latest."""
+@dataclass(frozen=True, eq=False)
+class EmbeddedLabels(Progress):
+    """How many of all labels are embedded; `rows` are those of the latest."""
 
-    done: int
-    total: int
     rows: Float[Tensor, "n d"]
 
 
-def embed_labels(clip: LabelEmbedder, labels: Sequence[str], templates: Sequence[str]) -> Iterator[Embedded]:
+def embed_labels(clip: LabelEmbedder, labels: Sequence[str], templates: Sequence[str]) -> Iterator[EmbeddedLabels]:
     """Embed labels, some at a time: the normalised mean of a label's normalised embeddings in all templates.
 
     Raises ReverieError where a template has no place for a label, or there is none of them.
@@ -166,7 +168,7 @@ def embed_labels(clip: LabelEmbedder, labels: Sequence[str], templates: Sequence
         some = labels[start : start + step]
         texts = [fill_template(template, label) for label in some for template in templates]
         rows = clip.embed_texts(texts).unflatten(0, (len(some), len(templates))).mean(1)
-        yield Embedded(start + len(some), len(labels), F.normalize(rows, dim=-1))
+        yield EmbeddedLabels(start + len(some), len(labels), "labels", F.normalize(rows, dim=-1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,6 +18,7 @@ from torch import Tensor
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, reason_of
+from reverie.progress import Progress
 from reverie.similarity.index import HEADER, Index, IndexEntry, IndexHeader, IndexWriter, compact, open_index
 from reverie.similarity.sources import PicturePlace, Skipped, base_of, find_places, read_place
 
@@ -39,11 +40,9 @@ class Embedder(Protocol):
 
 
 @dataclass(frozen=True)
-class UpdateProgress:
-    """Tell how far an update is; `added` counts new and changed pictures, `kept` what needed no work."""
+class IndexUpdate(Progress):
+    """How far an update is; `added` counts new and changed pictures, `kept` what needed no work."""
 
-    done: int
-    total: int
     added: int
     kept: int
     gone: int
@@ -53,7 +52,7 @@ class UpdateProgress:
 
 def update(
     folder: str | Path, source: str | Path, clip: Embedder, *, batch: int = 32, workers: int = 2
-) -> Iterator[UpdateProgress]:
+) -> Iterator[IndexUpdate]:
     """Bring an index up to date with a folder of pictures or shards, made where there is none yet.
 
     Embeds what is new or changed, `batch` at a time while `workers` threads decode what follows; forgets what is gone;
@@ -71,7 +70,7 @@ def update(
         gone = _missing_names(index, places, damaged)
         writer = IndexWriter(folder, index.header)
         writer.forget(gone)
-        progress = UpdateProgress(0, len(wanted), 0, len(places) - len(wanted), len(gone), tuple(damaged))
+        progress = IndexUpdate(0, len(wanted), "pictures", 0, len(places) - len(wanted), len(gone), tuple(damaged))
         yield progress
         for entries, rows in _embed(clip, base_of(source), wanted, batch, workers):
             writer.add(entries, [rows])

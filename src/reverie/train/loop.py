@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
-from reverie.train.log import Event, Log, Meter, Silent
+from reverie.train.log import Log, Meter, Silent, TrainingStep
 from reverie.train.parallel import is_first, process_group, sum_gradients
 
 
@@ -278,7 +278,9 @@ def _optimiser(
     )
 
 
-def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, resume: bool = False) -> Iterator[Event]:
+def train(
+    build: Callable[[], Objective], settings: RunSettings, out: Path, *, resume: bool = False
+) -> Iterator[TrainingStep]:
     """Run the loop, yielding an event every `log_every` steps; write checkpoints, samples and at last the export.
 
     Of several processes that torchrun started only the first writes and yields; all read the same checkpoint. Raises
@@ -301,7 +303,7 @@ def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, r
                 learner.objective.export(out / "export")
 
 
-def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterator[Event]:
+def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterator[TrainingStep]:
     """Take the steps from `start` on."""
     settings = learner.settings
     meter = Meter(settings.steps)
@@ -323,8 +325,8 @@ def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterat
 
 def save_checkpoint(path: Path, step: int, learner: Learner) -> None:
     """Write the state after `step` steps: `path` is whole at any moment, also after a power cut."""
-    with atomic_write(path, sync=True) as temporary:
-        torch.save({"step": step, **learner.state_dict()}, temporary)
+    with atomic_write(path, sync=True) as temporary, temporary.open("wb") as file:
+        torch.save({"step": step, **learner.state_dict()}, file)
 
 
 def load_checkpoint(path: Path, learner: Learner) -> int:

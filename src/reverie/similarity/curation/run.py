@@ -21,7 +21,8 @@ from jaxtyping import Bool, Float
 
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, write_text
-from reverie.similarity.curation.measure import Measuring, Scoring, load_scoring, read_measured
+from reverie.progress import Progress
+from reverie.similarity.curation.measure import Measuring, Scoring, read_measured
 from reverie.similarity.curation.report import HISTOGRAMS, Curated, Histogram, write_report
 from reverie.similarity.curation.rules import DUPLICATE, Measurement, Rules, reason_to_drop
 from reverie.similarity.curation.samples import Message, Sample, Spread, find_shards, here, read_samples, write_samples
@@ -116,12 +117,10 @@ COMMONEST = 1000  # words that the report keeps
 
 
 @dataclass(frozen=True)
-class CurationProgress:
-    """Tell how far a step is, in shards; the last event has the outcome."""
+class CurationStep(Progress):
+    """How far a step is, in shards; the last event has the outcome."""
 
     step: str
-    done: int
-    total: int
     outcome: Curated | None = field(repr=False, default=None)
 
 
@@ -132,7 +131,7 @@ def curate(
     *,
     scoring: Scoring = Scoring(),
     spread: Spread = here,
-) -> Iterator[CurationProgress]:
+) -> Iterator[CurationStep]:
     """Write what is worth keeping of a folder of shards into another folder, with a report of what went and why.
 
     `folder` gets NAME.tar with the samples kept, as they were, NAME.jsonl with a line on every sample, and report.html
@@ -151,29 +150,29 @@ def curate(
 
 def _steps(
     folder: Path, shards: Sequence[str], rules: Rules, scored: Scoring | None, identity: str, spread: Spread
-) -> Iterator[CurationProgress]:
+) -> Iterator[CurationStep]:
     """Measure, judge and write."""
     measuring = Measuring(folder / MEASURED, scored and replace(scored), identity)  # without the loaded weights
     damaged: dict[str, str] = {}
-    yield CurationProgress("measuring", 0, len(shards))
+    yield CurationStep(0, len(shards), "shards", "measuring")
     for done, message in enumerate(spread(measuring, shards), 1):
         if message["damage"]:
             damaged[Path(message["shard"]).name] = message["damage"]
-        yield CurationProgress("measuring", done, len(shards))
+        yield CurationStep(done, len(shards), "shards", "measuring")
     outcome = replace(_judge(folder, shards, rules), damaged=dict(sorted(damaged.items())), model=identity)
     words: tuple[Counter[str], Counter[str]] = Counter(), Counter()
-    yield CurationProgress("writing", 0, len(shards))
+    yield CurationStep(0, len(shards), "shards", "writing")
     for done, message in enumerate(spread(Keeping(folder), shards), 1):
         words[0].update(message["words_all"])
         words[1].update(message["words_kept"])
-        yield CurationProgress("writing", done, len(shards))
+        yield CurationStep(done, len(shards), "shards", "writing")
     outcome = replace(
         outcome,
         distinct_words=(len(words[0]), len(words[1])),
         words=tuple((word, count, words[1][word]) for word, count in _commonest(words[0])),
     )
     write_report(folder, outcome)
-    yield CurationProgress("done", len(shards), len(shards), outcome)
+    yield CurationStep(len(shards), len(shards), "shards", "done", outcome)
 
 
 def _judge(folder: Path, shards: Sequence[str], rules: Rules) -> Curated:

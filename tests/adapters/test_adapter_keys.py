@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from reverie.adapters import lora
-from reverie.adapters.lora_keys import group, targets
+from reverie.checkpoints.adapter_keys import canonical, group, targets
 from reverie.checkpoints.compvis import places, unet
 from reverie.models.unet import UNETS, UNet
 from reverie.pipeline import Pipeline
@@ -92,13 +92,51 @@ def test_attention_processors(tiny: Pipeline, write: Callable[..., Path]) -> Non
 
 
 def test_one_encoder_is_the_first(tiny: Pipeline, tiny_xl: Pipeline) -> None:
-    layer = "text_model_encoder_layers_0_mlp_fc1"
+    layer = "encoder_layers_0_mlp_fc1"
+    one, two = targets(tiny.unet, tiny.text_encoders), targets(tiny_xl.unet, tiny_xl.text_encoders)
     for prefix in ("lora_te_", "lora_te1_"):
-        found, unknown = group([f"{prefix}{layer}.alpha"])
-        assert (list(found), unknown) == ([f"te1_{layer}"], [])
-        assert targets(tiny)[f"te1_{layer}"].text
-    assert "te2_" + layer in targets(tiny_xl)
-    assert "te2_" + layer not in targets(tiny)
+        found, unknown = group([f"{prefix}text_model_{layer}.alpha"])
+        assert ([canonical(name) for name in found], unknown) == ([f"te1 {layer}"], [])
+    assert one[f"te1 {layer}"].network == "te1"
+    assert f"te2 {layer}" in two
+    assert f"te2 {layer}" not in one
+
+
+def test_prefixes_of_programs() -> None:
+    """ComfyUI 0.3.64 (comfy/lora.py), OneTrainer 23df383 (modules/model: lora_text_encoders), SimpleTuner bc8e6ab,
+    sd-scripts 48d368f (networks/oft.py), diffusers 0.15 (loaders.py: text_encoder_lora_state_dict)."""
+    layer = "encoder_layers_3_self_attn_q_proj"
+    same = {
+        "unet mid_block_attentions_0_proj_in": (
+            "lora_unet_mid_block_attentions_0_proj_in",
+            "lycoris_mid_block_attentions_0_proj_in",
+            "oft_unet_mid_block_attentions_0_proj_in",
+            "base_model.model.mid_block.attentions.0.proj_in",
+            "base_model.model.unet.mid_block.attentions.0.proj_in",
+            "unet._orig_mod.mid_block.attentions.0.proj_in",
+        ),
+        "unet middle_block_1_proj_in": ("diffusion_model.middle_block.1.proj_in", "lora_unet_middle_block_1_proj_in"),
+        f"te1 {layer}": (
+            "lora_te_text_model_" + layer,
+            "text_encoder.encoder.layers.3.self_attn.q_proj",
+            "text_encoder.text_model.encoder.layers.3.self_attn.q_proj",
+            "text_encoder.text_model.encoder.layers.3.self_attn.to_q",
+            "text_encoders.clip_l.transformer.text_model.encoder.layers.3.self_attn.q_proj",
+            "text_encoders.clip_h.transformer.text_model.encoder.layers.3.self_attn.q_proj",
+            "base_model.model.text_model.encoder.layers.3.self_attn.q_proj",
+            "base_model.model.encoder.layers.3.self_attn.q_proj",
+            "lycoris_text_model_" + layer,
+        ),
+        f"te2 {layer}": (
+            "text_encoder_2.text_model.encoder.layers.3.self_attn.q_proj",
+            "text_encoders.clip_g.transformer.text_model.encoder.layers.3.self_attn.q_proj",
+            "lora_te2_text_model_" + layer,
+        ),
+        "te1 encoder_layers_3_self_attn_out_proj": ("text_encoder.text_model.encoder.layers.3.self_attn.to_out",),
+    }
+    assert {name: canonical(name) for names in same.values() for name in names} == {
+        name: wanted for wanted, names in same.items() for name in names
+    }
 
 
 def test_official_names() -> None:
@@ -137,10 +175,15 @@ def test_no_two_layers_share_a_name(tiny_xl: Pipeline) -> None:
     modules = [name for name, module in tiny_xl.unet.named_modules() if hasattr(module, "weight")]
     flat = {name.replace(".", "_") for name in modules}
     assert len(flat) == len(modules)
-    known = targets(tiny_xl)
-    ours = {name for name in known if name.startswith("unet_")}
-    assert {known["unet_" + name.replace(".", "_")].module for name in modules} == {known[name].module for name in ours}
+    known = targets(tiny_xl.unet, tiny_xl.text_encoders)
+    ours = {name for name in known if name.startswith("unet ")}
+    assert {known["unet " + name.replace(".", "_")].module for name in modules} == {known[name].module for name in ours}
 
 
-def test_unknown_roles_are_listed() -> None:
-    assert group(["lora_unet_x.what", "y"]) == ({}, ["lora_unet_x.what", "y"])
+def test_unknown_parts_are_listed() -> None:
+    """A weight is an (IA)3 only where it is said on which side it acts, as LyCORIS' always do."""
+    assert group(["lora_unet_x.what", "y", "unet.x.weight"]) == ({}, ["lora_unet_x.what", "y", "unet.x.weight"])
+    assert group(["lora_unet_x.weight", "lora_unet_x.on_input", "bundle_emb.cat.clip_l"]) == (
+        {"lora_unet_x": {"ia3": "lora_unet_x.weight", "on_input": "lora_unet_x.on_input"}},
+        [],
+    )
