@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, write_text
 from reverie.progress import Progress
-from reverie.similarity.curation.measure import Measuring, Scoring, read_measured
+from reverie.similarity.curation.measure import Measuring, Scoring, load_scoring, read_measured
 from reverie.similarity.curation.report import HISTOGRAMS, Curated, Histogram, write_report
 from reverie.similarity.curation.rules import DUPLICATE, Measurement, Rules, reason_to_drop
 from reverie.similarity.curation.samples import Message, Sample, Spread, find_shards, here, read_samples, write_samples
