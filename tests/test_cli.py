@@ -18,7 +18,6 @@ from PIL import Image, ImageChops
 import reverie
 from reverie.cli import data, progress
 from reverie.cli.app import run
-from reverie.cli.ask import SIZES, AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.jobs.outputs import numbered, slug
 from reverie.pipeline import Pipeline
@@ -188,12 +187,6 @@ def test_name_and_seed_are_chosen_and_told(
     told = json.loads(capsys.readouterr().out)
     assert told["files"] == [f"一只熊-a-bear-{told['seeds'][0]}.png"]
     assert Path(told["files"][0]).is_file()
-
-
-def test_every_field_of_the_request_has_an_option() -> None:
-    options = BasicOptions.__dataclass_fields__.keys() - {"size"} | {"prompt"}
-    asked = ask({}, InitOptions(), AdapterOptions(), FurtherOptions()).model_fields_set | SIZES
-    assert options | {"width", "height"} | asked == set(TextToImage.model_fields)
 
 
 @pytest.mark.usefixtures("unloadable")

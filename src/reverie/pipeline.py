@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -28,20 +28,22 @@ from reverie.music.film import frames as film_frames
 from reverie.music.sections import Recording
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.music_options import MusicOptions
-from reverie.requests.options import (
-    ImageToImageOptions,
-    InpaintOptions,
-    OutpaintOptions,
-    PictureLike,
-    TextToImageOptions,
-)
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.runtime import is_packed
 from reverie.runtime.compiled import is_compiled
 from reverie.runtime.offload import offloader_of
 from reverie.similarity.embed import Clip, Ranking, load_clip, rivals
 from reverie.system import StableDiffusion
+
+if TYPE_CHECKING:
+    from reverie.requests.options import (
+        ImageToImageOptions,
+        InpaintOptions,
+        MusicOptions,
+        OutpaintOptions,
+        PictureLike,
+        TextToImageOptions,
+    )
 
 Event = TypeVar("Event", PictureStep, player.MusicStep)
 
@@ -54,9 +56,16 @@ class Pipeline(StableDiffusion):
     range. Each picture's `.info` holds the request that makes it alone.
     """
 
-    def text_to_image(self, prompt: str = "", **options: Unpack[TextToImageOptions]) -> list[Image.Image]:
-        """Draw pictures of a prompt; the options are the fields of `TextToImage`."""
-        return self.draw(TextToImage.of({"prompt": prompt, **options}))
+    def text_to_image(
+        self, prompt: str | Sequence[str] = "", **options: Unpack[TextToImageOptions]
+    ) -> list[Image.Image]:
+        """Draw pictures of a prompt, or of each of several in order; the options are the fields of `TextToImage`.
+
+        With a seed, every prompt is drawn from that same seed. Every prompt is checked before any is drawn.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        requests = [TextToImage.of({"prompt": one, **options}) for one in prompts]
+        return [picture for request in requests for picture in self.draw(request)]
 
     def image_to_image(
         self, prompt: str, init: PictureLike, **options: Unpack[ImageToImageOptions]

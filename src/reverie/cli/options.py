@@ -41,6 +41,7 @@ def parse_time(text: str | None) -> float | None:
 
 Whole = Annotated[int, Parameter(converter=_whole)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Json = Annotated[bool, Parameter("--json", negative=(), show_default=False)]
 Output = Annotated[Path, Parameter(("--output", "-o"))]
 

@@ -58,7 +58,7 @@ class FilmJob:
             video.check(output, self.request.fps)
         check_outputs(self.outputs, self.request, no_clobber=self.no_clobber)
         if self.request.init_video is not None:
-            footage.read(self.request.init_video)
+            footage.read(self.request.init_video.file())
 
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`.
@@ -70,7 +70,7 @@ class FilmJob:
         if self.request.audio is not None:
             from reverie.media import sound  # brings soundfile
 
-            heard = sound.read(self.request.audio)
+            heard = sound.read(self.request.audio.file())
             silent = [output for output in self.outputs if not video.holds_sound(output)]
             yield from (Note(f"'{it}' moves to the sound but cannot hold it; .mp4 and .webm can") for it in silent)
         watch = Stopwatch()

@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from reverie.errors import ReverieError
 from reverie.files import atomic_write
-from reverie.media.decoding import DAMAGED, decode, to_rgb
+from reverie.media.decoding import DAMAGED, Encoded, decode, to_rgb
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side: libjpeg's and libwebp's limits
@@ -108,7 +108,7 @@ def read_texts(picture: Image.Image) -> dict[str, str]:
     return texts
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_picture(path: Encoded) -> Image.Image:
     """Read a picture file, upright, with its texts in `.info`. Raises ReverieError where it is none or damaged."""
     picture = decode(path)
     with suppress(*DAMAGED):  # EXIF of other programs
