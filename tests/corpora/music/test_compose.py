@@ -10,7 +10,7 @@ import pytest
 from reverie.corpora.music.clips import clip_at
 from reverie.corpora.music.compose import compose
 from reverie.corpora.music.instruments import INSTRUMENTS
-from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, MusicClip, Note
+from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, MusicClip, ScoreNote
 from reverie.corpora.music.theory import SCALES
 
 # The chords of four bars, by hand, in C major and A minor: any of them may have been chosen.
@@ -26,7 +26,7 @@ CLASSES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "#": 8, "A": 9, "B": 11}
 CLIPS = [clip_at(21, index) for index in range(80)]
 
 
-def of_part(clip: MusicClip, part: str) -> list[Note]:
+def of_part(clip: MusicClip, part: str) -> list[ScoreNote]:
     return [note for note in clip.notes if note.part == part]
 
 

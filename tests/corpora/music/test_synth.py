@@ -13,7 +13,7 @@ from reverie.corpora.music import fluidsynth
 from reverie.corpora.music.clips import KEYS, TEMPOS, clip_at
 from reverie.corpora.music.compose import compose
 from reverie.corpora.music.instruments import INSTRUMENTS
-from reverie.corpora.music.score import LEAD, MusicClip, Note
+from reverie.corpora.music.score import LEAD, MusicClip, ScoreNote
 from reverie.corpora.music.styles import STYLES
 from reverie.corpora.music.synth import RATE, SECONDS, render
 from reverie.errors import ReverieError
@@ -73,7 +73,7 @@ def test_a_clip_sounds_the_same_whatever_was_played_before() -> None:
 @pytest.mark.parametrize("pitch", [57, 69])
 def test_pitches(rate: int, pitch: int) -> None:
     """The A below middle C, and the one above it, which is 440 Hz: the strongest peak is of its overtones."""
-    clip = MusicClip("rock", 60, 9, "minor", "clarinet", notes=(Note(LEAD, 0.0, 2.0, pitch, 100),))
+    clip = MusicClip("rock", 60, 9, "minor", "clarinet", notes=(ScoreNote(LEAD, 0.0, 2.0, pitch, 100),))
     spectrum = np.abs(np.fft.rfft(render(clip, rate, 2.0).mean(0) * np.hanning(2 * rate)))
     hertz = np.argmax(spectrum) / 2.0
     overtone = hertz / (440 * 2 ** ((pitch - 69) / 12))
@@ -81,7 +81,7 @@ def test_pitches(rate: int, pitch: int) -> None:
 
 
 def test_notes_start_and_end_in_time() -> None:
-    clip = MusicClip("rock", 60, 0, "major", "organ", notes=(Note(LEAD, 1.0, 1.0, 69, 100),))
+    clip = MusicClip("rock", 60, 0, "major", "organ", notes=(ScoreNote(LEAD, 1.0, 1.0, 69, 100),))
     power = np.square(render(clip, RATE, 4.0)).mean(0).reshape(-1, RATE // 100).mean(1)  # every 10 ms
     heard = np.flatnonzero(power > 0.1 * power.max())
     assert heard[0] * 0.01 == pytest.approx(1.0, abs=0.06)
