@@ -320,7 +320,7 @@ def _with_vae(components: Components, vae: str | Path, device: torch.device, dty
 def _with_hash(name: str, files: list[Path], added: list[Path], dtype: torch.dtype) -> str:
     """Name a model and the parts put into it, with a hash of all their weights; the bundled ones go without."""
     name = " + ".join([name, *(part.name for part in added)])
-    if name in _bundled():
+    if name in _bundled_models():
         return name
     parts = [find_weights(part, STEMS["vae"], dtype) if part.is_dir() else [part] for part in added]
     return f"{name} [{content_hash([*files, *(file for part in parts for file in part)])}]"
