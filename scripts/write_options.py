@@ -243,7 +243,7 @@ def options_text() -> str:
 
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from typing import TYPE_CHECKING, Any, TypedDict
+    from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
     from PIL import Image
 
@@ -258,10 +258,10 @@ def options_text() -> str:
         from reverie.requests.pictures import Fill, Tile
         from reverie.requests.references import Picture, SoundInput
 
-        PictureLike = Picture | Image.Image | str | Path
-        SoundLike = SoundInput | Sound | Image.Image | str | Path
-        KeyframeLike = Keyframe | Mapping[str, Any] | str
-        StopLike = Stop | Mapping[str, Any] | str
+    PictureLike: TypeAlias = "Picture | Image.Image | str | Path"
+    SoundLike: TypeAlias = "SoundInput | Sound | Image.Image | str | Path"
+    KeyframeLike: TypeAlias = "Keyframe | Mapping[str, Any] | str"
+    StopLike: TypeAlias = "Stop | Mapping[str, Any] | str"
     '''
     return textwrap.dedent(head).strip() + "\n" + "".join(_options(*one) for one in OPTIONS)
 

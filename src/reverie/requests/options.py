@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from PIL import Image
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
     from reverie.requests.pictures import Fill, Tile
     from reverie.requests.references import Picture, SoundInput
 
-    PictureLike = Picture | Image.Image | str | Path
-    SoundLike = SoundInput | Sound | Image.Image | str | Path
-    KeyframeLike = Keyframe | Mapping[str, Any] | str
-    StopLike = Stop | Mapping[str, Any] | str
+PictureLike: TypeAlias = "Picture | Image.Image | str | Path"
+SoundLike: TypeAlias = "SoundInput | Sound | Image.Image | str | Path"
+KeyframeLike: TypeAlias = "Keyframe | Mapping[str, Any] | str"
+StopLike: TypeAlias = "Stop | Mapping[str, Any] | str"
 
 
 class SampledOptions(TypedDict, total=False):
