@@ -326,3 +326,19 @@ def test_options_left_out_are_those_of_the_api() -> None:
     names = ("device", "dtype", "config", "revision", "variant", "vae")
     assert ModelOptions() == ModelOptions(**{name: load[name].default for name in names})
     assert ResultOptions().output is None
+
+
+@pytest.mark.parametrize(
+    ("shell", "ends"),
+    [
+        ("{} train --help | head -1 >&2; exit ${{PIPESTATUS[0]}}", 141),  # as a shell reports SIGPIPE
+        ("{} concepts >&-", 0),
+        ("PYTHONIOENCODING=ascii {} concepts >&2", 0),
+    ],
+)
+def test_a_closed_or_plain_output_is_no_error_of_ours(shell: str, ends: int) -> None:
+    command = f"{sys.executable} -c 'from reverie.cli.app import main; main()'"
+    ran = subprocess.run(["bash", "-c", shell.format(command)], capture_output=True, text=True, check=False)
+    assert ran.returncode == ends
+    assert "Traceback" not in ran.stderr
+    assert "Error" not in ran.stderr

@@ -72,9 +72,6 @@ def image(
 
 def finishing(model: ModelOptions, result: ResultOptions, files: FileOptions) -> dict[str, Any]:
     """Return what the options say of how pictures are finished, as fields of a `PictureJob`."""
-    from reverie.jobs.outputs import check_writable
-
-    check_writable([] if result.preview is None else [result.preview])
     names = ("grid", "taesd", "safety", "watermark", "c2pa")
     chosen = {name: getattr(result, name) for name in names}
     return {**chosen, **vars(files), "previews": PREVIEW_STEPS if result.preview else 0, "device": model.device}

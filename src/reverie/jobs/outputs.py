@@ -8,7 +8,6 @@ from pathlib import Path
 
 from reverie.errors import ReverieError
 from reverie.files import check_distinct, check_folder
-from reverie.media.lettering import labelled
 from reverie.media.pictures import FORMATS
 from reverie.requests.base import Frozen
 from reverie.requests.references import references
@@ -65,7 +64,9 @@ def check_outputs(paths: Sequence[Path], request: Frozen, *, no_clobber: bool = 
 
 def numbering_note(names: Sequence[str]) -> str | None:
     """Say which names a chart shows as numbers, because no font of the system can write them; None where all are."""
-    replaced = [f"{shown} {name}" for shown, name in zip(labelled(names), names, strict=True) if shown != name]
+    from reverie.media.charts import drawable_names  # brings numpy
+
+    replaced = [f"{shown} {name}" for shown, name in zip(drawable_names(names), names, strict=True) if shown != name]
     if not replaced:
         return None
     return f"no font here can write these names, so they are numbered: {', '.join(replaced)}; install one"

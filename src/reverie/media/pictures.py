@@ -1,4 +1,4 @@
-"""How is a picture written to a file, with the request that made it inside, and read back?"""
+"""Picture files: written with the request that made them inside, and read back."""
 
 from __future__ import annotations
 
@@ -35,11 +35,11 @@ def parameters_text(prompt: str, negative: str, fields: Mapping[str, object]) ->
     lines = [prompt]
     if negative:
         lines.append(f"Negative prompt: {negative}")
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items() if value is not None))
+    lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in fields.items() if value is not None))
     return "\n".join(lines).strip()
 
 
-def _quoted(value: object) -> str:
+def _quote(value: object) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
@@ -61,9 +61,11 @@ def save(picture: Image.Image, path: str | Path, *, sign: Callable[[Path, str], 
         raise ReverieError(f"cannot write '{path}': {size} pixels, where {form} holds {most} a side; write .png")
     with atomic_write(path) as temporary:
         if form == "PNG":
-            picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_kept(picture))
+            picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_spectrogram_tags(picture))
         else:
-            to_rgb(picture).save(temporary, form, quality=95, exif=exif_texts(_texts(picture), _kept(picture)))
+            to_rgb(picture).save(
+                temporary, form, quality=95, exif=exif_texts(_texts(picture), _spectrogram_tags(picture))
+            )
         if sign is not None:
             sign(temporary, path.name)
 
@@ -79,11 +81,11 @@ def _png_texts(picture: Image.Image) -> PngInfo:
     return chunks
 
 
-def _kept(picture: Image.Image) -> Image.Exif:
+def _spectrogram_tags(picture: Image.Image) -> Image.Exif:
     """Return the EXIF that belongs to the picture's content; a camera's (place, rotation) does not."""
-    kept = Image.Exif()
-    kept.update({tag: value for tag, value in picture.getexif().items() if tag in SPECTROGRAM})
-    return kept
+    exif = Image.Exif()
+    exif.update({tag: value for tag, value in picture.getexif().items() if tag in SPECTROGRAM})
+    return exif
 
 
 def exif_texts(texts: Mapping[str, str], exif: Image.Exif | None = None) -> Image.Exif:

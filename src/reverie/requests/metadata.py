@@ -103,7 +103,7 @@ def _parameters(request: TextToImage, model: str) -> str:
         "CFG scale": f"{request.scale:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model": model,
+        "Model": model.partition(" [")[0],  # without our hash, which is not that program's
         "RNG": "CPU",  # where our noise is drawn; AUTOMATIC1111 says so where it is not the GPU
         "CFG Rescale": request.guidance_rescale or None,
         "Dynamic thresholding": request.threshold,
