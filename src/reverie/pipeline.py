@@ -17,6 +17,7 @@ from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance, angle
 from reverie.animation.store import Store
 from reverie.checkpoints.save import FULL, Precision
+from reverie.errors import RequestWarning
 from reverie.files import cache_folder
 from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
@@ -163,7 +164,7 @@ def noted(events: Iterator[Event]) -> Iterator[Event]:
     """Pass events on, and warn of what they note."""
     for event in events:
         for note in event.notes:
-            warnings.warn(note, stacklevel=4)
+            warnings.warn(note, RequestWarning, stacklevel=4)
         yield event
 
 
@@ -173,9 +174,11 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     config: str | None = None,
+    prediction: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    unet: str | Path | None = None,
     fast: bool = True,
     int8: bool = False,
     offload: str | None = None,
@@ -184,19 +187,22 @@ def load(
     """Load a model to draw with: the bundled one where no path is given, else a folder, a file or a name on the hub.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
-    files hold. `vae` is an autoencoder to put in place of the model's; `fast` packs weights for the CPU; `int8` rounds
-    the U-Net's; `offload`, "networks" or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net
-    and decoder for the GPU at the first step of a size, which takes minutes once. See `system.load`. Raises
-    ReverieError where there is no model or it is damaged.
+    files hold. `prediction` says what the U-Net predicts where its file does not, or says it wrongly; `vae` and `unet`
+    are put in place of the model's; `fast` packs weights for the CPU; `int8` rounds the U-Net's; `offload`, "networks"
+    or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net and decoder for the GPU at the first
+    step of a size, which takes minutes once. See `system.load`. Raises ReverieError where there is no model or it is
+    damaged.
     """
     loaded = system.load(
         path,
         device=device,
         dtype=dtype,
         config=config,
+        prediction=prediction,
         revision=revision,
         variant=variant,
         vae=vae,
+        unet=unet,
         fast=fast,
         int8=int8,
         offload=offload,

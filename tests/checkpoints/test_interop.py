@@ -25,8 +25,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from reverie.checkpoints.components import CLIPComponents
-from reverie.checkpoints.load import load_clip, load_folder
+from reverie.checkpoints.load import CLIPComponents, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip
 from reverie.codecs.clip_images import Preprocessing
 from reverie.diffusion.noise import Noise
@@ -37,8 +36,8 @@ from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline, load
-from reverie.requests.base import SamplerName, ScheduleName
 from reverie.requests.pictures import TextToImage
+from reverie.requests.samplers import SamplerName, ScheduleName
 from reverie.system import BUNDLED
 from reverie.tokenizer import Tokenizer
 

@@ -16,10 +16,10 @@ from reverie.generate.conditioning import encode
 from reverie.generate.modified import Modification
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.pipeline import Pipeline
-from reverie.requests.base import SAMPLERS
 from reverie.requests.options import ImageToImageOptions, InpaintOptions, OutpaintOptions, TextToImageOptions
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.records import from_metadata
+from reverie.requests.samplers import SAMPLERS
 
 BEAR = TextToImage(prompt="a bear", negative="red", seed=7, steps=3)
 
@@ -179,7 +179,7 @@ def test_the_denoiser_mixes_what_the_request_says(tiny: Pipeline) -> None:
     x = 3 * Noise([1], (4, 4, 4)).initial()
     with torch.no_grad():
         up, down = (
-            denoiser(tiny.network(tiny.encode_prompt([text])), tiny.schedule, tiny.prediction.scalings)(x, 3.0)
+            denoiser(tiny.network(tiny.encode_prompt([text])), tiny.schedule, tiny.scalings)(x, 3.0)
             for text in ("a bear", "red")
         )
     guided = denoised(tiny, BEAR.replace(guidance=4))

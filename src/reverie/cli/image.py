@@ -72,9 +72,6 @@ def image(
 
 def finishing(model: ModelOptions, result: ResultOptions, files: FileOptions) -> dict[str, Any]:
     """Return what the options say of how pictures are finished, as fields of a `PictureJob`."""
-    from reverie.jobs.outputs import check_writable
-
-    check_writable([] if result.preview is None else [result.preview])
     names = ("grid", "taesd", "safety", "watermark", "c2pa")
     chosen = {name: getattr(result, name) for name in names}
     return {**chosen, **vars(files), "previews": PREVIEW_STEPS if result.preview else 0, "device": model.device}
@@ -98,7 +95,7 @@ def replay(
     Parameters
     ----------
     file
-        A film or a sound of reverie's, or a picture that reverie, AUTOMATIC1111, ComfyUI, InvokeAI or diffusers made.
+        A picture, film or sound that reverie made, or another program such as AUTOMATIC1111, ComfyUI or InvokeAI.
     init
         The picture, film or sound it started from, where that has moved.
     mask

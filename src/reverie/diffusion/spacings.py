@@ -1,6 +1,7 @@
 """Spacings: the noise levels that a sampler of so many steps visits, (schedule, steps) -> sigmas [steps + 1], falling.
 
-All end at 0 but `ddim`, which ends where CompVis does. The result is float64 on the CPU.
+All end at 0 but `ddim`, which ends where CompVis does, and those of AUTOMATIC1111, which end where it does and may
+have other than [steps + 1] levels, as `ddim_uniform` has. The result is float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -75,6 +76,47 @@ def lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
     return _end(trained[torch.arange(_checked(steps, distilled)) * distilled // steps])
 
 
+def simple(schedule: Schedule, steps: int) -> Sigmas:
+    """Visit the levels at len - 1 - int(k len / steps), k = 0 to steps - 1 (ComfyUI: samplers.py, simple_scheduler)."""
+    k = torch.arange(_checked(steps, len(schedule)), dtype=torch.float64)
+    return _visit(schedule, len(schedule) - 1 - (k * (len(schedule) / steps)).floor())
+
+
+def ddim_uniform(schedule: Schedule, steps: int) -> Sigmas:
+    """Visit t = 1, 1 + r, ... from above, r = timesteps // steps, as many as there are: 31 for 30 (ComfyUI)."""
+    return _end(_strided(schedule, steps))
+
+
+def a1111_ddim(schedule: Schedule, steps: int) -> Sigmas:
+    """Visit the timesteps of `ddim_uniform` and stop at t = 1 (stable-diffusion-webui: sd_samplers_timesteps.py)."""
+    sigmas = _strided(schedule, steps)
+    if len(sigmas) == 1:
+        raise ReverieError(f"{steps} step leaves nothing to walk with this spacing; give 2 or more")
+    return sigmas
+
+
+def a1111_unipc(schedule: Schedule, steps: int) -> Sigmas:
+    """Space t evenly from the last timestep to the first and stop there, in as many steps as `ddim_uniform` has.
+
+    That is UniPC's time_uniform as stable-diffusion-webui calls it (sd_samplers_timesteps_impl.py, unipc).
+    """
+    return schedule.t_to_sigma(_ramp(len(schedule) - 1, 0, len(_strided(schedule, steps)) + 1))
+
+
+def a1111_lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
+    """Space evenly over the `distilled` timesteps, linear in log sigma between them: 999, 672.3, 345.7, 19 for 4 steps.
+
+    Source: stable-diffusion-webui: sd_samplers_lcm.py, LCMCompVisDenoiser.get_sigmas.
+    """
+    trained = Schedule(schedule.alphas_cumprod[len(schedule) // distilled - 1 :: len(schedule) // distilled])
+    return normal(trained, steps)
+
+
+def _strided(schedule: Schedule, steps: int) -> Sigmas:
+    stride = len(schedule) // _checked(steps, len(schedule) - 1)
+    return schedule.t_to_sigma((1 + torch.arange(0, len(schedule), stride)).clamp(max=len(schedule) - 1).flip(0))
+
+
 def _checked(steps: int, most: int | None = None) -> int:
     if steps < 1 or (most is not None and steps > most):
         allowed = "1 or more" if most is None else f"1 to {most}, or choose karras for any number"
@@ -104,4 +146,9 @@ SPACINGS: dict[str, Spacing] = {
     "trailing": trailing,
     "ddim": ddim,
     "lcm": lcm,
+    "simple": simple,
+    "ddim_uniform": ddim_uniform,
+    "a1111_ddim": a1111_ddim,
+    "a1111_unipc": a1111_unipc,
+    "a1111_lcm": a1111_lcm,
 }

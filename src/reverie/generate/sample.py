@@ -123,7 +123,7 @@ def _joined(parts: Sequence[Conditioning], rows: int) -> Conditioning:
 
 def _denoiser(system: StableDiffusion, request: TextToImage, predict: Network) -> Denoise:
     """Turn a network's guided prediction into x0, held in bounds where the request asks for it."""
-    denoise = denoiser(predict, system.schedule, system.prediction.scalings)
+    denoise = denoiser(predict, system.schedule, system.scalings)
     if request.sampler == "lcm":
         denoise = consistency(denoise, system.schedule)
     if request.threshold is not None:
@@ -133,7 +133,11 @@ def _denoiser(system: StableDiffusion, request: TextToImage, predict: Network) -
 
 def noise_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
     """Return the noise levels that a request visits, falling."""
-    return SPACINGS[request.schedule](system.schedule, request.steps)
+    space = SPACINGS[request.schedule]
+    if not request.discard_penultimate:
+        return space(system.schedule, request.steps)
+    sigmas = space(system.schedule, request.steps + 1)
+    return torch.cat([sigmas[:-2], sigmas[-1:]])
 
 
 def sample(

@@ -18,7 +18,6 @@ from reverie.jobs.events import (
     Stopwatch,
     ignore,
     model_notes,
-    not_honoured,
     warnings_as_notes,
 )
 from reverie.jobs.outputs import check_outputs
@@ -113,7 +112,7 @@ class FilmJob:
             ]
             distance = perceptual(system, tell) if request.pace == "perceptual" else None
             for frame in system.animate(request, distance=distance, store=store, heard=heard, batch=BATCH):
-                yield from not_honoured(frame.notes)
+                yield from map(Note, frame.notes)
                 for write in add:
                     write(frame.picture)
                 count, size = frame.done, frame.picture.size

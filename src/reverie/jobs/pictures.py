@@ -20,14 +20,12 @@ from reverie.jobs.events import (
     Stopwatch,
     ignore,
     model_notes,
-    not_honoured,
 )
 from reverie.jobs.outputs import check_outputs, check_writable, numbered, numbering_note
-from reverie.media.pictures import grid, save
+from reverie.media.pictures import grid, read_texts, save
 from reverie.progress import Progress
-from reverie.requests.metadata import texts
+from reverie.requests.metadata import read_own, texts
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_record
 
 if TYPE_CHECKING:
     from reverie.generate.image import Show
@@ -103,8 +101,6 @@ class _Drawing:
     drawn: list[TextToImage] = field(default_factory=list)
 
     def run(self) -> Iterator[Event]:
-        from reverie.generate.notes import notes  # brings torch, which takes seconds
-
         job = self.job
         self.sign = signing(job.c2pa)
         with self.watch.measure("load"):
@@ -117,7 +113,6 @@ class _Drawing:
                 note, changes = settings_for(self.system, asked, job.time_budget)
                 yield note
                 request, asked = request.replace(**changes), asked.replace(**changes)
-        yield from map(Note, notes(asked, self.system))
         with self.watch.measure("draw"):
             yield from self._draw(asked, ranking)
         if job.explain:
@@ -142,7 +137,7 @@ class _Drawing:
         show = None if not self.job.previews else look(self.system, self.job.taesd)
         index = 0
         for step in self.system.stream(asked, preview=show):
-            yield from not_honoured(step.notes)
+            yield from map(Note, step.notes)
             if self.job.previews and step.index % self.job.previews == 0:
                 yield Preview(grid(step.preview()))
             for picture in step.pictures:
@@ -226,7 +221,7 @@ def finishing(
     system: Pipeline, safety: Path | None, watermark: str | None
 ) -> Callable[[Image.Image], tuple[Image.Image, bool]]:
     """Return what becomes of each picture before it is written, and whether the safety checker held it back."""
-    from reverie.checkpoints.safety import load_safety
+    from reverie.checkpoints.load import load_safety
     from reverie.codecs.clip_images import screen_pictures
     from reverie.media import watermark as watermarks
 
@@ -252,7 +247,9 @@ def signing(c2pa: Path | None) -> Sign | None:
 
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:
     """Lay pictures out on one sheet that carries the request for all of them."""
-    laid_out, first = grid(pictures), read_record(pictures[0]).request
+    record = read_own(read_texts(pictures[0]))
+    assert record is not None  # which was written when it was drawn
+    laid_out, first = grid(pictures), record.request
     filled = {name: getattr(first, name) for name in ("guidance", "width", "height", "hires")}
     laid_out.info.update(texts(request.replace(**filled), model))
     return laid_out

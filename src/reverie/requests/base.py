@@ -6,13 +6,23 @@ import difflib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from reverie.errors import ReverieError
 from reverie.requests import adapter_files
+from reverie.requests.samplers import DEFAULT_SCHEDULE, SamplerName, ScheduleName, resolve_names
 
 # torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
@@ -26,31 +36,6 @@ Interval = tuple[Fraction, Fraction]
 Strength = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
-
-SamplerName = Literal[
-    "ddpm",
-    "ddim",
-    "plms",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "dpm2",
-    "dpm2_ancestral",
-    "lms",
-    "dpmpp_2s_ancestral",
-    "dpmpp_2m",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "unipc",
-    "lcm",
-]
-ScheduleName = Literal[
-    "normal", "karras", "exponential", "sgm_uniform", "linspace", "leading", "trailing", "ddim", "lcm"
-]
-# Kept here rather than read from diffusion's tables, so that `reverie --help` needs no torch; a test compares them.
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
-SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 
 
 class Frozen(BaseModel):
@@ -199,8 +184,12 @@ class SampledRequest(Request):
         description="sampler: dpmpp_2m, euler, heun, ..., or as other programs call it; an unknown name lists them all",
     )
     schedule: ScheduleName = Field(
-        default="karras",
+        default=DEFAULT_SCHEDULE,
         description="spacing of the noise levels: karras, exponential, ...; an unknown name lists them all",
+    )
+    discard_penultimate: bool = Field(
+        default=False,
+        description="leave out the noise level before the last, of one step more, as A1111 does for DPM2 and 3M SDE",
     )
     guidance_rescale: Fraction = Field(
         default=0.0, description="0 to 1, against overexposure at high guidance (Lin et al. 2305.08891, eq. 15-16)"
@@ -247,6 +236,19 @@ class SampledRequest(Request):
     sums: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)] = Field(
         default=(), description="SHA-256 of LoRAs and embeddings by name, as recorded; other content is noted"
     )
+
+    @field_validator("loras", "embeddings", "folders", mode="after")
+    @classmethod
+    def _resolve(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        from reverie.requests.references import resolve_adapters  # which imports this module
+
+        return resolve_adapters(str(info.field_name), given)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_names(cls, fields: Any) -> Any:
+        """Turn other programs' names of samplers and spacings into ours: "DPM++ 2M Karras" is both."""
+        return resolve_names(fields) if isinstance(fields, dict) else fields
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:

@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from reverie import system
-from reverie.checkpoints.components import Components
+from reverie.checkpoints.load import Components
 from reverie.corpora.captions import DEFAULT_ONLY
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS
@@ -239,7 +239,7 @@ def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
     if not (out / CHECKPOINT).exists() or not path.exists():
         path.write_text(told, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != told:
-        raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another --out")
+        raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another `out`")
 
 
 def _learning(components: Components, text: TextSettings, products: lora.LoRASettings) -> nn.ModuleDict:
