@@ -17,10 +17,9 @@ from PIL import Image
 from rich.progress import track
 
 import reverie
-from figures import Drawn, Judge, Prompt, prompt_sets, psnr, share, spread
+from figures import Drawn, Judge, Prompt, load_network, prompt_sets, psnr, share, spread
 from measure import machine
 from reverie.corpora.concepts import concepts
-from reverie.train.classifier import load_classifier
 
 ROOT = Path(__file__).parents[1]
 
@@ -88,7 +87,7 @@ def main() -> None:
     things = concepts(options.subset)
     sets = {group.key: group.prompts for group in prompt_sets(things, 100)}
     asked = spread([*sets["concepts"], *sets["held-out"]], options.limit)
-    judge, request = Judge(*load_classifier(options.judge)), reverie.TextToImage(seed=0, guidance=options.guidance)
+    judge, request = Judge(*load_network(options.judge)), reverie.TextToImage(seed=0, guidance=options.guidance)
     exact: list[Image.Image] = []
     results = {}
     for name in dict.fromkeys(["exact", *(options.ways or WAYS)]):

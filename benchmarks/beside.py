@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("models", nargs="*", type=Path, default=[ASSETS / "bundled"], help="folders; the first is 1")
     parser.add_argument("--judge", type=Path, default=ROOT / "benchmarks" / "judge", help="folder of the probe")
     parser.add_argument("--subset", default="everyday", help="the things that are asked for")
+    parser.add_argument("--skip", type=int, default=0, help="leave out so many of the first things")
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (what each model recommends)")
     parser.add_argument("--limit", type=int, help="at most so many prompts of a kind")
@@ -59,7 +60,7 @@ def main() -> int:
     judge, names = load_probe(options.judge)
     asked = {
         kind: spread(prompts, options.limit)
-        for kind, prompts in prompt_kinds(concepts(options.subset)).items()
+        for kind, prompts in prompt_kinds(concepts(options.subset)[options.skip :]).items()
         if options.kinds is None or kind in options.kinds
     }
     table = {}

@@ -25,7 +25,6 @@ from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.train import enlarge
 from reverie.train.diffusion import LatentSettings
-from reverie.train.probe import load_probe
 from reverie.train.recipe import read
 
 ROOT = Path(__file__).parents[1]
@@ -87,7 +86,10 @@ def known(recipe: Path) -> list[Known]:
 
 def check_judge(folder: Path, things: list[Known]) -> None:
     """Raise ReverieError where the judge cannot tell the model's concepts."""
-    _, names = load_probe(folder)
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ReverieError(f"no trained judge in {folder}; train one with its recipe")
+    names = json.loads(config.read_text(encoding="utf-8"))["names"]
     if missing := [thing["en"][0] for thing in things if thing["emoji"] not in names]:
         raise ReverieError(f"the judge in {folder} does not know {', '.join(missing[:5])}; train it on the same subset")
 
