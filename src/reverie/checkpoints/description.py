@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from reverie.checkpoints.adapter_keys import algorithms, group
 from reverie.checkpoints.clip_files import OPEN_CLIP_FILES
 from reverie.checkpoints.configs import read_schedule, read_unet
 from reverie.checkpoints.families import Family, alike, identify, is_doubtful
@@ -156,9 +157,10 @@ def _details(kind: str, source: Source) -> tuple[str, ...]:
         notes.append(f"{tables[0][0]} vectors of width {' and '.join(map(str, widths))}")
         return (*notes, f"for {base}") if base else tuple(notes)
     if kind == "lora":
-        ranks = sorted(
-            {shape[0] for name, shape in shapes.items() if shape and ("lora_down." in name or "lora_A." in name)}
-        )
+        layers, _ = group(shapes)
+        trained = algorithms(shapes)
+        notes += [", ".join(trained)] if trained != ["LoRA"] else []
+        ranks = sorted({shapes[parts["down"]][0] for parts in layers.values() if "down" in parts})
         notes += [f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"] if ranks else []
     keys = [shape[1] for name, shape in shapes.items() if "attn2" in name and "to_k" in name and len(shape) > 1]
     base = next((BASES[width] for width in keys if width in BASES), None)

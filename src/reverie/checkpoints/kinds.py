@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
+from reverie.checkpoints.adapter_keys import algorithms
 from reverie.checkpoints.weights import Source
 
-LORA = (".lora_down.", ".lora_up.", ".lora_A.", ".lora_B.", ".lora.down.", ".lora.up.", "lora_linear_layer.")
-LYCORIS = (".hada_w1_a", ".hada_w1_b", ".lokr_w1", ".lokr_w2", ".dora_scale")
 CONTROLNET = ("control_model.", "controlnet_cond_embedding.", "controlnet_down_blocks.", "input_hint_block.")
 TRANSFORMERS = ("joint_blocks.", "double_blocks.", "transformer_blocks.0.attn.add_", "caption_projection.")
 ADAPTERS = ("ip_adapter.", "image_proj.", "adapter.body.", "body.0.block1.", "body.0.resnets.")
@@ -49,7 +48,7 @@ def _is_vae(names: set[str], _: Source) -> bool:
 
 
 def _is_embedding(names: set[str], source: Source) -> bool:
-    if {"emb_params"} & names or any(name.startswith("string_to_param") for name in names):
+    if any(name.startswith(("emb_params", "emp_params", "string_to_param")) for name in names):
         return True
     shapes = [source.shape(name) for name in names]
     return 0 < len(names) <= 4 and all(0 < len(shape) <= 2 and shape[-1] in EMBEDDED_WIDTHS for shape in shapes)
@@ -59,9 +58,9 @@ VAE_PREFIXES = ("", "first_stage_model.", "vae.")
 
 # The first that fits counts.
 KINDS = (
-    Kind("lora", "a LoRA", "give it with --lora", _holds(*LORA, *LYCORIS)),
-    Kind("controlnet", "a ControlNet", "give it with --control", _holds(*CONTROLNET)),
     Kind("adapter", "an IP-Adapter or T2I-Adapter", "reverie has no use for it", _starts(*ADAPTERS)),
+    Kind("lora", "a LoRA", "give it with --lora", lambda names, _: bool(algorithms(names))),
+    Kind("controlnet", "a ControlNet", "give it with --control", _holds(*CONTROLNET)),
     Kind("taesd", "a TAESD (tiny autoencoder)", "it belongs beside a model, for previews", _starts(*TAESD)),
     Kind(
         "transformer",
