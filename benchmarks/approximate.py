@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from rich.progress import track
 
 import reverie
 from figures import Drawn, Judge, Prompt, prompt_sets, psnr, share, spread
 from measure import machine
-from reverie.cli.progress import watched
 from reverie.corpora.concepts import concepts
 from reverie.train.classifier import load_classifier
 
@@ -64,7 +64,7 @@ def arguments() -> argparse.Namespace:
 
 def draw(model: reverie.Pipeline, asked: Sequence[Prompt], request: reverie.TextToImage) -> list[Image.Image]:
     """Draw a picture of each prompt from the prompt's own seed, one by one, as users do."""
-    numbers = watched(range(len(asked)), lambda done: (done + 1, len(asked)), "drawing")
+    numbers = track(range(len(asked)), "drawing")
     return [model.draw(request.replace(prompt=asked[k].text, seed=asked[k].seed))[0] for k in numbers]
 
 

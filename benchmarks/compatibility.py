@@ -25,7 +25,7 @@ from torch import Tensor
 from architectures import ARCHITECTURES, FULL, Architecture, Scale, build
 from reverie.diffusion.noise import Noise
 from reverie.generate.image import sized
-from reverie.generate.studio import opened
+from reverie.generate.picture_run import picture_run
 from reverie.pipeline import Pipeline
 from reverie.requests.base import SamplerName, ScheduleName
 from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
@@ -123,7 +123,7 @@ def ours(system: Pipeline, task: str, pair: Pair) -> Tensor:
         "inpainting": lambda: Inpaint(**painted),
     }[task]()
     request = sized(system, request)
-    with opened(system, request, None) as studio, torch.no_grad():
+    with picture_run(system, request, None) as studio, torch.no_grad():
         *_, last = studio.steps(studio.passes[0], [request.only(0)], None)
         return studio.codec.decode(last.x)
 

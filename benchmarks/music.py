@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from rich.progress import track
 
 import reverie
 from figures import Figure, share, spread, write
-from reverie.cli.progress import watched
 from reverie.codecs.spectrograms import AudioCodec, hear, to_picture
 from reverie.corpora.music.captions import chinese, english
 from reverie.corpora.music.clips import clip_at
@@ -94,7 +94,7 @@ def real_figures(options: argparse.Namespace, judge: MusicJudge, model: reverie.
     sounds = [Sound(torch.from_numpy(render(clip)), codec.params.sample_rate) for clip in clips]
     yield from figures_of("real clips", judged(judge, clips, sounds))
     latents = [codec.encode(sound) for sound in sounds]
-    again = watched(map(codec.sounds, latents), lambda _: (1, 1), "through the autoencoder")
+    again = map(codec.sounds, track(latents, "through the autoencoder"))
     yield from figures_of("through the autoencoder", judged(judge, clips, [one for (one,) in again]))
 
 
@@ -104,7 +104,7 @@ def played_figures(options: argparse.Namespace, judge: MusicJudge, model: reveri
     for title, tell, goals in (("English prompts", english, (60, 60, 90)), ("Chinese prompts", chinese, (None,) * 3)):
         texts = [told(clip, tell, number) for number, clip in enumerate(clips)]
         start, played = time.monotonic(), list[Sound]()
-        for number, text in watched(list(enumerate(texts)), lambda one: (one[0] + 1, len(clips)), "playing"):
+        for number, text in track(list(enumerate(texts)), "playing"):
             request = Music(prompt=text, seed=SEED + number, steps=options.steps, guidance=options.guidance)
             played += [step.clip for step in model.play(request) if step.clip is not None]
         rate = sum(sound.seconds for sound in played) / (time.monotonic() - start)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from rich.progress import track
 
 import reverie
 from figures import (
@@ -39,7 +40,6 @@ from figures import (
     write,
 )
 from reverie.checkpoints.load import load_autoencoder, load_clip
-from reverie.cli.progress import watched
 from reverie.codecs.image import ImageCodec
 from reverie.corpora.captions import chinese, english
 from reverie.corpora.concepts import Concept, concepts
@@ -138,7 +138,7 @@ def reconstructed(options: argparse.Namespace, pictures: Sequence[Image.Image]) 
     """Send pictures through the autoencoder, one by one."""
     codec = ImageCodec(load_autoencoder(options.autoencoder).eval())
     rebuilt: list[Image.Image] = []
-    indices = watched(range(1, len(pictures) + 1), lambda done: (done, len(pictures)), "through the autoencoder")
+    indices = track(range(1, len(pictures) + 1), "through the autoencoder")
     for number in indices:
         rebuilt += codec.pictures(codec.encode(pictures[number - 1 : number]))
     return rebuilt
@@ -254,7 +254,7 @@ def draw(model: reverie.Pipeline, asked: Sequence[Prompt], options: argparse.Nam
     size = CPU_BATCH if model.device.type == "cpu" else GPU_BATCH
     empty = model.encode_negative([""])
     pictures: list[Image.Image] = []
-    starts = watched(range(0, len(asked), size), lambda start: (min(start + size, len(asked)), len(asked)), "drawing")
+    starts = track(range(0, len(asked), size), "drawing")
     for start in starts:
         batch = asked[start : start + size]
         positive = model.encode_prompt([prompt.text for prompt in batch])

@@ -20,8 +20,9 @@ from reverie.cli import data, progress
 from reverie.cli.app import run
 from reverie.cli.ask import SIZES, AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import ModelOptions, ResultOptions
-from reverie.cli.output import numbered, slug
+from reverie.jobs.outputs import numbered, slug
 from reverie.pipeline import Pipeline
+from reverie.progress import Progress
 from reverie.requests.base import MAX_SEED
 from reverie.requests.pictures import TextToImage
 
@@ -167,7 +168,7 @@ def test_replay_knows_the_bundled_model_by_its_place(
 def test_timings_are_disjoint(
     options: list[str], model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("reverie.cli.drawing.save", lambda *_: time.sleep(0.5))
+    monkeypatch.setattr("reverie.jobs.pictures.save", lambda *_, **__: time.sleep(0.5))
     start = time.perf_counter()
     file = str(tmp_path / "b.png")
     assert (
@@ -313,17 +314,17 @@ class Terminal(io.StringIO):
 
 
 def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) -> None:
-    def events() -> Iterator[int]:
-        for index in range(1, 6):
+    def events() -> Iterator[Progress]:
+        for done in range(1, 6):
             time.sleep(0.02)
-            yield index
+            yield Progress(done, 5, "steps")
 
     monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.03)
     for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert list(progress.watched(events(), lambda index: (index, 5), "drawing")) == [1, 2, 3, 4, 5]
-        assert "drawing" in stream.getvalue()
-    assert "drawing 2/5, " in stream.getvalue()
+        assert [event.done for event in progress.watched(events())] == [1, 2, 3, 4, 5]
+        assert "steps" in stream.getvalue()
+    assert "steps 2/5, " in stream.getvalue()
     assert stream.getvalue().splitlines()[0].endswith(" s left")
 
 

@@ -120,12 +120,13 @@ def test_signing_is_checked_before_any_work(
 
 
 def test_files_are_signed(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    signed: list[tuple[Path, bool]] = []
+    signed: list[tuple[bool, str, bool]] = []
     monkeypatch.setattr(
-        "reverie.media.provenance.signer", lambda folder: lambda path: signed.append((path, path.exists()))
+        "reverie.media.provenance.signer",
+        lambda folder: lambda path, name: signed.append((path.is_file(), name, Path(name).exists())),
     )
     assert draw(model, "--c2pa", "signer", "--count", "2") == 0
-    assert signed == [(Path("bear-0.png"), True), (Path("bear-1.png"), True)]
+    assert signed == [(True, "bear-0.png", False), (True, "bear-1.png", False)]  # before the final name is there
 
 
 def test_replay_tells_that_the_model_is_another(model: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,7 +152,8 @@ def test_replay_tells_what_another_program_asked_for(model: str, capsys: pytest.
 
 def test_previews_are_written_over(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written: list[tuple[str, tuple[int, int]]] = []
-    monkeypatch.setattr("reverie.cli.drawing.save", lambda picture, path: written.append((str(path), picture.size)))
+    for place in ("reverie.cli.jobs.save", "reverie.jobs.pictures.save"):
+        monkeypatch.setattr(place, lambda picture, path, **_: written.append((str(path), picture.size)))
     assert draw(model, "--hires", "1.5", "--preview", "look.png") == 0
     assert written == [("look.png", (32, 32)), ("look.png", (48, 48)), ("bear.png", (48, 48))]
 

@@ -10,11 +10,11 @@ if TYPE_CHECKING:
     from reverie.animation.draw import Frame
     from reverie.errors import ReverieError
     from reverie.generate.explain import Explanation
-    from reverie.generate.image import Progress
     from reverie.media.pictures import grid, save
     from reverie.media.sound import Sound
     from reverie.music.sections import Recording
     from reverie.pipeline import Pipeline, load
+    from reverie.progress import Progress
     from reverie.requests.films import Animation, Keyframe
     from reverie.requests.music import Film, Music, Stop
     from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
@@ -70,7 +70,7 @@ _PLACES = {
     "Music": "reverie.requests.music",
     "Outpaint": "reverie.requests.pictures",
     "Pipeline": "reverie.pipeline",
-    "Progress": "reverie.generate.image",
+    "Progress": "reverie.progress",
     "Recording": "reverie.music.sections",
     "Refiner": "reverie.requests.parts",
     "ReverieError": "reverie.errors",

@@ -1,4 +1,4 @@
-"""What can a loaded model be asked for? The object that `reverie.load` returns."""
+"""The loaded model that `reverie.load` returns, and what it can be asked for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from PIL import Image
 from reverie import system
 from reverie.animation.draw import BATCH, Frame
 from reverie.animation.draw import animate as draw_film
-from reverie.animation.pacing import Distance
+from reverie.animation.pacing import Distance, angle
 from reverie.animation.store import Store
+from reverie.checkpoints.save import FULL, Precision
 from reverie.files import cache_folder
 from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
-from reverie.generate.image import Progress, Show
+from reverie.generate.image import PictureStep, Show
+from reverie.generate.modified import Modification
 from reverie.media.encoder import Waveform
 from reverie.music import draw as player
 from reverie.music.film import frames as film_frames
@@ -38,11 +40,11 @@ from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToIma
 from reverie.runtime import is_packed
 from reverie.runtime.compiled import is_compiled
 from reverie.runtime.offload import offloader_of
-from reverie.similarity.best import best, rivals
+from reverie.similarity.best import Ranking, rivals
 from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion
 
-Event = TypeVar("Event", Progress, player.Progress)
+Event = TypeVar("Event", PictureStep, player.MusicStep)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
@@ -80,17 +82,19 @@ class Pipeline(StableDiffusion):
     def best(self, request: TextToImage, *, of: int, clip: Clip | None = None) -> list[Image.Image]:
         """Draw `of` pictures and return the `request.count` most like the prompt, the best first, with their scores.
 
-        They are told by a CLIP: the bundled one where none is given. See `similarity.best`.
+        A CLIP ranks them: the bundled one where none is given. See `similarity.best`.
         """
-        asked, judge = rivals(request, of), clip or load_clip(device=self.device)
-        drawn = (picture for progress in noted(self.stream(asked)) for picture in progress.pictures)
-        return [one.picture for one in best(judge, drawn, request)]
+        asked, ranking = rivals(request, of), Ranking(clip or load_clip(device=self.device), request)
+        for step in noted(self.stream(asked)):
+            for picture in step.pictures:
+                ranking.add(picture)
+        return [one.picture for one in ranking.best()]
 
     def explain(self, request: TextToImage) -> Explanation:
         """Draw the first picture of a request and tell which word drew what. See `generate.explain.explain`."""
         return explain(self, request)
 
-    def stream(self, request: TextToImage, preview: Show | None = None) -> Iterator[Progress]:
+    def stream(self, request: TextToImage, preview: Show | None = None) -> Iterator[PictureStep]:
         """Draw and report every step, with previews; stop by closing the generator. See `generate.image.stream`.
 
         A refiner that the request names is loaded first.
@@ -116,7 +120,12 @@ class Pipeline(StableDiffusion):
         heard: Waveform | None = None,
         batch: int = BATCH,
     ) -> Iterator[Frame]:
-        """Draw a film and yield its frames in order; stop by closing the generator. See `animation.draw.animate`."""
+        """Draw a film and yield its frames in order; stop by closing the generator. See `animation.draw.animate`.
+
+        A perceptual pace is by `distance`, or where that is not given by the bundled CLIP.
+        """
+        if animation.pace == "perceptual" and distance is None:
+            distance = angle(load_clip(device=self.device).embed_images)
         return draw_film(self, animation, distance=distance, store=store, heard=heard, batch=batch)
 
     def music(self, prompt: str = "", **options: Unpack[MusicOptions]) -> list[Recording]:
@@ -124,7 +133,7 @@ class Pipeline(StableDiffusion):
         progress = self.play(Music.of({"prompt": prompt, **options}))
         return [step.clip for step in noted(progress) if step.clip is not None]
 
-    def play(self, music: Music) -> Iterator[player.Progress]:
+    def play(self, music: Music) -> Iterator[player.MusicStep]:
         """Play clips and report every step; stop by closing the generator. See `music.draw.stream`."""
         return player.stream(self, music)
 
@@ -134,6 +143,11 @@ class Pipeline(StableDiffusion):
         This is the model of the pictures; what played the recording may be another.
         """
         return film_frames(self, recording, film)
+
+    def save(self, path: str | Path, precision: Precision = FULL) -> None:
+        """Write the model as a folder that reverie and diffusers load. See `checkpoints.save.save_folder`."""
+        with Modification(self).active():
+            super().save(path, precision)
 
 
 def noted(events: Iterator[Event]) -> Iterator[Event]:

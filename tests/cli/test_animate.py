@@ -20,8 +20,8 @@ from PIL import Image, ImageChops
 import reverie
 from reverie import video
 from reverie.animation.store import JOURNAL, FrameStore
-from reverie.cli import animate
 from reverie.cli.app import run
+from reverie.jobs import films
 from reverie.media import footage
 from reverie.pipeline import Pipeline
 from reverie.requests import metadata
@@ -181,7 +181,7 @@ def test_a_film_over_a_film_keeps_its_rate(model: str, tmp_path: Path) -> None:
 def test_a_search_for_an_even_pace_and_a_song_are_told_of(
     model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(animate, "PLAIN_INTERVAL", 0.0)
+    monkeypatch.setattr(films, "SEARCH_INTERVAL", 0.0)
     ask = ["animate", "a bear", "an apple", "--model", model, *QUICK]
     assert run([*ask, "--frames", "6", "--pace", "perceptual", "-o", str(tmp_path / "even.gif")]) == 0
     assert "finding an even pace: 5 pictures looked at" in capsys.readouterr().err

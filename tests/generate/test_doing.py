@@ -14,7 +14,7 @@ from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.errors import ReverieError
 from reverie.generate import image
 from reverie.generate.canvas import prepare
-from reverie.generate.studio import opened
+from reverie.generate.picture_run import picture_run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.requests.metadata import texts
@@ -239,9 +239,9 @@ def test_the_refiner_takes_the_last_steps(tiny: Pipeline, make_system: Callable[
 
 def test_seamless_pictures_roll(tiny: Pipeline) -> None:
     """Rolled noise gives the rolled picture, so no place on it is an edge."""
-    with opened(tiny, image.sized(tiny, ASKED["tile"]), None) as studio:
-        one, noise = studio.passes[0], torch.randn(1, 4, 4, 4)
-        denoise = studio._denoiser(one, noise)
+    with picture_run(tiny, image.sized(tiny, ASKED["tile"]), None) as run:
+        one, noise = run.passes[0], torch.randn(1, 4, 4, 4)
+        denoise = run._denoiser(one, noise)
         with torch.no_grad():
             a, b = denoise(noise, 3.0), denoise(noise.roll((2, 2), (2, 3)), 3.0)
             assert torch.allclose(a.roll((2, 2), (2, 3)), b, atol=1e-4)

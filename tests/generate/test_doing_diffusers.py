@@ -22,7 +22,7 @@ from torch import Tensor
 
 from reverie.codecs.image import to_tensor
 from reverie.generate.image import sized
-from reverie.generate.studio import opened
+from reverie.generate.picture_run import picture_run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import ImageToImage, Inpaint
@@ -46,8 +46,8 @@ def inpainter(make_system: Callable[..., Pipeline]) -> Pipeline:
 def ours(system: Pipeline, request: ImageToImage) -> Tensor:
     """Draw without rounding to eight bits, and without laying the old picture over the new."""
     request = sized(system, request)
-    with opened(system, request, None) as studio, torch.no_grad():
-        *_, last = studio.steps(studio.passes[0], [request], None)
+    with picture_run(system, request, None) as run, torch.no_grad():
+        *_, last = run.steps(run.passes[0], [request], None)
         return system.codec.decode(last.x)
 
 

@@ -13,6 +13,7 @@ from reverie.diffusion.noise import Noise
 from reverie.errors import ReverieError
 from reverie.generate import image
 from reverie.generate.conditioning import encode
+from reverie.generate.modified import Modification
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.pipeline import Pipeline
 from reverie.requests.base import SAMPLERS
@@ -42,8 +43,14 @@ def test_picture_k_is_that_of_seed_plus_k_alone_to_the_bit(tiny: Pipeline, sampl
 
 def test_batches_agree_but_for_rounding(tiny: Pipeline) -> None:
     request = image.sized(tiny, BEAR.replace(count=3, sampler="euler_ancestral"))
-    alone = [progress.latents for progress in image._draw(tiny, request, 1) if progress.pictures]
-    batches = [progress for progress in image._draw(tiny, request, 2) if progress.pictures]
+    alone = [
+        progress.latents
+        for progress in image._draw(tiny, request, 1, None, None, Modification(tiny))
+        if progress.pictures
+    ]
+    batches = [
+        progress for progress in image._draw(tiny, request, 2, None, None, Modification(tiny)) if progress.pictures
+    ]
     assert [progress.seeds for progress in batches] == [(7, 8), (9,)]
     assert torch.allclose(torch.cat([progress.latents for progress in batches]), torch.cat(alone), atol=1e-4)
 

@@ -71,7 +71,7 @@ def test_a_signed_picture_says_who_made_it(credentials: Path, tmp_path: Path, su
     path = tmp_path / f"bear{suffix}"
     save(picture(), path)
     before = open_picture(path)
-    signer(credentials)(path)
+    save(picture(), path, sign=signer(credentials))
     report = json.loads(c2pa.Reader(str(path)).json())
     manifest = report["manifests"][report["active_manifest"]]
     assert manifest["claim_generator_info"][0]["name"] == "reverie"
@@ -86,8 +86,7 @@ def test_a_signed_picture_says_who_made_it(credentials: Path, tmp_path: Path, su
 
 def test_a_change_shows(credentials: Path, tmp_path: Path) -> None:
     path = tmp_path / "bear.png"
-    save(picture(), path)
-    signer(credentials)(path)
+    save(picture(), path, sign=signer(credentials))
     data = bytearray(path.read_bytes())
     data[data.rindex(b"IDAT") + 40] ^= 1
     path.write_bytes(data)
@@ -100,5 +99,20 @@ def test_credentials_that_do_not_sign(credentials: Path, tmp_path: Path) -> None
         signer(tmp_path)
     (tmp_path / "cert.pem").write_bytes((credentials / "cert.pem").read_bytes())
     (tmp_path / "key.pem").write_text("no key")
+    with pytest.raises(ReverieError, match="do not sign"):
+        signer(tmp_path)
+
+
+def test_an_expired_certificate_is_refused_before_there_is_anything_to_sign(credentials: Path, tmp_path: Path) -> None:
+    leaf, root = x509.load_pem_x509_certificates((credentials / "cert.pem").read_bytes())
+    key = serialization.load_pem_private_key((credentials / "key.pem").read_bytes(), password=None)
+    past = datetime.now(UTC) - timedelta(days=9)
+    builder = x509.CertificateBuilder(root.subject, leaf.subject, leaf.public_key(), x509.random_serial_number())
+    builder = builder.not_valid_before(past).not_valid_after(past + timedelta(days=2))
+    for extension in leaf.extensions:
+        builder = builder.add_extension(extension.value, extension.critical)
+    expired = builder.sign(key, hashes.SHA256()).public_bytes(serialization.Encoding.PEM)
+    (tmp_path / "cert.pem").write_bytes(expired + root.public_bytes(serialization.Encoding.PEM))
+    (tmp_path / "key.pem").write_bytes((credentials / "key.pem").read_bytes())
     with pytest.raises(ReverieError, match="do not sign"):
         signer(tmp_path)

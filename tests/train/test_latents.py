@@ -13,6 +13,7 @@ import torch
 
 from reverie.data.loader import shuffled
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
+from reverie.progress import Progress
 from reverie.train.latents import ENCODE_BATCH, Stream, fill, pooled
 
 TINY = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
@@ -83,7 +84,7 @@ def test_a_stopped_job_goes_on(autoencoder: Autoencoder, tmp_path: Path, torn: i
     whole = pooled(autoencoder, Noise(), tmp_path / "whole.safetensors")
     path = tmp_path / "latents.safetensors"
     job = fill(autoencoder, Noise(), path)
-    assert [next(job), next(job)] == [(ENCODE_BATCH, 40), (2 * ENCODE_BATCH, 40)]
+    assert [next(job), next(job)] == [Progress(done, 40, "latents") for done in (ENCODE_BATCH, 2 * ENCODE_BATCH)]
     job.close()
     assert not path.exists()
     (part,) = tmp_path.glob("*.part")

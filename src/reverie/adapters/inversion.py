@@ -86,8 +86,8 @@ def _read(source: Source, names: Mapping[str, str], file: Path, word: str) -> In
         raise ReverieError(f"'{file}' is no textual inversion: it holds {held}; give a file with one word's vectors")
     placed = tuple(_vectors(source, names[name + OUTPUT], file) if name + OUTPUT in names else None for name in wanted)
     vectors = tuple(
-        torch.zeros_like(output) if output is not None and name not in names else _vectors(source, names[name], file)
-        for name, output in zip(wanted, placed, strict=True)  # zeros are what it was trained with
+        _vectors(source, names[name], file) if output is None or name in names else torch.zeros_like(output)
+        for name, output in zip(wanted, placed, strict=True)  # nothing beside an output, as it was trained
     )
     rest = [name for name in names if name.removesuffix(OUTPUT) not in wanted]
     notes = (f"'{file.name}': {', '.join(rest[:3])} is left out, beside the vectors of '{word}'",) if rest else ()

@@ -16,37 +16,36 @@ from torch import Tensor
 
 from reverie.animation.blend import fit_picture
 from reverie.animation.pacing import Distance
-from reverie.animation.path import prepared
+from reverie.animation.path import prepare_path, shared_request
 from reverie.animation.reel import Projector, Shot, Shown, shots
 from reverie.animation.revise import frames_in, source_pictures
 from reverie.animation.store import FrameStore, Store
 from reverie.animation.timeline import Timeline, by_sight, by_sound, order, timeline
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapter_notes
+from reverie.generate.modified import Modification, in_turn, modified
 from reverie.media import footage
 from reverie.media.encoder import Waveform
 from reverie.media.footage import Footage
+from reverie.progress import Progress
 from reverie.requests.films import Animation
+from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
 
 BATCH = 4
 
 
 @dataclass(frozen=True, eq=False)
-class Frame:
-    """Hold one frame of a film: `index` of `total`, its place on the path, and the second at which it is shown.
+class Frame(Progress):
+    """One frame of a film: its `index` of `total`, its place on the path, and the second at which it is shown.
 
-    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before. `notes`,
-    of the first frame alone, say what of the request is not honoured.
+    The place k is the k-th keyframe. `latents`, clean and scaled, are None for a frame that was drawn before.
     """
 
-    index: int
-    total: int
     place: float
     time: float
     picture: Image.Image
     latents: Float[Tensor, "1 c h w"] | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,15 +86,16 @@ def animate(
     times over before its first frame comes. `heard` is the sound of `animation.audio`, where it has been read already.
 
     Keyframes without pictures are, where the anchor is 0, what `text_to_image` draws of their prompt and seed: on the
-    CPU to the bit, as they are drawn alone. LoRAs change the model while the generator lives. Raises ReverieError,
-    before any work, for sizes, sounds and films that do not fit.
+    CPU to the bit, as they are drawn alone. Drawings of one model take turns, see `generate.modified`. Raises
+    ReverieError, before any work, for sizes, sounds and films that do not fit.
     """
     if batch < 1:
         raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
     if animation.pace == "perceptual" and distance is None:
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
     film = replace(_planned(system, animation.settled(system.guidance), heard), notes=adapter_notes(system, animation))
-    return _frames(system, film, distance, store, batch)
+    request = shared_request(film.animation, film.size)
+    return in_turn(modified(system, request), partial(_frames, system, film, request, distance, store, batch))
 
 
 def frame_count(animation: Animation, heard: Waveform | None = None) -> int:
@@ -150,10 +150,16 @@ def _size(system: StableDiffusion, animation: Animation, source: Footage | None)
 
 
 def _frames(
-    system: StableDiffusion, film: _Film, distance: Distance[Image.Image] | None, store: Store | None, batch: int
+    system: StableDiffusion,
+    film: _Film,
+    request: TextToImage,
+    distance: Distance[Image.Image] | None,
+    store: Store | None,
+    batch: int,
+    _: Modification,
 ) -> Iterator[Frame]:
     with ExitStack() as stack:
-        path = stack.enter_context(prepared(system, film.animation, film.size))
+        path = prepare_path(system, film.animation, request)
         if store is None and film.revisits:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="reverie-"))
             store = stack.enter_context(FrameStore(FilePath(folder) / "frames"))
@@ -177,7 +183,8 @@ def _shown(film: _Film, pictures: Iterable[Shown]) -> Iterator[Frame]:
     for shown in pictures:
         for _ in range(shown.shot.shown):
             place, time = shown.shot.place, index / film.animation.fps
-            yield Frame(index, total, place, time, shown.picture, shown.latents, () if index else film.notes)
+            notes = () if index else film.notes
+            yield Frame(index + 1, total, "frames", place, time, shown.picture, shown.latents, notes=notes)
             index += 1
 
 

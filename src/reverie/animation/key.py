@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reverie.files import file_sha256, sha256_of
 from reverie.generate.conditioning import loras_of
+from reverie.generate.modified import Modification
 from reverie.requests import adapter_files
 from reverie.requests.films import Animation
 from reverie.system import StableDiffusion
@@ -65,8 +66,8 @@ def fingerprint(system: StableDiffusion) -> str:
     configs = [*towers, asdict(system.unet.config), asdict(system.autoencoder.config)]
     words = [[words.length, words.bos, words.eos, words.pad, words.vocab, words.merges] for words in system.tokenizers]
     told = [configs, asdict(system.schedule_config), system.zero_empty, words]
-    weights = [named for network in networks for named in sorted(network.state_dict().items())]
-    with ThreadPoolExecutor() as pool:
+    with Modification(system).active(), ThreadPoolExecutor() as pool:  # without another drawing's LoRAs
+        weights = [named for network in networks for named in sorted(network.state_dict().items())]
         sums = list(pool.map(_tensor_sum, weights))
     return sha256_of([json.dumps(told, sort_keys=True, default=str), *sums])
 

@@ -7,8 +7,7 @@ keyframes have one seed, else between those of the seeds.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import islice
@@ -29,8 +28,8 @@ from reverie.diffusion.step import Point, Sampler, Sigmas
 from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.conditioning import Prompts
+from reverie.generate.picture_run import prepare_run
 from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
-from reverie.generate.studio import opened
 from reverie.requests.adapter_files import extract
 from reverie.requests.base import steps_taken
 from reverie.requests.films import Animation, Keyframe
@@ -179,20 +178,21 @@ def _rows(states: Sequence[Inverted]) -> Inverted:
     return Inverted(torch.cat([state.x for state in states]), past)
 
 
-@contextmanager
-def prepared(system: StableDiffusion, animation: Animation, size: tuple[int, int]) -> Iterator[Path]:
-    """Make a film's path ready: prompts encoded, pictures inverted, the shared steps taken; LoRAs in until it ends.
+def prepare_path(system: StableDiffusion, animation: Animation, request: TextToImage) -> Path:
+    """Make a film's path ready: prompts encoded, pictures inverted, the shared steps taken.
 
-    `size` is the film's in pixels. Raises ReverieError for files that are missing or do not fit, pictures of another
-    size, and LoRAs that keyframes want with several weights.
+    `request` is what `shared_request` gives, whose changes to the model are active. Raises ReverieError for files that
+    are missing or do not fit, and for pictures of another size.
     """
-    request = _base(animation, size)
-    with opened(system, request, None) as studio:
-        yield _Builder(system, studio.codec, animation, request, studio.passes[0].bind).path()
+    run = prepare_run(system, request)
+    return _Builder(system, run.codec, animation, request, run.passes[0].bind).path()
 
 
-def _base(animation: Animation, size: tuple[int, int]) -> TextToImage:
-    """Return what all pictures of a film have in common; its prompt is the keyframes' LoRAs alone."""
+def shared_request(animation: Animation, size: tuple[int, int]) -> TextToImage:
+    """Return what all pictures of a film, of a size in pixels, have in common; its prompt is the LoRAs alone.
+
+    Raises ReverieError for LoRAs that keyframes want with several weights.
+    """
     through_pictures = any(keyframe.image for keyframe in animation.keyframes)
     shared = animation.shared() | ({"sampler": "ddim"} if through_pictures else {})
     return TextToImage(

@@ -1,39 +1,25 @@
-"""`reverie animate`, and `reverie replay` of a film: how do prompts and pictures become film files?"""
+"""`reverie animate`: the film that prompts, keyframes or a storyboard ask for."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
-import time
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from reverie.animation.store import FrameStore, cache, prune
 from reverie.cli.ask import Several, parse_interval
-from reverie.cli.drawing import load
-from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
-from reverie.cli.output import say, slug
-from reverie.cli.progress import PLAIN_INTERVAL, Stopwatch, watched
+from reverie.cli.jobs import carry_out
+from reverie.cli.options import FileOptions, Flag, Json, ModelOptions, Whole, parse_size
 from reverie.errors import ReverieError
-from reverie.files import check_distinct
-from reverie.media import footage, video
-from reverie.requests import metadata, storyboard
-from reverie.requests.base import files_of
+from reverie.jobs.films import FilmJob
+from reverie.jobs.outputs import slug
+from reverie.media import footage
+from reverie.requests import storyboard
 from reverie.requests.films import Animation
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from reverie.animation.pacing import Distance
-    from reverie.media.encoder import Waveform
-    from reverie.pipeline import Pipeline
-    from reverie.requests.metadata import Record
 
 SEEDS = 2**32  # that a command without one can come to
 Fields = dict[str, Any]
@@ -145,7 +131,7 @@ class SourceOptions:
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
 class FilmOptions:
-    """Choose where the film goes and how it is told of."""
+    """Choose where the film goes and how it is reported."""
 
     output: Annotated[tuple[Path, ...], Parameter(("--output", "-o"), negative=(), show_default=False)] = ()
     """Film (.mp4, .webm, .gif, .webp), contact sheet (.png, .jpg) or folder for frames; several times for several."""
@@ -160,6 +146,7 @@ def animate(
     source: SourceOptions = SourceOptions(),
     model: ModelOptions = ModelOptions(),
     film: FilmOptions = FilmOptions(),
+    files: FileOptions = FileOptions(),
 ) -> None:
     """Make a film from prompt to prompt. Broken off, it goes on where it was when the same command is given again.
 
@@ -170,7 +157,9 @@ def animate(
     """
     request = ask(prompts, path, drawing, source)
     shown = [keyframe.prompt for keyframe in request.keyframes if keyframe.prompt]
-    make(request, film.output or (Path(f"{slug(' '.join(shown))}-{request.seed}.mp4"),), model, film.as_json)
+    outputs = film.output or (Path(f"{slug(' '.join(shown))}-{request.seed}.mp4"),)
+    job = FilmJob(request=request, outputs=outputs, model=model.model, **vars(files))
+    carry_out(job, model, film.as_json)
 
 
 def ask(prompts: Sequence[str], path: PathOptions, drawing: DrawingOptions, source: SourceOptions) -> Animation:
@@ -199,139 +188,3 @@ def seed_of(fields: Fields) -> int:
     """Derive a seed from all else that was asked, so that a film without one can go on."""
     text = json.dumps(fields, sort_keys=True, default=str)
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % SEEDS
-
-
-def again(file: Path, record: Record, moved: Fields, model: ModelOptions, result: ResultOptions) -> None:
-    """Make a film again from what its file carries."""
-    for name in ("grid", "preview", "taesd", "safety", "watermark", "c2pa"):
-        if getattr(result, name):
-            raise ReverieError(f"--{name} is about pictures; '{file}' is a film")
-    request, drawn_by = record.request, record.model
-    assert isinstance(request, Animation)
-    if "init" in moved and request.init_video is not None:
-        request = request.replace(init_video=str(moved.pop("init")))
-    for name in moved:
-        raise ReverieError(f"'{file}' was made without {name}; leave out --{name}")
-    if model.model is None:
-        from reverie.system import BUNDLED_NAME  # brings torch, which takes seconds
-
-        if drawn_by != BUNDLED_NAME:
-            raise ReverieError(f"'{file}' was drawn by the model '{drawn_by}'; say where that is with --model")
-    output = result.output or file.with_name(f"{file.stem}-replay{file.suffix}")
-    make(request, (output,), model, result.as_json, drawn_by)
-
-
-@dataclass
-class Made:
-    """Count what becomes of a film's frames."""
-
-    frames: int = 0
-    kept: int = 0
-    size: tuple[int, int] = (0, 0)
-
-
-def make(
-    request: Animation, outputs: Sequence[Path], model: ModelOptions, as_json: bool, drawn_by: str | None = None
-) -> None:
-    """Check where to write and what to read, load the model, draw, encode every frame as it comes, and report.
-
-    `drawn_by` is the model of the film that is made again; another one is told of on stderr.
-    """
-    watch = Stopwatch()
-    heard = check(request, outputs)
-    with watch.measure("load"):
-        system = load(model, drawn_by)
-    request = request.settled(system.guidance)
-    with watch.measure("draw"):
-        made = film(system, request, outputs, heard)
-    report(request, outputs, made, watch.seconds, as_json)
-
-
-def check(request: Animation, outputs: Sequence[Path]) -> Waveform | None:
-    """Return the film's sound. Raises ReverieError for what cannot be written or read."""
-    check_distinct(outputs, files_of(request))
-    for output in outputs:
-        video.check(output, request.fps)
-    if len({output.absolute() for output in outputs}) < len(outputs):
-        raise ReverieError("two outputs have one name; give each its own")
-    if request.init_video is not None:
-        footage.read(request.init_video)
-    if request.audio is None:
-        return None
-    from reverie.media import sound  # brings soundfile
-
-    heard = sound.read(request.audio)
-    for output in outputs:
-        if not video.holds_sound(output):
-            print(f"'{output}' moves to the sound but cannot hold it; .mp4 and .webm can", file=sys.stderr)
-    return heard
-
-
-def film(system: Pipeline, request: Animation, outputs: Sequence[Path], heard: Waveform | None) -> Made:
-    """Draw a film into all its outputs at once, with the frames that an earlier run left."""
-    from reverie.animation.draw import BATCH
-    from reverie.animation.key import key_of
-
-    texts, made = metadata.texts(request, system.name), Made()
-    with FrameStore(cache() / key_of(system, request, batch=BATCH)) as store, ExitStack() as stack:
-        made.kept = len(store)
-        if made.kept:
-            print(f"going on: {made.kept} pictures are there from an earlier run", file=sys.stderr)
-        adding = []
-        for output in outputs:
-            sound = heard if video.holds_sound(output) else None
-            adding.append(stack.enter_context(video.recording(output, request.fps, texts=texts, sound=sound)))
-        frames = system.animate(request, distance=distance(request), store=store, heard=heard, batch=BATCH)
-        try:
-            for frame in watched(frames, lambda frame: (frame.index + 1, frame.total), "frame"):
-                for add in adding:
-                    add(frame.picture)
-                made.frames, made.size = made.frames + 1, frame.picture.size
-        except KeyboardInterrupt:
-            print(f"stopped after frame {made.frames}; the same command goes on from there", file=sys.stderr)
-            raise
-    prune(cache())
-    return made
-
-
-def distance(request: Animation) -> Distance | None:
-    """Return how far pictures are apart, for a film that is paced by it; while it is asked, stderr tells of it."""
-    if request.pace != "perceptual":
-        return None
-    from reverie.animation.pacing import angle
-    from reverie.similarity.embed import load_clip
-
-    return told(angle(load_clip().embed_images))
-
-
-def told(distance: Distance) -> Distance:
-    """Tell on stderr, every few seconds, how many pictures were looked at to find an even pace."""
-    last: Image.Image | None = None
-    seen, since = 0, time.monotonic()
-
-    def between(a: Image.Image, b: Image.Image) -> float:
-        nonlocal last, seen, since
-        if b is not last:
-            last, seen = b, seen + 1
-        if time.monotonic() - since >= PLAIN_INTERVAL:
-            since = time.monotonic()
-            print(f"finding an even pace: {seen} pictures looked at", file=sys.stderr)
-        return distance(a, b)
-
-    return between
-
-
-def report(request: Animation, outputs: Sequence[Path], made: Made, seconds: dict[str, float], as_json: bool) -> None:
-    """Tell what was made: the files on stdout, one a line, and a summary on stderr; or all of it as JSON on stdout."""
-    lasting = made.frames / request.fps
-    if as_json:
-        timings = {part: round(taken, 3) for part, taken in seconds.items()}
-        told = {"files": [str(output) for output in outputs], "frames": made.frames, "kept": made.kept}
-        told |= {"fps": request.fps, "seconds": lasting, "size": made.size, "seed": request.seed, "timings": timings}
-        say(json.dumps(told | {"request": request.recorded()}, ensure_ascii=False))
-        return
-    for output in outputs:
-        say(str(output))
-    rate = made.frames / max(seconds["draw"], 1e-9)
-    told_in = f"loaded in {seconds['load']:.1f} s, drawn in {seconds['draw']:.1f} s ({rate:.1f} frames a second)"
-    print(f"{made.frames} frames, {lasting:.1f} s, seed {request.seed}; {told_in}", file=sys.stderr)

@@ -1,10 +1,13 @@
-"""Which commands has `reverie`, and how does each end? Errors become one line and an exit status here."""
+"""The commands of `reverie`, and how each ends: errors become one line and an exit status."""
 
 from __future__ import annotations
 
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Annotated, Any
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
@@ -72,15 +75,18 @@ def run(arguments: Sequence[str]) -> int:
             print_error=False,
             result_action="return_none",
         )
-        sys.stdout.flush()
+        if sys.stdout is not None:  # as it is where the shell has closed it
+            sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # `reverie concepts | head`; python would complain once more at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (BrokenPipeError, SystemExit):  # `reverie concepts | head`; rich exits where its reader has gone
+        _drop_stdout()
         return BROKEN_PIPE
     except (ReverieError, CycloptsError, OSError) as error:
         if debug:
             raise
+        if isinstance(error, OSError):
+            _drop_stdout()  # a full disk, of which python would complain once more at exit
         complain(message_of(error))
         return BAD_INPUT
     except Exception as error:
@@ -91,15 +97,26 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
+def _drop_stdout() -> None:
+    """Send what is still to be written to stdout nowhere, where stdout cannot be written."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, io.UnsupportedOperation):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def message_of(error: Exception) -> str:
-    """Say what was wrong as plain text."""
+    """Say what was wrong as plain text; fields that the library names in backticks become flags."""
     if isinstance(error, UnusedCliTokensError):
         return f"unexpected '{' '.join(error.unused_tokens or ())}'; put a prompt of several words in quotes"
     if isinstance(error, CycloptsError):
         error.verbose = False
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror.lower()}: '{error.filename}'" if error.filename else error.strerror.lower()
-    return str(error)
+    return re.sub(r"`([a-z][a-z0-9_]*)`", lambda field: "--" + field[1].replace("_", "-"), str(error))
 
 
 def complain(message: str) -> None:
@@ -109,4 +126,6 @@ def complain(message: str) -> None:
 
 def main() -> None:
     """Run the command line of this process."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # for terminals of ASCII, and file names that are no Unicode
     sys.exit(run(sys.argv[1:]))

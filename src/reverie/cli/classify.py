@@ -12,10 +12,11 @@ from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from reverie.cli.options import Json, Output, Whole
-from reverie.cli.output import check_writable, say, tell_numbered
+from reverie.cli.output import say, tell_numbered
 from reverie.cli.progress import watched
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
+from reverie.jobs.outputs import check_writable
 from reverie.similarity.templates import existing, find_templates, read_lines
 
 if TYPE_CHECKING:
@@ -137,7 +138,7 @@ def _classifier(model: Clip, labels: Sequence[str], templates: Sequence[str] | N
     from reverie.similarity.classify import Classifier, embed_labels
 
     events = embed_labels(model, labels, templates or model.templates)
-    parts = [event.rows for event in watched(events, lambda event: (event.done, event.total), "labels")]
+    parts = [event.rows for event in watched(events)]
     return Classifier(model, tuple(labels), torch.cat(parts))
 
 
@@ -161,7 +162,7 @@ def _evaluate(
     model = clip.load()
     classifier = _classifier(model, labels, templates)
     report = Report(classifier.labels)
-    for event in watched(evaluate(classifier, samples, batch), lambda event: (event.done, event.total), "pictures"):
+    for event in watched(evaluate(classifier, samples, batch)):
         report = event.report
     if output is not None:
         save(report.picture(), output)

@@ -98,9 +98,7 @@ def curate(
         aesthetic=_absolute(aesthetic),
     )
     outcome = None
-    for event in watched(
-        run(source, output, rules, scoring=scoring, spread=spread), lambda event: (event.done, event.total), "shards"
-    ):
+    for event in watched(run(source, output, rules, scoring=scoring, spread=spread)):
         outcome = event.outcome
     assert outcome is not None
     if as_json:

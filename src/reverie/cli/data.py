@@ -39,7 +39,7 @@ def emoji(*, output: Output, count: Whole = 1000, subset: str = "common", seed: 
     """
     from reverie.corpora.shards import write
 
-    for _ in watched(write(output, subset=subset, count=count, seed=seed), lambda done: (done, count), "scenes"):
+    for _ in watched(write(output, subset=subset, count=count, seed=seed)):
         pass
     say(str(output))
 
@@ -63,7 +63,7 @@ def music(*, output: Output, count: Whole = 1000, seed: Whole = 0, font: Path | 
     """
     from reverie.corpora.music.shards import write
 
-    for _ in watched(write(output, _flac, count=count, seed=seed, font=font), lambda done: (done, count), "clips"):
+    for _ in watched(write(output, _flac, count=count, seed=seed, font=font)):
         pass
     say(str(output))
 

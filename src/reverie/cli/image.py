@@ -1,19 +1,35 @@
-"""`reverie image` and `reverie replay`: how does a prompt, or a file that was made, become a request?"""
+"""`reverie image` and `reverie replay`: the job that a prompt, or a file that was made, asks for."""
 
 from __future__ import annotations
 
-import sys
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from reverie.cli.ask import AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
-from reverie.cli.drawing import draw
-from reverie.cli.judge import JudgeOptions
-from reverie.cli.options import ModelOptions, ResultOptions, parse_time
-from reverie.cli.output import slug
+from cyclopts import Parameter
+
+from reverie.cli.ask import AdapterOptions, BasicOptions, FurtherOptions, InitOptions, Several, ask
+from reverie.cli.jobs import carry_out, show
+from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, Whole, parse_time
 from reverie.errors import ReverieError
-from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_record
+from reverie.jobs.outputs import check_writable, slug
+from reverie.jobs.pictures import PictureJob
+from reverie.jobs.replay import replay_job
+
+PREVIEW_STEPS = 4  # steps between two previews
+
+
+@Parameter(name="*", group="Judge")
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions:
+    """Choose among the pictures, and explain them."""
+
+    best_of: Whole | None = None
+    """Draw so many and keep the --count that CLIP finds most like the prompt, best first."""
+    clip: str | None = None
+    """CLIP that ranks them: a folder, a file or owner/name on the hub; the bundled one if not given."""
+    explain: Flag = False
+    """Draw beside each picture, in NAME-explained.png, where the attention to each word was; draws it once more."""
 
 
 def image(
@@ -27,6 +43,7 @@ def image(
     judge: JudgeOptions = JudgeOptions(),
     model: ModelOptions = ModelOptions(),
     result: ResultOptions = ResultOptions(),
+    files: FileOptions = FileOptions(),
     time_budget: str | None = None,
 ) -> None:
     """Draw pictures of a prompt.
@@ -39,8 +56,25 @@ def image(
         How long the drawing may take, such as 30s or 2m: steps, sampler and --cache-steps are chosen for this machine.
     """
     request, within = ask({"prompt": prompt, **basics.fields()}, init, adapters, further), parse_time(time_budget)
-    default = Path(f"{slug(prompt)}-{request.seed}.png")
-    draw(request, default, model, result, judge=judge, within=within)
+    if within is not None and model.compile:
+        raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
+    job = PictureJob(
+        request=request,
+        output=result.output or Path(f"{slug(prompt)}-{request.seed}.png"),
+        model=model.model,
+        time_budget=within,
+        **vars(judge),
+        **finishing(model, result, files),
+    )
+    carry_out(job, model, result.as_json, result.preview)
+
+
+def finishing(model: ModelOptions, result: ResultOptions, files: FileOptions) -> dict[str, Any]:
+    """Return what the options say of how pictures are finished, as fields of a `PictureJob`."""
+    check_writable([] if result.preview is None else [result.preview])
+    names = ("grid", "taesd", "safety", "watermark", "c2pa")
+    chosen = {name: getattr(result, name) for name in names}
+    return {**chosen, **vars(files), "previews": PREVIEW_STEPS if result.preview else 0, "device": model.device}
 
 
 def replay(
@@ -49,8 +83,12 @@ def replay(
     *,
     init: Path | None = None,
     mask: Path | None = None,
+    seed: Whole | None = None,
+    steps: Whole | None = None,
+    lora: Several = (),
     model: ModelOptions = ModelOptions(),
     result: ResultOptions = ResultOptions(),
+    files: FileOptions = FileOptions(),
 ) -> None:
     """Make a picture, a film or music again from the request that it carries.
 
@@ -62,31 +100,17 @@ def replay(
         The picture, film or sound it started from, where that has moved.
     mask
         The mask it was painted under, where that has moved.
+    seed
+        Another seed than the file's.
+    steps
+        Other denoising steps than the file's.
+    lora
+        File of a LoRA, or FILE:weight, in place of the file's; may be given several times.
     """
-    moved = {name: path for name, path in (("init", init), ("mask", mask)) if path is not None}
-    record = read_record(file)
-    for note in record.notes:
-        print(f"not honoured: {note}", file=sys.stderr)
-    request, drawn_by = record.request, record.model
-    if request.kind == "music":
-        from reverie.cli import music  # which builds upon this module
-
-        music.again(file, record, moved, model, result)
-        return
-    if request.kind == "animation":
-        from reverie.cli import animate  # which builds upon this module
-
-        animate.again(file, record, moved, model, result)
-        return
-    assert isinstance(request, TextToImage)
-    for other in moved.keys() - type(request).model_fields.keys():
-        raise ReverieError(f"'{file}' was made without {other}; leave out --{other}")
-    request = request.replace(**moved)
-    if model.model is None:
-        from reverie.system import BUNDLED_NAME  # brings torch, which takes seconds
-
-        if drawn_by != BUNDLED_NAME:
-            raise ReverieError(f"'{file}' was drawn by the model '{drawn_by}'; say where that is with --model")
-    if request.count > 1:  # only a grid carries a request for several pictures
-        result = replace(result, grid=True)
-    draw(request, file.with_name(f"{file.stem}-replay.png"), model, result, drawn_by=drawn_by)
+    given = {"init": init, "mask": mask, "seed": seed, "steps": steps, "loras": lora or None}
+    changes = {name: value for name, value in given.items() if value is not None}
+    options = finishing(model, result, files)
+    job, notes = replay_job(file, changes, output=result.output, model=model.model, **options)
+    for note in notes:
+        show(note)
+    carry_out(job, model, result.as_json, result.preview)

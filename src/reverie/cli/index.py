@@ -56,7 +56,7 @@ def index(
 
     start, last = time.monotonic(), None
     events = update(output, source, clip.load(), batch=batch, workers=workers)
-    for event in watched(events, lambda event: (event.done, event.total), "pictures"):
+    for event in watched(events):
         last = event
     assert last is not None
     made = open_index(output)

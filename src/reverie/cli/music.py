@@ -1,35 +1,22 @@
-"""`reverie music`, and `reverie replay` of a sound: how do prompts become files of sound, and films to them?"""
+"""`reverie music`: the music, and the film to it, that prompts and sounds ask for."""
 
 from __future__ import annotations
 
-import json
-import sys
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from reverie.cli.ask import Several, parse_interval
-from reverie.cli.drawing import load
-from reverie.cli.options import Flag, Json, ModelOptions, ResultOptions, Whole, parse_size
-from reverie.cli.output import check_writable, numbered, say, slug, warned
-from reverie.cli.progress import Stopwatch, watched
+from reverie.cli.jobs import carry_out
+from reverie.cli.options import FileOptions, Flag, Json, ModelOptions, Whole, parse_size
 from reverie.errors import ReverieError
-from reverie.files import check_distinct
-from reverie.media.pictures import FORMATS
-from reverie.requests import metadata
-from reverie.requests.base import files_of
+from reverie.jobs.music import MusicJob
+from reverie.jobs.outputs import slug
 from reverie.requests.music import Film, Music
 
-if TYPE_CHECKING:
-    from reverie.music.sections import Recording
-    from reverie.pipeline import Pipeline
-    from reverie.requests.metadata import Record
-
 DEFAULT = Music(seed=0)
-FILM = Film()
 
 
 @Parameter(name="*")
@@ -137,8 +124,8 @@ class FilmOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
-class FileOptions:
-    """Choose where the music goes and how it is told of."""
+class SoundFileOptions:
+    """Choose where the music goes and how it is reported."""
 
     output: Annotated[tuple[Path, ...], Parameter(("--output", "-o"), negative=(), show_default=False)] = ()
     """Sound (.wav, .flac, .ogg, .mp3) or picture of its spectrogram (.png, .jpg, .webp); several times for several."""
@@ -156,6 +143,7 @@ def music(
     adapters: AdapterOptions = AdapterOptions(),
     film: FilmOptions = FilmOptions(),
     model: ModelOptions = ModelOptions(),
+    sounds: SoundFileOptions = SoundFileOptions(),
     files: FileOptions = FileOptions(),
 ) -> None:
     """Make music of a prompt, from prompt to prompt, or over a sound.
@@ -166,8 +154,11 @@ def music(
         What to play.
     """
     request, shown = ask(prompt, playing, way, sound, adapters), ask_film(film)
-    outputs = files.output or ((Path(f"{slug(prompt, 'music')}-{request.seed}.wav"),) if film.film is None else ())
-    make(request, Outputs(outputs, film.film, shown), model, files.as_json)
+    outputs = sounds.output or ((Path(f"{slug(prompt, 'music')}-{request.seed}.wav"),) if film.film is None else ())
+    job = MusicJob(
+        request=request, outputs=outputs, film=shown, film_output=film.film, model=model.model, **vars(files)
+    )
+    carry_out(job, model, sounds.as_json)
 
 
 def ask(prompt: str, playing: PlayingOptions, way: WayOptions, sound: SoundOptions, adapters: AdapterOptions) -> Music:
@@ -197,140 +188,3 @@ def ask_film(options: FilmOptions) -> Film | None:
 
 def _given(options: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in options.items() if value is not None and value != ()}
-
-
-def again(file: Path, record: Record, moved: dict[str, Path], model: ModelOptions, result: ResultOptions) -> None:
-    """Make a sound, or a film to one, again from what its file carries."""
-    for name in ("grid", "preview", "taesd", "safety", "watermark", "c2pa"):
-        if getattr(result, name):
-            raise ReverieError(f"--{name} is about pictures; '{file}' is music")
-    request = record.request
-    assert isinstance(request, Music)
-    for name in moved:
-        if getattr(request, name) is None:
-            raise ReverieError(f"'{file}' was made without {name}; leave out --{name}")
-    if model.model is None:
-        from reverie.system import MUSIC_NAME  # brings torch, which takes seconds
-
-        if record.model != MUSIC_NAME:
-            raise ReverieError(f"'{file}' was played by the model '{record.model}'; say where that is with --model")
-    output = result.output or file.with_name(f"{file.stem}-replay{file.suffix}")
-    outputs = Outputs((output,)) if record.film is None else Outputs((), output, record.film)
-    make(request.replace(**moved), outputs, model, result.as_json, record.model)
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Hold the files that music goes to: sounds and pictures, and the film to it."""
-
-    files: tuple[Path, ...]
-    film: Path | None = None
-    shown: Film | None = None
-
-    def check(self, music: Music) -> None:
-        """Raise ReverieError for what cannot be written."""
-        count = music.count
-        check_distinct([*self.files, *filter(None, [self.film])], files_of(music))
-        for path in self.files:
-            if path.suffix.lower() in FORMATS:
-                check_writable(numbered(path, count))
-            else:
-                from reverie.media import sound  # brings torch, which takes seconds
-
-                sound.check_writable(path)
-        every = [path.absolute() for path in (*self.files, *filter(None, [self.film]))]
-        if len(set(every)) < len(every):
-            raise ReverieError("two outputs have one name; give each its own")
-        if self.film is not None and self.shown is not None:
-            from reverie.media import video
-
-            video.check(self.film, self.shown.fps, sound=True)
-            if count > 1:
-                raise ReverieError(f"one film goes to one clip, and count is {count}; leave out one of them")
-
-
-def make(music: Music, outputs: Outputs, model: ModelOptions, as_json: bool, played_by: str | None = None) -> None:
-    """Check where to write, load the models, play, write each clip as soon as it is done, and report.
-
-    `played_by` is the model of the sound that is made again; another one is told of on stderr.
-    """
-    outputs.check(music)
-    watch = Stopwatch()
-    with watch.measure("load"):
-        from reverie.system import MUSIC_NAME
-
-        system = load(replace(model, model=model.model or MUSIC_NAME), played_by)
-        painter = None if outputs.shown is None else load(_of_film(outputs.shown, model), None)
-    music = music.settled(system.guidance)
-    _check_texts(music, outputs, system.name)
-    clips, files = [], []
-    with watch.measure("draw"):
-        for clip in played(system, music):
-            clips.append(clip)
-            with watch.measure("save"):
-                files += written(clip, outputs.files, len(clips) - 1, music.count)
-    if outputs.film is not None and outputs.shown is not None and painter is not None:
-        with watch.measure("film"):
-            filmed(painter, clips[0], outputs.film, outputs.shown)
-        files.append(outputs.film)
-    report(music, files, clips, watch.seconds, as_json)
-
-
-def _check_texts(music: Music, outputs: Outputs, model: str) -> None:
-    """Raise ReverieError, before anything is played, where a WAV file cannot hold the request."""
-    from reverie.media import sound
-
-    texts = metadata.texts(music, model)
-    for path in outputs.files:
-        sound.check_texts(texts, path.suffix.lower())
-
-
-def played(system: Pipeline, music: Music) -> Iterator[Recording]:
-    """Play, and show how far it is."""
-    with warned():
-        events = system.play(music)
-    for progress in watched(events, lambda step: (step.index + 1, step.total), "playing"):
-        if progress.clip is not None:
-            yield progress.clip
-
-
-def written(clip: Recording, paths: Sequence[Path], index: int, count: int) -> list[Path]:
-    """Write a clip to each of the outputs, numbered where there are several clips."""
-    places = [numbered(path, count)[index] for path in paths]
-    for place in places:
-        clip.save(place)
-    return places
-
-
-def _of_film(film: Film, music: ModelOptions) -> ModelOptions:
-    """Return the model of a film's pictures, which computes as that of the music does."""
-    return replace(music, model=film.model, config=None, revision=None, variant=None, vae=None)
-
-
-def filmed(system: Pipeline, clip: Recording, path: Path, film: Film) -> None:
-    """Draw the film to a clip and write it with its sound."""
-    from reverie.media import video
-
-    film = film.settled(system.guidance)
-    reel = watched(system.film(clip, film), lambda frame: (frame.index + 1, frame.total), "frame")
-    video.write(reel, path, film.fps, texts=metadata.texts(clip.request, clip.model, film), sound=clip)
-
-
-def report(
-    music: Music, files: Sequence[Path], clips: Sequence[Recording], seconds: dict[str, float], as_json: bool
-) -> None:
-    """Tell what was made: the files on stdout, one a line, and a summary on stderr; or all of it as JSON on stdout."""
-    lasting = sum(clip.seconds for clip in clips)
-    factor = lasting / max(seconds["draw"], 1e-9)
-    if as_json:
-        timings = {part: round(taken, 3) for part, taken in seconds.items()}
-        told = {"files": [str(path) for path in files], "seeds": [clip.request.seed for clip in clips]}
-        told |= {"seconds": [clip.seconds for clip in clips], "rate": clips[0].rate, "channels": clips[0].channels}
-        told |= {"timings": timings, "real_time_factor": round(factor, 3), "request": music.recorded()}
-        say(json.dumps(told, ensure_ascii=False))
-        return
-    for path in files:
-        say(str(path))
-    seeds = f"seed {music.seed}" + (f" to {clips[-1].request.seed}" if len(clips) > 1 else "")
-    took = f"loaded in {seconds['load']:.1f} s, played in {seconds['draw']:.1f} s"
-    print(f"{lasting:.2f} s, {seeds}; {took} ({factor:.2f} s of sound a second)", file=sys.stderr)

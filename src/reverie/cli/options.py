@@ -76,6 +76,17 @@ class ModelOptions:
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
+class FileOptions:
+    """Choose what is written into the files, and over which."""
+
+    metadata: Annotated[bool, Parameter(negative="--no-metadata", show_default=False)] = True
+    """Write the request into the files, for `reverie replay`; --no-metadata writes nothing about how they were made."""
+    no_clobber: Flag = False
+    """Refuse to write over files that are there."""
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
 class ResultOptions:
     """Choose where the pictures go and how they are told of."""
 

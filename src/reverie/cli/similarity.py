@@ -12,8 +12,9 @@ from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
 from reverie.cli.options import Flag, Json, Output
-from reverie.cli.output import check_writable, say, tell_numbered
+from reverie.cli.output import say, tell_numbered
 from reverie.errors import ReverieError
+from reverie.jobs.outputs import check_writable
 from reverie.media.decoding import READABLE
 from reverie.similarity.templates import existing
 

@@ -8,10 +8,13 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
+from reverie.cli.jobs import show
 from reverie.cli.options import Flag, Output
-from reverie.cli.output import check_writable, say, warned
+from reverie.cli.output import say
 from reverie.cli.progress import watched
 from reverie.files import check_distinct
+from reverie.jobs.events import warnings_as_notes
+from reverie.jobs.outputs import check_writable
 
 Stereo = Annotated[bool | None, Parameter(negative="--mono", show_default=False)]
 
@@ -75,9 +78,11 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     from reverie.sound.phases import Circle, Line
     from reverie.sound.spectrogram import SMALL, SpectrogramParams
 
-    with warned():
+    with warnings_as_notes() as notes:
         mel, params = from_picture(open_picture(file), SMALL if small else SpectrogramParams())
+    for note in notes:
+        show(note)
     events = sounding(mel, params, Circle if loop else Line)
-    pieces = [piece.x for piece in watched(events, lambda piece: (piece.done, piece.total), "sounding")]
+    pieces = [piece.x for piece in watched(events)]
     sounds.write(sounds.Sound(torch.cat(pieces, dim=-1), params.sample_rate).normalised(), output)
     say(str(output))

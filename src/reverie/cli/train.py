@@ -6,7 +6,7 @@ from pathlib import Path
 
 from reverie.cli.options import Flag
 from reverie.cli.output import say
-from reverie.cli.progress import metered, watched
+from reverie.cli.progress import watched
 
 
 def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> None:
@@ -27,7 +27,8 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
     from reverie.train.parallel import is_first
     from reverie.train.recipe import folder_of
 
-    metered(run(recipe, out, resume))
+    for _ in watched(run(recipe, out, resume)):
+        pass
     if is_first():
         say(str(folder_of(recipe, out)))
 
@@ -54,7 +55,7 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
 
     if not prepare:
         check(folder_of(recipe, out), resume)
-    for _ in watched(finetune.prepare(recipe, out), lambda done: done, "latents"):
+    for _ in watched(finetune.prepare(recipe, out)):
         pass
     if prepare:
         say(str(folder_of(recipe, out)))

@@ -7,7 +7,8 @@ from pathlib import Path
 from cyclopts import App
 
 from reverie.cli.options import Output
-from reverie.cli.output import check_writable, say
+from reverie.cli.output import say
+from reverie.jobs.outputs import check_writable
 
 app = App(name="watermark", help="Read and write invisible watermarks.", help_format="plaintext")
 

@@ -22,6 +22,7 @@ from reverie.corpora.concepts import Concept, concepts
 from reverie.corpora.scenes import CANVAS, Scene, render, scene_at
 from reverie.errors import ReverieError
 from reverie.files import SHARD, tar_writer, unwritable, write_text
+from reverie.progress import Progress
 
 LARGEST_SHARD = 10_000  # four digits
 # Readers of this layout ask for "jpg". Without chroma subsampling a scene keeps 41 dB or more, with it 30 dB, as its
@@ -46,7 +47,7 @@ class Corpus:
             raise ReverieError(f"a seed of {self.seed} is not possible; give 0 or more")
 
 
-def write(folder: Path, *, subset: str = "all", count: int, seed: int, shard_size: int = 1000) -> Iterator[int]:
+def write(folder: Path, *, subset: str = "all", count: int, seed: int, shard_size: int = 1000) -> Iterator[Progress]:
     """Write emoji scenes 0 to `count` of the stream `seed` into a folder, as `write_corpus` does.
 
     Raises ReverieError for an unknown subset too.
@@ -55,8 +56,8 @@ def write(folder: Path, *, subset: str = "all", count: int, seed: int, shard_siz
     yield from write_corpus(folder, corpus, count, shard_size)
 
 
-def write_corpus(folder: Path, corpus: Corpus, count: int, shard_size: int = 1000) -> Iterator[int]:
-    """Write samples 0 to `count` of a stream into a folder, yielding how many are done.
+def write_corpus(folder: Path, corpus: Corpus, count: int, shard_size: int = 1000) -> Iterator[Progress]:
+    """Write samples 0 to `count` of a stream into a folder, yielding how far it is.
 
     Shards that are there already are passed over, so that a stopped job goes on; the same call writes the same bytes.
     Raises ReverieError for bad numbers, or a folder that holds other shards.
@@ -74,9 +75,10 @@ def write_corpus(folder: Path, corpus: Corpus, count: int, shard_size: int = 100
     for number, start in enumerate(range(0, count, shard_size)):
         indices = range(start, min(start + shard_size, count))
         if _is_whole(folder, number, len(indices)):
-            yield indices.stop
+            yield Progress(indices.stop, count, "samples")
         else:
-            yield from _write_shard(folder, number, corpus, indices)
+            for done in _write_shard(folder, number, corpus, indices):
+                yield Progress(done, count, "samples")
 
 
 def _check(folder: Path, identity: dict[str, Any], count: int) -> None:

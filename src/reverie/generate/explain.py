@@ -23,7 +23,7 @@ from reverie.errors import ReverieError
 from reverie.generate import editing, prompt
 from reverie.generate.conditioning import Prompts, inversions_of, split
 from reverie.generate.image import finished, passes, sized
-from reverie.generate.studio import opened
+from reverie.generate.picture_run import picture_run
 from reverie.media.overlay import words_sheet
 from reverie.models.layers import Attention, SpatialTransformer, TransformerBlock
 from reverie.requests.adapter_files import extract
@@ -136,13 +136,13 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
     Raises ReverieError where the request hands over to a refiner, whose attention is not watched.
     """
     if request.refiner is not None:
-        raise ReverieError("--explain cannot watch a refiner; leave out the refiner")
+        raise ReverieError("the attention of a refiner is not recorded; leave out the refiner")
     single = sized(system, request).only(0)
     words = list(_words(system, single))
-    with opened(system, single, None) as studio:
-        with recorded(system.unet, studio.passes[0].prompts) as recorder:
-            *_, (step, _) = passes(studio, [single])
-        (picture,) = finished(studio, [single], step)
+    with picture_run(system, single) as run:
+        with recorded(system.unet, run.passes[0].prompts) as recorder:
+            *_, (step, _) = passes(run, [single])
+        (picture,) = finished(run, [single], step)
     size = (step.x.shape[2], step.x.shape[3])
     return Explanation(picture, _joined(recorder, words, size))
 

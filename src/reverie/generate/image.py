@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,7 +13,9 @@ from torch import Tensor
 from reverie.diffusion.step import Step
 from reverie.generate import canvas
 from reverie.generate.conditioning import adapter_notes
-from reverie.generate.studio import Studio, opened
+from reverie.generate.modified import Modification, in_turn, modified
+from reverie.generate.picture_run import PictureRun, prepare_run
+from reverie.progress import Progress
 from reverie.requests.metadata import texts
 from reverie.requests.pictures import TextToImage
 from reverie.runtime.offload import offloader_of
@@ -27,21 +28,17 @@ Show = Callable[[Tensor], list[Image.Image]]
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
-    """Tell how far a request has come: it has taken step `index` of `total`, counted over all its pictures.
+class PictureStep(Progress):
+    """A step of a request's drawing, of `total` over all its pictures.
 
     `seeds` are those of the pictures at work, `latents` the sampler's present guess of them, clean and scaled, and
     `preview()` shows it. `pictures` holds what this step finished: nothing, but in the last step of each picture.
-    `notes`, of the first step alone, say what of the request is not honoured.
     """
 
-    index: int
-    total: int
     seeds: tuple[int, ...]
     latents: Float[Tensor, "b c h w"]
     preview: Callable[[], list[Image.Image]]
     pictures: tuple[Image.Image, ...] = ()
-    notes: tuple[str, ...] = ()
 
 
 def stream(
@@ -50,19 +47,20 @@ def stream(
     *,
     refiner: StableDiffusion | None = None,
     preview: Show | None = None,
-) -> Iterator[Progress]:
+) -> Iterator[PictureStep]:
     """Draw a request's pictures and yield every step; closing the generator stops the work.
 
     Picture k is the one that seed + k alone gives. On the CPU it is so to the bit (at one thread count), because there
     the pictures are drawn one after another: kernels sum in another order for another batch, which moves the last bits
     and, over many steps, more. On a GPU, where a batch is worth it, up to GPU_BATCH are drawn together, unless it is
     short of memory (`offload`), and agree with the pictures made alone but for rounding. `refiner` is the model that
-    the request hands over to; `preview` decodes in full where None. LoRAs and seamless tiling change the model while
-    the generator lives: draw one request at a time. Raises ReverieError, before any work, where the size does not fit.
+    the request hands over to; `preview` decodes in full where None. Drawings of one model take turns, step by step:
+    see `generate.modified`. Raises ReverieError, before any work, where the size does not fit.
     """
     request = sized(system, request)
     scarce = system.device.type == "cpu" or offloader_of(system.unet) is not None
-    return _draw(system, request, 1 if scarce else GPU_BATCH, refiner, preview)
+    draw = partial(_draw, system, request, 1 if scarce else GPU_BATCH, refiner, preview)
+    return in_turn(modified(system, request, refiner=refiner), draw)
 
 
 def sized(system: StableDiffusion, request: TextToImage) -> TextToImage:
@@ -80,36 +78,40 @@ def _draw(
     system: StableDiffusion,
     request: TextToImage,
     batch: int,
-    refiner: StableDiffusion | None = None,
-    preview: Show | None = None,
-) -> Iterator[Progress]:
-    with ExitStack() as stack:
-        notes = adapter_notes(system, request)
-        studio = stack.enter_context(opened(system, request, refiner))
-        starts = range(0, request.count, batch)
-        total, done = sum(len(one) for one in studio.passes) * len(starts), 0
-        for start in starts:
-            singles = [request.only(k) for k in range(start, min(start + batch, request.count))]
-            seeds = tuple(single.seed for single in singles)
-            for step, last in passes(studio, singles):
-                show = partial(preview or studio.codec.pictures, step.denoised)
-                done_now = finished(studio, singles, step) if last else ()
-                yield Progress(done, total, seeds, step.denoised, show, done_now, () if done else notes)
-                done += 1
+    refiner: StableDiffusion | None,
+    preview: Show | None,
+    modification: Modification,
+) -> Iterator[PictureStep]:
+    notes, run = adapter_notes(system, request), prepare_run(system, request, refiner)
+
+    def show(latents: Tensor) -> list[Image.Image]:
+        with modification.active():
+            return (preview or run.codec.pictures)(latents)
+
+    starts = range(0, request.count, batch)
+    total, done = sum(len(one) for one in run.passes) * len(starts), 0
+    for start in starts:
+        singles = [request.only(k) for k in range(start, min(start + batch, request.count))]
+        seeds = tuple(single.seed for single in singles)
+        for step, last in passes(run, singles):
+            pictures = finished(run, singles, step) if last else ()
+            look, done = partial(show, step.denoised), done + 1
+            yield PictureStep(done, total, "steps", seeds, step.denoised, look, pictures, notes=notes)
+            notes = ()
 
 
-def passes(studio: Studio, singles: Sequence[TextToImage]) -> Iterator[tuple[Step, bool]]:
+def passes(run: PictureRun, singles: Sequence[TextToImage]) -> Iterator[tuple[Step, bool]]:
     """Go through the passes of a request, each from the latents of the one before; tell the very last step."""
     latents = None
-    for number, one in enumerate(studio.passes):
-        for step in studio.steps(one, singles, latents):
-            yield step, number == len(studio.passes) - 1 and step.index == step.total - 1
+    for number, one in enumerate(run.passes):
+        for step in run.steps(one, singles, latents):
+            yield step, number == len(run.passes) - 1 and step.index == step.total - 1
         latents = step.x
 
 
-def finished(studio: Studio, singles: Sequence[TextToImage], step: Step) -> tuple[Image.Image, ...]:
+def finished(run: PictureRun, singles: Sequence[TextToImage], step: Step) -> tuple[Image.Image, ...]:
     """Decode the last step's latents, and give every picture the request that makes it alone."""
-    pictures = [studio.canvas.finish(picture) for picture in studio.codec.pictures(step.x)]
+    pictures = [run.canvas.finish(picture) for picture in run.codec.pictures(step.x)]
     for picture, single in zip(pictures, singles, strict=True):
-        picture.info.update(texts(single, studio.system.name))
+        picture.info.update(texts(single, run.system.name))
     return tuple(pictures)

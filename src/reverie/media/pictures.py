@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -44,8 +44,10 @@ def _quoted(value: object) -> str:
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
 
-def save(picture: Image.Image, path: str | Path) -> None:
+def save(picture: Image.Image, path: str | Path, *, sign: Callable[[Path, str], None] | None = None) -> None:
     """Write a picture and the texts in its `.info` atomically: beside the target first, then renamed over it.
+
+    `sign` is what `provenance.signer` returns: the file has its name once it is signed.
 
     The format follows the suffix (.png, .jpg, .webp). Raises ReverieError for another suffix, a picture that is too
     large for the format, and a folder that cannot be written.
@@ -62,6 +64,8 @@ def save(picture: Image.Image, path: str | Path) -> None:
             picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_kept(picture))
         else:
             to_rgb(picture).save(temporary, form, quality=95, exif=exif_texts(_texts(picture), _kept(picture)))
+        if sign is not None:
+            sign(temporary, path.name)
 
 
 def _texts(picture: Image.Image) -> dict[str, str]:

@@ -6,18 +6,21 @@ trained model made.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
+
+from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of
 from reverie.media.pictures import FORMATS
 
-Sign = Callable[[Path], None]
-"""Sign a picture file in place."""
+Sign = Callable[[Path, str], None]
+"""Sign a picture file in place, which is to have a name (whose suffix says the format)."""
 
 CERTIFICATES, KEY = "cert.pem", "key.pem"
 MADE_BY_A_MODEL = "http://cv.iptc.org/newscodes/digitalsourcetype/trainedAlgorithmicMedia"
@@ -32,16 +35,23 @@ def signer(folder: Path) -> Sign:
     """
     credentials = _credentials(folder)
 
-    def sign(path: Path) -> None:
+    def write(source: BinaryIO, target: BinaryIO, name: str) -> None:
         import c2pa
 
-        mime = f"image/{FORMATS[path.suffix.lower()].lower()}"
-        with atomic_write(path) as signed, path.open("rb") as source, signed.open("w+b") as target:
-            try:
-                c2pa.Builder(_manifest(path.name)).sign(c2pa.Signer.from_info(credentials), mime, source, target)
-            except c2pa.C2paError as error:
-                raise _refused(folder, error) from error
+        mime = f"image/{FORMATS[Path(name).suffix.lower()].lower()}"
+        try:
+            c2pa.Builder(_manifest(name)).sign(c2pa.Signer.from_info(credentials), mime, source, target)
+        except c2pa.C2paError as error:
+            raise _refused(folder, error) from error
 
+    def sign(path: Path, name: str) -> None:
+        with atomic_write(path) as signed, path.open("rb") as source, signed.open("w+b") as target:
+            write(source, target, name)
+
+    trial = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(trial, "PNG")
+    trial.seek(0)
+    write(trial, io.BytesIO(), "trial.png")
     return sign
 
 

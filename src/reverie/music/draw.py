@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
@@ -18,39 +18,37 @@ from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.parts import masked
 from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import adapted, adapter_notes
+from reverie.generate.conditioning import adapter_notes
+from reverie.generate.modified import Modification, in_turn, modified
 from reverie.generate.sample import SAME, noise_levels, sample
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
 from reverie.music.plan import MusicPlan, plan
 from reverie.music.sections import Recording, decode_levels
 from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encode_stops, lay_ground, read_given
+from reverie.progress import Progress
 from reverie.requests.base import steps_taken
 from reverie.requests.metadata import texts
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.changes import merging, reusing, seamless
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import StableDiffusion
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
-    """Tell how far a request has come: it has taken step `index` of `total`, counted over all its clips.
+class MusicStep(Progress):
+    """A step of a request's playing, of `total` over all its clips.
 
     `latents` are the sampler's present guess of the clip at work, clean and scaled. `clip` is what the step finished:
-    None, but in the last step of each clip. `notes`, of the first step alone, say what of the request is not honoured.
+    None, but in the last step of each clip.
     """
 
-    index: int
-    total: int
     latents: Float[Tensor, "1 c h w"]
     clip: Recording | None = None
-    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class _Studio:
+class ClipRun:
     """Hold everything that the clips of a request share."""
 
     system: StableDiffusion
@@ -103,17 +101,19 @@ class _Studio:
         return masked(denoise, cells, self.ground.latents, noise.initial(), below)
 
 
-def stream(system: StableDiffusion, music: Music) -> Iterator[Progress]:
+def stream(system: StableDiffusion, music: Music) -> Iterator[MusicStep]:
     """Play a request's clips and yield every step; closing the generator stops the work.
 
     Clip k is the one that the seeds + k alone give: they are drawn one after another, the windows of each together.
-    LoRAs change the model while the generator lives. Raises ReverieError, before any work, for a model that draws no
-    spectrograms and for sounds that cannot be read.
+    Drawings of one model take turns, see `generate.modified`. Raises ReverieError, before any work, for a model that
+    draws no spectrograms and for sounds that cannot be read.
     """
     params, music = hearing(system), music.settled(system.guidance)
     given = read_given(music, params)
     laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
-    return _played(system, music, laid, given)
+    shared, coders = _shared(music, laid), (system.autoencoder.encoder, system.autoencoder.decoder)
+    changes = modified(system, shared, edges=(coders, laid.axes))
+    return in_turn(changes, partial(_played, system, music, shared, laid, given))
 
 
 def hearing(system: StableDiffusion) -> SpectrogramParams:
@@ -130,34 +130,36 @@ def hearing(system: StableDiffusion) -> SpectrogramParams:
     return params
 
 
-def _played(system: StableDiffusion, music: Music, laid: MusicPlan, given: Given | None) -> Iterator[Progress]:
-    with ExitStack() as stack:
-        notes = adapter_notes(system, music)
-        studio = _opened(stack, system, music, laid, given)
-        done, total = 0, music.count * (len(studio.sigmas) - 1)
-        for index in range(music.count):
-            single = music.only(index)
-            noise = studio.noise(single)
-            for step in sample(studio.denoiser(noise), studio.sigmas, noise, music.sampler, studio.begin()):
-                last = step.index == step.total - 1
-                clip = _finished(studio, single, step.x) if last else None
-                yield Progress(done, total, step.denoised, clip, () if done else notes)
-                done += 1
+def _played(
+    system: StableDiffusion,
+    music: Music,
+    shared: TextToImage,
+    laid: MusicPlan,
+    given: Given | None,
+    _: Modification,
+) -> Iterator[MusicStep]:
+    notes, run = adapter_notes(system, music), _prepare_run(system, music, shared, laid, given)
+    done, total = 0, music.count * (len(run.sigmas) - 1)
+    for index in range(music.count):
+        single = music.only(index)
+        noise = run.noise(single)
+        for step in sample(run.denoiser(noise), run.sigmas, noise, music.sampler, run.begin()):
+            last = step.index == step.total - 1
+            clip, done = _finished(run, single, step.x) if last else None, done + 1
+            yield MusicStep(done, total, "steps", step.denoised, clip, notes=notes)
+            notes = ()
 
 
-def _opened(stack: ExitStack, system: StableDiffusion, music: Music, laid: MusicPlan, given: Given | None) -> _Studio:
-    """Make everything ready; LoRAs, and what bends time to a circle, are in the model until the stack closes."""
-    shared = _shared(music, laid)
-    stack.enter_context(adapted(system, shared))
-    stack.enter_context(reusing(system.unet, shared.cache_steps))
-    stack.enter_context(merging(system.unet, shared.merge_tokens))
-    stack.enter_context(seamless([system.autoencoder.encoder, system.autoencoder.decoder], laid.axes))
+def _prepare_run(
+    system: StableDiffusion, music: Music, shared: TextToImage, laid: MusicPlan, given: Given | None
+) -> ClipRun:
+    """Make ready what a request's clips share, while its changes to the model are active."""
     images = ImageCodec(system.autoencoder, whole=2**62) if laid.axes else system.codec
     told = encode_stops(system, music.stops, shared)
     strength = 1.0 if given is None else told.at(music.place).strength
     sigmas = noise_levels(system, shared)[-steps_taken(music.steps, strength) - 1 :]
     under = None if given is None else lay_ground(given, laid, images)
-    return _Studio(system, music, laid, images, shared, told, under, sigmas)
+    return ClipRun(system, music, laid, images, shared, told, under, sigmas)
 
 
 def _shared(music: Music, laid: MusicPlan) -> TextToImage:
@@ -171,17 +173,17 @@ def _shared(music: Music, laid: MusicPlan) -> TextToImage:
 
 
 @torch.no_grad()
-def _finished(studio: _Studio, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
+def _finished(run: ClipRun, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
     """Decode latents, lay back what the mask keeps, and sound the spectrogram to its exact length."""
-    laid, params = studio.plan, studio.plan.params
-    greys = decode_levels(studio.images, latents)
-    if studio.ground is not None:
-        greys = studio.ground.kept(greys)
+    laid, params = run.plan, run.plan.params
+    greys = decode_levels(run.images, latents)
+    if run.ground is not None:
+        greys = run.ground.kept(greys)
     greys = laid.shown(greys)
     samples = laid.sounded(from_greys(greys, params))
     if single.stereo and not params.stereo:
         samples = laid.widened(samples)
     picture = add_tags(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
-    picture.info[REQUEST] = texts(single, studio.system.name)[REQUEST]
-    return Recording(sound.samples, sound.rate, picture, single, studio.system.name)
+    picture.info[REQUEST] = texts(single, run.system.name)[REQUEST]
+    return Recording(sound.samples, sound.rate, picture, single, run.system.name)

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -17,6 +16,7 @@ from reverie.codecs.image import ImageCodec
 from reverie.codecs.spectrograms import LIGHT, convert_sound
 from reverie.media import pictures, sound
 from reverie.media.sound import Sound
+from reverie.progress import Progress
 from reverie.requests import metadata
 from reverie.requests.music import Music
 from reverie.sound.phases import Line, waveform
@@ -30,17 +30,16 @@ Fade = Callable[[Tensor], Tensor]
 """Rising from 0 to 1 over a fade, the weight of what comes; what goes has that of the fade reversed."""
 
 
-class Section(NamedTuple):
-    """Hold what the latest of `done` sections, of `total`, finished; all pieces in a row are the whole."""
+@dataclass(frozen=True, eq=False)
+class Piece(Progress):
+    """What the latest section finished; all pieces in a row are the whole."""
 
-    done: int
-    total: int
     x: Tensor
 
 
 def pieces(
     run: Callable[[Tensor], Tensor], x: Tensor, section: int, overlap: int, fade: Fade = lambda part: part
-) -> Iterator[Section]:
+) -> Iterator[Piece]:
     """Apply `run`, which keeps the last axis or stretches it, to sections of it, and fade these into one another.
 
     What is no longer than a section is run as it is. The fade keeps the sum of what is alike on both sides of it.
@@ -52,9 +51,9 @@ def pieces(
     for done, begin in enumerate(begins, start=1):
         following = run(x[..., begin : begin + section])
         both = held[..., -count:] * rising.flip(0) + following[..., :count] * rising
-        yield Section(done, total, torch.cat([held[..., :-count], both], dim=-1))
+        yield Piece(done, total, "sections", torch.cat([held[..., :-count], both], dim=-1))
         held = following[..., count:]
-    yield Section(total, total, held)
+    yield Piece(total, total, "sections", held)
 
 
 def in_sections(
@@ -93,10 +92,10 @@ def sound_of_mel(
 
 def sounding(
     mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
-) -> Iterator[Section]:
+) -> Iterator[Piece]:
     """Yield a waveform piece by piece; sections have phases of their own, so their powers are faded."""
     if time is not Line:  # a circle has no sections
-        return iter([Section(1, 1, waveform(mel, params, time))])
+        return iter([Piece(1, 1, "sections", waveform(mel, params, time))])
     section, overlap = _frames_at_once(params), _second(params)
     return pieces(lambda part: waveform(part, params), mel, section, overlap, torch.sqrt)
 
@@ -127,9 +126,15 @@ class Recording(Sound):
         """Return the tags that its file carries."""
         return metadata.texts(self.request, self.model)
 
-    def save(self, path: str | Path) -> None:
-        """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside."""
+    def save(self, path: str | Path, *, metadata: bool = True) -> None:
+        """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside.
+
+        Without `metadata` the file says nothing of the request; a picture still says how it becomes sound.
+        """
         if Path(path).suffix.lower() in pictures.FORMATS:
-            pictures.save(self.picture, path)
+            picture = self.picture.copy()
+            if not metadata:
+                picture.info.pop(pictures.REQUEST, None)
+            pictures.save(picture, path)
         else:
-            sound.write(self, path, texts=self.texts)
+            sound.write(self, path, texts=self.texts if metadata else {})

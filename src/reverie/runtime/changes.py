@@ -92,14 +92,17 @@ class ReusingUNet(UNet):
 
 
 @contextmanager
-def reusing(unet: UNet, every: int) -> Iterator[None]:
-    """Within the block, let a U-Net compute its inner levels once for `every` timesteps; 1 changes nothing."""
+def reusing(unet: UNet, every: int, kept: WeakTensorKeyDictionary | None = None) -> Iterator[None]:
+    """Within the block, let a U-Net compute its inner levels once for `every` timesteps; 1 changes nothing.
+
+    `kept` is what an earlier block left, for a drawing that goes on.
+    """
     if every == 1:
         yield
         return
     plain, unet.__class__ = type(unet), ReusingUNet
     changed = cast(ReusingUNet, unet)
-    changed.every, changed.kept = every, WeakTensorKeyDictionary()
+    changed.every, changed.kept = every, WeakTensorKeyDictionary() if kept is None else kept
     try:
         yield
     finally:

@@ -1,9 +1,8 @@
-"""Best-of ranking: of several pictures, those whose CLIP embedding is most like the prompt's."""
+"""Best of n: CLIP ranks the pictures of a request by their likeness to its prompt, and each carries its score."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
 from typing import NamedTuple
 
 from PIL import Image
@@ -35,22 +34,29 @@ def rivals(request: TextToImage, of: int) -> TextToImage:
     return request.replace(count=of)
 
 
-def best(clip: Clip, pictures: Iterable[Image.Image], request: TextToImage) -> list[Scored]:
-    """Keep the `request.count` pictures most like its prompt, the best first; equals keep their order.
+class Ranking:
+    """Keep the `request.count` pictures most like a request's prompt, of all that are added; equals keep their order.
 
-    Pictures may come one by one: those that are not kept are let go. The prompt is compared without weights, brackets
-    and tags. A picture that carries a request carries its `score` beside it, with the CLIP that gave it.
+    The prompt is compared without weights, brackets and tags.
     """
-    text = clip.embed_texts([final_words(request.prompt, request.steps)])[0]
-    kept: list[Scored] = []
-    count = 0
-    for place, picture in enumerate(pictures):
-        cosine = (clip.embed_images([picture])[0] @ text).item()
-        kept = sorted([*kept, Scored(place, cosine, picture)], key=lambda one: -one.cosine)[: request.count]
-        count = place + 1
-    for one in kept:
-        if REQUEST in one.picture.info:
-            told = json.loads(one.picture.info[REQUEST])
-            told["score"] = {"clip": clip.name, "cosine": round(one.cosine, 6), "of": count}
-            one.picture.info[REQUEST] = json.dumps(told)
-    return kept
+
+    def __init__(self, clip: Clip, request: TextToImage) -> None:
+        self._clip, self._keep = clip, request.count
+        self._text = clip.embed_texts([final_words(request.prompt, request.steps)])[0]
+        self._best: list[Scored] = []
+        self._count = 0
+
+    def add(self, picture: Image.Image) -> None:
+        """Compare one more picture; the least like of too many is let go."""
+        cosine = (self._clip.embed_images([picture])[0] @ self._text).item()
+        ranked = sorted([*self._best, Scored(self._count, cosine, picture)], key=lambda one: -one.cosine)
+        self._best, self._count = ranked[: self._keep], self._count + 1
+
+    def best(self) -> list[Scored]:
+        """Return the pictures kept, the best first; one that carries its request carries its `score` beside it."""
+        for one in self._best:
+            if REQUEST in one.picture.info:
+                carried = json.loads(one.picture.info[REQUEST])
+                carried["score"] = {"clip": self._clip.name, "cosine": round(one.cosine, 6), "of": self._count}
+                one.picture.info[REQUEST] = json.dumps(carried)
+        return self._best

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
+from reverie.progress import Progress
 from reverie.similarity.likeness import named
 from reverie.similarity.templates import filled
 
@@ -65,15 +66,14 @@ class Guesses:
         return f"<table><caption>{escape(self.picture)}</caption>{rows}</table>"
 
 
-class Embedded(NamedTuple):
-    """Tell how many of all labels are embedded; `rows` are those of the latest."""
+@dataclass(frozen=True, eq=False)
+class EmbeddedLabels(Progress):
+    """How many of all labels are embedded; `rows` are those of the latest."""
 
-    done: int
-    total: int
     rows: Float[Tensor, "n d"]
 
 
-def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]) -> Iterator[Embedded]:
+def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]) -> Iterator[EmbeddedLabels]:
     """Embed labels, some at a time: the normalised mean of a label's normalised embeddings in all templates.
 
     Raises ReverieError where a template has no place for a label, or there is none of them.
@@ -87,7 +87,7 @@ def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]
         some = labels[start : start + step]
         texts = [filled(template, label) for label in some for template in templates]
         rows = clip.embed_texts(texts).unflatten(0, (len(some), len(templates))).mean(1)
-        yield Embedded(start + len(some), len(labels), F.normalize(rows, dim=-1))
+        yield EmbeddedLabels(start + len(some), len(labels), "labels", F.normalize(rows, dim=-1))
 
 
 @dataclass(frozen=True, eq=False)

@@ -16,6 +16,7 @@ from torch import Tensor
 from reverie.errors import ReverieError
 from reverie.media.charts import heat_map
 from reverie.media.decoding import READABLE
+from reverie.progress import Progress
 from reverie.similarity.classify import Classifier
 
 TOP = 5
@@ -123,11 +124,10 @@ class Report:
         }
 
 
-class Evaluated(NamedTuple):
-    """Tell how many of all pictures are done, and the report so far."""
+@dataclass(frozen=True)
+class Evaluation(Progress):
+    """How many of all pictures are classified, and the report so far."""
 
-    done: int
-    total: int
     report: Report
 
 
@@ -155,7 +155,7 @@ def find_classes(folder: Path, names: Mapping[str, str] | None = None) -> tuple[
     return labels, samples
 
 
-def evaluate(classifier: Classifier, samples: Sequence[Sample], batch: int = 32) -> Iterator[Evaluated]:
+def evaluate(classifier: Classifier, samples: Sequence[Sample], batch: int = 32) -> Iterator[Evaluation]:
     """Name pictures and count. A file that cannot be read is skipped and reported, and its batch goes on without it."""
     report = Report(classifier.labels)
     for start in range(0, len(samples), batch):
@@ -169,4 +169,4 @@ def evaluate(classifier: Classifier, samples: Sequence[Sample], batch: int = 32)
                 truths.append(sample.truth)
         if rows:
             report = report.add(classifier.cosines(classifier.clip.embed_levels(torch.cat(rows))), truths)
-        yield Evaluated(min(start + batch, len(samples)), len(samples), report)
+        yield Evaluation(min(start + batch, len(samples)), len(samples), "pictures", report)

@@ -18,6 +18,7 @@ from torch import Tensor
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, reason_of
+from reverie.progress import Progress
 from reverie.similarity.index import HEADER, Entry, Header, Index, open_index
 from reverie.similarity.sources import Place, Skipped, base_of, find_places, read_place
 from reverie.similarity.writer import Writer, compact
@@ -40,11 +41,9 @@ class Embedder(Protocol):
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Tell how far an update is; `added` counts new and changed pictures, `kept` what needed no work."""
+class IndexUpdate(Progress):
+    """How far an update is; `added` counts new and changed pictures, `kept` what needed no work."""
 
-    done: int
-    total: int
     added: int
     kept: int
     gone: int
@@ -54,7 +53,7 @@ class Progress:
 
 def update(
     folder: str | Path, source: str | Path, clip: Embedder, *, batch: int = 32, workers: int = 2
-) -> Iterator[Progress]:
+) -> Iterator[IndexUpdate]:
     """Bring an index up to date with a folder of pictures or shards, made where there is none yet.
 
     Embeds what is new or changed, `batch` at a time while `workers` threads decode what follows; forgets what is gone;
@@ -72,7 +71,7 @@ def update(
         gone = _gone(index, places, damaged)
         writer = Writer(folder, index.header)
         writer.forget(gone)
-        progress = Progress(0, len(wanted), 0, len(places) - len(wanted), len(gone), tuple(damaged))
+        progress = IndexUpdate(0, len(wanted), "pictures", 0, len(places) - len(wanted), len(gone), tuple(damaged))
         yield progress
         for entries, rows in _embedded(clip, base_of(source), wanted, batch, workers):
             writer.add(entries, [rows])

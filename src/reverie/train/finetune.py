@@ -23,6 +23,7 @@ from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
 from reverie.errors import ReverieError
+from reverie.progress import Progress
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import BUNDLED_NAME
 from reverie.train import lora
@@ -172,8 +173,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     return objective
 
 
-def prepare(path: Path, out: Path | None = None) -> Iterator[tuple[int, int]]:
-    """Make the latents that a recipe's run learns from; yield how many are done, and of how many."""
+def prepare(path: Path, out: Path | None = None) -> Iterator[Progress]:
+    """Make the latents that a recipe's run learns from; yield how far it is."""
     sections = read(path)
     if sections["objective"] != "finetune":
         raise ReverieError(f"the recipe {path} is for `reverie train`: its objective is {sections['objective']!r}")

@@ -20,6 +20,7 @@ from torch import Tensor
 from reverie.data.loader import Batches, shuffled
 from reverie.files import PART, lock, unwritable
 from reverie.models.autoencoder import Autoencoder
+from reverie.progress import Progress
 from reverie.train.autoencoder import as_images
 from reverie.train.examples import Examples
 from reverie.train.kept import is_kept, keep, kept
@@ -29,8 +30,8 @@ ENCODER = ("encoder.", "quant_conv.")
 LATENTS = "latents.safetensors"  # in the folder of a run
 
 
-def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int = 0) -> Iterator[tuple[int, int]]:
-    """Write the scaled latents of all examples to `path`, in half precision; yield how many are done, and of how many.
+def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int = 0) -> Iterator[Progress]:
+    """Write the scaled latents of all examples to `path`, in half precision; yield how far it is.
 
     Nothing is done where the file is there already, for this encoder and these examples.
     """
@@ -50,7 +51,7 @@ def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int 
             latents = _encoded(autoencoder, batches(step))[: len(examples) - step * ENCODE_BATCH]
             file.write(latents.numpy().tobytes())
             file.flush()
-            yield step * ENCODE_BATCH + len(latents), len(examples)
+            yield Progress(step * ENCODE_BATCH + len(latents), len(examples), "latents")
     latents = torch.from_numpy(np.fromfile(part, np.float16)).view(-1, *shape)
     keep(latents, told, path)
     part.unlink()

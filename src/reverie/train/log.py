@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -13,19 +13,28 @@ import numpy as np
 from PIL import Image
 
 from reverie.files import write_text
+from reverie.progress import Progress
 
 LINES = "log.jsonl"
 
 
 @dataclass(frozen=True)
-class Event:
-    """Tell of one logged step: metrics are means since the last event; rate is in steps a second."""
+class TrainingStep(Progress):
+    """A logged step: metrics are means since the last one, `rate` is in steps a second."""
 
-    step: int
-    total: int
     metrics: dict[str, float]
     rate: float
     seconds_left: float
+
+    @property
+    def step(self) -> int:
+        """Return how many steps are done."""
+        return self.done
+
+    @property
+    def details(self) -> str:
+        """Return the metrics."""
+        return " ".join(f"{name} {value:.4g}" for name, value in self.metrics.items())
 
 
 class Meter:
@@ -46,12 +55,12 @@ class Meter:
         for name, value in metrics:
             self.sums.setdefault(name, []).append(value)
 
-    def event(self, step: int, rate: float, measured: dict[str, float]) -> Event:
+    def event(self, step: int, rate: float, measured: dict[str, float]) -> TrainingStep:
         """Sum up the interval that ends with `step`, taken at learning rate `rate`; `measured` holds for its end."""
         seconds = (time.monotonic() - self.since) / self.counted
         means = {name: sum(values) / len(values) for name, values in self.sums.items()}
         means |= measured | {"lr": rate}
-        return Event(step, self.total, means, 1 / seconds, (self.total - step) * seconds)
+        return TrainingStep(step, self.total, "steps", means, 1 / seconds, (self.total - step) * seconds)
 
 
 class Log:
@@ -78,10 +87,12 @@ class Log:
         if self._board is not None:
             self._board.close()
 
-    def event(self, event: Event) -> None:
+    def event(self, event: TrainingStep) -> None:
         """Add an event."""
         with self.path.open("a", encoding="utf-8") as lines:
-            lines.write(json.dumps(asdict(event)) + "\n")
+            record = {"step": event.done, "total": event.total, "metrics": event.metrics}
+            record |= {"rate": event.rate, "seconds_left": event.seconds_left}
+            lines.write(json.dumps(record) + "\n")
         if self._board is not None:
             for name, value in (event.metrics | {"rate": event.rate}).items():
                 self._board.add_scalar(name, value, event.step)
@@ -105,7 +116,7 @@ class Silent:
     ) -> None:
         """Do nothing."""
 
-    def event(self, event: Event) -> None:
+    def event(self, event: TrainingStep) -> None:
         """Write nothing."""
 
     def sheet(self, sheet: Image.Image, step: int) -> None:

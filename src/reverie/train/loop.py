@@ -24,7 +24,7 @@ from reverie.errors import ReverieError
 from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
 from reverie.train.ema import EMA
-from reverie.train.log import Event, Log, Meter, Silent
+from reverie.train.log import Log, Meter, Silent, TrainingStep
 from reverie.train.parallel import is_first, joined, sum_gradients
 
 CHECKPOINT = "checkpoint.pt"
@@ -233,7 +233,9 @@ def _optimiser(
     )
 
 
-def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, resume: bool = False) -> Iterator[Event]:
+def train(
+    build: Callable[[], Objective], settings: RunSettings, out: Path, *, resume: bool = False
+) -> Iterator[TrainingStep]:
     """Run the loop, yielding an event every `log_every` steps; write checkpoints, samples and at last the export.
 
     Of several processes that torchrun started only the first writes and yields; all read the same checkpoint. Raises
@@ -256,7 +258,7 @@ def train(build: Callable[[], Objective], settings: RunSettings, out: Path, *, r
                 learner.objective.export(out / "export")
 
 
-def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterator[Event]:
+def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterator[TrainingStep]:
     """Take the steps from `start` on."""
     settings = learner.settings
     meter = Meter(settings.steps)

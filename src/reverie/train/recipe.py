@@ -13,7 +13,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from reverie.errors import ReverieError
 from reverie.files import reason_of
-from reverie.train.log import Event
+from reverie.train.log import TrainingStep
 from reverie.train.loop import Objective, RunSettings, train
 from reverie.train.parallel import started
 
@@ -92,7 +92,7 @@ def folder_of(path: Path, out: Path | None) -> Path:
     return out or Path("runs") / path.stem
 
 
-def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[Event]:
+def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[TrainingStep]:
     """Carry out a recipe into the folder `out` (default runs/NAME), yielding events; see `train`."""
     sections = read(path)
     settings = section(sections, "run", RunSettings)

@@ -17,14 +17,15 @@ from reverie.corpora.music.fluidsynth import default_font
 from reverie.corpora.music.score import MusicClip
 from reverie.corpora.music.synth import RATE, SECONDS, render
 from reverie.corpora.shards import Corpus, write_corpus
+from reverie.progress import Progress
 
 SUFFIX = "flac"
 Encode = Callable[[NDArray[np.float32], int], bytes]
 """Make a FLAC file of samples (2, n) at a rate: codecs stand to the right of this room."""
 
 
-def write(folder: Path, encode: Encode, *, count: int, seed: int, font: Path | None = None) -> Iterator[int]:
-    """Write clips 0 to `count` of the stream `seed` into a folder, as `write_corpus` does, yielding how many are done.
+def write(folder: Path, encode: Encode, *, count: int, seed: int, font: Path | None = None) -> Iterator[Progress]:
+    """Write clips 0 to `count` of the stream `seed` into a folder, as `write_corpus` does, yielding how far it is.
 
     Raises ReverieError where a folder holds other shards, such as of another sound font, or nothing can be played.
     """

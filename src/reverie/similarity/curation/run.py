@@ -17,6 +17,7 @@ import numpy as np
 
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, write_text
+from reverie.progress import Progress
 from reverie.similarity.curation.duplicates import near_duplicates
 from reverie.similarity.curation.keep import Keeping
 from reverie.similarity.curation.measure import Measuring, Scoring, loaded, read_measured
@@ -30,12 +31,10 @@ COMMONEST = 1000  # words that the report keeps
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Tell how far a step is, in shards; the last event has the outcome."""
+class CurationStep(Progress):
+    """How far a step is, in shards; the last event has the outcome."""
 
     step: str
-    done: int
-    total: int
     outcome: Curated | None = field(repr=False, default=None)
 
 
@@ -46,7 +45,7 @@ def curate(
     *,
     scoring: Scoring = Scoring(),
     spread: Spread = here,
-) -> Iterator[Progress]:
+) -> Iterator[CurationStep]:
     """Write what is worth keeping of a folder of shards into another folder, with a report of what went and why.
 
     `folder` gets NAME.tar with the samples kept, as they were, NAME.jsonl with a line on every sample, and report.html
@@ -65,29 +64,29 @@ def curate(
 
 def _steps(
     folder: Path, shards: Sequence[str], rules: Rules, scored: Scoring | None, identity: str, spread: Spread
-) -> Iterator[Progress]:
+) -> Iterator[CurationStep]:
     """Measure, judge and write."""
     measuring = Measuring(folder / MEASURED, scored and replace(scored), identity)  # without the loaded weights
     damaged: dict[str, str] = {}
-    yield Progress("measuring", 0, len(shards))
+    yield CurationStep(0, len(shards), "shards", "measuring")
     for done, message in enumerate(spread(measuring, shards), 1):
         if message["damage"]:
             damaged[Path(message["shard"]).name] = message["damage"]
-        yield Progress("measuring", done, len(shards))
+        yield CurationStep(done, len(shards), "shards", "measuring")
     outcome = replace(_judge(folder, shards, rules), damaged=dict(sorted(damaged.items())), model=identity)
     words: tuple[Counter[str], Counter[str]] = Counter(), Counter()
-    yield Progress("writing", 0, len(shards))
+    yield CurationStep(0, len(shards), "shards", "writing")
     for done, message in enumerate(spread(Keeping(folder), shards), 1):
         words[0].update(message["words_all"])
         words[1].update(message["words_kept"])
-        yield Progress("writing", done, len(shards))
+        yield CurationStep(done, len(shards), "shards", "writing")
     outcome = replace(
         outcome,
         distinct_words=(len(words[0]), len(words[1])),
         words=tuple((word, count, words[1][word]) for word, count in _commonest(words[0])),
     )
     write_report(folder, outcome)
-    yield Progress("done", len(shards), len(shards), outcome)
+    yield CurationStep(len(shards), len(shards), "shards", "done", outcome)
 
 
 def _judge(folder: Path, shards: Sequence[str], rules: Rules) -> Curated:

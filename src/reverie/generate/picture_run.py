@@ -1,4 +1,4 @@
-"""What must be ready before a request is drawn? The model adapted, the prompts encoded, canvas, passes and controls."""
+"""What the pictures of one request share: the canvas, the passes of the sampler, prompts and ControlNets."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_noise
 from reverie.generate.conditioning import Prompts
+from reverie.generate.modified import modified
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
 from reverie.requests.base import steps_taken
 from reverie.requests.parts import ControlInput
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.runtime import is_packed, pack
-from reverie.runtime.changes import merging, reusing, seamless
 from reverie.runtime.offload import HOST, by_block, offloader_of
 from reverie.system import Conditioning, StableDiffusion
 
@@ -55,7 +55,7 @@ class Pass:
 
 
 @dataclass(frozen=True, eq=False)
-class Studio:
+class PictureRun:
     """Hold everything that the pictures of a request share."""
 
     system: StableDiffusion
@@ -89,22 +89,26 @@ class Studio:
 
 
 @contextmanager
-def opened(system: StableDiffusion, request: TextToImage, refiner: StableDiffusion | None) -> Iterator[Studio]:
-    """Make everything ready for a request whose size is filled in; afterwards the model is as it was.
+def picture_run(
+    system: StableDiffusion, request: TextToImage, refiner: StableDiffusion | None = None
+) -> Iterator[PictureRun]:
+    """Hold the model, changed as a request asks, for the block; afterwards it is as it was. See `prepare_run`."""
+    with modified(system, request, refiner=refiner) as modification, modification.active():
+        yield prepare_run(system, request, refiner)
+
+
+def prepare_run(system: StableDiffusion, request: TextToImage, refiner: StableDiffusion | None = None) -> PictureRun:
+    """Make ready what a request's pictures share; its size is filled in, and its changes to the model are active.
 
     Raises ReverieError where files of the request are missing or do not fit the model, and where the request asks for
     a refiner and none is given.
     """
     if request.refiner is not None and refiner is None:
         raise ReverieError("the request hands over to a refiner; give the model that it names")
-    networks = [system.unet, system.autoencoder.decoder] + ([refiner.unet] if refiner else [])
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
-    tiled = seamless(networks, request.tile.replace("none", ""))
-    reused, merged = reusing(system.unet, request.cache_steps), merging(system.unet, request.merge_tokens)
-    with conditioning.adapted(system, request), tiled, reused, merged:
-        canvas = prepare(system, codec, request)
-        bind = controlled(system, [load_control(system, control) for control in request.controls])
-        yield Studio(system, codec, canvas, _passes(system, codec, request, refiner, bind, canvas.extra), refiner)
+    canvas = prepare(system, codec, request)
+    bind = controlled(system, [load_control(system, control) for control in request.controls])
+    return PictureRun(system, codec, canvas, _passes(system, codec, request, refiner, bind, canvas.extra), refiner)
 
 
 def load_control(system: StableDiffusion, control: ControlInput) -> Control:

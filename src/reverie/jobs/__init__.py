@@ -1,0 +1,1 @@
+"""Jobs: from a request to finished files, as a stream of events."""

@@ -1,0 +1,74 @@
+"""Replay: the job that makes a file again from the request that it carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from reverie.errors import ReverieError
+from reverie.jobs.events import Job, Note, not_honoured
+from reverie.jobs.films import FilmJob
+from reverie.jobs.music import MusicJob
+from reverie.jobs.pictures import PictureJob
+from reverie.requests.base import SampledRequest
+from reverie.requests.films import Animation
+from reverie.requests.music import Music
+from reverie.requests.pictures import TextToImage
+from reverie.requests.records import read_record
+
+
+def replay_job(
+    file: Path, changes: Mapping[str, Any], *, output: Path | None = None, model: str | None = None, **finishing: Any
+) -> tuple[Job, list[Note]]:
+    """Return the job that makes a picture, film or sound again, and what cannot be honoured of its request.
+
+    `changes` are fields that go before the file's, such as where its `init` is now. `finishing` are further fields of
+    a `PictureJob`, for pictures alone. Raises ReverieError where the file holds no request, was made by a model that
+    is neither bundled nor given, or without what is changed.
+    """
+    record = read_record(file)
+    notes = list(not_honoured(record.notes))
+    request, drawn_by, film = record.request, record.model, record.film
+    kind = {Music: "music", Animation: "a film"}.get(type(request), "a picture")
+    request = _changed(file, request, changes)
+    if not isinstance(request, TextToImage):
+        for name, value in finishing.items():
+            if value not in (None, False, 0) and name not in ("no_clobber", "metadata", "device"):
+                raise ReverieError(f"`{name.replace('previews', 'preview')}` is about pictures; '{file}' is {kind}")
+    _check_model(file, request, drawn_by, model)
+    suffix = ".png" if isinstance(request, TextToImage) else file.suffix
+    output = output or file.with_name(f"{file.stem}-replay{suffix}")
+    shared: dict[str, Any] = {"request": request, "model": model, "drawn_by": drawn_by}
+    if isinstance(request, TextToImage):
+        # only a grid carries a request for several pictures
+        grid = request.count > 1 or bool(finishing.get("grid"))
+        return PictureJob(output=output, **shared, **finishing | {"grid": grid}), notes
+    shared |= {name: finishing[name] for name in ("metadata", "no_clobber") if name in finishing}
+    if isinstance(request, Animation):
+        return FilmJob(outputs=(output,), **shared), notes
+    if film is not None:
+        return MusicJob(film=film, film_output=output, **shared), notes
+    return MusicJob(outputs=(output,), **shared), notes
+
+
+def _changed(file: Path, request: SampledRequest, changes: Mapping[str, Any]) -> SampledRequest:
+    """Replace fields of a request. Raises ReverieError for a file to start from where it started from none."""
+    changes = dict(changes)
+    if isinstance(request, Animation) and "init" in changes and request.init_video is not None:
+        changes["init_video"] = str(changes.pop("init"))
+    for name in changes:
+        if getattr(request, name, None) is None and (name in ("init", "mask") or not hasattr(request, name)):
+            raise ReverieError(f"'{file}' was made without {name}; leave out `{name}`", field=name)
+    return request.replace(**changes)
+
+
+def _check_model(file: Path, request: SampledRequest, drawn_by: str, model: str | None) -> None:
+    """Raise ReverieError where neither the request's model is bundled nor one is given."""
+    if model is not None:
+        return
+    from reverie.system import BUNDLED_NAME, MUSIC_NAME  # brings torch, which takes seconds
+
+    bundled, did = (MUSIC_NAME, "played") if isinstance(request, Music) else (BUNDLED_NAME, "drawn")
+    if drawn_by != bundled:
+        raise ReverieError(f"'{file}' was {did} by the model '{drawn_by}'; say where that is with `model`")
