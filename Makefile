@@ -57,11 +57,11 @@ $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) --editable ".[film,sound,faiss,c2pa,train,test]"
+	$(PIP) --editable ".[film,sound,gguf,faiss,c2pa,train,test]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) --editable ".[film,sound,faiss,c2pa,train,test,dev]"
+	$(PIP) --editable ".[film,sound,gguf,faiss,c2pa,train,test,dev]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run

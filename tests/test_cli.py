@@ -18,7 +18,6 @@ from PIL import Image, ImageChops
 import reverie
 from reverie.cli import data, progress
 from reverie.cli.app import run
-from reverie.cli.ask import SIZES, AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.jobs.outputs import numbered, slug
 from reverie.pipeline import Pipeline
@@ -190,12 +189,6 @@ def test_name_and_seed_are_chosen_and_told(
     assert Path(told["files"][0]).is_file()
 
 
-def test_every_field_of_the_request_has_an_option() -> None:
-    options = BasicOptions.__dataclass_fields__.keys() - {"size"} | {"prompt"}
-    asked = ask({}, InitOptions(), AdapterOptions(), FurtherOptions()).model_fields_set | SIZES
-    assert options | {"width", "height"} | asked == set(TextToImage.model_fields)
-
-
 @pytest.mark.usefixtures("unloadable")
 @pytest.mark.parametrize(
     ("arguments", "says"),
@@ -333,3 +326,19 @@ def test_options_left_out_are_those_of_the_api() -> None:
     names = ("device", "dtype", "config", "revision", "variant", "vae")
     assert ModelOptions() == ModelOptions(**{name: load[name].default for name in names})
     assert ResultOptions().output is None
+
+
+@pytest.mark.parametrize(
+    ("shell", "ends"),
+    [
+        ("{} train --help | head -1 >&2; exit ${{PIPESTATUS[0]}}", 141),  # as a shell reports SIGPIPE
+        ("{} concepts >&-", 0),
+        ("PYTHONIOENCODING=ascii {} concepts >&2", 0),
+    ],
+)
+def test_a_closed_or_plain_output_is_no_error_of_ours(shell: str, ends: int) -> None:
+    command = f"{sys.executable} -c 'from reverie.cli.app import main; main()'"
+    ran = subprocess.run(["bash", "-c", shell.format(command)], capture_output=True, text=True, check=False)
+    assert ran.returncode == ends
+    assert "Traceback" not in ran.stderr
+    assert "Error" not in ran.stderr

@@ -142,3 +142,54 @@ def test_an_output_that_is_an_input_is_refused(tmp_path: Path) -> None:
 def test_numbers_in_names_count() -> None:
     ordered = ["2.png", "10.png", "frame2.png", "frame02b.png", "frame10.png", "frames.png"]
     assert sorted(set(ordered), key=natural_order) == ordered
+
+
+NO_ROOM = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np, torch
+from PIL import Image
+from reverie.animation.store import FrameStore
+from reverie.corpora.shards import Corpus, write_corpus
+from reverie.errors import ReverieError
+from reverie.media import sound, video
+
+folder = Path(sys.argv[1])
+rng = np.random.default_rng(0)
+frames = [Image.fromarray(rng.integers(0, 256, (128, 128, 3), dtype=np.uint8)) for _ in range(8)]
+noise = sound.Sound(torch.rand(2, 200_000) * 2 - 1, 44_100)
+corpus = Corpus(0, {}, lambda key, index: [("jpg", bytes(30_000)), ("txt", b"x")])
+
+def store(path):
+    with FrameStore(path) as kept:
+        kept.put({0.0: frames[0].resize((400, 400))})
+
+films = {name: lambda path: video.write(frames, path, 10) for name in ("a.mp4", "a.webm", "a.gif", "a.webp", "frames")}
+sounds = {name: lambda path: sound.write(noise, path) for name in ("a.wav", "a.flac", "a.ogg", "a.mp3")}
+others = {"corpus": lambda path: list(write_corpus(path, corpus, 8)), "store": store}
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+resource.setrlimit(resource.RLIMIT_FSIZE, (40_000, 40_000))
+for name, write in {**films, **sounds, **others}.items():
+    try:
+        write(folder / name)
+    except ReverieError as error:
+        print(f"{name}: {error}")
+"""
+
+
+def test_no_room_is_one_line_that_names_the_output(tmp_path: Path) -> None:
+    """Films, sounds, shards and frames, where the system lets no file grow beyond 40 kB (setrlimit(2), EFBIG)."""
+    (tmp_path / "out").mkdir()
+    (tmp_path / "script.py").write_text(NO_ROOM)
+    words = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "out")]
+    ran = subprocess.run(words, capture_output=True, text=True, check=True)
+    lines = dict(line.split(": ", 1) for line in ran.stdout.splitlines())
+    within = {"frames": "frames/frame-00000.png", "corpus": "corpus/00000.tar", "store": "store/0x0.0p+0.png"}
+    assert set(lines) == {
+        *(f"a{end}" for end in (".mp4", ".webm", ".gif", ".webp", ".wav", ".flac", ".ogg", ".mp3")),
+        *within,
+    }
+    for name, line in lines.items():
+        assert line == f"cannot write '{tmp_path / 'out' / within.get(name, name)}': file too large"
+    assert ran.stderr == ""
+    assert [path.name for path in tmp_path.glob("out/**/*.part")] == []

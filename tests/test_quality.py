@@ -14,8 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reverie.checkpoints.components import CLIPComponents
-from reverie.checkpoints.load import load_clip
+from reverie.checkpoints.load import CLIPComponents, load_clip
 from reverie.checkpoints.save import save_autoencoder, save_clip
 from reverie.corpora.captions import chinese, english
 from reverie.corpora.concepts import CLDR, Concept, concepts

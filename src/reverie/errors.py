@@ -14,3 +14,7 @@ class ReverieError(ValueError):
         super().__init__(f"{message}; {hint}" if hint else message)
         self.field = field
         self.hint = hint
+
+
+class RequestWarning(UserWarning):
+    """Warn of what a model cannot do well of a request: words that it never learned, sizes far from its own."""

@@ -53,10 +53,17 @@ def reason_of(error: Exception) -> str:
 
 
 @contextmanager
-def unwritable(path: Path) -> Iterator[None]:
-    """Turn an OSError of the block into the ReverieError that `path` cannot be written."""
+def unwritable(path: Path, temporary: Path | None = None) -> Iterator[None]:
+    """Turn an OSError of the block into the ReverieError that `path` cannot be written.
+
+    A ReverieError that names the file or folder that stands for it until then names `path`.
+    """
     try:
         yield
+    except ReverieError as error:
+        if temporary is None or temporary.name not in str(error):
+            raise
+        raise ReverieError(str(error).replace(temporary.name, path.name)) from error.__cause__
     except OSError as error:
         raise ReverieError(f"cannot write '{path}': {reason_of(error)}") from error
 
@@ -97,7 +104,7 @@ def atomic_write(path: Path, *, sync: bool = False) -> Iterator[Path]:
     """
     temporary = _part_of(path)
     try:
-        with unwritable(path):
+        with unwritable(path, temporary):
             temporary.touch()
             rights = temporary.stat().st_mode
             yield temporary
@@ -117,7 +124,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path` that takes its place when the block ends well, and is removed otherwise."""
     temporary, old = _part_of(path), path.with_name(f".{path.name}.{os.getpid()}.old{PART}")
     try:
-        with unwritable(path):
+        with unwritable(path, temporary):
             temporary.mkdir()
             yield temporary
             if path.exists():

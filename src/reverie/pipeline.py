@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar, Unpack
+from typing import TYPE_CHECKING, TypeVar, Unpack
 
 import torch
 from PIL import Image
@@ -17,6 +17,7 @@ from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance, angle
 from reverie.animation.store import Store
 from reverie.checkpoints.save import FULL, Precision
+from reverie.errors import RequestWarning
 from reverie.files import cache_folder
 from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
@@ -28,14 +29,6 @@ from reverie.music.film import frames as film_frames
 from reverie.music.sections import Recording
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.music_options import MusicOptions
-from reverie.requests.options import (
-    ImageToImageOptions,
-    InpaintOptions,
-    OutpaintOptions,
-    PictureLike,
-    TextToImageOptions,
-)
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.runtime import is_packed
 from reverie.runtime.compiled import is_compiled
@@ -43,6 +36,16 @@ from reverie.runtime.offload import offloader_of
 from reverie.similarity.best import Ranking, rivals
 from reverie.similarity.embed import Clip, load_clip
 from reverie.system import StableDiffusion
+
+if TYPE_CHECKING:
+    from reverie.requests.options import (
+        ImageToImageOptions,
+        InpaintOptions,
+        MusicOptions,
+        OutpaintOptions,
+        PictureLike,
+        TextToImageOptions,
+    )
 
 Event = TypeVar("Event", PictureStep, player.MusicStep)
 
@@ -55,9 +58,16 @@ class Pipeline(StableDiffusion):
     range. Each picture's `.info` holds the request that makes it alone.
     """
 
-    def text_to_image(self, prompt: str = "", **options: Unpack[TextToImageOptions]) -> list[Image.Image]:
-        """Draw pictures of a prompt; the options are the fields of `TextToImage`."""
-        return self.draw(TextToImage.of({"prompt": prompt, **options}))
+    def text_to_image(
+        self, prompt: str | Sequence[str] = "", **options: Unpack[TextToImageOptions]
+    ) -> list[Image.Image]:
+        """Draw pictures of a prompt, or of each of several in order; the options are the fields of `TextToImage`.
+
+        With a seed, every prompt is drawn from that same seed. Every prompt is checked before any is drawn.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        requests = [TextToImage.of({"prompt": one, **options}) for one in prompts]
+        return [picture for request in requests for picture in self.draw(request)]
 
     def image_to_image(
         self, prompt: str, init: PictureLike, **options: Unpack[ImageToImageOptions]
@@ -154,7 +164,7 @@ def noted(events: Iterator[Event]) -> Iterator[Event]:
     """Pass events on, and warn of what they note."""
     for event in events:
         for note in event.notes:
-            warnings.warn(note, stacklevel=4)
+            warnings.warn(note, RequestWarning, stacklevel=4)
         yield event
 
 
@@ -164,9 +174,11 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     config: str | None = None,
+    prediction: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    unet: str | Path | None = None,
     fast: bool = True,
     int8: bool = False,
     offload: str | None = None,
@@ -175,19 +187,22 @@ def load(
     """Load a model to draw with: the bundled one where no path is given, else a folder, a file or a name on the hub.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
-    files hold. `vae` is an autoencoder to put in place of the model's; `fast` packs weights for the CPU; `int8` rounds
-    the U-Net's; `offload`, "networks" or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net
-    and decoder for the GPU at the first step of a size, which takes minutes once. See `system.load`. Raises
-    ReverieError where there is no model or it is damaged.
+    files hold. `prediction` says what the U-Net predicts where its file does not, or says it wrongly; `vae` and `unet`
+    are put in place of the model's; `fast` packs weights for the CPU; `int8` rounds the U-Net's; `offload`, "networks"
+    or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net and decoder for the GPU at the first
+    step of a size, which takes minutes once. See `system.load`. Raises ReverieError where there is no model or it is
+    damaged.
     """
     loaded = system.load(
         path,
         device=device,
         dtype=dtype,
         config=config,
+        prediction=prediction,
         revision=revision,
         variant=variant,
         vae=vae,
+        unet=unet,
         fast=fast,
         int8=int8,
         offload=offload,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,12 +13,13 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from reverie.checkpoints import hub
-from reverie.checkpoints.components import Components
-from reverie.checkpoints.load import load_folder
+from reverie.checkpoints.configs import parameterise
+from reverie.checkpoints.load import STEMS, Components, load_folder
 from reverie.checkpoints.save import FULL, Precision, save_folder
-from reverie.checkpoints.single import load_file, load_vae
+from reverie.checkpoints.single import load_file, load_vae, replace_unet
+from reverie.checkpoints.weights import content_hash, find_weights
 from reverie.codecs.image import ImageCodec
-from reverie.diffusion.denoiser import PREDICTIONS, Network, Prediction
+from reverie.diffusion.denoiser import Network, Scalings
 from reverie.diffusion.names import choose
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
@@ -106,9 +108,15 @@ class StableDiffusion(Components):
         return self.schedule_config.schedule()
 
     @cached_property
-    def prediction(self) -> Prediction:
-        """Return what the U-Net predicts: how to read its output and how to train it."""
-        return choose("prediction", self.schedule_config.prediction, PREDICTIONS)
+    def scalings(self) -> Callable[[Schedule, Tensor], Scalings]:
+        """Return how to read what the U-Net predicts."""
+        return self.schedule_config.scalings()
+
+    def progress(self, t: float) -> float:
+        """Return how far denoising is, from 0 to 1, where the U-Net is given the time t (`c_noise` of the scalings)."""
+        if self.schedule_config.is_edm:
+            t = self.schedule.sigma_to_t(math.exp(4 * t)).item()
+        return max(0.0, 1 - t / (len(self.schedule) - 1))
 
     @property
     def device(self) -> torch.device:
@@ -211,9 +219,11 @@ def load(
     device: str | torch.device = "auto",
     dtype: str | torch.dtype | None = None,
     config: str | None = None,
+    prediction: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
+    unet: str | Path | None = None,
     fast: bool = True,
     int8: bool = False,
     offload: str | Offloader | None = None,
@@ -221,10 +231,12 @@ def load(
 ) -> StableDiffusion:
     """Load a model: the bundled one where no path is given, else a folder, a single file or a name.
 
-    A folder is in diffusers' layout, a single file in CompVis' or Stability's (.safetensors, .ckpt); `config` names the
-    file's family where it does not tell. "reverie-emoji" and "reverie-music" are the bundled models; another name,
-    `owner/name`, is looked for in the hub's cache, then fetched, of a `revision` and in a `variant` ("fp16"). `vae` is
-    an autoencoder to put in place of the model's: a folder or a file.
+    A folder is in diffusers' layout, a single file in CompVis' or Stability's (.safetensors, .ckpt, .gguf); `config`
+    names the file's family where it does not tell, `prediction` what the U-Net predicts where that is not said or said
+    wrongly: eps, v, v_zsnr, x0, edm, edm_v or flow (`checkpoints.configs.PARAMETERISATIONS`). "reverie-emoji" and
+    "reverie-music" are the bundled models; another name, `owner/name`, is looked for in the hub's cache, then fetched,
+    of a `revision` and in a `variant` ("fp16"). `vae` is an autoencoder to put in place of the model's (a folder or a
+    file), `unet` a file with a U-Net to.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
     files hold. `fast` lets networks that gain by it compute with packed weights where they are float32 (or bfloat16, on
@@ -232,7 +244,8 @@ def load(
     bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
     device one at a time, or their "blocks" (see `runtime.offload`); an `Offloader` is that of a model to share it
     with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `runtime.compiled`).
-    Raises ReverieError where there is no model or it is damaged.
+    The model is called by its file or folder and a hash of the weights, "v1-5 [1a2b3c4d5e]", so that what it draws says
+    which of that name drew it. Raises ReverieError where there is no model or it is damaged.
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
@@ -244,14 +257,17 @@ def load(
     place = target if offloader is None else HOST
     found, name = _locate(path, revision, variant)
     if found.is_file():
-        components = load_file(found, device=place, dtype=kind, config=config)
+        components = load_file(found, device=place, dtype=kind, config=config, prediction=prediction, vae=vae)
     elif config is not None:
         raise ReverieError(f"config '{config}' was given for the folder '{found}'; it is for single files alone")
     else:
         components = load_folder(found, device=place, dtype=kind, variant=variant)
-    if vae is not None:
-        autoencoder = load_vae(vae, device=place, dtype=kind, config=components.autoencoder.config)
-        components, name = replace(components, autoencoder=autoencoder), f"{name} + {Path(vae).name}"
+        if prediction is not None:
+            components = replace(components, schedule_config=parameterise(components.schedule_config, prediction))
+        components = components if vae is None else _with_vae(components, vae, place, kind)
+    if unet is not None:
+        components = replace_unet(components, unet, prediction)
+    name = _with_hash(name, _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part], kind)
     if target.type == "cuda":
         to_channels_last(components.unet)
         to_channels_last(components.autoencoder)
@@ -294,6 +310,28 @@ def _locate(path: str | Path | None, revision: str | None, variant: str | None) 
     if found.is_file() or (found / "model_index.json").is_file():
         return found, _name(found.resolve())
     raise ReverieError(_no_model(found))
+
+
+def _with_vae(components: Components, vae: str | Path, device: torch.device, dtype: torch.dtype) -> Components:
+    autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
+    return replace(components, autoencoder=autoencoder)
+
+
+def _with_hash(name: str, files: list[Path], added: list[Path], dtype: torch.dtype) -> str:
+    """Name a model and the parts put into it, with a hash of all their weights; the bundled ones go without."""
+    name = " + ".join([name, *(part.name for part in added)])
+    if name in _bundled():
+        return name
+    parts = [find_weights(part, STEMS["vae"], dtype) if part.is_dir() else [part] for part in added]
+    return f"{name} [{content_hash([*files, *(file for part in parts for file in part)])}]"
+
+
+def _weight_files(path: Path, dtype: torch.dtype, variant: str | None) -> list[Path]:
+    """List the files whose weights a model is read from."""
+    if path.is_file():
+        return [path]
+    parts = [(path / part, stem) for part, stem in STEMS.items() if (path / part).is_dir()]
+    return [file for folder, stem in parts for file in find_weights(folder, stem, dtype, variant)]
 
 
 def _name(path: Path) -> str:

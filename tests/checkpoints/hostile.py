@@ -193,7 +193,7 @@ def bombs() -> dict[str, bytes]:
         "laughs": laughs + b"R",
         "doubled_keys": b"}" + doubled + b"Ns",
         "colliding_keys": b"}(" + colliding + b"u",
-        "long": b"\x8b" + struct.pack("<i", 1 << 24) + bytes(1 << 24),
+        "long": b"\x8b" + struct.pack("<i", 1 << 24) + b"\x01" * (1 << 24),
         "decimal": b"L" + b"9" * 1_000_000 + b"L\n",
         "text_8": b"\x8d" + struct.pack("<Q", 1 << 63) + b"x",
         "bytes_8": b"\x8e" + struct.pack("<Q", 1 << 40) + b"x",

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from reverie.checkpoints import clip_files
 from reverie.checkpoints.clip_files import PUBLISHED, identify_clip, load_clip
-from reverie.checkpoints.components import CLIPComponents
 from reverie.checkpoints.description import describe
+from reverie.checkpoints.load import CLIPComponents
 from reverie.checkpoints.pickles import open_pickle
 from reverie.checkpoints.save import save_clip
 from reverie.checkpoints.weights import open_source

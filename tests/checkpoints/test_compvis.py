@@ -17,10 +17,11 @@ from torch import Tensor, nn
 from transformers import CLIPTextConfig as OracleConfig
 from transformers import CLIPTextModelWithProjection as Oracle
 
-from reverie.checkpoints import compvis, keymaps
+from reverie.checkpoints import compvis
 from reverie.checkpoints.compvis import POINTWISE, TRANSPOSED, Place, averaged, stored
 from reverie.checkpoints.configs import write_autoencoder, write_unet
 from reverie.checkpoints.families import FAMILIES, Part
+from reverie.checkpoints.load import text_tower_name
 from reverie.checkpoints.single import Networks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs
@@ -168,7 +169,7 @@ def test_open_clip_as_diffusers_reads_it(name: str, tiny_networks: Callable[[str
     tower, prefix = networks.text_encoders[-1], networks.family.towers[-1].prefix
     oracle = Oracle(OracleConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2))
     theirs = convert_open_clip_checkpoint(oracle, networks.tensors(), prefix)
-    assert_same(tower.state_dict(), {keymaps.text_tower(name): tensor for name, tensor in theirs.items()})
+    assert_same(tower.state_dict(), {text_tower_name(name): tensor for name, tensor in theirs.items()})
 
 
 def test_forms() -> None:

@@ -16,7 +16,7 @@ import pytest
 from huggingface_hub import constants
 
 from reverie.checkpoints import hub
-from reverie.checkpoints.needed import folder_files, single_file
+from reverie.checkpoints.hub import folder_files, single_file
 from reverie.errors import ReverieError
 
 COMMITS = {"main": "a" * 40, "v2": "b" * 40}

@@ -25,8 +25,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
 
-from reverie.checkpoints.components import CLIPComponents
-from reverie.checkpoints.load import load_clip, load_folder
+from reverie.checkpoints.load import CLIPComponents, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip
 from reverie.codecs.clip_images import Preprocessing
 from reverie.diffusion.noise import Noise

@@ -14,8 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from reverie.checkpoints.components import CLIPComponents, Components
-from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder, load_text_encoder, load_unet
+from reverie.checkpoints.load import (
+    CLIPComponents,
+    Components,
+    load_autoencoder,
+    load_clip,
+    load_folder,
+    load_text_encoder,
+    load_unet,
+)
 from reverie.checkpoints.save import Precision, save_autoencoder, save_clip, save_folder, save_text_encoder, save_unet
 from reverie.errors import ReverieError
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, TextTower

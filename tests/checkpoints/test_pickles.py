@@ -139,7 +139,8 @@ def test_tensors_outlive_their_source_and_share_maps(tmp_path: Path) -> None:
         (b"", "is empty"),
         (b"version https://git-lfs.github.com/spec/v1\n", r"git-lfs should fetch \(`git lfs pull`\)"),
         (b"<!doctype html><html>", "is a web page"),
-        (b"GGUF and more than sixteen bytes", "is no file of weights; reverie reads .safetensors"),
+        (b"MZ and more than sixteen bytes", "is no file of weights; reverie reads .safetensors"),
+        (b"GGUF and more than sixteen bytes", "is damaged or cut short"),
     ],
 )
 def test_other_files(tmp_path: Path, content: bytes, told: str) -> None:
@@ -149,5 +150,5 @@ def test_other_files(tmp_path: Path, content: bytes, told: str) -> None:
 
 
 def test_no_file(tmp_path: Path) -> None:
-    with pytest.raises(ReverieError, match=r"cannot read .*x\.ckpt: No such file"):
+    with pytest.raises(ReverieError, match=r"cannot read .*x\.ckpt: no such file"):
         open_source(tmp_path / "x.ckpt")

@@ -12,10 +12,10 @@ from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reverie.checkpoints.components import Components
-from reverie.checkpoints.compvis import averaged
-from reverie.checkpoints.families import FAMILIES, Family, identify
-from reverie.checkpoints.load import load_folder
+from reverie.checkpoints.compvis import averaged, stored
+from reverie.checkpoints.families import FAMILIES, Family, unet_layout
+from reverie.checkpoints.identify import UNetShape, identify
+from reverie.checkpoints.load import Components, load_folder
 from reverie.checkpoints.save import save_autoencoder
 from reverie.checkpoints.single import Networks, load_file, load_networks, load_vae, predicts_v
 from reverie.checkpoints.weights import open_source
@@ -30,6 +30,7 @@ class Names:
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]):
         self.shapes = shapes
+        self.metadata: dict[str, str] = {}
 
     def names(self) -> list[str]:
         return list(self.shapes)
@@ -73,17 +74,27 @@ def test_every_family(name: str, single_file: Writer) -> None:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_identified_among_all(name: str, tiny_family: Callable[[str], Family], single_file: Writer) -> None:
     families = [tiny_family(other) for other in FAMILIES]
-    file, networks = single_file(name)
-    tensors = read_tensors(file)
-    save_file(tensors | {mark: torch.zeros(1) for mark in networks.family.marks}, file)
+    file, _ = single_file(name)
+    contents = identify(open_source(file), file, families=families)
+    assert contents.family is not None
     # SD 2 base and 768-v look alike; which it is shows when the U-Net is there.
-    assert identify(open_source(file), "x", families).name == name.replace("sd21-v", "sd2")
+    assert contents.doubtful == (name in ("sd2", "sd21-v"))
+    assert contents.family.name == name.replace("sd21-v", "sd2")
+    assert (contents.kind, contents.missing) == ("model", ())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_full_size_is_identified(name: str) -> None:
-    shapes = FAMILIES[name].shapes() | dict.fromkeys(FAMILIES[name].marks, (1,))
-    assert identify(Names(shapes), "x").name == ("sd21-v" if name == "sd2" else name)
+def test_full_size_is_told_by_its_shape(name: str) -> None:
+    """And by its shape alone: families of one shape differ in their schedule."""
+    family = FAMILIES[name]
+    state = family.unet_part().blueprint().state_dict()
+    laid = {key: tuple(tensor.shape) for key, tensor in stored(state, family.unet_part().places(state)).items()}
+    layout = unet_layout(laid)
+    assert layout is not None
+    assert UNetShape.read(Names(laid), layout) == UNetShape.of(family.unet)
+    alike = [other for other in FAMILIES.values() if UNetShape.of(other.unet) == UNetShape.of(family.unet)]
+    processes = [(other.schedule.prediction, other.schedule.zero_terminal_snr) for other in alike]
+    assert len(set(processes)) == len(processes)
 
 
 def test_what_a_training_left_is_ignored(single_file: Writer) -> None:
@@ -170,28 +181,31 @@ def test_what_does_not_fit_is_named(single_file: Writer) -> None:
 
 
 OTHERS: dict[str, dict[str, tuple[int, ...]]] = {
-    "is a LoRA; give it with --lora": {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (8, 320, 1, 1)},
+    "is a LoRA; give it beside": {"lora_unet_mid_block_attentions_0_proj_in.lora_down.weight": (8, 320, 1, 1)},
     "is a LoRA;": {"lora_unet_x.hada_w1_a": (4, 4)},
-    "is a ControlNet; give it with --control": {"control_model.input_hint_block.0.weight": (16, 3, 3, 3)},
-    "is an embedding (textual inversion); give it with --embedding": {"emb_params": (4, 768)},
+    "is a ControlNet; give it": {"control_model.input_hint_block.0.weight": (16, 3, 3, 3)},
+    "is an embedding (textual inversion); give it beside a model, among its embeddings": {"emb_params": (4, 768)},
     "is an embedding": {"<cat>": (768,)},
     "is an embedding (": {"string_to_param.*": (2, 1024)},
     "is a TAESD": {"encoder.layers.0.weight": (64, 3, 3, 3)},
     "is a TAESD (": {"1.weight": (64, 4, 3, 3), "3.conv.0.weight": (64, 64, 3, 3)},
-    "is an autoencoder (VAE) alone": {"decoder.conv_in.weight": (512, 4, 3, 3), "quant_conv.weight": (8, 8, 1, 1)},
-    "is a U-Net in diffusers' layout": {"conv_in.weight": (1,), "time_embedding.linear_1.weight": (1,)},
+    "is an autoencoder (VAE); give": {
+        "decoder.conv_in.weight": (512, 4, 3, 3),
+        "quant_conv.weight": (8, 8, 1, 1),
+    },
+    "holds a U-Net of width 32 with 4 input channels": {"conv_in.weight": (32, 4, 3, 3), "conv_out.weight": (1,)},
     "Flux": {"model.diffusion_model.double_blocks.0.img_attn.qkv.weight": (9, 3)},
     "holds a U-Net of width 320 with 5 input channels": {
         "model.diffusion_model.input_blocks.0.0.weight": (320, 5, 3, 3)
     },
-    "holds no model that reverie knows; it reads single files of sd15, sd15-inpainting": {"layer4.weight": (7, 7)},
+    "holds no model that reverie knows; it reads single files of sd15, sd15-lcm": {"layer4.weight": (7, 7)},
 }
 
 
 @pytest.mark.parametrize("told", OTHERS)
 def test_what_is_no_model_is_named(told: str) -> None:
     with pytest.raises(ReverieError, match=re.escape(told)):
-        identify(Names(OTHERS[told]), "file.safetensors")
+        identify(Names(OTHERS[told]), "file.safetensors").drawable("file.safetensors")
 
 
 def test_unknown_config(single_file: Writer) -> None:
@@ -221,7 +235,7 @@ def test_vae_files(tiny_networks: Callable[[str], Networks], tmp_path: Path) -> 
     for file in files:
         assert_same(autoencoder, load_vae(tmp_path / file, config=config))
     save_file({"emb_params": torch.zeros(1, 768)}, tmp_path / "embedding.safetensors")
-    with pytest.raises(ReverieError, match=r"is an embedding .*; give an autoencoder"):
+    with pytest.raises(ReverieError, match=r"holds an embedding .*; give an autoencoder"):
         load_vae(tmp_path / "embedding.safetensors")
 
 
@@ -231,7 +245,7 @@ def test_load_takes_a_file_and_another_vae(
     file, networks = single_file("sd15")
     monkeypatch.setitem(FAMILIES, "tiny", networks.family)
     system = load(file, device="cpu", config="tiny")
-    assert system.name == "sd15"
+    assert re.fullmatch(r"sd15 \[[0-9a-f]{10}\]", system.name)
     assert_same_networks(networks, system)
     assert system.encode_prompt(["a bear"]).tokens.shape == (1, 12, 16)
     other = networks.autoencoder
@@ -241,3 +255,26 @@ def test_load_takes_a_file_and_another_vae(
     assert_same_networks(networks, load_folder(tmp_path / "folder"))
     with pytest.raises(ReverieError, match="config 'tiny' was given for the folder"):
         load(tmp_path / "folder", device="cpu", config="tiny")
+
+
+def test_a_model_is_named_by_its_weights_too(
+    single_file: Writer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Another file of one name has another hash, and the same one has it anywhere."""
+    file, networks = single_file("sd15")
+    monkeypatch.setitem(FAMILIES, "tiny", networks.family)
+    first = load(file, device="cpu", config="tiny")
+    (tmp_path / "elsewhere").mkdir()
+    copy = tmp_path / "elsewhere/sd15.safetensors"
+    copy.write_bytes(file.read_bytes())
+    monkeypatch.setenv("REVERIE_TOKENIZER", str(tmp_path / "tokenizer"))
+    copy_name = load(copy, device="cpu", config="tiny").name
+    save_file({name: tensor * 1.001 for name, tensor in read_tensors(file).items()}, file)
+    changed = load(file, device="cpu", config="tiny")
+    assert first.name == copy_name
+    assert changed.name != first.name
+    assert changed.name.partition(" [")[0] == "sd15"
+    first.save(tmp_path / "folder")
+    folder = load(tmp_path / "folder", device="cpu").name
+    changed.save(tmp_path / "folder")
+    assert load(tmp_path / "folder", device="cpu").name != folder

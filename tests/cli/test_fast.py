@@ -8,7 +8,8 @@ import pytest
 
 import reverie
 from reverie.cli.app import run
-from reverie.cli.ask import AdapterOptions, BasicOptions, FurtherOptions, InitOptions, ask
+from reverie.cli.ask import ask_picture
+from reverie.cli.flags import PictureFlags
 from reverie.cli.options import parse_time
 from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
@@ -30,10 +31,10 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
 
 
 def test_flags_reach_the_request() -> None:
-    basics = BasicOptions(seed=1, guidance_interval="0.2,0.8", cache_steps=3, merge_tokens=0.3)
-    request = ask({"prompt": "a bear", **basics.fields()}, InitOptions(), AdapterOptions(), FurtherOptions())
+    flags = PictureFlags(seed=1, guidance_interval="0.2,0.8", cache_steps=3, merge_tokens=0.3)
+    request = ask_picture("a bear", flags)
     assert (request.guidance_interval, request.cache_steps, request.merge_tokens) == ((0.2, 0.8), 3, 0.3)
-    plain = ask({**BasicOptions(seed=1).fields()}, InitOptions(), AdapterOptions(), FurtherOptions())
+    plain = ask_picture("", PictureFlags(seed=1))
     assert (plain.guidance_interval, plain.cache_steps, plain.merge_tokens) == ((0, 1), 1, 0)
 
 

@@ -90,7 +90,9 @@ def test_replay_makes_the_same_file(model: str, tmp_path: Path, name: str) -> No
     assert run(["replay", str(made), "--model", model, *moved]) == 0
 
 
-def test_a_film_has_the_music_as_its_sound_and_is_made_again(model: str, tmp_path: Path) -> None:
+def test_a_film_has_the_music_as_its_sound_and_is_made_again(
+    model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     film, again = tmp_path / "a.mp4", tmp_path / "a-replay.mp4"
     flags = ["--to", "an apple", "--walk", "2", "--bpm", "240", "--film", str(film), "--film-model", model]
     flags += ["--film-steps", "2", "--film-fps", "4", "--film-move", "onsets"]
@@ -99,6 +101,8 @@ def test_a_film_has_the_music_as_its_sound_and_is_made_again(model: str, tmp_pat
         assert {stream.type for stream in opened.streams} == {"video", "audio"}
         assert opened.streams.video[0].frames == 8
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4"]
+    assert run(["replay", str(film), "--model", model, "--device", "cpu"]) == 2  # its pictures' model is not named
+    monkeypatch.setenv("REVERIE_MODEL_DIR", str(Path(model).parent))
     assert run(["replay", str(film), "--model", model, "--device", "cpu"]) == 0
     assert read_record(again) == read_record(film)
     pairs = zip(footage.read(film).pictures(), footage.read(again).pictures(), strict=True)

@@ -48,7 +48,7 @@ def test_texts_alone_and_a_heat_map(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     font = ImageFont.load_default(12)
-    monkeypatch.setattr("reverie.media.lettering.font_for", lambda text, size: None if "熊" in text else font)
+    monkeypatch.setattr("reverie.media.charts.font_for", lambda text, size: None if "熊" in text else font)
     heat = tmp_path / "heat.png"
     assert run(["similarity", "熊", "--text", "bear.png", "-o", str(heat), "--json", "--device", "cpu"]) == 0
     answer = capsys.readouterr()

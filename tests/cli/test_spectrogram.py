@@ -48,7 +48,7 @@ def test_a_long_picture_tells_how_far_it_is(
     monkeypatch.setattr("reverie.music.sections.NUMBERS", 1)
     monkeypatch.setattr("reverie.cli.progress.PLAIN_INTERVAL", 0.0)
     assert run(["sound", str(tmp_path / "long.png"), "-o", str(tmp_path / "a.wav"), "--small"]) == 0
-    assert "sounding 2/" in (told := capsys.readouterr().err)
+    assert "sections 2/" in (told := capsys.readouterr().err)
     assert "/s, " in told
     assert " s left" in told
     assert sound.read(tmp_path / "a.wav").seconds == pytest.approx(20)

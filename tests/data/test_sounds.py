@@ -108,7 +108,7 @@ def shard(path: Path, members: dict[str, bytes]) -> None:
 
 
 def test_shards_of_others(tmp_path: Path) -> None:
-    flac, ogg = sound.encoded(ramp(1.2), ".flac"), sound.encoded(ramp(0.5), ".ogg")
+    flac, ogg = sound.encode(ramp(1.2), ".flac"), sound.encode(ramp(0.5), ".ogg")
     shard(tmp_path / "00000.tar", {"1.flac": flac, "1.txt": b"one", "1.json": b"{}", "2.txt": b"no sound"})
     shard(tmp_path / "00001.tar", {"a/3.OGG": ogg, "a/3.txt": "三".encode()})
     found = opened(tmp_path)

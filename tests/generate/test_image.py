@@ -179,7 +179,7 @@ def test_the_denoiser_mixes_what_the_request_says(tiny: Pipeline) -> None:
     x = 3 * Noise([1], (4, 4, 4)).initial()
     with torch.no_grad():
         up, down = (
-            denoiser(tiny.network(tiny.encode_prompt([text])), tiny.schedule, tiny.prediction.scalings)(x, 3.0)
+            denoiser(tiny.network(tiny.encode_prompt([text])), tiny.schedule, tiny.scalings)(x, 3.0)
             for text in ("a bear", "red")
         )
     guided = denoised(tiny, BEAR.replace(guidance=4))

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+import warnings
+
 import pytest
 
 from reverie.checkpoints.known import Known
+from reverie.errors import RequestWarning
 from reverie.generate.notes import nearest, unknown_words
+from reverie.pipeline import Pipeline
+from reverie.requests.pictures import TextToImage
 
 KNOWN = [
     Known("🌭", ("hot dog",), ("热狗",), ("sausage", "frankfurter")),
@@ -41,3 +47,20 @@ def test_words_that_are_no_names_of_known_things_are_found(prompt: str, unknown:
 def test_the_nearest_are_those_that_have_to_do_with_a_word_or_are_spelled_like_it(word: str, names: list[str]) -> None:
     assert nearest(word, KNOWN)[: len(names)] == names
     assert bool(nearest(word, KNOWN)) == bool(names)
+
+
+def test_pictures_of_unknown_words_come_with_a_warning(tiny: Pipeline) -> None:
+    taught = dataclasses.replace(tiny, known=tuple(KNOWN))
+    with pytest.warns(RequestWarning, match=r"has not learned 'cat' \(nearest: tiger face\); it knows 5 things"):
+        taught.text_to_image("a cat", seed=1, steps=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        taught.text_to_image("a tiger", seed=1, steps=1)
+        tiny.text_to_image("a cat", seed=1, steps=1)  # says nothing of what it knows
+
+
+def test_sizes_far_from_the_models_own_are_told(tiny: Pipeline) -> None:
+    tiny, side = dataclasses.replace(tiny, known=tuple(KNOWN)), tiny.size
+    assert model_limits(TextToImage(prompt="", width=side, height=side), tiny) == ()
+    (told,) = model_limits(TextToImage(prompt="", width=4 * side, height=side), tiny)
+    assert f"pictures of {side} pixels; at {4 * side}x{side}" in told

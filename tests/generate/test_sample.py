@@ -23,7 +23,7 @@ X = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 def answer(system: Pipeline, conditioning: Conditioning, sigma: float = 2.0) -> Tensor:
     """Denoise X under one conditioning, without any guidance."""
     with torch.no_grad():
-        return denoiser(system.network(conditioning), system.schedule, system.prediction.scalings)(X, sigma)
+        return denoiser(system.network(conditioning), system.schedule, system.scalings)(X, sigma)
 
 
 def asked(system: Pipeline, request: TextToImage, x: Tensor = X, sigma: float = 2.0) -> Tensor:

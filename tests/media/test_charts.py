@@ -8,9 +8,8 @@ from pathlib import Path
 import pytest
 from PIL import ImageFont
 
-from reverie.media import lettering
-from reverie.media.charts import VIRIDIS, colour_of, heat_map
-from reverie.media.lettering import font_for, labelled, writes
+from reverie.media import charts
+from reverie.media.charts import VIRIDIS, colour_of, drawable_names, font_for, heat_map, writes
 
 CJK = "熊苹果"
 
@@ -18,7 +17,7 @@ CJK = "熊苹果"
 @pytest.fixture
 def bare(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Take the system's fonts away."""
-    monkeypatch.setattr(lettering, "wide_fonts", lambda: ())
+    monkeypatch.setattr(charts, "wide_fonts", lambda: ())
     font_for.cache_clear()
     yield
     font_for.cache_clear()
@@ -45,12 +44,12 @@ def test_what_a_font_lacks_is_known() -> None:
     font = ImageFont.load_default(12)
     assert writes(font, "a bear, 5 %")
     assert not writes(font, CJK)
-    assert lettering.font_for("a bear", 12) is not None
+    assert charts.font_for("a bear", 12) is not None
 
 
 @pytest.mark.usefixtures("bare")
 def test_names_without_a_font_are_numbers() -> None:
-    assert labelled(["bear", "熊", "apple", "苹果"]) == ["bear", "#2", "apple", "#4"]
+    assert drawable_names(["bear", "熊", "apple", "苹果"]) == ["bear", "#2", "apple", "#4"]
     values = [[0.0, 1.0], [1.0, 0.0]]
     assert (
         heat_map(values, ["熊", "a"], ["苹", "果"]).tobytes() == heat_map(values, ["#1", "a"], ["#1", "#2"]).tobytes()
@@ -63,10 +62,10 @@ def test_a_font_of_the_system_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "deep" / "NotoSansCJK-Regular.ttc").write_bytes(b"no font")
     (tmp_path / "deep" / "NotoSansCJK-Bold.ttc").write_bytes(b"no font")
     (tmp_path / "Papyrus.ttf").write_bytes(b"no font")
-    monkeypatch.setattr(lettering, "font_folders", lambda: iter([tmp_path, tmp_path / "nowhere"]))
-    found = lettering.wide_fonts.__wrapped__()
+    monkeypatch.setattr(charts, "font_folders", lambda: iter([tmp_path, tmp_path / "nowhere"]))
+    found = charts.wide_fonts.__wrapped__()
     assert [Path(file).name for file in found] == ["NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc"]
-    monkeypatch.setattr(lettering, "wide_fonts", lambda: found)
+    monkeypatch.setattr(charts, "wide_fonts", lambda: found)
     font_for.cache_clear()
     assert font_for(CJK, 12) is None
     font_for.cache_clear()

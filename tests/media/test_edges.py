@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from reverie.errors import ReverieError
-from reverie.media.edges import PREPROCESSORS, blurred, canny, connected, lineart
+from reverie.media.edges import PREPROCESSORS, blur, canny, hysteresis, lineart
 
 
 def scene() -> Image.Image:
@@ -67,7 +67,7 @@ def test_weak_edges_live_by_strong_ones() -> None:
     weak = np.array([[1, 1, 0, 0, 1], [0, 0, 1, 0, 1], [0, 0, 0, 0, 0]], dtype=bool)
     strong = np.zeros_like(weak)
     strong[0, 0] = True
-    assert connected(weak, strong).tolist() == [
+    assert hysteresis(weak, strong).tolist() == [
         [True, True, False, False, False],
         [False, False, True, False, False],
         [False] * 5,
@@ -82,7 +82,7 @@ def test_lineart_is_a_difference_of_gaussians() -> None:
 
 
 def test_blur_keeps_the_colours_and_takes_the_detail() -> None:
-    before, after = (np.asarray(picture, dtype=float) for picture in (scene(), blurred(scene())))
+    before, after = (np.asarray(picture, dtype=float) for picture in (scene(), blur(scene())))
     assert np.abs(before.mean((0, 1)) - after.mean((0, 1))).max() < 3
     assert np.diff(after, axis=1).std() < np.diff(before, axis=1).std() / 3
 

@@ -39,7 +39,7 @@ def test_a_dark_mask_is_refused() -> None:
 
 
 def test_transparent_is_painted() -> None:
-    picture = masks.extended(Image.new("RGB", (8, 8), "red"), 4, 0, 0, 2)
+    picture = masks.extend(Image.new("RGB", (8, 8), "red"), 4, 0, 0, 2)
     assert picture.size == (12, 10)
     mask = masks.transparency(picture)
     assert mask.getpixel((3, 5)) == mask.getpixel((8, 9)) == 255
@@ -58,7 +58,7 @@ def test_colours_flow_into_the_mask_from_near() -> None:
     picture = Image.new("RGB", (60, 20), (200, 0, 0))
     picture.paste((0, 0, 200), (30, 0, 60, 20))
     mask = box_mask((60, 20), (10, 0, 50, 20))
-    filled = masks.filled(picture, mask)
+    filled = masks.fill_from_surroundings(picture, mask)
     assert filled.getpixel((5, 10)) == (200, 0, 0)
     assert filled.getpixel((55, 10)) == (0, 0, 200)
     red, _, blue = filled.getpixel((11, 10))
@@ -69,4 +69,4 @@ def test_colours_flow_into_the_mask_from_near() -> None:
     assert red < 50
     # What the mask hides plays no part.
     picture.paste((0, 255, 0), (10, 0, 50, 20))
-    assert masks.filled(picture, mask).tobytes() == filled.tobytes()
+    assert masks.fill_from_surroundings(picture, mask).tobytes() == filled.tobytes()

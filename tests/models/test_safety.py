@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from transformers import CLIPConfig
 
-from reverie.checkpoints.safety import load_safety
+from reverie.checkpoints.load import load_safety
 from reverie.codecs.clip_images import NOTE, screen_pictures
 from reverie.errors import ReverieError
 from reverie.models.clip import CLIPVisionConfig

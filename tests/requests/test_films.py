@@ -11,8 +11,10 @@ from PIL import Image
 from reverie.diffusion.inversion import INVERTERS
 from reverie.errors import ReverieError
 from reverie.requests.films import Animation, Keyframe
+from reverie.requests.references import looking_in
 
 PROMPTS = ["a bear", "an apple"]
+FILM = str(Path(__file__).parent)  # a folder stands for a film; it is read when it is drawn over
 
 
 def test_texts_fields_and_keyframes_say_the_same() -> None:
@@ -27,8 +29,9 @@ def test_json_and_record_come_back(tmp_path: Path) -> None:
     request = Animation(keyframes=[f"a bear @image {picture}", "an apple @seed 4"], frames=9, guidance=2.5)
     assert Animation.from_json(request.to_json()) == request
     recorded = request.recorded()
-    assert recorded["keyframes"][0]["image"]["path"] == str(picture)
-    again = Animation.of(recorded)
+    assert recorded["keyframes"][0]["image"]["name"] == "red.png"
+    with looking_in(tmp_path):
+        again = Animation.of(recorded)
     assert again == request
     assert again.keyframes[0].image is not None
     assert again.keyframes[0].image.image().getpixel((0, 0)) == (255, 0, 0)
@@ -80,9 +83,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "easing": ({"keyframes": PROMPTS, "easing": "smoth"}, "did you mean 'smooth'"),
     "option": ({"keyframes": ["a @sed 3", "b"]}, "did you mean '@seed'"),
     "seed": ({"keyframes": ["a @seed much", "b"]}, "keyframe seed 'much' is not possible"),
-    "over and loop": ({"keyframes": ["a"], "init_video": "f.mp4", "loop": True}, "loop does not go with a film"),
-    "over and pace": ({"keyframes": ["a"], "init_video": "f.mp4", "pace": "perceptual"}, "brings its own pace"),
-    "over by nothing": ({"keyframes": ["a"], "init_video": "f.mp4", "strength": 0.01}, "leaves none"),
+    "over and loop": ({"keyframes": ["a"], "init_video": FILM, "loop": True}, "loop does not go with a film"),
+    "over and pace": ({"keyframes": ["a"], "init_video": FILM, "pace": "perceptual"}, "brings its own pace"),
+    "over by nothing": ({"keyframes": ["a"], "init_video": FILM, "strength": 0.01}, "leaves none"),
     "unknown": ({"keyframes": PROMPTS, "frame": 3}, "did you mean 'frames'"),
 }
 

@@ -94,3 +94,10 @@ def test_files_that_are_refused(tmp_path: Path, name: str, text: str, message: s
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(ReverieError, match="cannot read"):
         storyboard.read(tmp_path / "none.toml")
+
+
+def test_a_time_without_its_colon_is_no_prompt() -> None:
+    with pytest.raises(ReverieError, match="has no colon after it; write '0s: a bear'"):
+        storyboard.parse("0s a bear")
+    for prompt in ("80s style", "1980s cars", "2 sheep"):
+        assert storyboard.parse(prompt) == [{"prompt": prompt}]

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers import CLIPModel
 
-from reverie.checkpoints.components import CLIPComponents
+from reverie.checkpoints.load import CLIPComponents
 from reverie.checkpoints.save import save_clip
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from reverie.similarity.embed import Clip, load_clip

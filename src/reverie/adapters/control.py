@@ -74,7 +74,7 @@ def controlled(system: StableDiffusion, controls: Sequence[Control]) -> Callable
         told = (conditioning.pooled, conditioning.sizes)
 
         def predict(x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
-            x, way = x.to(system.dtype), 1 - t[0].item() / (len(system.schedule) - 1)
+            x, way = x.to(system.dtype), system.progress(t[0].item())
             active = [control for control in controls if control.weight and control.start <= way <= control.end]
             total: list[Tensor] | None = None
             for control in active:

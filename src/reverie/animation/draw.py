@@ -109,8 +109,8 @@ def _laid_out(animation: Animation, heard: Waveform | None) -> tuple[Timeline, W
     if animation.audio is not None and heard is None:
         from reverie.media import sound  # brings soundfile
 
-        heard = sound.read(animation.audio)
-    source = None if animation.init_video is None else footage.read(animation.init_video)
+        heard = sound.read(animation.audio.file())
+    source = None if animation.init_video is None else footage.read(animation.init_video.file())
     lasting = None
     if source is not None:
         count = source.count or sum(1 for _ in source.pictures())

@@ -44,9 +44,8 @@ def circumstances(system: StableDiffusion) -> dict[str, Any]:
 
 
 def contents(animation: Animation) -> dict[str, Any]:
-    """Sum up the files that a film names and that are read as it is made; pictures are recorded with their sums."""
-    paths = [Path(path) for path in (animation.audio, animation.init_video) if path is not None]
-    paths += adapter_files.embeddings(animation.embeddings, animation.folders)
+    """Sum up the files that are read as a film is made; what it starts from is recorded with its sum."""
+    paths = adapter_files.embeddings(animation.embeddings, animation.folders)
     paths += [path for path, _, _ in loras_of(animation)]
     return {"files": {str(path): _file_sum(path) for path in paths}}
 

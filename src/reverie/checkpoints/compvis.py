@@ -106,6 +106,7 @@ def unet(config: UNetConfig) -> Table:
         "conv_in": Place("input_blocks.0.0"),
         **_plain({"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}),
         **_plain({"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}),
+        **_plain({"time_embedding.cond_proj": "time_embedding.cond_proj"}),  # of latent consistency models
         **_plain({"conv_norm_out": "out.0", "conv_out": "out.2"}),
         **unet_down(config),
     }
@@ -235,6 +236,4 @@ def _open_clip_layers(all_ours: str, all_theirs: str, count: int) -> Table:
     return table
 
 
-def transformers() -> Table:
-    """Place the modules of OpenAI's text tower, which are named as transformers names them, and so as ours."""
-    return _plain({"text_model": "text_model"})
+SAME_NAMES: Table = {"": Place("")}  # of files that name all as diffusers and transformers do, and so as we do

@@ -5,11 +5,24 @@ Defaults for absent keys are those of diffusers' and transformers' own signature
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from typing import Any
 
-from reverie.diffusion.schedule import Schedule, linear, scaled_linear, squared_cosine, zero_terminal_snr
+from torch import Tensor
+
+from reverie.diffusion.denoiser import SCALINGS, Scalings
+from reverie.diffusion.names import choose
+from reverie.diffusion.schedule import (
+    Schedule,
+    linear,
+    log_uniform,
+    rectified_flow,
+    scaled_linear,
+    squared_cosine,
+    zero_terminal_snr,
+)
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
@@ -23,9 +36,10 @@ DIFFUSERS_VERSION = "0.30.0"
 
 @dataclass(frozen=True)
 class ScheduleConfig:
-    """Describe the forward process a network was trained on, and what it predicts ("eps", "v" or "x0").
+    """Describe the forward process a network was trained on, and what it predicts: a name in `SCALINGS`.
 
-    `timestep_spacing` and `steps_offset` are what other programs should sample with by default; ours choose by request.
+    For "edm" and "edm_v", whose noise levels are continuous, the sigmas count and the betas do not. `timestep_spacing`
+    and `steps_offset` are what other programs should sample with by default; ours choose by request.
     """
 
     beta_schedule: str = "scaled_linear"
@@ -36,9 +50,26 @@ class ScheduleConfig:
     zero_terminal_snr: bool = False
     timestep_spacing: str = "leading"
     steps_offset: int = 1
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+
+    @property
+    def is_edm(self) -> bool:
+        """Return whether the noise levels are continuous, and the network is given log(sigma) / 4."""
+        return self.prediction in EDM_PREDICTIONS.values()
+
+    def scalings(self) -> Callable[[Schedule, Tensor], Scalings]:
+        """Return how to read what the network predicts. Raises ReverieError for an unknown prediction."""
+        found = choose("prediction", self.prediction, SCALINGS)
+        return partial(found, sigma_data=self.sigma_data) if self.is_edm else found
 
     def schedule(self) -> Schedule:
         """Compute the tables."""
+        if self.is_edm:
+            return log_uniform(self.sigma_min, self.sigma_max, self.steps)
+        if self.prediction == "flow":
+            return rectified_flow(self.steps)
         if self.beta_schedule == "squared_cosine":
             schedule = squared_cosine(self.steps)
         else:
@@ -47,8 +78,27 @@ class ScheduleConfig:
         return zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
 
 
+# What a model may be said to predict, where its file does not say or says it wrongly.
+PARAMETERISATIONS = {
+    **{name: ScheduleConfig(prediction=name) for name in SCALINGS},
+    "v_zsnr": ScheduleConfig(prediction="v", zero_terminal_snr=True),
+    "edm_v": ScheduleConfig(prediction="edm_v", sigma_max=120.0, sigma_data=1.0),  # CosXL's
+}
+
+
+def parameterise(schedule: ScheduleConfig, name: str) -> ScheduleConfig:
+    """Return a schedule with another of PARAMETERISATIONS; its betas stay. Raises ReverieError for other names."""
+    chosen = choose("prediction", name, PARAMETERISATIONS)
+    if chosen.prediction == schedule.prediction and not chosen.zero_terminal_snr:
+        return schedule
+    changed = ("prediction", "zero_terminal_snr", "sigma_min", "sigma_max", "sigma_data")
+    return replace(schedule, **{key: getattr(chosen, key) for key in changed})
+
+
 BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "squared_cosine"}
 PREDICTIONS = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+EDM_SIGMAS = ("sigma_min", "sigma_max", "sigma_data")
+EDM_PREDICTIONS = {"epsilon": "edm", "v_prediction": "edm_v"}  # of diffusers' EDM schedulers
 
 UNET_FIXED: Json = {
     "center_input_sample": False,
@@ -81,7 +131,28 @@ UNET_FIXED: Json = {
     "cross_attention_norm": None,
     "mid_block_type": "UNetMidBlock2DCrossAttn",
 }
-AUTOENCODER_FIXED: Json = {"act_fn": "silu", "shift_factor": None, "latents_mean": None, "latents_std": None}
+AUTOENCODER_FIXED: Json = {"act_fn": "silu", "shift_factor": None}
+TEXT_DEFAULTS: Json = {
+    "hidden_size": 512,
+    "intermediate_size": 2048,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 8,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "vocab_size": 49408,
+    "max_position_embeddings": 77,
+    "eos_token_id": 49407,
+}
+VISION_DEFAULTS: Json = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+    "image_size": 224,
+    "patch_size": 32,
+}
 UNET_BLOCKS = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 
 
@@ -160,20 +231,10 @@ def read_autoencoder(raw: Json, where: str) -> AutoencoderConfig:
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
     }
     _expect(raw, {**AUTOENCODER_FIXED, **blocks}, where)
-    return AutoencoderConfig(
-        in_channels=raw.get("in_channels", 3),
-        out_channels=raw.get("out_channels", 3),
-        latent_channels=raw.get("latent_channels", 4),
-        block_out_channels=widths,
-        layers_per_block=raw.get("layers_per_block", 1),
-        norm_num_groups=raw.get("norm_num_groups", 32),
-        scaling_factor=raw.get("scaling_factor", 0.18215),
-        sample_size=raw.get("sample_size", 32),
-        force_upcast=raw.get("force_upcast", False),  # absent from the files of SD 1, which do not need it
-        use_quant_conv=raw.get("use_quant_conv", True),
-        use_post_quant_conv=raw.get("use_post_quant_conv", True),
-        mid_block_add_attention=raw.get("mid_block_add_attention", True),
-    )
+    given = {**asdict(AutoencoderConfig()), "layers_per_block": 1, "sample_size": 32, **raw}
+    known: Json = {field.name: given[field.name] for field in fields(AutoencoderConfig)}
+    known |= {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
+    return AutoencoderConfig(**known)
 
 
 def write_autoencoder(config: AutoencoderConfig) -> Json:
@@ -191,21 +252,11 @@ def write_autoencoder(config: AutoencoderConfig) -> Json:
 
 def read_text(raw: Json, where: str) -> CLIPTextConfig:
     """Translate transformers' CLIPTextConfig."""
-    vocab_size = raw.get("vocab_size", 49408)
-    end = raw.get("eos_token_id", 49407)
-    return CLIPTextConfig(
-        hidden_size=raw.get("hidden_size", 512),
-        intermediate_size=raw.get("intermediate_size", 2048),
-        num_hidden_layers=raw.get("num_hidden_layers", 12),
-        num_attention_heads=raw.get("num_attention_heads", 8),
-        hidden_act=raw.get("hidden_act", "quick_gelu"),
-        layer_norm_eps=raw.get("layer_norm_eps", 1e-5),
-        vocab_size=vocab_size,
-        max_position_embeddings=raw.get("max_position_embeddings", 77),
-        # Files before transformers 4.31 say 2 by mistake, and are pooled at the largest id instead.
-        eos_token_id=vocab_size - 1 if end == 2 else end,
-        projection_dim=raw.get("projection_dim") or raw.get("hidden_size", 512),
-    )
+    given = {**TEXT_DEFAULTS, **raw}
+    if given["eos_token_id"] == 2:  # files before transformers 4.31 say so by mistake, and pool at the largest id
+        given["eos_token_id"] = given["vocab_size"] - 1
+    given["projection_dim"] = raw.get("projection_dim") or given["hidden_size"]
+    return CLIPTextConfig(**{field.name: given[field.name] for field in fields(CLIPTextConfig)})
 
 
 def write_text(config: CLIPTextConfig, architecture: str) -> Json:
@@ -226,16 +277,7 @@ def read_clip(raw: Json, where: str) -> CLIPConfig:
     space = raw.get("projection_dim", 512)
     return CLIPConfig(
         text=read_text({**text, "projection_dim": space}, where),
-        vision=CLIPVisionConfig(
-            hidden_size=vision.get("hidden_size", 768),
-            intermediate_size=vision.get("intermediate_size", 3072),
-            num_hidden_layers=vision.get("num_hidden_layers", 12),
-            num_attention_heads=vision.get("num_attention_heads", 12),
-            hidden_act=vision.get("hidden_act", "quick_gelu"),
-            layer_norm_eps=vision.get("layer_norm_eps", 1e-5),
-            image_size=vision.get("image_size", 224),
-            patch_size=vision.get("patch_size", 32),
-        ),
+        vision=CLIPVisionConfig(**{key: {**VISION_DEFAULTS, **vision}[key] for key in VISION_DEFAULTS}),
         projection_dim=space,
         logit_scale_init_value=raw.get("logit_scale_init_value", 2.6592),
     )
@@ -255,13 +297,23 @@ def write_clip(config: CLIPConfig) -> Json:
 
 
 def read_schedule(raw: Json, where: str) -> ScheduleConfig:
-    """Translate the config of any of diffusers' schedulers over discrete betas."""
+    """Translate the config of diffusers' schedulers: those over discrete betas, EDM's, and of rectified flow."""
+    kind, prediction = str(raw.get("_class_name")), raw.get("prediction_type", "epsilon")
+    edm = kind.startswith("EDM")
+    if kind.startswith("FlowMatch"):
+        _expect(raw, {"shift": 1.0, "use_dynamic_shifting": False}, where)
+        return ScheduleConfig(prediction="flow", steps=raw.get("num_train_timesteps", 1000))
+    predictions = EDM_PREDICTIONS if edm else PREDICTIONS
+    if prediction not in predictions:
+        raise _unsupported(where, "prediction_type", prediction, f"one of {', '.join(predictions)}")
+    if edm:
+        plain = ScheduleConfig(prediction=EDM_PREDICTIONS[prediction])  # whose sigmas are the defaults there too
+        sigmas: Json = {key: float(raw[key]) for key in EDM_SIGMAS if key in raw}
+        return replace(plain, **sigmas)
     _expect(raw, {"trained_betas": None}, where)
-    beta_schedule, prediction = raw.get("beta_schedule"), raw.get("prediction_type", "epsilon")
+    beta_schedule = raw.get("beta_schedule")
     if beta_schedule not in BETA_SCHEDULES:
         raise _unsupported(where, "beta_schedule", beta_schedule, f"one of {', '.join(BETA_SCHEDULES)}")
-    if prediction not in PREDICTIONS:
-        raise _unsupported(where, "prediction_type", prediction, f"one of {', '.join(PREDICTIONS)}")
     return ScheduleConfig(
         beta_schedule=BETA_SCHEDULES[beta_schedule],
         beta_start=raw.get("beta_start", 0.0001),
@@ -275,14 +327,23 @@ def read_schedule(raw: Json, where: str) -> ScheduleConfig:
 
 
 def write_schedule(config: ScheduleConfig) -> Json:
-    """Write a schedule as the config of diffusers' DDIMScheduler, with the settings of Stable Diffusion."""
+    """Write a schedule as the config of diffusers' DDIMScheduler, with the settings of Stable Diffusion, or of its kin.
+
+    That is the EDMEulerScheduler for EDM, and the FlowMatchEulerDiscreteScheduler for rectified flow.
+    """
+    raw: Json = {"_diffusers_version": DIFFUSERS_VERSION, "num_train_timesteps": config.steps}
+    if config.prediction == "flow":
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **raw, "shift": 1.0}
+    if config.is_edm:
+        sigmas = {key: getattr(config, key) for key in EDM_SIGMAS}
+        prediction = _key_of(EDM_PREDICTIONS, config.prediction)
+        return {"_class_name": "EDMEulerScheduler", **raw, **sigmas, "prediction_type": prediction}
     return {
         "_class_name": "DDIMScheduler",
-        "_diffusers_version": DIFFUSERS_VERSION,
+        **raw,
         "beta_schedule": _key_of(BETA_SCHEDULES, config.beta_schedule),
         "beta_start": config.beta_start,
         "beta_end": config.beta_end,
-        "num_train_timesteps": config.steps,
         "prediction_type": _key_of(PREDICTIONS, config.prediction),
         "rescale_betas_zero_snr": config.zero_terminal_snr,
         "timestep_spacing": config.timestep_spacing,

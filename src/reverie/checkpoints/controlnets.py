@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from reverie.checkpoints import compvis, keymaps
+from reverie.checkpoints import compvis
 from reverie.checkpoints.compvis import Place, Table
 from reverie.checkpoints.configs import UNET_BLOCKS, read_unet
 from reverie.checkpoints.load import CPU, DIFFUSERS_STEM, blueprint
@@ -66,7 +66,7 @@ def load_controlnet(
         given = config or read_controlnet(read_json(path / "config.json"), str(path / "config.json"))
         module = blueprint(partial(ControlNet, given))
         files = find_weights(path, DIFFUSERS_STEM, dtype)
-        load_weights(module, files, device=device, dtype=dtype, rename=keymaps.same)
+        load_weights(module, files, device=device, dtype=dtype)
         return module
     if not path.is_file():
         raise ReverieError(f"no ControlNet at '{path}'; give a folder in diffusers' layout or a file of weights")

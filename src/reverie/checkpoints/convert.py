@@ -1,4 +1,4 @@
-"""How does a model go from a single file to a folder in diffusers' layout, and back? Without losing a bit."""
+"""A model from a single file to a folder in diffusers' layout, and back, without losing a bit."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from reverie.checkpoints.families import Family, family_of, spelled
+from reverie.checkpoints.families import Family, family_of
+from reverie.checkpoints.identify import HEADER, MARKERS
 from reverie.checkpoints.load import load_folder
-from reverie.checkpoints.save import Precision, save_folder, write_tensors
+from reverie.checkpoints.save import FORMAT, Precision, save_folder, write_tensors
 from reverie.checkpoints.single import Networks, find_tokenizers, load_networks
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
@@ -29,32 +30,35 @@ def convert(
     *,
     dtype: torch.dtype | None = None,
     config: str | Family | None = None,
+    prediction: str | None = None,
     ema: bool = False,
     overwrite: bool = False,
 ) -> None:
     """Write a model, a single file or a folder, as the other of the two, or as a single file anew.
 
     What the target is called decides: `.safetensors` is a single file, a name without suffix a folder. `dtype` None
-    keeps each weight's own; `config` names the family of a single file where it does not tell; `ema` takes the running
-    averages of its U-Net. What a training left is not written. Raises ReverieError.
+    keeps each weight's own; `config` and `prediction` name the family and the parameterisation of a single file where
+    it does not tell; `ema` takes the running averages of its U-Net. What a training left is not written. Raises
+    ReverieError.
     """
     source, target = Path(source), Path(target)
     _check(source, target, overwrite)
     if source.is_dir():
-        if ema or isinstance(config, str):
-            raise ReverieError(f"'{source}' is a folder, which says what it is and holds no averages; leave both out")
+        if ema or prediction or isinstance(config, str):
+            raise ReverieError(f"'{source}' is a folder, which says what it is; leave out config, prediction and ema")
         components = load_folder(source, dtype=None)
         family = config if isinstance(config, Family) else family_of(components)
         networks = Networks(family, components.unet, components.autoencoder, components.text_encoders)
-        rest = _tensors(source / REST) if (source / REST).is_file() else {}
+        held = open_source(source / REST) if (source / REST).is_file() else None
     else:
-        networks = load_networks(source, config=config, ema=ema)
-        components = None
-        rest = _tensors(source)
-    used = {spelled(name, set(rest)) for name in networks.names()}
-    rest = {name: tensor for name, tensor in rest.items() if name not in used and not name.startswith(TRAINING)}
+        networks = load_networks(source, config=config, prediction=prediction, ema=ema)
+        components, held = None, open_source(source)
+    names = set() if held is None else set(held.names())
+    names -= networks.names(names) | set(MARKERS)
+    rest = {name: held.tensor(name) for name in names if held is not None and not name.startswith(TRAINING)}
     if target.suffix == ".safetensors":
-        write_tensors(_in_dtype({**rest, **networks.tensors()}, dtype), target)
+        predicted = {"eps": "epsilon"}.get(networks.family.schedule.prediction, networks.family.schedule.prediction)
+        write_tensors(_in_dtype({**rest, **networks.tensors()}, dtype), target, {**FORMAT, HEADER: predicted})
         return
     if components is None:
         components = networks.components(find_tokenizers(source, networks.family), target.name)
@@ -68,12 +72,6 @@ def convert(
 def _in_dtype(tensors: Mapping[str, Tensor], dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Convert tensors to a dtype, None keeps each its own; whole numbers always do."""
     return {name: tensor.to(dtype if tensor.is_floating_point() else None) for name, tensor in tensors.items()}
-
-
-def _tensors(file: Path) -> dict[str, Tensor]:
-    """Map all tensors of a file."""
-    source = open_source(file)
-    return {name: source.tensor(name) for name in source.names()}
 
 
 def _check(source: Path, target: Path, overwrite: bool) -> None:

@@ -1,29 +1,28 @@
-"""Which models come as single files, and which of them is this one? Told from names and shapes alone."""
+"""Families of models that come as single files: their networks, and where a file holds each of their tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import re
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
 from torch import nn
 
 from reverie.checkpoints import compvis
-from reverie.checkpoints.components import Components
-from reverie.checkpoints.compvis import Table
+from reverie.checkpoints.compvis import Table, averaged
 from reverie.checkpoints.configs import ScheduleConfig
-from reverie.checkpoints.kinds import not_a_model
-from reverie.checkpoints.load import blueprint
-from reverie.checkpoints.weights import Source
-from reverie.diffusion.names import choose
+from reverie.checkpoints.load import OLD_ATTENTION, Components, blueprint
+from reverie.checkpoints.weights import Source, same
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNETS, UNet, UNetConfig
 from reverie.tokenizer import EOS
 
-UNET_PREFIX, AUTOENCODER_PREFIX = "model.diffusion_model.", "first_stage_model."
-Shapes = dict[str, tuple[int, ...]]
+UNET_PREFIX = "model.diffusion_model."
+AUTOENCODER_PREFIXES = ("first_stage_model.", "vae.", "")
+POSITIONS = "text_model.embeddings.position_embedding.weight"
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -38,6 +37,7 @@ class Part(Generic[M]):
     modules: Table = field(repr=False)
     prefix: str
     closed: tuple[str, ...] = ()
+    rename: Callable[[str], str] = same
 
     def blueprint(self) -> M:
         """Build the network without values."""
@@ -45,20 +45,97 @@ class Part(Generic[M]):
 
     def places(self, names: Iterable[str]) -> Table:
         """Give each of the network's tensors its place."""
-        return compvis.places(names, self.modules, self.prefix)
+        table = compvis.places(names, self.modules, self.prefix)
+        return table if self.rename is same else {n: replace(p, name=self.rename(p.name)) for n, p in table.items()}
 
 
-def autoencoder_part(config: AutoencoderConfig, prefix: str) -> Part[Autoencoder]:
-    """Describe an autoencoder whose names begin with `prefix`."""
+class Layout(NamedTuple):
+    """Say how a file names the tensors of a U-Net: it holds `first`, and all of them begin with `prefix`."""
+
+    first: str
+    prefix: str
+    modules: Callable[[UNetConfig], Table] = compvis.unet
+    rename: Callable[[str], str] = same
+
+
+FIRST = "input_blocks.0.0.weight"
+OFFICIAL = Layout(UNET_PREFIX + FIRST, UNET_PREFIX)
+AVERAGES = Layout(averaged(UNET_PREFIX + FIRST), UNET_PREFIX, rename=averaged)
+UNET_LAYOUTS = (
+    OFFICIAL,
+    *(Layout(prefix + FIRST, prefix) for prefix in ("diffusion_model.", "")),
+    *(Layout(f"{prefix}conv_in.weight", prefix, lambda _: compvis.SAME_NAMES) for prefix in ("unet.", "")),
+    AVERAGES,
+)
+
+
+def unet_layout(names: Collection[str]) -> Layout | None:
+    """Find the layout of the U-Net that a file holds; running averages count where there is no other."""
+    return next((layout for layout in UNET_LAYOUTS if layout.first in names), None)
+
+
+class UNetShape(NamedTuple):
+    """Tell U-Nets apart: by their first width, channels, prompt's width, added embedding, depth, embedded guidance."""
+
+    width: int
+    in_channels: int
+    context: int
+    added: int | None
+    depth: int
+    guided: bool
+
+    @classmethod
+    def of(cls, config: UNetConfig) -> UNetShape:
+        """Return a config's."""
+        depth = max(config.mid_transformer_depth, *config.transformer_depth)
+        added, guided = config.projection_input_dim, config.time_cond_proj_dim is not None
+        return cls(config.block_out_channels[0], config.in_channels, config.cross_attention_dim, added, depth, guided)
+
+    @classmethod
+    def read(cls, source: Source, layout: Layout) -> UNetShape:
+        """Read a file's; 0 stands for what it lacks. Running averages are named without dots, so dots do not count."""
+        start = layout.rename(layout.prefix)
+        inside = {name.removeprefix(start).replace(".", ""): name for name in source.names() if name.startswith(start)}
+
+        def axis(index: int, *suffixes: str) -> int | None:
+            name = next((name for short, name in inside.items() if short.endswith(suffixes)), None)
+            shape = () if name is None else source.shape(name)
+            return shape[index] if len(shape) > index else None
+
+        blocks = (re.search(r"transformer_blocks(\d+)(?=attn|norm|ff)", short) for short in inside)
+        return cls(
+            (source.shape(layout.first) or (0,))[0],
+            (*source.shape(layout.first), 0, 0)[1],
+            axis(1, "attn2to_kweight") or 0,
+            axis(1, "label_emb00weight", "add_embeddinglinear_1weight", "class_embeddinglinear_1weight"),
+            max((int(match[1]) + 1 for match in blocks if match), default=0),
+            any(short.endswith("cond_projweight") for short in inside),
+        )
+
+
+def autoencoder_part(config: AutoencoderConfig, names: Collection[str] = ()) -> Part[Autoencoder]:
+    """Describe the autoencoder of a file with these names: its prefix, and whether in CompVis' layout or diffusers'."""
+    found = autoencoder_prefix(names)
+    prefix = AUTOENCODER_PREFIXES[0] if found is None else found
+    theirs = any(name.startswith(f"{prefix}decoder.up_blocks.") for name in names)
     closed = (f"{prefix}encoder.", f"{prefix}decoder.")
-    return Part(lambda: Autoencoder(config), compvis.autoencoder(config), prefix, closed)
+    return Part(
+        lambda: Autoencoder(config), compvis.SAME_NAMES if theirs else compvis.autoencoder(config), prefix, closed
+    )
+
+
+def autoencoder_prefix(names: Collection[str]) -> str | None:
+    """Return what the names of an autoencoder begin with in a file; None where it holds none."""
+    halves = ("encoder", "decoder")
+    return next((p for p in AUTOENCODER_PREFIXES if any(f"{p}{half}.conv_in.weight" in names for half in halves)), None)
 
 
 @dataclass(frozen=True)
 class Tower:
     """Describe a text encoder of a single file: what it is, where it is, and which token its prompts are padded with.
 
-    OpenCLIP's are stored in their own layout, OpenAI's in that of transformers.
+    OpenCLIP's are stored in their own layout, OpenAI's in that of transformers; `others` are further prefixes of other
+    writers, each with whether what follows is in transformers' layout.
     """
 
     config: CLIPTextConfig
@@ -66,18 +143,32 @@ class Tower:
     kind: type[TextTower] = TextTower
     open_clip: bool = False
     pad: str = EOS
+    others: tuple[tuple[str, bool], ...] = ()
 
-    def part(self) -> Part[TextTower]:
-        """Describe the network."""
-        modules = compvis.open_clip(self.config) if self.open_clip else compvis.transformers()
-        return Part(lambda: self.kind(self.config), modules, self.prefix)
+    def part(self, names: Collection[str] = ()) -> Part[TextTower]:
+        """Describe the network, in the first of the layouts that a file with these names is in."""
+        parts = [self._part(*layout) for layout in ((self.prefix, not self.open_clip), *self.others)]
+        return next((part for part in parts if spelled(part.places([POSITIONS])[POSITIONS].name, names)), parts[0])
+
+    def _part(self, prefix: str, transformers: bool) -> Part[TextTower]:
+        modules = compvis.SAME_NAMES if transformers else compvis.open_clip(self.config)
+        return Part(lambda: self.kind(self.config), modules, prefix)
+
+    def positions(self, names: Collection[str]) -> str | None:
+        """Return what a file with these names calls the tower's positions; None where it does not hold the tower."""
+        return spelled(self.part(names).places([POSITIONS])[POSITIONS].name, names)
+
+    def fits(self, source: Source, names: Collection[str]) -> bool:
+        """Tell whether a file holds a tower with as many positions of the same width."""
+        stored, config = self.positions(names), self.config
+        return stored is not None and source.shape(stored) == (config.max_position_embeddings, config.hidden_size)
 
 
 @dataclass(frozen=True)
 class Family:
-    """Describe models that share their networks' shapes, their schedule and the layout of their single files.
+    """Describe models that share their networks' shapes and their schedule.
 
-    `marks` are names that nothing but such a file holds.
+    `ambiguous` families are of the same shapes, and where a file does not say of which it is, only running it tells.
     """
 
     name: str
@@ -87,34 +178,21 @@ class Family:
     autoencoder: AutoencoderConfig = AUTOENCODERS["sd"]
     schedule: ScheduleConfig = ScheduleConfig()
     zero_empty: bool = False
-    marks: tuple[str, ...] = ()
+    ambiguous: bool = False
 
-    def unet_part(self) -> Part[UNet]:
+    def unet_part(self, layout: Layout = OFFICIAL) -> Part[UNet]:
         """Describe the U-Net."""
-        return Part(lambda: UNet(self.unet), compvis.unet(self.unet), UNET_PREFIX, (UNET_PREFIX,))
+        closed = (layout.prefix,) if layout.prefix and layout.rename is same else ()
+        return Part(lambda: UNet(self.unet), layout.modules(self.unet), layout.prefix, closed, layout.rename)
 
-    def autoencoder_part(self) -> Part[Autoencoder]:
-        """Describe the autoencoder."""
-        return autoencoder_part(self.autoencoder, AUTOENCODER_PREFIX)
+    def autoencoder_part(self, held: Collection[str] = ()) -> Part[Autoencoder]:
+        """Describe the autoencoder of a file that holds these names."""
+        return autoencoder_part(self.autoencoder, held)
 
-    def parts(self) -> list[Part[Any]]:
-        """List the networks: U-Net, autoencoder, text encoders."""
-        return [self.unet_part(), self.autoencoder_part(), *(tower.part() for tower in self.towers)]
-
-    def shapes(self) -> Shapes:
-        """Give the tensors that tell this family from others: the U-Net's ends, and each tower's positions."""
-        unet = self.unet
-        level = next((level for level, depth in enumerate(unet.transformer_depth) if depth), 0)
-        ours = f"down_blocks.{level}.attentions.0.transformer_blocks.0.attn2.to_k.weight"
-        key = self.unet_part().places([ours])[ours].name
-        shapes: Shapes = {
-            f"{UNET_PREFIX}input_blocks.0.0.weight": (unet.block_out_channels[0], unet.in_channels, 3, 3),
-            key: (unet.block_out_channels[level], unet.cross_attention_dim),
-        }
-        for tower in self.towers:
-            ours, config = "text_model.embeddings.position_embedding.weight", tower.config
-            shapes[tower.part().places([ours])[ours].name] = (config.max_position_embeddings, config.hidden_size)
-        return shapes
+    def parts(self, held: Collection[str] = ()) -> list[Part[Any]]:
+        """List the networks, U-Net, autoencoder and text encoders, as a file that holds these names has them."""
+        unet = self.unet_part(unet_layout(held) or OFFICIAL)
+        return [unet, self.autoencoder_part(held), *(tower.part(held) for tower in self.towers)]
 
 
 def _wide(width: int, layers: int, heads: int, projection: int) -> CLIPTextConfig:
@@ -128,17 +206,43 @@ def _wide(width: int, layers: int, heads: int, projection: int) -> CLIPTextConfi
     )
 
 
-CLIP_L = Tower(CLIPTextConfig(), "cond_stage_model.transformer.")
+# Further prefixes: of generative-models' own configs, of ComfyUI and stable-diffusion.cpp, and of merged folders.
+CLIP_L = Tower(
+    CLIPTextConfig(),
+    "cond_stage_model.transformer.",
+    others=(
+        ("conditioner.embedders.0.transformer.", True),
+        ("text_encoders.clip_l.transformer.", True),
+        ("text_encoder.", True),
+    ),
+)
 # 24 layers, of which SD 2 uses all but the last.
-OPENCLIP_H = Tower(_wide(1024, 23, 16, 512), "cond_stage_model.model.", open_clip=True, pad="!")
+OPENCLIP_H = Tower(
+    _wide(1024, 23, 16, 512),
+    "cond_stage_model.model.",
+    open_clip=True,
+    pad="!",
+    others=(("conditioner.embedders.0.model.", False), ("text_encoder.", True)),
+)
 OPENCLIP_G = Tower(
-    _wide(1280, 32, 20, 1280), "conditioner.embedders.1.model.", TextTowerWithProjection, open_clip=True, pad="!"
+    _wide(1280, 32, 20, 1280),
+    "conditioner.embedders.1.model.",
+    TextTowerWithProjection,
+    open_clip=True,
+    pad="!",
+    others=(("text_encoders.clip_g.transformer.", True), ("text_encoder_2.", True)),
 )
 XL_TOWERS = (replace(CLIP_L, prefix="conditioner.embedders.0.transformer."), OPENCLIP_G)
 
 V = ScheduleConfig(prediction="v")
 SD15 = Family("sd15", "Stable Diffusion 1.x", UNETS["sd15"], (CLIP_L,))
-SD2 = Family("sd2", "Stable Diffusion 2.x base (512 px, eps)", replace(UNETS["sd21"], sample_size=64), (OPENCLIP_H,))
+SD2 = Family(
+    "sd2",
+    "Stable Diffusion 2.x base (512 px, eps)",
+    replace(UNETS["sd21"], sample_size=64),
+    (OPENCLIP_H,),
+    ambiguous=True,
+)
 SD21_V = Family(
     "sd21-v",
     "Stable Diffusion 2.x (768 px, v)",
@@ -146,6 +250,7 @@ SD21_V = Family(
     (OPENCLIP_H,),
     replace(AUTOENCODERS["sd"], sample_size=768),
     V,
+    ambiguous=True,
 )
 SDXL = Family("sdxl", "Stable Diffusion XL", UNETS["sdxl"], XL_TOWERS, AUTOENCODERS["sdxl"], zero_empty=True)
 
@@ -153,6 +258,7 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         SD15,
+        Family("sd15-lcm", "Stable Diffusion 1.x, LCM", replace(UNETS["sd15"], time_cond_proj_dim=256), (CLIP_L,)),
         Family("sd15-inpainting", "Stable Diffusion 1.x inpainting", UNETS["sd15-inpainting"], (CLIP_L,)),
         SD2,
         SD21_V,
@@ -161,15 +267,15 @@ FAMILIES: dict[str, Family] = {
             name="sd2-inpainting",
             title="Stable Diffusion 2 inpainting",
             unet=replace(SD2.unet, in_channels=9),
+            ambiguous=False,
         ),
         SDXL,
-        replace(SDXL, name="sdxl-v", title="Stable Diffusion XL, v-prediction", schedule=V, marks=("v_pred",)),
+        replace(SDXL, name="sdxl-v", title="Stable Diffusion XL, v-prediction", schedule=V),
         replace(
             SDXL,
             name="sdxl-v-zsnr",
             title="Stable Diffusion XL, v-prediction, zero terminal SNR",
             schedule=replace(V, zero_terminal_snr=True),
-            marks=("v_pred", "ztsnr"),
         ),
         replace(
             SDXL,
@@ -188,38 +294,19 @@ FAMILIES: dict[str, Family] = {
 }
 
 
-def identify(source: Source, where: str, families: Sequence[Family] = tuple(FAMILIES.values())) -> Family:
-    """Tell which family a single file is of.
-
-    SD 2 base and 768-v look alike: a file is taken for the latter, and `single.load_networks` looks closer. Raises
-    ReverieError, naming what the file is, where it is no model.
-    """
-    names = set(source.names())
-    found = [family for family in families if _fits(family, source, names)]
-    if not found:
-        raise ReverieError(f"{where} {not_a_model(source, FAMILIES)}")
-    return max(found, key=lambda family: (len(family.marks), family == SD21_V))
-
-
-def is_doubtful(family: Family) -> bool:
-    """Tell whether a file of this family may as well be of another: SD 2, which predicts eps or v."""
-    return family in (SD2, SD21_V)
-
-
-def named(name: str) -> Family:
-    """Look up a family. Raises ReverieError with all of them for another name."""
-    return choose("config", name, FAMILIES)
+def same_process(one: ScheduleConfig, other: ScheduleConfig) -> bool:
+    """Tell whether two schedules differ in numbers alone, not in what the network predicts."""
+    return (one.prediction, one.zero_terminal_snr) == (other.prediction, other.zero_terminal_snr)
 
 
 def alike(unet: UNetConfig, schedule: ScheduleConfig) -> list[Family]:
-    """List the families of a U-Net and a schedule, whatever size of pictures they were trained at."""
-    return [
-        family
-        for family in FAMILIES.values()
-        if replace(unet, sample_size=family.unet.sample_size) == family.unet
-        and schedule.prediction == family.schedule.prediction
-        and schedule.zero_terminal_snr == family.schedule.zero_terminal_snr
-    ]
+    """List the families of a U-Net, whatever size of pictures they were trained at; those of the schedule come first.
+
+    Families of another schedule are given this one.
+    """
+    found = [one for one in FAMILIES.values() if replace(unet, sample_size=one.unet.sample_size) == one.unet]
+    exact = [one for one in found if same_process(one.schedule, schedule)]
+    return exact + [replace(one, schedule=schedule) for one in found if one not in exact]
 
 
 def family_of(components: Components) -> Family:
@@ -232,15 +319,9 @@ def family_of(components: Components) -> Family:
     raise ReverieError(f"'{components.name}' has networks of its own, which no single file holds; those are of {known}")
 
 
-def _fits(family: Family, source: Source, names: set[str]) -> bool:
-    def fits(name: str, shape: tuple[int, ...]) -> bool:
-        stored = spelled(name, names)
-        return stored is not None and source.shape(stored) == shape
-
-    marked = all(mark in names for mark in family.marks)
-    return marked and all(fits(name, shape) for name, shape in family.shapes().items())
-
-
-def spelled(name: str, names: set[str]) -> str | None:
+def spelled(name: str, names: Collection[str]) -> str | None:
     """Return the name by which a file holds a tensor; some writers leave out transformers' `text_model.`."""
-    return next((one for one in (name, name.replace(".text_model.", ".", 1)) if one in names), None)
+    if name in names:
+        return name
+    others = [name.replace("text_model.", "", 1), *(name.replace(new, old) for old, new in OLD_ATTENTION.items())]
+    return next((one for one in others if one in names), None)

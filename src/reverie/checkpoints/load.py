@@ -1,8 +1,9 @@
-"""How is a folder in the layout of diffusers or transformers read?"""
+"""Models and their parts from folders in the layouts of diffusers and transformers."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -11,13 +12,14 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from reverie.checkpoints import configs, keymaps
-from reverie.checkpoints.components import GUIDANCE, CLIPComponents, Components
-from reverie.checkpoints.known import read_known
-from reverie.checkpoints.weights import Rename, find_weights, load_weights, read_json
+from reverie.checkpoints import configs
+from reverie.checkpoints.configs import ScheduleConfig
+from reverie.checkpoints.known import Known, read_known
+from reverie.checkpoints.weights import Rename, find_weights, load_weights, read_json, same
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection
+from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.tokenizer import Tokenizer
@@ -37,7 +39,47 @@ PIPELINES = (
 CPU = torch.device("cpu")
 RECOMMENDED = "recommended.json"  # for drawing, such as {"guidance": 2.0}; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
+SAFETY = "safety_checker"  # the folder's name inside a model
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
+STEMS = {  # of the weights in the folders of a model's networks
+    "unet": DIFFUSERS_STEM,
+    "vae": DIFFUSERS_STEM,
+    "text_encoder": TRANSFORMERS_STEM,
+    "text_encoder_2": TRANSFORMERS_STEM,
+}
+# diffusers before 0.17 named the autoencoder's attention after CompVis; files of that time are still about.
+OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+GUIDANCE = 5.0  # where a model recommends none
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Components:
+    """Hold the parts of a model: what a folder in diffusers' layout holds.
+
+    SD 1 and 2 have one tokenizer and text encoder, XL two of each, its refiner only the second. `zero_empty` says that
+    an empty negative prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`). `spectrogram` says how a model
+    of music hears; one of pictures has none. `guidance` is the scale that it recommends. `known` are the things that it
+    says it knows; most models say nothing.
+    """
+
+    tokenizers: tuple[Tokenizer, ...]
+    text_encoders: tuple[TextTower, ...]
+    unet: UNet
+    autoencoder: Autoencoder
+    schedule_config: ScheduleConfig = ScheduleConfig()
+    zero_empty: bool = False
+    spectrogram: SpectrogramParams | None = None
+    guidance: float = GUIDANCE
+    known: tuple[Known, ...] = ()
+    name: str = "model"
+
+
+@dataclass(frozen=True, eq=False)
+class CLIPComponents:
+    """Hold a whole CLIP and its tokenizer: what a folder of transformers' CLIPModel holds."""
+
+    clip: CLIP
+    tokenizer: Tokenizer
 
 
 class _Blank(TorchFunctionMode):
@@ -125,7 +167,7 @@ def load_autoencoder(
     config = _config(folder, configs.read_autoencoder)
     if config.force_upcast and dtype == torch.float16:
         dtype = torch.float32
-    return _load(lambda: Autoencoder(config), folder, DIFFUSERS_STEM, device, dtype, variant, keymaps.autoencoder)
+    return _load(lambda: Autoencoder(config), folder, DIFFUSERS_STEM, device, dtype, variant, autoencoder_name)
 
 
 def load_text_encoder(
@@ -140,7 +182,7 @@ def load_text_encoder(
     config = _config(folder, configs.read_text)
     architectures = read_json(folder / "config.json").get("architectures") or []
     tower = TextTowerWithProjection if "CLIPTextModelWithProjection" in architectures else TextTower
-    return _load(lambda: tower(config), folder, TRANSFORMERS_STEM, device, dtype, variant, keymaps.text_tower)
+    return _load(lambda: tower(config), folder, TRANSFORMERS_STEM, device, dtype, variant, text_tower_name)
 
 
 def load_clip(
@@ -151,6 +193,37 @@ def load_clip(
     config = _config(folder, configs.read_clip)
     clip = _load(lambda: CLIP(config), folder, TRANSFORMERS_STEM, device, dtype)
     return CLIPComponents(clip, Tokenizer.load(folder))
+
+
+def load_safety(
+    path: str | Path, *, device: torch.device = CPU, dtype: torch.dtype | None = torch.float32
+) -> SafetyChecker:
+    """Read a safety checker: `path` is its folder, or that of a model which holds one.
+
+    Raises ReverieError where there is none or it is damaged.
+    """
+    folder = Path(path) / SAFETY if (Path(path) / SAFETY).is_dir() else Path(path)
+    if not (folder / "config.json").is_file():
+        raise ReverieError(f"no safety checker in '{path}'; give the folder {SAFETY} of a model in diffusers' layout")
+    config = _config(folder, configs.read_clip)
+    safety = SafetyConfig(vision=config.vision, projection_dim=config.projection_dim)
+    # transformers before version 5 put one `vision_model.` into another
+    once = ("vision_model.vision_model.", "vision_model.", 1)
+    rename: Rename = lambda name: name.replace(*once)  # noqa: E731
+    return _load(lambda: SafetyChecker(safety), folder, TRANSFORMERS_STEM, device, dtype, None, rename)
+
+
+def autoencoder_name(name: str) -> str:
+    """Give today's name of an autoencoder's weight."""
+    for old, new in OLD_ATTENTION.items():
+        name = name.replace(old, new)
+    return name
+
+
+def text_tower_name(name: str) -> str:
+    """Give the name of a text tower's weight under `text_model.`, which some writers leave out."""
+    bare = name.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+    return f"text_model.{name}" if bare else name
 
 
 def _folder(path: str | Path) -> Path:
@@ -189,7 +262,7 @@ def _load(
     device: torch.device,
     dtype: torch.dtype | None,
     variant: str | None = None,
-    rename: Rename = keymaps.same,
+    rename: Rename = same,
 ) -> M:
     module = blueprint(make)
     load_weights(module, find_weights(folder, stem, dtype, variant), device=device, dtype=dtype, rename=rename)

@@ -1,18 +1,19 @@
-"""What does a pickle say? Its opcodes are followed over plain data; whatever it names is looked up, never imported.
+"""A pickle's opcodes followed over plain data: whatever it names is looked up, never imported.
 
-Nothing of Python's pickle module runs. Format: the comments of CPython's Lib/pickletools.py, protocols 0 to 5.
+The standard library's pickletools reads them, which runs nothing; what they mean is said in its comments.
 """
 
 from __future__ import annotations
 
-import struct
+import io
+import pickletools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 # What bounds time and memory. A full SD 1.5 with its averaged copy takes 150,000 opcodes.
 MOST_OPCODES = 1_000_000
-LONGEST_NUMBER = 64  # bytes
+LARGEST_NUMBER = 1 << 512
 LARGEST_KEY = 1 << 60  # of whole numbers as keys: beyond it, hashes can be made to collide
 
 
@@ -53,7 +54,8 @@ class Machine:
     def __init__(
         self, data: bytes, start: int, find: Callable[[str, str], object], persistent: Callable[[object], object]
     ):
-        self.data, self.position = data, start
+        self.position = start
+        self._data = data
         self._find, self._persistent = find, persistent
         self._stack: list[Any] = []
         self._marked: list[list[Any]] = []  # what stood on the stack before each mark
@@ -61,38 +63,19 @@ class Machine:
 
     def run(self) -> object:
         """Return what the pickle describes."""
-        for _ in range(MOST_OPCODES):
-            opcode = self.take(1)
-            if opcode == b".":
-                return self.pull()
-            handler = HANDLERS.get(opcode)
-            if handler is None:
-                raise ValueError(f"it holds the opcode {opcode!r}, which is unknown or not allowed")
-            handler(self)
-        raise ValueError(f"it has more than {MOST_OPCODES} opcodes")
-
-    # Reading
-
-    def take(self, count: int) -> bytes:
-        """Read so many bytes."""
-        end = self.position + count
-        if count < 0 or end > len(self.data):
-            raise ValueError("it ends within a pickle")
-        taken, self.position = self.data[self.position : end], end
-        return taken
-
-    def line(self) -> str:
-        """Read to the end of a line."""
-        end = self.data.find(b"\n", self.position, self.position + (1 << 20))
-        if end < 0:
-            raise ValueError("it ends within a pickle")
-        text = self.data[self.position : end].decode("latin-1")
-        self.position = end + 1
-        return text
-
-    def unpack(self, layout: str) -> Any:
-        """Read one number."""
-        return struct.unpack(layout, self.take(struct.calcsize(layout)))[0]
+        stream = io.BytesIO(self._data)
+        stream.seek(self.position)
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
+            if count >= MOST_OPCODES:
+                raise ValueError(f"it has more than {MOST_OPCODES} opcodes")
+            if opcode.name in CONSTANTS:
+                self.push(_checked(argument))
+            elif opcode.name in HANDLERS:
+                HANDLERS[opcode.name](self, argument)
+            elif opcode.name != "STOP":
+                raise ValueError(f"it holds the opcode {opcode.name}, which is not allowed")
+        self.position = stream.tell()
+        return self.pull()
 
     # The stack
 
@@ -224,10 +207,10 @@ class Machine:
             raise ValueError("it makes an object of nothing")
         self._rebuild(items[0], tuple(items[1:]))
 
-    def named_instance(self) -> None:
-        """Rebuild an object of protocol 0, whose class is named in two lines."""
+    def named_instance(self, name: str) -> None:
+        """Rebuild an object of protocol 0, whose class is named in the opcode."""
         arguments = tuple(self.pop_mark())
-        self.find(self.line(), self.line())
+        self.find(*name.split(" ", 1))
         self._rebuild(self.pull(), arguments)
 
     def _rebuild(self, maker: object, arguments: object) -> None:
@@ -262,122 +245,61 @@ def table(items: list[Any]) -> dict[Any, Any]:
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
-def _text(data: bytes) -> str:
-    return data.decode("utf-8", "surrogatepass")
-
-
-def _python2(data: bytes) -> str:
-    """Read a byte string of Python 2, which is text for all that matters here."""
-    return data.decode("latin-1")
-
-
-def _long(data: bytes) -> int:
-    if len(data) > LONGEST_NUMBER:
+def _checked(argument: object) -> object:
+    """Return a number or a text as it stands. Raises ValueError for a number that is too long."""
+    if isinstance(argument, int) and abs(argument) > LARGEST_NUMBER:
         raise ValueError("it holds a number that is too long")
-    return int.from_bytes(data, "little", signed=True)
+    return argument
 
 
-def _decimal(text: str) -> int | bool:
-    if text in ("00", "01"):  # how protocol 0 writes False and True
-        return text == "01"
-    if len(text) > 2 * LONGEST_NUMBER:
-        raise ValueError("it holds a number that is too long")
-    return int(text.removesuffix("L"))
-
-
-def _quoted(text: str) -> str:
-    if len(text) < 2 or text[0] != text[-1] or text[0] not in "'\"":
-        raise ValueError("it holds a text without quotes")
-    return text[1:-1]  # escapes stay as they are: no weight has one in its name
-
-
-Handler = Callable[[Machine], object]
-
-
-def _counted(layout: str, convert: Callable[[bytes], object]) -> Handler:
-    return lambda m: m.push(convert(m.take(m.unpack(layout))))
-
-
-def _lined(convert: Callable[[str], object]) -> Handler:
-    return lambda m: m.push(convert(m.line()))
-
-
-def _number(layout: str) -> Handler:
-    return lambda m: m.push(m.unpack(layout))
-
-
-def _constant(value: object) -> Handler:
-    return lambda m: m.push(value)
-
-
-HANDLERS: dict[bytes, Handler] = {
-    b"\x80": lambda m: _check_protocol(m.unpack("B")),
-    b"\x95": lambda m: m.take(8),  # a frame: only a hint for reading ahead
-    b"(": Machine.mark,
-    b"0": Machine.drop,
-    b"1": Machine.pop_mark,
-    b"2": Machine.duplicate,
-    # constants and numbers
-    b"N": _constant(None),
-    b"\x88": _constant(True),
-    b"\x89": _constant(False),
-    b"J": _number("<i"),
-    b"K": _number("<B"),
-    b"M": _number("<H"),
-    b"G": _number(">d"),
-    b"I": _lined(_decimal),
-    b"L": _lined(_decimal),
-    b"F": _lined(float),
-    b"\x8a": _counted("<B", _long),
-    b"\x8b": _counted("<i", _long),
-    # text and bytes
-    b"X": _counted("<I", _text),
-    b"\x8c": _counted("<B", _text),
-    b"\x8d": _counted("<Q", _text),
-    b"T": _counted("<i", _python2),
-    b"U": _counted("<B", _python2),
-    b"V": _lined(lambda text: text.encode("latin-1").decode("raw-unicode-escape")),
-    b"S": _lined(_quoted),
-    b"B": _counted("<I", bytes),
-    b"C": _counted("<B", bytes),
-    b"\x8e": _counted("<Q", bytes),
-    b"\x96": _counted("<Q", bytes),
+# Opcodes whose argument is what they push; byte strings of Python 2 are text for all that matters here.
+CONSTANTS = {
+    *("INT", "LONG", "FLOAT", "BININT", "BININT1", "BININT2", "BINFLOAT", "LONG1", "LONG4"),
+    *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
+}
+HANDLERS: dict[str, Callable[[Machine, Any], object]] = {
+    "PROTO": lambda m, protocol: _check_protocol(protocol),
+    "FRAME": lambda m, _: None,  # only a hint for reading ahead
+    "MARK": lambda m, _: m.mark(),
+    "POP": lambda m, _: m.drop(),
+    "POP_MARK": lambda m, _: m.pop_mark(),
+    "DUP": lambda m, _: m.duplicate(),
+    "NONE": lambda m, _: m.push(None),
+    "NEWTRUE": lambda m, _: m.push(True),
+    "NEWFALSE": lambda m, _: m.push(False),
     # containers
-    b")": _constant(()),
-    b"t": lambda m: m.push(tuple(m.pop_mark())),
-    b"\x85": lambda m: m.tuple_of(1),
-    b"\x86": lambda m: m.tuple_of(2),
-    b"\x87": lambda m: m.tuple_of(3),
-    b"]": lambda m: m.push([]),
-    b"l": lambda m: m.push(m.pop_mark()),
-    b"a": lambda m: m.append([m.pull()]),
-    b"e": lambda m: m.append(m.pop_mark()),
-    b"}": lambda m: m.push({}),
-    b"d": lambda m: m.push(table(m.pop_mark())),
-    b"s": lambda m: m.set_items([m.pull(), m.pull()][::-1]),
-    b"u": lambda m: m.set_items(m.pop_mark()),
-    b"\x8f": lambda m: m.push(Inert("set")),
-    b"\x90": Machine.add_items,
-    b"\x91": Machine.freeze,
+    "EMPTY_TUPLE": lambda m, _: m.push(()),
+    "TUPLE": lambda m, _: m.push(tuple(m.pop_mark())),
+    "TUPLE1": lambda m, _: m.tuple_of(1),
+    "TUPLE2": lambda m, _: m.tuple_of(2),
+    "TUPLE3": lambda m, _: m.tuple_of(3),
+    "EMPTY_LIST": lambda m, _: m.push([]),
+    "LIST": lambda m, _: m.push(m.pop_mark()),
+    "APPEND": lambda m, _: m.append([m.pull()]),
+    "APPENDS": lambda m, _: m.append(m.pop_mark()),
+    "EMPTY_DICT": lambda m, _: m.push({}),
+    "DICT": lambda m, _: m.push(table(m.pop_mark())),
+    "SETITEM": lambda m, _: m.set_items([m.pull(), m.pull()][::-1]),
+    "SETITEMS": lambda m, _: m.set_items(m.pop_mark()),
+    "EMPTY_SET": lambda m, _: m.push(Inert("set")),
+    "ADDITEMS": lambda m, _: m.add_items(),
+    "FROZENSET": lambda m, _: m.freeze(),
     # the memo
-    b"p": lambda m: m.put(int(_decimal(m.line()))),
-    b"q": lambda m: m.put(m.unpack("<B")),
-    b"r": lambda m: m.put(m.unpack("<I")),
-    b"\x94": Machine.memoize,
-    b"g": lambda m: m.get(int(_decimal(m.line()))),
-    b"h": lambda m: m.get(m.unpack("<B")),
-    b"j": lambda m: m.get(m.unpack("<I")),
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), lambda m, index: m.put(index)),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), lambda m, index: m.get(index)),
+    "MEMOIZE": lambda m, _: m.memoize(),
     # objects
-    b"c": lambda m: m.find(m.line(), m.line()),
-    b"\x93": Machine.stack_global,
-    b"P": lambda m: m.identify(m.line()),
-    b"Q": lambda m: m.identify(m.pull()),
-    b"R": Machine.reduce,
-    b"\x81": Machine.reduce,
-    b"\x92": Machine.new_with_names,
-    b"i": Machine.named_instance,
-    b"o": lambda m: m.instance(m.pop_mark()),
-    b"b": Machine.build,
+    "GLOBAL": lambda m, name: m.find(*name.split(" ", 1)),
+    "STACK_GLOBAL": lambda m, _: m.stack_global(),
+    "PERSID": lambda m, pid: m.identify(pid),
+    "BINPERSID": lambda m, _: m.identify(m.pull()),
+    "REDUCE": lambda m, _: m.reduce(),
+    "NEWOBJ": lambda m, _: m.reduce(),
+    "NEWOBJ_EX": lambda m, _: m.new_with_names(),
+    "INST": lambda m, name: m.named_instance(name),
+    "OBJ": lambda m, _: m.instance(m.pop_mark()),
+    "BUILD": lambda m, _: m.build(),
 }
 
 

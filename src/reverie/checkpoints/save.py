@@ -1,4 +1,4 @@
-"""How is a model written so that diffusers and transformers read it? Beside the target first, then moved into place."""
+"""Models written so that diffusers and transformers read them: beside the target first, then moved into place."""
 
 from __future__ import annotations
 
@@ -18,8 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reverie.checkpoints import configs
-from reverie.checkpoints.components import GUIDANCE, CLIPComponents, Components
-from reverie.checkpoints.load import DIFFUSERS_STEM, RECOMMENDED, SPECTROGRAM, TRANSFORMERS_STEM
+from reverie.checkpoints.load import (
+    DIFFUSERS_STEM,
+    GUIDANCE,
+    RECOMMENDED,
+    SPECTROGRAM,
+    TRANSFORMERS_STEM,
+    CLIPComponents,
+    Components,
+)
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of
 from reverie.models.autoencoder import Autoencoder

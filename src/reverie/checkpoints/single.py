@@ -1,33 +1,31 @@
-"""How is a single file read, and how is a model written as one? Through the tables of its family."""
+"""Models from single files, through the tables of their families, and back into such a layout."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from reverie.checkpoints import keymaps
-from reverie.checkpoints.components import Components
-from reverie.checkpoints.compvis import Table, averaged, stored
+from reverie.checkpoints.compvis import Table, stored
+from reverie.checkpoints.configs import parameterise
 from reverie.checkpoints.families import (
-    SD2,
-    SD21_V,
+    AVERAGES,
+    OFFICIAL,
     Family,
     Part,
     autoencoder_part,
-    identify,
-    is_doubtful,
-    named,
+    autoencoder_prefix,
     spelled,
+    unet_layout,
 )
-from reverie.checkpoints.kinds import VAE_PREFIXES, kind_of
-from reverie.checkpoints.load import CPU, blueprint, load_autoencoder
+from reverie.checkpoints.identify import AUTOENCODER, TEXT_ENCODER, Contents, identify
+from reverie.checkpoints.load import CPU, Components, load_autoencoder
 from reverie.checkpoints.vocabulary import find_tokenizer
-from reverie.checkpoints.weights import Rename, Source, load_weights, open_source
+from reverie.checkpoints.weights import Source, open_source
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
 from reverie.models.clip import TextTower
@@ -59,16 +57,30 @@ class Networks:
         )
 
     def tensors(self) -> dict[str, Tensor]:
-        """Lay the weights out as a single file holds them."""
-        return {name: tensor for state, table in self._tables() for name, tensor in stored(state, table).items()}
+        """Lay the weights out as a single file holds them, with what it says of its parameterisation."""
+        laid = {name: tensor for state, table in self._tables() for name, tensor in stored(state, table).items()}
+        return self._markers() | laid
 
-    def names(self) -> set[str]:
-        """Name the tensors of such a file."""
-        return {place.name for _, table in self._tables() for place in table.values()}
+    def _markers(self) -> dict[str, Tensor]:
+        schedule, autoencoder = self.family.schedule, self.family.autoencoder
+        if schedule.prediction == "edm_v":
+            levels = {"sigma_max": schedule.sigma_max, "sigma_min": schedule.sigma_min}
+            return {f"edm_vpred.{key}": torch.tensor(level, dtype=torch.float64) for key, level in levels.items()}
+        if schedule.prediction == "edm":
+            latents = {"edm_mean": autoencoder.latents_mean, "edm_std": autoencoder.latents_std}
+            return {key: torch.tensor(values).view(1, -1, 1, 1) for key, values in latents.items() if values}
+        if schedule.prediction != "v" or (self.family.ambiguous and not schedule.zero_terminal_snr):
+            return {}
+        return {"v_pred": torch.zeros(0)} | ({"ztsnr": torch.zeros(0)} if schedule.zero_terminal_snr else {})
 
-    def _tables(self) -> list[tuple[dict[str, Tensor], Table]]:
+    def names(self, held: Collection[str]) -> set[str]:
+        """Name the tensors of such a file, and where one that holds these names has them."""
+        tables = (*self._tables(), *self._tables(held))
+        return {spelled(place.name, held) or place.name for _, table in tables for place in table.values()}
+
+    def _tables(self, held: Collection[str] = ()) -> list[tuple[dict[str, Tensor], Table]]:
         states = [module.state_dict() for module in (self.unet, self.autoencoder, *self.text_encoders)]
-        return [(state, part.places(state)) for part, state in zip(self.family.parts(), states, strict=True)]
+        return [(state, part.places(state)) for part, state in zip(self.family.parts(held), states, strict=True)]
 
 
 def load_file(
@@ -77,18 +89,22 @@ def load_file(
     device: torch.device = CPU,
     dtype: torch.dtype = torch.float32,
     config: str | Family | None = None,
+    prediction: str | None = None,
+    vae: str | Path | None = None,
 ) -> Components:
-    """Read a model from a single file (.safetensors, .ckpt, .pt) as CompVis and Stability publish them.
+    """Read a model from a single file (.safetensors, .ckpt, .pt, .gguf), as CompVis and Stability publish them.
 
-    `config` names its family where names and shapes do not tell it. Running averages and what else a training left
-    are ignored. Weights stay mapped as `load_folder`'s do, and an autoencoder that overflows in half precision is
-    likewise read in float32. Raises ReverieError.
+    `config` names its family where names and shapes do not tell it, `prediction` its parameterisation, and `vae` an
+    autoencoder in place of its own. Running averages and what else a training left are ignored, where there are plain
+    weights. Weights stay mapped as `load_folder`'s do, and an autoencoder that overflows in half precision is likewise
+    read in float32. Raises ReverieError.
     """
     path = Path(path)
-    family = _given(config) or identify(open_source(path), str(path))
+    source = open_source(path)
+    contents = identify(source, path, config, prediction)
+    family = contents.drawable(str(path), [AUTOENCODER] if vae is not None else [])
     tokenizers = find_tokenizers(path, family)  # before the weights, for a refusal should cost nothing
-    networks = load_networks(path, device=device, dtype=dtype, config=config)
-    return networks.components(tokenizers, path.stem)
+    return _read(path, source, contents, device, dtype, vae).components(tokenizers, path.stem)
 
 
 def find_tokenizers(path: Path, family: Family) -> tuple[Tokenizer, ...]:
@@ -107,29 +123,62 @@ def load_networks(
     device: torch.device = CPU,
     dtype: torch.dtype | None = None,
     config: str | Family | None = None,
+    prediction: str | None = None,
+    vae: str | Path | None = None,
     ema: bool = False,
 ) -> Networks:
     """Read the networks of a single file; dtype None keeps each tensor's own, `ema` takes the U-Net's averages."""
-    source, where = open_source(path), str(path)
-    given = _given(config)
-    family = given or identify(source, where)
-    if ema and not any(name.startswith("model_ema.") for name in source.names()):
-        raise ReverieError(f"{where} holds no running averages (model_ema); leave --ema out")
-    unet = read_part(family.unet_part(), source, where, device, dtype, averaged if ema else keymaps.same)
-    if given is None and is_doubtful(family):
-        family = SD21_V if predicts_v(unet) else SD2
+    source = open_source(path)
+    return _read(path, source, identify(source, path, config, prediction), device, dtype, vae, ema)
+
+
+def _read(
+    path: Path,
+    source: Source,
+    contents: Contents,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    vae: str | Path | None,
+    ema: bool = False,
+) -> Networks:
+    where, names = str(path), set(source.names())
+    family = contents.drawable(where, [AUTOENCODER] if vae is not None else [])
+    if ema and AVERAGES.first not in names:
+        raise ReverieError(f"{where} holds no running averages (model_ema); leave ema out")
+    unet_part, autoencoder, *towers = family.parts(names)
+    unet = read_part(family.unet_part(AVERAGES) if ema else unet_part, source, where, device, dtype)
+    if contents.doubtful:
+        family = identify(source, path, prediction="v" if predicts_v(unet) else "eps").family or family
         unet.config = family.unet  # of the same shapes
-    upcast = family.autoencoder.force_upcast and dtype == torch.float16
-    return Networks(
-        family,
-        unet,
-        read_part(family.autoencoder_part(), source, where, device, torch.float32 if upcast else dtype),
-        tuple(read_part(tower.part(), source, where, device, dtype) for tower in family.towers),
-    )
+    if vae is not None:
+        decoder = load_vae(vae, device=device, dtype=dtype, config=family.autoencoder)
+        family = replace(family, autoencoder=decoder.config)
+    else:
+        upcast = family.autoencoder.force_upcast and dtype == torch.float16
+        decoder = read_part(autoencoder, source, where, device, torch.float32 if upcast else dtype)
+    return Networks(family, unet, decoder, tuple(read_part(tower, source, where, device, dtype) for tower in towers))
 
 
-def _given(config: str | Family | None) -> Family | None:
-    return named(config) if isinstance(config, str) else config
+def replace_unet(components: Components, path: str | Path, prediction: str | None = None) -> Components:
+    """Put the U-Net of a single file in place of a model's, with its parameterisation; it may be a whole model's.
+
+    Raises ReverieError where the file holds no U-Net of the model's shapes.
+    """
+    path, config = Path(path), components.unet.config
+    source = open_source(path)
+    family = identify(source, path, prediction=prediction).drawable(str(path), [AUTOENCODER, TEXT_ENCODER])
+    if replace(family.unet, sample_size=config.sample_size) != config:
+        raise ReverieError(
+            f"{path} is {family.title}, whose U-Net does not fit '{components.name}'; give one that does"
+        )
+    weight = components.unet.conv_in.weight
+    layout = unet_layout(set(source.names())) or OFFICIAL
+    unet = read_part(family.unet_part(layout), source, str(path), weight.device, weight.dtype)
+    schedule = family.schedule
+    if family.ambiguous and prediction is None:
+        schedule = parameterise(schedule, "v" if predicts_v(unet) else "eps")
+    unet.config = config
+    return replace(components, unet=unet, schedule_config=schedule)
 
 
 @torch.no_grad()
@@ -150,7 +199,7 @@ def load_vae(
     path: str | Path,
     *,
     device: torch.device = CPU,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     config: AutoencoderConfig = AUTOENCODERS["sd"],
 ) -> Autoencoder:
     """Read an autoencoder alone: diffusers' folder, or a file in CompVis' or diffusers' layout, or a whole model's.
@@ -160,47 +209,50 @@ def load_vae(
     path = Path(path)
     if path.is_dir():
         return load_autoencoder(path, device=device, dtype=dtype)
-    dtype = torch.float32 if config.force_upcast and dtype == torch.float16 else dtype
     source = open_source(path)
     names = set(source.names())
-    prefix = next((one for one in VAE_PREFIXES if f"{one}decoder.conv_in.weight" in names), None)
+    contents = identify(source, path)
+    prefix = autoencoder_prefix(names)
     if prefix is None:
-        kind = kind_of(source)
-        raise ReverieError(f"{path} is {kind.title if kind else 'no autoencoder'}; give an autoencoder (VAE)")
-    if any(name.startswith("decoder.up_blocks.") for name in names):
-        autoencoder = blueprint(lambda: Autoencoder(config))
-        load_weights(autoencoder, [path], device=device, dtype=dtype, rename=keymaps.autoencoder)
-        return autoencoder
-    return read_part(autoencoder_part(config, prefix), source, str(path), device, dtype)
+        raise ReverieError(f"{path} holds {contents.title}; give an autoencoder (VAE)")
+    latent = source.shape(f"{prefix}decoder.conv_in.weight")[1:] if f"{prefix}decoder.conv_in.weight" in names else ()
+    if latent and latent[0] != config.latent_channels:
+        raise ReverieError(f"{path} is {contents.title}; the model's latents have {config.latent_channels}")
+    upcast = config.force_upcast and dtype == torch.float16
+    part = autoencoder_part(config, names)
+    return read_part(part, source, str(path), device, torch.float32 if upcast else dtype)
 
 
 def read_part(
-    part: Part[M],
-    source: Source,
-    where: str,
-    device: torch.device,
-    dtype: torch.dtype | None,
-    rename: Rename = keymaps.same,
+    part: Part[M], source: Source, where: str, device: torch.device = CPU, dtype: torch.dtype | None = None
 ) -> M:
-    """Build a network and give it its weights, mapped where device and dtype are the file's own."""
+    """Build a network and give it its weights, mapped where device and dtype are the file's own.
+
+    Raises ReverieError, before any weights are read, where one is missing, unknown or of another shape.
+    """
     module, names = part.blueprint(), set(source.names())
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     table = part.places(wanted)
-    found = {ours: spelled(rename(place.name), names) or rename(place.name) for ours, place in table.items()}
+    found = {ours: spelled(place.name, names) or place.name for ours, place in table.items()}
     faults = [f"'{theirs}' is missing" for theirs in sorted(set(found.values()) - names)]
-    used = {*found.values(), *(place.name for place in table.values())}
+    used = set(found.values())
     faults += [f"'{name}' is not known" for name in sorted(names - used) if name.startswith(part.closed)]
     for ours, theirs in found.items():
-        if theirs in names and table[ours].shape(source.shape(theirs)) != wanted[ours]:
+        if theirs in names and _plain(table[ours].shape(source.shape(theirs))) != _plain(wanted[ours]):
             faults.append(f"'{theirs}' has the shape {source.shape(theirs)}, which does not become {wanted[ours]}")
         elif theirs in names and not source.dtype(theirs).is_floating_point:
-            faults.append(f"'{theirs}' holds whole numbers, as quantised models do, which reverie does not read")
+            faults.append(f"'{theirs}' holds whole numbers, as models quantised without scales do")
     if faults:
         others = f" (and {len(faults) - 1} other faults)" if len(faults) > 1 else ""
-        raise ReverieError(f"{where} is not as its kind should be: {faults[0]}{others}; fetch it again")
+        raise ReverieError(f"{where} does not hold what a model of its kind does: {faults[0]}{others}")
     state = {}
     for ours, theirs in found.items():
         tensor = table[ours].read(source.tensor(theirs))
-        state[ours] = tensor.to(device, dtype if tensor.is_floating_point() else None)
+        state[ours] = tensor.view(wanted[ours]).to(device, dtype if tensor.is_floating_point() else None)
     module.load_state_dict(state, assign=True)
     return module.eval()
+
+
+def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Drop the sides of kernels of one pixel, which some writers leave out of matrices, or add to them."""
+    return shape[:2] if set(shape[2:]) == {1} else shape

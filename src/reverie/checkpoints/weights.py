@@ -1,7 +1,8 @@
-"""How do the weights on disk get into a module? Mapped or converted tensor by tensor, after a check of every name."""
+"""Weights from disk into a module: mapped or converted tensor by tensor, after a check of every name."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -10,42 +11,54 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from reverie.checkpoints.headers import open_safetensors
+from reverie.checkpoints.extents import open_safetensors
 from reverie.checkpoints.pickles import open_pickle
+from reverie.checkpoints.quantised import GGUF, GGUF_MAGIC, with_scales
 from reverie.errors import ReverieError
 from reverie.files import reason_of
 
 Rename = Callable[[str], str]
 
+HASHED, BLOCK = 64, 4096  # how many blocks of a file are hashed, and their bytes
 PICKLES = (b"PK\3\4", b"\x80")  # a zip file of torch 1.6 and later, and a bare pickle
 
 
 class Source(Protocol):
     """An open file of named tensors; asking for anything but `tensor` reads no weights."""
 
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
     def names(self) -> Iterable[str]: ...
     def shape(self, name: str) -> tuple[int, ...]: ...
     def dtype(self, name: str) -> torch.dtype: ...
     def tensor(self, name: str) -> Tensor: ...
 
 
-def open_source(file: Path) -> Source:
-    """Open a file of tensors, told by its first bytes: safetensors, or a torch pickle (.ckpt, .pt, .pth, .bin).
+def same(name: str) -> str:
+    """Leave a name as it is."""
+    return name
 
-    Raises ReverieError where it is neither, is damaged, or holds what is neither weights nor harmless.
+
+def open_source(file: Path) -> Source:
+    """Open a file of tensors, told by its first bytes: safetensors, a torch pickle (.ckpt, .pt, .pth, .bin), or GGUF.
+
+    Quantised weights are read dequantised. Raises ReverieError where it is none of them, is damaged, or holds what is
+    neither weights nor harmless.
     """
     try:
         with file.open("rb") as opened:
             head = opened.read(16)
     except OSError as error:
         raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
+    if head.startswith(GGUF_MAGIC):
+        return GGUF(file)
     if head[8:9] == b"{":
-        return open_safetensors(file)
+        return with_scales(open_safetensors(file))
     if head.startswith(PICKLES):
         return open_pickle(file)
     if file.suffix == ".safetensors":
         return open_safetensors(file)  # damaged, as it will say
-    raise ReverieError(f"{file} {_other(head)}; reverie reads .safetensors files and those of torch.save")
+    raise ReverieError(f"{file} {_other(head)}; reverie reads .safetensors, GGUF and files of torch.save")
 
 
 def _other(head: bytes) -> str:
@@ -88,8 +101,28 @@ def _shards(index: Path) -> list[Path]:
     return shards
 
 
+def content_hash(files: Iterable[Path]) -> str:
+    """Return 10 hexadecimal digits that tell files of weights apart: the SHA-256 of their sizes and of blocks of them.
+
+    HASHED blocks are spread over each file, so that a model of 7 GB costs as little as one of 2 GB; this is not
+    AUTOMATIC1111's hash, which reads all. Raises ReverieError where a file cannot be read.
+    """
+    digest = hashlib.sha256()
+    for file in files:
+        try:
+            size = file.stat().st_size
+            digest.update(size.to_bytes(8, "little"))
+            with file.open("rb") as opened:
+                for index in range(HASHED):
+                    opened.seek(max(0, size - BLOCK) * index // (HASHED - 1))
+                    digest.update(opened.read(BLOCK))
+        except OSError as error:
+            raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
+    return digest.hexdigest()[:10]
+
+
 def load_weights(
-    module: nn.Module, files: list[Path], *, device: torch.device, dtype: torch.dtype | None, rename: Rename
+    module: nn.Module, files: list[Path], *, device: torch.device, dtype: torch.dtype | None, rename: Rename = same
 ) -> None:
     """Give a module built on the meta device its weights, on `device` in `dtype` (None: the file's own).
 
@@ -101,7 +134,7 @@ def load_weights(
     sources = [open_source(file) for file in files]
     found = {rename(name): (source, name) for source in sources for name in source.names() if not _obsolete(name)}
     _check(wanted, {ours: source.shape(theirs) for ours, (source, theirs) in found.items()}, files)
-    state = {ours: _converted(source.tensor(theirs), device, dtype) for ours, (source, theirs) in found.items()}
+    state = {ours: _convert(source.tensor(theirs), device, dtype) for ours, (source, theirs) in found.items()}
     module.load_state_dict(state, assign=True)
     module.eval()
 
@@ -132,7 +165,7 @@ def _others(names: list[str]) -> str:
     return f" (and {len(names) - 1} others)" if len(names) > 1 else ""
 
 
-def _converted(stored: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
+def _convert(stored: Tensor, device: torch.device, dtype: torch.dtype | None) -> Tensor:
     """Give weights their device and dtype; whole numbers keep theirs."""
     return stored.to(device, dtype if stored.is_floating_point() else stored.dtype)
 

@@ -13,6 +13,7 @@ from typing import Annotated, Any
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -114,8 +115,8 @@ def message_of(error: Exception) -> str:
         return f"unexpected '{' '.join(error.unused_tokens or ())}'; put a prompt of several words in quotes"
     if isinstance(error, CycloptsError):
         error.verbose = False
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror.lower()}: '{error.filename}'" if error.filename else error.strerror.lower()
+    if isinstance(error, OSError):
+        return reason_of(error) + (f": '{error.filename}'" if error.filename else "")
     return re.sub(r"`([a-z][a-z0-9_]*)`", lambda field: "--" + field[1].replace("_", "-"), str(error))
 
 

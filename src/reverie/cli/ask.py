@@ -1,229 +1,212 @@
-"""How do flags become a request? Groups of options beside the prompt, and the one request that they mean."""
+"""From flags to requests: the request that the flags of `reverie image`, `animate` and `music` mean.
+
+Requests are imported when one is asked for: pydantic takes longer than a command's --help may.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated, Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import Parameter
-
-from reverie.cli.options import Flag, Whole, parse_size
+from reverie.cli.flags import (
+    AdapterFlags,
+    FilmFlags,
+    FrameFlags,
+    FurtherFlags,
+    InitFlags,
+    PathFlags,
+    PictureAdapterFlags,
+    PictureFlags,
+    PlayingFlags,
+    SoundFlags,
+    SourceFlags,
+    WayFlags,
+)
+from reverie.cli.options import parse_size
 from reverie.errors import ReverieError
-from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
-from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+
+if TYPE_CHECKING:
+    from reverie.requests.films import Animation
+    from reverie.requests.music import Film, Music
+    from reverie.requests.parts import Hires, Refiner, Variation
+    from reverie.requests.pictures import TextToImage
 
 Fields = dict[str, Any]
-Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 
-DEFAULT = TextToImage(seed=0)
+FIELDS = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders"}
+"""The fields of flags that may be given several times."""
+
+SIDES = ("left", "right", "top", "bottom")
 MASKING = ("mask", "mask_blur", "only_masked", "padding", "fill")
+SEEDS = 2**32  # that a film without one can come to
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, kw_only=True)
-class BasicOptions:
-    """Choose what most drawings choose."""
-
-    negative: str = DEFAULT.negative
-    """What to keep away from."""
-    seed: Whole | None = None
-    """Picture k is drawn from seed + k; random if not given."""
-    steps: Whole = DEFAULT.steps
-    """Denoising steps."""
-    guidance: float | None = DEFAULT.guidance
-    """How strictly to follow the prompt; 1 switches guidance off; the model's own if not given."""
-    size: str | None = None
-    """WIDTHxHEIGHT in pixels, multiples of 8, or what the model asks; the model's own if not given."""
-    count: Whole = DEFAULT.count
-    """How many pictures."""
-    sampler: str = DEFAULT.sampler
-    """How the noise is taken away: dpmpp_2m, euler, heun, ...; an unknown name lists them all."""
-    schedule: str = DEFAULT.schedule
-    """How the noise levels are spaced: karras, exponential, ...; an unknown name lists them all."""
-    guidance_rescale: float = DEFAULT.guidance_rescale
-    """0 to 1, against overexposure at high guidance."""
-    guidance_interval: str | None = None
-    """START,END: fractions of the way between which guidance acts, such as 0.2,0.8; the whole if not given."""
-    cache_steps: Whole = DEFAULT.cache_steps
-    """Compute the U-Net's inner levels once for so many steps: quicker, and a little another picture."""
-    merge_tokens: float = DEFAULT.merge_tokens
-    """0 to 0.75, share of the tokens that self-attention merges: quicker at large sizes, a little another picture."""
-    threshold: float | None = DEFAULT.threshold
-    """Percentile of dynamic thresholding, such as 0.995; none if not given."""
-
-    def fields(self) -> Fields:
-        """Return the requests' fields."""
-        fields = dict(vars(self))
-        width, height = (None, None) if fields.pop("size") is None else parse_size(str(self.size))
-        if fields.pop("guidance_interval") is not None:
-            fields["guidance_interval"] = parse_interval(str(self.guidance_interval))
-        return fields | {"width": width, "height": height}
+def given(*flags: object) -> Fields:
+    """Return what was given, as the requests' fields."""
+    options = {name: value for group in flags for name, value in vars(group).items()}
+    chosen = {name: value for name, value in options.items() if not (value is None or value is False or value == ())}
+    if (size := chosen.pop("size", None)) is not None:
+        chosen["width"], chosen["height"] = parse_size(size)
+    return {FIELDS.get(name, name): PARSERS.get(name, lambda text: text)(value) for name, value in chosen.items()}
 
 
-@Parameter(name="*", group="Start from a picture")
-@dataclass(frozen=True, kw_only=True)
-class InitOptions:
-    """Choose the picture that a drawing starts from."""
+def ask_picture(
+    prompt: str,
+    drawing: PictureFlags = PictureFlags(),
+    init: InitFlags = InitFlags(),
+    adapters: PictureAdapterFlags = PictureAdapterFlags(),
+    further: FurtherFlags = FurtherFlags(),
+) -> TextToImage:
+    """Make the request for pictures. Raises ReverieError for values out of range and for what does not fit."""
+    from reverie.requests.parts import ControlInput
+    from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 
-    init: Path | None = None
-    """Picture to draw anew; its transparent parts are painted and the rest stays."""
-    strength: float | None = None
-    """0 to 1, how far to go from the picture: 0.75 if not given, 1 beyond its edges."""
-    mask: Path | None = None
-    """Picture that is white where --init is to be painted; the rest stays."""
-    mask_blur: Whole | None = None
-    """Pixels by which the mask's edge is softened: 4 if not given, 8 beyond the picture's edges."""
-    only_masked: Flag = False
-    """Draw the part around the mask alone, at full size."""
-    padding: Whole | None = None
-    """Pixels around the mask that --only-masked draws as well; 32 if not given."""
-    fill: str | None = None
-    """What to start from within the mask: original, surroundings, noise or nothing."""
-    outpaint: str | None = None
-    """Continue the picture beyond its edges by so many pixels: 64, or left=64,bottom=32."""
-
-    def fields(self) -> Fields:
-        """Return what was given, by the names of the requests' fields."""
-        given = {name: value for name, value in vars(self).items() if value is not None and value is not False}
-        borders = given.pop("outpaint", None)
-        if given.keys() - {"init"} and self.init is None:
-            flag = sorted(given)[0].replace("_", "-")
+    shared = {"prompt": prompt, **given(drawing, adapters), **_further(further)}
+    if controls := shared.pop("control", ()):
+        shared["controls"] = tuple(ControlInput.of(parse_fields(text, "control")) for text in controls)
+    picture = given(init)
+    if init.init is None:
+        for name in sorted(picture):
+            flag = name.replace("_", "-")
             raise ReverieError(f"--{flag} is about a picture to start from; give one with --init")
-        if borders is not None and self.init is None:
-            raise ReverieError("--outpaint is about a picture to start from; give one with --init")
-        return given | (parse_borders(borders) if borders is not None else {})
+        return TextToImage(**shared)
+    if (borders := picture.pop("outpaint", None)) is not None:
+        return Outpaint.of({**shared, **picture, **parse_borders(borders)})
+    if picture.keys() & set(MASKING):
+        return Inpaint(**shared, **picture)
+    request = ImageToImage(**shared, **picture)
+    return Inpaint(**shared, **picture) if request.init.transparent else request
 
 
-@Parameter(name="*", group="Adapt the model")
-@dataclass(frozen=True, kw_only=True)
-class AdapterOptions:
-    """Choose what is added to the model and to its prompt."""
-
-    lora: Several = ()
-    """File of a LoRA, or FILE:weight; may be given several times."""
-    embedding: Several = ()
-    """Textual inversion, named in the prompt by its file's name, or a folder of them; may be given several times."""
-    lora_dir: Several = ()
-    """Folder where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR; several times."""
-    control: Several = ()
-    """ControlNet and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny]; several times.
-    A union ControlNet is told of what kind the picture is, kind=depth."""
-    clip_skip: Whole = 1
-    """2 reads the last but one layer of the text encoder, and so on."""
-
-    def fields(self) -> Fields:
-        """Return the requests' fields."""
-        controls = [ControlInput.of(parse_fields(text, "control")) for text in self.control]
-        return {
-            "loras": self.lora,
-            "embeddings": self.embedding,
-            "folders": self.lora_dir,
-            "controls": tuple(controls),
-            "clip_skip": self.clip_skip,
-        }
+def _further(flags: FurtherFlags) -> Fields:
+    """Return the fields of variations, a second pass, a refiner, seamless edges and SDXL's sizes."""
+    fields = given(flags)
+    parts = ("subseed", "subseed_strength", "seed_size", "hires", "refiner")
+    whole = {name: value for name, value in fields.items() if not name.startswith(parts)}
+    return whole | {"variation": _variation(flags), "hires": _hires(flags), "refiner": _refiner(flags)}
 
 
-@Parameter(name="*", group="Go further")
-@dataclass(frozen=True, kw_only=True)
-class FurtherOptions:
-    """Choose variations, a second pass, a refiner and seamless edges."""
+def _variation(flags: FurtherFlags) -> Variation | None:
+    from reverie.requests.parts import Variation
 
-    subseed: Whole | None = None
-    """Seed of a variation: the noise goes towards this seed's."""
-    subseed_strength: float | None = None
-    """0 to 1, how far it goes."""
-    seed_size: str | None = None
-    """WIDTHxHEIGHT that the seed's noise is drawn at, to keep a composition at another size."""
-    hires: str | None = None
-    """Enlarge and draw a second time: by a factor such as 2, or to WIDTHxHEIGHT."""
-    hires_upscaler: str | None = None
-    """latent or lanczos; latent if not given."""
-    hires_steps: Whole | None = None
-    """Steps of the second pass; those of the first if not given."""
-    hires_strength: float | None = None
-    """0 to 1, how far the second pass goes from the first; 0.7 if not given."""
-    refiner: str | None = None
-    """Model that takes the last steps: folder, file or name on the hub."""
-    refiner_switch: float | None = None
-    """Fraction of the way after which it does; 0.8 if not given."""
-    tile: str = "none"
-    """x, y or xy: directions in which copies of the picture fit each other."""
-    original_size: str | None = None
-    """SDXL: WIDTHxHEIGHT of the picture that this one is said to be cut from."""
-    crop: str | None = None
-    """SDXL: LEFTxTOP that it is said to be cut at."""
-    target_size: str | None = None
-    """SDXL: WIDTHxHEIGHT that it is said to have."""
-    negative_original_size: str | None = None
-    """SDXL: the same for what to keep away from."""
-    negative_crop: str | None = None
-    """SDXL: the same for what to keep away from."""
-    negative_target_size: str | None = None
-    """SDXL: the same for what to keep away from."""
+    width, height = parse_size(flags.seed_size) if flags.seed_size is not None else (None, None)
+    fields = _without_none(seed=flags.subseed, strength=flags.subseed_strength, width=width, height=height)
+    if flags.subseed is not None and flags.subseed_strength is None:
+        raise ReverieError(
+            "--subseed says which other noise to go towards; say with --subseed-strength how far, 0 to 1"
+        )
+    return Variation(**fields) if fields else None
 
-    def fields(self) -> Fields:
-        """Return the requests' fields."""
-        sizes = {name: parse_size(text) for name, text in vars(self).items() if name in SIZES and text is not None}
-        parts = {"variation": self._variation(), "hires": self._hires(), "refiner": self._refiner()}
-        return {"tile": self.tile, **sizes, **parts}
 
-    def _variation(self) -> Variation | None:
-        width, height = parse_size(self.seed_size) if self.seed_size is not None else (None, None)
-        fields = _given(seed=self.subseed, strength=self.subseed_strength, width=width, height=height)
-        return Variation(**fields) if fields else None
+def _hires(flags: FurtherFlags) -> Hires | None:
+    from reverie.requests.parts import Hires
 
-    def _hires(self) -> Hires | None:
-        fields = _given(upscaler=self.hires_upscaler, steps=self.hires_steps, strength=self.hires_strength)
-        if self.hires is None:
-            if fields:
-                raise ReverieError(f"--hires-{min(fields)} is about a second pass; ask for one with --hires 2")
-            return None
-        if re.fullmatch(r"\d+(\.\d*)?", self.hires):
-            return Hires(scale=float(self.hires), **fields)
-        width, height = parse_size(self.hires)
-        return Hires(width=width, height=height, **fields)
-
-    def _refiner(self) -> Refiner | None:
-        fields = _given(switch=self.refiner_switch)
-        if self.refiner is not None:
-            return Refiner(model=self.refiner, **fields)
+    fields = _without_none(upscaler=flags.hires_upscaler, steps=flags.hires_steps, strength=flags.hires_strength)
+    if flags.hires is None:
         if fields:
-            raise ReverieError("--refiner-switch is about a refiner; give one with --refiner")
+            raise ReverieError(f"--hires-{min(fields)} is about a second pass; ask for one with --hires 2")
         return None
+    if re.fullmatch(r"\d+(\.\d*)?", flags.hires):
+        return Hires(scale=float(flags.hires), **fields)
+    width, height = parse_size(flags.hires)
+    return Hires(width=width, height=height, **fields)
 
 
-SIZES = {name for name in FurtherOptions.__dataclass_fields__ if name.endswith(("_size", "crop"))} - {"seed_size"}
+def _refiner(flags: FurtherFlags) -> Refiner | None:
+    from reverie.requests.parts import Refiner
+
+    if flags.refiner is not None:
+        return Refiner(model=flags.refiner, **_without_none(switch=flags.refiner_switch))
+    if flags.refiner_switch is not None:
+        raise ReverieError("--refiner-switch is about a refiner; give one with --refiner")
+    return None
 
 
-def _given(**fields: object) -> Fields:
+def _without_none(**fields: object) -> Fields:
     return {name: value for name, value in fields.items() if value is not None}
 
 
-def ask(basics: Fields, init: InitOptions, adapters: AdapterOptions, further: FurtherOptions) -> TextToImage:
-    """Make the request that the options mean. Raises ReverieError for values out of range and for what does not fit."""
-    shared, picture = {**basics, **adapters.fields(), **further.fields()}, init.fields()
-    if init.outpaint is not None:
-        return Outpaint(**shared, **picture)
-    if picture.keys() & set(MASKING):
-        return Inpaint(**shared, **picture)
-    if init.init is None:
-        return TextToImage(**shared)
-    request = ImageToImage(**shared, **picture)
-    return Inpaint(**shared, **picture) if request.init.transparent else request
+def ask_film(
+    prompts: Sequence[str],
+    path: PathFlags = PathFlags(),
+    drawing: FrameFlags = FrameFlags(),
+    adapters: AdapterFlags = AdapterFlags(),
+    source: SourceFlags = SourceFlags(),
+) -> Animation:
+    """Make the request for a film. Raises ReverieError for values out of range and for what does not fit."""
+    from reverie.media import footage
+    from reverie.requests.films import Animation
+
+    fields = given(path, drawing, adapters, source)
+    keyframes, board = fields.pop("keyframe", ()), fields.pop("storyboard", None)
+    ways = {"prompts": prompts, "--keyframe": keyframes, "--storyboard": board}
+    if len(named := [name for name, value in ways.items() if value]) > 1:
+        raise ReverieError(f"{named[0]} and {named[1]} both say what the film shows; give one of them")
+    asked: Fields = {"keyframes": [*prompts, *keyframes]}
+    if board is not None:
+        from reverie.requests import storyboard
+
+        asked = storyboard.read(board)
+    for one, other in (("frames", "seconds"), ("seconds", "frames")):
+        if one in fields:  # goes before the other one of a storyboard
+            asked.pop(other, None)
+    asked |= fields
+    if not asked["keyframes"]:
+        raise ReverieError("nothing to show; give two prompts, --keyframe or --storyboard")
+    if "init_video" in asked and "fps" not in asked and (rate := footage.read(asked["init_video"]).fps):
+        asked["fps"] = rate
+    return Animation.of({**asked, "seed": asked["seed"] if "seed" in asked else seed_of(asked)})
+
+
+def seed_of(fields: Fields) -> int:
+    """Derive a seed from all else that was asked, so that a film without one can go on."""
+    text = json.dumps(fields, sort_keys=True, default=str)
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") % SEEDS
+
+
+def ask_music(
+    prompt: str,
+    playing: PlayingFlags = PlayingFlags(),
+    way: WayFlags = WayFlags(),
+    sound: SoundFlags = SoundFlags(),
+    adapters: AdapterFlags = AdapterFlags(),
+) -> Music:
+    """Make the request for music. Raises ReverieError for values out of range and for what does not fit."""
+    from reverie.requests.music import Music
+
+    if sound.init is None and sound.strength is not None:
+        raise ReverieError("--strength is about a sound to start from; give one with --init")
+    return Music.of({"prompt": prompt, **given(playing, way, sound, adapters)})
+
+
+def ask_film_of_music(flags: FilmFlags) -> Film | None:
+    """Make the request for the film to music that the flags mean; None where they ask for none."""
+    from reverie.requests.music import Film
+
+    fields = {name.removeprefix("film_"): value for name, value in given(flags).items()}
+    if fields.pop("film", None) is None:
+        for name in fields:
+            raise ReverieError(f"--film-{name} is about a film to the music; ask for one with --film film.mp4")
+        return None
+    if "size" in fields:
+        fields["width"], fields["height"] = parse_size(fields.pop("size"))
+    if "prompt" in fields:
+        fields["prompts"] = fields.pop("prompt")
+    return Film.of(fields)
 
 
 def parse_borders(text: str) -> dict[str, int]:
     """Read pixels for all sides, or left=64,bottom=32. Raises ReverieError for anything else."""
     if text.isdecimal():
-        return dict.fromkeys(("left", "right", "top", "bottom"), int(text))
+        return dict.fromkeys(SIDES, int(text))
     if "=" not in text:
         raise ReverieError(f"--outpaint '{text}' is not possible; write 64, or left=64,right=64,top=32,bottom=32")
     borders = parse_fields(text, "outpaint")
     for side, pixels in borders.items():
-        if side not in ("left", "right", "top", "bottom") or not pixels.isdecimal():
+        if side not in SIDES or not pixels.isdecimal():
             raise ReverieError(f"'{side}={pixels}' is no border; write 64, or left=64,right=64,top=32,bottom=32")
     return {side: int(pixels) for side, pixels in borders.items()}
 
@@ -243,3 +226,8 @@ def parse_fields(text: str, flag: str) -> dict[str, str]:
     if not all(name and equals for name, equals, _ in parts):
         raise ReverieError(f"--{flag} '{text}' is not possible; write name=value,name=value")
     return {name.strip(): value for name, _, value in parts}
+
+
+SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
+PARSERS: dict[str, Callable[[str], Any]] = {"guidance_interval": parse_interval, **dict.fromkeys(SIZES, parse_size)}
+"""How the flags that are read from a text are."""

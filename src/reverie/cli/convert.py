@@ -1,4 +1,4 @@
-"""`reverie convert`: how does a model go from a single file to a folder, and back?"""
+"""`reverie convert`: a model from a single file to a folder, and back."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ def convert(
     *,
     dtype: str | None = None,
     config: str | None = None,
+    prediction: str | None = None,
     ema: Flag = False,
     force: Flag = False,
 ) -> None:
@@ -30,6 +31,8 @@ def convert(
         float32, float16 or bfloat16; if not given, that of each weight.
     config
         What a single file is, where it does not tell: sd15, sdxl, ...; an unknown name lists them all.
+    prediction
+        What a single file predicts, where it does not say: eps, v, v_zsnr, x0, edm, edm_v, flow.
     ema
         Take the running averages of the U-Net's weights, where the file has them.
     force
@@ -40,5 +43,5 @@ def convert(
     from reverie.system import DTYPES
 
     kind = None if dtype is None else choose("dtype", dtype, DTYPES)
-    checkpoints.convert(source, target, dtype=kind, config=config, ema=ema, overwrite=force)
+    checkpoints.convert(source, target, dtype=kind, config=config, prediction=prediction, ema=ema, overwrite=force)
     say(str(target))

@@ -71,9 +71,9 @@ def music(*, output: Output, count: Whole = 1000, seed: Whole = 0, font: Path | 
 def _flac(samples: NDArray[np.float32], rate: int) -> bytes:
     import torch
 
-    from reverie.media.sound import Sound, encoded
+    from reverie.media.sound import Sound, encode
 
-    return encoded(Sound(torch.from_numpy(samples), rate), ".flac")
+    return encode(Sound(torch.from_numpy(samples), rate), ".flac")
 
 
 class ConceptRow(TypedDict):

@@ -8,13 +8,9 @@ from typing import Any
 
 from cyclopts import Parameter
 
-from reverie.cli.ask import AdapterOptions, BasicOptions, FurtherOptions, InitOptions, Several, ask
-from reverie.cli.jobs import carry_out, show
-from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, Whole, parse_time
+from reverie.cli.flags import FurtherFlags, InitFlags, PictureAdapterFlags, PictureFlags
+from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, Several, Whole, parse_time
 from reverie.errors import ReverieError
-from reverie.jobs.outputs import check_writable, slug
-from reverie.jobs.pictures import PictureJob
-from reverie.jobs.replay import replay_job
 
 PREVIEW_STEPS = 4  # steps between two previews
 
@@ -36,10 +32,10 @@ def image(
     prompt: str,
     /,
     *,
-    basics: BasicOptions = BasicOptions(),
-    init: InitOptions = InitOptions(),
-    adapters: AdapterOptions = AdapterOptions(),
-    further: FurtherOptions = FurtherOptions(),
+    drawing: PictureFlags = PictureFlags(),
+    init: InitFlags = InitFlags(),
+    adapters: PictureAdapterFlags = PictureAdapterFlags(),
+    further: FurtherFlags = FurtherFlags(),
     judge: JudgeOptions = JudgeOptions(),
     model: ModelOptions = ModelOptions(),
     result: ResultOptions = ResultOptions(),
@@ -55,7 +51,12 @@ def image(
     time_budget
         How long the drawing may take, such as 30s or 2m: steps, sampler and --cache-steps are chosen for this machine.
     """
-    request, within = ask({"prompt": prompt, **basics.fields()}, init, adapters, further), parse_time(time_budget)
+    from reverie.cli.ask import ask_picture
+    from reverie.cli.jobs import carry_out
+    from reverie.jobs.outputs import slug
+    from reverie.jobs.pictures import PictureJob
+
+    request, within = ask_picture(prompt, drawing, init, adapters, further), parse_time(time_budget)
     if within is not None and model.compile:
         raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
     job = PictureJob(
@@ -71,7 +72,6 @@ def image(
 
 def finishing(model: ModelOptions, result: ResultOptions, files: FileOptions) -> dict[str, Any]:
     """Return what the options say of how pictures are finished, as fields of a `PictureJob`."""
-    check_writable([] if result.preview is None else [result.preview])
     names = ("grid", "taesd", "safety", "watermark", "c2pa")
     chosen = {name: getattr(result, name) for name in names}
     return {**chosen, **vars(files), "previews": PREVIEW_STEPS if result.preview else 0, "device": model.device}
@@ -107,6 +107,9 @@ def replay(
     lora
         File of a LoRA, or FILE:weight, in place of the file's; may be given several times.
     """
+    from reverie.cli.jobs import carry_out, show
+    from reverie.jobs.replay import replay_job
+
     given = {"init": init, "mask": mask, "seed": seed, "steps": steps, "loras": lora or None}
     changes = {name: value for name, value in given.items() if value is not None}
     options = finishing(model, result, files)

@@ -1,4 +1,4 @@
-"""`reverie inspect`: what is a file: a model or what goes beside one, a picture, a film or music?"""
+"""`reverie inspect`: what a file is: a model or what goes beside one, a picture, a film or music."""
 
 from __future__ import annotations
 

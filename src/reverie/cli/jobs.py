@@ -17,6 +17,7 @@ from reverie.cli.progress import watched
 from reverie.jobs.events import Event, Finished, Job, Note, Preview, Saved
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
+from reverie.jobs.outputs import check_outputs, check_writable
 from reverie.jobs.pictures import PictureJob
 from reverie.media.pictures import save
 from reverie.progress import Progress
@@ -31,6 +32,9 @@ def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None
     if isinstance(job, MusicJob) and own is None:
         from reverie.system import MUSIC_NAME as own  # brings torch, which takes seconds
     job.check()
+    if preview is not None and isinstance(job, PictureJob):
+        check_writable([preview])
+        check_outputs([preview], job.request)
     saved: list[Path] = []
     done, record = 0, dict[str, Any]()
     try:
@@ -69,7 +73,7 @@ def load(model: ModelOptions, own: str | None, name: str | None) -> Pipeline:
     """Fetch a model where it is not there yet, and load it; what is said of the job's own holds for no other."""
     given = replace(model, model=name)
     if name != own:
-        given = replace(given, config=None, revision=None, variant=None, vae=None)
+        given = replace(given, config=None, prediction=None, revision=None, variant=None, vae=None, unet=None)
     fetch(given)
     import reverie  # brings torch, which takes seconds
 

@@ -41,6 +41,7 @@ def parse_time(text: str | None) -> float | None:
 
 Whole = Annotated[int, Parameter(converter=_whole)]
 Flag = Annotated[bool, Parameter(negative=(), show_default=False)]
+Several = Annotated[tuple[str, ...], Parameter(negative=(), show_default=False)]
 Json = Annotated[bool, Parameter("--json", negative=(), show_default=False)]
 Output = Annotated[Path, Parameter(("--output", "-o"))]
 
@@ -54,12 +55,16 @@ class ModelOptions:
     """Folder in diffusers' layout, single file, or owner/name on the hub; the bundled model if not given."""
     config: str | None = None
     """What a single file is, where it does not tell: sd15, sdxl, ...; an unknown name lists them all."""
+    prediction: str | None = None
+    """What the U-Net predicts, where its file does not say or says it wrongly: eps, v, v_zsnr, x0, edm, edm_v, flow."""
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     variant: str | None = None
     """Which files of a folder on the hub, such as fp16."""
     vae: str | None = None
     """Autoencoder to put in place of the model's: a folder or a file."""
+    unet: str | None = None
+    """U-Net to put in place of the model's: a file of one alone (also .gguf), or of a whole model."""
     device: str = "auto"
     """cpu, cuda or mps; auto takes a GPU where there is one."""
     dtype: str | None = None

@@ -20,7 +20,13 @@ from torch import Tensor, nn
 
 from reverie.errors import ReverieError
 from reverie.media.decoding import to_rgb
-from reverie.models.autoencoder import Autoencoder, AutoencoderMidBlock, DiagonalGaussian, TinyAutoencoder
+from reverie.models.autoencoder import (
+    Autoencoder,
+    AutoencoderConfig,
+    AutoencoderMidBlock,
+    DiagonalGaussian,
+    TinyAutoencoder,
+)
 from reverie.models.layers import AsymmetricDownsample, ResidualBlock, Upsample
 
 STRIP = 64  # rows of a layer's output that are computed at once
@@ -183,14 +189,15 @@ class ImageCodec:
         large = images[0, 0].numel() > self.whole
         run, parts = (encode_in_strips, images.split(1)) if large else (Autoencoder.encode, (images,))
         latents = [self._finite(lambda model, part: run(model, part).mode(), part) for part in parts]
-        return torch.cat(latents) * self.autoencoder.config.scaling_factor
+        return scale_latents(torch.cat(latents), self.autoencoder.config)
 
     def decode(self, latents: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 hf wf"]:
         """Decode scaled latents to float32 images in [-1, 1], clipped.
 
         They pass the decoder one by one, so a picture does not depend on its batch, and memory does not grow with it.
         """
-        z = latents / self.autoencoder.config.scaling_factor
+        scale, mean = _moments(self.autoencoder.config, latents)
+        z = latents / scale + mean
         run = decode_in_strips if z[0, 0].numel() * self.factor**2 > self.whole else Autoencoder.decode
         return torch.cat([self._finite(run, one) for one in z.split(1)]).clamp(-1, 1)
 
@@ -206,6 +213,20 @@ class ImageCodec:
     def pictures(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
         """Decode scaled latents to pictures."""
         return to_pictures(self.decode(latents))
+
+
+def scale_latents(z: Float[Tensor, "b c h w"], config: AutoencoderConfig) -> Float[Tensor, "b c h w"]:
+    """Bring an autoencoder's latents to about unit variance, as a U-Net sees them."""
+    scale, mean = _moments(config, z)
+    return (z - mean) * scale
+
+
+def _moments(config: AutoencoderConfig, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """Return what latents are multiplied by, and their mean, which is taken off before (diffusers: SDXL's pipeline)."""
+    if config.latents_mean is None or config.latents_std is None:
+        return config.scaling_factor, 0.0
+    mean, std = (like.new_tensor(values)[:, None, None] for values in (config.latents_mean, config.latents_std))
+    return config.scaling_factor / std, mean
 
 
 def to_tensor(pictures: Sequence[Image.Image]) -> Float[Tensor, "b 3 h w"]:

@@ -69,6 +69,17 @@ def edm_scalings(_: Schedule, sigma: Tensor, sigma_data: float = 0.5) -> Scaling
     return Scalings((sigma_data / root) ** 2, sigma * sigma_data / root, 1 / root, sigma.log() / 4)
 
 
+def edm_v_scalings(schedule: Schedule, sigma: Tensor, sigma_data: float = 1.0) -> Scalings:
+    """Read F as v in EDM's frame, as CosXL does (generative-models: VScalingWithEDMcNoise; diffusers: EDMEuler)."""
+    c = edm_scalings(schedule, sigma, sigma_data)
+    return c._replace(c_out=-c.c_out)
+
+
+def flow_scalings(schedule: Schedule, sigma: Tensor) -> Scalings:
+    """Read F as the velocity eps - x0 at x_t = (1 - t) x0 + t eps, t = sigma / (1 + sigma) (Liu et al. 2209.03003)."""
+    return Scalings(1 / (1 + sigma), -sigma / (1 + sigma), 1 / (1 + sigma), len(schedule) * sigma / (1 + sigma))
+
+
 def eps_target(schedule: Schedule, x0: Tensor, eps: Tensor, t: Int[Tensor, " b"]) -> Tensor:
     """Give what an eps network learns to answer at add_noise(x0, eps, t)."""
     return eps
@@ -114,3 +125,12 @@ PREDICTIONS: dict[str, Prediction] = {
     "v": Prediction(v_scalings, v_target, v_min_snr),
     "x0": Prediction(x0_scalings, x0_target, x0_min_snr),
 }
+"""What networks can be trained to predict."""
+
+SCALINGS: dict[str, Callable[..., Scalings]] = {
+    **{name: prediction.scalings for name, prediction in PREDICTIONS.items()},
+    "edm": edm_scalings,
+    "edm_v": edm_v_scalings,
+    "flow": flow_scalings,
+}
+"""What networks can be drawn with; those of EDM also take `sigma_data`, the deviation of the data."""

@@ -109,6 +109,18 @@ def squared_cosine(steps: int = 1000, offset: float = 0.008, largest_beta: float
     return _from_betas((1 - alpha_bar[1:] / alpha_bar[:-1]).clamp(max=largest_beta))
 
 
+def log_uniform(sigma_min: float = 0.002, sigma_max: float = 80.0, steps: int = 1000) -> Schedule:
+    """Tabulate EDM's continuous range of noise levels with log sigma linear (ComfyUI: ModelSamplingContinuousEDM)."""
+    sigmas = torch.linspace(math.log(sigma_min), math.log(sigma_max), steps, dtype=torch.float64).exp()
+    return Schedule(1 / (1 + sigmas**2))
+
+
+def rectified_flow(steps: int = 1000) -> Schedule:
+    """Make the schedule of x_t = (1 - t) x0 + t eps, t = 1/steps ... 1: sigma = t / (1 - t) (Liu et al. 2209.03003)."""
+    t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    return Schedule((1 - t) ** 2 / ((1 - t) ** 2 + t**2))
+
+
 def zero_terminal_snr(schedule: Schedule) -> Schedule:
     """Shift and stretch sqrt(alpha_bar) so that the last timestep holds noise alone (Lin et al. 2305.08891, alg. 1)."""
     root = schedule.alphas_cumprod.sqrt()

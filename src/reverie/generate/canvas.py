@@ -138,11 +138,13 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
     size = (request.width or system.size, request.height or system.size)
     match request:
         case Outpaint():
-            picture = masks.extended(request.init.image(), request.left, request.right, request.top, request.bottom)
+            picture = masks.extend(request.init.image(), request.left, request.right, request.top, request.bottom)
             picture = _resize(picture, size)
             mask = masks.transparency(picture)
-            edge = masks.feathered(mask, REACH * request.mask_blur)
-            paint = _Paint(masks.filled(picture, mask), mask, edge, _of_filled(request.fill), request.strength)
+            edge = masks.feather(mask, REACH * request.mask_blur)
+            paint = _Paint(
+                masks.fill_from_surroundings(picture, mask), mask, edge, _of_filled(request.fill), request.strength
+            )
             return _mask_canvas(system, codec, paint)
         case Inpaint():
             return _inpaint(system, codec, request, size)
@@ -173,7 +175,7 @@ def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size:
     picture, fill = request.init.image(), request.fill
     if request.mask is None:
         mask = edge = masks.transparency(picture)
-        picture, fill = masks.filled(picture, mask), _of_filled(fill)
+        picture, fill = masks.fill_from_surroundings(picture, mask), _of_filled(fill)
     else:
         picture, mask = to_rgb(picture), masks.from_picture(request.mask.image())
         edge = masks.soft(mask, request.mask_blur)
@@ -202,7 +204,7 @@ def _mask_canvas(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> C
     picture, mask = paint.picture, paint.mask
     opened = torch.from_numpy(_open(mask))[None, None].to(system.device)
     known = codec.encode([picture])
-    start = codec.encode([masks.filled(picture, mask)]) if paint.fill == "surroundings" else known
+    start = codec.encode([masks.fill_from_surroundings(picture, mask)]) if paint.fill == "surroundings" else known
     cells = F.max_pool2d(opened, codec.factor)  # a latent is drawn where any of its pixels is
     finish = partial(_compose, picture, paint.edge)
     start_or_noise = start if paint.strength < 1 else None

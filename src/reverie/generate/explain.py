@@ -24,7 +24,7 @@ from reverie.generate import editing, prompt
 from reverie.generate.conditioning import Prompts, inversions_of, split
 from reverie.generate.image import finished, passes, sized
 from reverie.generate.picture_run import picture_run
-from reverie.media.overlay import words_sheet
+from reverie.media.charts import words_sheet
 from reverie.models.layers import Attention, SpatialTransformer, TransformerBlock
 from reverie.requests.adapter_files import extract
 from reverie.requests.pictures import TextToImage

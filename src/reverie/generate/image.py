@@ -14,6 +14,7 @@ from reverie.diffusion.step import Step
 from reverie.generate import canvas
 from reverie.generate.conditioning import adapter_notes
 from reverie.generate.modified import Modification, in_turn, modified
+from reverie.generate.notes import model_limits
 from reverie.generate.picture_run import PictureRun, prepare_run
 from reverie.progress import Progress
 from reverie.requests.metadata import texts
@@ -82,7 +83,8 @@ def _draw(
     preview: Show | None,
     modification: Modification,
 ) -> Iterator[PictureStep]:
-    notes, run = adapter_notes(system, request), prepare_run(system, request, refiner)
+    notes = (*adapter_notes(system, request), *model_limits(request, system))
+    run = prepare_run(system, request, refiner)
 
     def show(latents: Tensor) -> list[Image.Image]:
         with modification.active():

@@ -1,7 +1,7 @@
 """What a model cannot do well of a request: words that it was never taught, sizes far from those that it learned.
 
 A small model draws something for every word; without a note, "a cat" from a model that knows no cat is a piano. The
-notes are told and do not stop anything.
+notes stop nothing.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
-from reverie.checkpoints.components import Components
 from reverie.checkpoints.known import Known
+from reverie.checkpoints.load import Components
 from reverie.requests.pictures import TextToImage
 
 FAR = 1.5  # times the side of the pictures that a model learned from, or a part as small
@@ -30,7 +30,7 @@ ADDED = re.compile(r"<[^>]*>")  # a LoRA brings words of its own, which no list 
 ENGLISH, CHINESE = re.compile(r"[a-z]+(?:[-’'][a-z]+)*"), re.compile("[\u3400-\u9fff]+")
 
 
-def notes(request: TextToImage, model: Components) -> tuple[str, ...]:
+def model_limits(request: TextToImage, model: Components) -> tuple[str, ...]:
     """Return what should be told before a request is drawn, a sentence each."""
     return (*_words(request.prompt, model), *_size(request, model))
 
@@ -82,6 +82,9 @@ def _words(prompt: str, model: Components) -> Iterator[str]:
 
 
 def _size(request: TextToImage, model: Components) -> Iterator[str]:
+    """Tell of sizes far from a small model's own; of other models it is known what they do there."""
+    if not model.known:
+        return
     trained = model.unet.config.sample_size * model.autoencoder.factor
     width, height = request.width or trained, request.height or trained
     if max(width, height) > FAR * trained or min(width, height) < trained / FAR:

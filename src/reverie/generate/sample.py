@@ -123,7 +123,7 @@ def _joined(parts: Sequence[Conditioning], rows: int) -> Conditioning:
 
 def _denoiser(system: StableDiffusion, request: TextToImage, predict: Network) -> Denoise:
     """Turn a network's guided prediction into x0, held in bounds where the request asks for it."""
-    denoise = denoiser(predict, system.schedule, system.prediction.scalings)
+    denoise = denoiser(predict, system.schedule, system.scalings)
     if request.sampler == "lcm":
         denoise = consistency(denoise, system.schedule)
     if request.threshold is not None:

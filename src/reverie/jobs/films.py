@@ -18,7 +18,6 @@ from reverie.jobs.events import (
     Stopwatch,
     ignore,
     model_notes,
-    not_honoured,
     warnings_as_notes,
 )
 from reverie.jobs.outputs import check_outputs
@@ -58,7 +57,7 @@ class FilmJob:
             video.check(output, self.request.fps)
         check_outputs(self.outputs, self.request, no_clobber=self.no_clobber)
         if self.request.init_video is not None:
-            footage.read(self.request.init_video)
+            footage.read(self.request.init_video.file())
 
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`.
@@ -70,7 +69,7 @@ class FilmJob:
         if self.request.audio is not None:
             from reverie.media import sound  # brings soundfile
 
-            heard = sound.read(self.request.audio)
+            heard = sound.read(self.request.audio.file())
             silent = [output for output in self.outputs if not video.holds_sound(output)]
             yield from (Note(f"'{it}' moves to the sound but cannot hold it; .mp4 and .webm can") for it in silent)
         watch = Stopwatch()
@@ -113,7 +112,7 @@ class FilmJob:
             ]
             distance = perceptual(system, tell) if request.pace == "perceptual" else None
             for frame in system.animate(request, distance=distance, store=store, heard=heard, batch=BATCH):
-                yield from not_honoured(frame.notes)
+                yield from map(Note, frame.notes)
                 for write in add:
                     write(frame.picture)
                 count, size = frame.done, frame.picture.size

@@ -12,11 +12,11 @@ from reverie.jobs.events import (
     Event,
     Finished,
     Load,
+    Note,
     Saved,
     Stopwatch,
     ignore,
     model_notes,
-    not_honoured,
     warnings_as_notes,
 )
 from reverie.jobs.outputs import check_outputs, check_writable, numbered
@@ -87,7 +87,7 @@ class MusicJob:
                 steps = system.play(music)
             yield from notes
             for step in steps:
-                yield from not_honoured(step.notes)
+                yield from map(Note, step.notes)
                 if step.clip is not None:
                     clips.append(step.clip)
                     with watch.measure("save"):
@@ -128,7 +128,7 @@ class MusicJob:
         texts = metadata.texts(clip.request, clip.model, film) if self.metadata else {}
         with video.recording(path, film.fps, texts=texts, sound=clip) as add:
             for frame in system.film(clip, film):
-                yield from not_honoured(frame.notes)
+                yield from map(Note, frame.notes)
                 add(frame.picture)
                 yield Progress(frame.done, frame.total, frame.unit)
         yield Saved(path)

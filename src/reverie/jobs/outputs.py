@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from pydantic import BaseModel
-
 from reverie.errors import ReverieError
 from reverie.files import check_distinct, check_folder
-from reverie.media.lettering import labelled
 from reverie.media.pictures import FORMATS
-from reverie.requests.base import files_of
+from reverie.requests.base import Frozen
+from reverie.requests.references import references
 
 LONGEST_SLUG = 48  # characters: a Chinese one has three bytes, and a file's name has at most 255
 
@@ -51,7 +49,7 @@ def check_writable(paths: Sequence[Path], inputs: Iterable[Path] = ()) -> None:
         check_folder(folder)
 
 
-def check_outputs(paths: Sequence[Path], request: BaseModel, *, no_clobber: bool = False) -> None:
+def check_outputs(paths: Sequence[Path], request: Frozen, *, no_clobber: bool = False) -> None:
     """Raise ReverieError where two outputs have one name, or one is a file that the request starts from.
 
     With `no_clobber`, also where one is there already.
@@ -61,12 +59,14 @@ def check_outputs(paths: Sequence[Path], request: BaseModel, *, no_clobber: bool
     for path in paths:
         if no_clobber and path.exists():
             raise ReverieError(f"'{path}' is there already; give another name, or leave out `no_clobber`")
-    check_distinct(paths, files_of(request))
+    check_distinct(paths, [Path(file.path) for _, file in references(request) if file.path])
 
 
 def numbering_note(names: Sequence[str]) -> str | None:
     """Say which names a chart shows as numbers, because no font of the system can write them; None where all are."""
-    replaced = [f"{shown} {name}" for shown, name in zip(labelled(names), names, strict=True) if shown != name]
+    from reverie.media.charts import drawable_names  # brings numpy
+
+    replaced = [f"{shown} {name}" for shown, name in zip(drawable_names(names), names, strict=True) if shown != name]
     if not replaced:
         return None
     return f"no font here can write these names, so they are numbered: {', '.join(replaced)}; install one"

@@ -20,7 +20,6 @@ from reverie.jobs.events import (
     Stopwatch,
     ignore,
     model_notes,
-    not_honoured,
 )
 from reverie.jobs.outputs import check_outputs, check_writable, numbered, numbering_note
 from reverie.media.pictures import grid, save
@@ -103,8 +102,6 @@ class _Drawing:
     drawn: list[TextToImage] = field(default_factory=list)
 
     def run(self) -> Iterator[Event]:
-        from reverie.generate.notes import notes  # brings torch, which takes seconds
-
         job = self.job
         self.sign = signing(job.c2pa)
         with self.watch.measure("load"):
@@ -117,7 +114,6 @@ class _Drawing:
                 note, changes = settings_for(self.system, asked, job.time_budget)
                 yield note
                 request, asked = request.replace(**changes), asked.replace(**changes)
-        yield from map(Note, notes(asked, self.system))
         with self.watch.measure("draw"):
             yield from self._draw(asked, ranking)
         if job.explain:
@@ -142,7 +138,7 @@ class _Drawing:
         show = None if not self.job.previews else look(self.system, self.job.taesd)
         index = 0
         for step in self.system.stream(asked, preview=show):
-            yield from not_honoured(step.notes)
+            yield from map(Note, step.notes)
             if self.job.previews and step.index % self.job.previews == 0:
                 yield Preview(grid(step.preview()))
             for picture in step.pictures:
@@ -226,7 +222,7 @@ def finishing(
     system: Pipeline, safety: Path | None, watermark: str | None
 ) -> Callable[[Image.Image], tuple[Image.Image, bool]]:
     """Return what becomes of each picture before it is written, and whether the safety checker held it back."""
-    from reverie.checkpoints.safety import load_safety
+    from reverie.checkpoints.load import load_safety
     from reverie.codecs.clip_images import screen_pictures
     from reverie.media import watermark as watermarks
 

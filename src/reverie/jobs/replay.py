@@ -16,6 +16,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
+from reverie.requests.references import supply
 
 
 def replay_job(
@@ -31,7 +32,8 @@ def replay_job(
     notes = list(not_honoured(record.notes))
     request, drawn_by, film = record.request, record.model, record.film
     kind = {Music: "music", Animation: "a film"}.get(type(request), "a picture")
-    request = _changed(file, request, changes)
+    request, others = _changed(file, request, changes)
+    notes += [Note(f"not honoured: {other}") for other in others]
     if not isinstance(request, TextToImage):
         for name, value in finishing.items():
             if value not in (None, False, 0) and name not in ("no_clobber", "metadata", "device"):
@@ -52,15 +54,20 @@ def replay_job(
     return MusicJob(outputs=(output,), **shared), notes
 
 
-def _changed(file: Path, request: SampledRequest, changes: Mapping[str, Any]) -> SampledRequest:
-    """Replace fields of a request. Raises ReverieError for a file to start from where it started from none."""
-    changes = dict(changes)
-    if isinstance(request, Animation) and "init" in changes and request.init_video is not None:
-        changes["init_video"] = str(changes.pop("init"))
-    for name in changes:
-        if getattr(request, name, None) is None and (name in ("init", "mask") or not hasattr(request, name)):
+def _changed(file: Path, request: SampledRequest, changes: Mapping[str, Any]) -> tuple[SampledRequest, tuple[str, ...]]:
+    """Replace fields of a request; return it, and notes where a file to start from is another one.
+
+    Raises ReverieError for a file to start from where it started from none, and for one that is missing.
+    """
+    files = {name: changes[name] for name in ("init", "mask") if name in changes}
+    others = {name: value for name, value in changes.items() if name not in files}
+    for name in others:
+        if not hasattr(request, name):
             raise ReverieError(f"'{file}' was made without {name}; leave out `{name}`", field=name)
-    return request.replace(**changes)
+    try:
+        return supply(request.replace(**others), files)
+    except ReverieError as error:
+        raise ReverieError(f"'{file}': {error}", field=error.field) from error
 
 
 def _check_model(file: Path, request: SampledRequest, drawn_by: str, model: str | None) -> None:

@@ -1,14 +1,19 @@
-"""How is a matrix drawn? As a heat map: one cell a number, names beside and above, by Pillow alone."""
+"""Charts by Pillow alone: heat maps with names beside and above, pictures under words' attention, fonts that fit."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
 
-from reverie.media.lettering import Font, font_for, labelled
+from reverie.media.pictures import grid
 
 Colour = tuple[int, int, int]
 
@@ -28,6 +33,19 @@ BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (235, 235, 235)
 CELL, LARGEST, LEGIBLE = 56, 1600, 12  # pixels: a cell's side, about the longest side of all cells, the least for names
 LONGEST_NAME = 40  # characters
 MARGIN = 8
+STRIP, LETTERS = 18, 12  # pixels: under each picture, for the word, and the word's height
+SMALLEST = 96  # pixels: smaller pictures are enlarged, for the words to be read
+COLOURED = 0.55  # the share of the colour; the rest is the picture's grey
+Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+
+# Pillow's own font has Latin letters alone. These have Chinese, most of them all of CJK and Cyrillic and Greek too.
+WIDE = (
+    *("NotoSansCJK", "NotoSansSC", "NotoSansTC", "NotoSansHans", "SourceHanSans", "NotoSerifCJK", "SourceHanSerif"),
+    *("wqy-", "DroidSansFallback", "uming", "ukai", "unifont", "DejaVuSans.ttf"),
+    *("PingFang", "Hiragino Sans GB", "STHeiti", "Arial Unicode", "msyh", "simhei", "simsun", "deng.ttf"),
+)
+SUFFIXES = {".ttf", ".ttc", ".otf"}
+NOWHERE = "\U0010ffff"  # a letter that no font has: drawn as what stands for missing ones
 
 
 def heat_map(
@@ -42,7 +60,7 @@ def heat_map(
     """
     cell = max(1, min(CELL, LARGEST // max(len(rows), len(columns), 1)))
     legible = cell >= LEGIBLE
-    left_names, top_names = (_lettered(names, min(14, cell - 2)) if legible else [] for names in (rows, columns))
+    left_names, top_names = (_with_fonts(names, min(14, cell - 2)) if legible else [] for names in (rows, columns))
     left = 2 * MARGIN + max((_width(font, name) for name, font in left_names), default=0)
     top = 2 * MARGIN + max((_width(font, name) for name, font in top_names), default=0)
     width, height = cell * len(columns), cell * len(rows)
@@ -111,9 +129,12 @@ def _upright(sheet: Image.Image, text: str, font: Font, place: tuple[int, int]) 
     sheet.paste(turned, (place[0] - turned.width // 2, place[1] - turned.height))
 
 
-def _lettered(names: Sequence[str], size: int) -> list[tuple[str, Font]]:
+def _with_fonts(names: Sequence[str], size: int) -> list[tuple[str, Font]]:
     """Return names as they can be drawn, each with the font that writes it."""
-    return [(name, font_for(name, size) or ImageFont.load_default(size)) for name in labelled(list(map(_short, names)))]
+    return [
+        (name, font_for(name, size) or ImageFont.load_default(size))
+        for name in drawable_names(list(map(_short, names)))
+    ]
 
 
 def _short(name: str) -> str:
@@ -126,3 +147,87 @@ def _short(name: str) -> str:
 
 def _width(font: Font, text: str) -> int:
     return round(font.getlength(text))
+
+
+def overlay(picture: Image.Image, heat: Float[Tensor, "h w"]) -> Image.Image:
+    """Colour a picture's grey by where a map is high, from its least to its largest value."""
+    low, high = heat.min(), heat.max()
+    levels = ((heat - low) / (high - low).clamp(min=1e-12) * 255).round().byte().numpy()
+    places = np.asarray(Image.fromarray(levels).resize(picture.size, Image.Resampling.BICUBIC)) / 255
+    grey = np.asarray(picture.convert("L").convert("RGB"), dtype=np.float64)
+    return Image.fromarray((grey * (1 - COLOURED) + viridis(places) * COLOURED).round().astype(np.uint8))
+
+
+def words_sheet(picture: Image.Image, maps: Mapping[str, Float[Tensor, "h w"]]) -> Image.Image:
+    """Lay out the picture and one overlay a word, named with the share of the attention that it had.
+
+    A word that no font of the system can write is its number, counted from 1.
+    """
+    tiles = [_with_caption(picture.convert("RGB"), "")]
+    for name, heat in zip(drawable_names(list(maps)), maps.values(), strict=True):
+        tiles.append(_with_caption(overlay(picture, heat), f"{name}  {heat.mean().item():.1%}"))
+    return grid(tiles)
+
+
+def _with_caption(picture: Image.Image, name: str) -> Image.Image:
+    times = -(-SMALLEST // picture.width)
+    picture = picture.resize((picture.width * times, picture.height * times), Image.Resampling.NEAREST)
+    tile = Image.new("RGB", (picture.width, picture.height + STRIP), WHITE)
+    tile.paste(picture)
+    ImageDraw.Draw(tile).text((3, picture.height + 2), name, fill=BLACK, font=font_for(name, LETTERS))
+    return tile
+
+
+@lru_cache(maxsize=256)
+def font_for(text: str, size: int) -> Font | None:
+    """Return a font that has every letter of a text, at a size in pixels; None where the system has none."""
+    letters = "".join(sorted({letter for letter in text if not letter.isspace()}))
+    default = ImageFont.load_default(size)
+    if writes(default, letters):
+        return default
+    for file in wide_fonts():
+        try:
+            font = ImageFont.truetype(file, size)
+        except OSError:  # damaged
+            continue
+        if writes(font, letters):
+            return font
+    return None
+
+
+def writes(font: Font, letters: str) -> bool:
+    """Tell whether a font has all of these letters."""
+    if isinstance(font, ImageFont.ImageFont):  # Pillow without FreeType: Latin-1 bitmaps
+        return letters.isascii()
+    box = bytes(font.getmask(NOWHERE))
+    return all(letter.isascii() or bytes(font.getmask(letter)) not in (box, b"") for letter in letters)
+
+
+def drawable_names(names: Sequence[str]) -> list[str]:
+    """Return names as they can be drawn: those that no font can write are their numbers, #1, #2, ..."""
+    return [name if font_for(name, 12) is not None else f"#{number}" for number, name in enumerate(names, 1)]
+
+
+@lru_cache(maxsize=1)
+def wide_fonts() -> tuple[str, ...]:
+    """Find fonts with many letters where systems keep theirs, the best known first."""
+    found = [path for folder in font_folders() for path in _files(folder)]
+    ranked = [(rank, str(path)) for path in found for rank, name in enumerate(WIDE) if path.name.startswith(name)]
+    return tuple(path for _, path in sorted(ranked, key=lambda pair: (pair[0], "Regular" not in pair[1], pair[1])))
+
+
+def font_folders() -> Iterator[Path]:
+    """Name the folders where fonts are kept."""
+    home = Path.home()
+    if sys.platform == "win32":
+        yield Path(os.environ.get("WINDIR", "C:/Windows"), "Fonts")
+    elif sys.platform == "darwin":
+        yield from (Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library" / "Fonts")
+    else:
+        yield from (Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), home / ".fonts")
+        yield Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share", "fonts")
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names if Path(name).suffix.lower() in SUFFIXES)

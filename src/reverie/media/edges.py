@@ -1,4 +1,4 @@
-"""Which hints for a ControlNet can be drawn from a picture without a network? Edges, lines, and the picture blurred."""
+"""ControlNet hints that need no network: Canny edges, lines by a difference of Gaussians, and the blurred picture."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def canny(picture: Image.Image, low: float = 100.0, high: float = 200.0, sigma: 
 
     A ridge of the gradient is an edge where it rises above `high`, and on from there while it stays above `low`; both
     are in the units of OpenCV, the Sobel filter's answer to levels of 0 to 255. `sigma`, in pixels, is how far the grey
-    picture is smoothed before. Raises ReverieError where the thresholds are not in order.
+    picture is gaussian before. Raises ReverieError where the thresholds are not in order.
     """
     if not 0 <= low <= high:
         raise ReverieError(f"thresholds {low:g} and {high:g} are not in order; give 0 <= low <= high")
-    down, right = sobel(smoothed(grey(picture), sigma))
+    down, right = sobel(gaussian(luma(picture), sigma))
     strength = np.hypot(down, right)
     ridge = strength * _is_ridge(strength, down, right)
-    edges = connected(ridge > low, ridge > high)
+    edges = hysteresis(ridge > low, ridge > high)
     return Image.fromarray(edges.astype(np.uint8) * 255).convert("RGB")
 
 
@@ -42,22 +42,22 @@ def lineart(picture: Image.Image, sigma: float = 1.0, gain: float = 12.0) -> Ima
 
     It is the difference of two Gaussians, of `sigma` and 1.6 times that (Marr and Hildreth 1980), times `gain`.
     """
-    levels = grey(picture)
-    lines = gain * (smoothed(levels, 1.6 * sigma) - smoothed(levels, sigma))
+    levels = luma(picture)
+    lines = gain * (gaussian(levels, 1.6 * sigma) - gaussian(levels, sigma))
     return Image.fromarray(lines.round().clip(0, 255).astype(np.uint8)).convert("RGB")
 
 
-def blurred(picture: Image.Image, sigma: float = 6.0) -> Image.Image:
+def blur(picture: Image.Image, sigma: float = 6.0) -> Image.Image:
     """Take the detail away and leave the colours, as the hint of a tile ControlNet."""
     return to_rgb(picture).filter(ImageFilter.GaussianBlur(sigma))
 
 
-def grey(picture: Image.Image) -> Plane:
+def luma(picture: Image.Image) -> Plane:
     """Weigh red, green and blue into levels of 0 to 255."""
     return np.asarray(to_rgb(picture), dtype=np.float32) @ LUMA
 
 
-def smoothed(plane: Plane, sigma: float) -> Plane:
+def gaussian(plane: Plane, sigma: float) -> Plane:
     """Convolve with a Gaussian cut off at four deviations; beyond the border the outermost pixels go on."""
     radius = int(4 * sigma + 0.5)
     if radius == 0:
@@ -95,23 +95,23 @@ def _is_ridge(strength: Plane, down: Plane, right: Plane) -> np.ndarray:
     return ridge
 
 
-def connected(weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
+def hysteresis(weak: np.ndarray, strong: np.ndarray) -> np.ndarray:
     """Keep what is weak and hangs together with something strong, over sides and corners."""
     padded = np.pad(weak, 1)
     width = padded.shape[1]
     steps = np.array([dy * width + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx])
     left = padded.ravel()
-    kept = np.zeros_like(left)
+    found = np.zeros_like(left)
     front = np.flatnonzero(np.pad(strong, 1))
     while front.size:
-        kept[front], left[front] = True, False
+        found[front], left[front] = True, False
         reached = np.unique(front[:, None] + steps)
         front = reached[left[reached]]
-    return kept.reshape(padded.shape)[1:-1, 1:-1]
+    return found.reshape(padded.shape)[1:-1, 1:-1]
 
 
 PREPROCESSORS: dict[str, Callable[[Image.Image], Image.Image]] = {
     "canny": canny,
     "lineart": lineart,
-    "blurred": blurred,
+    "blurred": blur,
 }

@@ -55,13 +55,13 @@ def read(path: str | Path) -> Footage:
     """
     path = Path(path)
     if path.is_dir():
-        return _folder(path)
+        return _read_folder(path)
     if not path.is_file():
         raise ReverieError(f"no film at '{path}': there is no such file or folder")
     if path.suffix.lower() in ANIMATED:
-        return _animated(path)
+        return _read_animation(path)
     if path.suffix.lower() in FILMS:
-        return _film(path)
+        return _read_film(path)
     allowed = ", ".join((*FILMS, *ANIMATED))
     raise ReverieError(f"cannot read '{path}' as a film; give {allowed} or a folder of pictures")
 
@@ -76,9 +76,9 @@ def carried(path: str | Path) -> dict[str, str]:
         path = _files(path)[0]
     if path.suffix.lower() in FILMS:
         need_av(path)
-        with _demuxed(path) as film:
+        with _open_container(path) as film:
             return _tags(film)
-    with _opened(path) as picture:
+    with _open_picture(path) as picture:
         return _texts(picture)
 
 
@@ -104,21 +104,21 @@ def _files(folder: Path) -> list[Path]:
     return files
 
 
-def _folder(path: Path) -> Footage:
+def _read_folder(path: Path) -> Footage:
     files = _files(path)
-    with _opened(files[0]) as first:
+    with _open_picture(files[0]) as first:
         size, texts = upright(first).size, _texts(first)
 
     def pictures() -> Iterator[Image.Image]:
         for file in files:
-            with _opened(file) as picture:
+            with _open_picture(file) as picture:
                 yield _upright(picture)
 
     return Footage(path, None, size, len(files), texts, pictures)
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _open_picture(path: Path) -> Iterator[Image.Image]:
     """Open a picture with Pillow, and say in one line what it finds damaged."""
     try:
         with Image.open(path) as picture:
@@ -131,15 +131,15 @@ def _upright(picture: Image.Image) -> Image.Image:
     return to_rgb(upright(picture))
 
 
-def _animated(path: Path) -> Footage:
+def _read_animation(path: Path) -> Footage:
     """Read with Pillow; the rate follows from the frames' delays."""
-    with _opened(path) as film:
+    with _open_picture(path) as film:
         texts, size, count = _texts(film), film.size, int(getattr(film, "n_frames", 1))
         delays = [_delay(film, index) for index in range(count)]
     fps, seconds = rate_of(delays), sum(delays) / 1000
 
     def timed() -> Timed:
-        with _opened(path) as film:
+        with _open_picture(path) as film:
             at = 0.0
             for index, delay in enumerate(delays):
                 film.seek(index)
@@ -179,10 +179,10 @@ def rate_of(delays: Sequence[float]) -> float:
     return 1000 / (divisor if divisor >= FINEST else shortest)
 
 
-def _film(path: Path) -> Footage:
+def _read_film(path: Path) -> Footage:
     """Read with PyAV, upright as the film says."""
     need_av(path)
-    with _demuxed(path) as film:
+    with _open_container(path) as film:
         stream = film.streams.video[0]
         size, fps = (stream.width, stream.height), float(stream.average_rate or stream.guessed_rate or 25)
         texts = _tags(film)
@@ -195,7 +195,7 @@ def _film(path: Path) -> Footage:
             size = size[::-1]
 
     def timed() -> Timed:
-        with ffmpeg_errors(path, "read"), _demuxed(path) as film:
+        with ffmpeg_errors(path, "read"), _open_container(path) as film:
             stream, start = film.streams.video[0], None
             for frame in film.decode(stream):
                 time = frame.time or 0.0
@@ -205,7 +205,7 @@ def _film(path: Path) -> Footage:
     return Footage(path, fps, size, count, texts, lambda: evenly(timed(), fps))
 
 
-def _demuxed(path: Path) -> Any:
+def _open_container(path: Path) -> Any:
     import av
 
     with ffmpeg_errors(path, "read"):

@@ -88,10 +88,10 @@ def _see_through(patch: Image.Image, changed: NDArray[np.bool_]) -> Image.Image:
     used, colours = np.unique(np.asarray(patch)[changed], return_inverse=True)
     pixels = np.full(changed.shape, len(used), dtype=np.uint8)
     pixels[changed] = colours
-    shown = Image.fromarray(pixels, "L")
+    sparse = Image.fromarray(pixels, "L")
     palette = np.reshape(patch.getpalette() or [], (-1, 3))
-    shown.putpalette(palette[used].flatten().tolist())  # makes it a palette picture
-    return shown
+    sparse.putpalette(palette[used].flatten().tolist())  # makes it a palette picture
+    return sparse
 
 
 def _blocks(data: bytes) -> bytes:

@@ -37,7 +37,7 @@ def soft(mask: Image.Image, blur: int) -> Image.Image:
     return mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask
 
 
-def extended(picture: Image.Image, left: int, right: int, top: int, bottom: int) -> Image.Image:
+def extend(picture: Image.Image, left: int, right: int, top: int, bottom: int) -> Image.Image:
     """Lay a picture on a larger transparent one."""
     width, height = picture.size
     canvas = Image.new("RGBA", (left + width + right, top + height + bottom), (0, 0, 0, 0))
@@ -45,7 +45,7 @@ def extended(picture: Image.Image, left: int, right: int, top: int, bottom: int)
     return canvas
 
 
-def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
+def fill_from_surroundings(picture: Image.Image, mask: Image.Image) -> Image.Image:
     """Let the colours around a mask flow into it, the nearest over the farther ones; what it hides plays no part."""
     known = picture.convert("RGBA")
     known.putalpha(mask.point(lambda light: 0 if light >= PAINTED else 255))
@@ -57,7 +57,7 @@ def filled(picture: Image.Image, mask: Image.Image) -> Image.Image:
     return Image.alpha_composite(result, known).convert("RGB")
 
 
-def feathered(mask: Image.Image, reach: int) -> Image.Image:
+def feather(mask: Image.Image, reach: int) -> Image.Image:
     """Let a mask of what lies beyond a picture's edges fade into the picture, over `reach` pixels from each such edge.
 
     It is 255 beyond the edges and falls with the square of the distance, as ComfyUI's ImagePadForOutpaint (nodes.py of
@@ -94,11 +94,11 @@ def surroundings(mask: Image.Image, padding: int, width: int, height: int) -> Bo
     spans += [(max(top - padding, 0), min(bottom + padding, mask.height))]
     across, down = (end - start for start, end in spans)
     wide, high = max(across, round(down * width / height)), max(down, round(across * height / width))
-    (left, right), (top, bottom) = _widened(spans[0], wide, mask.width), _widened(spans[1], high, mask.height)
+    (left, right), (top, bottom) = _widen(spans[0], wide, mask.width), _widen(spans[1], high, mask.height)
     return left, top, right, bottom
 
 
-def _widened(span: tuple[int, int], length: int, most: int) -> tuple[int, int]:
+def _widen(span: tuple[int, int], length: int, most: int) -> tuple[int, int]:
     """Widen a span to a length about its middle, or as far as there is room, shifted to lie within 0 to most."""
     length = min(length, most)
     start = min(max((span[0] + span[1] - length) // 2, 0), most - length)

@@ -1,4 +1,4 @@
-"""How is a picture written to a file, with the request that made it inside, and read back?"""
+"""Picture files: written with the request that made them inside, and read back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from reverie.errors import ReverieError
 from reverie.files import atomic_write
-from reverie.media.decoding import DAMAGED, decode, to_rgb
+from reverie.media.decoding import DAMAGED, Encoded, decode, to_rgb
 
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side: libjpeg's and libwebp's limits
@@ -35,11 +35,11 @@ def parameters_text(prompt: str, negative: str, fields: Mapping[str, object]) ->
     lines = [prompt]
     if negative:
         lines.append(f"Negative prompt: {negative}")
-    lines.append(", ".join(f"{name}: {_quoted(value)}" for name, value in fields.items() if value is not None))
+    lines.append(", ".join(f"{name}: {_quote(value)}" for name, value in fields.items() if value is not None))
     return "\n".join(lines).strip()
 
 
-def _quoted(value: object) -> str:
+def _quote(value: object) -> str:
     text = str(value)
     return json.dumps(text, ensure_ascii=False) if any(mark in text for mark in ",:\n") else text
 
@@ -61,9 +61,11 @@ def save(picture: Image.Image, path: str | Path, *, sign: Callable[[Path, str], 
         raise ReverieError(f"cannot write '{path}': {size} pixels, where {form} holds {most} a side; write .png")
     with atomic_write(path) as temporary:
         if form == "PNG":
-            picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_kept(picture))
+            picture.save(temporary, form, pnginfo=_png_texts(picture), exif=_spectrogram_tags(picture))
         else:
-            to_rgb(picture).save(temporary, form, quality=95, exif=exif_texts(_texts(picture), _kept(picture)))
+            to_rgb(picture).save(
+                temporary, form, quality=95, exif=exif_texts(_texts(picture), _spectrogram_tags(picture))
+            )
         if sign is not None:
             sign(temporary, path.name)
 
@@ -79,11 +81,11 @@ def _png_texts(picture: Image.Image) -> PngInfo:
     return chunks
 
 
-def _kept(picture: Image.Image) -> Image.Exif:
+def _spectrogram_tags(picture: Image.Image) -> Image.Exif:
     """Return the EXIF that belongs to the picture's content; a camera's (place, rotation) does not."""
-    kept = Image.Exif()
-    kept.update({tag: value for tag, value in picture.getexif().items() if tag in SPECTROGRAM})
-    return kept
+    exif = Image.Exif()
+    exif.update({tag: value for tag, value in picture.getexif().items() if tag in SPECTROGRAM})
+    return exif
 
 
 def exif_texts(texts: Mapping[str, str], exif: Image.Exif | None = None) -> Image.Exif:
@@ -108,7 +110,7 @@ def read_texts(picture: Image.Image) -> dict[str, str]:
     return texts
 
 
-def open_picture(path: str | Path) -> Image.Image:
+def open_picture(path: Encoded) -> Image.Image:
     """Read a picture file, upright, with its texts in `.info`. Raises ReverieError where it is none or damaged."""
     picture = decode(path)
     with suppress(*DAMAGED):  # EXIF of other programs

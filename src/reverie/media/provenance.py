@@ -1,4 +1,4 @@
-"""How is a picture file signed, so that anyone can check what made it? By a C2PA manifest, with the extra `c2pa`.
+"""C2PA: sign a picture file with a manifest that says what made it, with the extra `c2pa`.
 
 Source: C2PA specification 2.1 (c2pa.org); the action "c2pa.created" and IPTC's digital source type for pictures that a
 trained model made.
@@ -42,7 +42,7 @@ def signer(folder: Path) -> Sign:
         try:
             c2pa.Builder(_manifest(name)).sign(c2pa.Signer.from_info(credentials), mime, source, target)
         except c2pa.C2paError as error:
-            raise _refused(folder, error) from error
+            raise _refusal(folder, error) from error
 
     def sign(path: Path, name: str) -> None:
         with atomic_write(path) as signed, path.open("rb") as source, signed.open("w+b") as target:
@@ -71,7 +71,7 @@ def _credentials(folder: Path) -> Any:
         credentials = c2pa.C2paSignerInfo(_algorithm(key), chain, key, None)
         c2pa.Signer.from_info(credentials)
     except (c2pa.C2paError, ValueError, TypeError) as error:
-        raise _refused(folder, error) from error
+        raise _refusal(folder, error) from error
     return credentials
 
 
@@ -90,7 +90,7 @@ def _algorithm(key: bytes) -> bytes:
     raise ValueError("the key is of a kind that C2PA does not know; make one on the curve P-256")
 
 
-def _refused(folder: Path, error: Exception) -> ReverieError:
+def _refusal(folder: Path, error: Exception) -> ReverieError:
     return ReverieError(f"the credentials in '{folder}' do not sign: {' '.join(str(error).split())}")
 
 

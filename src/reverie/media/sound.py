@@ -70,7 +70,7 @@ class Sound:
 
     def _repr_html_(self) -> str:
         """Play in a notebook."""
-        data = base64.b64encode(encoded(self, ".wav")).decode("ascii")
+        data = base64.b64encode(encode(self, ".wav")).decode("ascii")
         return f'<audio controls src="data:audio/wav;base64,{data}"></audio>'
 
     @property
@@ -144,7 +144,7 @@ def read(source: Source, start: float = 0.0, seconds: float | None = None) -> So
     From second `start` to the end, or for just `seconds`, where silence follows the end. Raises ReverieError, naming
     the file, where there is none, it is damaged, empty from `start` on, too long, or has over two channels.
     """
-    with _opened(source) as file:
+    with _open(source) as file:
         try:
             check_form(file.samplerate, file.channels)
             file.seek(min(round(start * file.samplerate), file.frames))
@@ -152,7 +152,7 @@ def read(source: Source, start: float = 0.0, seconds: float | None = None) -> So
                 samples = _samples(file, LONGEST)
                 left = file.frames - round(start * file.samplerate)
                 if 0 < left < LONGEST:  # a FLAC from a pipe says nothing
-                    _tell_cut(source, samples.shape[1] / left)
+                    _warn_if_cut(source, samples.shape[1] / left)
                 return Sound(samples, file.samplerate)
             wanted = round(seconds * file.samplerate)
             sound = Sound(_samples(file, wanted), file.samplerate)
@@ -165,7 +165,7 @@ def read(source: Source, start: float = 0.0, seconds: float | None = None) -> So
 
 def duration(source: Source) -> float:
     """Return how many seconds a sound file lasts. Raises ReverieError where it is no sound file."""
-    with _opened(source) as file:
+    with _open(source) as file:
         return file.frames / file.samplerate
 
 
@@ -185,12 +185,12 @@ def write(sound: Sound, path: str | Path, *, texts: dict[str, str] | None = None
     suffix, sound = path.suffix.lower(), sound.unclipped()
     with atomic_write(path) as temporary, temporary.open("w+b") as file:
         if suffix == ".mp3":  # libsndfile writes Latin-1 into its tags
-            file.write(mp3.id3(tags) + encoded(sound, suffix))
+            file.write(mp3.id3(tags) + encode(sound, suffix))
         else:
             _encode(sound, file, suffix, tags)
 
 
-def encoded(sound: Sound, suffix: str) -> bytes:
+def encode(sound: Sound, suffix: str) -> bytes:
     """Return what a sound file of a suffix of FORMATS holds; louder than full scale is scaled."""
     file = io.BytesIO()
     _encode(sound.unclipped(), file, suffix, {})
@@ -199,12 +199,12 @@ def encoded(sound: Sound, suffix: str) -> bytes:
 
 def read_texts(path: str | Path) -> dict[str, str]:
     """Read the tags of a sound file by libsndfile's names, and our request; what it does not hold is left out."""
-    with _opened(path) as file:
+    with _open(path) as file:
         texts = {name: text for name, text in file.copy_metadata().items() if text}
     return {**texts, REQUEST: texts[COMMENT]} if texts.get(COMMENT, "").startswith("{") else texts
 
 
-def _opened(source: Source) -> soundfile.SoundFile:
+def _open(source: Source) -> soundfile.SoundFile:
     soundfile = _soundfile()
     try:
         return soundfile.SoundFile(_with_true_length(source))
@@ -220,20 +220,20 @@ def _with_true_length(source: Source) -> Source:
     """Return a sound file, or what it holds with a length in its header that is true, where libsndfile needs that."""
     if isinstance(source, io.BytesIO):
         source.seek(0)
-        return _mended(source, source)
+        return _mend(source, source)
     with Path(source).open("rb") as file:
-        return _mended(source, file)
+        return _mend(source, file)
 
 
-def _mended(source: Source, file: BinaryIO) -> Source:
+def _mend(source: Source, file: BinaryIO) -> Source:
     head = file.read(4)
     file.seek(0)
     if mp3.is_mp3(head):
         data, share = mp3.with_length(file.read())
-        _tell_cut(source, share)
+        _warn_if_cut(source, share)
         return io.BytesIO(data)
     if head == b"RIFF" and (place := _wav_data(file)):
-        source = _mended_wav(source, file, place)
+        source = _mend_wav(source, file, place)
     file.seek(0)
     return source
 
@@ -249,7 +249,7 @@ def _wav_data(file: BinaryIO) -> int:
     return 0
 
 
-def _mended_wav(source: Source, file: BinaryIO, place: int) -> Source:
+def _mend_wav(source: Source, file: BinaryIO, place: int) -> Source:
     """Write the size of a WAV file's samples where a pipe left 0 or as much as there could be; say where some miss."""
     file.seek(place - 4)
     size, there = int.from_bytes(file.read(4), "little"), file.seek(0, io.SEEK_END) - place
@@ -258,11 +258,11 @@ def _mended_wav(source: Source, file: BinaryIO, place: int) -> Source:
         data = file.read()
         sizes = [(len(data) - 8).to_bytes(4, "little"), there.to_bytes(4, "little")]
         return io.BytesIO(b"".join([data[:4], sizes[0], data[8 : place - 4], sizes[1], data[place:]]))
-    _tell_cut(source, there / size if size else 1.0)
+    _warn_if_cut(source, there / size if size else 1.0)
     return source
 
 
-def _tell_cut(source: Source, share: float) -> None:
+def _warn_if_cut(source: Source, share: float) -> None:
     if share < WHOLE:
         warnings.warn(
             f"'{source}' is cut off: {share:.0%} of the sound that its header tells of is there", stacklevel=3

@@ -1,4 +1,4 @@
-"""How do frames become a film file? MP4, WebM, GIF, animated WebP, a folder of PNGs or a contact sheet, streamed."""
+"""Writing films frame by frame: MP4, WebM, GIF, animated WebP, a folder of PNGs or a contact sheet."""
 
 from __future__ import annotations
 

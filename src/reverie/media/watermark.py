@@ -1,4 +1,4 @@
-"""How does a picture say unseen that a machine made it? By a text in the singular values of its blocks (DWT-DCT-SVD).
+"""Invisible watermark: a text in the singular values of a picture's blocks (DWT-DCT-SVD).
 
 The luma's Haar wavelet transform leaves a picture of half the size, LL; each of its 4 x 4 blocks, 8 x 8 pixels as JPEG
 cuts them, carries one bit in its largest singular value, which is moved to the nearest value that stands for the bit
@@ -62,7 +62,7 @@ def read(picture: Image.Image | str | Path) -> str:
         copies = -(-votes.size // bits)
         tally = np.pad(votes, (0, copies * bits - votes.size)).reshape(copies, bits).sum(axis=0)
         frame = np.packbits(tally > 0).tobytes()
-        if frame == _checked(frame[:length]):
+        if frame == _with_checksum(frame[:length]):
             return frame[:length].decode(errors="replace")
     raise ReverieError("this picture holds no watermark of reverie's, or it was changed too much since")
 
@@ -77,10 +77,10 @@ def embed(pixels: np.ndarray, bits: np.ndarray) -> np.ndarray:
 
     Red, green and blue are changed by the same amount, which changes the luma alone.
     """
-    values, direction = _decomposed(pixels @ LUMA)
+    values, direction = _decompose(pixels @ LUMA)
     wanted = _nearest(pixels, values, direction, bits)
     for _ in range(PASSES):
-        values, direction = _decomposed(pixels @ LUMA)
+        values, direction = _decompose(pixels @ LUMA)
         pixels = (pixels + _to_pixels((wanted - values[:, 0])[:, None, None] * direction, pixels)).round().clip(0, 255)
     return pixels
 
@@ -127,7 +127,7 @@ def _nearest(pixels: np.ndarray, values: np.ndarray, direction: np.ndarray, bits
     return np.where(costs[0] <= costs[1], below, above)
 
 
-def _decomposed(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _decompose(luma: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return the singular values of LL's blocks, and the matrix of unit norm that belongs to each one's largest."""
     u, values, vt = np.linalg.svd(_blocks(luma))
     return values, u[:, :, :1] * vt[:, :1, :]
@@ -159,11 +159,11 @@ def _room(count: int) -> int:
 
 def _frame(message: bytes, count: int) -> np.ndarray:
     """Spread a message and its checksum over `count` blocks, again and again."""
-    bits = np.unpackbits(np.frombuffer(_checked(message), dtype=np.uint8))
+    bits = np.unpackbits(np.frombuffer(_with_checksum(message), dtype=np.uint8))
     return np.resize(bits, count) ^ _whitening(count)
 
 
-def _checked(message: bytes) -> bytes:
+def _with_checksum(message: bytes) -> bytes:
     return message + zlib.crc32(message).to_bytes(CHECK_BYTES, "big")
 
 

@@ -23,7 +23,10 @@ EPS = 1e-6  # of every GroupNorm in the autoencoder
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Describe an autoencoder by the names of diffusers' config.json; the defaults are Stable Diffusion 1's."""
+    """Describe an autoencoder by the names of diffusers' config.json; the defaults are Stable Diffusion 1's.
+
+    `latents_mean` and `latents_std` are those of each channel, where the U-Net sees latents that are standardised.
+    """
 
     in_channels: int = 3
     out_channels: int = 3
@@ -37,6 +40,8 @@ class AutoencoderConfig:
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
 
 
 AUTOENCODERS: dict[str, AutoencoderConfig] = {

@@ -11,7 +11,11 @@ from reverie.music.sections import Recording
 from reverie.requests.base import MAX_SEED
 from reverie.requests.films import Animation, Keyframe
 from reverie.requests.music import Film, Music
+from reverie.requests.references import SoundFile
 from reverie.system import StableDiffusion
+
+# The sound itself is given to the drawing beside the request.
+HEARD = SoundFile.model_construct(sha256="")
 
 
 def frames(system: StableDiffusion, clip: Recording, film: Film = Film()) -> Iterator[Frame]:
@@ -20,9 +24,9 @@ def frames(system: StableDiffusion, clip: Recording, film: Film = Film()) -> Ite
 
 
 def animation(music: Music, seconds: float, film: Film) -> Animation:
-    """Return the film to music that lasts so long, as a request for pictures; the music's name stands for its sound."""
+    """Return the film to music that lasts so long, as a request for pictures."""
     count = max(2, round(seconds * film.fps))
-    paced = {"audio": music.prompt or music.kind} if film.move in DRIVES else {"easing": film.move}
+    paced: dict[str, object] = {"audio": HEARD} if film.move in DRIVES else {"easing": film.move}
     if film.move in DRIVES:
         paced["drive"] = film.move
     return Animation.of(

@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
@@ -127,7 +126,9 @@ class Request(Frozen):
     """The name of this kind of request in JSON."""
 
     guidance: Guidance | None = Field(
-        default=None, description="classifier-free guidance; 1 switches it off; the model's own if not given"
+        default=None,
+        description="scale of classifier-free guidance: how strictly the prompt is followed; 1 switches it "
+        "off; the model's own if not given",
     )
 
     @property
@@ -187,44 +188,61 @@ def _pairs(given: object) -> object:
 class SampledRequest(Request):
     """A request that a sampler carries out; `seed` is drawn at random where it is None or -1."""
 
-    negative: str = Field(default="", description="what to keep away from")
+    negative: str = Field(default="", description="negative prompt: what to keep away from")
     seed: Annotated[Seed, BeforeValidator(_seed_or_random)] = Field(
         default_factory=random_seed,
-        description="of the noise, random if not given or -1; number k of several uses seed + k",
+        description="seed of the noise, number k of several from seed + k; random if not given or -1",
     )
     steps: int = Field(default=20, ge=1, le=1000, description="denoising steps")
     sampler: SamplerName = Field(
-        default="dpmpp_2m", description="how the noise is taken away; an unknown name lists them all"
+        default="dpmpp_2m",
+        description="sampler: dpmpp_2m, euler, heun, ..., or as other programs call it; an unknown name lists them all",
     )
     schedule: ScheduleName = Field(
-        default="karras", description="how the noise levels are spaced; an unknown name lists them all"
+        default="karras",
+        description="spacing of the noise levels: karras, exponential, ...; an unknown name lists them all",
     )
     guidance_rescale: Fraction = Field(
         default=0.0, description="0 to 1, against overexposure at high guidance (Lin et al. 2305.08891, eq. 15-16)"
     )
     guidance_interval: Interval = Field(
-        default=(0.0, 1.0), description="fractions of the way between which guidance acts, the whole by default"
+        default=(0.0, 1.0),
+        description="START,END: fractions of the way between which guidance acts, such as 0.2,0.8; the whole "
+        "if not given",
     )
     cache_steps: int = Field(
-        default=1, ge=1, le=10, description="steps for which the U-Net's inner levels are computed once; 1 is exact"
+        default=1,
+        ge=1,
+        le=10,
+        description="steps for which the U-Net's inner levels are computed once (DeepCache): quicker, and a "
+        "little another picture",
     )
     merge_tokens: float = Field(
-        default=0.0, ge=0, le=0.75, description="share of the tokens that self-attention merges; 0 is exact"
+        default=0.0,
+        ge=0,
+        le=0.75,
+        description="0 to 0.75, share of the tokens that self-attention merges: quicker at large sizes, and a "
+        "little another picture",
     )
     threshold: float | None = Field(
-        default=None, gt=0, le=1, description="dynamic thresholding's percentile, such as 0.995"
+        default=None, gt=0, le=1, description="percentile of dynamic thresholding, such as 0.995; none if not given"
     )
     clip_skip: int = Field(
-        default=1, ge=1, le=12, description="1 reads the text encoder's usual layer, 2 the one before, ..."
+        default=1, ge=1, le=12, description="2 reads the last but one layer of the text encoder, and so on"
     )
     loras: tuple[str, ...] = Field(
-        default=(), description="LoRA files, or names, each FILE, FILE:weight or FILE:text weight:U-Net weight"
+        default=(),
+        description="LoRA: FILE or name, FILE:weight or FILE:text weight:U-Net weight; may be given several times",
     )
     embeddings: tuple[str, ...] = Field(
-        default=(), description="textual inversions, named in the prompt by their files' names, or folders of them"
+        default=(),
+        description="textual inversion, named in the prompt by its file's name, or a folder of them; may be "
+        "given several times",
     )
     folders: tuple[str, ...] = Field(
-        default=(), description="where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR"
+        default=(),
+        description="folder where LoRAs and embeddings are looked for by name, before REVERIE_LORA_DIR; may be "
+        "given several times",
     )
     sums: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)] = Field(
         default=(), description="SHA-256 of LoRAs and embeddings by name, as recorded; other content is noted"
@@ -272,16 +290,3 @@ def check_strength(steps: int, strength: float) -> None:
         raise ReverieError(
             f"strength {strength:g} of {steps} steps leaves none; give at least {1 / steps:.3g}", field="strength"
         )
-
-
-def files_of(value: object) -> Iterator[Path]:
-    """Yield the files that a request, or a part of one, names: pictures, sounds, films, models."""
-    if isinstance(value, Path):
-        yield value
-    elif isinstance(value, BaseModel):
-        if isinstance(path := getattr(value, "path", None), str):
-            yield Path(path)
-        yield from files_of(list(dict(value).values()))
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from files_of(part)

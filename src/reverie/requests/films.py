@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Unpack
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests import storyboard
@@ -22,7 +22,10 @@ from reverie.requests.base import (
 )
 from reverie.requests.easing import EasingName
 from reverie.requests.pictures import Tile
-from reverie.requests.references import Picture
+from reverie.requests.references import FilmFile, Picture, SoundFile
+
+if TYPE_CHECKING:
+    from reverie.requests.options import AnimationOptions, KeyframeLike
 
 ANCHOR = 0.2  # of the steps are shared where nothing is said: the reference's prompt strength of 0.8
 
@@ -50,6 +53,10 @@ class Keyframe(Frozen):
     strength: Strength | None = None
     time: float | None = Field(default=None, ge=0, le=86_400)
     easing: EasingName | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(self, /, **fields: Any) -> None: ...
 
 
 def _keyframes(given: object) -> object:
@@ -79,32 +86,65 @@ class Animation(SampledRequest):
 
     kind: ClassVar[str] = "animation"
 
-    keyframes: Annotated[tuple[Keyframe, ...], BeforeValidator(_keyframes)]
-    fps: float = Field(default=20.0, gt=0, le=240, description="frames a second")
-    frames: int | None = Field(default=None, ge=1, le=1_000_000, description="how many, or give seconds")
-    seconds: float | None = Field(default=None, gt=0, le=86_400, description="how long; 2 between two keyframes")
-    width: Pixels | None = Field(default=None, description="pixels; the pictures' or the model's own if not given")
-    height: Pixels | None = Field(default=None, description="pixels; the pictures' or the model's own if not given")
-    tile: Tile = Field(default="none", description="directions in which the picture's edges fit each other")
-    anchor: Fraction | None = Field(default=None, description="share of the steps that all frames take together; 0.2")
-    interpolation: Interpolation = Field(default="slerp", description="how the prompts' embeddings are gone between")
-    easing: EasingName = Field(default="linear", description="how the way between two keyframes is walked")
-    in_between: int = Field(default=0, ge=0, le=100, description="frames interpolated between two that are drawn")
+    keyframes: Annotated[tuple[Keyframe, ...], BeforeValidator(_keyframes)] = Field(
+        description='what to draw and when, such as "2s: an apple @seed 3"; may be given several times, for prompts'
+    )
+    fps: float = Field(
+        default=20.0, gt=0, le=240, description="frames a second; those of `init_video`, if there is one"
+    )
+    frames: int | None = Field(
+        default=None, ge=1, le=1_000_000, description="frames from the first to the last keyframe"
+    )
+    seconds: float | None = Field(
+        default=None,
+        gt=0,
+        le=86_400,
+        description="seconds from the first to the last keyframe; 2 between two, if neither is given",
+    )
+    width: Pixels | None = Field(
+        default=None, description="WIDTHxHEIGHT in pixels; the pictures' or the model's own if not given"
+    )
+    height: Pixels | None = Field(default=None, description="pixels")
+    tile: Tile = Field(
+        default="none", description="x, y or xy: directions in which copies of the picture fit each other"
+    )
+    anchor: Fraction | None = Field(
+        default=None, description="0 to 1, the share of the steps that all frames take together; 0.2 if not given"
+    )
+    interpolation: Interpolation = Field(
+        default="slerp", description="between the prompts' embeddings: slerp or linear"
+    )
+    easing: EasingName = Field(
+        default="linear",
+        description="how the film speeds up and slows down between keyframes: smooth, sine, ...; an unknown "
+        "name lists them all",
+    )
+    in_between: int = Field(
+        default=0, ge=0, le=100, description="frames between two that are drawn, from the latents between theirs"
+    )
     ping_pong: bool = Field(default=False, description="go back the same way")
     loop: bool = Field(default=False, description="let the last frame lead into the first")
-    pace: Pace = Field(default="uniform", description="perceptual places frames at equal visible change")
-    audio: str | None = Field(default=None, min_length=1, description="sound file that moves the path")
-    drive: Drive = Field(default="energy", description="what of the sound moves it")
+    pace: Pace = Field(
+        default="uniform",
+        description="perceptual places the frames at equal visible change, as the bundled CLIP sees it",
+    )
+    audio: SoundFile | None = Field(default=None, description="sound file that moves the path, and that the film plays")
+    drive: Drive = Field(default="energy", description="what of the sound moves it: energy or onsets")
     smooth: Fraction = Field(default=0.0, description="0 moves by the sound alone, 1 evenly")
-    init_video: str | None = Field(default=None, min_length=1, description="film to draw over")
-    strength: Strength = Field(default=0.5, description="how far to go from the film's pictures")
-    inversion: InversionName = Field(default="edict", description="how pictures become noise")
-    fit: Fit | None = Field(default=None, description="how pictures of another size are brought to the film's")
+    init_video: FilmFile | None = Field(
+        default=None, description="film, or folder of pictures, whose frames are drawn anew"
+    )
+    strength: Strength = Field(default=0.5, description="0 to 1, how far to go from the frames of `init_video`")
+    inversion: InversionName = Field(
+        default="edict", description="how keyframes' own pictures (@image FILE) become noise: edict or ddim"
+    )
+    fit: Fit | None = Field(
+        default=None, description="how pictures of another size are brought to the film's: crop, pad or stretch"
+    )
 
-    @field_validator("audio", "init_video", mode="before")
-    @classmethod
-    def _path(cls, given: object) -> object:
-        return str(given) if hasattr(given, "__fspath__") else given
+    if TYPE_CHECKING:
+
+        def __init__(self, *, keyframes: Sequence[KeyframeLike], **options: Unpack[AnimationOptions]) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from reverie.errors import ReverieError
@@ -13,6 +14,7 @@ from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.references import looking_in, recorded_name
 
 KINDS: dict[str, type[SampledRequest]] = {
     kind.kind: kind for kind in (TextToImage, ImageToImage, Inpaint, Outpaint, Animation, Music)
@@ -101,7 +103,7 @@ def _parameters(request: TextToImage, model: str) -> str:
         "CFG scale": f"{request.scale:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model": model,
+        "Model": model.partition(" [")[0],  # without our hash, which is not that program's
         "RNG": "CPU",  # where our noise is drawn; AUTOMATIC1111 says so where it is not the GPU
         "CFG Rescale": request.guidance_rescale or None,
         "Dynamic thresholding": request.threshold,
@@ -135,14 +137,15 @@ def _further(request: TextToImage) -> dict[str, object]:
         fields |= {"Hires resize": f"{larger[0]}x{larger[1]}", "Hires upscaler": hires.upscaler}
         fields |= {"Hires steps": hires.steps, "Hires denoising strength": f"{hires.strength:g}"}
     if refiner := request.refiner:
-        fields |= {"Refiner": refiner.model, "Refiner switch at": f"{refiner.switch:g}"}
+        fields |= {"Refiner": recorded_name(refiner.model), "Refiner switch at": f"{refiner.switch:g}"}
     return fields
 
 
-def read_own(texts: Mapping[str, str]) -> Record | None:
+def read_own(texts: Mapping[str, str], *folders: Path) -> Record | None:
     """Return what `texts` says of a file, or None where it holds nothing of ours.
 
-    Raises ReverieError where that is damaged, or of a kind that this version does not know.
+    The files that the request names are looked for in `folders`, such as the file's own. Raises ReverieError where that
+    is damaged, or of a kind that this version does not know.
     """
     text = texts.get(REQUEST)
     if text is None:
@@ -154,4 +157,5 @@ def read_own(texts: Mapping[str, str]) -> Record | None:
         raise ReverieError(f"the file's '{REQUEST}' text is damaged: {error!r}") from error
     if kind not in KINDS:
         raise ReverieError(f"the file was made by a request of kind {kind!r}; this version knows {', '.join(KINDS)}")
-    return Record(KINDS[kind].of(request), model, film=None if film is None else Film.of(film))
+    with looking_in(*folders):
+        return Record(KINDS[kind].of(request), model, film=None if film is None else Film.of(film))

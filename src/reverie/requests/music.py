@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, Unpack
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -21,8 +21,10 @@ from reverie.requests.base import (
     Strength,
     check_strength,
 )
-from reverie.requests.references import Picture
-from reverie.requests.sources import Source
+from reverie.requests.references import ModelName, Picture, SoundInput
+
+if TYPE_CHECKING:
+    from reverie.requests.options import MusicOptions
 
 SHORTEST, LONGEST = 0.1, 3600.0  # seconds
 SLOWEST, FASTEST = 20, 400  # beats a minute
@@ -73,20 +75,44 @@ class Music(SampledRequest):
     kind: ClassVar[str] = "music"
 
     prompt: str = Field(default="", description="what to play; may be empty")
-    seconds: float | None = Field(default=None, ge=SHORTEST, le=LONGEST, description="the model's own if not given")
-    bpm: float | None = Field(
-        default=None, ge=SLOWEST, le=FASTEST, description="beats a minute: whole bars, told to the prompt"
+    seconds: float | None = Field(
+        default=None,
+        ge=SHORTEST,
+        le=LONGEST,
+        description="seconds of a clip, or of each clip of a walk; the model's own if not given",
     )
-    beats: int = Field(default=4, ge=1, le=32, description="of a bar")
+    bpm: float | None = Field(
+        default=None,
+        ge=SLOWEST,
+        le=FASTEST,
+        description="beats a minute, added to the prompt; the length becomes whole bars",
+    )
+    beats: int = Field(default=4, ge=1, le=32, description="beats of a bar")
     loop: bool = Field(default=False, description="let the end lead into the beginning")
-    stereo: bool = Field(default=False, description="two channels, where the model hears one")
+    stereo: bool = Field(
+        default=False, description="two channels, where the model hears one: the same sound from two sides"
+    )
     count: int = Field(default=1, ge=1, le=10_000, description="how many clips")
-    to: Annotated[tuple[Stop, ...], BeforeValidator(_stops)] = Field(default=(), description="prompts to go to")
-    alpha: float | None = Field(default=None, ge=0, description="how far to go; 1 is the first stop")
-    walk: int | None = Field(default=None, ge=2, le=10_000, description="clips from the prompt to the last stop")
-    init: Source | None = Field(default=None, description="sound, or picture of a spectrogram, to start from")
-    strength: Strength = Field(default=0.75, description="how far to go from it; 1 forgets it")
-    mask: Picture | None = Field(default=None, description="white is played anew; as large as init's spectrogram")
+    to: Annotated[tuple[Stop, ...], BeforeValidator(_stops)] = Field(
+        default=(), description='prompt to go to, such as "blues @seed 3 @guidance 4"; may be given several times'
+    )
+    alpha: float | None = Field(
+        default=None, ge=0, description="how far to go and stay: 0 is the prompt, 1 the first of `to`, 2 the second"
+    )
+    walk: int | None = Field(
+        default=None, ge=2, le=10_000, description="clips from the prompt to the last of `to`, in one piece"
+    )
+    init: SoundInput | None = Field(
+        default=None, description="sound, or picture of a spectrogram, to play anew; it says how long the music is"
+    )
+    strength: Strength = Field(default=0.75, description="0 to 1, how far to go from it; 1 forgets it")
+    mask: Picture | None = Field(
+        default=None, description="picture over the spectrogram that is white where it is played anew; the rest stays"
+    )
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, prompt: str = "", **options: Unpack[MusicOptions]) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -193,12 +219,20 @@ class Film(Request):
     kind: ClassVar[str] = "film"
     part: ClassVar[str] = "film "
 
-    prompts: tuple[str, ...] = Field(default=(), description="what to show, one after the other")
+    prompts: tuple[str, ...] = Field(
+        default=(),
+        description="what the film shows; may be given several times, one after the other; what the music is "
+        "asked for if not given",
+    )
     negative: str = Field(default="", description="what to keep away from")
-    model: str | None = Field(default=None, min_length=1, description="of the pictures; the bundled one if not given")
+    model: ModelName | None = Field(
+        default=None, description="model of its pictures; the bundled one of pictures if not given"
+    )
     seed: Seed | None = Field(default=None, description="of the first keyframe; the music's if not given")
     fps: float = Field(default=12.0, gt=0, le=240, description="frames a second")
-    width: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
-    height: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
+    width: Pixels | None = Field(default=None, description="WIDTHxHEIGHT in pixels; the model's own if not given")
+    height: Pixels | None = Field(default=None, description="pixels")
     steps: int = Field(default=12, ge=1, le=1000, description="denoising steps of a frame")
-    move: Move = Field(default="energy", description="what moves the pictures from beat to beat")
+    move: Move = Field(
+        default="energy", description="from beat to beat: energy, onsets, jump, ...; an unknown name lists them all"
+    )

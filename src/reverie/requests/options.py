@@ -1,30 +1,42 @@
-"""Which options do the methods of a pipeline take? The fields of the requests, for type checkers and editors."""
+"""The options of the methods of a `Pipeline`, and of the requests' constructors, for type checkers and editors.
+
+Written by scripts/write_options.py from the fields of the requests; do not edit.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from PIL import Image
 
 from reverie.requests.base import SamplerName, ScheduleName
-from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
-from reverie.requests.pictures import Fill, Tile
-from reverie.requests.references import Picture
+from reverie.requests.easing import EasingName
 
-PictureLike = Picture | Image.Image | str | Path
+if TYPE_CHECKING:
+    from reverie.media.sound import Sound
+    from reverie.requests.films import Drive, Fit, Interpolation, InversionName, Keyframe, Pace
+    from reverie.requests.music import Stop
+    from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
+    from reverie.requests.pictures import Fill, Tile
+    from reverie.requests.references import Picture, SoundInput
+
+    PictureLike = Picture | Image.Image | str | Path
+    SoundLike = SoundInput | Sound | Image.Image | str | Path
+    KeyframeLike = Keyframe | Mapping[str, Any] | str
+    StopLike = Stop | Mapping[str, Any] | str
 
 
 class SampledOptions(TypedDict, total=False):
-    """Name the fields of `Sampled`."""
+    """The fields of `SampledRequest`."""
 
+    guidance: float | None
     negative: str
     seed: int | None
     steps: int
-    guidance: float | None
-    sampler: SamplerName
-    schedule: ScheduleName
+    sampler: SamplerName | str
+    schedule: ScheduleName | str
     guidance_rescale: float
     guidance_interval: tuple[float, float]
     cache_steps: int
@@ -34,11 +46,11 @@ class SampledOptions(TypedDict, total=False):
     loras: Sequence[str]
     embeddings: Sequence[str]
     folders: Sequence[str]
-    sums: Sequence[tuple[str, str]]
+    sums: tuple[tuple[str, str], ...]
 
 
 class TextToImageOptions(SampledOptions, total=False):
-    """Name the fields of `TextToImage` but the prompt."""
+    """The fields of `TextToImage` but prompt."""
 
     width: int | None
     height: int | None
@@ -57,13 +69,13 @@ class TextToImageOptions(SampledOptions, total=False):
 
 
 class ImageToImageOptions(TextToImageOptions, total=False):
-    """Name the fields of `ImageToImage` but the prompt and the picture."""
+    """The fields of `ImageToImage` but init."""
 
     strength: float
 
 
 class InpaintOptions(ImageToImageOptions, total=False):
-    """Name the fields of `Inpaint` but the prompt, the picture and the mask."""
+    """The fields of `Inpaint` but mask."""
 
     mask_blur: int
     only_masked: bool
@@ -72,7 +84,7 @@ class InpaintOptions(ImageToImageOptions, total=False):
 
 
 class OutpaintOptions(TextToImageOptions, total=False):
-    """Name the fields of `Outpaint` but the prompt and the picture."""
+    """The fields of `Outpaint` but init."""
 
     left: int
     right: int
@@ -81,3 +93,45 @@ class OutpaintOptions(TextToImageOptions, total=False):
     strength: float
     mask_blur: int
     fill: Fill
+
+
+class AnimationOptions(SampledOptions, total=False):
+    """The fields of `Animation` but keyframes."""
+
+    fps: float
+    frames: int | None
+    seconds: float | None
+    width: int | None
+    height: int | None
+    tile: Tile
+    anchor: float | None
+    interpolation: Interpolation
+    easing: EasingName
+    in_between: int
+    ping_pong: bool
+    loop: bool
+    pace: Pace
+    audio: str | Path | None
+    drive: Drive
+    smooth: float
+    init_video: str | Path | None
+    strength: float
+    inversion: InversionName
+    fit: Fit | None
+
+
+class MusicOptions(SampledOptions, total=False):
+    """The fields of `Music` but prompt."""
+
+    seconds: float | None
+    bpm: float | None
+    beats: int
+    loop: bool
+    stereo: bool
+    count: int
+    to: StopLike | Sequence[StopLike]
+    alpha: float | None
+    walk: int | None
+    init: SoundLike | None
+    strength: float
+    mask: PictureLike | None

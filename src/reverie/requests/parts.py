@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests.base import Fraction, Frozen, Pixels, Seed, Strength
-from reverie.requests.references import Picture
+from reverie.requests.references import ControlNetName, ModelName, Picture
 
 Upscaler = Literal["latent", "lanczos"]
 Preprocessor = Literal["none", "canny", "lineart", "blurred"]
@@ -23,9 +23,12 @@ class Variation(Frozen):
 
     part: ClassVar[str] = "variation "
 
-    seed: Seed = 0
-    strength: Fraction = 0.0
-    width: Pixels | None = None
+    seed: Seed = Field(default=0, description="seed of a variation: the noise goes towards this seed's")
+    strength: Fraction = Field(default=0.0, description="0 to 1, how far it goes")
+    width: Pixels | None = Field(
+        default=None,
+        description="WIDTHxHEIGHT that the seed's noise is drawn at, to keep a composition at another size",
+    )
     height: Pixels | None = None
 
 
@@ -37,12 +40,16 @@ class Hires(Frozen):
 
     part: ClassVar[str] = "hires "
 
-    scale: float = Field(default=2.0, gt=1, le=8)
+    scale: float = Field(
+        default=2.0, gt=1, le=8, description="enlarge and draw a second time: by a factor such as 2, or to WIDTHxHEIGHT"
+    )
     width: Pixels | None = None
     height: Pixels | None = None
-    upscaler: Upscaler = "latent"
-    steps: int | None = Field(default=None, ge=1, le=1000)
-    strength: Strength = 0.7
+    upscaler: Upscaler = Field(default="latent", description="what enlarges: latent or lanczos")
+    steps: int | None = Field(
+        default=None, ge=1, le=1000, description="steps of the second pass; those of the first if not given"
+    )
+    strength: Strength = Field(default=0.7, description="0 to 1, how far the second pass goes from the first")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -65,8 +72,8 @@ class Refiner(Frozen):
 
     part: ClassVar[str] = "refiner "
 
-    model: str = Field(min_length=1)
-    switch: Strength = 0.8
+    model: ModelName = Field(description="model that takes the last steps: folder, file or name on the hub")
+    switch: Strength = Field(default=0.8, description="fraction of the way after which it does")
 
 
 ControlKind = Literal["openpose", "depth", "softedge", "canny", "normal", "segment", "tile", "repaint"]
@@ -82,13 +89,17 @@ class ControlInput(Frozen):
 
     part: ClassVar[str] = "control "
 
-    model: str = Field(min_length=1)
+    model: ControlNetName
     image: Picture
     weight: float = Field(default=1.0, ge=0)
     start: Fraction = 0.0
     end: Fraction = 1.0
     preprocessor: Preprocessor = "none"
     kind: ControlKind | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(self, /, **fields: Any) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> Self:

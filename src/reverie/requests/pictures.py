@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, Unpack
 
 from pydantic import Field, model_validator
 
@@ -10,6 +10,15 @@ from reverie.errors import ReverieError
 from reverie.requests.base import MAX_SEED, Pixels, SampledRequest, Strength, check_strength
 from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
 from reverie.requests.references import Picture
+
+if TYPE_CHECKING:
+    from reverie.requests.options import (
+        ImageToImageOptions,
+        InpaintOptions,
+        OutpaintOptions,
+        PictureLike,
+        TextToImageOptions,
+    )
 
 Tile = Literal["none", "x", "y", "xy"]
 Fill = Literal["original", "surroundings", "noise", "nothing"]
@@ -28,26 +37,46 @@ class TextToImage(SampledRequest):
     kind: ClassVar[str] = "text_to_image"
 
     prompt: str = Field(default="", description="what to draw; may be empty")
-    width: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
-    height: Pixels | None = Field(default=None, description="pixels; the model's own if not given")
+    width: Pixels | None = Field(
+        default=None,
+        description="WIDTHxHEIGHT in pixels, multiples of 8, or what the model asks; the model's own if not given",
+    )
+    height: Pixels | None = Field(default=None, description="pixels")
     count: int = Field(default=1, ge=1, le=10_000, description="how many pictures")
-    controls: tuple[ControlInput, ...] = Field(default=(), description="ControlNets, each with its picture")
+    controls: tuple[ControlInput, ...] = Field(
+        default=(),
+        description="ControlNet and its picture, "
+        "model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times",
+    )
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")
     hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
     refiner: Refiner | None = Field(default=None, description="the model that takes the last steps")
-    tile: Tile = Field(default="none", description="directions in which the picture's edges fit each other")
+    tile: Tile = Field(
+        default="none", description="x, y or xy: directions in which copies of the picture fit each other"
+    )
     original_size: Size | None = Field(
-        default=None, description="SDXL: what the picture is said to be cut from; its size"
+        default=None,
+        description="SDXL: WIDTHxHEIGHT of the picture that this one is said to be cut from; its own if not given",
     )
-    crop: Corner | None = Field(default=None, description="SDXL: the left and top it is said to be cut at; 0, 0")
-    target_size: Size | None = Field(default=None, description="SDXL: what size it is said to be; its size")
+    crop: Corner | None = Field(
+        default=None, description="SDXL: LEFTxTOP that it is said to be cut at; 0x0 if not given"
+    )
+    target_size: Size | None = Field(
+        default=None, description="SDXL: WIDTHxHEIGHT that it is said to have; its own if not given"
+    )
     negative_original_size: Size | None = Field(
-        default=None, description="the same for the negative prompt; as the positive"
+        default=None, description="SDXL: `original_size` of the negative prompt; as the prompt's if not given"
     )
-    negative_crop: Corner | None = Field(default=None, description="the same for the negative prompt; as the positive")
+    negative_crop: Corner | None = Field(
+        default=None, description="SDXL: `crop` of the negative prompt; as the prompt's if not given"
+    )
     negative_target_size: Size | None = Field(
-        default=None, description="the same for the negative prompt; as the positive"
+        default=None, description="SDXL: `target_size` of the negative prompt; as the prompt's if not given"
     )
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, prompt: str = "", **options: Unpack[TextToImageOptions]) -> None: ...
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -81,8 +110,12 @@ class ImageToImage(TextToImage):
 
     kind: ClassVar[str] = "image_to_image"
 
-    init: Picture = Field(description="the picture to start from")
-    strength: Strength = Field(default=0.75, description="how far to go from the picture; 1 forgets it")
+    init: Picture = Field(description="picture to draw anew; its transparent parts are painted and the rest stays")
+    strength: Strength = Field(default=0.75, description="0 to 1, how far to go from the picture; 1 forgets it")
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, prompt: str = "", init: PictureLike, **options: Unpack[ImageToImageOptions]) -> None: ...
 
     @model_validator(mode="after")
     def _check_strength(self) -> Self:
@@ -115,6 +148,17 @@ class Inpaint(ImageToImage):
     padding: int = Field(default=32, ge=0, le=4096, description="pixels around the mask that only_masked draws as well")
     fill: Fill = Field(default="original", description="what to start from within the mask")
 
+    if TYPE_CHECKING:
+
+        def __init__(
+            self,
+            *,
+            prompt: str = "",
+            init: PictureLike,
+            mask: PictureLike | None = None,
+            **options: Unpack[InpaintOptions],
+        ) -> None: ...
+
     @model_validator(mode="after")
     def _check_mask(self) -> Self:
         if self.hires is not None:
@@ -138,13 +182,17 @@ class Outpaint(TextToImage):
     kind: ClassVar[str] = "outpaint"
 
     init: Picture = Field(description="the picture to continue")
-    left: Border = 0
-    right: Border = 0
-    top: Border = 0
-    bottom: Border = 0
+    left: Border = Field(default=0, description="pixels")
+    right: Border = Field(default=0, description="pixels")
+    top: Border = Field(default=0, description="pixels")
+    bottom: Border = Field(default=0, description="pixels")
     strength: Strength = Field(default=1.0, description="how far to go from the fill")
     mask_blur: int = Field(default=8, ge=0, le=256, description="pixels by which the edge is softened")
     fill: Fill = Field(default="surroundings", description="what to start from beyond the edges")
+
+    if TYPE_CHECKING:
+
+        def __init__(self, *, prompt: str = "", init: PictureLike, **options: Unpack[OutpaintOptions]) -> None: ...
 
     @model_validator(mode="after")
     def _check_borders(self) -> Self:

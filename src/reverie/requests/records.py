@@ -21,7 +21,8 @@ def read_record(file: Image.Image | str | Path) -> Record:
 
     Raises ReverieError where it says nothing, or that is damaged.
     """
-    own = read_own(_texts(file))
+    folders = () if isinstance(file, Image.Image) else (Path(file).absolute().parent,)
+    own = read_own(_texts(file), *folders)
     if own is not None:
         return own if isinstance(file, Image.Image) else replace(own, request=_beside(own.request, Path(file)))
     if not isinstance(file, Image.Image) and Path(file).suffix.lower() in SOUNDS:

@@ -1,4 +1,10 @@
-"""How is a picture given to a request? As a file, in memory or as a data URL; it is remembered by its SHA-256."""
+"""References: the files that a request names, found by a policy given from outside, recorded by name and SHA-256.
+
+Where a request takes a picture, a sound or a film, give its path, or for pictures and sounds the thing itself or a data
+URL. What may be named as a path is for the `Resolver` in force to say: any path on the command line and in Python, and
+on a server what `AllowedFolders` allows. Metadata holds names and sums alone, so a file read again is looked for beside
+the file that names it (`looking_in`), and is told apart from another of that name by its sum.
+"""
 
 from __future__ import annotations
 
@@ -6,102 +12,346 @@ import base64
 import binascii
 import hashlib
 import io
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
 
 from PIL import Image
-from pydantic import Field, SerializationInfo, model_serializer, model_validator
+from pydantic import AfterValidator, Field, PlainSerializer, SerializationInfo, model_serializer, model_validator
 
 from reverie.errors import ReverieError
-from reverie.files import reason_of
-from reverie.media.decoding import decode, eight_bits, upright
+from reverie.files import file_sha256, natural_order, reason_of, sha256_of
+from reverie.media.decoding import READABLE, decode, eight_bits, upright
 from reverie.media.masks import PAINTED
-from reverie.requests.base import RECORDED, Frozen
+from reverie.media.pictures import open_picture
+from reverie.requests.base import RECORDED, Frozen, Request
+
+if TYPE_CHECKING:
+    from reverie.media.sound import Sound
 
 DATA_URL = "data:"
+HUB_PARTS = 2  # owner/name
+MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the models that a record names are
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 
+Resolver = Callable[[str, str], str]
+"""What is named (picture, sound, film, controlnet, model) and its name -> the path; raises ReverieError."""
 
-class Picture(Frozen):
-    """Hold a picture that a request is about: `data` are its file's bytes, None where only path and sum are known.
 
-    Where a request takes one, give a path, a PIL image or a data URL. In JSON it is a data URL; in the metadata of the
-    pictures made from it, its path and its sum. Raises ReverieError for anything that is no picture.
+def any_path(what: str, name: str) -> str:
+    """Take every name for a path, as on the command line."""
+    return name
+
+
+@dataclass(frozen=True)
+class AllowedFolders:
+    """A resolver for a server: names are paths inside the folders of what is named, and nothing else is.
+
+    The answer is the same for a file that is missing and for one that is forbidden.
     """
 
+    folders: Mapping[str, Sequence[Path]]
+
+    def __call__(self, what: str, name: str) -> str:
+        """Return the file of a name. Raises ReverieError where no folder holds it."""
+        for folder in self.folders.get(what, ()):
+            path = Path(os.path.normpath(folder / name))  # what links inside lead to, their owner allows
+            if "\0" not in name and path != folder and path.is_relative_to(folder) and path.exists():
+                return str(path)
+        raise ReverieError(
+            f"there is no {what} '{name}' here", hint="give a name that is, or the content as a data URL"
+        )
+
+
+_RESOLVER: ContextVar[Resolver] = ContextVar("resolver", default=any_path)
+_FOLDERS: ContextVar[tuple[Path, ...]] = ContextVar("folders", default=())
+
+
+@contextmanager
+def resolving(resolver: Resolver) -> Iterator[None]:
+    """Let requests made in this context name what a resolver allows."""
+    before = _RESOLVER.set(resolver)
+    try:
+        yield
+    finally:
+        _RESOLVER.reset(before)
+
+
+@contextmanager
+def looking_in(*folders: Path) -> Iterator[None]:
+    """Look for recorded files in folders first, such as that of the picture that names them."""
+    before = _FOLDERS.set(folders)
+    try:
+        yield
+    finally:
+        _FOLDERS.reset(before)
+
+
+def name_of(path: str | Path) -> str:
+    """Return the last part of a path of any system."""
+    return re.split(r"[\\/]", str(path).rstrip("\\/"))[-1]
+
+
+def recorded_name(name: str) -> str:
+    """Return what metadata says of a model's name: of a file or folder its last part, of the hub's names the whole."""
+    return name_of(name) if Path(name).exists() or len(re.split(r"[\\/]", name)) != HUB_PARTS else name
+
+
+def _candidates(what: str, name: str) -> Iterator[Path]:
+    """Yield the files that a recorded name may stand for."""
+    inside = (folder / name_of(name) for folder in _FOLDERS.get())
+    yield from (path for path in inside if path.exists())
+    try:
+        path = Path(_RESOLVER.get()(what, name))
+    except ReverieError:
+        return
+    if path.exists():
+        yield path
+
+
+class FileReference(Frozen):
+    """A file that a request names, by its name without folders and its SHA-256; None is the name of what had no file.
+
+    `path` is where it was found, or None, and `changed` says that what was found is another file; neither is written.
+    Raises ReverieError for what is not there or not of its kind.
+    """
+
+    what: ClassVar[str] = "file"
+
     sha256: str
-    path: str | None = None
-    data: bytes | None = Field(default=None, repr=False)
+    name: str | None = None
+    path: str | None = Field(default=None, repr=False)
+    changed: bool = Field(default=False, repr=False)
 
     @model_validator(mode="before")
     @classmethod
     def _take(cls, given: Any) -> Any:
-        if isinstance(given, Image.Image):
-            return _known(_png(given), None)
-        if isinstance(given, str) and given.startswith(DATA_URL):
-            return _known(_from_data_url(given), None)
-        if isinstance(given, str | Path):
-            path = Path(given)
-            return _known(_read(path), str(path.absolute()))
-        if isinstance(given, cls | dict):
+        if isinstance(given, cls):
             return given
-        raise ReverieError(f"{type(given).__name__} is no picture; give a path, a PIL image or a data URL")
+        if isinstance(given, Mapping):
+            return given if cls._is_whole(given) else cls._recorded(given)
+        if isinstance(given, str) and given.startswith(DATA_URL):
+            return cls._from_bytes(_from_data_url(given, cls.what))
+        if isinstance(given, str | Path):
+            return cls._from_path(Path(_RESOLVER.get()(cls.what, str(given))))
+        return cls._from_memory(given)
+
+    @classmethod
+    def _is_whole(cls, given: Mapping[str, Any]) -> bool:
+        """Tell whether fields are those of an object that is copied."""
+        return bool(given.get("path") and given.get("name"))
+
+    @classmethod
+    def _recorded(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Find the file of a record."""
+        name, sha256 = given.get("name") or given.get("path"), given.get("sha256")
+        changed = False
+        for path in _candidates(cls.what, str(name)) if name else ():
+            found = cls._from_path(path)
+            if found["sha256"] == sha256:
+                return found
+            changed = True
+        return {"sha256": sha256, "name": name_of(str(name)) if name else None, "changed": changed}
+
+    @classmethod
+    def _from_path(cls, path: Path) -> dict[str, Any]:
+        return {"sha256": _sum_of(path), "name": path.name, "path": str(path.absolute())}
+
+    @classmethod
+    def _from_bytes(cls, data: bytes) -> dict[str, Any]:
+        raise ReverieError(f"a {cls.what} is given by its file's name, not as a data URL")
+
+    @classmethod
+    def _from_memory(cls, given: object) -> dict[str, Any]:
+        raise ReverieError(f"{type(given).__name__} is no {cls.what}; give a path")
 
     @model_serializer(mode="plain")
     def _write(self, info: SerializationInfo) -> str | dict[str, str | None]:
-        if self.data is None or info.context == RECORDED:
-            return {"path": self.path, "sha256": self.sha256}
-        with Image.open(io.BytesIO(self.data)) as opened:
-            kind = (opened.format or "png").lower()
-        return f"{DATA_URL}image/{kind};base64,{base64.b64encode(self.data).decode()}"
+        if info.context != RECORDED and (content := self._content()) is not None:
+            return content
+        where = {"name": self.name} if info.context == RECORDED or self.path is None else {"path": self.path}
+        return {**where, "sha256": self.sha256}
+
+    def _content(self) -> str | None:
+        """Return the content as a data URL, where a request's own JSON holds it."""
+        return None
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Picture) and self.sha256 == other.sha256
+        return isinstance(other, type(self)) and self.sha256 == other.sha256
 
     def __hash__(self) -> int:
         return hash(self.sha256)
 
     @property
+    def is_here(self) -> bool:
+        """Tell whether the file was found, or its content given."""
+        return self.path is not None
+
+    def missing(self, field: str | None = None) -> ReverieError:
+        """Return the error that a field's file is not here."""
+        if self.name is None:
+            said = f"a {self.what} given in memory is gone (its SHA-256: {self.sha256})"
+        elif self.changed:
+            said = f"the {self.what} '{self.name}' has changed since (its SHA-256 was {self.sha256})"
+        else:
+            said = f"the {self.what} '{self.name}' is not here (its SHA-256: {self.sha256})"
+        where = "" if field is None or "." in field else f" with `{field.removesuffix('_video')}`"
+        return ReverieError(said, field=field, hint=f"give it{where}")
+
+    def file(self) -> Path:
+        """Return the path. Raises ReverieError where it was not found."""
+        if self.path is None:
+            raise self.missing()
+        return Path(self.path)
+
+
+class FilmFile(FileReference):
+    """A film, or a folder of its frames."""
+
+    what: ClassVar[str] = "film"
+
+
+class SoundFile(FileReference):
+    """A file of sound."""
+
+    what: ClassVar[str] = "sound"
+
+
+class Picture(FileReference):
+    """A picture: a path, a PIL image or a data URL. `data` are its file's bytes, None where it was not found.
+
+    In a request's own JSON it is a data URL; in metadata its name and SHA-256.
+    """
+
+    what: ClassVar[str] = "picture"
+
+    data: bytes | None = Field(default=None, repr=False)
+
+    @classmethod
+    def _is_whole(cls, given: Mapping[str, Any]) -> bool:
+        return given.get("data") is not None
+
+    @classmethod
+    def _from_path(cls, path: Path) -> dict[str, Any]:
+        try:
+            data = path.read_bytes()
+        except OSError as error:
+            raise ReverieError(f"cannot read '{path}': {reason_of(error)}") from error
+        return cls._from_bytes(data, f"'{path}'") | {"name": path.name, "path": str(path.absolute())}
+
+    @classmethod
+    def _from_bytes(cls, data: bytes, name: str = "the picture") -> dict[str, Any]:
+        decode(data, name)  # raises for what is no picture
+        return {"sha256": hashlib.sha256(data).hexdigest(), "data": data}
+
+    @classmethod
+    def _from_memory(cls, given: object) -> dict[str, Any]:
+        if not isinstance(given, Image.Image):
+            raise ReverieError(f"{type(given).__name__} is no picture; give a path, a PIL image or a data URL")
+        return cls._from_bytes(_png(given))
+
+    def _content(self) -> str | None:
+        if self.data is None:
+            return None
+        with Image.open(io.BytesIO(self.data)) as opened:
+            kind = (opened.format or "png").lower()
+        return f"{DATA_URL}image/{kind};base64,{base64.b64encode(self.data).decode()}"
+
+    @property
+    def is_here(self) -> bool:
+        """Tell whether its content is known."""
+        return self.data is not None
+
+    @property
     def size(self) -> tuple[int, int] | None:
-        """Return width and height in pixels, or None while the data is not at hand."""
+        """Return width and height in pixels, or None where it was not found."""
         return None if self.data is None else self.image().size
 
     @property
     def transparent(self) -> bool | None:
-        """Tell whether some of the picture is so transparent that a mask paints it; None while the data is missing."""
+        """Tell whether some of the picture is so transparent that a mask paints it; None where it was not found."""
         if self.data is None:
             return None
         image = self.image()
         return image.mode == "RGBA" and any(image.getchannel("A").histogram()[: 256 - PAINTED])
 
     def image(self) -> Image.Image:
-        """Decode the picture, upright, as RGB or RGBA of eight bits.
-
-        Raises ReverieError where its file is gone, or is not the file it was.
-        """
-        return decode(self.data or self._found(), f"'{self.path}'" if self.path else None)
-
-    def _found(self) -> bytes:
-        if self.path is None:
-            raise ReverieError(f"a picture given in memory is gone (its SHA-256: {self.sha256}); give it again")
-        data = _read(Path(self.path))
-        if hashlib.sha256(data).hexdigest() != self.sha256:
-            raise ReverieError(f"'{self.path}' has changed since (its SHA-256 was {self.sha256}); give the old picture")
-        return data
+        """Decode the picture, upright, as RGB or RGBA of eight bits. Raises ReverieError where it was not found."""
+        if self.data is None:
+            raise self.missing()
+        return decode(self.data, None if self.name is None else f"'{self.name}'")
 
 
-def _known(data: bytes, path: str | None) -> dict[str, object]:
-    """Check that `data` opens as a picture, and name it by its sum."""
-    sha256 = hashlib.sha256(data).hexdigest()
-    Picture.model_construct(sha256=sha256, path=path, data=data).image()
-    return {"sha256": sha256, "path": path, "data": data}
+class SoundInput(FileReference):
+    """A sound to start from, or a picture of its spectrogram: a path, a `Sound`, a PIL image or a data URL.
+
+    A request's own JSON holds path and SHA-256: what was given in memory must be given again.
+    """
+
+    what: ClassVar[str] = "sound"
+
+    held: Any = Field(default=None, repr=False)
+
+    @classmethod
+    def _is_whole(cls, given: Mapping[str, Any]) -> bool:
+        return given.get("held") is not None
+
+    @classmethod
+    def _from_path(cls, path: Path) -> dict[str, Any]:
+        return super()._from_path(path) | {"held": _read(path, path.suffix.lower() in READABLE)}
+
+    @classmethod
+    def _from_bytes(cls, data: bytes) -> dict[str, Any]:
+        file = io.BytesIO(data)
+        try:
+            return {"sha256": hashlib.sha256(data).hexdigest(), "held": open_picture(file)}
+        except ReverieError:
+            return {"sha256": hashlib.sha256(data).hexdigest(), "held": _read(file, picture=False)}
+
+    @classmethod
+    def _from_memory(cls, given: object) -> dict[str, Any]:
+        if isinstance(given, Image.Image):
+            return {"sha256": hashlib.sha256(given.tobytes()).hexdigest(), "held": given.copy()}
+        from reverie.media.sound import Sound  # brings torch, which takes seconds
+
+        if isinstance(given, Sound):
+            return {"sha256": hashlib.sha256(given.samples.cpu().numpy().tobytes()).hexdigest(), "held": given}
+        raise ReverieError(f"{type(given).__name__} is no sound; give a path, a Sound or a picture of a spectrogram")
+
+    @property
+    def is_here(self) -> bool:
+        """Tell whether its content is known."""
+        return self.held is not None
+
+    def open(self) -> Sound | Image.Image:
+        """Return the sound, or the picture of its spectrogram. Raises ReverieError where it was not found."""
+        if self.held is None:
+            raise self.missing()
+        return self.held
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ReverieError(f"cannot read '{path}': {reason_of(error)}") from error
+def _read(file: Path | io.BytesIO, picture: bool) -> Sound | Image.Image:
+    if picture:
+        return open_picture(file)
+    from reverie.media import sound  # brings torch, which takes seconds
+
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    return sound.read(file)
+
+
+def _sum_of(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all the files in a folder."""
+    if not path.is_dir():
+        return file_sha256(path)
+    files = sorted((file for file in path.iterdir() if file.is_file()), key=lambda file: natural_order(file.name))
+    return sha256_of(file_sha256(file) for file in files)
 
 
 def _png(image: Image.Image) -> bytes:
@@ -111,11 +361,73 @@ def _png(image: Image.Image) -> bytes:
     return buffer.getvalue()
 
 
-def _from_data_url(url: str) -> bytes:
+def _from_data_url(url: str, what: str) -> bytes:
     _, comma, text = url.partition(";base64,")
     try:
         if not comma:
             raise ValueError("no ';base64,'")
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error) as error:
-        raise ReverieError(f"'{url[:32]}...' is no picture: {error}; write data:image/png;base64,...") from error
+        raise ReverieError(f"'{url[:32]}...' is no {what}: {error}; write data:image/png;base64,...") from error
+
+
+def _find_model(name: str, what: str = "model") -> str:
+    """Return the path of a model; one that is recorded by its name alone is looked for beside the record."""
+    given = [Path(folder) for folder in os.environ.get(MODEL_FOLDERS, "").split(os.pathsep) if folder]
+    folders = [*_FOLDERS.get(), *given]
+    inside = [folder / name for folder in folders if name == name_of(name) and (folder / name).exists()]
+    return str(inside[0]) if inside and _FOLDERS.get() else _RESOLVER.get()(what, name)
+
+
+def _write_model(name: str, info: SerializationInfo) -> str:
+    return recorded_name(name) if info.context == RECORDED else name
+
+
+ModelName = Annotated[str, Field(min_length=1), AfterValidator(_find_model), PlainSerializer(_write_model)]
+"""The name of a model: a file, a folder, or a name on the hub."""
+
+ControlNetName = Annotated[
+    str,
+    Field(min_length=1),
+    AfterValidator(partial(_find_model, what="controlnet")),
+    PlainSerializer(_write_model),
+]
+"""The name of a ControlNet."""
+
+
+Asked = TypeVar("Asked", bound=Request)
+
+
+def references(part: Frozen) -> Iterator[tuple[str, FileReference]]:
+    """Yield the files that a request or a part of one names, each after its field, such as "controls.0.image"."""
+    for name in type(part).model_fields:
+        value = getattr(part, name)
+        many = isinstance(value, tuple)
+        for index, one in enumerate(value if many else (value,)):
+            field = f"{name}.{index}" if many else name
+            if isinstance(one, FileReference):
+                yield field, one
+            elif isinstance(one, Frozen):
+                yield from ((f"{field}.{inner}", found) for inner, found in references(one))
+
+
+def supply(request: Asked, files: Mapping[str, object]) -> tuple[Asked, tuple[str, ...]]:
+    """Put files in the place of those that a recorded request names; return it, and notes where one is another file.
+
+    `init` is the film where a request draws over one. Raises ReverieError for a field that the request has not, and
+    where a file that it needs is still missing.
+    """
+    named = {f"{name}_video" if hasattr(request, f"{name}_video") else name: file for name, file in files.items()}
+    for name in named:
+        if not isinstance(getattr(request, name, None), FileReference):
+            given = name.removesuffix("_video")
+            raise ReverieError(f"it was made without {given}", field=given, hint=f"leave out `{given}`")
+    supplied, notes = request.replace(**named), list[str]()
+    for name in named:
+        old: FileReference = getattr(request, name)
+        if getattr(supplied, name) != old:
+            notes.append(f"{name} is another file than it was made from, '{old.name}' with SHA-256 {old.sha256}")
+    for field, reference in references(supplied):
+        if not reference.is_here:
+            raise reference.missing(field)
+    return supplied, tuple(notes)

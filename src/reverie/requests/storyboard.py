@@ -23,6 +23,8 @@ LISTS_OF_FILES = ("loras", "embeddings", "folders")
 LARGEST = 64 * 1024**2  # bytes of a storyboard, whose pictures may stand in it as data URLs
 
 _TIME = re.compile(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*s\s*:")
+# "80s fashion" is a decade and no time.
+_NO_COLON = re.compile(r"\s*(?!\d+0s)(\d+(?:\.\d*)?|\.\d+)\s?s\s+(?!:)(\S.*)", re.DOTALL)
 _OPTION = re.compile(r"(?:^|(?<=\s))@([A-Za-z_]\w*)")
 
 
@@ -33,6 +35,8 @@ def parse(text: str) -> list[Fields]:
     prompt's own. Raises ReverieError for an unknown option, one given twice, and a time with several keyframes.
     """
     when = _TIME.match(text)
+    if when is None and (time := _NO_COLON.match(text)) is not None:
+        raise ReverieError(f"'{text}' begins with a time and has no colon after it; write '{time[1]}s: {time[2]}'")
     body = text[when.end() :] if when else text
     prompts, fields = _options(body)
     parts = [part.strip() for part in _split(prompts)]

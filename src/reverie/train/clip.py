@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reverie.checkpoints.components import CLIPComponents
+from reverie.checkpoints.load import CLIPComponents
 from reverie.checkpoints.save import save_clip
 from reverie.data.loader import Batches
 from reverie.diffusion.names import choose

@@ -16,9 +16,8 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from reverie.checkpoints.components import Components
 from reverie.checkpoints.configs import ScheduleConfig
-from reverie.checkpoints.load import load_autoencoder, load_clip, load_unet
+from reverie.checkpoints.load import Components, load_autoencoder, load_clip, load_unet
 from reverie.checkpoints.save import save_folder
 from reverie.corpora.captions import BARE
 from reverie.corpora.concepts import concepts

@@ -25,8 +25,7 @@ from PIL import Image
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from reverie.checkpoints.components import Components
-from reverie.checkpoints.load import load_autoencoder, load_folder
+from reverie.checkpoints.load import Components, load_autoencoder, load_folder
 from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_pictures
 from reverie.corpora.drawings import drawing

@@ -17,7 +17,7 @@ from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import nn
 
 from reverie import system
-from reverie.checkpoints.components import Components
+from reverie.checkpoints.load import Components
 from reverie.corpora.captions import DEFAULT_ONLY
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reverie.codecs.image import scale_latents
 from reverie.data.loader import Batches, shuffled
 from reverie.files import PART, lock, unwritable
 from reverie.models.autoencoder import Autoencoder
@@ -93,7 +94,7 @@ class Stream:
 def _encoded(autoencoder: Autoencoder, pixels: Tensor | list[np.ndarray]) -> Tensor:
     stacked = torch.from_numpy(np.stack(pixels)) if isinstance(pixels, list) else pixels
     images = as_images(stacked.permute(0, 3, 1, 2).to(autoencoder.device))
-    return (autoencoder.encode(images).mode() * autoencoder.config.scaling_factor).half().cpu()
+    return scale_latents(autoencoder.encode(images).mode(), autoencoder.config).half().cpu()
 
 
 def _identity(autoencoder: Autoencoder, examples: Examples) -> str:
