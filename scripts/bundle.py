@@ -16,9 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from reverie.checkpoints.components import Components
 
-from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
+from reverie.checkpoints.load import Components, load_autoencoder, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip, save_folder
 from reverie.cli.output import say
 from reverie.corpora.concepts import concepts

@@ -72,7 +72,7 @@ def test_refusals(single_file: Writer, tmp_path: Path) -> None:
     convert(file, folder, config=networks.family)
     refused = {
         (tmp_path / "nowhere", folder): "there is no such file or folder",
-        (file, there): "is there already; give another name, or --force",
+        (file, there): "is there already; give another name, or `force`",
         (file, folder): "is there already",
         (file, file): "would be written over itself",
         (file, tmp_path / "x.ckpt"): "ends in .safetensors for a single file",

@@ -114,9 +114,21 @@ def test_a_server_allows_names_inside_its_folders_alone(file: Path, tmp_path: Pa
             Animation(keyframes=("a",), init_video="init.png")
         with pytest.raises(ReverieError, match="there is no model"):
             Refiner(model="owner/name")
+        for adapters in ({"loras": ["../secret.safetensors:0.5"]}, {"embeddings": ["x.pt"]}, {"folders": ["/"]}):
+            with pytest.raises(ReverieError, match="there is no (lora|embedding|folder) '.*' here"):
+                TextToImage.of(adapters)
         record = {"name": str(tmp_path / "secret.png"), "sha256": asked("init.png").init.sha256}
         assert asked(record).init.size is None
     assert set(answers) == {"there is no picture 'NAME' here; give a name that is, or the content as a data URL"}
+
+
+def test_a_server_finds_adapters_by_name(tmp_path: Path) -> None:
+    (tmp_path / "ink.safetensors").touch()
+    with resolving(AllowedFolders({"lora": [tmp_path]})):
+        request = TextToImage(loras=("ink.safetensors:0.5:1",))
+        assert request.loras == (f"{tmp_path}/ink.safetensors:0.5:1",)
+        assert request.replace(steps=3).loras == request.loras
+    assert request.recorded()["loras"] == ["ink.safetensors:0.5:1"]
 
 
 def test_a_sound_may_be_a_data_url(tmp_path: Path) -> None:

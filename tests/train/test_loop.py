@@ -237,7 +237,7 @@ def test_runs_are_not_overwritten_or_made_up(toy: type, settings: Make, tmp_path
     def never() -> None:
         pytest.fail("refuse before anything is built: it may take minutes")
 
-    with pytest.raises(ReverieError, match=r"nothing to resume in .*; start without --resume"):
+    with pytest.raises(ReverieError, match=r"nothing to resume in .*; start without `resume`"):
         next(train(never, settings(), tmp_path / "none", resume=True))
     assert not (tmp_path / "none").exists()
     list(train(toy, settings(steps=1), tmp_path))

@@ -87,4 +87,4 @@ def _check(source: Path, target: Path, overwrite: bool) -> None:
         raise ReverieError(f"'{source}' is a folder already; give a target that ends in .safetensors")
     check_distinct([target], [source])
     if target.exists() and not overwrite and (target.is_file() or any(target.iterdir())):
-        raise ReverieError(f"'{target}' is there already; give another name, or --force to write over it")
+        raise ReverieError(f"'{target}' is there already; give another name, or `force` to write over it")

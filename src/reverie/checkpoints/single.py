@@ -144,7 +144,7 @@ def _read(
     where, names = str(path), set(source.names())
     family = contents.drawable(where, [AUTOENCODER] if vae is not None else [])
     if ema and AVERAGES.first not in names:
-        raise ReverieError(f"{where} holds no running averages (model_ema); leave ema out")
+        raise ReverieError(f"{where} holds no running averages (model_ema); leave out `ema`")
     unet_part, autoencoder, *towers = family.parts(names)
     unet = read_part(family.unet_part(AVERAGES) if ema else unet_part, source, where, device, dtype)
     if contents.doubtful:

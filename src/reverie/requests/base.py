@@ -8,7 +8,16 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from reverie.errors import ReverieError
@@ -247,6 +256,13 @@ class SampledRequest(Request):
     sums: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)] = Field(
         default=(), description="SHA-256 of LoRAs and embeddings by name, as recorded; other content is noted"
     )
+
+    @field_validator("loras", "embeddings", "folders", mode="after")
+    @classmethod
+    def _resolve(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        from reverie.requests.references import resolve_adapters  # which imports this module
+
+        return resolve_adapters(str(info.field_name), given)
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:

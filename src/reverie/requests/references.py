@@ -30,6 +30,7 @@ from reverie.files import file_sha256, natural_order, reason_of, sha256_of
 from reverie.media.decoding import READABLE, decode, eight_bits, upright
 from reverie.media.masks import PAINTED
 from reverie.media.pictures import open_picture
+from reverie.requests.adapter_files import parse
 from reverie.requests.base import RECORDED, Frozen, Request
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the m
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 
 Resolver = Callable[[str, str], str]
-"""What is named (picture, sound, film, controlnet, model) and its name -> the path; raises ReverieError."""
+"""What is named (picture, sound, film, model, controlnet, lora, embedding, folder) and its name -> the path; raises ReverieError."""
 
 
 def any_path(what: str, name: str) -> str:
@@ -393,6 +394,16 @@ ControlNetName = Annotated[
     PlainSerializer(_write_model),
 ]
 """The name of a ControlNet."""
+
+
+def resolve_adapters(field: str, given: tuple[str, ...]) -> tuple[str, ...]:
+    """Return LoRAs (with their weights), embeddings or folders of them as the resolver in force places them."""
+    resolver = _RESOLVER.get()
+    if resolver is any_path:
+        return given
+    paths = [str(parse(text)[0]) if field == "loras" else text for text in given]
+    placed = [resolver(field.removesuffix("s"), path) for path in paths]
+    return tuple(new + text[len(path) :] for text, path, new in zip(given, paths, placed, strict=True))
 
 
 Asked = TypeVar("Asked", bound=Request)

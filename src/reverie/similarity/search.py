@@ -81,7 +81,7 @@ class Query:
         """Return its direction. Raises ReverieError where nothing is sought, or what is sought and not is the same."""
         texts, pictures = (*self.texts, *self.without_texts), (*self.pictures, *self.without_pictures)
         if not texts and not pictures:
-            raise ReverieError("nothing to look for; give a text, or a picture with --like")
+            raise ReverieError("nothing to look for; give a text, or a picture with `like`")
         parts = [clip.embed_texts(texts)] if texts else []
         parts += [clip.embed_images(pictures)] if pictures else []
         embeddings = torch.cat(parts)
@@ -142,7 +142,7 @@ def search(index: Index, clip: Embedder, query: Query, *, top: int = 10, nearest
     if index.header.identity != clip.identity:
         raise ReverieError(
             f"the index '{index.folder}' is of the model '{index.header.model}', not of '{clip.name}' with these "
-            "weights; give that --model, or index anew"
+            "weights; give that `model`, or index anew"
         )
     rows, cosines = (nearest or exact)(index, query.embed(clip), top)
     hits = [Hit(index.by_row[int(row)], float(cosine)) for row, cosine in zip(rows, cosines, strict=True)]

@@ -109,17 +109,17 @@ def _begun(folder: Path, source: Path, clip: Embedder) -> Index:
     where = str(source.resolve())
     if not (folder / HEADER).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
-            raise ReverieError(f"'{folder}' is there and no index; give a new or empty folder with -o")
+            raise ReverieError(f"'{folder}' is there and no index; give a new or empty folder with `output`")
         header = Header(model=clip.name, identity=clip.identity, width=clip.width, source=where)
         return Index(folder, header, {}, np.zeros((0, clip.width), np.float32))
     index = open_index(folder)
     if index.header.identity != clip.identity:
         raise ReverieError(
             f"the index '{folder}' is of the model '{index.header.model}', not of '{clip.name}' with these weights; "
-            "give that --model, or another folder with -o"
+            "give that `model`, or another folder with `output`"
         )
     if index.header.source != where and Path(index.header.source).exists():
-        raise ReverieError(f"the index '{folder}' is of '{index.header.source}'; give another folder with -o")
+        raise ReverieError(f"the index '{folder}' is of '{index.header.source}'; give another folder with `output`")
     return replace(index, header=replace(index.header, source=where))  # the collection was moved
 
 

@@ -239,7 +239,7 @@ def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
     if not (out / CHECKPOINT).exists() or not path.exists():
         path.write_text(told, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != told:
-        raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another --out")
+        raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another `out`")
 
 
 def _learning(components: Components, text: TextSettings, products: lora.LoRASettings) -> nn.ModuleDict:

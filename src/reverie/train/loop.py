@@ -298,7 +298,7 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
         return int(state["step"])
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise ReverieError(
-            f"{path} was written by another recipe; resume with that one or choose another --out"
+            f"{path} was written by another recipe; resume with that one or choose another `out`"
         ) from error
 
 
@@ -306,9 +306,9 @@ def check(out: Path, resume: bool) -> None:
     """Raise ReverieError where a folder holds a run and `resume` is not set, or none to go on with."""
     begun = (out / CHECKPOINT).exists()
     if resume and not begun:
-        raise ReverieError(f"nothing to resume in {out}: it has no {CHECKPOINT}; start without --resume")
+        raise ReverieError(f"nothing to resume in {out}: it has no {CHECKPOINT}; start without `resume`")
     if begun and not resume:
-        raise ReverieError(f"{out} already holds a run; continue it with --resume or choose another --out")
+        raise ReverieError(f"{out} already holds a run; continue it with `resume` or choose another `out`")
 
 
 def _measure(learner: Learner) -> dict[str, float]:

@@ -52,7 +52,7 @@ def curate(
     and report.json. Raises ReverieError where the source holds no shards or `folder` holds something else.
     """
     if rules.min_aesthetic is not None and scoring.aesthetic is None:
-        raise ReverieError("min_aesthetic needs the weights of an aesthetic head; give them with --aesthetic")
+        raise ReverieError("min_aesthetic needs the weights of an aesthetic head; give them with `aesthetic`")
     shards = [str(path.resolve()) for path in find_shards(source)]
     folder = Path(folder).resolve()
     _check(folder, Path(source), {Path(shard).stem for shard in shards})
@@ -143,9 +143,9 @@ def _commonest(counts: Counter[str]) -> list[tuple[str, int]]:
 def _check(folder: Path, source: Path, names: set[str]) -> None:
     """Raise ReverieError where the output would overwrite what is not its own, or stand beside what is another's."""
     if folder == (source if source.is_dir() else source.parent).resolve():
-        raise ReverieError(f"'{folder}' holds the shards themselves; give another folder with -o")
+        raise ReverieError(f"'{folder}' holds the shards themselves; give another folder with `output`")
     if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not (folder / MEASURED).is_dir())):
-        raise ReverieError(f"'{folder}' holds something else; give a new or empty folder with -o")
+        raise ReverieError(f"'{folder}' holds something else; give a new or empty folder with `output`")
     others = sorted({file.stem for file in (folder / MEASURED).glob("*.json")} - names)
     if others:
-        raise ReverieError(f"'{folder}' holds '{others[0]}', no shard of '{source}'; give another folder with -o")
+        raise ReverieError(f"'{folder}' holds '{others[0]}', no shard of '{source}'; give another folder with `output`")

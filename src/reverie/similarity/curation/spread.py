@@ -45,7 +45,7 @@ def by_ray(address: str = "local") -> Spread:
     try:
         import ray.data  # noqa: F401
     except ImportError as error:
-        raise ReverieError("Ray is not installed; pip install 'reverie[dist]', or use --workers") from error
+        raise ReverieError("Ray is not installed; pip install 'reverie[dist]', or use `workers`") from error
     return partial(_by_ray, address)
 
 
@@ -65,7 +65,7 @@ def _by_processes(workers: int, work: Work, shards: Sequence[str]) -> Iterator[M
             attempts -= 1
             if not attempts:
                 raise ReverieError(
-                    f"workers died {ATTEMPTS} times in a row, {len(left)} shards are left; give fewer --workers if "
+                    f"workers died {ATTEMPTS} times in a row, {len(left)} shards are left; give fewer `workers` if "
                     "memory ran out, and run it again to go on"
                 ) from error
         finally:
