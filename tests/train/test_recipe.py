@@ -40,12 +40,12 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "finetune": {
         "model": finetune.ModelSettings,
-        "data": finetune.DataSettings,
+        "data": finetune.FinetuneDataSettings,
         "spectrogram": SpectrogramParams,
-        "text": finetune.TextSettings,
+        "text": finetune.FinetuneTextSettings,
         "lora": LoRASettings,
         "prior": finetune.PriorSettings,
-        "loss": finetune.LossSettings,
+        "loss": finetune.FinetuneLossSettings,
     },
     "listener": {"listener": listener.ListenerSettings},
 }

@@ -18,9 +18,8 @@ from reverie.animation.blend import fit_picture
 from reverie.animation.pacing import Distance
 from reverie.animation.path import prepare_path, shared_request
 from reverie.animation.render import FrameRenderer, FrameSpec, RenderedFrame, frame_specs
-from reverie.animation.revise import frames_in, source_pictures
 from reverie.animation.store import FrameStore, Store
-from reverie.animation.timeline import Timeline, by_sight, by_sound, order, timeline
+from reverie.animation.timeline import Timeline, by_sight, by_sound, frames_in, order, source_pictures, timeline
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapter_notes
 from reverie.generate.modified import Modification, in_turn, modified

@@ -141,15 +141,15 @@ def unipc(
         left = at.total - at.index
         if past:
             corrector_order = min(order, len(past), left + 1)
-            x = _unified(past[-1], (*past[-corrector_order:-1], Point(at.sigma, x, x0)), at.sigma, variant)
+            x = _unipc(past[-1], (*past[-corrector_order:-1], Point(at.sigma, x, x0)), at.sigma, variant)
         now = Point(at.sigma, x, x0)
         predictor_order = min(order, len(past) + 1, left)
-        x = _unified(now, past[len(past) + 1 - predictor_order :], at.next, variant)
+        x = _unipc(now, past[len(past) + 1 - predictor_order :], at.next, variant)
         past = (*past, now)[-order:]
         yield at.reached(x, x0, past)
 
 
-def _unified(base: Point, others: Sequence[Point], end: float, variant: Callable[[float], float]) -> Latent:
+def _unipc(base: Point, others: Sequence[Point], end: float, variant: Callable[[float], float]) -> Latent:
     """Step from base to the level end, bending x0 towards the other points (Zhao et al. 2302.04867).
 
     The exact step takes the mean of x0(s) over s, the fraction of the step in log-SNR/2, under the weight exp(s h). The

@@ -22,27 +22,27 @@ Spacing = Callable[[Schedule, int], Sigmas]
 
 def normal(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly from the last timestep to the first, fractions included (k-diffusion: get_sigmas)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _checked(steps)))
+    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps)))
 
 
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Sigmas:
     """Space sigma^(1 / rho) evenly (Karras et al. 2206.00364, eq. 5)."""
-    return _end(_ramp(schedule.sigma_max ** (1 / rho), schedule.sigma_min ** (1 / rho), _checked(steps)) ** rho)
+    return _end(_ramp(schedule.sigma_max ** (1 / rho), schedule.sigma_min ** (1 / rho), _check(steps)) ** rho)
 
 
 def exponential(schedule: Schedule, steps: int) -> Sigmas:
     """Space log sigma evenly (k-diffusion: get_sigmas_exponential)."""
-    return _end(_ramp(math.log(schedule.sigma_max), math.log(schedule.sigma_min), _checked(steps)).exp())
+    return _end(_ramp(math.log(schedule.sigma_max), math.log(schedule.sigma_min), _check(steps)).exp())
 
 
 def sgm_uniform(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly as if for one step more, and leave out the last (Stability's generative-models; ComfyUI)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _checked(steps) + 1)[:-1])
+    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps) + 1)[:-1])
 
 
 def linspace(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly from the last timestep to the first, rounded (Lin et al. 2305.08891, table 2)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _checked(steps, len(schedule))).round())
+    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps, len(schedule))).round())
 
 
 def leading(schedule: Schedule, steps: int) -> Sigmas:
@@ -50,14 +50,14 @@ def leading(schedule: Schedule, steps: int) -> Sigmas:
 
     50 steps visit 981, 961, ..., 1. A single step starts from the last timestep: at t = 1 there is hardly any noise.
     """
-    stride = len(schedule) // _checked(steps, len(schedule) - 1)
+    stride = len(schedule) // _check(steps, len(schedule) - 1)
     t = 1 + stride * torch.arange(steps - 1, -1, -1)
     return _visit(schedule, t if steps > 1 else torch.tensor([len(schedule) - 1]))
 
 
 def trailing(schedule: Schedule, steps: int) -> Sigmas:
     """Visit every (timesteps / steps)-th t, the last timestep being the first visited (2305.08891, table 2)."""
-    ramp = _ramp(len(schedule), 0, _checked(steps, len(schedule)) + 1)[:-1]
+    ramp = _ramp(len(schedule), 0, _check(steps, len(schedule)) + 1)[:-1]
     return _visit(schedule, ramp.round() - 1)
 
 
@@ -73,12 +73,12 @@ def ddim(schedule: Schedule, steps: int) -> Sigmas:
 def lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
     """Visit some of the `distilled` trailing timesteps a consistency model was trained on (Luo et al. 2310.04378)."""
     trained = trailing(schedule, distilled)
-    return _end(trained[torch.arange(_checked(steps, distilled)) * distilled // steps])
+    return _end(trained[torch.arange(_check(steps, distilled)) * distilled // steps])
 
 
 def simple(schedule: Schedule, steps: int) -> Sigmas:
     """Visit the levels at len - 1 - int(k len / steps), k = 0 to steps - 1 (ComfyUI: samplers.py, simple_scheduler)."""
-    k = torch.arange(_checked(steps, len(schedule)), dtype=torch.float64)
+    k = torch.arange(_check(steps, len(schedule)), dtype=torch.float64)
     return _visit(schedule, len(schedule) - 1 - (k * (len(schedule) / steps)).floor())
 
 
@@ -113,11 +113,11 @@ def a1111_lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
 
 
 def _strided(schedule: Schedule, steps: int) -> Sigmas:
-    stride = len(schedule) // _checked(steps, len(schedule) - 1)
+    stride = len(schedule) // _check(steps, len(schedule) - 1)
     return schedule.t_to_sigma((1 + torch.arange(0, len(schedule), stride)).clamp(max=len(schedule) - 1).flip(0))
 
 
-def _checked(steps: int, most: int | None = None) -> int:
+def _check(steps: int, most: int | None = None) -> int:
     if steps < 1 or (most is not None and steps > most):
         allowed = "1 or more" if most is None else f"1 to {most}, or choose karras for any number"
         raise ReverieError(f"{steps} steps do not fit this spacing; give {allowed}")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from reverie.generate.image import Show
     from reverie.media.provenance import Sign
     from reverie.pipeline import Pipeline
-    from reverie.similarity.best import Ranking
+    from reverie.similarity.embed import Ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,8 +187,7 @@ def ranked(request: TextToImage, of: int | None, clip: str | None, device: str) 
     """Return the request for all that is drawn, and what ranks it where only the best are kept."""
     if of is None:
         return request, None
-    from reverie.similarity.best import Ranking, rivals
-    from reverie.similarity.embed import load_clip
+    from reverie.similarity.embed import Ranking, load_clip, rivals
 
     return rivals(request, of), Ranking(load_clip(clip, device=device), request)
 

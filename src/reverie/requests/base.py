@@ -237,18 +237,18 @@ class SampledRequest(Request):
         default=(), description="SHA-256 of LoRAs and embeddings by name, as recorded; other content is noted"
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_names(cls, fields: Any) -> Any:
+        """Turn other programs' names of samplers and spacings into ours: "DPM++ 2M Karras" is both."""
+        return resolve_names(fields) if isinstance(fields, dict) else fields
+
     @field_validator("loras", "embeddings", "folders", mode="after")
     @classmethod
     def _resolve(cls, given: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
         from reverie.requests.references import resolve_adapters  # which imports this module
 
         return resolve_adapters(str(info.field_name), given)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _resolve_names(cls, fields: Any) -> Any:
-        """Turn other programs' names of samplers and spacings into ours: "DPM++ 2M Karras" is both."""
-        return resolve_names(fields) if isinstance(fields, dict) else fields
 
     @model_validator(mode="after")
     def _check_interval(self) -> Self:
