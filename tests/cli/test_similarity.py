@@ -66,6 +66,7 @@ def test_texts_alone_and_a_heat_map(
         (["missing.png"], "no picture 'missing.png'"),
         (["a bear", "-o", "heat.xyz"], "names no picture format"),
         (["a bear", "--model", "nowhere"], "no CLIP at 'nowhere'"),
+        (["."], "is a folder; give its pictures"),
         (["./"], "is a folder; give its pictures"),
         (["a bear", "--json", "--csv"], "leave one out"),
     ],

@@ -105,8 +105,9 @@ def sorted_out(items: Sequence[str]) -> tuple[list[Path], list[str]]:
         path = existing(item)
         if path is not None and path.is_file():
             pictures.append(path)
-        elif path is not None and "/" in item:
-            raise ReverieError(f"'{item}' is a folder; give its pictures, as in {item.rstrip('/')}/*.png")
+        elif path is not None:
+            pattern = f"{item.rstrip('/')}/*.png"
+            raise ReverieError(f"'{item}' is a folder; give its pictures, as in {pattern}, or --text for the word")
         elif Path(item).suffix.lower() in READABLE and " " not in item:
             raise ReverieError(f"no picture '{item}': there is no such file; if it is a text, give it with --text")
         else:

@@ -78,9 +78,9 @@ def find_templates(text: str) -> tuple[str, ...]:
 
 
 def existing(text: str) -> Path | None:
-    """Return the file that a text names; None where there is none, or it is too long to be a name."""
+    """Return the file or folder that a text names; None where there is none, or it is too long to be a name."""
     try:
-        return Path(text) if Path(text).is_file() else None
+        return Path(text) if text and Path(text).exists() else None
     except OSError:
         return None
 
