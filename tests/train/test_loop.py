@@ -139,7 +139,10 @@ def test_a_run_tells_saves_draws_and_exports(toy: type, settings: Make, tmp_path
     assert all(event.total == 7 and event.rate > 0 for event in events)
     assert events[-1].seconds_left == 0
     assert events[0].metrics.keys() == {"loss", "line", "lr"}
-    written = [{name: getattr(event, name) for name in ("step", "total", "metrics", "rate", "seconds_left")} for event in events]
+    written = [
+        {name: getattr(event, name) for name in ("step", "total", "metrics", "rate", "seconds_left")}
+        for event in events
+    ]
     assert logged(tmp_path) == written
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["000004.png", "000007.png"]
     with Image.open(tmp_path / "samples/000007.png") as sheet:
