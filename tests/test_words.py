@@ -22,7 +22,7 @@ SOURCE = Path(__file__).parents[1] / "src" / "reverie"
 
 # Rooms whose words have been gone over; a name not here is held to nothing yet.
 DONE = {"runtime", "models", "diffusion", "sound", "codecs", "data", "similarity", "corpora", "tokenizer", "train"}
-SHARED_NAMES = {"Part", "Piece"}
+SHARED_NAMES: set[str] = set()
 REACH = 164  # modules and packages of reverie that `reverie image` can come to import
 SMALL, SMALL_MODULES = 60, 10
 PARTICIPLES = 20

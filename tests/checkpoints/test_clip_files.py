@@ -284,7 +284,7 @@ def test_published_sizes_from_shapes_alone(name: str) -> None:
         clip = CLIP(config)
     assert sum(p.numel() for p in clip.parameters()) / 1e6 == pytest.approx(MILLIONS[name], abs=0.01)
     assert name in PUBLISHED
-    layout = clip_files.Layout("open_clip", clip_files._open_clip)
+    layout = clip_files.CLIPLayout("open_clip", clip_files._open_clip)
     state = clip.state_dict()
     source = Shapes(clip_files.compvis.stored(state, layout.ours(config).places(state)))
     assert identify_clip(source, "file") == layout

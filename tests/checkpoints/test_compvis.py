@@ -20,7 +20,7 @@ from transformers import CLIPTextModelWithProjection as Oracle
 from reverie.checkpoints import compvis
 from reverie.checkpoints.compvis import POINTWISE, TRANSPOSED, Place, averaged, stored
 from reverie.checkpoints.configs import write_autoencoder, write_unet
-from reverie.checkpoints.families import FAMILIES, Part
+from reverie.checkpoints.families import FAMILIES, FilePart
 from reverie.checkpoints.load import text_tower_name
 from reverie.checkpoints.single import Networks
 
@@ -60,7 +60,7 @@ DIFFUSERS_KINDS = {
 STRUCTURES = ["sd15", "sd15-inpainting", "sd2", "sdxl", "sdxl-inpainting", "sdxl-refiner"]  # the others share one
 
 
-def on_meta(part: Part) -> dict[str, Tensor]:
+def on_meta(part: FilePart) -> dict[str, Tensor]:
     state = part.blueprint().state_dict()
     return stored(state, part.places(state))
 

@@ -79,7 +79,7 @@ def test_the_description_says_what_is_drawn(folder: Path) -> None:
 def test_a_stopped_job_goes_on_to_the_same_bytes(folder: Path, tmp_path: Path) -> None:
     options = {"subset": "food", "count": COUNT, "seed": SEED, "shard_size": SIZE}
     job = write(tmp_path, **options)
-    assert list(islice(job, 5)) == [1, 2, 3, 4, 5]
+    assert [progress.done for progress in islice(job, 5)] == [1, 2, 3, 4, 5]
     job.close()
     assert set(digests(tmp_path)) == {"00000.tar", "00000_stats.json"}
     first = (tmp_path / "00000.tar").stat().st_mtime_ns

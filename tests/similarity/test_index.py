@@ -250,8 +250,8 @@ def test_equals_come_in_the_same_order_from_both(tmp_path: Path) -> None:
     """Copies of a picture have one score: the earlier row goes first, also where the last place is shared."""
     pytest.importorskip("faiss")
     index, vectors = _random(tmp_path, 60)
-    writer = Writer(tmp_path, index.header)
-    copies = [Entry(Place(f"copy {k}", f"copy {k}", 0, 1, "")) for k in range(40)]
+    writer = IndexWriter(tmp_path, index.header)
+    copies = [IndexEntry(PicturePlace(f"copy {k}", f"copy {k}", 0, 1, "")) for k in range(40)]
     writer.add(copies, [np.repeat(vectors[17:18], 40, axis=0)])
     index = open_index(tmp_path)
     for top in (1, 5, 41, 60):

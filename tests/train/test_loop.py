@@ -139,7 +139,11 @@ def test_a_run_tells_saves_draws_and_exports(toy: type, settings: Make, tmp_path
     assert all(event.total == 7 and event.rate > 0 for event in events)
     assert events[-1].seconds_left == 0
     assert events[0].metrics.keys() == {"loss", "line", "lr"}
-    assert logged(tmp_path) == [vars(event) for event in events]
+    written = [
+        {name: getattr(event, name) for name in ("step", "total", "metrics", "rate", "seconds_left")}
+        for event in events
+    ]
+    assert logged(tmp_path) == written
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["000004.png", "000007.png"]
     with Image.open(tmp_path / "samples/000007.png") as sheet:
         assert sheet.size == (8, 4)
@@ -241,7 +245,7 @@ def test_runs_are_not_overwritten_or_made_up(toy: type, settings: Make, tmp_path
         next(train(never, settings(), tmp_path / "none", resume=True))
     assert not (tmp_path / "none").exists()
     list(train(toy, settings(steps=1), tmp_path))
-    with pytest.raises(ReverieError, match="already holds a run; continue it with --resume"):
+    with pytest.raises(ReverieError, match="already holds a run; continue it with `resume`"):
         next(train(never, settings(), tmp_path))
 
 
@@ -349,6 +353,6 @@ def test_ctrl_c_through_the_command_line(
     objective = toy()
     assert cli.run(["train", str(recipe), "--out", str(tmp_path / "parts"), "--resume"]) == 0
     same_run(tmp_path / "whole", tmp_path / "parts")
-    assert re.search(r"step 8/8 loss \S+ line \S+ lr \S+ \S+/s 0:00:00 left", capsys.readouterr().err)
+    assert re.search(r"steps 8/8, loss \S+ line \S+ lr \S+ \S+/s, 0 s left", capsys.readouterr().err)
     assert cli.run(["train", str(recipe), "--out", str(tmp_path / "parts")]) == 2
     assert capsys.readouterr().err.count("\n") == 1

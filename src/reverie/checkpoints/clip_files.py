@@ -18,7 +18,7 @@ import torch
 
 from reverie.checkpoints import compvis, hub
 from reverie.checkpoints.compvis import Place, Table
-from reverie.checkpoints.families import Part
+from reverie.checkpoints.families import FilePart
 from reverie.checkpoints.load import CPU, TRANSFORMERS_STEM
 from reverie.checkpoints.load import load_clip as load_folder
 from reverie.checkpoints.single import read_part
@@ -58,18 +58,18 @@ class FoundClip:
 
 
 @dataclass(frozen=True)
-class Layout:
+class CLIPLayout:
     """Describe how a file names a CLIP's tensors: by which table, with which prefixes before all and before texts'."""
 
     name: str
-    modules: Callable[[CLIPConfig, Layout], Table]
+    modules: Callable[[CLIPConfig, CLIPLayout], Table]
     prefix: str = ""
     text_prefix: str = ""
 
-    def ours(self, config: CLIPConfig) -> Part[CLIP]:
+    def ours(self, config: CLIPConfig) -> FilePart[CLIP]:
         """Describe the network in this layout."""
         closed = tuple(f"{self.prefix}{part}" for part in ("visual.", f"{self.text_prefix}transformer."))
-        return Part(lambda: CLIP(config), self.modules(config, self), self.prefix, closed)
+        return FilePart(lambda: CLIP(config), self.modules(config, self), self.prefix, closed)
 
 
 def load_clip(
@@ -109,7 +109,7 @@ def load_clip_file(
     return FoundClip(clip, tokenizer, name, file.parent if settings else None)
 
 
-def identify_clip(source: Source, where: str) -> Layout:
+def identify_clip(source: Source, where: str) -> CLIPLayout:
     """Tell the layout of a file from its keys. Raises ReverieError, saying what it is, where it holds no such CLIP."""
     names = set(source.names())
     for prefix in ("", "module.", "model."):
@@ -118,9 +118,9 @@ def identify_clip(source: Source, where: str) -> Layout:
         for text in ("", "text."):
             marks = {"visual.class_embedding", "visual.ln_pre.weight", f"{text}token_embedding.weight"}
             if {f"{prefix}{mark}" for mark in marks} <= names:
-                return Layout("open_clip", _open_clip, prefix, text)
+                return CLIPLayout("open_clip", _open_clip, prefix, text)
         if {f"{prefix}{mark}" for mark in ("vision_model.pre_layrnorm.weight", "text_projection.weight")} <= names:
-            return Layout("transformers", _transformers, prefix)
+            return CLIPLayout("transformers", _transformers, prefix)
     if {"vision_model.head.probe", "logit_bias"} & names or any(name.startswith("visual.trunk.") for name in names):
         raise ReverieError(
             f"{where} is a relative of CLIP (SigLIP, or with a tower of timm's) that reverie does not read"
@@ -128,7 +128,7 @@ def identify_clip(source: Source, where: str) -> Layout:
     raise ReverieError(f"{where} holds no CLIP with both towers; give one of transformers', open_clip's or OpenAI's")
 
 
-def config_of(source: Source, layout: Layout, where: str, activation: str) -> CLIPConfig:
+def config_of(source: Source, layout: CLIPLayout, where: str, activation: str) -> CLIPConfig:
     """Read all sizes from the shapes of a file's tensors, as OpenAI's `build_model` does. Raises ReverieError."""
     names = set(source.names())
 
@@ -168,18 +168,18 @@ def config_of(source: Source, layout: Layout, where: str, activation: str) -> CL
     )
 
 
-def _open_clip(config: CLIPConfig, layout: Layout) -> Table:
+def _open_clip(config: CLIPConfig, layout: CLIPLayout) -> Table:
     texts = compvis.open_clip(config.text)
     prefixed = {ours: Place(f"{layout.text_prefix}{p.name}", p.third, p.form) for ours, p in texts.items()}
     return {"logit_scale": Place("logit_scale"), **prefixed, **compvis.open_clip_vision(config.vision)}
 
 
-def _transformers(config: CLIPConfig, layout: Layout) -> Table:
+def _transformers(config: CLIPConfig, layout: CLIPLayout) -> Table:
     parts = ("logit_scale", "text_model", "vision_model", "visual_projection", "text_projection")
     return {part: Place(part) for part in parts}
 
 
-def _count(names: set[str], layout: Layout, modules: Table, ours: str) -> int:
+def _count(names: set[str], layout: CLIPLayout, modules: Table, ours: str) -> int:
     """Count a tower's layers, which are numbered."""
     first = modules.get(f"{ours}.0.layer_norm1")
     stem = first.name.removesuffix(".0.ln_1") if first else ours
@@ -187,7 +187,7 @@ def _count(names: set[str], layout: Layout, modules: Table, ours: str) -> int:
     return len({match[1] for name in names if (match := pattern.match(name))})
 
 
-def _activation(source: Source, layout: Layout, file: Path, settings: Mapping[str, Any]) -> str:
+def _activation(source: Source, layout: CLIPLayout, file: Path, settings: Mapping[str, Any]) -> str:
     """Say which GELU a file was trained with, as no tensor tells: by its config, by OpenAI's marks, or by its name.
 
     OpenAI's files hold their sizes as tensors, or at least matrices in half and norms in full precision. Where nothing
@@ -205,7 +205,7 @@ def _activation(source: Source, layout: Layout, file: Path, settings: Mapping[st
     return "quick_gelu" if names >= OPENAI_MARKS or mixed or named else "gelu"
 
 
-def _final_norm(layout: Layout) -> str:
+def _final_norm(layout: CLIPLayout) -> str:
     norm = f"{layout.text_prefix}ln_final" if layout.name == "open_clip" else "text_model.final_layer_norm"
     return f"{layout.prefix}{norm}.weight"
 

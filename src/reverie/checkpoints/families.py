@@ -27,7 +27,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Part(Generic[M]):
+class FilePart(Generic[M]):
     """Describe one network of a single file: how to build it, and where the file holds each of its tensors.
 
     Below the names `closed` there must be nothing else.
@@ -113,13 +113,13 @@ class UNetShape(NamedTuple):
         )
 
 
-def autoencoder_part(config: AutoencoderConfig, names: Collection[str] = ()) -> Part[Autoencoder]:
+def autoencoder_part(config: AutoencoderConfig, names: Collection[str] = ()) -> FilePart[Autoencoder]:
     """Describe the autoencoder of a file with these names: its prefix, and whether in CompVis' layout or diffusers'."""
     found = autoencoder_prefix(names)
     prefix = AUTOENCODER_PREFIXES[0] if found is None else found
     theirs = any(name.startswith(f"{prefix}decoder.up_blocks.") for name in names)
     closed = (f"{prefix}encoder.", f"{prefix}decoder.")
-    return Part(
+    return FilePart(
         lambda: Autoencoder(config), compvis.SAME_NAMES if theirs else compvis.autoencoder(config), prefix, closed
     )
 
@@ -145,14 +145,14 @@ class Tower:
     pad: str = EOS
     others: tuple[tuple[str, bool], ...] = ()
 
-    def part(self, names: Collection[str] = ()) -> Part[TextTower]:
+    def part(self, names: Collection[str] = ()) -> FilePart[TextTower]:
         """Describe the network, in the first of the layouts that a file with these names is in."""
         parts = [self._part(*layout) for layout in ((self.prefix, not self.open_clip), *self.others)]
         return next((part for part in parts if spelled(part.places([POSITIONS])[POSITIONS].name, names)), parts[0])
 
-    def _part(self, prefix: str, transformers: bool) -> Part[TextTower]:
+    def _part(self, prefix: str, transformers: bool) -> FilePart[TextTower]:
         modules = compvis.SAME_NAMES if transformers else compvis.open_clip(self.config)
-        return Part(lambda: self.kind(self.config), modules, prefix)
+        return FilePart(lambda: self.kind(self.config), modules, prefix)
 
     def positions(self, names: Collection[str]) -> str | None:
         """Return what a file with these names calls the tower's positions; None where it does not hold the tower."""
@@ -180,16 +180,16 @@ class Family:
     zero_empty: bool = False
     ambiguous: bool = False
 
-    def unet_part(self, layout: Layout = OFFICIAL) -> Part[UNet]:
+    def unet_part(self, layout: Layout = OFFICIAL) -> FilePart[UNet]:
         """Describe the U-Net."""
         closed = (layout.prefix,) if layout.prefix and layout.rename is same else ()
-        return Part(lambda: UNet(self.unet), layout.modules(self.unet), layout.prefix, closed, layout.rename)
+        return FilePart(lambda: UNet(self.unet), layout.modules(self.unet), layout.prefix, closed, layout.rename)
 
-    def autoencoder_part(self, held: Collection[str] = ()) -> Part[Autoencoder]:
+    def autoencoder_part(self, held: Collection[str] = ()) -> FilePart[Autoencoder]:
         """Describe the autoencoder of a file that holds these names."""
         return autoencoder_part(self.autoencoder, held)
 
-    def parts(self, held: Collection[str] = ()) -> list[Part[Any]]:
+    def parts(self, held: Collection[str] = ()) -> list[FilePart[Any]]:
         """List the networks, U-Net, autoencoder and text encoders, as a file that holds these names has them."""
         unet = self.unet_part(unet_layout(held) or OFFICIAL)
         return [unet, self.autoencoder_part(held), *(tower.part(held) for tower in self.towers)]

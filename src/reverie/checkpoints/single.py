@@ -16,7 +16,7 @@ from reverie.checkpoints.families import (
     AVERAGES,
     OFFICIAL,
     Family,
-    Part,
+    FilePart,
     autoencoder_part,
     autoencoder_prefix,
     spelled,
@@ -224,7 +224,7 @@ def load_vae(
 
 
 def read_part(
-    part: Part[M], source: Source, where: str, device: torch.device = CPU, dtype: torch.dtype | None = None
+    part: FilePart[M], source: Source, where: str, device: torch.device = CPU, dtype: torch.dtype | None = None
 ) -> M:
     """Build a network and give it its weights, mapped where device and dtype are the file's own.
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from reverie.errors import ReverieError
 from reverie.requests.foreign.draft import COMFYUI_DISCARDS, START_IS_MISSING, Draft, as_number, shorten, stem_of
-from reverie.requests.foreign.graph import Graph, Latent, Node, Picture, Prompt, Sampling
+from reverie.requests.foreign.graph import Graph, GraphPicture, Latent, Node, Prompt, Sampling
 from reverie.requests.foreign.nodes import NODES, unknown
 
 WEIGHED = re.compile(r"(?<!\\)\(")
@@ -86,7 +86,7 @@ def _latent_of(graph: Graph, name: str) -> Latent | None:
         latent = graph.output(node, 0, Latent)
         return latent if isinstance(latent, Latent) else None
     for link in node.links():
-        if (picture := node.get(link, Picture)) is not None:
+        if (picture := node.get(link, GraphPicture)) is not None:
             return picture.latent
         if (latent := node.get(link, Latent)) is not None:
             return latent

@@ -28,7 +28,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Clip:
+class GraphClip:
     """A text encoder: the LoRAs on the way, and the layer it stops at, counted from the last; None is its usual one."""
 
     loras: Weights = ()
@@ -40,7 +40,7 @@ class Prompt:
     """A conditioning: its text, its encoder, SDXL's sizes, whether it is zeroed, and whose way words are weighed in."""
 
     text: str
-    clip: Clip = Clip()
+    clip: GraphClip = GraphClip()
     sizes: Mapping[str, tuple[object, object]] = field(default_factory=dict)
     zeroed: bool = False
     weighed: str = "ComfyUI"
@@ -58,7 +58,7 @@ class Latent:
 
 
 @dataclass(frozen=True)
-class Picture:
+class GraphPicture:
     """Decoded latents."""
 
     latent: Latent

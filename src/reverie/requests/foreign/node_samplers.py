@@ -7,11 +7,11 @@ from dataclasses import replace
 from reverie.errors import ReverieError
 from reverie.requests.foreign.draft import shorten
 from reverie.requests.foreign.graph import (
+    GraphPicture,
     Guider,
     Latent,
     Model,
     Node,
-    Picture,
     Prompt,
     Reader,
     Sampling,
@@ -23,7 +23,7 @@ from reverie.requests.foreign.graph import (
 
 def _draw(node: Node, sampling: Sampling, want: type) -> object:
     latent = replace(sampling.start, drawn=sampling, picture=False)
-    return Picture(latent) if want is Picture else latent if want is Latent else None
+    return GraphPicture(latent) if want is GraphPicture else latent if want is Latent else None
 
 
 def _guider(node: Node) -> Guider:
@@ -35,7 +35,7 @@ def ksampler(node: Node, slot: int, want: type) -> object:
     """Read KSampler, KSamplerAdvanced, and what has the same inputs."""
     if want is Prompt:  # Efficiency Nodes' gives its conditionings on
         return node.get("positive" if slot == 1 else "negative", Prompt)
-    if want not in (Latent, Picture):
+    if want not in (Latent, GraphPicture):
         return node.get("model", want) if "model" in node.inputs else None
     steps, start, end = node.scalar("steps"), node.scalar("start_at_step", 0), node.scalar("end_at_step", 10_000)
     if isinstance(steps, int) and isinstance(start, int) and isinstance(end, int) and (start > 0 or end < steps):

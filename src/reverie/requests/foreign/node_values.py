@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-from reverie.requests.foreign.graph import Clip, Model, Node, Prompt, Reader, Scalar
+from reverie.requests.foreign.graph import GraphClip, Model, Node, Prompt, Reader, Scalar
 
 
 def value_of(*names: str) -> Reader:
@@ -67,5 +67,5 @@ def read_wildcard(node: Node, slot: int, want: type) -> object:
     if want is Scalar:
         return node.text("populated_text")
     if want is Prompt:
-        return Prompt(node.text("populated_text"), node.get("clip", Clip) or Clip())
+        return Prompt(node.text("populated_text"), node.get("clip", GraphClip) or GraphClip())
     return node.get("model" if want is Model else "clip", want)

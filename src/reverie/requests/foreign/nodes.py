@@ -15,7 +15,7 @@ from typing import Any
 from reverie.requests.foreign import node_samplers as samplers
 from reverie.requests.foreign import node_values as values
 from reverie.requests.foreign.draft import OFF, shorten, stem_of
-from reverie.requests.foreign.graph import Clip, Latent, Model, Node, Picture, Prompt, Reader, Scalar
+from reverie.requests.foreign.graph import GraphClip, GraphPicture, Latent, Model, Node, Prompt, Reader, Scalar
 
 UNPICTURED = "the pictures that it takes are not in the file"
 
@@ -31,13 +31,13 @@ def _name(node: Node, *names: str) -> str:
 def _loader(node: Node, slot: int, want: type) -> object:
     if want is Model:
         return Model(_name(node, "ckpt_name", "base_ckpt_name", "unet_name", "model_name"))
-    return Clip() if want is Clip else None
+    return GraphClip() if want is GraphClip else None
 
 
 def _clip_loader(node: Node, slot: int, want: type) -> object:
     names = [str(node.scalar(name)) for name in node.inputs if name.startswith("clip_name")]
     node.graph.note(f"node {node.kind}: the text encoders {', '.join(names)}")
-    return Clip()
+    return GraphClip()
 
 
 def _lora(node: Node, slot: int, want: type) -> object:
@@ -46,16 +46,16 @@ def _lora(node: Node, slot: int, want: type) -> object:
         model = node.get("model", Model) or Model()
         strength = (node.name, node.scalar("lora_name"), node.scalar("strength_model"))
         return replace(model, loras=(*model.loras, strength))
-    if want is Clip and "clip" in node.inputs:
-        clip = node.get("clip", Clip) or Clip()
+    if want is GraphClip and "clip" in node.inputs:
+        clip = node.get("clip", GraphClip) or GraphClip()
         return replace(clip, loras=(*clip.loras, (node.name, node.scalar("lora_name"), node.scalar("strength_clip"))))
     return None
 
 
 def _lora_stack(node: Node, slot: int, want: type) -> object:
     """Read several LoRAs: rgthree's Power Lora Loader (mappings) and Lora Loader Stack (lora_01, strength_01)."""
-    source = node.get("model", Model) if want is Model else node.get("clip", Clip)
-    if source is None or want not in (Model, Clip):
+    source = node.get("model", Model) if want is Model else node.get("clip", GraphClip)
+    if source is None or want not in (Model, GraphClip):
         return None
     loras = []
     for name in sorted(node.inputs):
@@ -70,7 +70,7 @@ def _lora_stack(node: Node, slot: int, want: type) -> object:
 
 
 def _last_layer(node: Node, slot: int, want: type) -> object:
-    return replace(node.get("clip", Clip) or Clip(), layer=node.scalar("stop_at_clip_layer"))
+    return replace(node.get("clip", GraphClip) or GraphClip(), layer=node.scalar("stop_at_clip_layer"))
 
 
 def pass_on(*names: str, note: str | None = None, tell: Sequence[str] = ()) -> Reader:
@@ -112,7 +112,7 @@ def _words(node: Node, *names: str) -> str:
 
 
 def _encode(node: Node, slot: int, want: type) -> object:
-    return Prompt(_words(node, "text"), node.get("clip", Clip) or Clip())
+    return Prompt(_words(node, "text"), node.get("clip", GraphClip) or GraphClip())
 
 
 def _encode_sdxl(node: Node, slot: int, want: type) -> object:
@@ -124,13 +124,15 @@ def _encode_sdxl(node: Node, slot: int, want: type) -> object:
         "crop": (node.scalar("crop_w", 0), node.scalar("crop_h", 0)),
         "target_size": (node.scalar("target_width"), node.scalar("target_height")),
     }
-    return Prompt(text, node.get("clip", Clip) or Clip(), sizes)
+    return Prompt(text, node.get("clip", GraphClip) or GraphClip(), sizes)
 
 
 def _encode_advanced(node: Node, slot: int, want: type) -> object:
     """Read encoders that say how words are weighed: BNK_CLIPTextEncodeAdvanced, smZ CLIPTextEncode."""
     way = str(node.scalar("weight_interpretation", node.scalar("parser", "comfy")))
-    return Prompt(node.text("text"), node.get("clip", Clip) or Clip(), weighed="A1111" if way == "A1111" else "ComfyUI")
+    return Prompt(
+        node.text("text"), node.get("clip", GraphClip) or GraphClip(), weighed="A1111" if way == "A1111" else "ComfyUI"
+    )
 
 
 def _zero_out(node: Node, slot: int, want: type) -> object:
@@ -196,12 +198,12 @@ def _decode(node: Node, slot: int, want: type) -> object:
     if vae is not None and vae.kind == "VAELoader":
         node.graph.note(f"node VAELoader: {shorten(vae.scalar('vae_name'))}")
     latent = node.get("samples", Latent)
-    return None if latent is None else Picture(latent)
+    return None if latent is None else GraphPicture(latent)
 
 
 def _encode_picture(node: Node, slot: int, want: type) -> object:
     """Read latents of a picture: of one that was drawn before, or of one that is not in the file."""
-    picture = node.get("pixels", Picture) or node.get("image", Picture)
+    picture = node.get("pixels", GraphPicture) or node.get("image", GraphPicture)
     return picture.latent if picture is not None else Latent(picture=True)
 
 
@@ -212,8 +214,8 @@ def _enlarge(node: Node, slot: int, want: type) -> object:
     if want is Latent:
         latent = node.get(name, Latent)
         return None if latent is None else _scale(node, latent)
-    picture = node.get(name, Picture) if want is Picture else None
-    return None if picture is None else Picture(_scale(node, picture.latent))
+    picture = node.get(name, GraphPicture) if want is GraphPicture else None
+    return None if picture is None else GraphPicture(_scale(node, picture.latent))
 
 
 def _scale(node: Node, latent: Latent) -> Latent:
@@ -232,10 +234,10 @@ def _efficient_loader(node: Node, slot: int, want: type) -> object:
     has_lora = lora[1] not in (None, "None")
     if want is Model:
         return Model(_name(node, "ckpt_name"), (lora,) if has_lora else ())
-    clip = Clip(
+    clip = GraphClip(
         ((node.name, lora[1], node.scalar("lora_clip_strength", 1)),) if has_lora else (), node.scalar("clip_skip")
     )
-    if want is Clip:
+    if want is GraphClip:
         return clip
     if want is Prompt:
         way = str(node.scalar("weight_interpretation", "comfy"))
@@ -251,9 +253,9 @@ def _efficient_loader(node: Node, slot: int, want: type) -> object:
 TEXTS = ("text", "prompt", "text_g", "positive", "string")
 FIRST: dict[type, tuple[str, ...]] = {
     Model: ("model",),
-    Clip: ("clip",),
+    GraphClip: ("clip",),
     Latent: ("samples", "latent", "latent_image", "image", "images", "pixels"),
-    Picture: ("image", "images", "pixels", "samples"),
+    GraphPicture: ("image", "images", "pixels", "samples"),
     Prompt: ("conditioning",),
 }
 
@@ -272,9 +274,9 @@ def unknown(node: Node, slot: int, want: type) -> object:
         node.note("not known here", *settings[:6])
     if want is Prompt:
         return _unknown_prompt(node, slot)
-    if want in (Model, Clip) and node.inputs.keys() & {"ckpt_name", "unet_name"}:
+    if want in (Model, GraphClip) and node.inputs.keys() & {"ckpt_name", "unet_name"}:
         return _loader(node, slot, want)
-    if want in (Latent, Picture) and {"positive", "steps", "latent_image"} <= node.inputs.keys():
+    if want in (Latent, GraphPicture) and {"positive", "steps", "latent_image"} <= node.inputs.keys():
         return samplers.ksampler(node, slot, want)
     return _input_of(node, want)
 
@@ -284,7 +286,7 @@ def _input_of(node: Node, want: type) -> object:
     for name in (*FIRST.get(want, ()), *node.links()):
         value: Any = node.get(name, want) if name in node.inputs else None
         if value is None and want is Latent and name in node.inputs:
-            picture = node.get(name, Picture)
+            picture = node.get(name, GraphPicture)
             value = picture.latent if picture is not None else None
         if value is not None:
             return value
@@ -302,7 +304,7 @@ def _unknown_prompt(node: Node, slot: int) -> Prompt | None:
         return found[0]
     texts = [name for name in TEXTS if name in node.inputs]
     if not found and len(texts) == 1 and "clip" in node.inputs:
-        return Prompt(_words(node, texts[0]), node.get("clip", Clip) or Clip())
+        return Prompt(_words(node, texts[0]), node.get("clip", GraphClip) or GraphClip())
     return None
 
 
