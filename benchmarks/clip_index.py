@@ -24,11 +24,10 @@ from PIL import Image
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.similarity.embed import BUNDLED, Clip, load_clip
-from reverie.similarity.index import Entry, Header, open_index
+from reverie.similarity.index import IndexEntry, IndexHeader, IndexWriter, open_index
 from reverie.similarity.search import exact
-from reverie.similarity.sources import Place
-from reverie.similarity.update import prefetched, update
-from reverie.similarity.writer import Writer
+from reverie.similarity.sources import PicturePlace
+from reverie.similarity.update import prefetch, update
 
 Run = Callable[[], np.ndarray]
 
@@ -69,7 +68,7 @@ def peer(files: list[Path], batch: int, workers: int) -> Run:
 
     @torch.no_grad()
     def run() -> np.ndarray:
-        prepared = prefetched(prepare, parts, workers, 2) if workers else ((part, prepare(part)) for part in parts)
+        prepared = prefetch(prepare, parts, workers, 2) if workers else ((part, prepare(part)) for part in parts)
         found = [model.get_image_features(pixel_values=pixels) for _, pixels in prepared]
         rows = torch.cat([it if isinstance(it, torch.Tensor) else it.pooler_output for it in found])
         return torch.nn.functional.normalize(rows, dim=-1).numpy()
@@ -83,8 +82,8 @@ def query_time(count: int = 20_000, width: int = 512, turns: int = 50) -> float:
     vectors = rng.normal(size=(count, width)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     with tempfile.TemporaryDirectory() as folder:
-        writer = Writer(Path(folder), Header(model="m", identity="i", width=width, source=folder))
-        writer.add([Entry(Place(str(row), str(row), 0, 1, "")) for row in range(count)], [vectors])
+        writer = IndexWriter(Path(folder), IndexHeader(model="m", identity="i", width=width, source=folder))
+        writer.add([IndexEntry(PicturePlace(str(row), str(row), 0, 1, "")) for row in range(count)], [vectors])
         index, times = open_index(folder), []
         for turn in range(turns):
             start = time.perf_counter()

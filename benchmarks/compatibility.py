@@ -27,10 +27,10 @@ from reverie.diffusion.noise import Noise
 from reverie.generate.image import sized
 from reverie.generate.picture_run import picture_run
 from reverie.pipeline import Pipeline
-from reverie.requests.base import SamplerName, ScheduleName
 from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
+from reverie.requests.samplers import SamplerName, ScheduleName
 
-DOCS = Path(__file__).parents[1] / "docs" / "compatibility.md"
+DOCS = Path(__file__).parents[1] / "docs" / "measured" / "samplers.md"
 PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE, STRENGTH = "a bear next to an apple", "blue", 7, 8, 4.0, 0.75
 GOAL = 1e-3  # on [-1, 1]
 # Why a difference is above the goal: (sampler, spacing, task or "" for all) -> what diffusers does otherwise.

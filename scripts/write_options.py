@@ -30,8 +30,8 @@ SINGULAR = {
 }
 SIZES = ("width", "scale")  # fields whose flag is WIDTHxHEIGHT, or such a text among others
 SAMPLED = (
-    *("negative", "seed", "steps", "guidance", "sampler", "schedule", "guidance_rescale", "guidance_interval"),
-    *("cache_steps", "merge_tokens", "threshold"),
+    *("negative", "seed", "steps", "guidance", "sampler", "schedule", "discard_penultimate", "guidance_rescale"),
+    *("guidance_interval", "cache_steps", "merge_tokens", "threshold"),
 )
 
 
@@ -88,7 +88,7 @@ GROUPS = (
         of(Variation, subseed="seed", subseed_strength="strength", seed_size="width")
         | of(Hires, hires="scale", hires_upscaler="upscaler", hires_steps="steps", hires_strength="strength")
         | of(Refiner, refiner="model", refiner_switch="switch")
-        | of(TextToImage, "tile", "original_size", "crop", "target_size")
+        | of(TextToImage, "rng", "zero_negative", "tile", "original_size", "crop", "target_size")
         | of(TextToImage, "negative_original_size", "negative_crop", "negative_target_size"),
     ),
     Group(
@@ -243,25 +243,25 @@ def options_text() -> str:
 
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from typing import TYPE_CHECKING, Any, TypedDict
+    from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
     from PIL import Image
 
-    from reverie.requests.base import SamplerName, ScheduleName
     from reverie.requests.easing import EasingName
+    from reverie.requests.samplers import SamplerName, ScheduleName
 
     if TYPE_CHECKING:
         from reverie.media.sound import Sound
         from reverie.requests.films import Drive, Fit, Interpolation, InversionName, Keyframe, Pace
         from reverie.requests.music import Stop
         from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
-        from reverie.requests.pictures import Fill, Tile
+        from reverie.requests.pictures import Fill, Rng, Tile
         from reverie.requests.references import Picture, SoundInput
 
-        PictureLike = Picture | Image.Image | str | Path
-        SoundLike = SoundInput | Sound | Image.Image | str | Path
-        KeyframeLike = Keyframe | Mapping[str, Any] | str
-        StopLike = Stop | Mapping[str, Any] | str
+    PictureLike: TypeAlias = "Picture | Image.Image | str | Path"
+    SoundLike: TypeAlias = "SoundInput | Sound | Image.Image | str | Path"
+    KeyframeLike: TypeAlias = "Keyframe | Mapping[str, Any] | str"
+    StopLike: TypeAlias = "Stop | Mapping[str, Any] | str"
     '''
     return textwrap.dedent(head).strip() + "\n" + "".join(_options(*one) for one in OPTIONS)
 

@@ -33,8 +33,7 @@ from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToIma
 from reverie.runtime import is_packed
 from reverie.runtime.compiled import is_compiled
 from reverie.runtime.offload import offloader_of
-from reverie.similarity.best import Ranking, rivals
-from reverie.similarity.embed import Clip, load_clip
+from reverie.similarity.embed import Clip, Ranking, load_clip, rivals
 from reverie.system import StableDiffusion
 
 if TYPE_CHECKING:

@@ -126,8 +126,8 @@ class Tokenizer:
         except ReverieError:
             raise
         except Exception as error:  # the tokenizers library raises no narrower one
-            told = " ".join(f"{type(error).__name__}: {error}".split())
-            raise ReverieError(f"the tokenizer in {folder} is damaged ({told}); fetch it again") from error
+            reason = " ".join(f"{type(error).__name__}: {error}".split())
+            raise ReverieError(f"the tokenizer in {folder} is damaged ({reason}); fetch it again") from error
 
     @classmethod
     def _read(cls, folder: Path) -> Tokenizer:

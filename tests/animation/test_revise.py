@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from PIL import Image
 
-from reverie.animation.revise import frames_in, source_pictures
+from reverie.animation.timeline import frames_in, source_pictures
 from reverie.errors import ReverieError
 
 

@@ -148,7 +148,9 @@ def test_other_refusals() -> None:
     with pytest.raises(
         ReverieError, match=r"^s: beta_schedule is None.* one of scaled_linear, linear, squaredcos_cap_v2"
     ):
-        read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler"}, "s")
+        read_schedule({"_class_name": "ScoreSdeVeScheduler"}, "s")
+    with pytest.raises(ReverieError, match=r"^s: shift is 3.0, which is not supported; it should be 1.0"):
+        read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "s")
     with pytest.raises(ReverieError, match=r"^s: prediction_type is 'flow'"):
         read_schedule({"beta_schedule": "linear", "prediction_type": "flow"}, "s")
     with pytest.raises(ReverieError, match="diffusers has no U-Net with transformer depth 1 in its last level and 2"):

@@ -74,7 +74,7 @@ def test_refusals(single_file: Writer, tmp_path: Path) -> None:
         (tmp_path / "nowhere", folder): "there is no such file or folder",
         (file, there): "is there already; give another name, or `force`",
         (file, folder): "is there already",
-        (file, file): "would be written over itself",
+        (file, file): "is an input and would be written over",
         (file, tmp_path / "x.ckpt"): "ends in .safetensors for a single file",
         (folder, tmp_path / "other"): "is a folder already",
         (folder, tmp_path / "new.safetensors"): "has networks of its own",

@@ -82,9 +82,24 @@ def test_folders(tiny: Pipeline, tmp_path: Path) -> None:
 
 
 DOWN = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn2_to_k.lora_down.weight"
+LAYER = "lora_unet_down_blocks_1_attentions_0_transformer_blocks_0_attn1_to_k"
+OF_SD1 = ("3 vectors of width 768", "for Stable Diffusion 1.x")
 OTHERS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[str, ...]]] = {
     "lora of 1": ("lora", {DOWN: (8, 768)}, ("rank 8", "for Stable Diffusion 1.x")),
     "lora of xl": ("lora", {DOWN: (8, 2048), f"x{DOWN}": (4, 9)}, ("ranks 4 to 8", "for Stable Diffusion XL")),
+    "text encoders of today": ("lora", {"text_encoder.encoder.layers.0.mlp.fc1.lora_A.weight": (4, 768)}, ("rank 4",)),
+    "full differences": ("lora", {f"{LAYER}.diff": (8, 8), f"{LAYER}.diff_b": (8,)}, ("full differences, biases",)),
+    "norms": ("lora", {"lora_unet_conv_norm_out.w_norm": (8,), "lora_unet_conv_norm_out.b_norm": (8,)}, ("norms",)),
+    "(IA)3": ("lora", {f"{LAYER}.weight": (8,), f"{LAYER}.on_input": ()}, ("(IA)3",)),
+    "OFT": ("lora", {f"{LAYER}.oft_blocks": (2, 4, 4), f"{LAYER}.alpha": ()}, ("OFT",)),
+    "GLoRA": ("lora", {f"{LAYER}.a1.weight": (8, 2), f"{LAYER}.a2.weight": (2, 8)}, ("GLoRA",)),
+    "LoKr with DoRA": (
+        "lora",
+        {f"{LAYER}.lokr_w1": (2, 2), f"{LAYER}.lokr_w2": (4, 4), f"{LAYER}.dora_scale": (8, 1)},
+        ("LoKr, DoRA",),
+    ),
+    "an embedding of OneTrainer's": ("embedding", {"emp_params": (3, 768)}, OF_SD1),
+    "IP-Adapter with a LoRA": ("adapter", {"ip_adapter.0.to_q_lora.down.weight": (4, 320)}, ()),
     "embedding": ("embedding", {"emb_params": (3, 1024)}, ("3 vectors of width 1024", "for Stable Diffusion 2.x")),
     "embedding of xl": (
         "embedding",

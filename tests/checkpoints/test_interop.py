@@ -36,8 +36,8 @@ from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline, load
-from reverie.requests.base import SamplerName, ScheduleName
 from reverie.requests.pictures import TextToImage
+from reverie.requests.samplers import SamplerName, ScheduleName
 from reverie.system import BUNDLED
 from reverie.tokenizer import Tokenizer
 

@@ -30,7 +30,7 @@ from torch import Tensor
 
 from reverie.diffusion.denoiser import PREDICTIONS, Denoise, denoiser
 from reverie.diffusion.guidance import consistency
-from reverie.diffusion.multistep import dpmpp_3m, unipc
+from reverie.diffusion.multistep import bh1, dpmpp_3m, unipc
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.onestep import dpmpp_2s
 from reverie.diffusion.samplers import SAMPLERS
@@ -136,7 +136,7 @@ def test_samplers_at_leading_timesteps(
         # 3M SDE has no oracle here: diffusers has -1/2 in its phi_3 where k-diffusion has +1/2.
         (SAMPLERS["unipc"], UniPCMultistepScheduler),
         (partial(unipc, order=1), partial(UniPCMultistepScheduler, solver_order=1)),
-        (partial(unipc, order=3), partial(UniPCMultistepScheduler, solver_order=3)),
+        (SAMPLERS["unipc_bh2"], partial(UniPCMultistepScheduler, solver_order=3)),
     ],
     ids=["2m", "3m", "2m_sde", "unipc", "unipc-1", "unipc-3"],
 )
@@ -150,11 +150,22 @@ def test_multistep_solvers_on_the_scheduler_s_own_levels(
     assert_equal(ours(sampler, denoise, levels(reference)), theirs(reference, network, monkeypatch))
 
 
-def test_unipc_may_end_at_the_first_timestep(schedule: Schedule, network, monkeypatch) -> None:
-    reference = UniPCMultistepScheduler(timestep_spacing="linspace", final_sigmas_type="sigma_min", **BETAS)
+@pytest.mark.parametrize(
+    ("sampler", "options"),
+    [
+        (SAMPLERS["unipc"], {}),
+        (SAMPLERS["unipc_bh1"], {"solver_order": 3, "solver_type": "bh1"}),
+        (partial(unipc, variant=bh1), {"solver_type": "bh1"}),
+    ],
+)
+def test_unipc_may_end_at_the_first_timestep(
+    sampler: Sampler, options, schedule: Schedule, network, monkeypatch
+) -> None:
+    """Where diffusers' variant bh1 has to end: a step to 0 is infinitely long, and its B(h) with it."""
+    reference = UniPCMultistepScheduler(timestep_spacing="linspace", final_sigmas_type="sigma_min", **options, **BETAS)
     reference.set_timesteps(10)
     denoise = denoiser(network, schedule, PREDICTIONS["eps"].scalings)
-    assert_equal(ours(SAMPLERS["unipc"], denoise, levels(reference)), theirs(reference, network, monkeypatch))
+    assert_equal(ours(sampler, denoise, levels(reference)), theirs(reference, network, monkeypatch))
 
 
 def test_2s_where_its_midpoints_are_levels_of_the_scheduler(schedule: Schedule, monkeypatch) -> None:

@@ -18,7 +18,11 @@ def visited(schedule: Schedule, name: str, steps: int) -> list[float]:
     return [round(t, 6) for t in schedule.sigma_to_t(SPACINGS[name](schedule, steps)[:-1]).tolist()]
 
 
-@pytest.mark.parametrize("name", SPACINGS)
+# These have the levels and the ends of programs that they repeat.
+OTHERS = ("ddim_uniform", "a1111_ddim", "a1111_unipc")
+
+
+@pytest.mark.parametrize("name", [name for name in SPACINGS if name not in OTHERS])
 @pytest.mark.parametrize("steps", [1, 2, 3, 20, 50])
 def test_every_spacing_falls_from_much_noise_to_the_end(name: str, steps: int) -> None:
     for schedule in (*(make() for make in SCHEDULES.values()), zero_terminal_snr(SCHEDULES["scaled_linear"]())):
@@ -48,6 +52,31 @@ def test_the_timesteps_are_those_of_the_definitions(schedule: Schedule) -> None:
     assert visited(schedule, "ddim", 50) == list(range(981, 0, -20))
     assert visited(schedule, "trailing", 4) == [999, 749, 499, 249]
     assert visited(schedule, "lcm", 4) == [999, 759, 499, 259]
+
+
+def test_levels_of_comfyui(schedule: Schedule) -> None:
+    """ComfyUI 0.3.64, comfy/samplers.py: simple_scheduler, ddim_scheduler."""
+    assert visited(schedule, "simple", 4) == [999, 749, 499, 249]
+    assert visited(schedule, "simple", 7) == [999 - int(k * 1000 / 7) for k in range(7)]
+    assert visited(schedule, "ddim_uniform", 30) == list(range(991, 0, -33))
+    assert len(SPACINGS["ddim_uniform"](schedule, 30)) == 32
+
+
+def test_levels_of_automatic1111(schedule: Schedule) -> None:
+    """stable-diffusion-webui 1.10: sd_samplers_timesteps.py, sd_samplers_timesteps_impl.py, sd_samplers_lcm.py."""
+    t = [round(t) for t in schedule.sigma_to_t(SPACINGS["a1111_ddim"](schedule, 30)).tolist()]
+    assert t == [1 + t for t in range(0, 1000, 1000 // 30)][::-1]
+    assert len(SPACINGS["a1111_ddim"](schedule, 20)) == 20
+    unipc = schedule.sigma_to_t(SPACINGS["a1111_unipc"](schedule, 20)).tolist()
+    assert unipc == pytest.approx([999 * (1 - k / 20) for k in range(21)], abs=1e-6)
+    assert [round(t) for t in schedule.sigma_to_t(SPACINGS["a1111_lcm"](schedule, 4)[:-1]).tolist()] == [
+        999,
+        672,
+        346,
+        19,
+    ]
+    with pytest.raises(ReverieError, match="give 2 or more"):
+        SPACINGS["a1111_ddim"](schedule, 1)
 
 
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])

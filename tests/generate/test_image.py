@@ -16,10 +16,10 @@ from reverie.generate.conditioning import encode
 from reverie.generate.modified import Modification
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.pipeline import Pipeline
-from reverie.requests.base import SAMPLERS
 from reverie.requests.options import ImageToImageOptions, InpaintOptions, OutpaintOptions, TextToImageOptions
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.records import from_metadata
+from reverie.requests.samplers import SAMPLERS
 
 BEAR = TextToImage(prompt="a bear", negative="red", seed=7, steps=3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from reverie.diffusion.noise import Noise
+from reverie.diffusion.noise import Noise, gpu_source
 from reverie.generate.canvas import starting_noise
 from reverie.requests.parts import Variation
 from reverie.requests.pictures import TextToImage
@@ -45,6 +45,17 @@ def test_a_seed_of_another_size_lies_in_the_middle() -> None:
     larger = first(Variation(width=80, height=64))  # 10 x 8 latents, cut
     assert torch.equal(larger, plain(7, (4, 8, 10))[:, :, 1:7, 1:9])
     assert torch.equal(first(Variation(width=64, height=48)), plain(7))
+
+
+def test_the_request_says_which_generator_draws() -> None:
+    """stable-diffusion-webui 1.10, modules/rng.py: variations are drawn by the same generator."""
+    gpu = starting_noise([TextToImage(seed=7, rng="gpu")], SHAPE, 8)
+    assert torch.equal(gpu.initial()[0], gpu_source(7)(SHAPE))
+    varied = starting_noise([TextToImage(seed=7, rng="gpu", variation=Variation(seed=9, strength=1))], SHAPE, 8)
+    assert torch.allclose(varied.initial()[0], gpu_source(9)(SHAPE), atol=1e-6)
+    draw = gpu_source(7)
+    draw(SHAPE)
+    assert torch.equal(varied.next()[0], draw(SHAPE))
 
 
 def test_a_batch_has_the_noise_of_each_alone() -> None:

@@ -7,7 +7,7 @@ import warnings
 
 import pytest
 
-from reverie.checkpoints.known import Known
+from reverie.checkpoints.load import Known
 from reverie.errors import RequestWarning
 from reverie.generate.notes import model_limits, nearest, unknown_words
 from reverie.pipeline import Pipeline

@@ -14,11 +14,12 @@ from pydantic import ValidationError
 from reverie.diffusion.samplers import SAMPLERS as SOLVERS
 from reverie.diffusion.spacings import SPACINGS
 from reverie.errors import ReverieError
-from reverie.requests.base import MAX_SEED, SAMPLERS, SCHEDULES, Request
+from reverie.requests.base import MAX_SEED, Request
 from reverie.requests.films import Animation
 from reverie.requests.metadata import KINDS
 from reverie.requests.music import Music
 from reverie.requests.pictures import ImageToImage, TextToImage
+from reverie.requests.samplers import SAMPLERS, SCHEDULES
 
 
 def test_names_are_those_of_diffusion() -> None:

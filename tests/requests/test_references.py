@@ -115,7 +115,7 @@ def test_a_server_allows_names_inside_its_folders_alone(file: Path, tmp_path: Pa
         with pytest.raises(ReverieError, match="there is no model"):
             Refiner(model="owner/name")
         for adapters in ({"loras": ["../secret.safetensors:0.5"]}, {"embeddings": ["x.pt"]}, {"folders": ["/"]}):
-            with pytest.raises(ReverieError, match="there is no (lora|embedding|folder) '.*' here"):
+            with pytest.raises(ReverieError, match=r"there is no (lora|embedding|folder) '.*' here"):
                 TextToImage.of(adapters)
         record = {"name": str(tmp_path / "secret.png"), "sha256": asked("init.png").init.sha256}
         assert asked(record).init.size is None

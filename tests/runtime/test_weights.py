@@ -181,7 +181,7 @@ def test_keys_and_values_are_kept_while_the_context_is_what_it_was(monkeypatch: 
     assert products() == 2
     attention(x, torch.randn(2, 7, 48))
     calls.clear()
-    assert len(attention.told) == 1  # the other context is gone
+    assert len(attention.contexts) == 1  # the other context is gone
 
 
 @torch.no_grad()

@@ -14,7 +14,7 @@ from reverie.errors import ReverieError
 from reverie.similarity import classify
 from reverie.similarity.classify import Classifier, embed_labels
 from reverie.similarity.embed import Clip
-from reverie.similarity.templates import OPENAI, OPENAI_SEVEN, TEMPLATES, filled, find_templates
+from reverie.similarity.templates import OPENAI, OPENAI_SEVEN, TEMPLATES, fill_template, find_templates
 
 LABELS = ["bear", "apple", "blue background", "next to"]
 SENTENCES = ("a {}", "{} on a background", "an apple next to a {}")
@@ -97,7 +97,7 @@ def test_templates_are_found_by_name_sentence_and_file(tmp_path: Path) -> None:
     assert find_templates("openai") is OPENAI
     assert find_templates("a {} in the snow") == ("a {} in the snow",)
     assert find_templates(str(tmp_path / "mine.txt")) == ("a sketch of a {}", "{}, 一张照片")
-    assert filled("a {}", "{0.__class__}") == "a {0.__class__}"
+    assert fill_template("a {}", "{0.__class__}") == "a {0.__class__}"
     (tmp_path / "none.txt").write_text("a sketch\n")
     (tmp_path / "empty.txt").write_text("\n")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")

@@ -20,18 +20,15 @@ from safetensors.torch import save_file
 from reverie.cli.app import run
 from reverie.data.captioned import open_captioned
 from reverie.errors import ReverieError
-from reverie.similarity.curation.aesthetic import load_aesthetic
-from reverie.similarity.curation.duplicates import near_duplicates
-from reverie.similarity.curation.keep import words
+from reverie.similarity.curation.measure import load_aesthetic
 from reverie.similarity.curation.report import Curated
-from reverie.similarity.curation.rules import DUPLICATE, Measured, Rules, reason_to_drop
-from reverie.similarity.curation.run import curate
-from reverie.similarity.curation.samples import read_samples
-from reverie.similarity.curation.spread import Spread, here
+from reverie.similarity.curation.rules import DUPLICATE, Measurement, Rules, reason_to_drop
+from reverie.similarity.curation.run import curate, near_duplicates, words
+from reverie.similarity.curation.samples import Spread, here, read_samples
 from reverie.similarity.embed import load_clip
 
 PLAIN = Rules(min_cosine=None, min_text=5, min_bytes=300, min_side=16)
-GOOD = Measured(key="a", text="a red apple", bytes=9000, width=640, height=512, cosine=0.31, aesthetic=5.5)
+GOOD = Measurement(key="a", text="a red apple", bytes=9000, width=640, height=512, cosine=0.31, aesthetic=5.5)
 
 
 def picture(seed: int, size: tuple[int, int] = (24, 24)) -> bytes:
@@ -199,7 +196,7 @@ def test_a_damaged_shard_is_told_and_its_first_part_used(shards: Path, tmp_path:
         (Rules(), replace(GOOD, cosine=None), "low cosine"),
     ],
 )
-def test_limits_are_met_by_what_equals_them(rules: Rules, measured: Measured, reason: str) -> None:
+def test_limits_are_met_by_what_equals_them(rules: Rules, measured: Measurement, reason: str) -> None:
     assert reason_to_drop(measured, rules) == reason
 
 
@@ -218,7 +215,7 @@ def test_near_duplicates_do_not_depend_on_blocks(monkeypatch: pytest.MonkeyPatch
     vectors = np.random.default_rng(1).normal(size=(500, 4)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     whole = near_duplicates(vectors, 0.9)
-    monkeypatch.setattr("reverie.similarity.curation.duplicates.BLOCK", 64)
+    monkeypatch.setattr("reverie.similarity.curation.run.BLOCK", 64)
     np.testing.assert_array_equal(near_duplicates(vectors, 0.9), whole)
 
 

@@ -14,11 +14,10 @@ import torch
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.similarity.index import Entry, Header, Index, open_index
+from reverie.similarity.index import Index, IndexEntry, IndexHeader, IndexWriter, open_index
 from reverie.similarity.search import NEAREST, Query, by_faiss, exact, search
-from reverie.similarity.sources import Place
-from reverie.similarity.update import Progress, prefetched, update
-from reverie.similarity.writer import Writer
+from reverie.similarity.sources import PicturePlace
+from reverie.similarity.update import IndexUpdate, prefetch, update
 
 WORDS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}
 
@@ -56,7 +55,7 @@ def paint(path: Path, colour: tuple[int, int, int]) -> None:
     Image.new("RGB", (9, 7), colour).save(path)
 
 
-def run(folder: Path, source: Path, clip: MeanColour | None = None, batch: int = 2) -> Progress:
+def run(folder: Path, source: Path, clip: MeanColour | None = None, batch: int = 2) -> IndexUpdate:
     return list(update(folder, source, clip or MeanColour(), batch=batch))[-1]
 
 
@@ -235,7 +234,7 @@ def test_faiss_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, c
     monkeypatch.setattr("reverie.similarity.search.CELLS_FROM", cells_from)
     monkeypatch.setattr("reverie.similarity.search.CELL_SHARE", 1)
     index, vectors = _random(tmp_path, 3000)
-    Writer(tmp_path, index.header).forget(["17", "1"])
+    IndexWriter(tmp_path, index.header).forget(["17", "1"])
     index = open_index(tmp_path)
     for _ in range(2):  # built, then read from its file
         rows, cosines = by_faiss(index, vectors[17], 20)
@@ -265,14 +264,14 @@ def _random(folder: Path, count: int) -> tuple[Index, np.ndarray]:
     """Make an index of random directions, without pictures."""
     vectors = np.random.default_rng(0).normal(size=(count, 16)).astype(np.float32)
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
-    writer = Writer(folder, Header(model="m", identity="i", width=16, source=str(folder)))
-    writer.add([Entry(Place(f"{row}", f"{row}", 0, 1, "")) for row in range(count)], [vectors])
+    writer = IndexWriter(folder, IndexHeader(model="m", identity="i", width=16, source=str(folder)))
+    writer.add([IndexEntry(PicturePlace(f"{row}", f"{row}", 0, 1, "")) for row in range(count)], [vectors])
     return open_index(folder), vectors
 
 
 def test_prefetching_keeps_the_order_and_holds_few() -> None:
     started: list[int] = []
-    results = prefetched(lambda item: started.append(item) or -item, iter(range(100)), workers=3, ahead=5)
+    results = prefetch(lambda item: started.append(item) or -item, iter(range(100)), workers=3, ahead=5)
     assert next(results) == (0, 0)
     assert len(started) <= 6
     assert [result for _, result in results] == [-item for item in range(1, 100)]

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from reverie.media.charts import colour_of
-from reverie.similarity.likeness import Likeness, named
+from reverie.similarity.classify import Likeness, picture_names
 
 NAMES = ("a,b", 'a "bear" <script>', "熊")
 
@@ -59,4 +59,4 @@ def test_cells_have_their_values_colours(likeness: Likeness) -> None:
 
 
 def test_pictures_are_named_by_their_files() -> None:
-    assert named(["a.png", Image.new("RGB", (2, 2))]) == ("a.png", "picture 1")
+    assert picture_names(["a.png", Image.new("RGB", (2, 2))]) == ("a.png", "picture 1")

@@ -29,7 +29,7 @@ import ray
 from ray.cluster_utils import Cluster
 from reverie.similarity.curation.rules import Rules
 from reverie.similarity.curation.run import curate
-from reverie.similarity.curation.spread import by_ray
+from reverie.similarity.curation.samples import by_ray
 
 class Fragile:
     def __init__(self, work, log, second):

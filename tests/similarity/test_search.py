@@ -16,8 +16,7 @@ from PIL import Image
 from reverie.cli.app import run
 from reverie.errors import ReverieError
 from reverie.similarity.index import open_index
-from reverie.similarity.page import contact_sheet
-from reverie.similarity.search import Query, Results, find_picture, search
+from reverie.similarity.search import Query, Results, contact_sheet, find_picture, search
 from reverie.similarity.update import update
 
 from .test_index import WORDS, MeanColour, paint

@@ -7,7 +7,7 @@ import signal
 from functools import partial
 from pathlib import Path
 
-from reverie.similarity.curation.spread import Message, by_processes
+from reverie.similarity.curation.samples import Message, by_processes
 
 
 def fragile(marker: Path, shard: str) -> Message:

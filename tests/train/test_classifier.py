@@ -15,8 +15,8 @@ from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet
 from reverie.train.classifier import (
     ClassifierObjective,
     ClassifierSettings,
-    coarsened,
-    degraded,
+    coarsen,
+    degrade,
     load_classifier,
     load_features,
 )
@@ -65,17 +65,17 @@ def test_a_crop_is_named_after_its_first_object(corpus: None) -> None:
 
 def test_a_coarsened_image_holds_nothing_finer_than_the_factor() -> None:
     fine = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(1, 1, 8, 8)
-    torch.testing.assert_close(coarsened(fine, 2), torch.zeros(1, 1, 16, 16))
+    torch.testing.assert_close(coarsen(fine, 2), torch.zeros(1, 1, 16, 16))
     flat = torch.full((1, 3, 13, 10), 0.25)
-    torch.testing.assert_close(coarsened(flat, 3), flat)
-    assert coarsened(fine, 1) is fine
+    torch.testing.assert_close(coarsen(flat, 3), flat)
+    assert coarsen(fine, 1) is fine
 
 
 def test_each_image_is_degraded_by_itself() -> None:
     settings = ClassifierSettings(make="residual", widths=(4,), coarsest=4)
     image = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    made = degraded(image.repeat(40, 1, 1, 1), settings, torch.Generator().manual_seed(2))
-    expected = [coarsened(image, factor)[0] for factor in range(1, 5)]
+    made = degrade(image.repeat(40, 1, 1, 1), settings, torch.Generator().manual_seed(2))
+    expected = [coarsen(image, factor)[0] for factor in range(1, 5)]
     kinds = [next(i for i, one in enumerate(expected) if torch.equal(one, row)) for row in made]
     assert set(kinds) == {0, 1, 2, 3}
 

@@ -15,7 +15,7 @@ from torch import nn
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
-from reverie.data.loader import shuffled
+from reverie.data.loader import shuffled_index
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet, UNetConfig
 from reverie.train import diffusion
@@ -28,7 +28,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("size", [2, 20, 97])
 def test_every_pass_over_the_pool_is_shuffled_anew(size: int) -> None:
-    orders = [[shuffled(1, turn, size, place) for place in range(size)] for turn in range(4)]
+    orders = [[shuffled_index(1, turn, size, place) for place in range(size)] for turn in range(4)]
     assert all(sorted(order) == list(range(size)) for order in orders)
     if size > 2:
         assert len({tuple(order) for order in orders}) == 4

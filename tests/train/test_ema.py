@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reverie.train.ema import EMA
+from reverie.train.loop import EMA
 
 LARGEST = 0.9
 
@@ -54,10 +54,10 @@ def test_lent_for_a_while() -> None:
     average = EMA(linear, LARGEST)
     with torch.no_grad():
         linear.weight.fill_(5)
-    with average.applied():
+    with average.swap_in():
         assert torch.equal(linear.weight, torch.ones(1, 2))
     assert torch.equal(linear.weight, torch.full((1, 2), 5.0))
-    with pytest.raises(KeyboardInterrupt), average.applied():
+    with pytest.raises(KeyboardInterrupt), average.swap_in():
         raise KeyboardInterrupt
     assert torch.equal(linear.weight, torch.full((1, 2), 5.0))
     assert torch.equal(average.weights["weight"], torch.ones(1, 2))

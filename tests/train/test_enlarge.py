@@ -15,7 +15,7 @@ from reverie.corpora import scenes as corpus
 from reverie.corpora.concepts import Concept
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.train import enlarge
-from reverie.train.enlarge import EnlargeObjective, EnlargeSettings, enlarged, same_latents, stem
+from reverie.train.enlarge import EnlargeObjective, EnlargeSettings, enlarge_decoder, same_latents, stem
 from reverie.train.examples import Scenes
 from reverie.train.loop import Learner, RunSettings
 
@@ -35,7 +35,7 @@ def small() -> Autoencoder:
 @torch.no_grad()
 def test_it_starts_by_drawing_the_small_ones_features_with_their_pixels_repeated(small: Autoencoder) -> None:
     z = torch.randn(1, 4, 4, 4)
-    large, caught = enlarged(small, 4), []
+    large, caught = enlarge_decoder(small, 4), []
     small.decoder.conv_norm_out.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     large.decoder.conv_norm_out.register_forward_pre_hook(lambda module, inputs: caught.append(inputs[0]))
     assert small.decode(z).shape[-1] * 2 == large.decode(z).shape[-1] == 64
@@ -46,7 +46,7 @@ def test_it_starts_by_drawing_the_small_ones_features_with_their_pixels_repeated
 
 @torch.no_grad()
 def test_diffusers_opens_it_and_computes_the_same(small: Autoencoder, tmp_path: Path) -> None:
-    large = enlarged(small, 4)
+    large = enlarge_decoder(small, 4)
     save_autoencoder(large, tmp_path)
     theirs = diffusers.AutoencoderKL.from_pretrained(tmp_path)
     z, x = torch.randn(1, 4, 4, 4), torch.randn(1, 3, 64, 64)
@@ -56,14 +56,14 @@ def test_diffusers_opens_it_and_computes_the_same(small: Autoencoder, tmp_path: 
 
 @torch.no_grad()
 def test_a_stem_that_gives_what_the_small_encoder_makes_of_the_half_gives_its_latents(small: Autoencoder) -> None:
-    large, x = enlarged(small, 4), torch.randn(1, 3, 64, 64)
+    large, x = enlarge_decoder(small, 4), torch.randn(1, 3, 64, 64)
     wanted = small.encoder.conv_in(F.avg_pool2d(x, 2))
     large.encoder.down_blocks[0].register_forward_hook(lambda module, inputs, output: wanted)
     assert torch.allclose(large.encode(x).mode(), small.encode(F.avg_pool2d(x, 2)).mode(), atol=1e-5)
 
 
 def test_what_was_learned_outside_the_stem_tells_other_latents(small: Autoencoder) -> None:
-    large = enlarged(small, 4)
+    large = enlarge_decoder(small, 4)
     with torch.no_grad():
         stem(large, torch.zeros(1, 3, 16, 16))
         large.encoder.conv_in.weight.add_(1)  # the stem's, and the decoder's, may differ
@@ -79,7 +79,7 @@ def test_the_decoder_and_the_stem_learn_and_nothing_else(small: Autoencoder, mon
     monkeypatch.setattr(enlarge, "drawing", lambda emoji, size: np.zeros((size, size, 4), np.float32))
     monkeypatch.setattr(corpus, "glyph", None)
     scenes = Scenes(THINGS, 0, 2, scatter=0)
-    large, latents = enlarged(small, 4), torch.randn(2, 2, 4, 16, 16)
+    large, latents = enlarge_decoder(small, 4), torch.randn(2, 2, 4, 16, 16)
     before = {name: value.clone() for name, value in large.state_dict().items()}
     settings = EnlargeSettings(base="", width=4, crop=4, batch=2)
     objective = EnlargeObjective(large, small, scenes, latents, settings, 0)

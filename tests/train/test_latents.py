@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from reverie.data.loader import shuffled
+from reverie.data.loader import shuffled_index
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.progress import Progress
-from reverie.train.latents import ENCODE_BATCH, Stream, fill, pooled
+from reverie.train.latents import ENCODE_BATCH, Stream, fill, latent_pool
 
 TINY = AutoencoderConfig(latent_channels=4, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4)
 
@@ -50,7 +50,7 @@ def autoencoder() -> Autoencoder:
 
 def test_latents_are_scaled_codes_in_order(autoencoder: Autoencoder, tmp_path: Path) -> None:
     examples = Noise()
-    latents = pooled(autoencoder, examples, tmp_path / "new" / "latents.safetensors")
+    latents = latent_pool(autoencoder, examples, tmp_path / "new" / "latents.safetensors")
     assert (latents.shape, latents.dtype) == ((40, 4, 4, 8), torch.float16)
     for index in (0, 17, 39):
         pixels = torch.from_numpy(examples.picture(index)).permute(2, 0, 1)[None]
@@ -62,7 +62,7 @@ def test_latents_are_scaled_codes_in_order(autoencoder: Autoencoder, tmp_path: P
 
 def test_latents_are_made_again_only_for_what_they_depend_on(autoencoder: Autoencoder, tmp_path: Path) -> None:
     def drawn(examples: Noise) -> int:
-        pooled(autoencoder, examples, tmp_path / "latents.safetensors")
+        latent_pool(autoencoder, examples, tmp_path / "latents.safetensors")
         return len(examples.drawn)
 
     assert [drawn(Noise()) for _ in range(2)] == [40, 0]
@@ -81,7 +81,7 @@ def test_latents_are_made_again_only_for_what_they_depend_on(autoencoder: Autoen
 
 @pytest.mark.parametrize("torn", [0, 3])
 def test_a_stopped_job_goes_on(autoencoder: Autoencoder, tmp_path: Path, torn: int) -> None:
-    whole = pooled(autoencoder, Noise(), tmp_path / "whole.safetensors")
+    whole = latent_pool(autoencoder, Noise(), tmp_path / "whole.safetensors")
     path = tmp_path / "latents.safetensors"
     job = fill(autoencoder, Noise(), path)
     assert [next(job), next(job)] == [Progress(done, 40, "latents") for done in (ENCODE_BATCH, 2 * ENCODE_BATCH)]
@@ -90,7 +90,7 @@ def test_a_stopped_job_goes_on(autoencoder: Autoencoder, tmp_path: Path, torn: i
     (part,) = tmp_path.glob("*.part")
     part.write_bytes(part.read_bytes()[: -torn or None])  # what a kill left of the last batch
     rest = Noise()
-    assert torch.equal(pooled(autoencoder, rest, path), whole)
+    assert torch.equal(latent_pool(autoencoder, rest, path), whole)
     done = ENCODE_BATCH if torn else 2 * ENCODE_BATCH
     assert set(rest.drawn) - {0} == set(range(done, 40))
     assert not list(tmp_path.glob("*.part"))
@@ -99,7 +99,9 @@ def test_a_stopped_job_goes_on(autoencoder: Autoencoder, tmp_path: Path, torn: i
 def test_what_another_job_left_is_not_gone_on_with(autoencoder: Autoencoder, tmp_path: Path) -> None:
     path = tmp_path / "latents.safetensors"
     next(fill(autoencoder, Noise(seed=1), path))
-    assert torch.equal(pooled(autoencoder, Noise(), path), pooled(autoencoder, Noise(), tmp_path / "other.safetensors"))
+    assert torch.equal(
+        latent_pool(autoencoder, Noise(), path), latent_pool(autoencoder, Noise(), tmp_path / "other.safetensors")
+    )
 
 
 def items(stream: Stream, count: int) -> Iterator[tuple[int, str]]:
@@ -114,6 +116,6 @@ def test_a_stream_tells_each_pass_anew_and_leaves_captions_out() -> None:
     told = list(items(Stream(Noise(20), latents, seed=3, dropout=0.2, weight=0.25), 400))
     for index, (number, caption) in enumerate(told):
         turn, place = divmod(index, 20)
-        assert number == shuffled(3, turn, 20, place)
+        assert number == shuffled_index(3, turn, 20, place)
         assert caption in ("", f"{number} for the time {turn}")
     assert sum(caption == "" for _, caption in told) / len(told) == pytest.approx(0.2, abs=0.06)

@@ -17,7 +17,7 @@ from reverie.errors import ReverieError
 from reverie.media.sound import Sound
 from reverie.sound.spectrogram import mel_filters
 from reverie.train import listener
-from reverie.train.listener import HEARING, ListenerObjective, ListenerSettings, dimmed, hearing, load_judge
+from reverie.train.listener import HEARING, ListenerObjective, ListenerSettings, blur_levels, hearing, load_judge
 
 TINY = ListenerSettings(pool=24, widths=(4, 8), batch=24, coarsest=1, noise=0.0)
 
@@ -94,8 +94,8 @@ def test_a_tone_is_heard_in_its_band_however_short_and_at_any_rate(hertz: float)
 def test_dimming_leaves_the_mean_and_takes_the_detail() -> None:
     mel = torch.rand(4, 64, 320, generator=torch.Generator().manual_seed(1)) + 0.5
     clear, generator = ListenerSettings(coarsest=1, noise=0.0), torch.Generator().manual_seed(2)
-    torch.testing.assert_close(dimmed(mel, clear, generator), mel)
-    dim = dimmed(mel, ListenerSettings(coarsest=3, noise=0.0), generator)
+    torch.testing.assert_close(blur_levels(mel, clear, generator), mel)
+    dim = blur_levels(mel, ListenerSettings(coarsest=3, noise=0.0), generator)
     assert dim.std() < mel.std()
     assert dim.pow(0.25).mean().item() == pytest.approx(mel.pow(0.25).mean().item(), rel=0.01)
 

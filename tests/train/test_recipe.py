@@ -12,7 +12,7 @@ from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.unet import UNetConfig
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train import autoencoder, classifier, clip, diffusion, enlarge, finetune, listener, probe, run, zero_shot
+from reverie.train import autoencoder, classifier, clip, diffusion, finetune, listener, run, zero_shot
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
 from reverie.train.recipe import OBJECTIVES, read, section
@@ -38,17 +38,14 @@ KINDS: dict[str, dict[str, Any]] = {
         "data": diffusion.LatentSettings,
         "diffusion": diffusion.DiffusionSettings,
     },
-    "enlarge": {"enlarge": enlarge.EnlargeSettings, "scenes": finetune.SceneSettings},
-    "probe": {"probe": probe.ProbeSettings},
     "finetune": {
         "model": finetune.ModelSettings,
-        "data": finetune.DataSettings,
-        "scenes": finetune.SceneSettings,
+        "data": finetune.FinetuneDataSettings,
         "spectrogram": SpectrogramParams,
-        "text": finetune.TextSettings,
+        "text": finetune.FinetuneTextSettings,
         "lora": LoRASettings,
         "prior": finetune.PriorSettings,
-        "loss": finetune.LossSettings,
+        "loss": finetune.FinetuneLossSettings,
     },
     "listener": {"listener": listener.ListenerSettings},
 }

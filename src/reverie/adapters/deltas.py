@@ -26,14 +26,14 @@ BIAS = {"alpha", "scale", "diff_b", "b_norm", "up_bias"}
 
 
 @dataclass(frozen=True)
-class Kind:
+class DeltaKind:
     """Hold a formula and the parts that it cannot do without. `change(parts, weight)` is what strength 1 adds."""
 
     needs: frozenset[str]
     change: Callable[[Parts, Tensor], Tensor]
 
 
-def kind_of(parts: Parts | Mapping[str, str]) -> Kind | None:
+def kind_of(parts: Parts | Mapping[str, str]) -> DeltaKind | None:
     """Return the formula for a layer's parts; None where they are not enough for any."""
     return next((kind for kind in KINDS if kind.needs <= parts.keys()), None)
 
@@ -240,7 +240,7 @@ def _each(weight: Tensor, factors: Tensor, *, on_input: bool) -> Tensor:
 
 # The first whose needs are there counts.
 KINDS = tuple(
-    Kind(frozenset(needs.split()), change)
+    DeltaKind(frozenset(needs.split()), change)
     for needs, change in (
         ("down up", _lora),
         ("hada_w1_a hada_w1_b hada_w2_a hada_w2_b", _loha),

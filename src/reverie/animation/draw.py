@@ -1,4 +1,4 @@
-"""How does a request become a film? Its places are found, drawn in batches, and shown frame by frame."""
+"""From a request to a film: its frames' places are found, drawn in batches, and yielded one by one."""
 
 from __future__ import annotations
 
@@ -17,10 +17,9 @@ from torch import Tensor
 from reverie.animation.blend import fit_picture
 from reverie.animation.pacing import Distance
 from reverie.animation.path import prepare_path, shared_request
-from reverie.animation.reel import Projector, Shot, Shown, shots
-from reverie.animation.revise import frames_in, source_pictures
+from reverie.animation.render import FrameRenderer, FrameSpec, RenderedFrame, frame_specs
 from reverie.animation.store import FrameStore, Store
-from reverie.animation.timeline import Timeline, by_sight, by_sound, order, timeline
+from reverie.animation.timeline import Timeline, by_sight, by_sound, frames_in, order, source_pictures, timeline
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapter_notes
 from reverie.generate.modified import Modification, in_turn, modified
@@ -163,67 +162,67 @@ def _frames(
         if store is None and film.revisits:
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="reverie-"))
             store = stack.enter_context(FrameStore(FilePath(folder) / "frames"))
-        projector = Projector(path, batch, store)
+        renderer = FrameRenderer(path, batch, store)
         if film.source is not None:
-            reel: Iterable[Shot] = _drawn_over(film, film.source)
-            yield from _shown(film, projector.show(reel))
+            specs: Iterable[FrameSpec] = _specs_over(film, film.source)
+            yield from _frames_of(film, renderer.render(specs))
             return
         places = film.places
         if film.animation.pace == "perceptual" and distance is not None:
             timed = film.animation.keyframes[0].time is not None
-            places = by_sight(film.timeline, partial(_seen, projector, film), distance, timed=timed)
-        reel = shots(places, film.timeline.stops[: len(film.animation.keyframes)], film.animation.in_between)
-        back = _back(projector, reel, [places[frame] for frame in film.order[len(places) :]])
-        yield from _shown(film, chain(projector.show(reel), back))
+            places = by_sight(film.timeline, partial(_render_places, renderer, film), distance, timed=timed)
+        specs = frame_specs(places, film.timeline.stops[: len(film.animation.keyframes)], film.animation.in_between)
+        back = _way_back(renderer, specs, [places[frame] for frame in film.order[len(places) :]])
+        yield from _frames_of(film, chain(renderer.render(specs), back))
 
 
-def _shown(film: _Film, pictures: Iterable[Shown]) -> Iterator[Frame]:
+def _frames_of(film: _Film, pictures: Iterable[RenderedFrame]) -> Iterator[Frame]:
     """Show each picture for as many frames as it holds."""
     index, total = 0, len(film.order)
     for shown in pictures:
-        for _ in range(shown.shot.shown):
-            place, time = shown.shot.place, index / film.animation.fps
+        for _ in range(shown.spec.count):
+            place, time = shown.spec.place, index / film.animation.fps
             notes = () if index else film.notes
             yield Frame(index + 1, total, "frames", place, time, shown.picture, shown.latents, notes=notes)
             index += 1
 
 
-def _back(projector: Projector, reel: Sequence[Shot], places: Sequence[float]) -> Iterator[Shown]:
+def _way_back(renderer: FrameRenderer, specs: Sequence[FrameSpec], places: Sequence[float]) -> Iterator[RenderedFrame]:
     """Show pictures of the way there again, one for each frame of the way back."""
-    latest: Shown | None = None
+    latest: RenderedFrame | None = None
     for place in places:
-        if latest is None or latest.shot.key != place:
-            picture = projector.store.get(place) if projector.store is not None else None
-            shot = Shot(place, place)
+        if latest is None or latest.spec.key != place:
+            picture = renderer.store.get(place) if renderer.store is not None else None
+            spec = FrameSpec(place, place)
             if picture is not None:
-                latest = Shown(shot, picture)
+                latest = RenderedFrame(spec, picture)
             else:  # its file was damaged since: the way there is gone through once more
-                again = next(shown for shown in projector.show(reel) if shown.shot.key == place)
-                latest = Shown(shot, again.picture, again.latents)
+                again = next(shown for shown in renderer.render(specs) if shown.spec.key == place)
+                latest = RenderedFrame(spec, again.picture, again.latents)
         yield latest
 
 
-def _seen(projector: Projector, film: _Film, places: Sequence[float]) -> Iterator[Image.Image]:
+def _render_places(renderer: FrameRenderer, film: _Film, places: Sequence[float]) -> Iterator[Image.Image]:
     """Show places that pacing asks for; the end of a closed way is its first keyframe."""
     end = len(film.timeline.stops) - 1 if film.timeline.closed else None
     own = (0.0 if place == end else float(place) for place in places)
-    return (shown.picture for shown in projector.show(Shot(place, place) for place in own))
+    return (shown.picture for shown in renderer.render(FrameSpec(place, place) for place in own))
 
 
-def _drawn_over(film: _Film, source: Footage) -> Iterator[Shot]:
-    """Name the shots of a film that is drawn over another: frames of one picture and one place are one shot."""
+def _specs_over(film: _Film, source: Footage) -> Iterator[FrameSpec]:
+    """Name the frames of a film that is drawn over another: frames of one picture and one place are one spec."""
     fit = partial(fit_picture, size=film.size, fit=film.animation.fit)
     fps = film.animation.fps  # a folder of pictures has no rate of its own
     pictures = source_pictures(source.pictures(), source.fps or fps, fps, film.timeline.count, fit)
     held: list[tuple[int, float, Image.Image]] = []
     for frame, (place, under) in enumerate(zip(film.places, pictures, strict=True)):
         if held and (held[0][1] != place or held[0][2] is not under):
-            yield _held(held)
+            yield _merge_specs(held)
             held = []
         held.append((frame, place, under))
-    yield _held(held)
+    yield _merge_specs(held)
 
 
-def _held(held: Sequence[tuple[int, float, Image.Image]]) -> Shot:
+def _merge_specs(held: Sequence[tuple[int, float, Image.Image]]) -> FrameSpec:
     frame, place, under = held[0]
-    return Shot(float(frame), place, shown=len(held), under=under)
+    return FrameSpec(float(frame), place, count=len(held), under=under)

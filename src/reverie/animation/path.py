@@ -38,7 +38,7 @@ from reverie.system import StableDiffusion
 
 
 @dataclass(frozen=True, eq=False)
-class Stop:
+class PathStop:
     """Hold what a keyframe is drawn from: `start` is one row at the level where the frames begin."""
 
     prompts: Prompts
@@ -89,7 +89,7 @@ class Path:
     codec: ImageCodec
     animation: Animation
     request: TextToImage
-    stops: tuple[Stop, ...]
+    stops: tuple[PathStop, ...]
     sampler: Sampler
     sigmas: Sigmas
     bind: Bind
@@ -144,7 +144,7 @@ class Path:
         segment = max(0, min(int(place), len(self.stops) - 2))
         return segment, place - segment
 
-    def _ends(self, segment: int) -> tuple[Stop, Stop]:
+    def _ends(self, segment: int) -> tuple[PathStop, PathStop]:
         return self.stops[segment], self.stops[min(segment + 1, len(self.stops) - 1)]
 
     def _strength(self, place: float) -> float:
@@ -152,7 +152,7 @@ class Path:
         a, b = self._ends(segment)
         return a.strength + w * (b.strength - a.strength)
 
-    def _prompts(self, a: Stop, b: Stop, w: float, single: bool) -> Prompts:
+    def _prompts(self, a: PathStop, b: PathStop, w: float, single: bool) -> Prompts:
         if single and w in (0, 1):
             return b.prompts if w else a.prompts
         return blend.between(a.prompts, b.prompts, w, blend.MIXES[self.animation.interpolation])
@@ -240,7 +240,7 @@ class _Builder:
         parts = (self.system, self.codec, animation, self.request, tuple(stops), sampler, self.sigmas, self.bind)
         return Path(*parts, self.drawn)
 
-    def _stop(self, keyframe: Keyframe, middle: tuple[Prompts, float]) -> Stop:
+    def _stop(self, keyframe: Keyframe, middle: tuple[Prompts, float]) -> PathStop:
         seed = self.animation.seed if keyframe.seed is None else keyframe.seed
         request, prompts = self._encoded(keyframe)
         if keyframe.image is None:
@@ -250,7 +250,7 @@ class _Builder:
             picture = fit_picture(keyframe.image.image(), size, self.animation.fit)
             told = (self.system, self.codec, request, prompts, self.sigmas, picture, self.animation.inversion)
             start = invert_picture(*told, bind=self.bind)
-        return Stop(prompts, request.scale, keyframe.strength or self.animation.strength, seed, start)
+        return PathStop(prompts, request.scale, keyframe.strength or self.animation.strength, seed, start)
 
     def _encoded(self, keyframe: Keyframe) -> tuple[TextToImage, Prompts]:
         negative = self.animation.negative if keyframe.negative is None else keyframe.negative

@@ -1,8 +1,8 @@
-"""The timeline: on which frame each keyframe stands, and where on the path each frame is (clock, sound or sight)."""
+"""The timeline of a film: on which frame each keyframe stands, where on the path each frame is, what lies under it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import TYPE_CHECKING
@@ -116,3 +116,37 @@ def by_sight(
         frames = timeline.stops[part + 1] - timeline.stops[part]
         places += pace(render, (part, part + 1), frames + 1, distance).places[:-1]
     return tuple(places + [float(last)] * (timeline.count - len(places)))
+
+
+SLACK = 1e-6  # pictures: rounding by which the time of a frame may fall short of that of its picture
+
+Fit = Callable[[Image.Image], Image.Image]
+"""Bring a picture to the size of the film."""
+
+
+def source_pictures(
+    pictures: Iterable[Image.Image], source_fps: float, fps: float, total: int, fit: Fit
+) -> Iterator[Image.Image]:
+    """Give the picture that a film of `source_fps` shows at the time of each of `total` frames, `fps` a second.
+
+    Pictures are repeated (as the same object) or left out as the rates ask; after the end the last one stays.
+    `pictures` is read one by one and no farther than needed; what is shown is brought to size once. Raises ReverieError
+    for a film without pictures.
+    """
+    source = iter(pictures)
+    latest = next(source, None)
+    if latest is None:
+        raise ReverieError("the film to start from holds no pictures; give one that does")
+    read, shown = 0, fit(latest)
+    for index in range(total):
+        before = read
+        while read < int(index / fps * source_fps + SLACK) and (following := next(source, None)) is not None:
+            latest, read = following, read + 1
+        if read > before:
+            shown = fit(latest)
+        yield shown
+
+
+def frames_in(count: int, source_fps: float, fps: float) -> int:
+    """Return how many frames, `fps` a second, last as long as `count` pictures of a film; at least one."""
+    return max(1, round(count / source_fps * fps))

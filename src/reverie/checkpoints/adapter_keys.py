@@ -51,6 +51,7 @@ _BY_LENGTH = sorted(ENDINGS, key=len, reverse=True)
 
 # What trains an adapter, told by a part that no other has.
 ALGORITHMS = {
+    "down": "LoRA",
     "up": "LoRA",
     "hada_w1_a": "LoHa",
     "lokr_w1": "LoKr",
@@ -117,10 +118,11 @@ def group(keys: Iterable[str]) -> tuple[dict[str, dict[str, str]], list[str]]:
     return layers, unknown
 
 
-def is_adapter(keys: Iterable[str]) -> bool:
-    """Tell whether keys are those of a LoRA or one of its kin, rather than of a network."""
+def algorithms(keys: Iterable[str]) -> list[str]:
+    """Name what trained an adapter with these keys; nothing where they are those of a network."""
     layers, _ = group(keys)
-    return any(ALGORITHMS.keys() & parts.keys() for parts in layers.values())
+    found = {part for parts in layers.values() for part in parts}
+    return list(dict.fromkeys(name for part, name in ALGORITHMS.items() if part in found))
 
 
 def canonical(name: str) -> str:

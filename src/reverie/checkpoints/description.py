@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from reverie.checkpoints.adapter_keys import algorithms, group
 from reverie.checkpoints.clip_files import OPEN_CLIP_FILES
 from reverie.checkpoints.configs import read_schedule, read_unet
 from reverie.checkpoints.families import alike
@@ -171,9 +172,12 @@ def _details(kind: str, source: Source) -> tuple[str, ...]:
         base = "Stable Diffusion XL" if widths == [768, 1280] else BASES.get(widths[0])
         size = f"{tables[0][0]} vectors of width {' and '.join(map(str, widths))}"
         return (size, f"for {base}") if base else (size,)
-    downs = {shape[0] for name, shape in shapes.items() if shape and ("lora_down." in name or "lora_A." in name)}
-    ranks = sorted(downs) if kind == "lora" else []
-    notes = [f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"] if ranks else []
+    notes: list[str] = []
+    if kind == "lora":
+        trained = algorithms(shapes)
+        notes += [", ".join(trained)] if trained != ["LoRA"] else []
+        ranks = sorted({shapes[parts["down"]][0] for parts in group(shapes)[0].values() if "down" in parts})
+        notes += [f"rank {ranks[0]}" if len(ranks) == 1 else f"ranks {ranks[0]} to {ranks[-1]}"] if ranks else []
     keys = [shape[1] for name, shape in shapes.items() if "attn2" in name and "to_k" in name and len(shape) > 1]
     base = next((BASES[width] for width in keys if width in BASES), None)
     return (*notes, f"for {base}") if base else tuple(notes)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reverie.checkpoints.adapter_keys import is_adapter
+from reverie.checkpoints.adapter_keys import algorithms
 from reverie.checkpoints.configs import PARAMETERISATIONS, ScheduleConfig, parameterise
 from reverie.checkpoints.families import (
     FAMILIES,
@@ -87,7 +87,7 @@ def _is_clip(names: set[str], _: Source) -> bool:
 
 
 def _is_embedding(names: set[str], source: Source) -> bool:
-    if {"emb_params"} & names or any(name.startswith(("string_to_param", "bundle_emb.")) for name in names):
+    if any(name.startswith(("emb_params", "emp_params", "string_to_param", "bundle_emb.")) for name in names):
         return True
     shapes = [source.shape(name) for name in names]
     return 0 < len(names) <= 4 and all(0 < len(shape) <= 2 and shape[-1] in EMBEDDED_WIDTHS for shape in shapes)
@@ -127,11 +127,11 @@ KINDS = tuple(
         ("lllite", "a ControlNet-LLLite", "reverie reads whole ControlNets", _starts("lllite_")),
         ("control-lora", "a Control-LoRA", "reverie reads whole ControlNets", _has("lora_controlnet")),
         ("motion", "a motion module (AnimateDiff)", UNREAD, _holds("motion_modules.")),
+        ("adapter", "an IP-Adapter", UNREAD, _starts("ip_adapter.", "image_proj.")),
         ("lora", "a LoRA", "give it beside a model, among its loras", _holds(*LORA)),
-        ("lora", "a LoRA", "give it beside a model, among its loras", lambda names, _: is_adapter(names)),
+        ("lora", "a LoRA", "give it beside a model, among its loras", lambda names, _: bool(algorithms(names))),
         ("lora", "a LoRA", "give it beside a model, among its loras", _starts("lora_unet_", "lora_te", "lycoris_")),
         ("controlnet", "a ControlNet", "give it beside a model, among its controls", _holds(*CONTROLNET)),
-        ("adapter", "an IP-Adapter", UNREAD, _starts("ip_adapter.", "image_proj.")),
         ("adapter", "a T2I-Adapter", UNREAD, _starts("adapter.body.", "body.0.block1.", "body.0.resnets.")),
         ("taesd", "a TAESD (tiny autoencoder)", "give it beside a model, for previews", _starts(*TINY)),
         ("transformer", "a transformer (Stable Diffusion 3, Flux or the like)", NOT_DRAWN, _holds(*DIT)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,6 @@ from torch.overrides import TorchFunctionMode
 
 from reverie.checkpoints import configs
 from reverie.checkpoints.configs import ScheduleConfig
-from reverie.checkpoints.known import Known, read_known
 from reverie.checkpoints.weights import Rename, find_weights, load_weights, read_json, same
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
@@ -39,6 +39,7 @@ PIPELINES = (
 CPU = torch.device("cpu")
 RECOMMENDED = "recommended.json"  # for drawing, such as {"guidance": 2.0}; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
+CONCEPTS = "concepts.json"  # what the model was taught; diffusers does not know it
 SAFETY = "safety_checker"  # the folder's name inside a model
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 STEMS = {  # of the weights in the folders of a model's networks
@@ -50,6 +51,16 @@ STEMS = {  # of the weights in the folders of a model's networks
 # diffusers before 0.17 named the autoencoder's attention after CompVis; files of that time are still about.
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 GUIDANCE = 5.0  # where a model recommends none
+
+
+@dataclass(frozen=True)
+class Known:
+    """Name one thing that a model can draw: its English and Chinese names, and words that have to do with it."""
+
+    emoji: str
+    en: tuple[str, ...]
+    zh: tuple[str, ...]
+    keywords: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -80,6 +91,20 @@ class CLIPComponents:
 
     clip: CLIP
     tokenizer: Tokenizer
+
+
+def read_known(folder: Path) -> tuple[Known, ...]:
+    """Read what a model knows; nothing where its folder does not say. Raises ReverieError where that is damaged."""
+    file = folder / CONCEPTS
+    if not file.is_file():
+        return ()
+    try:
+        listed = json.loads(file.read_text(encoding="utf-8"))
+        return tuple(
+            Known(one["emoji"], tuple(one["en"]), tuple(one["zh"]), tuple(one.get("keywords", ()))) for one in listed
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise ReverieError(f"{file} is no list of concepts with emoji, en and zh; remove or repair it") from error
 
 
 class _Blank(TorchFunctionMode):

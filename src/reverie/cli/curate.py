@@ -86,7 +86,7 @@ def curate(
     find_shards(source)  # what is wrong is said before a model is loaded
     from reverie.similarity.curation.measure import Scoring
     from reverie.similarity.curation.run import curate as run
-    from reverie.similarity.curation.spread import by_processes, by_ray
+    from reverie.similarity.curation.samples import by_processes, by_ray
 
     spread = by_processes(workers) if ray is None else by_ray(ray)
     scoring = Scoring(

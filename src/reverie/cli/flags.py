@@ -30,6 +30,8 @@ class SampledFlags:
     """Sampler: dpmpp_2m, euler, heun, ..., or as other programs call it; an unknown name lists them all; dpmpp_2m if not given."""
     schedule: str | None = None
     """Spacing of the noise levels: karras, exponential, ...; an unknown name lists them all; karras if not given."""
+    discard_penultimate: Flag = False
+    """Leave out the noise level before the last, of one step more, as A1111 does for DPM2 and 3M SDE."""
     guidance_rescale: float | None = None
     """0 to 1, against overexposure at high guidance (Lin et al. 2305.08891, eq. 15-16); 0 if not given."""
     guidance_interval: str | None = None
@@ -123,6 +125,10 @@ class FurtherFlags:
     """Model that takes the last steps: folder, file or name on the hub."""
     refiner_switch: float | None = None
     """Fraction of the way after which it does; 0.8 if not given."""
+    rng: str | None = None
+    """Generator of the noise: cpu (torch's), gpu (an NVIDIA GPU's), or cpu_then_gpu, as in ComfyUI; cpu if not given."""
+    zero_negative: Flag = False
+    """Put zeros for an empty negative prompt, not its encoding; the model's own way if not given."""
     tile: str | None = None
     """x, y or xy: directions in which copies of the picture fit each other."""
     original_size: str | None = None

@@ -95,7 +95,7 @@ def replay(
     Parameters
     ----------
     file
-        A film or a sound of reverie's, or a picture that reverie, AUTOMATIC1111, ComfyUI, InvokeAI or diffusers made.
+        A picture, film or sound that reverie made, or another program such as AUTOMATIC1111, ComfyUI or InvokeAI.
     init
         The picture, film or sound it started from, where that has moved.
     mask

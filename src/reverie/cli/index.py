@@ -63,9 +63,9 @@ def index(
     skipped = list({one.name: one for one in (*last.skipped, *made.skipped)}.values())
     seconds = time.monotonic() - start
     if as_json:
-        told = {"index": str(output), "model": made.header.model, "pictures": len(made), "added": last.added}
-        told |= {"gone": last.gone, "skipped": [one._asdict() for one in skipped], "seconds": round(seconds, 2)}
-        say(json.dumps(told))
+        summary = {"index": str(output), "model": made.header.model, "pictures": len(made), "added": last.added}
+        summary |= {"gone": last.gone, "skipped": [one._asdict() for one in skipped], "seconds": round(seconds, 2)}
+        say(json.dumps(summary))
         return
     rate = f", {last.done / seconds:.1f} a second" if last.done else ""
     say(f"{len(made)} pictures in {output}: {last.added} added{rate}, {last.gone} gone, {len(skipped)} skipped")
@@ -115,8 +115,7 @@ def search(
     if output is not None and (output.suffix.lower() not in HTML or not output.parent.is_dir() or output.is_dir()):
         raise ReverieError(f"cannot write '{output}'; give the name of an .html file in a folder that is there")
     from reverie.similarity.index import open_index
-    from reverie.similarity.page import contact_sheet, write_page
-    from reverie.similarity.search import NEAREST, Query, find_picture
+    from reverie.similarity.search import NEAREST, Query, contact_sheet, find_picture, write_page
     from reverie.similarity.search import search as find
 
     if by not in NEAREST:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from reverie.cli.options import Json
 from reverie.cli.output import say
 from reverie.errors import ReverieError
-from reverie.media.pictures import FORMATS, open_picture
+from reverie.media.decoding import READABLE
+from reverie.media.pictures import FORMATS, SPECTROGRAM, open_picture
 
 if TYPE_CHECKING:
     from reverie.requests.metadata import Record
@@ -39,7 +40,8 @@ def _found(path: Path) -> dict[str, Any]:
     from reverie.media.footage import ANIMATED, FILMS
     from reverie.requests.films import Animation
     from reverie.requests.music import Music
-    from reverie.requests.records import SOUNDS, read_record
+    from reverie.requests.records import read_record
+    from reverie.requests.texts import SOUNDS
 
     suffix, missing = path.suffix.lower(), None
     try:
@@ -50,13 +52,19 @@ def _found(path: Path) -> dict[str, Any]:
         return {"path": str(path), "kind": "music", **_made(record)}
     if suffix in FILMS or suffix in ANIMATED - FORMATS.keys() or (record and isinstance(record.request, Animation)):
         return _film(path, record)
-    if suffix not in FORMATS and suffix not in SOUNDS:
+    if suffix not in READABLE and suffix not in SOUNDS:
         return _weights(path)
-    if missing is not None:
+    if missing is not None and suffix in SOUNDS:
         raise missing
+    return _picture(path, record, missing)
+
+
+def _picture(path: Path, record: Record | None, missing: ReverieError | None) -> dict[str, Any]:
     picture = open_picture(path)
+    kind = "spectrogram" if any(tag in SPECTROGRAM for tag in picture.getexif()) else "picture"
     size = {"width": picture.width, "height": picture.height}
-    return {"path": str(path), "kind": "picture", **size, **_made(record)}
+    why = {} if missing is None else {"not_honoured": [str(missing)]}
+    return {"path": str(path), "kind": kind, **size, **_made(record), **why}
 
 
 def _made(record: Record | None) -> dict[str, Any]:

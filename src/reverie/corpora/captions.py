@@ -60,11 +60,11 @@ def english(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> str:
     if len(names) == 1:
         noun = f"{scene.size_word} {names[0]}".strip()
         article = with_article(names[0])
-        told = noun if article == names[0] else with_article(noun)
+        noun_phrase = noun if article == names[0] else with_article(noun)
         form = rng.integers(6)
         if form == 0:
             return f"{noun}, {scene.colour} background" if ground else noun
-        return (f"a picture of {told}" if form == 1 else told) + ground
+        return (f"a picture of {noun_phrase}" if form == 1 else noun_phrase) + ground
     first, second = (with_article(name) for name in names)
     if scene.relation == "beside":
         forms = (f"{first} next to {second}", f"{first} and {second}", f"{first} to the left of {second}")

@@ -1,4 +1,4 @@
-"""How do captioned pictures lie on disk? As webdataset shards in img2dataset's layout.
+"""Captioned pictures on disk: webdataset shards in img2dataset's layout.
 
 A shard 00000.tar holds 000000000.jpg, .txt and .json, then 000000001 and so on (five digits of the shard, four of the
 place in it); 00000_stats.json tells of it. Source: img2dataset, writer.py, WebDatasetSampleWriter.
@@ -84,10 +84,10 @@ def write_corpus(folder: Path, corpus: Corpus, count: int, shard_size: int = 100
 def _check(folder: Path, identity: dict[str, Any], count: int) -> None:
     """Raise ReverieError where the folder holds shards that are not a part of this corpus."""
     for tar in folder.glob("*.tar"):
-        told = _stats(tar)
-        if {name: told.get(name) for name in identity} != identity:
+        record = _stats(tar)
+        if {name: record.get(name) for name in identity} != identity:
             raise ReverieError(f"{folder} holds other shards ({tar.name}); choose another folder")
-        held = int(tar.stem) * identity["shard_size"] + told.get("count", 0)
+        held = int(tar.stem) * identity["shard_size"] + record.get("count", 0)
         if held > count:
             raise ReverieError(f"{folder} holds more than {count} samples; choose another folder or a larger count")
 
@@ -99,10 +99,10 @@ def _is_whole(folder: Path, number: int, count: int) -> bool:
 
 def _stats(tar: Path) -> dict[str, Any]:
     try:
-        told = json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text(encoding="utf-8"))
+        record = json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
-    return told if isinstance(told, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _write_shard(folder: Path, number: int, corpus: Corpus, indices: range) -> Iterator[int]:
@@ -122,7 +122,7 @@ def _members(things: Sequence[Concept], seed: int, key: str, index: int) -> Iter
     picture = io.BytesIO()
     Image.fromarray(render(scene)).save(picture, "JPEG", **JPEG)
     rng = np.random.default_rng((seed, index, 5))
-    told = {
+    record = {
         "key": key,
         "caption": caption,
         "caption_en": english(scene, rng),
@@ -133,7 +133,7 @@ def _members(things: Sequence[Concept], seed: int, key: str, index: int) -> Iter
     }
     yield "jpg", picture.getvalue()
     yield "txt", caption.encode()
-    yield "json", json.dumps(told, ensure_ascii=False).encode()
+    yield "json", json.dumps(record, ensure_ascii=False).encode()
 
 
 def _description(scene: Scene) -> dict[str, Any]:

@@ -42,7 +42,7 @@ class Batches:
         return next(self._stream)
 
 
-def shuffled(seed: int, turn: int, size: int, place: int) -> int:
+def shuffled_index(seed: int, turn: int, size: int, place: int) -> int:
     """Return where position `place` of pass `turn` points to: an affine permutation, different in every pass."""
     rng = np.random.default_rng((seed, turn, 4))
     step = int(rng.integers(1, max(2, size)))

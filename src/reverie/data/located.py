@@ -27,7 +27,7 @@ CAPTION_KEYS = ("text", "caption")
 OPEN_SHARDS = 64
 
 
-class Member(io.BytesIO):
+class ShardMember(io.BytesIO):
     """Hold a file of a shard; as text it says where it lies."""
 
     def __init__(self, content: bytes, place: str) -> None:
@@ -39,7 +39,7 @@ class Member(io.BytesIO):
         return self.place
 
 
-Content = Path | Member
+Content = Path | ShardMember
 
 
 class Located(Protocol):
@@ -76,7 +76,7 @@ def locate(path: str | Path, what: str, forms: Sequence[str], default: str = "")
     return found
 
 
-class Part(NamedTuple):
+class ByteSpan(NamedTuple):
     """Say where in a shard a file lies, in bytes."""
 
     offset: int
@@ -104,12 +104,12 @@ class Shards:
 
     def caption(self, index: int) -> str:
         """Return a caption."""
-        return _bytes(self._shard(index), Part(*self.places[index, 2:].tolist())).decode("utf-8", "replace")
+        return _bytes(self._shard(index), ByteSpan(*self.places[index, 2:].tolist())).decode("utf-8", "replace")
 
-    def content(self, index: int) -> Member:
+    def content(self, index: int) -> ShardMember:
         """Return what the file holds."""
-        shard, part = self._shard(index), Part(*self.places[index, :2].tolist())
-        return Member(_bytes(shard, part), f"at byte {part.offset} of {shard}")
+        shard, part = self._shard(index), ByteSpan(*self.places[index, :2].tolist())
+        return ShardMember(_bytes(shard, part), f"at byte {part.offset} of {shard}")
 
     def _shard(self, index: int) -> Path:
         return self.paths[int(np.searchsorted(self.ends, index, side="right"))]
@@ -122,7 +122,7 @@ class Folder:
         named = path.is_file()
         self.path = path.parent if named else path
         lists = [path] if named else [path / name for name in LISTS if (path / name).is_file()]
-        listed = [entry for file in lists for entry in _listed(file)]
+        listed = [entry for file in lists for entry in _read_list(file)]
         self.entries: list[tuple[Path, str | Path]] = sorted(
             listed or _beside(self.path, forms, default), key=itemgetter(0)
         )
@@ -161,18 +161,18 @@ def _pairs(path: Path, forms: Sequence[str]) -> Iterator[tuple[int, int, int, in
         ) from error
 
 
-def _listed(file: Path) -> Iterator[tuple[Path, str | Path]]:
+def _read_list(file: Path) -> Iterator[tuple[Path, str | Path]]:
     """Read the files that a list names, below its folder alone."""
     folder = file.parent
-    for number, told in _rows(file):
+    for number, row in _rows(file):
         try:
-            caption = next(told[key] for key in CAPTION_KEYS if isinstance(told.get(key), str))
-            named = folder / told["file_name"]
+            caption = next(row[key] for key in CAPTION_KEYS if isinstance(row.get(key), str))
+            named = folder / row["file_name"]
         except (KeyError, TypeError, AttributeError, StopIteration) as error:
             form = "file_name,text" if file.suffix == ".csv" else '{"file_name": "a.jpg", "text": "..."}'
             raise ReverieError(f"{file}, line {number}: write {form}") from error
         if not named.resolve().is_relative_to(folder.resolve()):
-            raise ReverieError(f"{file}, line {number}: {told['file_name']!r} lies outside; name files below it")
+            raise ReverieError(f"{file}, line {number}: {row['file_name']!r} lies outside; name files below it")
         yield named, caption
 
 
@@ -203,17 +203,17 @@ def _beside(path: Path, forms: Sequence[str], default: str) -> Iterator[tuple[Pa
 
 def _stamp(file: Path, folder: Path) -> list[object]:
     try:
-        told = file.stat()
+        stat = file.stat()
     except OSError as error:
         raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
-    return [str(file.relative_to(folder)), told.st_size, told.st_mtime_ns]
+    return [str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns]
 
 
 @lru_cache(OPEN_SHARDS)
-def _mapped(path: Path) -> mmap.mmap:
+def _map(path: Path) -> mmap.mmap:
     with path.open("rb") as file:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _bytes(shard: Path, part: Part) -> bytes:
-    return _mapped(shard)[part.offset : part.offset + part.size]
+def _bytes(shard: Path, part: ByteSpan) -> bytes:
+    return _map(shard)[part.offset : part.offset + part.size]

@@ -43,7 +43,7 @@ def together(predict: Predict, weights: Sequence[float] = (1.0,)) -> PredictPair
     count = len(weights) + 1
 
     def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
-        unconditional, *conditional = predict(torch.cat([x] * count), _repeated(level, count)).chunk(count)
+        unconditional, *conditional = predict(torch.cat([x] * count), _repeat(level, count)).chunk(count)
         return unconditional, composed(unconditional, conditional, weights)
 
     return pair
@@ -55,13 +55,13 @@ def apart(unconditional: Predict, conditional: Predict, weights: Sequence[float]
 
     def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         nothing = unconditional(x, level)
-        parts = conditional(torch.cat([x] * count), _repeated(level, count)).chunk(count)
+        parts = conditional(torch.cat([x] * count), _repeat(level, count)).chunk(count)
         return nothing, composed(nothing, parts, weights)
 
     return pair
 
 
-def _repeated(level: Any, count: int) -> Any:
+def _repeat(level: Any, count: int) -> Any:
     return torch.cat([level] * count) if isinstance(level, Tensor) and level.ndim else level
 
 

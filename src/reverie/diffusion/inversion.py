@@ -81,7 +81,7 @@ def ddim_up(denoise: Denoise, x: Latent, sigmas: Sigmas) -> Iterator[Step]:
     will have, as Mokady et al. do (2211.09794, 3.1).
     """
     for index, at in enumerate(_rising(sigmas)):
-        eps, x0 = _seen(denoise, x, at.next, at.sigma)
+        eps, x0 = _predict(denoise, x, at.next, at.sigma)
         x = x + (at.sigma - at.next) * eps
         yield Step(index, at.total, at.sigma, x, x0)
 
@@ -94,14 +94,14 @@ def edict(denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past:
     """
     pair = (x, past[-1].x if past else x)
     for at in intervals(sigmas):
-        a, b = _ordered(pair, at)
-        eps, _ = _seen(denoise, b, at.sigma, at.sigma)
+        a, b = _turn(pair, at)
+        eps, _ = _predict(denoise, b, at.sigma, at.sigma)
         a = a + (at.next - at.sigma) * eps
-        eps, x0 = _seen(denoise, a, at.next, at.sigma)
+        eps, x0 = _predict(denoise, a, at.next, at.sigma)
         b = b + (at.next - at.sigma) * eps
         a = MIX * a + (1 - MIX) * b
         b = MIX * b + (1 - MIX) * a
-        pair = _ordered((a, b), at)
+        pair = _turn((a, b), at)
         yield at.reached(pair[0], x0, (Point(at.next, pair[1], x0),))
 
 
@@ -109,14 +109,14 @@ def edict_up(denoise: Denoise, x: Latent, sigmas: Sigmas) -> Iterator[Step]:
     """Undo EDICT's steps, line by line from the last to the first; both sequences start as x."""
     pair = (x, x)
     for index, at in enumerate(_rising(sigmas)):
-        a, b = _ordered(pair, at)
+        a, b = _turn(pair, at)
         b = (b - (1 - MIX) * a) / MIX
         a = (a - (1 - MIX) * b) / MIX
-        eps, x0 = _seen(denoise, a, at.next, at.sigma)
+        eps, x0 = _predict(denoise, a, at.next, at.sigma)
         b = b + (at.sigma - at.next) * eps
-        eps, _ = _seen(denoise, b, at.sigma, at.sigma)
+        eps, _ = _predict(denoise, b, at.sigma, at.sigma)
         a = a + (at.sigma - at.next) * eps
-        pair = _ordered((a, b), at)
+        pair = _turn((a, b), at)
         yield Step(index, at.total, at.sigma, pair[0], x0, (Point(at.sigma, pair[1], x0),))
 
 
@@ -124,12 +124,12 @@ def _rising(sigmas: Sigmas) -> list[Interval]:
     return list(intervals(sigmas))[::-1]
 
 
-def _ordered(pair: tuple[Latent, Latent], at: Interval) -> tuple[Latent, Latent]:
+def _turn(pair: tuple[Latent, Latent], at: Interval) -> tuple[Latent, Latent]:
     """Say which sequence goes first: they take turns, counted from the end, so that a resumed sampler agrees."""
     return pair if (at.total - at.index) % 2 else (pair[1], pair[0])
 
 
-def _seen(denoise: Denoise, x: Latent, level: float, sigma: float) -> tuple[Latent, Latent]:
+def _predict(denoise: Denoise, x: Latent, level: float, sigma: float) -> tuple[Latent, Latent]:
     """Give the noise, and the x0, that a denoiser told of sigma sees in an x of another level.
 
     The network sees x with the variance it has: it is brought from its own level to sigma in the frame of the network.

@@ -7,7 +7,7 @@ carries on. Noise is drawn afresh for each step, not read off one Brownian path 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 
@@ -111,46 +111,64 @@ def _curvature(points: Past, h: float, eta: float) -> Latent | float:
     return phi_2 * h * slope + phi_3 * h**2 * bend
 
 
+def bh1(h: float) -> float:
+    """Give the lone weight of UniPC's variant B1(h) = h, as a share of the step: h / 2 (1 - exp(-h))."""
+    return -h / (2 * math.expm1(-h))
+
+
+def bh2(h: float) -> float:
+    """Give the lone weight of UniPC's variant B2(h) = exp(h) - 1, as a share of the step: 1/2."""
+    return 0.5
+
+
 def unipc(
-    denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past: Past = (), *, order: int = 2
+    denoise: Denoise,
+    x: Latent,
+    sigmas: Sigmas,
+    noise: NoiseSource,
+    past: Past = (),
+    *,
+    order: int = 2,
+    variant: Callable[[float], float] = bh2,
 ) -> Iterator[Step]:
-    """Sample with UniPC, variant B2: each evaluation first corrects the step that led to it (Zhao et al. 2302.04867).
+    """Sample with UniPC: each evaluation first corrects the step that led to it (Zhao et al. 2302.04867).
 
     The predictor's order falls to 1 towards the end, as in the authors' lower_order_final; the corrector adds one more.
+    `variant` gives the weight where there is but one, `bh1` or `bh2`; several follow from their equations.
     """
     for at in intervals(sigmas):
         x0 = denoise(x, at.sigma)
         left = at.total - at.index
         if past:
             corrector_order = min(order, len(past), left + 1)
-            x = _unified(past[-1], (*past[-corrector_order:-1], Point(at.sigma, x, x0)), at.sigma)
+            x = _unipc(past[-1], (*past[-corrector_order:-1], Point(at.sigma, x, x0)), at.sigma, variant)
         now = Point(at.sigma, x, x0)
         predictor_order = min(order, len(past) + 1, left)
-        x = _unified(now, past[len(past) + 1 - predictor_order :], at.next)
+        x = _unipc(now, past[len(past) + 1 - predictor_order :], at.next, variant)
         past = (*past, now)[-order:]
         yield at.reached(x, x0, past)
 
 
-def _unified(base: Point, others: Sequence[Point], end: float) -> Latent:
-    """Step from base to the level end, bending x0 towards the other points (Zhao et al. 2302.04867, with B2(h)).
+def _unipc(base: Point, others: Sequence[Point], end: float, variant: Callable[[float], float]) -> Latent:
+    """Step from base to the level end, bending x0 towards the other points (Zhao et al. 2302.04867).
 
     The exact step takes the mean of x0(s) over s, the fraction of the step in log-SNR/2, under the weight exp(s h). The
     weights w_k of the differences (x0_k - x0) / s_k make it so for polynomials: sum_k w_k s_k^(n-1) = E[s^n]. A lone
-    weight is 1/2, the limit at h = 0, which the paper shows to suffice.
+    weight is 1/2 or near it, the limit at h = 0, which the paper shows to suffice.
     """
     mean = base.x0
     if others:
         h = math.log(base.sigma / end)
         places = [math.log(base.sigma / other.sigma) / h for other in others]
-        for weight, place, other in zip(_weights(places, h), places, others, strict=True):
+        for weight, place, other in zip(_weights(places, h, variant), places, others, strict=True):
             mean = mean + weight / place * (other.x0 - base.x0)
     return toward(mean, base.x, end / base.sigma)
 
 
-def _weights(places: Sequence[float], h: float) -> list[float]:
+def _weights(places: Sequence[float], h: float, variant: Callable[[float], float]) -> list[float]:
     """Solve sum_k w_k s_k^(n-1) = E[s^n], n = 1, 2, ...; by parts, E[s^n] = 1/(1 - exp(-h)) - n/h E[s^(n-1)]."""
     if len(places) == 1:
-        return [0.5]
+        return [variant(h)]
     moments = [1.0]
     for n in range(1, len(places) + 1):
         moments.append(-1 / math.expm1(-h) - n / h * moments[-1])

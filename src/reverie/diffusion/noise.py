@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from jaxtyping import Float
@@ -11,17 +12,30 @@ from torch import Tensor
 NEARLY_PARALLEL = 0.9995  # |cos| above which slerp is lerp, to divide by no vanishing sine (nateraw's threshold)
 
 
+Draw = Callable[[Sequence[int]], Tensor]
+"""Return the next standard normal numbers of a generator, float32 of a shape, on the CPU."""
+Source = Callable[[int], Draw]
+"""Seed a generator."""
+
+
 class Noise:
-    """Draw standard normal latents, sample k of a batch from torch.Generator("cpu").manual_seed(seeds[k]) alone.
+    """Draw standard normal latents, sample k of a batch from a generator seeded with seeds[k] alone.
 
     A picture made in a batch therefore has the noise of the picture made alone. The draws are float32 of the given
     shape (c, h, w); they are made on the CPU, where a seed means the same on every machine, and moved to device.
+    `source` is the kind of generator: torch's own for the CPU, or one of SOURCES.
     """
 
-    def __init__(self, seeds: Sequence[int], shape: Sequence[int], device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        shape: Sequence[int],
+        device: torch.device | str = "cpu",
+        source: Source | None = None,
+    ) -> None:
         self.shape = tuple(shape)
         self.device = torch.device(device)
-        self._generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+        self._sources = [(source or cpu_source)(seed) for seed in seeds]
         self._first = self._draw()
 
     def initial(self) -> Float[Tensor, "b ..."]:
@@ -33,8 +47,7 @@ class Noise:
         return self._draw()
 
     def _draw(self) -> Tensor:
-        draws = [torch.randn(self.shape, generator=generator) for generator in self._generators]
-        drawn = torch.stack(draws)
+        drawn = torch.stack([draw(self.shape) for draw in self._sources])
         if self.device.type == "cuda":  # from pinned memory, so that the host need not wait for the device
             return drawn.pin_memory().to(self.device, non_blocking=True)
         return drawn.to(self.device)
@@ -52,3 +65,59 @@ def slerp(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."], w: float) -> Flo
     angle = cosine.clamp(-NEARLY_PARALLEL, NEARLY_PARALLEL).acos()
     arc = (((1 - w) * angle).sin() * a + (w * angle).sin() * b) / angle.sin()
     return torch.where(cosine.abs() > NEARLY_PARALLEL, torch.lerp(a, b, w), arc)
+
+
+def cpu_source(seed: int) -> Draw:
+    """Seed torch's generator for the CPU (mt19937)."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    return lambda shape: torch.randn(tuple(shape), generator=generator)
+
+
+def gpu_source(seed: int) -> Draw:
+    """Seed what `torch.randn(..., device="cuda")` draws on an NVIDIA GPU: Philox 4x32-10 and Box-Muller (cuRAND).
+
+    Number k of draw n comes from the counter (n, 0, k, 0) under the key of the seed's low and high 32 bits, for fewer
+    numbers than the GPU has threads, as latents are. Source: PyTorch's DistributionTemplates.h, cuRAND's
+    curand_philox4x32_x.h and curand_normal.h; stable-diffusion-webui's modules/rng_philox.py does the same in numpy.
+    """
+    draws = 0
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        nonlocal draws
+        count = math.prod(shape)
+        zero = torch.zeros(count, dtype=torch.int64)
+        counter = [zero + draws, zero, torch.arange(count), zero]
+        draws += 1
+        first, second = philox(counter, [seed & WORD, seed >> 32 & WORD])[:2]
+        u = (first.double() + 0.5) * 2.0**-32
+        angle = (second.double() + 0.5) * 2.0**-32 * 2 * math.pi
+        return ((-2 * u.log()).sqrt() * angle.sin()).float().view(tuple(shape))
+
+    return draw
+
+
+def cpu_then_gpu_source(seed: int) -> Draw:
+    """Seed both generators: the first draw is the CPU's, and the later ones are a GPU's from its first on (ComfyUI)."""
+    later, first = gpu_source(seed), [cpu_source(seed)]
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return first.pop()(shape) if first else later(shape)
+
+    return draw
+
+
+SOURCES: dict[str, Source] = {"cpu": cpu_source, "gpu": gpu_source, "cpu_then_gpu": cpu_then_gpu_source}
+
+WORD = 0xFFFFFFFF
+_MULTIPLIERS, _WEYL = (0xD2511F53, 0xCD9E8D57), (0x9E3779B9, 0xBB67AE85)
+
+
+def philox(counter: Sequence[Tensor], key: Sequence[int], rounds: int = 10) -> list[Tensor]:
+    """Return four words of 32 bits for each counter of four words (int64 tensors): Philox 4x32 (Salmon et al. 2011)."""
+    a, b, c, d = counter
+    low, high = key
+    for _ in range(rounds):
+        x, y = a * _MULTIPLIERS[0], c * _MULTIPLIERS[1]  # of 64 bits, that wrap as unsigned ones do
+        a, b, c, d = (y >> 32 & WORD) ^ b ^ low, y & WORD, (x >> 32 & WORD) ^ d ^ high, x & WORD
+        low, high = low + _WEYL[0] & WORD, high + _WEYL[1] & WORD
+    return [a, b, c, d]

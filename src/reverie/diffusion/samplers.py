@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from functools import partial
 
-from reverie.diffusion.multistep import dpmpp_2m, dpmpp_3m, lms, plms, unipc
+from reverie.diffusion.multistep import bh1, dpmpp_2m, dpmpp_3m, lms, plms, unipc
 from reverie.diffusion.onestep import dpm2, dpmpp_2s, dpmpp_sde, euler, heun, lcm
 from reverie.diffusion.step import Sampler
 
@@ -34,5 +34,7 @@ SAMPLERS: dict[str, Sampler] = {
     "dpmpp_2m_sde": partial(dpmpp_2m, eta=1.0),
     "dpmpp_3m_sde": partial(dpmpp_3m, eta=1.0),
     "unipc": unipc,
+    "unipc_bh1": partial(unipc, order=3, variant=bh1),
+    "unipc_bh2": partial(unipc, order=3),
     "lcm": lcm,
 }

@@ -1,6 +1,7 @@
 """Spacings: the noise levels that a sampler of so many steps visits, (schedule, steps) -> sigmas [steps + 1], falling.
 
-All end at 0 but `ddim`, which ends where CompVis does. The result is float64 on the CPU.
+All end at 0 but `ddim`, which ends where CompVis does, and those of AUTOMATIC1111, which end where it does and may
+have other than [steps + 1] levels, as `ddim_uniform` has. The result is float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -21,27 +22,27 @@ Spacing = Callable[[Schedule, int], Sigmas]
 
 def normal(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly from the last timestep to the first, fractions included (k-diffusion: get_sigmas)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _checked(steps)))
+    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps)))
 
 
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Sigmas:
     """Space sigma^(1 / rho) evenly (Karras et al. 2206.00364, eq. 5)."""
-    return _end(_ramp(schedule.sigma_max ** (1 / rho), schedule.sigma_min ** (1 / rho), _checked(steps)) ** rho)
+    return _end(_ramp(schedule.sigma_max ** (1 / rho), schedule.sigma_min ** (1 / rho), _check(steps)) ** rho)
 
 
 def exponential(schedule: Schedule, steps: int) -> Sigmas:
     """Space log sigma evenly (k-diffusion: get_sigmas_exponential)."""
-    return _end(_ramp(math.log(schedule.sigma_max), math.log(schedule.sigma_min), _checked(steps)).exp())
+    return _end(_ramp(math.log(schedule.sigma_max), math.log(schedule.sigma_min), _check(steps)).exp())
 
 
 def sgm_uniform(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly as if for one step more, and leave out the last (Stability's generative-models; ComfyUI)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _checked(steps) + 1)[:-1])
+    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps) + 1)[:-1])
 
 
 def linspace(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly from the last timestep to the first, rounded (Lin et al. 2305.08891, table 2)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _checked(steps, len(schedule))).round())
+    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps, len(schedule))).round())
 
 
 def leading(schedule: Schedule, steps: int) -> Sigmas:
@@ -49,14 +50,14 @@ def leading(schedule: Schedule, steps: int) -> Sigmas:
 
     50 steps visit 981, 961, ..., 1. A single step starts from the last timestep: at t = 1 there is hardly any noise.
     """
-    stride = len(schedule) // _checked(steps, len(schedule) - 1)
+    stride = len(schedule) // _check(steps, len(schedule) - 1)
     t = 1 + stride * torch.arange(steps - 1, -1, -1)
     return _visit(schedule, t if steps > 1 else torch.tensor([len(schedule) - 1]))
 
 
 def trailing(schedule: Schedule, steps: int) -> Sigmas:
     """Visit every (timesteps / steps)-th t, the last timestep being the first visited (2305.08891, table 2)."""
-    ramp = _ramp(len(schedule), 0, _checked(steps, len(schedule)) + 1)[:-1]
+    ramp = _ramp(len(schedule), 0, _check(steps, len(schedule)) + 1)[:-1]
     return _visit(schedule, ramp.round() - 1)
 
 
@@ -72,10 +73,51 @@ def ddim(schedule: Schedule, steps: int) -> Sigmas:
 def lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
     """Visit some of the `distilled` trailing timesteps a consistency model was trained on (Luo et al. 2310.04378)."""
     trained = trailing(schedule, distilled)
-    return _end(trained[torch.arange(_checked(steps, distilled)) * distilled // steps])
+    return _end(trained[torch.arange(_check(steps, distilled)) * distilled // steps])
 
 
-def _checked(steps: int, most: int | None = None) -> int:
+def simple(schedule: Schedule, steps: int) -> Sigmas:
+    """Visit the levels at len - 1 - int(k len / steps), k = 0 to steps - 1 (ComfyUI: samplers.py, simple_scheduler)."""
+    k = torch.arange(_check(steps, len(schedule)), dtype=torch.float64)
+    return _visit(schedule, len(schedule) - 1 - (k * (len(schedule) / steps)).floor())
+
+
+def ddim_uniform(schedule: Schedule, steps: int) -> Sigmas:
+    """Visit t = 1, 1 + r, ... from above, r = timesteps // steps, as many as there are: 31 for 30 (ComfyUI)."""
+    return _end(_strided(schedule, steps))
+
+
+def a1111_ddim(schedule: Schedule, steps: int) -> Sigmas:
+    """Visit the timesteps of `ddim_uniform` and stop at t = 1 (stable-diffusion-webui: sd_samplers_timesteps.py)."""
+    sigmas = _strided(schedule, steps)
+    if len(sigmas) == 1:
+        raise ReverieError(f"{steps} step leaves nothing to walk with this spacing; give 2 or more")
+    return sigmas
+
+
+def a1111_unipc(schedule: Schedule, steps: int) -> Sigmas:
+    """Space t evenly from the last timestep to the first and stop there, in as many steps as `ddim_uniform` has.
+
+    That is UniPC's time_uniform as stable-diffusion-webui calls it (sd_samplers_timesteps_impl.py, unipc).
+    """
+    return schedule.t_to_sigma(_ramp(len(schedule) - 1, 0, len(_strided(schedule, steps)) + 1))
+
+
+def a1111_lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
+    """Space evenly over the `distilled` timesteps, linear in log sigma between them: 999, 672.3, 345.7, 19 for 4 steps.
+
+    Source: stable-diffusion-webui: sd_samplers_lcm.py, LCMCompVisDenoiser.get_sigmas.
+    """
+    trained = Schedule(schedule.alphas_cumprod[len(schedule) // distilled - 1 :: len(schedule) // distilled])
+    return normal(trained, steps)
+
+
+def _strided(schedule: Schedule, steps: int) -> Sigmas:
+    stride = len(schedule) // _check(steps, len(schedule) - 1)
+    return schedule.t_to_sigma((1 + torch.arange(0, len(schedule), stride)).clamp(max=len(schedule) - 1).flip(0))
+
+
+def _check(steps: int, most: int | None = None) -> int:
     if steps < 1 or (most is not None and steps > most):
         allowed = "1 or more" if most is None else f"1 to {most}, or choose karras for any number"
         raise ReverieError(f"{steps} steps do not fit this spacing; give {allowed}")
@@ -104,4 +146,9 @@ SPACINGS: dict[str, Spacing] = {
     "trailing": trailing,
     "ddim": ddim,
     "lcm": lcm,
+    "simple": simple,
+    "ddim_uniform": ddim_uniform,
+    "a1111_ddim": a1111_ddim,
+    "a1111_unipc": a1111_unipc,
+    "a1111_lcm": a1111_lcm,
 }

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec, to_tensor
-from reverie.diffusion.noise import Noise, slerp
+from reverie.diffusion.noise import SOURCES, Noise, Source, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
 from reverie.media.decoding import to_rgb
@@ -28,9 +28,9 @@ class Varied(Noise):
     """Draw as `Noise` does, but for the first draw, which is given."""
 
     def __init__(
-        self, seeds: Sequence[int], first: Float[Tensor, "b c h w"], device: torch.device | str = "cpu"
+        self, seeds: Sequence[int], first: Float[Tensor, "b c h w"], device: torch.device | str, source: Source
     ) -> None:
-        super().__init__(seeds, first.shape[1:], device)
+        super().__init__(seeds, first.shape[1:], device, source)
         self._first = first.to(self.device)
 
 
@@ -38,27 +38,27 @@ def starting_noise(
     singles: Sequence[TextToImage], shape: Shape, factor: int, device: torch.device | str = "cpu"
 ) -> Noise:
     """Give the noise of requests for one picture each, drawn together; `factor` is how many pixels a latent spans."""
-    seeds = [single.seed for single in singles]
+    seeds, source = [single.seed for single in singles], SOURCES[singles[0].rng]
     if singles[0].variation is None:
-        return Noise(seeds, shape, device)
-    return Varied(seeds, torch.stack([_vary(single, shape, factor) for single in singles]), device)
+        return Noise(seeds, shape, device, source)
+    return Varied(seeds, torch.stack([_vary(single, shape, factor) for single in singles]), device, source)
 
 
 def _vary(single: TextToImage, shape: Shape, factor: int) -> Float[Tensor, "c h w"]:
     """Draw as AUTOMATIC1111 does (modules/rng.py), whose slerp turns each column of the noise on its own."""
-    variation = single.variation
+    draw, variation = SOURCES[single.rng], single.variation
     if variation is None:
-        return _draw(single.seed, shape)
+        return draw(single.seed)(shape)
     channels, height, width = shape
     small = (channels, (variation.height or 0) // factor or height, (variation.width or 0) // factor or width)
-    noise = _draw(single.seed, small)
+    noise = draw(single.seed)(small)
     if variation.strength:
-        columns, others = (one.transpose(1, 2).flatten(0, 1) for one in (noise, _draw(variation.seed, small)))
+        columns, others = (one.transpose(1, 2).flatten(0, 1) for one in (noise, draw(variation.seed)(small)))
         turned = slerp(columns, others, variation.strength)
         noise = turned.unflatten(0, (channels, small[2])).transpose(1, 2)
     if small == shape:
         return noise
-    whole = _draw(single.seed, shape)
+    whole = draw(single.seed)(shape)
     rows, columns_ = _overlap(height, small[1]), _overlap(width, small[2])
     whole[:, rows[0], columns_[0]] = noise[:, rows[1], columns_[1]]
     return whole
@@ -69,10 +69,6 @@ def _overlap(whole: int, part: int) -> tuple[slice, slice]:
     length = min(whole, part)
     outer, inner = (whole - part) // 2 if whole > part else 0, (part - whole) // 2 if part > whole else 0
     return slice(outer, outer + length), slice(inner, inner + length)
-
-
-def _draw(seed: int, shape: Shape) -> Tensor:
-    return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(seed))
 
 
 REACH = 3  # times mask_blur: how far a Gaussian of that deviation is felt

@@ -222,7 +222,8 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
         guides = tuple(
             encoder.guide(part.text, part.weight, request.steps, after, positive, zero=False) for part in parts
         )
-        away = encoder.guide(request.negative, 1.0, request.steps, after, negative, zero=system.zero_empty)
+        zero = system.zero_empty if request.zero_negative is None else request.zero_negative
+        away = encoder.guide(request.negative, 1.0, request.steps, after, negative, zero=zero)
         return Prompts(guides, away)
 
 

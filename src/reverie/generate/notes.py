@@ -10,8 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 from difflib import get_close_matches
 
-from reverie.checkpoints.known import Known
-from reverie.checkpoints.load import Components
+from reverie.checkpoints.load import Components, Known
 from reverie.requests.pictures import TextToImage
 
 FAR = 1.5  # times the side of the pictures that a model learned from, or a part as small

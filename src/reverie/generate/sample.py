@@ -133,7 +133,11 @@ def _denoiser(system: StableDiffusion, request: TextToImage, predict: Network) -
 
 def noise_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
     """Return the noise levels that a request visits, falling."""
-    return SPACINGS[request.schedule](system.schedule, request.steps)
+    space = SPACINGS[request.schedule]
+    if not request.discard_penultimate:
+        return space(system.schedule, request.steps)
+    sigmas = space(system.schedule, request.steps + 1)
+    return torch.cat([sigmas[:-2], sigmas[-1:]])
 
 
 def sample(

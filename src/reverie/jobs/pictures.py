@@ -22,17 +22,16 @@ from reverie.jobs.events import (
     model_notes,
 )
 from reverie.jobs.outputs import check_outputs, check_writable, numbered, numbering_note
-from reverie.media.pictures import grid, save
+from reverie.media.pictures import grid, read_texts, save
 from reverie.progress import Progress
-from reverie.requests.metadata import texts
+from reverie.requests.metadata import read_own, texts
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_record
 
 if TYPE_CHECKING:
     from reverie.generate.image import Show
     from reverie.media.provenance import Sign
     from reverie.pipeline import Pipeline
-    from reverie.similarity.best import Ranking
+    from reverie.similarity.embed import Ranking
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +187,7 @@ def ranked(request: TextToImage, of: int | None, clip: str | None, device: str) 
     """Return the request for all that is drawn, and what ranks it where only the best are kept."""
     if of is None:
         return request, None
-    from reverie.similarity.best import Ranking, rivals
-    from reverie.similarity.embed import load_clip
+    from reverie.similarity.embed import Ranking, load_clip, rivals
 
     return rivals(request, of), Ranking(load_clip(clip, device=device), request)
 
@@ -248,7 +246,9 @@ def signing(c2pa: Path | None) -> Sign | None:
 
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:
     """Lay pictures out on one sheet that carries the request for all of them."""
-    laid_out, first = grid(pictures), read_record(pictures[0]).request
+    record = read_own(read_texts(pictures[0]))
+    assert record is not None  # which was written when it was drawn
+    laid_out, first = grid(pictures), record.request
     filled = {name: getattr(first, name) for name in ("guidance", "width", "height", "hires")}
     laid_out.info.update(texts(request.replace(**filled), model))
     return laid_out

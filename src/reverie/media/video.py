@@ -129,7 +129,7 @@ def recording(
     sweep(path)
     reel = Reel(Fraction(fps).limit_denominator(1001), texts or {}, sound)
     with _place(path) as temporary:
-        film = _Film(path, temporary, reel)
+        film = _FilmWriter(path, temporary, reel)
         try:
             yield film.add
         except BaseException:
@@ -147,7 +147,7 @@ def _place(path: Path) -> AbstractContextManager[Path]:
     return atomic_write(path)
 
 
-class _Film:
+class _FilmWriter:
     """Write frames of one size; the writer is made once the first tells it."""
 
     def __init__(self, path: Path, temporary: Path, reel: Reel) -> None:

@@ -300,7 +300,7 @@ class VisionTower(nn.Module):
         hidden = self.encoder(self.pre_layrnorm(self.embeddings(pixels)))
         return VisionFeatures(hidden[-1], hidden, self.post_layernorm(hidden[-1][:, 0]))
 
-    def pooled(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+    def pool(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Return `pooled` of the features alone; most of the last layer need not be computed for it."""
         x, last = self.pre_layrnorm(self.embeddings(pixels)), self.encoder.layers[-1]
         assert isinstance(last, Layer)
@@ -327,7 +327,7 @@ class CLIP(nn.Module):
 
     def encode_image(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
         """Return the projected features of images made by `codecs.clip_images`, not normalised."""
-        return self.visual_projection(self.vision_model.pooled(pixels))
+        return self.visual_projection(self.vision_model.pool(pixels))
 
     def forward(
         self, pixels: Float[Tensor, "i 3 h w"], tokens: Int64[Tensor, "t l"]

@@ -1,4 +1,4 @@
-"""How large are the published CLIPs?"""
+"""Configurations of the published CLIPs."""
 
 from __future__ import annotations
 

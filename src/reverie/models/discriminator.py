@@ -1,4 +1,4 @@
-"""How does the autoencoder's training tell real patches from decoded ones? With a PatchGAN: one logit a patch."""
+"""PatchGAN discriminator for the autoencoder's adversarial loss: one logit a patch."""
 
 from __future__ import annotations
 

@@ -63,7 +63,7 @@ class ClipRun:
     @property
     def last(self) -> int:
         """Return the last stop's number."""
-        return len(self.way.told) - 1
+        return len(self.way.settings) - 1
 
     def clip_places(self) -> list[float]:
         """Return where on the way each clip is."""

@@ -31,7 +31,7 @@ Fade = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Piece(Progress):
+class Section(Progress):
     """What the latest section finished; all pieces in a row are the whole."""
 
     x: Tensor
@@ -39,7 +39,7 @@ class Piece(Progress):
 
 def pieces(
     run: Callable[[Tensor], Tensor], x: Tensor, section: int, overlap: int, fade: Fade = lambda part: part
-) -> Iterator[Piece]:
+) -> Iterator[Section]:
     """Apply `run`, which keeps the last axis or stretches it, to sections of it, and fade these into one another.
 
     What is no longer than a section is run as it is. The fade keeps the sum of what is alike on both sides of it.
@@ -51,9 +51,9 @@ def pieces(
     for done, begin in enumerate(begins, start=1):
         following = run(x[..., begin : begin + section])
         both = held[..., -count:] * rising.flip(0) + following[..., :count] * rising
-        yield Piece(done, total, "sections", torch.cat([held[..., :-count], both], dim=-1))
+        yield Section(done, total, "sections", torch.cat([held[..., :-count], both], dim=-1))
         held = following[..., count:]
-    yield Piece(total, total, "sections", held)
+    yield Section(total, total, "sections", held)
 
 
 def in_sections(
@@ -92,10 +92,10 @@ def sound_of_mel(
 
 def sounding(
     mel: Float[Tensor, "c mels frames"], params: SpectrogramParams, time: type[Line] = Line
-) -> Iterator[Piece]:
+) -> Iterator[Section]:
     """Yield a waveform piece by piece; sections have phases of their own, so their powers are faded."""
     if time is not Line:  # a circle has no sections
-        return iter([Piece(1, 1, "sections", waveform(mel, params, time))])
+        return iter([Section(1, 1, "sections", waveform(mel, params, time))])
     section, overlap = _frames_at_once(params), _second(params)
     return pieces(lambda part: waveform(part, params), mel, section, overlap, torch.sqrt)
 

@@ -97,14 +97,14 @@ class Setting:
 class Way:
     """Hold what is told at each stop."""
 
-    told: tuple[Setting, ...]
+    settings: tuple[Setting, ...]
 
     def at(self, place: float) -> Setting:
         """Return what is told at a place: 1.25 lies a quarter of the way from the second stop to the third."""
-        begin = min(int(place), len(self.told) - 1)
+        begin = min(int(place), len(self.settings) - 1)
         if place == begin:
-            return self.told[begin]
-        return self.told[begin].between(self.told[begin + 1], place - begin)
+            return self.settings[begin]
+        return self.settings[begin].between(self.settings[begin + 1], place - begin)
 
 
 def encode_stops(system: StableDiffusion, stops: Sequence[Stop], shared: TextToImage) -> Way:
@@ -119,7 +119,7 @@ def _setting(system: StableDiffusion, stop: Stop, shared: TextToImage) -> Settin
 
 
 def denoiser(
-    system: StableDiffusion, shared: TextToImage, sigmas: Sigmas, windows: Windows, told: Sequence[Setting]
+    system: StableDiffusion, shared: TextToImage, sigmas: Sigmas, windows: Windows, settings: Sequence[Setting]
 ) -> Denoise:
     """Denoise windows together, each towards what it is told."""
 
@@ -128,12 +128,12 @@ def denoiser(
         prompts = blend.stack_prompts([one.prompts for one in batch])
         return guided_denoiser(system, shared.replace(guidance=batch[0].guidance), prompts, sigmas)
 
-    batches = list(_batches(told))
+    batches = list(_batches(settings))
     return windowed(by_rows([of(*batch) for batch in batches], [len(batch) for batch in batches]), windows)
 
 
-def _batches(told: Sequence[Setting]) -> Iterator[list[Setting]]:
-    for _, alike in groupby(told, key=lambda one: one.form):
+def _batches(settings: Sequence[Setting]) -> Iterator[list[Setting]]:
+    for _, alike in groupby(settings, key=lambda one: one.form):
         run = list(alike)
         yield from (run[start : start + BATCH] for start in range(0, len(run), BATCH))
 

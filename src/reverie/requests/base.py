@@ -6,7 +6,7 @@ import difflib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
     BaseModel,
@@ -22,6 +22,7 @@ from pydantic_core import ErrorDetails
 
 from reverie.errors import ReverieError
 from reverie.requests import adapter_files
+from reverie.requests.samplers import DEFAULT_SCHEDULE, SamplerName, ScheduleName, resolve_names
 
 # torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
@@ -35,31 +36,6 @@ Interval = tuple[Fraction, Fraction]
 Strength = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
-
-SamplerName = Literal[
-    "ddpm",
-    "ddim",
-    "plms",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "dpm2",
-    "dpm2_ancestral",
-    "lms",
-    "dpmpp_2s_ancestral",
-    "dpmpp_2m",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "unipc",
-    "lcm",
-]
-ScheduleName = Literal[
-    "normal", "karras", "exponential", "sgm_uniform", "linspace", "leading", "trailing", "ddim", "lcm"
-]
-# Kept here rather than read from diffusion's tables, so that `reverie --help` needs no torch; a test compares them.
-SAMPLERS: tuple[str, ...] = get_args(SamplerName)
-SCHEDULES: tuple[str, ...] = get_args(ScheduleName)
 
 
 class Frozen(BaseModel):
@@ -208,8 +184,12 @@ class SampledRequest(Request):
         description="sampler: dpmpp_2m, euler, heun, ..., or as other programs call it; an unknown name lists them all",
     )
     schedule: ScheduleName = Field(
-        default="karras",
+        default=DEFAULT_SCHEDULE,
         description="spacing of the noise levels: karras, exponential, ...; an unknown name lists them all",
+    )
+    discard_penultimate: bool = Field(
+        default=False,
+        description="leave out the noise level before the last, of one step more, as A1111 does for DPM2 and 3M SDE",
     )
     guidance_rescale: Fraction = Field(
         default=0.0, description="0 to 1, against overexposure at high guidance (Lin et al. 2305.08891, eq. 15-16)"
@@ -256,6 +236,12 @@ class SampledRequest(Request):
     sums: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)] = Field(
         default=(), description="SHA-256 of LoRAs and embeddings by name, as recorded; other content is noted"
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _resolve_names(cls, fields: Any) -> Any:
+        """Turn other programs' names of samplers and spacings into ours: "DPM++ 2M Karras" is both."""
+        return resolve_names(fields) if isinstance(fields, dict) else fields
 
     @field_validator("loras", "embeddings", "folders", mode="after")
     @classmethod

@@ -15,6 +15,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import looking_in, recorded_name
+from reverie.requests.samplers import RECORDS, schedule_label
 
 KINDS: dict[str, type[SampledRequest]] = {
     kind.kind: kind for kind in (TextToImage, ImageToImage, Inpaint, Outpaint, Animation, Music)
@@ -24,33 +25,6 @@ KINDS: dict[str, type[SampledRequest]] = {
 TITLE = "title"
 LONGEST_TITLE = 200  # characters; half as many for sounds, as a WAV file takes few bytes
 NOTHING: tuple[object, ...] = (None, (), [], "")  # what a field holds where the request says nothing of it
-
-# AUTOMATIC1111's names; ours where it has none.
-SAMPLER_LABELS = {
-    "ddpm": "DDPM",
-    "ddim": "DDIM",
-    "plms": "PLMS",
-    "euler": "Euler",
-    "euler_ancestral": "Euler a",
-    "heun": "Heun",
-    "dpm2": "DPM2",
-    "dpm2_ancestral": "DPM2 a",
-    "lms": "LMS",
-    "dpmpp_2s_ancestral": "DPM++ 2S a",
-    "dpmpp_2m": "DPM++ 2M",
-    "dpmpp_sde": "DPM++ SDE",
-    "dpmpp_2m_sde": "DPM++ 2M SDE",
-    "dpmpp_3m_sde": "DPM++ 3M SDE",
-    "unipc": "UniPC",
-    "lcm": "LCM",
-}
-SCHEDULE_LABELS = {
-    "normal": "Uniform",
-    "karras": "Karras",
-    "exponential": "Exponential",
-    "sgm_uniform": "SGM Uniform",
-    "ddim": "DDIM",
-}
 
 
 @dataclass(frozen=True)
@@ -98,13 +72,13 @@ def _parameters(request: TextToImage, model: str) -> str:
     """Write AUTOMATIC1111's text of a request."""
     fields = {
         "Steps": request.steps,
-        "Sampler": SAMPLER_LABELS[request.sampler],
-        "Schedule type": SCHEDULE_LABELS.get(request.schedule, request.schedule),
+        "Sampler": RECORDS[request.sampler].label,
+        "Schedule type": schedule_label(request.schedule),
         "CFG scale": f"{request.scale:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
         "Model": model.partition(" [")[0],  # without our hash, which is not that program's
-        "RNG": "CPU",  # where our noise is drawn; AUTOMATIC1111 says so where it is not the GPU
+        "RNG": "NV" if request.rng == "gpu" else "CPU",  # NV: a GPU's, drawn on the CPU
         "CFG Rescale": request.guidance_rescale or None,
         "Dynamic thresholding": request.threshold,
         **_further(request),
@@ -116,6 +90,8 @@ def _further(request: TextToImage) -> dict[str, object]:
     """Name what a request asks for beyond a prompt, by AUTOMATIC1111's names; what it does not ask for is left out."""
     fields: dict[str, object] = {
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
+        "Sampler RNG": "GPU" if request.rng == "cpu_then_gpu" else None,
+        "Discard penultimate sigma": request.discard_penultimate or None,
         "Tiling": request.tile if request.tile != "none" else None,
     }
     if request.guidance_interval != (0.0, 1.0):

@@ -7,25 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from PIL import Image
 
-from reverie.requests.base import SamplerName, ScheduleName
 from reverie.requests.easing import EasingName
+from reverie.requests.samplers import SamplerName, ScheduleName
 
 if TYPE_CHECKING:
     from reverie.media.sound import Sound
     from reverie.requests.films import Drive, Fit, Interpolation, InversionName, Keyframe, Pace
     from reverie.requests.music import Stop
     from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
-    from reverie.requests.pictures import Fill, Tile
+    from reverie.requests.pictures import Fill, Rng, Tile
     from reverie.requests.references import Picture, SoundInput
 
-    PictureLike = Picture | Image.Image | str | Path
-    SoundLike = SoundInput | Sound | Image.Image | str | Path
-    KeyframeLike = Keyframe | Mapping[str, Any] | str
-    StopLike = Stop | Mapping[str, Any] | str
+PictureLike: TypeAlias = "Picture | Image.Image | str | Path"
+SoundLike: TypeAlias = "SoundInput | Sound | Image.Image | str | Path"
+KeyframeLike: TypeAlias = "Keyframe | Mapping[str, Any] | str"
+StopLike: TypeAlias = "Stop | Mapping[str, Any] | str"
 
 
 class SampledOptions(TypedDict, total=False):
@@ -37,6 +37,7 @@ class SampledOptions(TypedDict, total=False):
     steps: int
     sampler: SamplerName | str
     schedule: ScheduleName | str
+    discard_penultimate: bool
     guidance_rescale: float
     guidance_interval: tuple[float, float]
     cache_steps: int
@@ -59,6 +60,8 @@ class TextToImageOptions(SampledOptions, total=False):
     variation: Variation | None
     hires: Hires | None
     refiner: Refiner | None
+    rng: Rng
+    zero_negative: bool | None
     tile: Tile
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
 
 Tile = Literal["none", "x", "y", "xy"]
+Rng = Literal["cpu", "gpu", "cpu_then_gpu"]
 Fill = Literal["original", "surroundings", "noise", "nothing"]
 Size = tuple[Annotated[int, Field(ge=1, le=65536)], Annotated[int, Field(ge=1, le=65536)]]
 Corner = tuple[Annotated[int, Field(ge=0, le=65536)], Annotated[int, Field(ge=0, le=65536)]]
@@ -51,6 +52,14 @@ class TextToImage(SampledRequest):
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")
     hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
     refiner: Refiner | None = Field(default=None, description="the model that takes the last steps")
+    rng: Rng = Field(
+        default="cpu",
+        description="generator of the noise: cpu (torch's), gpu (an NVIDIA GPU's), or cpu_then_gpu, as in ComfyUI",
+    )
+    zero_negative: bool | None = Field(
+        default=None,
+        description="put zeros for an empty negative prompt, not its encoding; the model's own way if not given",
+    )
     tile: Tile = Field(
         default="none", description="x, y or xy: directions in which copies of the picture fit each other"
     )

@@ -8,27 +8,42 @@ from pathlib import Path
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import read_texts
 from reverie.requests.base import SampledRequest
-from reverie.requests.foreign import read_foreign
+from reverie.requests.foreign import read_draft
 from reverie.requests.metadata import Record, read_own
-
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3")  # as media.sound has them, which brings torch; a test compares them
+from reverie.requests.music import Music
+from reverie.requests.texts import Carrier, read_carrier
 
 
 def read_record(file: Image.Image | str | Path) -> Record:
-    """Return what a picture, a film, a sound, or an image with its `.info` says of how it was made.
+    """Return what a picture, film, sound, folder of frames, or an image with its `.info` says of how it was made.
 
-    Raises ReverieError where it says nothing, or that is damaged.
+    Raises ReverieError where there is no such file, it says nothing, that is damaged, or what decides the picture
+    cannot be honoured.
     """
+    carrier = read_carrier(file)
     folders = () if isinstance(file, Image.Image) else (Path(file).absolute().parent,)
-    own = read_own(_texts(file), *folders)
-    if own is not None:
+    if (own := read_own(carrier.texts, *folders)) is not None:
         return own if isinstance(file, Image.Image) else replace(own, request=_beside(own.request, Path(file)))
-    if not isinstance(file, Image.Image) and Path(file).suffix.lower() in SOUNDS:
-        raise ReverieError(f"'{file}' holds no request of reverie's; give a sound that `reverie music` wrote")
-    reading = read_foreign(file)
-    return Record(reading.request, reading.model, reading.not_honoured)
+    named = "this picture" if isinstance(file, Image.Image) else f"'{file}'"
+    try:
+        record = _read_foreign(carrier)
+    except ReverieError as error:
+        raise ReverieError(f"{named}: {error}", field=error.field) from error
+    if record is None:
+        raise ReverieError(f"{named} does not say how it was made; give one that still has its metadata")
+    return record
+
+
+def _read_foreign(carrier: Carrier) -> Record | None:
+    if (draft := read_draft(carrier)) is None:
+        return None
+    picture = draft.request(carrier.size)
+    if carrier.kind == "sound":
+        return Record(Music.of({"prompt": picture.prompt, **picture.shared()}), draft.model, tuple(draft.notes))
+    if carrier.kind == "film":
+        draft.note("a film: here one picture of its settings is drawn")
+    return Record(picture, draft.model, tuple(draft.notes))
 
 
 def _beside(request: SampledRequest, file: Path) -> SampledRequest:
@@ -39,15 +54,3 @@ def _beside(request: SampledRequest, file: Path) -> SampledRequest:
 def from_metadata(file: Image.Image | str | Path) -> SampledRequest:
     """Return the request that made a picture, a film or a sound: a file, or an image with its `.info`."""
     return read_record(file).request
-
-
-def _texts(file: Image.Image | str | Path) -> dict[str, str]:
-    if isinstance(file, Image.Image):
-        return read_texts(file)
-    if Path(file).suffix.lower() in SOUNDS:
-        from reverie.media import sound  # brings torch, which takes seconds
-
-        return sound.read_texts(file)
-    from reverie.media import footage  # brings numpy
-
-    return footage.carried(file)

@@ -42,7 +42,7 @@ MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the m
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 
 Resolver = Callable[[str, str], str]
-"""What is named (picture, sound, film, model, controlnet, lora, embedding, folder) and its name -> the path; raises ReverieError."""
+"""(what is named, its name) -> the path. What: picture, sound, film, model, controlnet, lora, embedding or folder."""
 
 
 def any_path(what: str, name: str) -> str:

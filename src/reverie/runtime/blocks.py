@@ -130,7 +130,7 @@ class FastAttention(layers.Attention):
     to_q: PackedLinear
     to_k: PackedLinear
     to_v: PackedLinear
-    told: WeakTensorKeyDictionary | None = None  # context -> (what it must still be, keys, values)
+    contexts: WeakTensorKeyDictionary | None = None  # context -> (what it must still be, keys, values)
 
     def forward(
         self,
@@ -154,15 +154,15 @@ class FastAttention(layers.Attention):
         if context.is_inference() or not all(layer.computes(context) for layer in layers):
             return project(layers, context)  # nobody counts how often inference tensors are written to
         state = (pack_together(layers), context._version)
-        if self.told is None:
-            self.told = WeakTensorKeyDictionary()
-        known = self.told.get(context)
+        if self.contexts is None:
+            self.contexts = WeakTensorKeyDictionary()
+        known = self.contexts.get(context)
         if known is None or known[0] != state:
-            known = self.told[context] = (state, project(layers, context))
+            known = self.contexts[context] = (state, project(layers, context))
         return known[1]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "told"}
+        return {name: value for name, value in self.__dict__.items() if name != "contexts"}
 
 
 class FastGEGLU(layers.GEGLU):

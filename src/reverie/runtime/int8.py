@@ -163,8 +163,8 @@ class Int8Conv2d(PackedLayer, nn.Conv2d):
             return nn.Conv2d.forward(self, x)
         (weight,) = pack_together([self]).parts
         q, scale, zero = round_input(x.contiguous(memory_format=LAST))
-        told = (weight.packed, weight.scales, weight.zeros, _bias(self), *self._shape())
-        return torch.ops.onednn.qconv2d_pointwise.default(q, scale, zero, *told, 1.0, 0, x.dtype, *PLAINLY)
+        operands = (weight.packed, weight.scales, weight.zeros, _bias(self), *self._shape())
+        return torch.ops.onednn.qconv2d_pointwise.default(q, scale, zero, *operands, 1.0, 0, x.dtype, *PLAINLY)
 
     def _shape(self) -> tuple[list[int], list[int], list[int], int]:
         return list(self.stride), [int(pixels) for pixels in self.padding], list(self.dilation), 1
@@ -178,8 +178,8 @@ def _rounded_rows(weight: Float[Tensor, "out in"]) -> Rounded:
 def _product(layer: Int8Linear | Int8Pointwise, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b out"]:
     (weight,) = pack_together([layer]).parts
     q, scale, zero = round_input(x.contiguous())
-    told = (weight.packed, weight.scales, weight.zeros, _bias(layer))
-    return torch.ops.onednn.qlinear_pointwise.default(q, scale, zero, *told, 1.0, 0, x.dtype, *PLAINLY)
+    operands = (weight.packed, weight.scales, weight.zeros, _bias(layer))
+    return torch.ops.onednn.qlinear_pointwise.default(q, scale, zero, *operands, 1.0, 0, x.dtype, *PLAINLY)
 
 
 def _bias(layer: nn.Linear | nn.Conv2d) -> Float[Tensor, " out"] | None:

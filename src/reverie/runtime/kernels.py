@@ -140,12 +140,12 @@ def let_go(weight: Tensor) -> None:
     try:
         with PAGEMAP.open("rb", buffering=0) as pagemap:
             pagemap.seek(first * ENTRY)
-            told = bytearray(pagemap.read(count * ENTRY))
+            entries = bytearray(pagemap.read(count * ENTRY))
     except OSError:
         return
-    if len(told) < count * ENTRY:
+    if len(entries) < count * ENTRY:
         return
-    pages = torch.frombuffer(told, dtype=torch.int64)
+    pages = torch.frombuffer(entries, dtype=torch.int64)
     copied = (pages < 0) & (pages & OF_A_FILE == 0)
     if not bool((copied | (pages & SWAPPED != 0)).any()):
         libc.madvise(first * mmap.PAGESIZE, count * mmap.PAGESIZE, mmap.MADV_DONTNEED)

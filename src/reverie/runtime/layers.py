@@ -131,7 +131,7 @@ class PackedLinear(PackedLayer, nn.Linear):
         if not self.computes(x):
             y = F.linear(x, self.weight, self.bias)
             return y if add is None else y + add
-        if (store := self.shared()) is not None:  # asked for alone, as by a hook: not worth packing anew
+        if (store := self.shared_store()) is not None:  # asked for alone, as by a hook: not worth packing anew
             y = dict(zip(store.layers, _product(store, x), strict=True))[self]
             return y if add is None else y + add
         (weight,) = pack_together([self]).parts

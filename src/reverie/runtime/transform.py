@@ -37,7 +37,7 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     **{fast: plain for plain, (fast, _) in BLOCKS.items()},
 }
 """By the fast class: the plain one."""
-KEPT = ("store", "trainable", "told", "corners", "seen", "tiled")  # what fast classes keep in their instances
+KEPT = ("store", "trainable", "contexts", "corners", "seen", "tiled")  # what fast classes keep in their instances
 
 
 def pack(network: M) -> M:

@@ -77,7 +77,7 @@ class PackedLayer(nn.Module):
                 self.store.release()
             self.store = None
 
-    def shared(self) -> PackedStore | None:
+    def shared_store(self) -> PackedStore | None:
         """Return the store, where it holds this layer together with others."""
         store = self.store
         return store if store is not None and len(store.layers) > 1 and store.holds(store.layers) else None

@@ -1,7 +1,9 @@
-"""Zero-shot classification: the label whose text embedding is most like the picture's (CLIP paper, section 3.1)."""
+"""Cosines of pictures and texts, and zero-shot classification by them (CLIP paper, section 3.1)."""
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
@@ -10,18 +12,97 @@ from typing import NamedTuple, Protocol
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
+from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
+from reverie.media.charts import colour_of, heat_map
 from reverie.progress import Progress
-from reverie.similarity.likeness import named
-from reverie.similarity.templates import filled
+from reverie.similarity.templates import fill_template
 
 TEXTS_AT_ONCE = 2048  # tokens of so many are held together; thousands of labels in 80 templates are many more
 
 
-class Embedder(Protocol):
+@dataclass(frozen=True, eq=False)
+class Likeness:
+    """Hold the cosines of rows with columns, each in [-1, 1], and the names of both."""
+
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    cosines: Float[Tensor, "r c"]
+    model: str
+
+    @classmethod
+    def between(
+        cls,
+        images: tuple[str, ...],
+        image_embeddings: Float[Tensor, "i d"],
+        texts: tuple[str, ...],
+        text_embeddings: Float[Tensor, "t d"],
+        model: str,
+    ) -> Likeness:
+        """Compare normalised embeddings of pictures with those of texts; one kind alone is compared with itself."""
+        rows, left = (images, image_embeddings) if images else (texts, text_embeddings)
+        columns, right = (texts, text_embeddings) if texts else (images, image_embeddings)
+        return cls(rows, columns, left @ right.T, model)
+
+    def record(self) -> dict[str, object]:
+        """Return plain values for JSON."""
+        return {
+            "model": self.model,
+            "rows": list(self.rows),
+            "columns": list(self.columns),
+            "cosines": [[round(value, 6) for value in row] for row in self.cosines.tolist()],
+        }
+
+    def csv(self) -> str:
+        """Return lines of comma-separated values, the columns' names in the first."""
+        out = io.StringIO()
+        writer = csv.writer(out, lineterminator="\n")
+        writer.writerow(["", *self.columns])
+        for name, row in zip(self.rows, self.cosines.tolist(), strict=True):
+            writer.writerow([name, *(f"{value:.6f}" for value in row)])
+        return out.getvalue()
+
+    def heat_map(self) -> Image.Image:
+        """Draw the matrix: dark is least, bright most alike among its cosines, which are written into the cells."""
+        return heat_map(self.cosines.tolist(), self.rows, self.columns)
+
+    def _repr_html_(self) -> str:
+        """Show a coloured table in a notebook."""
+        values = self.cosines.tolist()
+        low, high = _range(values)
+        head = "".join(f"<th>{escape(name)}</th>" for name in self.columns)
+        body = "".join(
+            f"<tr><th>{escape(name)}</th>{''.join(_cell(value, low, high) for value in row)}</tr>"
+            for name, row in zip(self.rows, values, strict=True)
+        )
+        return f"<table><tr><th></th>{head}</tr>{body}</table>"
+
+
+def picture_names(pictures: Sequence[Picture]) -> tuple[str, ...]:
+    """Name pictures: files by their paths, others by their number."""
+    return tuple(
+        f"picture {index}" if isinstance(picture, Image.Image) else str(picture)
+        for index, picture in enumerate(pictures)
+    )
+
+
+def _range(values: list[list[float]]) -> tuple[float, float]:
+    flat = [value for row in values for value in row]
+    return (min(flat), max(flat)) if flat else (0.0, 1.0)
+
+
+def _cell(value: float, low: float, high: float) -> str:
+    colour, ink = colour_of(value, low, high)
+    return f'<td style="background:rgb{colour};color:rgb{ink}">{value:.3f}</td>'
+
+
+TEXTS_AT_ONCE = 2048  # tokens of so many are held together; thousands of labels in 80 templates are many more
+
+
+class LabelEmbedder(Protocol):
     """What classification needs of a CLIP."""
 
     @property
@@ -73,7 +154,7 @@ class EmbeddedLabels(Progress):
     rows: Float[Tensor, "n d"]
 
 
-def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]) -> Iterator[EmbeddedLabels]:
+def embed_labels(clip: LabelEmbedder, labels: Sequence[str], templates: Sequence[str]) -> Iterator[EmbeddedLabels]:
     """Embed labels, some at a time: the normalised mean of a label's normalised embeddings in all templates.
 
     Raises ReverieError where a template has no place for a label, or there is none of them.
@@ -85,7 +166,7 @@ def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]
     step = max(1, TEXTS_AT_ONCE // len(templates))
     for start in range(0, len(labels), step):
         some = labels[start : start + step]
-        texts = [filled(template, label) for label in some for template in templates]
+        texts = [fill_template(template, label) for label in some for template in templates]
         rows = clip.embed_texts(texts).unflatten(0, (len(some), len(templates))).mean(1)
         yield EmbeddedLabels(start + len(some), len(labels), "labels", F.normalize(rows, dim=-1))
 
@@ -94,12 +175,12 @@ def embed_labels(clip: Embedder, labels: Sequence[str], templates: Sequence[str]
 class Classifier:
     """Name pictures by labels whose embeddings are its `weights`."""
 
-    clip: Embedder = field(repr=False)
+    clip: LabelEmbedder = field(repr=False)
     labels: tuple[str, ...]
     weights: Float[Tensor, "n d"] = field(repr=False)
 
     @classmethod
-    def of(cls, clip: Embedder, labels: Sequence[str], templates: Sequence[str]) -> Classifier:
+    def of(cls, clip: LabelEmbedder, labels: Sequence[str], templates: Sequence[str]) -> Classifier:
         """Embed the labels."""
         return cls(clip, tuple(labels), torch.cat([event.rows for event in embed_labels(clip, labels, templates)]))
 
@@ -126,6 +207,6 @@ class Classifier:
                 ),
             )
             for name, alike, indices, probabilities in zip(
-                named(pictures), cosines, best.indices.tolist(), best.values.tolist(), strict=True
+                picture_names(pictures), cosines, best.indices.tolist(), best.values.tolist(), strict=True
             )
         ]

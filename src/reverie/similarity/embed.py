@@ -1,4 +1,4 @@
-"""CLIP embeddings of pictures and texts: `Clip`, the object that `reverie.load_clip` returns."""
+"""CLIP embeddings of pictures and texts: `Clip`, which `reverie.load_clip` returns, and best-of ranking by it."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,9 +21,11 @@ from reverie.checkpoints.clip_files import load_clip as read_clip
 from reverie.checkpoints.weights import read_json
 from reverie.codecs.clip_images import Picture, Preprocessing, read_open_clip, read_preprocessing
 from reverie.errors import ReverieError
+from reverie.generate.editing import final_words
+from reverie.media.pictures import REQUEST
 from reverie.models.clip import CLIP
-from reverie.similarity.classify import Classifier, Guesses
-from reverie.similarity.likeness import Likeness, named
+from reverie.requests.pictures import TextToImage
+from reverie.similarity.classify import Classifier, Guesses, Likeness, picture_names
 from reverie.similarity.templates import PHOTO, PLAIN
 from reverie.system import pick_device, pick_dtype
 from reverie.tokenizer import Tokenizer
@@ -69,12 +72,12 @@ class Clip:
 
         32 hexadecimal digits; whichever layout the weights were read from. Every weight is read once for it.
         """
-        told = {
+        metadata = {
             "config": asdict(self.model.config),
             "preprocessing": self.preprocessing.describe(),
             "tokenizer": [self.tokenizer.length, self.tokenizer.vocab, self.tokenizer.merges],
         }
-        digest = hashlib.sha256(json.dumps(told, sort_keys=True).encode())
+        digest = hashlib.sha256(json.dumps(metadata, sort_keys=True).encode())
         for name, tensor in sorted(self.model.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
@@ -88,7 +91,7 @@ class Clip:
     def embed_levels(self, levels: UInt8[Tensor, "n 3 h w"]) -> Float[Tensor, "n d"]:
         """Embed what `levels` returned, as one batch."""
         pixels = self.preprocessing.normalise(levels.to(self.device)).to(self.model.logit_scale.dtype)
-        return _normalised(self.model.encode_image(pixels))
+        return _normalise(self.model.encode_image(pixels))
 
     def embed_images(self, pictures: Sequence[Picture], batch: int = 32) -> Float[Tensor, "n d"]:
         """Embed pictures, or the files at paths. Raises ReverieError, naming the file, where one cannot be read."""
@@ -114,13 +117,13 @@ class Clip:
         rows = []
         for part in order.split(batch):
             ids = tokens[part, : int(lengths[part].max())]
-            rows.append(_normalised(self.model.encode_text(ids.to(self.device))))
+            rows.append(_normalise(self.model.encode_text(ids.to(self.device))))
         return torch.cat(rows)[order.argsort()]
 
     def similarity(self, images: Sequence[Picture] = (), texts: Sequence[str] = ()) -> Likeness:
         """Compare every picture with every text; where there is only one kind, each of them with each."""
         return Likeness.between(
-            named(images), self.embed_images(images), tuple(texts), self.embed_texts(texts), self.name
+            picture_names(images), self.embed_images(images), tuple(texts), self.embed_texts(texts), self.name
         )
 
     def classifier(self, labels: Sequence[str], templates: Sequence[str] | None = None) -> Classifier:
@@ -182,9 +185,57 @@ def _preprocessing(found: FoundClip) -> Preprocessing:
     return Preprocessing(size=size, edge=size)
 
 
-def _normalised(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+def _normalise(features: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
     return F.normalize(features.float(), dim=-1).cpu()
 
 
 def _parts(items: Sequence[Picture], size: int) -> Iterator[Sequence[Picture]]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+class Scored(NamedTuple):
+    """Hold a picture, which one it was of those drawn (from 0), and its cosine with the prompt."""
+
+    place: int
+    cosine: float
+    picture: Image.Image
+
+
+def rivals(request: TextToImage, of: int) -> TextToImage:
+    """Return the request for `of` pictures, of which `request.count` are to be kept.
+
+    Raises ReverieError where that leaves nothing to choose, or a prompt that says nothing to choose by.
+    """
+    if of < max(2, request.count + 1):
+        raise ReverieError(f"the best {request.count} of {of} is no choice; draw more than are kept, at least 2")
+    if not final_words(request.prompt, request.steps):
+        raise ReverieError("a prompt without words ranks nothing; write some, or do not ask for the best")
+    return request.replace(count=of)
+
+
+class Ranking:
+    """Keep the `request.count` pictures most like a request's prompt, of all that are added; equals keep their order.
+
+    The prompt is compared without weights, brackets and tags.
+    """
+
+    def __init__(self, clip: Clip, request: TextToImage) -> None:
+        self._clip, self._keep = clip, request.count
+        self._text = clip.embed_texts([final_words(request.prompt, request.steps)])[0]
+        self._best: list[Scored] = []
+        self._count = 0
+
+    def add(self, picture: Image.Image) -> None:
+        """Compare one more picture; the least like of too many is let go."""
+        cosine = (self._clip.embed_images([picture])[0] @ self._text).item()
+        ranked = sorted([*self._best, Scored(self._count, cosine, picture)], key=lambda one: -one.cosine)
+        self._best, self._count = ranked[: self._keep], self._count + 1
+
+    def best(self) -> list[Scored]:
+        """Return the pictures kept, the best first; one that carries its request carries its `score` beside it."""
+        for one in self._best:
+            if REQUEST in one.picture.info:
+                carried = json.loads(one.picture.info[REQUEST])
+                carried["score"] = {"clip": self._clip.name, "cosine": round(one.cosine, 6), "of": self._count}
+                one.picture.info[REQUEST] = json.dumps(carried)
+        return self._best

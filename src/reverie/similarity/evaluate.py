@@ -23,7 +23,7 @@ TOP = 5
 MOST_DRAWN = 1600  # classes: a pixel each
 
 
-class Sample(NamedTuple):
+class LabelledPicture(NamedTuple):
     """Name a picture's file and its class, by number."""
 
     file: Path
@@ -31,7 +31,7 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Skipped:
+class SkippedFile:
     """Name a file that could not be read, and say why."""
 
     file: str
@@ -46,7 +46,7 @@ class Report:
     confusion: Mapping[tuple[int, int], int] = field(repr=False, default_factory=dict)
     hits: int = 0
     """How often the truth was among the five likeliest."""
-    skipped: tuple[Skipped, ...] = ()
+    skipped: tuple[SkippedFile, ...] = ()
 
     @property
     def count(self) -> int:
@@ -131,7 +131,7 @@ class Evaluation(Progress):
     report: Report
 
 
-def find_classes(folder: Path, names: Mapping[str, str] | None = None) -> tuple[tuple[str, ...], list[Sample]]:
+def find_classes(folder: Path, names: Mapping[str, str] | None = None) -> tuple[tuple[str, ...], list[LabelledPicture]]:
     """List the labels and the pictures of a folder with one folder a class; links out of it are not followed.
 
     A class is called as its folder, with spaces for underscores, or as `names` calls it. Raises ReverieError where
@@ -144,7 +144,7 @@ def find_classes(folder: Path, names: Mapping[str, str] | None = None) -> tuple[
         others = f" (and {len(unnamed) - 1} others)" if len(unnamed) > 1 else ""
         raise ReverieError(f"the class '{unnamed[0]}'{others} in '{folder}' has no label; name every folder")
     samples = [
-        Sample(file, number)
+        LabelledPicture(file, number)
         for number, path in enumerate(classes)
         for file in sorted(path.rglob("*"))
         if file.suffix.lower() in READABLE and file.is_file() and file.resolve().is_relative_to(folder.resolve())
@@ -155,7 +155,7 @@ def find_classes(folder: Path, names: Mapping[str, str] | None = None) -> tuple[
     return labels, samples
 
 
-def evaluate(classifier: Classifier, samples: Sequence[Sample], batch: int = 32) -> Iterator[Evaluation]:
+def evaluate(classifier: Classifier, samples: Sequence[LabelledPicture], batch: int = 32) -> Iterator[Evaluation]:
     """Name pictures and count. A file that cannot be read is skipped and reported, and its batch goes on without it."""
     report = Report(classifier.labels)
     for start in range(0, len(samples), batch):
@@ -164,7 +164,7 @@ def evaluate(classifier: Classifier, samples: Sequence[Sample], batch: int = 32)
             try:
                 rows.append(classifier.clip.levels([sample.file]))
             except ReverieError as error:
-                report = replace(report, skipped=(*report.skipped, Skipped(str(sample.file), str(error))))
+                report = replace(report, skipped=(*report.skipped, SkippedFile(str(sample.file), str(error))))
             else:
                 truths.append(sample.truth)
         if rows:

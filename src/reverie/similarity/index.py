@@ -9,9 +9,12 @@ counts. `G` is the generation: a new one is written when a quarter of the rows a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -19,14 +22,15 @@ from jaxtyping import Float
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.similarity.sources import Place, Skipped, base_of, read_picture
+from reverie.files import unwritable, write_text
+from reverie.similarity.sources import PicturePlace, Skipped, base_of, read_picture
 
 VERSION = 1
 HEADER = "index.json"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Header:
+class IndexHeader:
     """Say whose embeddings these are, and how much of the files counts."""
 
     model: str
@@ -40,10 +44,10 @@ class Header:
 
 
 @dataclass(frozen=True)
-class Entry:
+class IndexEntry:
     """Tell of a picture: where it lies, and its row, or why it has none."""
 
-    place: Place
+    place: PicturePlace
     row: int | None = None
     reason: str = ""
 
@@ -57,13 +61,13 @@ class Index:
     """Hold an index as it was when opened; `entries` by the names of the pictures."""
 
     folder: Path
-    header: Header
-    entries: Mapping[str, Entry] = field(repr=False)
+    header: IndexHeader
+    entries: Mapping[str, IndexEntry] = field(repr=False)
     vectors: Float[np.ndarray, "rows width"] = field(repr=False)
     """The embeddings, mapped into memory; those of dead rows too."""
 
     @cached_property
-    def by_row(self) -> Mapping[int, Entry]:
+    def by_row(self) -> Mapping[int, IndexEntry]:
         """Find the picture of a row; dead rows have none."""
         return {entry.row: entry for entry in self.entries.values() if entry.row is not None}
 
@@ -72,7 +76,7 @@ class Index:
         """List what could not be read."""
         return [Skipped(name, entry.reason) for name, entry in self.entries.items() if entry.row is None]
 
-    def picture(self, entry: Entry) -> Image.Image:
+    def picture(self, entry: IndexEntry) -> Image.Image:
         """Read a picture of the collection. Raises ReverieError where it is gone or damaged."""
         return read_picture(base_of(Path(self.header.source)), entry.place)
 
@@ -85,7 +89,7 @@ def open_index(folder: str | Path) -> Index:
     """Open an index. Raises ReverieError where there is none, or its files are damaged."""
     folder = Path(folder)
     try:
-        header = Header(**json.loads((folder / HEADER).read_text(encoding="utf-8")))
+        header = IndexHeader(**json.loads((folder / HEADER).read_text(encoding="utf-8")))
     except FileNotFoundError as error:
         raise ReverieError(f"no index in '{folder}'; make one: reverie index pictures/ -o {folder}") from error
     except (OSError, ValueError, TypeError) as error:
@@ -93,43 +97,103 @@ def open_index(folder: str | Path) -> Index:
     if header.version != VERSION:
         raise ReverieError(f"'{folder}' is an index of version {header.version}, not {VERSION}; index anew elsewhere")
     try:
-        return Index(folder, header, _entries(folder, header), _mapped(folder, header))
+        return Index(folder, header, _entries(folder, header), _map(folder, header))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ReverieError(f"the index '{folder}' is damaged: {error}; delete the folder and index anew") from error
 
 
-def vectors_file(folder: Path, header: Header) -> Path:
+def vectors_file(folder: Path, header: IndexHeader) -> Path:
     """Name the file of an index's rows."""
     return folder / f"vectors-{header.generation}.f32"
 
 
-def journal_file(folder: Path, header: Header) -> Path:
+def journal_file(folder: Path, header: IndexHeader) -> Path:
     """Name the file of an index's pictures."""
     return folder / f"pictures-{header.generation}.jsonl"
 
 
-def _mapped(folder: Path, header: Header) -> Float[np.ndarray, "rows width"]:
+def _map(folder: Path, header: IndexHeader) -> Float[np.ndarray, "rows width"]:
     shape = (header.rows, header.width)
     if not header.rows:
         return np.zeros(shape, np.float32)  # nothing cannot be mapped
     return np.memmap(vectors_file(folder, header), np.float32, "r", shape=shape)
 
 
-def _entries(folder: Path, header: Header) -> dict[str, Entry]:
+def _entries(folder: Path, header: IndexHeader) -> dict[str, IndexEntry]:
     if not header.journal:
         return {}
     with journal_file(folder, header).open("rb") as file:
         text = file.read(header.journal)
     if len(text) < header.journal:
         raise ValueError("its journal is shorter than it should be")
-    entries: dict[str, Entry] = {}
+    entries: dict[str, IndexEntry] = {}
     for line in text.splitlines():
-        told = json.loads(line)
-        if told.get("gone"):
-            entries.pop(told["name"], None)
+        record = json.loads(line)
+        if record.get("gone"):
+            entries.pop(record["name"], None)
             continue
-        row, reason = told.pop("row"), told.pop("reason")
+        row, reason = record.pop("row"), record.pop("reason")
         if row is not None and not 0 <= row < header.rows:
-            raise ValueError(f"row {row} of {told['name']} is beyond its end")
-        entries[told["name"]] = Entry(Place(**told), row, reason)
+            raise ValueError(f"row {row} of {record['name']} is beyond its end")
+        entries[record["name"]] = IndexEntry(PicturePlace(**record), row, reason)
     return entries
+
+
+DEAD_SHARE = 0.25  # of all rows: beyond that an index is written anew
+BLOCK = 65_536  # rows that are held in memory then
+
+
+class IndexWriter:
+    """Append to an index; what stands behind the numbers of the header is overwritten."""
+
+    def __init__(self, folder: Path, header: IndexHeader) -> None:
+        """Begin where `header` ends; the folder is there."""
+        self.folder, self.header = folder, header
+
+    def add(self, entries: Iterable[IndexEntry], blocks: Iterable[Float[np.ndarray, "n width"]]) -> None:
+        """Add pictures. Those that could be read, which have no reason, get the rows of the blocks, in order."""
+        rows = count(self.header.rows)
+        self._append([replace(it, row=None if it.reason else next(rows)).line() for it in entries], blocks)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Say that pictures are gone."""
+        self._append([json.dumps({"name": name, "gone": True}) for name in names], [])
+
+    def _append(self, lines: Sequence[str], blocks: Iterable[Float[np.ndarray, "n width"]]) -> None:
+        header, row = self.header, 4 * self.header.width
+        content = (np.ascontiguousarray(block, np.float32).tobytes() for block in blocks)
+        rows = _write_blocks(vectors_file(self.folder, header), row * header.rows, content) // row
+        journal = _write_blocks(
+            journal_file(self.folder, header), header.journal, (f"{line}\n".encode() for line in lines)
+        )
+        self.header = replace(header, rows=rows, journal=journal)
+        write_text(self.folder / HEADER, json.dumps(asdict(self.header), indent=1), sync=True)
+
+
+def compact(index: Index) -> None:
+    """Write the rows that live as a new generation, if many are dead; the old one goes once the new one counts."""
+    old = index.header
+    if old.rows - len(index) <= DEAD_SHARE * old.rows:
+        return
+    rows = sorted(index.by_row)
+    alive = [index.by_row[row] for row in rows]
+    unread = [entry for entry in index.entries.values() if entry.reason]
+    blocks = (index.vectors[rows[start : start + BLOCK]] for start in range(0, len(rows), BLOCK))
+    IndexWriter(index.folder, replace(old, generation=old.generation + 1, rows=0, journal=0)).add(
+        alive + unread, blocks
+    )
+    for file in (vectors_file(index.folder, old), journal_file(index.folder, old)):
+        with suppress(OSError):  # Windows keeps what is mapped
+            file.unlink()
+
+
+def _write_blocks(path: Path, place: int, blocks: Iterable[bytes]) -> int:
+    """Write blocks from a place on, where the file then ends; return its size."""
+    with unwritable(path), path.open("r+b" if path.exists() else "w+b") as file:
+        file.truncate(place)
+        file.seek(place)
+        for block in blocks:
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+        return file.tell()

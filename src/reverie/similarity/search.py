@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,8 +19,9 @@ from torch import Tensor
 
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
-from reverie.files import atomic_write
-from reverie.similarity.index import Entry, Index
+from reverie.files import atomic_write, write_text
+from reverie.media.decoding import to_rgb
+from reverie.similarity.index import Index, IndexEntry
 from reverie.similarity.sources import base_of, read_place
 
 Found = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]
@@ -29,7 +32,7 @@ ROUNDING = 1e-5  # by which cosines of float32 may differ
 CELL_SHARE = 8  # of the cells, one in so many is looked into
 
 
-class Embedder(Protocol):
+class QueryEmbedder(Protocol):
     """What a query needs of a CLIP."""
 
     @property
@@ -43,7 +46,7 @@ class Embedder(Protocol):
 class Hit(NamedTuple):
     """Name a picture that was found, and say how like the query it is."""
 
-    entry: Entry
+    entry: IndexEntry
     cosine: float
 
     @property
@@ -77,7 +80,7 @@ class Query:
         minus = [*self.without_texts, *map(_name, self.without_pictures)]
         return " ".join([" + ".join(plus), *(f"− {name}" for name in minus)]).strip()
 
-    def embed(self, clip: Embedder) -> Float[np.ndarray, " d"]:
+    def embed(self, clip: QueryEmbedder) -> Float[np.ndarray, " d"]:
         """Return its direction. Raises ReverieError where nothing is sought, or what is sought and not is the same."""
         texts, pictures = (*self.texts, *self.without_texts), (*self.pictures, *self.without_pictures)
         if not texts and not pictures:
@@ -127,12 +130,14 @@ class Results:
 
     def _repr_html_(self) -> str:
         """Show the pictures in a notebook."""
-        from reverie.similarity.page import figures
+        from reverie.similarity.search import figures
 
         return f"<p>{escape(self.query)}</p><div>{figures(self)}</div>"
 
 
-def search(index: Index, clip: Embedder, query: Query, *, top: int = 10, nearest: Nearest | None = None) -> Results:
+def search(
+    index: Index, clip: QueryEmbedder, query: Query, *, top: int = 10, nearest: Nearest | None = None
+) -> Results:
     """Find the pictures most like a query; `nearest` is `exact` if not given, or `by_faiss`.
 
     Raises ReverieError where the index is of another model.
@@ -160,7 +165,7 @@ def exact(index: Index, query: Float[np.ndarray, " d"], top: int) -> Found:
     if not top:
         return np.zeros(0, np.int64), np.zeros(0, np.float32)
     least = np.partition(cosines, -top)[-top]
-    return _ordered(index, query, np.flatnonzero(cosines >= least - ROUNDING), top)
+    return _sort_hits(index, query, np.flatnonzero(cosines >= least - ROUNDING), top)
 
 
 def by_faiss(index: Index, query: Float[np.ndarray, " d"], top: int) -> Found:
@@ -176,11 +181,11 @@ def by_faiss(index: Index, query: Float[np.ndarray, " d"], top: int) -> Found:
         found = rows >= 0  # in the cells it looked into
         cosines, rows = cosines[found], rows[found]
         if len(rows) < count or count == len(index) or cosines[-1] < cosines[:top][-1] - ROUNDING:
-            return _ordered(index, query, rows, top)
+            return _sort_hits(index, query, rows, top)
         count = min(2 * count, len(index))  # what is as like as the last one may not have come
 
 
-def _ordered(index: Index, query: Float[np.ndarray, " d"], rows: Int[np.ndarray, " n"], top: int) -> Found:
+def _sort_hits(index: Index, query: Float[np.ndarray, " d"], rows: Int[np.ndarray, " n"], top: int) -> Found:
     """Return the best of some rows, equals in the order of their rows: a sum in float64 that is the same for equals."""
     rows = np.sort(rows)
     cosines = (index.vectors[rows].astype(np.float64) * query).sum(1)
@@ -218,3 +223,66 @@ def _searcher(index: Index) -> Any:
     with atomic_write(file) as temporary:
         faiss.write_index(made, str(temporary))
     return made
+
+
+SIDE = 224  # pixels of a thumbnail
+# The page may show the pictures inside it and do nothing else, whatever a file's name says.
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222;
+       background: #fff }
+h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; margin-top: 2rem } .note, figcaption { color: #666 }
+main { display: grid; grid-template-columns: repeat(auto-fill, minmax(12rem, 1fr)); gap: 1rem }
+figure { margin: 0 } figure img { width: 100%; height: auto; border-radius: 6px }
+figcaption { font-size: .8rem; overflow-wrap: anywhere } figcaption b { color: #222 }
+table { border-collapse: collapse } td, th { padding: .15rem .8rem .15rem 0; text-align: left }
+td.n { text-align: right; font-variant-numeric: tabular-nums }
+@media (prefers-color-scheme: dark) { body { background: #181818; color: #ddd } figcaption b { color: #ddd } }
+"""
+
+
+def page(title: str, body: str) -> str:
+    """Wrap HTML into a page of its own; `body` is HTML already, the title is text."""
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style></head>\n<body><h1>{escape(title)}</h1>\n{body}\n"
+        "</body></html>\n"
+    )
+
+
+def write_page(path: str | Path, text: str) -> None:
+    """Write a page beside, then rename it. Raises ReverieError where that cannot be done."""
+    write_text(Path(path), text)
+
+
+def contact_sheet(results: Results) -> str:
+    """Show what a search found."""
+    head = results.index.header
+    summary = f"{len(results.hits)} of {len(results.index)} pictures in {head.source}, by {head.model}"
+    return page(results.query, f'<p class="note">{escape(summary)}</p>\n<main>\n{figures(results)}\n</main>')
+
+
+def figures(results: Results) -> str:
+    """Show each picture with its cosine and its name; of what cannot be read any more, only these."""
+    return "\n".join(_figure(results, place) for place in range(len(results.hits)))
+
+
+def thumbnail(picture: Image.Image) -> str:
+    """Write a small picture as a data URI."""
+    small = to_rgb(picture).copy()
+    small.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    out = io.BytesIO()
+    small.save(out, "JPEG", quality=85)
+    return "data:image/jpeg;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+def _figure(results: Results, place: int) -> str:
+    hit = results.hits[place]
+    name = escape(hit.name)
+    try:
+        image = f'<img src="{thumbnail(results.index.picture(hit.entry))}" alt="{name}">'
+    except ReverieError:
+        image = "<p>(cannot be read any more)</p>"
+    return f"<figure>{image}<figcaption><b>{hit.cosine:.3f}</b> {name}</figcaption></figure>"

@@ -14,7 +14,7 @@ from reverie.files import SHARD, TAR_ERRORS, reason_of, tar_members
 from reverie.media.decoding import READABLE, decode, read_stored, to_rgb
 
 
-class Place(NamedTuple):
+class PicturePlace(NamedTuple):
     """Say where a picture lies: `size` bytes of a file from `offset`.
 
     `name` is its path below the source, in a shard that of the shard and the member's; `stamp` is another one when the
@@ -35,7 +35,7 @@ class Skipped(NamedTuple):
     reason: str
 
 
-def find_places(source: str | Path) -> tuple[list[Place], list[Skipped]]:
+def find_places(source: str | Path) -> tuple[list[PicturePlace], list[Skipped]]:
     """Find all pictures below a folder, or in one shard, sorted by name; damaged shards are listed beside.
 
     Raises ReverieError where there are none.
@@ -43,7 +43,7 @@ def find_places(source: str | Path) -> tuple[list[Place], list[Skipped]]:
     root = Path(source)
     if not root.exists():
         raise ReverieError(f"no pictures at '{source}': there is no such folder or shard")
-    places: list[Place] = []
+    places: list[PicturePlace] = []
     skipped: list[Skipped] = []
     for file in sorted(_files(root)):
         name = file.relative_to(base_of(root)).as_posix()
@@ -62,17 +62,17 @@ def base_of(source: Path) -> Path:
     return source if source.is_dir() else source.parent
 
 
-def read_picture(base: Path, place: Place) -> Image.Image:
+def read_picture(base: Path, place: PicturePlace) -> Image.Image:
     """Read a picture as RGB, upright and on white. Raises ReverieError, naming it, where it is gone or damaged."""
     return to_rgb(decode(_content(base, place), f"the picture {place.name}"))
 
 
-def read_place(base: Path, place: Place) -> Image.Image:
+def read_place(base: Path, place: PicturePlace) -> Image.Image:
     """Read a picture as CLIP's references do, neither turned nor on white. Raises ReverieError."""
     return read_stored(_content(base, place), f"the picture {place.name}").convert("RGB")
 
 
-def _content(base: Path, place: Place) -> bytes:
+def _content(base: Path, place: PicturePlace) -> bytes:
     try:
         with (base / place.file).open("rb") as file:
             file.seek(place.offset)
@@ -93,12 +93,12 @@ def _files(root: Path) -> Iterator[Path]:
                 yield file
 
 
-def _whole(file: Path, name: str) -> Place:
+def _whole(file: Path, name: str) -> PicturePlace:
     state = file.stat()
-    return Place(name, name, 0, state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
+    return PicturePlace(name, name, 0, state.st_size, f"{state.st_size}-{state.st_mtime_ns}")
 
 
-def _members(shard: Path, name: str) -> list[Place]:
+def _members(shard: Path, name: str) -> list[PicturePlace]:
     """Find the pictures of a shard by its headers. Raises one of TAR_ERRORS, also where it is cut off."""
     state = shard.stat()
     found = []
@@ -108,5 +108,5 @@ def _members(shard: Path, name: str) -> list[Place]:
         if member.offset + member.size > state.st_size:
             raise EOFError("the shard is cut off")
         stamp = f"{state.st_size}-{state.st_mtime_ns}-{member.offset}"
-        found.append(Place(f"{name}/{member.name}", name, member.offset, member.size, stamp))
+        found.append(PicturePlace(f"{name}/{member.name}", name, member.offset, member.size, stamp))
     return found

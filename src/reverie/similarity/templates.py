@@ -51,7 +51,7 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def filled(template: str, label: str) -> str:
+def fill_template(template: str, label: str) -> str:
     """Put a label into a template. Raises ReverieError where the template has no place for it."""
     if SLOT not in template:
         raise ReverieError(f"template '{template}' has no place for a label; write {SLOT} there, as in '{PHOTO[0]}'")
@@ -73,7 +73,7 @@ def find_templates(text: str) -> tuple[str, ...]:
     if not found:
         raise ReverieError(f"'{text}' holds no templates; write one a line, with {SLOT} for the label")
     for template in found:
-        filled(template, "")
+        fill_template(template, "")
     return found
 
 

@@ -19,9 +19,8 @@ from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, reason_of
 from reverie.progress import Progress
-from reverie.similarity.index import HEADER, Entry, Header, Index, open_index
-from reverie.similarity.sources import Place, Skipped, base_of, find_places, read_place
-from reverie.similarity.writer import Writer, compact
+from reverie.similarity.index import HEADER, Index, IndexEntry, IndexHeader, IndexWriter, compact, open_index
+from reverie.similarity.sources import PicturePlace, Skipped, base_of, find_places, read_place
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -64,16 +63,16 @@ def update(
     if batch < 1 or workers < 1:
         raise ReverieError(f"a batch of {batch} with {workers} workers makes no index; both should be 1 or more")
     places, damaged = find_places(source)
-    _begun(folder, source, clip)
+    _begin(folder, source, clip)
     with lock_folder(folder):
-        index = _begun(folder, source, clip)  # again: another process may have added to it before the lock was ours
+        index = _begin(folder, source, clip)  # again: another process may have added to it before the lock was ours
         wanted = [place for place in places if (known := index.entries.get(place.name)) is None or known.place != place]
-        gone = _gone(index, places, damaged)
-        writer = Writer(folder, index.header)
+        gone = _missing_names(index, places, damaged)
+        writer = IndexWriter(folder, index.header)
         writer.forget(gone)
         progress = IndexUpdate(0, len(wanted), "pictures", 0, len(places) - len(wanted), len(gone), tuple(damaged))
         yield progress
-        for entries, rows in _embedded(clip, base_of(source), wanted, batch, workers):
+        for entries, rows in _embed(clip, base_of(source), wanted, batch, workers):
             writer.add(entries, [rows])
             progress = replace(
                 progress,
@@ -85,7 +84,7 @@ def update(
         compact(open_index(folder))
 
 
-def prefetched(
+def prefetch(
     function: Callable[[Item], Result], items: Iterable[Item], workers: int, ahead: int
 ) -> Iterator[tuple[Item, Result]]:
     """Call a function in threads, `ahead` items before they are asked for, and give the results in order."""
@@ -104,13 +103,13 @@ def prefetched(
         pool.shutdown(cancel_futures=True)
 
 
-def _begun(folder: Path, source: Path, clip: Embedder) -> Index:
+def _begin(folder: Path, source: Path, clip: Embedder) -> Index:
     """Open the index that is to grow, or begin one. Raises ReverieError where it is another's."""
     where = str(source.resolve())
     if not (folder / HEADER).exists():
         if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
             raise ReverieError(f"'{folder}' is there and no index; give a new or empty folder with `output`")
-        header = Header(model=clip.name, identity=clip.identity, width=clip.width, source=where)
+        header = IndexHeader(model=clip.name, identity=clip.identity, width=clip.width, source=where)
         return Index(folder, header, {}, np.zeros((0, clip.width), np.float32))
     index = open_index(folder)
     if index.header.identity != clip.identity:
@@ -123,32 +122,32 @@ def _begun(folder: Path, source: Path, clip: Embedder) -> Index:
     return replace(index, header=replace(index.header, source=where))  # the collection was moved
 
 
-def _gone(index: Index, places: Sequence[Place], damaged: Sequence[Skipped]) -> list[str]:
+def _missing_names(index: Index, places: Sequence[PicturePlace], damaged: Sequence[Skipped]) -> list[str]:
     """Name the pictures that are no more; what lay in a shard that cannot be read now may be so for a moment only."""
     there = {place.name for place in places}
     hidden = tuple(f"{shard.name}/" for shard in damaged)
     return [name for name in index.entries if name not in there and not name.startswith(hidden)]
 
 
-def _embedded(
-    clip: Embedder, base: Path, places: Sequence[Place], batch: int, workers: int
-) -> Iterator[tuple[list[Entry], Float[np.ndarray, "n d"]]]:
+def _embed(
+    clip: Embedder, base: Path, places: Sequence[PicturePlace], batch: int, workers: int
+) -> Iterator[tuple[list[IndexEntry], Float[np.ndarray, "n d"]]]:
     """Embed pictures, a batch at a time; a row for each that could be read."""
-    entries: list[Entry] = []
+    entries: list[IndexEntry] = []
     levels: list[Tensor] = []
-    found = prefetched(partial(_levels, clip, base), places, workers, 2 * batch)
+    found = prefetch(partial(_levels, clip, base), places, workers, 2 * batch)
     for number, (place, decoded) in enumerate(found, start=1):
         if isinstance(decoded, str):
-            entries.append(Entry(place, reason=decoded))
+            entries.append(IndexEntry(place, reason=decoded))
         else:
-            entries.append(Entry(place))
+            entries.append(IndexEntry(place))
             levels.append(decoded)
         if len(levels) == batch or number == len(places) or len(entries) >= 4 * batch:
             yield entries, clip.embed_levels(torch.cat(levels)).numpy() if levels else np.zeros((0, clip.width))
             entries, levels = [], []
 
 
-def _levels(clip: Embedder, base: Path, place: Place) -> UInt8[Tensor, "1 3 h w"] | str:
+def _levels(clip: Embedder, base: Path, place: PicturePlace) -> UInt8[Tensor, "1 3 h w"] | str:
     """Decode one picture, or say why that cannot be done."""
     try:
         return clip.levels([read_place(base, place)])

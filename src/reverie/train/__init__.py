@@ -1,4 +1,4 @@
-"""How is each part trained? One loop for every objective; a recipe names both."""
+"""Training and fine-tuning: one loop, an objective for each part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How does the autoencoder learn? L1 + perceptual + patch-adversarial + KL, as CompVis' LPIPSWithDiscriminator.
+"""Training of the autoencoder: L1 + perceptual + patch-adversarial + KL, as CompVis' LPIPSWithDiscriminator.
 
 Source: Rombach et al. 2022, appendix G; CompVis/latent-diffusion, ldm/modules/losses/contperceptual.py; the adaptive
 weight is equation 7 of Esser et al. 2021 (VQGAN).
@@ -34,13 +34,13 @@ from reverie.train.classifier import load_features
 from reverie.train.examples import HELD_OUT_SEED, Examples, Scenes
 from reverie.train.loop import step_generator
 from reverie.train.recipe import section
-from reverie.train.sources import HELD_OUT, Crops, Source
+from reverie.train.sources import HELD_OUT, Crops, ExampleSource
 
 SHOWN, COLUMNS = 16, 8  # held-out pictures on the contact sheet
 
 
 @dataclass(frozen=True)
-class DataSettings(Source):
+class DataSettings(ExampleSource):
     """Choose the pictures, emoji scenes where no other source is given: crops of `crop` pixels, `batch` a step."""
 
     subset: str = "common"
@@ -139,8 +139,8 @@ class AutoencoderObjective:
         if adversarial:
             real, fake = (self.networks["discriminator"](x) for x in (images, decoded.detach()))
             loss = hinge(real, fake)
-            told = {"hinge": loss.item(), "real": real.mean().item(), "fake": fake.mean().item()}
-            yield "discriminator", loss, told
+            metrics = {"hinge": loss.item(), "real": real.mean().item(), "fake": fake.mean().item()}
+            yield "discriminator", loss, metrics
 
     def after_step(self) -> None:
         """Leave the parameters as they are."""

@@ -1,4 +1,4 @@
-"""How do the classifiers learn, the perceptual features and the judge? Cross-entropy over the objects of a scene."""
+"""Training of the classifiers (perceptual features, judge): cross-entropy over the objects of a scene."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class ClassifierObjective:
         """Yield the cross-entropy."""
         pixels, target = self.batches(step)
         images = pixels.float() / 127.5 - 1
-        images = degraded(images, self.settings, step_generator(self.seed, step))
+        images = degrade(images, self.settings, step_generator(self.seed, step))
         images, target = images.to(device_of(self.averaged)), target.to(device_of(self.averaged))
         logits = self.averaged(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, target)
@@ -95,21 +95,21 @@ class ClassifierObjective:
         (folder / "config.json").write_text(json.dumps(config, ensure_ascii=False, indent=1))
 
 
-def degraded(
+def degrade(
     images: Float[Tensor, "b 3 h w"], settings: ClassifierSettings, generator: torch.Generator
 ) -> Float[Tensor, "b 3 h w"]:
     """Take sharpness from each image by a factor of its own and lay noise of an amount of its own over it."""
     if settings.coarsest > 1:
         factors = torch.randint(1, settings.coarsest + 1, (len(images),), generator=generator)
         rows = zip(images.split(1), factors.tolist(), strict=True)
-        images = torch.cat([coarsened(row, factor) for row, factor in rows])
+        images = torch.cat([coarsen(row, factor) for row, factor in rows])
     if settings.noise:
         amount = settings.noise * torch.rand(len(images), 1, 1, 1, generator=generator)
         images = images + amount * torch.randn(images.shape, generator=generator)
     return images
 
 
-def coarsened(images: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c h w"]:
+def coarsen(images: Float[Tensor, "b c h w"], factor: int) -> Float[Tensor, "b c h w"]:
     """Shrink images by averaging and enlarge them again, so that nothing finer than `factor` pixels is left."""
     if factor == 1:
         return images

@@ -1,4 +1,4 @@
-"""How does CLIP learn? Pictures and captions of a batch find each other, in a batch as large as wanted.
+"""Contrastive training of CLIP, in a batch as large as wanted.
 
 Source: Radford et al. 2021, figure 3 and section 2.4. `contrast.py` holds the losses and what saves memory,
 `parallel.py` what shares the batch among processes, `pairs.py` where pictures and captions come from.

@@ -1,4 +1,4 @@
-"""What pulls a picture to its own caption and away from the others, over a batch that no memory and no process holds?
+"""Contrastive losses over a batch that no memory and no process holds: gathered features, gradient caching.
 
 The losses return this process's share: the shares of all processes add up to the loss of the whole batch.
 """
@@ -34,8 +34,8 @@ class Softmax(nn.Module):
         all_images, all_texts = gather(torch.cat((images, texts), 1)).chunk(2, 1)  # at once: one collective each way
         own = torch.arange(len(images), device=images.device) + here.index * len(images)
         scale = logit_scale.exp()
-        told = F.cross_entropy(scale * images @ all_texts.T, own) + F.cross_entropy(scale * texts @ all_images.T, own)
-        return told / 2 / here.size
+        losses = F.cross_entropy(scale * images @ all_texts.T, own) + F.cross_entropy(scale * texts @ all_images.T, own)
+        return losses / 2 / here.size
 
     def settle(self, clip: CLIP) -> None:
         """Keep the temperature in its range, after a step."""

@@ -1,4 +1,4 @@
-"""How does the U-Net learn? To tell what noise was added to the latents of a scene, given its caption.
+"""Training of the U-Net: the denoising loss on latents of captioned scenes.
 
 Source: Rombach et al. 2022, equation 3; v-prediction after Salimans and Ho 2022, appendix D; the weights of the noise
 levels are min-SNR's (Hang et al. 2023).
@@ -31,7 +31,7 @@ from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.train.examples import Scenes
-from reverie.train.latents import LATENTS, Stream, pooled
+from reverie.train.latents import LATENTS, Stream, latent_pool
 from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import Share, section
 
@@ -56,7 +56,7 @@ class LatentSettings:
 
 
 @dataclass(frozen=True)
-class Shown:
+class SampleSheet:
     """Choose what is drawn to see how far it is: prompts, the pictures' size in pixels, and how many stand in a row."""
 
     prompts: Sequence[str]
@@ -101,7 +101,7 @@ class DiffusionObjective:
         batches: Batches,
         weighting: str,
         seed: int,
-        shown: Shown,
+        shown: SampleSheet,
     ) -> None:
         self.components, self.networks, self.batches, self.shown = components, networks, batches, shown
         self.averaged = networks if len(networks) > 1 else networks["unet"]
@@ -178,8 +178,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
     )
     things = concepts(data.subset)
     scenes = Scenes(things, seed, data.pool, data.pair_share, data.scatter, data.sizes, data.bare)
-    stream = Stream(scenes, pooled(autoencoder, scenes, out / LATENTS, data.workers), seed, data.dropout)
-    shown = Shown([thing.en[0] for thing in things[::10]], CANVAS, CANVAS, columns=7)
+    stream = Stream(scenes, latent_pool(autoencoder, scenes, out / LATENTS, data.workers), seed, data.dropout)
+    shown = SampleSheet([thing.en[0] for thing in things[::10]], CANVAS, CANVAS, columns=7)
     batches = Batches(stream, data.batch, data.workers)
     return DiffusionObjective(
         components, nn.ModuleDict({"unet": components.unet}), batches, diffusion.weighting, seed, shown

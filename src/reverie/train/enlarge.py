@@ -40,8 +40,8 @@ from reverie.train.autoencoder import as_images
 from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.finetune import SceneSettings
 from reverie.train.imagenet import perceptual_features
-from reverie.train.kept import is_kept, keep, kept
-from reverie.train.latents import ENCODER, LATENTS, pooled
+from reverie.train.kept import is_kept, keep, read_tensor
+from reverie.train.latents import ENCODER, LATENTS, latent_pool
 from reverie.train.loop import step_generator
 from reverie.train.recipe import Share, section
 
@@ -154,7 +154,7 @@ class EnlargeObjective:
         save_autoencoder(self.averaged, folder)
 
 
-def enlarged(small: Autoencoder, width: int) -> Autoencoder:
+def enlarge_decoder(small: Autoencoder, width: int) -> Autoencoder:
     """Return an autoencoder with one level more outside, which draws as the small one does, its pixels repeated.
 
     Its encoder is the small one's but for a new stem, which has yet to learn.
@@ -188,7 +188,7 @@ def same_latents(small: Autoencoder, large: Autoencoder) -> bool:
     """Tell whether `large` is an enlarged `small`: its encoder's weights but for the stem are the same."""
     if large.config.block_out_channels[1:] != small.config.block_out_channels:
         return False
-    state, theirs = enlarged(small, large.config.block_out_channels[0]).state_dict(), large.state_dict()
+    state, theirs = enlarge_decoder(small, large.config.block_out_channels[0]).state_dict(), large.state_dict()
     names = [name for name in theirs if name.startswith(ENCODER) and not name.startswith(STEM)]
     return small.config.scaling_factor == large.config.scaling_factor and all(
         torch.equal(state[name], theirs[name]) for name in names
@@ -221,7 +221,7 @@ def predictions(
             denoise = denoiser(partial(base.unet, context=context), schedule, scalings)
             rows.append(torch.stack([denoise(noised, sigma), x0], 1).half())
         keep(torch.cat(rows), made_of, path)
-    return kept(path)
+    return read_tensor(path)
 
 
 def _image(scenes: Scenes, index: int) -> Float[Tensor, "3 h w"]:
@@ -234,8 +234,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> EnlargeObjective:
     base = load_folder(Path(settings.base), device=torch.device("cpu"), dtype=torch.float32)
     shown = scenes.open(scenes.seed or seed)
     torch.manual_seed(seed)
-    latents = pooled(base.autoencoder, shown, out / LATENTS)
-    large = enlarged(base.autoencoder, settings.width)
+    latents = latent_pool(base.autoencoder, shown, out / LATENTS)
+    large = enlarge_decoder(base.autoencoder, settings.width)
     if settings.initial:
         large = load_autoencoder(Path(settings.initial), device=torch.device("cpu"), dtype=torch.float32)
     pairs = predictions(base, shown, latents, settings, seed, out / PREDICTED)

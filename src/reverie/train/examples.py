@@ -1,4 +1,4 @@
-"""What is there to learn from? Numbered pictures with captions: emoji scenes or a collection. `sounds` has others.
+"""Training examples: numbered pictures with captions, of emoji scenes or a collection. `sounds` has others.
 
 All is a pure function of the number. `identity` says what the pictures depend on, so that what was computed of them
 can be kept.

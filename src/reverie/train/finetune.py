@@ -1,4 +1,4 @@
-"""How does a whole model go on learning, from pictures of the user's or from music? All of its weights, or a LoRA.
+"""Fine-tuning of a whole model, or of a LoRA, on pictures of the user's or on music.
 
 The U-Net learns as `diffusion` says. The text encoder may learn with it, at a pace of its own, and new words first.
 Prior preservation, pictures of the class beside those of the instance, is DreamBooth's (Ruiz et al. 2022, 3.2).
@@ -27,12 +27,12 @@ from reverie.progress import Progress
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import BUNDLED_NAME
 from reverie.train import lora
-from reverie.train.diffusion import DiffusionObjective, Shown
+from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples, Scenes
-from reverie.train.latents import LATENTS, Item, Stream, fill, pooled
+from reverie.train.latents import LATENTS, Item, Stream, fill, latent_pool
 from reverie.train.loop import CHECKPOINT, RunSettings
 from reverie.train.recipe import Share, folder_of, read, section
-from reverie.train.sources import Source
+from reverie.train.sources import ExampleSource
 from reverie.train.vocabulary import extend, grow_
 
 PRIOR = "prior.safetensors"
@@ -50,7 +50,7 @@ class ModelSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataSettings(Source):
+class FinetuneDataSettings(ExampleSource):
     """Choose the examples, `batch` a step."""
 
     size: NonNegativeInt = 0  # of pictures, in pixels; 0 takes the model's
@@ -93,7 +93,7 @@ class SceneSettings:
 
 
 @dataclass(frozen=True)
-class TextSettings:
+class FinetuneTextSettings:
     """Choose how the text encoder learns."""
 
     pace: NonNegativeFloat = 0.0  # its learning rate, in times the run's; 0 leaves it frozen
@@ -110,7 +110,7 @@ class PriorSettings:
 
 
 @dataclass(frozen=True)
-class LossSettings:
+class FinetuneLossSettings:
     """Weigh the noise levels, by a key of `diffusion.WEIGHTINGS`."""
 
     weighting: str = "uniform"
@@ -149,12 +149,12 @@ class LoRAFinetuning(Finetuning):
 
 def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     """Build the objective from a recipe's tables."""
-    data, text = section(sections, "data", DataSettings), section(sections, "text", TextSettings)
+    data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
     prior, products = section(sections, "prior", PriorSettings), section(sections, "lora", lora.LoRASettings)
-    weighting = section(sections, "loss", LossSettings).weighting
+    weighting = section(sections, "loss", FinetuneLossSettings).weighting
     base, rows = _base(sections), {}
     for name, examples in _examples(sections, base, seed).items():
-        latents = pooled(base.autoencoder, examples, out / name, data.workers)
+        latents = latent_pool(base.autoencoder, examples, out / name, data.workers)
         weight = prior.weight if name == PRIOR else 1.0
         rows[name] = Stream(examples, latents, seed, data.dropout, weight)
     stream = rows[LATENTS]
@@ -167,7 +167,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         Batches(Alternating(stream, rows[PRIOR]) if PRIOR in rows else stream, data.batch, data.workers),
         weighting,
         seed,
-        _shown(data, stream, base.autoencoder.factor),
+        _preview_prompts(data, stream, base.autoencoder.factor),
     )
     objective.text_pace = text.pace
     return objective
@@ -178,7 +178,7 @@ def prepare(path: Path, out: Path | None = None) -> Iterator[Progress]:
     sections = read(path)
     if sections["objective"] != "finetune":
         raise ReverieError(f"the recipe {path} is for `reverie train`: its objective is {sections['objective']!r}")
-    settings, data = section(sections, "run", RunSettings), section(sections, "data", DataSettings)
+    settings, data = section(sections, "run", RunSettings), section(sections, "data", FinetuneDataSettings)
     base = _base(sections)
     autoencoder = base.autoencoder.to(system.pick_device(settings.device))
     for name, examples in _examples(sections, base, settings.seed).items():
@@ -187,7 +187,7 @@ def prepare(path: Path, out: Path | None = None) -> Iterator[Progress]:
 
 def _base(sections: dict[str, Any]) -> Components:
     """Load the model to start from, all of it frozen."""
-    model, data = section(sections, "model", ModelSettings), section(sections, "data", DataSettings)
+    model, data = section(sections, "model", ModelSettings), section(sections, "data", FinetuneDataSettings)
     loaded = system.load(model.base, device="cpu", dtype="float32", vae=model.autoencoder or None, fast=False)
     base = Components(**vars(loaded))
     if base.unet.config.projection_input_dim is not None:
@@ -202,7 +202,7 @@ def _base(sections: dict[str, Any]) -> Components:
 
 def _examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str, Examples]:
     """Open what is learned from, by the file of its latents."""
-    data, prior = section(sections, "data", DataSettings), section(sections, "prior", PriorSettings)
+    data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
     size = data.size or base.unet.config.sample_size * base.autoencoder.factor
     params = base.spectrogram or SpectrogramParams()
     scenes = section(sections, "scenes", SceneSettings)
@@ -210,12 +210,12 @@ def _examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str
         LATENTS: scenes.open(scenes.seed or seed) if scenes.count else data.open(seed, size, params)
     }
     if prior.pictures:
-        rows[PRIOR] = Source(pictures=prior.pictures, caption=prior.caption).open(seed, size, params)
+        rows[PRIOR] = ExampleSource(pictures=prior.pictures, caption=prior.caption).open(seed, size, params)
     return rows
 
 
 def _with_words(
-    base: Components, examples: Examples, text: TextSettings, products: lora.LoRASettings, out: Path
+    base: Components, examples: Examples, text: FinetuneTextSettings, products: lora.LoRASettings, out: Path
 ) -> Components:
     """Give the text encoder new words, in a run that goes on those that it began with."""
     if not text.words:
@@ -235,14 +235,14 @@ def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
 
     Raises ReverieError where the run has begun with others: its checkpoint would fit them in size, and not in meaning.
     """
-    path, told = out / WORDS, json.dumps(merges)
+    path, words = out / WORDS, json.dumps(merges)
     if not (out / CHECKPOINT).exists() or not path.exists():
-        path.write_text(told, encoding="utf-8")
-    elif path.read_text(encoding="utf-8") != told:
+        path.write_text(words, encoding="utf-8")
+    elif path.read_text(encoding="utf-8") != words:
         raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another `out`")
 
 
-def _learning(components: Components, text: TextSettings, products: lora.LoRASettings) -> nn.ModuleDict:
+def _learning(components: Components, text: FinetuneTextSettings, products: lora.LoRASettings) -> nn.ModuleDict:
     """Return what learns: networks of the model, or thin matrices put beside their weights."""
     networks = {"unet": components.unet} | ({"text": components.text_encoders[0]} if text.pace else {})
     if products.rank:
@@ -250,7 +250,7 @@ def _learning(components: Components, text: TextSettings, products: lora.LoRASet
     return nn.ModuleDict(networks).requires_grad_(True)
 
 
-def _shown(data: DataSettings, stream: Stream, factor: int) -> Shown:
+def _preview_prompts(data: FinetuneDataSettings, stream: Stream, factor: int) -> SampleSheet:
     prompts = data.show or [stream.examples.caption(index, 0) for index in range(min(SHOWN, len(stream.examples)))]
     height, width = (factor * side for side in stream.latents.shape[2:])
-    return Shown(prompts, width, height, COLUMNS)
+    return SampleSheet(prompts, width, height, COLUMNS)

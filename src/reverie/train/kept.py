@@ -1,4 +1,4 @@
-"""How is what was computed once kept for the next run? In a file that knows what it was made of."""
+"""Tensors computed once and kept for the next run, in a file that knows what it was made of."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def is_kept(made_of: str, path: Path) -> bool:
         return False
 
 
-def kept(path: Path) -> Tensor:
+def read_tensor(path: Path) -> Tensor:
     """Read the tensor of a file."""
     with safe_open(path, "pt") as file:
         return file.get_tensor(CONTENT)

@@ -1,4 +1,4 @@
-"""Which latents does a U-Net learn from? Those of numbered examples, made once and kept in a file that knows of what.
+"""Latents of numbered examples, encoded once into a file that knows of what.
 
 A file is valid for one encoder, by its weights, and one row of examples, by their identity: whatever else changes in a
 recipe, it need not be made again. A job that was stopped goes on where it stood.
@@ -18,13 +18,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.codecs.image import scale_latents
-from reverie.data.loader import Batches, shuffled
+from reverie.data.loader import Batches, shuffled_index
 from reverie.files import PART, lock, unwritable
 from reverie.models.autoencoder import Autoencoder
 from reverie.progress import Progress
 from reverie.train.autoencoder import as_images
 from reverie.train.examples import Examples
-from reverie.train.kept import is_kept, keep, kept
+from reverie.train.kept import is_kept, keep, read_tensor
 
 ENCODE_BATCH = 16
 ENCODER = ("encoder.", "quant_conv.")
@@ -36,12 +36,12 @@ def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int 
 
     Nothing is done where the file is there already, for this encoder and these examples.
     """
-    told = _identity(autoencoder, examples)
-    if is_kept(told, path):
+    identity = _identity(autoencoder, examples)
+    if is_kept(identity, path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(f".{hashlib.sha256(told.encode()).hexdigest()[:12]}{PART}")
-    shape = _encoded(autoencoder, [examples.picture(0)]).shape[1:]
+    part = path.with_suffix(f".{hashlib.sha256(identity.encode()).hexdigest()[:12]}{PART}")
+    shape = _encode(autoencoder, [examples.picture(0)]).shape[1:]
     with unwritable(path), part.open("ab") as file:
         lock(file, f"making '{path}'")
         batch_bytes = ENCODE_BATCH * shape.numel() * torch.float16.itemsize
@@ -49,20 +49,20 @@ def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int 
         file.truncate(start * batch_bytes)
         batches = Batches(lambda index: examples.picture(min(index, len(examples) - 1)), ENCODE_BATCH, workers)
         for step in range(start, -(-len(examples) // ENCODE_BATCH)):
-            latents = _encoded(autoencoder, batches(step))[: len(examples) - step * ENCODE_BATCH]
+            latents = _encode(autoencoder, batches(step))[: len(examples) - step * ENCODE_BATCH]
             file.write(latents.numpy().tobytes())
             file.flush()
             yield Progress(step * ENCODE_BATCH + len(latents), len(examples), "latents")
     latents = torch.from_numpy(np.fromfile(part, np.float16)).view(-1, *shape)
-    keep(latents, told, path)
+    keep(latents, identity, path)
     part.unlink()
 
 
-def pooled(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int = 0) -> Float[Tensor, "n c h w"]:
+def latent_pool(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int = 0) -> Float[Tensor, "n c h w"]:
     """Return the scaled latents of all examples, in half precision, from the file at `path`; see `fill`."""
     for _ in fill(autoencoder, examples, path, workers):
         pass
-    return kept(path)
+    return read_tensor(path)
 
 
 Item = tuple[Tensor, str, float]
@@ -85,13 +85,13 @@ class Stream:
     def __call__(self, index: int) -> Item:
         """Return item `index`."""
         turn, place = divmod(index, len(self.latents))
-        number = shuffled(self.seed, turn, len(self.latents), place)
+        number = shuffled_index(self.seed, turn, len(self.latents), place)
         empty = np.random.default_rng((self.seed, index, 3)).random() < self.dropout
         return self.latents[number].float(), "" if empty else self.examples.caption(number, turn), self.weight
 
 
 @torch.no_grad()
-def _encoded(autoencoder: Autoencoder, pixels: Tensor | list[np.ndarray]) -> Tensor:
+def _encode(autoencoder: Autoencoder, pixels: Tensor | list[np.ndarray]) -> Tensor:
     stacked = torch.from_numpy(np.stack(pixels)) if isinstance(pixels, list) else pixels
     images = as_images(stacked.permute(0, 3, 1, 2).to(autoencoder.device))
     return scale_latents(autoencoder.encode(images).mode(), autoencoder.config).half().cpu()

@@ -1,4 +1,4 @@
-"""How does the judge of music learn? To name the lead, the tempo and the drums of clips that it hears but dimly.
+"""Training of the judge of music: the lead, the tempo and the drums of clips that it hears but dimly.
 
 Clips are played once and kept as spectrograms of the judge's own; blur and noise are laid over them, as a classifier's
 pictures are blurred, so that it hears through what a small autoencoder and restored phases leave.
@@ -28,8 +28,8 @@ from reverie.errors import ReverieError
 from reverie.media.sound import Sound
 from reverie.models.classifier import Listener, ListenerConfig
 from reverie.sound.spectrogram import SpectrogramParams, spectrogram
-from reverie.train.classifier import coarsened, in_half, in_single
-from reverie.train.kept import is_kept, keep, kept
+from reverie.train.classifier import coarsen, in_half, in_single
+from reverie.train.kept import is_kept, keep, read_tensor
 from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import section
 
@@ -87,7 +87,7 @@ class ListenerObjective:
     def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the sum of the three cross-entropies."""
         mel, lead, tempo, drums = (part.to(device_of(self.averaged)) for part in self.batches(step))
-        heard = self.averaged(dimmed(mel, self.settings, step_generator(self.seed, step)))
+        heard = self.averaged(blur_levels(mel, self.settings, step_generator(self.seed, step)))
         timbre, pulse = F.cross_entropy(heard.instrument, lead), F.cross_entropy(heard.tempo, tempo)
         beaten = F.binary_cross_entropy_with_logits(heard.drums, drums.to(heard.drums.dtype))
         right = heard.instrument.argmax(1).eq(lead).float().mean().item()
@@ -136,7 +136,7 @@ def heard_clips(seed: int, count: int, path: Path) -> Float[Tensor, "n mels colu
     """Return what the judge hears of the first clips of a stream, in half precision; made once, kept at `path`."""
     made_of = json.dumps([seed, count, asdict(HEARING)])
     if is_kept(made_of, path):
-        return kept(path)
+        return read_tensor(path)
     clips = (render(clip_at(seed, index), HEARING.sample_rate, SECONDS) for index in range(count))
     heard = torch.stack([_quiet(hearing(Sound(torch.from_numpy(clip), HEARING.sample_rate))) for clip in clips])
     keep(heard, made_of, path)
@@ -148,14 +148,14 @@ def _quiet(mel: Tensor) -> Tensor:
     return (mel / mel.max() * 1000).half()
 
 
-def dimmed(
+def blur_levels(
     mel: Float[Tensor, "b mels columns"], settings: ListenerSettings, generator: torch.Generator
 ) -> Float[Tensor, "b mels columns"]:
     """Blur each clip's spectrogram by a factor of its own, and let its levels waver by an amount of their own."""
     factors = torch.randint(1, settings.coarsest + 1, (len(mel),), generator=generator)
     roots = mel.pow(1 / 4)[:, None]  # on the amplitudes themselves, blur would leave the loudest alone
     rows = zip(roots.split(1), factors.tolist(), strict=True)
-    roots = torch.cat([coarsened(row, factor) for row, factor in rows])
+    roots = torch.cat([coarsen(row, factor) for row, factor in rows])
     amount = settings.noise * torch.rand(len(mel), 1, 1, 1, generator=generator)
     wavering = torch.randn(roots.shape, generator=generator) * amount
     return (roots * (1 + wavering.to(roots)).clamp(min=0)).pow(4)[:, 0]

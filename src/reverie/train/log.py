@@ -1,4 +1,4 @@
-"""How is a run followed while it goes on, and afterwards? JSON lines, and tensorboard's files where it is installed."""
+"""Logs of a run: JSON lines, and tensorboard's files where it is installed."""
 
 from __future__ import annotations
 

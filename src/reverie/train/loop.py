@@ -1,4 +1,4 @@
-"""How does any of the models learn? One loop: take a batch, step each group of parameters, log, save, go on.
+"""The training loop: take a batch, step each group of parameters, average the weights (EMA), log, save.
 
 Nothing random lives outside (seed, step): an objective draws batch and noise of step n from that pair alone, so a run
 that was killed and resumed from a checkpoint ends in the same bits as one that never stopped (at one thread count).
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -23,9 +23,54 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
-from reverie.train.ema import EMA
 from reverie.train.log import Log, Meter, Silent, TrainingStep
-from reverie.train.parallel import is_first, joined, sum_gradients
+from reverie.train.parallel import is_first, process_group, sum_gradients
+
+
+class EMA:
+    """Average a network's weights exponentially with decay min(largest, (1 + n) / (10 + n)) at update n.
+
+    Buffers, such as batch normalisation's statistics, are not averaged.
+    Source: CompVis/latent-diffusion, ldm/modules/ema.py.
+    """
+
+    def __init__(self, network: nn.Module, largest: float) -> None:
+        self.largest = largest
+        self.updates = 0
+        self.parameters = dict(network.named_parameters())
+        self.weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the average towards the network's weights."""
+        self.updates += 1
+        decay = min(self.largest, (1 + self.updates) / (10 + self.updates))
+        torch._foreach_lerp_(list(self.weights.values()), list(self.parameters.values()), 1 - decay)
+
+    @contextmanager
+    def swap_in(self) -> Iterator[None]:
+        """Swap in the EMA weights for the length of a `with` block."""
+        own = {name: parameter.data for name, parameter in self.parameters.items()}
+        try:
+            self._lend(self.weights)
+            yield
+        finally:
+            self._lend(own)
+
+    def _lend(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, parameter in self.parameters.items():
+            parameter.data = weights[name]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the average and the count of updates."""
+        return {"updates": self.updates, "weights": self.weights}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take up an average that `state_dict` returned."""
+        self.updates = int(state["updates"])
+        for name, value in self.weights.items():
+            value.copy_(state["weights"][name])
+
 
 CHECKPOINT = "checkpoint.pt"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -92,7 +137,7 @@ class Objective(Protocol):
 
 
 @runtime_checkable
-class Measured(Protocol):
+class MeasuredObjective(Protocol):
     """An objective that can also tell in numbers what has been learned, such as CLIP by naming pictures."""
 
     def measures(self) -> dict[str, float]:
@@ -148,9 +193,9 @@ class Learner:
         losses = self.objective.losses(step)
         with self._attention():  # on the way back too, where checkpointed parts are computed again
             while (found := self._next(losses)) is not None:
-                name, loss, told = found
+                name, loss, more = found
                 self._descend(name, loss, learning_rate(self.settings, step))
-                metrics += told.items()
+                metrics += more.items()
         self.objective.after_step()
         if self.average is not None:
             self.average.update()
@@ -189,8 +234,8 @@ class Learner:
         optimiser.zero_grad(set_to_none=True)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Lend the moving average, where there is one, to the network for the length of a `with` block."""
-        return nullcontext() if self.average is None else self.average.applied()
+        """Swap in the EMA weights, where there are some, for the length of a `with` block."""
+        return nullcontext() if self.average is None else self.average.swap_in()
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run depends on."""
@@ -246,7 +291,7 @@ def train(
     device = pick_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    with lock_folder(out, "training into") if is_first() else nullcontext(), joined(device) as device:
+    with lock_folder(out, "training into") if is_first() else nullcontext(), process_group(device) as device:
         objective = build()
         objective.move(device)
         learner = Learner(objective, settings)
@@ -312,7 +357,7 @@ def check(out: Path, resume: bool) -> None:
 
 
 def _measure(learner: Learner) -> dict[str, float]:
-    if not isinstance(learner.objective, Measured):
+    if not isinstance(learner.objective, MeasuredObjective):
         return {}
     with learner.averaged():
         return learner.objective.measures()

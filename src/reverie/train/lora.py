@@ -1,4 +1,4 @@
-"""How is a LoRA learned? Beside frozen weights, as the product of two thin matrices that the forward pass adds to them.
+"""LoRA layers: beside frozen weights, the product of two thin matrices that the forward pass adds.
 
 Source: Hu et al. 2021 (arXiv 2106.09685). The weight is merged anew in every pass, by the same formula as `adapters`
 merges the file: what was trained and what is loaded are the same to the bit.

@@ -1,4 +1,4 @@
-"""Which picture and which caption is item n? The sources that CLIP learns from: emoji scenes, or the user's own."""
+"""Pairs of picture and caption that CLIP learns from: emoji scenes, or the user's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reverie.corpora.captions import scene_caption
 from reverie.corpora.concepts import Concept, concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.data.captioned import Captioned, open_captioned
-from reverie.data.loader import shuffled
+from reverie.data.loader import shuffled_index
 from reverie.errors import ReverieError
 
 Pair = tuple[np.ndarray, str]
@@ -73,7 +73,7 @@ class CaptionedPairs:
     def __call__(self, index: int) -> Pair:
         """Read pair `index`; a picture that cannot be read gives its turn to the one after it."""
         turn, place = divmod(index, len(self.found))
-        chosen = shuffled(self.seed, turn, len(self.found), place)
+        chosen = shuffled_index(self.seed, turn, len(self.found), place)
         for tried in range(TRIES):
             which = (chosen + tried) % len(self.found)
             try:

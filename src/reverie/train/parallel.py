@@ -1,4 +1,4 @@
-"""How do several processes learn as one? Each takes a share of the batch; what they compute is gathered and summed.
+"""Data parallelism: each process takes a share of the batch; what they compute is gathered and summed.
 
 Started by torchrun, every process holds the whole network and steps it alike. A loss is handed in as shares that add
 up to that of the whole batch, so gradients are summed, not averaged.
@@ -50,7 +50,7 @@ def ranks() -> Ranks:
     return Ranks()
 
 
-def started() -> int:
+def process_count() -> int:
     """Return how many processes torchrun started, this one among them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
@@ -61,12 +61,12 @@ def is_first() -> bool:
 
 
 @contextmanager
-def joined(device: torch.device) -> Iterator[torch.device]:
+def process_group(device: torch.device) -> Iterator[torch.device]:
     """Join the processes that torchrun started for the length of a `with` block; yield the device of this one.
 
     They talk by NCCL where they compute on GPUs, a GPU each, and by gloo elsewhere. Alone, nothing is done.
     """
-    if started() == 1 or dist.is_initialized():
+    if process_count() == 1 or dist.is_initialized():
         yield device
         return
     if device.type == "cuda":

@@ -27,9 +27,9 @@ from reverie.corpora.scenes import render, scene_at
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.train.autoencoder import as_images
-from reverie.train.classifier import ClassifierSettings, degraded, in_half, in_single
+from reverie.train.classifier import ClassifierSettings, degrade, in_half, in_single
 from reverie.train.imagenet import WIDTH, EfficientNetLite0
-from reverie.train.kept import is_kept, keep, kept
+from reverie.train.kept import is_kept, keep, read_tensor
 from reverie.train.loop import step_generator
 from reverie.train.recipe import Share, section
 
@@ -153,12 +153,12 @@ def pool_features(
         eyes = Probe(1, settings.side)
         autoencoder = load_autoencoder(Path(settings.autoencoder)).eval() if settings.autoencoder else None
         batches = range(0, settings.pool, AT_ONCE)
-        rows = [eyes.features(_shown(things, settings, seed, start, autoencoder)) for start in batches]
+        rows = [eyes.features(_show(things, settings, seed, start, autoencoder)) for start in batches]
         keep(torch.cat(rows).half(), made_of, path)
-    return kept(path).float()
+    return read_tensor(path).float()
 
 
-def _shown(
+def _show(
     things: tuple[Concept, ...], settings: ProbeSettings, seed: int, start: int, autoencoder: Autoencoder | None
 ) -> Float[Tensor, "b 3 h w"]:
     """Draw a batch of scenes as drawn pictures might look: sent through the autoencoder, blurred or noised."""
@@ -168,7 +168,7 @@ def _shown(
     if autoencoder is not None and start // AT_ONCE % 2:
         images = autoencoder.decode(autoencoder.encode(images).mode()).clamp(-1, 1)
     harm = ClassifierSettings("", (), coarsest=settings.coarsest, noise=settings.noise)
-    return degraded(images, harm, step_generator(seed, start)).clamp(-1, 1)
+    return degrade(images, harm, step_generator(seed, start)).clamp(-1, 1)
 
 
 def build(sections: dict[str, Any], seed: int, out: Path) -> ProbeObjective:

@@ -1,4 +1,4 @@
-"""What is a recipe? A TOML file that names an objective and fills in its settings; `run` carries it out."""
+"""Recipes: TOML files that name an objective and fill in its settings; `run` carries one out."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.train.log import TrainingStep
 from reverie.train.loop import Objective, RunSettings, train
-from reverie.train.parallel import started
+from reverie.train.parallel import process_count
 
 Settings = TypeVar("Settings")
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
     for key in sections:
         if key not in allowed:
             raise ReverieError(f"the recipe {path} has an unknown table {key!r}; choose from {', '.join(allowed)}")
-    if (processes := started()) > 1 and name not in TOGETHER:
+    if (processes := process_count()) > 1 and name not in TOGETHER:
         raise ReverieError(f"the objective {name} learns in one process, not in {processes}; leave torchrun out")
     return sections
 

@@ -1,4 +1,4 @@
-"""Which sounds are there to learn from? Composed music, or a collection; each as the picture of its spectrogram."""
+"""Training sounds: composed music, or a collection; each as the picture of its spectrogram."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class ComposedMusic:
     def picture(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Compose, play and draw a clip."""
         samples = render(clip_at(self.seed, index), self.params.sample_rate, self.params.seconds)
-        return drawn(Sound(torch.from_numpy(samples), self.params.sample_rate), self.params)
+        return draw_spectrogram(Sound(torch.from_numpy(samples), self.params.sample_rate), self.params)
 
     def caption(self, index: int, turn: int) -> str:
         """Tell a clip in English or Chinese."""
@@ -70,14 +70,14 @@ class Sounds:
 
     def picture(self, index: int) -> UInt8[np.ndarray, "h w 3"]:
         """Read and draw a clip. Raises ReverieError, naming it, where it is damaged."""
-        return drawn(self.found.sound(index), self.params)
+        return draw_spectrogram(self.found.sound(index), self.params)
 
     def caption(self, index: int, turn: int) -> str:
         """Return its one caption."""
         return self.found.caption(index)
 
 
-def drawn(sound: Sound, params: SpectrogramParams) -> UInt8[np.ndarray, "h w 3"]:
+def draw_spectrogram(sound: Sound, params: SpectrogramParams) -> UInt8[np.ndarray, "h w 3"]:
     """Draw the spectrogram of a clip, as wide as `params` say: cut, or filled up with silence."""
     mel = hear(sound, params)
     return np.array(to_picture(F.pad(mel, (0, params.columns - mel.shape[-1])), params))

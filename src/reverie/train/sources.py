@@ -1,4 +1,4 @@
-"""Which examples does a recipe ask for? A collection of pictures or of sounds, or composed music."""
+"""Sources of fine-tuning examples: pictures, sounds or composed music, as a recipe names them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ HELD_OUT = 128
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
+class ExampleSource:
     """Name where examples come from: one of `pictures`, `sounds` and `music`."""
 
     pictures: str = ""  # folder of pictures with captions, or of webdataset shards
@@ -38,8 +38,8 @@ class Source:
     def open(self, seed: int, size: int, params: SpectrogramParams) -> Examples:
         """Open the examples; pictures get `size` pixels, sounds are seen by `params`. Raises ReverieError."""
         if len(self.named) != 1:
-            told = " and ".join(self.named) or "none of them"
-            raise ReverieError(f"the recipe's [data] names {told}; give one of pictures, sounds and music")
+            names = " and ".join(self.named) or "none of them"
+            raise ReverieError(f"the recipe's [data] names {names}; give one of pictures, sounds and music")
         if self.pictures:
             return Pictures(open_captioned(self.pictures, self.caption), size)
         if self.sounds:

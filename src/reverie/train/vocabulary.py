@@ -1,4 +1,4 @@
-"""How does a text encoder learn new words? Its vocabulary grows, and each new token begins as the mean of its pieces.
+"""Growth of a text encoder's vocabulary: each new token begins as the mean of its pieces.
 
 Byte-pair encoding (Sennrich et al. 2016) goes on where it stopped: the most frequent pair of neighbours in the new
 captions becomes a token, again and again. The old tokens keep their embeddings, and new merges come after the old ones.
@@ -31,7 +31,7 @@ def extend(tokenizer: Tokenizer, captions: Iterable[str], count: int) -> Tokeniz
     while len(vocab) < size and (pair := _most_frequent(words)):
         merges.append(pair)
         vocab["".join(pair)] = None
-        words = _merged(words, pair)
+        words = _merge(words, pair)
     ids = {token: index for index, token in enumerate([*vocab, tokenizer.bos, tokenizer.eos])}
     special = {"bos": tokenizer.bos, "eos": tokenizer.eos, "pad": tokenizer.pad}
     return Tokenizer(ids, merges, length=tokenizer.length, **special)
@@ -75,7 +75,7 @@ def _most_frequent(words: Counter[Word]) -> tuple[str, str] | None:
     return best if best is not None and pairs[best] >= RARE else None
 
 
-def _merged(words: Counter[Word], pair: tuple[str, str]) -> Counter[Word]:
+def _merge(words: Counter[Word], pair: tuple[str, str]) -> Counter[Word]:
     """Write every word with the pair as one token."""
     merged: Counter[Word] = Counter()
     for word, count in words.items():

@@ -1,4 +1,4 @@
-"""How well does a CLIP name pictures while it learns? Zero-shot accuracy, measured from time to time."""
+"""Zero-shot accuracy of a CLIP, measured while it learns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from reverie.errors import ReverieError
 from reverie.models.clip import CLIP
 from reverie.similarity.classify import Classifier
 from reverie.similarity.embed import Clip
-from reverie.similarity.evaluate import Report, Sample, evaluate, find_classes
+from reverie.similarity.evaluate import LabelledPicture, Report, evaluate, find_classes
 from reverie.similarity.templates import PHOTO, PLAIN
 from reverie.tokenizer import Tokenizer
 
@@ -56,7 +56,7 @@ def _ready(clip: CLIP, tokenizer: Tokenizer, size: int) -> Clip:
 
 
 def _folder(
-    clip: Clip, labels: Sequence[str], samples: Sequence[Sample], settings: EvaluationSettings
+    clip: Clip, labels: Sequence[str], samples: Sequence[LabelledPicture], settings: EvaluationSettings
 ) -> dict[str, float]:
     report = Report(tuple(labels))
     for event in evaluate(clip.classifier(labels, settings.templates), samples, settings.batch):

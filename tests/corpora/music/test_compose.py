@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from reverie.corpora.music.clips import clip_at
-from reverie.corpora.music.compose import composed
+from reverie.corpora.music.compose import compose
 from reverie.corpora.music.instruments import INSTRUMENTS
-from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, MusicClip, Note
+from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, MusicClip, ScoreNote
 from reverie.corpora.music.theory import SCALES
 
 # The chords of four bars, by hand, in C major and A minor: any of them may have been chosen.
@@ -26,7 +26,7 @@ CLASSES = {"C": 0, "D": 2, "E": 4, "F": 5, "G": 7, "#": 8, "A": 9, "B": 11}
 CLIPS = [clip_at(21, index) for index in range(80)]
 
 
-def of_part(clip: MusicClip, part: str) -> list[Note]:
+def of_part(clip: MusicClip, part: str) -> list[ScoreNote]:
     return [note for note in clip.notes if note.part == part]
 
 
@@ -35,7 +35,7 @@ def of_part(clip: MusicClip, part: str) -> list[Note]:
 def test_chords_bass_and_strong_beats_are_of_the_harmony(style: str, mode: str, seed: int) -> None:
     tonic = CLASSES["C" if mode == "major" else "A"]
     plan = MusicClip(style, 96, tonic, mode, "flute", chords="piano", bass="bass", has_drums=True)
-    clip = composed(plan, np.random.default_rng(seed))
+    clip = compose(plan, np.random.default_rng(seed))
     sounding: list[set[int]] = [set() for _ in range(8)]
     for note in clip.notes:
         if note.part in (CHORDS, BASS) or (note.part == LEAD and note.start.is_integer()):
@@ -47,7 +47,7 @@ def test_chords_bass_and_strong_beats_are_of_the_harmony(style: str, mode: str, 
 def test_between_the_beats_nothing_rubs() -> None:
     """In the first bar, which is the tonic's: of C major neither F nor B passes."""
     for seed in range(20):
-        clip = composed(MusicClip("waltz", 96, 0, "major", "flute"), np.random.default_rng(seed))
+        clip = compose(MusicClip("waltz", 96, 0, "major", "flute"), np.random.default_rng(seed))
         first = {note.pitch % 12 for note in clip.notes if note.start < 3}
         assert first <= {CLASSES[letter] for letter in "CDEGA"}
 
@@ -56,7 +56,7 @@ def test_notes_are_of_the_scale_but_for_leading_notes_and_blues() -> None:
     """Styles whose harmonies are the scale's alone; the dominant of minor sharpens the seventh."""
     for seed in range(10):
         for mode, tonic in (("major", 7), ("minor", 2)):
-            clip = composed(MusicClip("waltz", 96, tonic, mode, "oboe", chords="piano"), np.random.default_rng(seed))
+            clip = compose(MusicClip("waltz", 96, tonic, mode, "oboe", chords="piano"), np.random.default_rng(seed))
             scale = {(tonic + step) % 12 for step in SCALES[mode]} | {(tonic + 11) % 12}
             assert {note.pitch % 12 for note in clip.notes} <= scale
 
@@ -92,5 +92,5 @@ def test_beats_are_louder_than_what_lies_between() -> None:
 
 def test_composing_is_pure() -> None:
     plan = MusicClip("funk", 112, 0, "major", "saxophone", bass="slap bass")
-    assert composed(plan, np.random.default_rng(3)) == composed(plan, np.random.default_rng(3))
-    assert composed(plan, np.random.default_rng(3)) != composed(plan, np.random.default_rng(4))
+    assert compose(plan, np.random.default_rng(3)) == compose(plan, np.random.default_rng(3))
+    assert compose(plan, np.random.default_rng(3)) != compose(plan, np.random.default_rng(4))

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from reverie.corpora.music import fluidsynth
 from reverie.corpora.music.clips import KEYS, TEMPOS, clip_at
-from reverie.corpora.music.compose import composed
+from reverie.corpora.music.compose import compose
 from reverie.corpora.music.instruments import INSTRUMENTS
-from reverie.corpora.music.score import LEAD, MusicClip, Note
+from reverie.corpora.music.score import LEAD, MusicClip, ScoreNote
 from reverie.corpora.music.styles import STYLES
 from reverie.corpora.music.synth import RATE, SECONDS, render
 from reverie.errors import ReverieError
@@ -49,7 +49,7 @@ def beats_per_minute(samples: NDArray[np.float32], near: float) -> float:
     [("rock", "piano", False), ("jazz", "saxophone", True), ("waltz", "strings", False), ("techno", "synth", True)],
 )
 def test_the_tempo_can_be_heard(tempo: int, style: str, lead: str, has_drums: bool) -> None:
-    clip = composed(MusicClip(style, tempo, 0, "major", lead, has_drums=has_drums), np.random.default_rng(tempo))
+    clip = compose(MusicClip(style, tempo, 0, "major", lead, has_drums=has_drums), np.random.default_rng(tempo))
     assert beats_per_minute(render(clip), tempo) == pytest.approx(tempo, rel=0.03)
 
 
@@ -73,7 +73,7 @@ def test_a_clip_sounds_the_same_whatever_was_played_before() -> None:
 @pytest.mark.parametrize("pitch", [57, 69])
 def test_pitches(rate: int, pitch: int) -> None:
     """The A below middle C, and the one above it, which is 440 Hz: the strongest peak is of its overtones."""
-    clip = MusicClip("rock", 60, 9, "minor", "clarinet", notes=(Note(LEAD, 0.0, 2.0, pitch, 100),))
+    clip = MusicClip("rock", 60, 9, "minor", "clarinet", notes=(ScoreNote(LEAD, 0.0, 2.0, pitch, 100),))
     spectrum = np.abs(np.fft.rfft(render(clip, rate, 2.0).mean(0) * np.hanning(2 * rate)))
     hertz = np.argmax(spectrum) / 2.0
     overtone = hertz / (440 * 2 ** ((pitch - 69) / 12))
@@ -81,7 +81,7 @@ def test_pitches(rate: int, pitch: int) -> None:
 
 
 def test_notes_start_and_end_in_time() -> None:
-    clip = MusicClip("rock", 60, 0, "major", "organ", notes=(Note(LEAD, 1.0, 1.0, 69, 100),))
+    clip = MusicClip("rock", 60, 0, "major", "organ", notes=(ScoreNote(LEAD, 1.0, 1.0, 69, 100),))
     power = np.square(render(clip, RATE, 4.0)).mean(0).reshape(-1, RATE // 100).mean(1)  # every 10 ms
     heard = np.flatnonzero(power > 0.1 * power.max())
     assert heard[0] * 0.01 == pytest.approx(1.0, abs=0.06)
@@ -90,7 +90,7 @@ def test_notes_start_and_end_in_time() -> None:
 
 def test_who_leads_is_heard_above_the_others() -> None:
     plan = MusicClip("funk", 96, 7, "major", "trumpet", chords="piano", bass="slap bass", has_drums=True)
-    clip = composed(plan, np.random.default_rng(0))
+    clip = compose(plan, np.random.default_rng(0))
     whole = render(clip).mean(0)
     likeness = {}
     for part in ("lead", "chords", "bass", "drums"):
@@ -101,7 +101,7 @@ def test_who_leads_is_heard_above_the_others() -> None:
 
 
 def test_a_clip_goes_round() -> None:
-    clip = composed(MusicClip("waltz", 144, 0, "major", "kalimba"), np.random.default_rng(0))
+    clip = compose(MusicClip("waltz", 144, 0, "major", "kalimba"), np.random.default_rng(0))
     turn = clip.beats * 60 / clip.tempo  # seconds: 10
     samples = render(clip, RATE, 2 * turn).mean(0)
     first, second = samples[: len(samples) // 2], samples[len(samples) // 2 :]
@@ -118,7 +118,7 @@ def test_instruments_can_be_told_apart() -> None:
             rng = np.random.default_rng(seed)
             mode = ("major", "minor")[seed % 2]
             style = list(STYLES)[seed]
-            clip = composed(MusicClip(style, TEMPOS[seed], KEYS[mode][seed % 3], mode, name), rng)
+            clip = compose(MusicClip(style, TEMPOS[seed], KEYS[mode][seed % 3], mode, name), rng)
             heard = np.log(1e-3 + spectra(render(clip, seconds=2.5)))
             voices[name].append(np.concatenate([heard.mean(1), heard.max(1)]) - heard.mean())
     known = np.array([np.mean(voices[name][:3], 0) for name in names])

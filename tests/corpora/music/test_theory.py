@@ -7,7 +7,7 @@ from itertools import combinations, pairwise
 import pytest
 
 from reverie.corpora.music.styles import STYLES
-from reverie.corpora.music.theory import SCALES, chord, consonant, voiced, within
+from reverie.corpora.music.theory import SCALES, chord, consonant, voice, within
 
 C, D, E, F, G, A, B = 0, 2, 4, 5, 7, 9, 11
 FLAT, SHARP = -1, 1
@@ -64,7 +64,7 @@ def test_every_progression_starts_at_home_and_moves_smoothly(mode: str, numerals
     }  # but blue 7ths
     voices = [(61, 61, 61)]
     for played in chords * 2:
-        voices.append(voiced(played, voices[-1], 52, 71))
+        voices.append(voice(played, voices[-1], 52, 71))
         assert {pitch % 12 for pitch in voices[-1]} <= set(played.classes)
         assert {played.root, (played.root + played.intervals[1]) % 12} <= {pitch % 12 for pitch in voices[-1]}
         assert 52 <= voices[-1][0] < voices[-1][1] < voices[-1][2] <= 71
@@ -78,7 +78,7 @@ def test_voices_move_as_little_as_possible() -> None:
     tones = [pitch for pitch in range(52, 72) if pitch % 12 in (F, A, C)]
     close = [three for three in combinations(tones, 3) if three[2] - three[0] < 12]
     least = min(sum(abs(a - b) for a, b in zip(three, before, strict=True)) for three in close)
-    chosen = voiced(played, before, 52, 71)
+    chosen = voice(played, before, 52, 71)
     assert chosen == (60, 65, 69)
     assert sum(abs(a - b) for a, b in zip(chosen, before, strict=True)) == least
 

@@ -1,4 +1,4 @@
-"""How is a clip told in words, in English and in Chinese? The lead always; style, tempo, mode and drums often."""
+"""Captions of music clips, in English and in Chinese: the lead always; style, tempo, mode and drums often."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def english(clip: MusicClip, rng: np.random.Generator) -> str:
     lead, *others = (_pick(INSTRUMENTS[name].en, rng) for name in clip.instruments)
     style = _pick(clip.manner.en, rng) if rng.random() < STYLE_SHARE else ""
     if clip.bass and not clip.chords and rng.integers(2):  # who leads is named first, or after a bass
-        told = f"{others[0]} and {lead}{' with drums' if clip.has_drums else ''}"
+        players = f"{others[0]} and {lead}{' with drums' if clip.has_drums else ''}"
     else:
         beside = others + ["drums"] * clip.has_drums
-        told = f"{lead} with {_listed(beside)}" if beside else lead
+        players = f"{lead} with {_enumerate(beside)}" if beside else lead
     if clip.is_solo and rng.random() < SOLO_SHARE:
-        told += " solo"
+        players += " solo"
     no_drums = not clip.has_drums and rng.random() < NO_DRUMS_SHARE
     details = [*_tempo(clip, rng, "{} bpm", tempo_word(clip.tempo)), *[clip.mode] * (rng.random() < MODE_SHARE)]
-    return ", ".join([f"{style} {told}".strip(), *["no drums"] * no_drums, *details])
+    return ", ".join([f"{style} {players}".strip(), *["no drums"] * no_drums, *details])
 
 
 def chinese(clip: MusicClip, rng: np.random.Generator) -> str:
@@ -47,16 +47,16 @@ def chinese(clip: MusicClip, rng: np.random.Generator) -> str:
     lead, *others = (_pick(INSTRUMENTS[name].zh, rng) for name in clip.instruments)
     style = _pick(clip.manner.zh, rng) if rng.random() < STYLE_SHARE else ""
     bass_first = bool(clip.bass) and not clip.chords and rng.integers(2)
-    told = "和".join([*others, lead] if bass_first else [lead, *others])
+    players = "和".join([*others, lead] if bass_first else [lead, *others])
     if clip.is_solo and rng.random() < SOLO_SHARE:
-        told += "独奏"
+        players += "独奏"
     drums = ["有鼓"] if clip.has_drums else ["无鼓"] * (rng.random() < NO_DRUMS_SHARE)
     form = ("每分钟{}拍", "{}拍")[rng.integers(2)]
     details = [
         *_tempo(clip, rng, form, TEMPO_WORDS[tempo_word(clip.tempo)]),
         *[MODE_WORDS[clip.mode]] * (rng.random() < MODE_SHARE),
     ]
-    return "，".join([style + told, *drums, *details])
+    return "，".join([style + players, *drums, *details])
 
 
 def clip_caption(seed: int, index: int, variant: int = 0) -> str:
@@ -94,7 +94,7 @@ def _tempo(clip: MusicClip, rng: np.random.Generator, form: str, word: str) -> l
     return [form.format(clip.tempo)] if chance < BPM_SHARE else [word] * (chance < BPM_SHARE + WORD_SHARE)
 
 
-def _listed(names: Sequence[str]) -> str:
+def _enumerate(names: Sequence[str]) -> str:
     """Write "a", "a and b" or "a, b and c"."""
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
 

@@ -1,4 +1,4 @@
-"""Which music is clip n? Style, tempo, key and instruments, chosen and composed as a pure function of (seed, index).
+"""Music clip n: style, tempo, key and instruments, chosen and composed as a pure function of (seed, index).
 
 Few keys are used, those without accidentals but for what chords bring: a small model needs to learn fewer pitches.
 """
@@ -9,7 +9,7 @@ import zlib
 
 import numpy as np
 
-from reverie.corpora.music.compose import composed
+from reverie.corpora.music.compose import compose
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
 from reverie.corpora.music.score import MusicClip
 from reverie.corpora.music.styles import STYLES
@@ -62,7 +62,7 @@ def clip_at(seed: int, index: int, *, held_out: bool = False) -> MusicClip:
     while True:
         clip = draw_clip(rng)
         if is_held_out(clip.lead, clip.style) == held_out:
-            return composed(clip, rng)
+            return compose(clip, rng)
 
 
 def _one_of(names: tuple[str, ...] | list[str], rng: np.random.Generator) -> str:

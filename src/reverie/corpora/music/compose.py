@@ -1,4 +1,4 @@
-"""How is music written by rule? Chords by degrees, then bass, drums, accompaniment and a melody over them."""
+"""Composition by rule: chords by degrees, then bass, drums, accompaniment and a melody over them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
-from reverie.corpora.music.score import BARS, BASS, CHORDS, DRUMS, LEAD, MusicClip, Note
+from reverie.corpora.music.score import BARS, BASS, CHORDS, DRUMS, LEAD, MusicClip, ScoreNote
 from reverie.corpora.music.styles import DrumHit, hits
-from reverie.corpora.music.theory import OCTAVE, Chord, chord, consonant, voiced, within
+from reverie.corpora.music.theory import OCTAVE, Chord, chord, consonant, voice, within
 
 LOUD, SOFT, DOWNBEAT = 108, 84, 8  # velocities; the first beat of a bar is so much louder
 ARTICULATION = 0.8  # of its length a note sounds, so that the next one is heard to start
@@ -20,7 +20,7 @@ STEP = 4  # semitones that it passes at most between the beats
 BASS_LOW = 33  # an open string of a bass, 55 Hz: the root of a chord is the first one from here
 
 
-def composed(clip: MusicClip, rng: np.random.Generator) -> MusicClip:
+def compose(clip: MusicClip, rng: np.random.Generator) -> MusicClip:
     """Write the notes of a clip's parts: the same for the same random numbers."""
     style = clip.manner
     progressions = style.major if clip.mode == "major" else style.minor
@@ -36,7 +36,7 @@ def composed(clip: MusicClip, rng: np.random.Generator) -> MusicClip:
     return replace(clip, notes=tuple(sorted(notes, key=lambda note: (note.start, note.part, note.pitch))))
 
 
-def _lead(clip: MusicClip, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[Note]:
+def _lead(clip: MusicClip, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[ScoreNote]:
     return _bass_line(clip, LEAD, played, rng) if clip.lead in BASSES else _melody(clip, played, rng)
 
 
@@ -49,7 +49,7 @@ def _bar_of(clip: MusicClip, pattern: str, bar: int) -> Iterator[tuple[DrumHit, 
         yield hit, bar * style.metre + hit.start, (LOUD if loud else SOFT) + accent
 
 
-def _melody(clip: MusicClip, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[Note]:
+def _melody(clip: MusicClip, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[ScoreNote]:
     """Walk through the register: on the beats over tones of the chord, between them over what rubs against none."""
     lead, motifs = INSTRUMENTS[clip.lead], clip.manner.melody
     first = int(rng.integers(len(motifs)))
@@ -62,7 +62,7 @@ def _melody(clip: MusicClip, played: Sequence[Chord], rng: np.random.Generator) 
             on_beat = hit.start.is_integer()
             near = [pitch for pitch in passing if abs(pitch - now) <= STEP]
             now = _other(tones if on_beat or not near else near, now, rng)
-            yield Note(LEAD, start, hit.length * ARTICULATION, now, velocity)
+            yield ScoreNote(LEAD, start, hit.length * ARTICULATION, now, velocity)
 
 
 def _other(pitches: Sequence[int], now: int, rng: np.random.Generator) -> int:
@@ -71,28 +71,28 @@ def _other(pitches: Sequence[int], now: int, rng: np.random.Generator) -> int:
     return nearest[rng.integers(len(nearest))] if nearest else now
 
 
-def _comping(clip: MusicClip, played: Sequence[Chord]) -> Iterator[Note]:
+def _comping(clip: MusicClip, played: Sequence[Chord]) -> Iterator[ScoreNote]:
     low, high = COMPING
     voices: tuple[int, ...] = ((low + high) // 2,) * 3
     for bar, harmony in enumerate(played):
-        voices = voiced(harmony, voices, low, high)
+        voices = voice(harmony, voices, low, high)
         for hit, start, velocity in _bar_of(clip, clip.manner.chords, bar):
             for pitch in voices:
-                yield Note(CHORDS, start, hit.length * ARTICULATION, pitch, velocity)
+                yield ScoreNote(CHORDS, start, hit.length * ARTICULATION, pitch, velocity)
 
 
-def _bass_line(clip: MusicClip, part: str, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[Note]:
+def _bass_line(clip: MusicClip, part: str, played: Sequence[Chord], rng: np.random.Generator) -> Iterator[ScoreNote]:
     patterns = clip.manner.bass
     first = int(rng.integers(len(patterns)))
     for bar, harmony in enumerate(played):
         root = BASS_LOW + (harmony.root - BASS_LOW) % OCTAVE
         tones = {"1": root, "3": root + harmony.intervals[1], "5": root + harmony.intervals[2], "8": root + OCTAVE}
         for hit, start, velocity in _bar_of(clip, patterns[(first + bar) % len(patterns)], bar):
-            yield Note(part, start, hit.length * ARTICULATION, tones[hit.sign], velocity)
+            yield ScoreNote(part, start, hit.length * ARTICULATION, tones[hit.sign], velocity)
 
 
-def _drums(clip: MusicClip) -> Iterator[Note]:
+def _drums(clip: MusicClip) -> Iterator[ScoreNote]:
     for bar in range(BARS):
         for drum, pattern in clip.manner.drums.items():
             for hit, start, velocity in _bar_of(clip, pattern, bar):
-                yield Note(DRUMS, start, hit.length, drum, velocity)
+                yield ScoreNote(DRUMS, start, hit.length, drum, velocity)

@@ -1,4 +1,4 @@
-"""How are notes played by sampled instruments? By libfluidsynth, called in process, from a sound font.
+"""FluidSynth: notes played by the sampled instruments of a sound font, in process.
 
 Only what the corpus needs is bound: parts are played at once and come apart, dry. Source: FluidSynth 2's headers
 fluidsynth/synth.h, settings.h and sfont.h.
@@ -62,7 +62,7 @@ class Key(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Part:
+class InstrumentPart:
     """Give one instrument what it plays; `pan` goes from 0, left, to 127. Of a drum kit each key is a drum."""
 
     program: int
@@ -79,7 +79,7 @@ def default_font() -> Path:
     return found
 
 
-def play(font: Path, rate: int, length: int, parts: Sequence[Part]) -> NDArray[np.float32]:
+def play(font: Path, rate: int, length: int, parts: Sequence[InstrumentPart]) -> NDArray[np.float32]:
     """Play parts at once for `length` samples: (parts, 2, length), each part alone; one thread at a time.
 
     Raises ReverieError where fluidsynth or the font is missing, or the font has not the instruments.
@@ -107,7 +107,7 @@ def play(font: Path, rate: int, length: int, parts: Sequence[Part]) -> NDArray[n
     return played[..., :length]
 
 
-def _events(parts: Sequence[Part]) -> list[tuple[int, bool, int, Key]]:
+def _events(parts: Sequence[InstrumentPart]) -> list[tuple[int, bool, int, Key]]:
     """Sort what is pressed and let go by its block; what ends in a block ends before what starts in it."""
     events = []
     for channel, part in enumerate(parts):
@@ -135,7 +135,7 @@ def _synth(font: Path, rate: int, parts: int) -> Iterator[tuple[int, int]]:
     Yields it and the font's number in it. Resetting a used one leaves released notes sounding (FluidSynth 2.3).
     """
     library = _library()
-    loaded = _loaded(font)
+    loaded = _load(font)
     synth = library.new_fluid_synth(_settings(rate, parts))
     try:
         yield synth, library.fluid_synth_add_sfont(synth, loaded)
@@ -157,7 +157,7 @@ def _settings(rate: int, parts: int) -> int:
 
 
 @cache
-def _loaded(font: Path) -> int:
+def _load(font: Path) -> int:
     """Load a sound font once; it stays in memory, on the shelf of a synthesizer that plays nothing."""
     library = _library()
     shelf = library.new_fluid_synth(library.new_fluid_settings())

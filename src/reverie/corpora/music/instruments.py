@@ -1,4 +1,4 @@
-"""Which instruments play? Programs of General MIDI, their names in English and Chinese, and their registers."""
+"""Instruments: programs of General MIDI, their names in English and Chinese, and their registers."""
 
 from __future__ import annotations
 

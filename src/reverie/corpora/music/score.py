@@ -1,4 +1,4 @@
-"""What is a clip of music? Its style, tempo, key and instruments, and the notes of its parts."""
+"""A clip of music: its style, tempo, key and instruments, and the notes of its parts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ BARS = 8  # a clip is composed of, after which it goes round
 
 
 @dataclass(frozen=True)
-class Note:
+class ScoreNote:
     """Play a MIDI pitch in a part; start and length in beats, velocity 1 to 127. Of drums the pitch is the drum."""
 
     part: str
@@ -37,7 +37,7 @@ class MusicClip:
     chords: str = ""
     bass: str = ""
     has_drums: bool = False
-    notes: tuple[Note, ...] = ()
+    notes: tuple[ScoreNote, ...] = ()
 
     @property
     def key(self) -> str:

@@ -1,4 +1,4 @@
-"""How is composed music written to disk? As webdataset shards: a sound file, its caption, and what plays."""
+"""Composed music on disk: webdataset shards of a sound file, its caption, and what plays."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def write(folder: Path, encode: Encode, *, count: int, seed: int, font: Path | N
 def _members(encode: Encode, seed: int, font: Path, key: str, index: int) -> Iterator[tuple[str, bytes]]:
     clip, caption = clip_at(seed, index), clip_caption(seed, index)
     rng = np.random.default_rng((seed, index, 5))
-    told = {
+    record = {
         "key": key,
         "caption": caption,
         "caption_en": english(clip, rng),
@@ -46,7 +46,7 @@ def _members(encode: Encode, seed: int, font: Path, key: str, index: int) -> Ite
     }
     yield SUFFIX, encode(render(clip, font=font), RATE)
     yield "txt", caption.encode()
-    yield "json", json.dumps(told, ensure_ascii=False).encode()
+    yield "json", json.dumps(record, ensure_ascii=False).encode()
 
 
 def _description(clip: MusicClip) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What makes a style? Its metre and feel, the patterns of drums, bass and chords, its harmonies and instruments.
+"""Styles of music: metre and feel, patterns of drums, bass and chords, harmonies and instruments.
 
 A pattern is one bar in equal steps, as in a tracker: "X" is played loud, "x" softer, "-" holds on, "." is silent. A
 bass plays the tone of the chord that its figure names: 1 the root, 3, 5, and 8 the root an octave up. Melodies and

@@ -1,4 +1,4 @@
-"""How does a clip sound? Its parts played by a sound font, mixed at set levels and brought to one loudness."""
+"""Synthesis of a clip: its parts played by a sound font, mixed at set levels and brought to one loudness."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from reverie.corpora.music.fluidsynth import Key, Part, default_font, play
+from reverie.corpora.music.fluidsynth import InstrumentPart, Key, default_font, play
 from reverie.corpora.music.instruments import INSTRUMENTS
 from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, PARTS, MusicClip
 from reverie.errors import ReverieError
@@ -36,11 +36,11 @@ def render(
     apart = play(font or default_font(), fine, length * OVERSAMPLING, parts)
     loudness = np.sqrt(np.square(apart).mean((1, 2)))
     gains = [10 ** (LEVELS[name] / 20) / max(level, 1e-6) for name, level in zip(playing, loudness, strict=True)]
-    mixed = _decimated(np.tensordot(np.array(gains, np.float32), apart, 1), rate)
+    mixed = _decimate(np.tensordot(np.array(gains, np.float32), apart, 1), rate)
     return mixed * np.float32(10 ** (PEAK / 20) / np.abs(mixed).max())
 
 
-def _part(clip: MusicClip, name: str, rate: int, seconds: float) -> Part:
+def _part(clip: MusicClip, name: str, rate: int, seconds: float) -> InstrumentPart:
     """Lay out the notes of a part in samples."""
     beat = 60 / clip.tempo  # seconds
     rounds = ceil(seconds / (clip.beats * beat))
@@ -51,12 +51,12 @@ def _part(clip: MusicClip, name: str, rate: int, seconds: float) -> Part:
         if note.part == name and (start := note.start + turn * clip.beats) * beat < seconds
     ]
     if name == DRUMS:
-        return Part(clip.manner.kit, tuple(keys), is_kit=True, pan=PANS[name])
+        return InstrumentPart(clip.manner.kit, tuple(keys), is_kit=True, pan=PANS[name])
     instrument = {LEAD: clip.lead, CHORDS: clip.chords, BASS: clip.bass}[name]
-    return Part(INSTRUMENTS[instrument].program, tuple(keys), pan=PANS[name])
+    return InstrumentPart(INSTRUMENTS[instrument].program, tuple(keys), pan=PANS[name])
 
 
-def _decimated(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
+def _decimate(samples: NDArray[np.float32], rate: int) -> NDArray[np.float32]:
     """Bring (2, n) samples down to a rate, band-limited."""
     try:
         import soxr

@@ -1,4 +1,4 @@
-"""Which notes sound well together? Scales, chords in Roman numerals, and the way from chord to chord.
+"""Harmony: scales, chords in Roman numerals, and the way from chord to chord.
 
 Pitches are MIDI's, 60 is middle C; pitch classes count semitones above C, 0 to 11.
 """
@@ -61,7 +61,7 @@ def within(classes: frozenset[int] | tuple[int, ...], low: int, high: int) -> li
     return [pitch for pitch in range(low, high + 1) if pitch % OCTAVE in classes]
 
 
-def voiced(played: Chord, before: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
+def voice(played: Chord, before: tuple[int, ...], low: int, high: int) -> tuple[int, ...]:
     """Lay out a chord in close position between two pitches, moving as little as possible from the three voices before.
 
     Three voices, rising: of a seventh chord the fifth is left out. The range must hold an octave and a half.

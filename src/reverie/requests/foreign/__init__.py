@@ -1,105 +1,93 @@
-"""Which request is meant by a picture that another program made? As far as it tells, and what cannot be honoured."""
+"""The settings that other programs leave in pictures, films and sounds, as requests, with what cannot be honoured."""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import NamedTuple
-
-from PIL import ExifTags, Image
+from collections.abc import Callable, Iterator
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import PARAMETERS, open_picture
-from reverie.requests.foreign import a1111, comfyui, invokeai, keywords
-from reverie.requests.foreign.draft import Draft
-from reverie.requests.pictures import TextToImage
+from reverie.media.pictures import PARAMETERS
+from reverie.requests.foreign import a1111, comfyui, diffusers, invokeai, programs
+from reverie.requests.foreign.draft import Draft, json_object
+from reverie.requests.texts import Carrier
 
-CODES = {b"ASCII\0\0\0": "ascii", b"UNICODE\0": "utf-16-be", b"JIS\0\0\0\0\0": "shift_jis", bytes(8): "utf-8"}
-
-
-class Reading(NamedTuple):
-    """Hold what a picture tells: the request, the name of the model, and what could not be honoured, a line each."""
-
-    request: TextToImage
-    model: str
-    not_honoured: tuple[str, ...]
+DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
-def read_foreign(picture: Image.Image | str | Path) -> Reading:
-    """Read the settings that AUTOMATIC1111, ComfyUI, InvokeAI or a user of diffusers left in a picture.
+def read_draft(carrier: Carrier) -> Draft | None:
+    """Read the first of a file's texts that is understood; a file may carry those of several programs.
 
-    They stand in the text chunks of a PNG, or in the EXIF of a JPEG or WebP. Raises ReverieError where there are none,
-    or they are damaged.
+    Returns None where it holds no settings. Raises ReverieError, the first complaint, where it holds some and none is
+    understood.
     """
-    if not isinstance(picture, Image.Image):
-        picture = open_picture(picture)
-    try:
-        draft = _draft(texts_of(picture))
-    except ReverieError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
-        raise ReverieError(f"the picture's settings are damaged: {error!r}") from error
-    if draft is None:
-        raise ReverieError("this picture does not say how it was made; give one that still has its metadata")
-    if "width" not in draft.fields:
-        draft.size(*picture.size)
-    return Reading(TextToImage(**draft.fields), draft.model, tuple(draft.missed))
+    complaint: ReverieError | None = None
+    for read in _readings(carrier):
+        try:
+            if (draft := read()) is not None:
+                return draft
+        except ReverieError as error:
+            complaint = complaint or error
+        except DAMAGE as error:
+            complaint = complaint or ReverieError(f"the settings in the file are damaged: {error!r}")
+    if complaint is not None:
+        raise complaint
+    return None
 
 
-def _draft(texts: dict[str, str]) -> Draft | None:
-    """Read the first text that is understood; a picture may carry those of several programs."""
+def _readings(carrier: Carrier) -> Iterator[Callable[[], Draft | None]]:
+    """Yield what may read a file's texts, those first that say the most."""
+    texts = carrier.texts
     if text := texts.get("invokeai_metadata"):
-        return invokeai.read(_object(text))
-    if text := texts.get("sd-metadata"):
-        return invokeai.read_old(_object(text))
-    if text := texts.get("Dream"):
-        return invokeai.read_dream(text)
-    if text := texts.get(PARAMETERS):
-        return keywords.read(_object(text)) if text.lstrip().startswith("{") else a1111.read(text)
-    if (text := texts.get("prompt", "")).lstrip().startswith("{"):
-        return comfyui.read(_object(text))
-    return keywords.read(dict(texts)) if keywords.understands(texts) else None
+        yield lambda: invokeai.read(_need_object(text))
+    if old := texts.get("sd-metadata"):
+        yield lambda: invokeai.read_old(_need_object(old))
+    if dream := texts.get("Dream"):
+        yield lambda: invokeai.read_dream(dream)
+    for name in (PARAMETERS, "prompt"):
+        if found := texts.get(name):
+            yield lambda found=found, name=name: _read_text(found, name, carrier)  # type: ignore[misc]
+    yield lambda: programs.read(texts) or diffusers.read(texts)
+    for name in ("UserComment", "Comment", "comment", "Description", "generation_data"):
+        if found := texts.get(name):
+            yield lambda found=found, name=name: _read_text(found, name, carrier)  # type: ignore[misc]
+    for name, found in texts.items():  # some programs write one JSON object under a name of their own
+        if found.lstrip().startswith("{") and name not in (PARAMETERS, "prompt", "workflow"):
+            yield lambda found=found: _read_object(json_object(found) or {}, carrier)  # type: ignore[misc]
 
 
-def texts_of(picture: Image.Image) -> dict[str, str]:
-    """Collect a picture's texts by name; those of EXIF under the names that they would have in a PNG."""
-    texts = {name: value for name, value in picture.info.items() if isinstance(name, str) and isinstance(value, str)}
-    exif = picture.getexif()
-    comment = exif.get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.UserComment)
-    if isinstance(comment, bytes | str) and (text := _decoded(comment)):
-        texts[PARAMETERS] = text
-    for value in exif.values():  # ComfyUI's WebP: "prompt:{...}" and "workflow:{...}" under tags of cameras
-        if isinstance(value, str) and value.startswith("prompt:"):
-            texts.setdefault("prompt", value.removeprefix("prompt:"))
-    for value in list(texts.values()):  # some tools write one JSON object under a name of their own
-        if value.lstrip().startswith("{") and keywords.understands(inner := _object_or_nothing(value)):
-            texts.setdefault(PARAMETERS, json.dumps(inner))
-    return texts
+def _read_text(text: str, name: str, carrier: Carrier) -> Draft | None:
+    """Read a text of JSON or of AUTOMATIC1111's. Raises ReverieError for JSON that is nobody's, or damaged."""
+    data = json_object(text)
+    if data is not None:
+        draft = _read_object(data, carrier)
+        if draft is None and name in (PARAMETERS, "prompt"):
+            names = ", ".join(list(data)[:4]) or "nothing"
+            raise ReverieError(f"the JSON in '{name}' is of no program that is known (it holds {names})")
+        return draft
+    if name == "prompt":
+        if text.lstrip().startswith("{"):
+            raise ReverieError(f"the settings in the file are damaged: {text[:40]!r} is no JSON object")
+        return None
+    draft = a1111.read(text)
+    if draft is None and text.lstrip().startswith("{"):
+        raise ReverieError(f"the settings in the file are damaged: {text[:40]!r} is no JSON object")
+    return draft
 
 
-def _decoded(comment: bytes | str) -> str:
-    """Decode a UserComment by the eight bytes that open it (EXIF 2.3, 4.6.5)."""
-    if isinstance(comment, str):
-        return comment.strip("\0 ")
-    encoding = CODES.get(comment[:8])
-    if encoding is None:
-        return comment.decode(errors="replace").strip("\0 ")
-    body = comment[8:]
-    if encoding == "utf-16-be" and body[1::2].count(0) > body[::2].count(0):
-        encoding = "utf-16-le"  # which is wrong, and done
-    return body.decode(encoding, errors="replace").strip("\0 ")
+def _read_object(data: dict[str, object], carrier: Carrier) -> Draft | None:
+    """Read JSON by what it holds: a graph, or the settings of a program."""
+    inner = data.get("prompt")
+    if isinstance(inner, str) and "class_type" in inner:  # films' and sounds' comment: the graph as text within JSON
+        inner = json_object(inner)
+    for graph in (data, inner):
+        if isinstance(graph, dict) and comfyui.is_graph(graph):
+            return comfyui.read(graph, carrier.size)
+    if "positive_prompt" in data:
+        return invokeai.read(data)
+    return programs.read(data) or diffusers.read(data)
 
 
-def _object(text: str) -> dict[str, object]:
-    data = _object_or_nothing(text)
+def _need_object(text: str) -> dict[str, object]:
+    data = json_object(text)
     if not data:
-        raise ReverieError(f"the picture's settings are damaged: {text[:40]!r} is no JSON object")
+        raise ReverieError(f"the settings in the file are damaged: {text[:40]!r} is no JSON object")
     return data
-
-
-def _object_or_nothing(text: str) -> dict[str, object]:
-    try:
-        data = json.loads(text)
-    except ValueError:
-        return {}
-    return data if isinstance(data, dict) else {}

@@ -1,138 +1,422 @@
-"""What does AUTOMATIC1111's `parameters` text ask for? Also Forge's, SD.Next's, Civitai's and our own."""
+"""AUTOMATIC1111's `parameters` text, which Forge, SD.Next, Fooocus, Civitai, stable-diffusion.cpp and we write too.
+
+The prompt, the negative prompt, and a last line of settings. Checked against: stable-diffusion-webui 1.10 and Forge
+2.0.1v1.10.1 (modules/infotext_utils.py, processing.py, sd_samplers_*.py), SD.Next 058a7f0 (modules/processing_info.py),
+Civitai ebed661, stable-diffusion.cpp 97d2990 (examples/common/common.cpp, get_image_params), Fooocus 2.5.5
+(modules/meta_parser.py).
+"""
 
 from __future__ import annotations
 
 import json
 import re
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
-from reverie.requests.base import SCHEDULES
-from reverie.requests.foreign.draft import Draft
-from reverie.requests.metadata import SAMPLER_LABELS, SCHEDULE_LABELS
+from reverie.requests.foreign.draft import (
+    COMFYUI_DISCARDS,
+    START_IS_MISSING,
+    Draft,
+    Rng,
+    as_mapping,
+    as_number,
+    is_large,
+    json_object,
+    shorten,
+)
 from reverie.requests.parts import Hires, Variation
+from reverie.requests.samplers import RECORDS
 
-SAMPLERS = {label: name for name, label in SAMPLER_LABELS.items()}
-SPACINGS = {label: name for name, label in SCHEDULE_LABELS.items()} | {
-    "Normal": "normal",
-    "Simple": "trailing",  # every (timesteps / steps)-th timestep from above
-    **{name: name for name in SCHEDULES},
-}
-# What "Automatic" stands for, where it is not Uniform (modules/sd_samplers_*.py); DDIM and PLMS have their own.
-AUTOMATIC = {
-    "dpmpp_2m": "karras",
-    "dpmpp_sde": "karras",
-    "dpmpp_2s_ancestral": "karras",
-    "dpm2": "karras",
-    "dpm2_ancestral": "karras",
-    "dpmpp_2m_sde": "exponential",
-    "dpmpp_3m_sde": "exponential",
-    "ddim": "ddim",
-    "plms": "ddim",
-    "lcm": "lcm",
-}
 UPSCALERS = {"latent": "latent", "Latent": "latent", "lanczos": "lanczos", "Lanczos": "lanczos"}
 # What changes nothing, or is only a name or a sum of what else is there.
-NEUTRAL = {"Version", "Model hash", "Lora hashes", "TI hashes", "Hashes", "User", "Batch size", "Batch pos"}
-NEUTRAL |= {"Created Date", "Civitai resources", "Civitai metadata", "VAE hash", "Parser", "Backend", "App"}
+NEUTRAL = {"Version", "Model hash", "Lora hashes", "TI hashes", "Hashes", "User", "Batch size", "Batch pos", "Template"}
+NEUTRAL |= {"Created Date", "VAE hash", "Parser", "Backend", "App", "Negative Template", "Negative template"}
+NEUTRAL_SDNEXT = {
+    "Pipeline",
+    "Operations",
+    "Refine",
+    "Index",
+    "Batch",
+    "Grid",
+    "Scheduler",
+    "Hires force",
+    "Hires size",
+}
+NEUTRAL_SDNEXT |= {"HiRes mode", "Comment"}
+NEUTRAL_SDCPP = {"Guidance", "SDCPP", "Sampler RNG"}
+NEUTRAL_FOOOCUS = {"Raw prompt", "Raw negative prompt", "Performance", "Scheduler", "Lora weights"}
+SDNEXT_SIGMAS = {"karras": "karras", "exponential": "exponential"}
 
-FIELD = re.compile(r'\s*([^\W\d][\w \-/.()]*?):\s*("(?:\\.|[^"\\])*"|[^,]*)(?:,|$)')
+# Samplers that walk levels of their own, whatever the schedule, and those that leave out the one before the last
+# (sd_samplers_timesteps.py; sd_samplers_kdiffusion.py, discard_next_to_last_sigma).
+OWN_LEVELS = {"ddim": "a1111_ddim", "plms": "a1111_ddim", "unipc_bh1": "a1111_unipc"}
+DISCARDS = ("dpm2", "dpm2_ancestral", "dpmpp_3m_sde")
+
+NAME = re.compile(r"\s*([^\W\d][\w \-/.()]*?):[ \t]*")
+QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
+FIRST = re.compile(r"Steps: *\d+ *(,|$)")
+USUAL = {"Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
 NEGATIVE = "Negative prompt:"
+ENOUGH = 3  # settings that make a line one of settings, as AUTOMATIC1111 counts them
 
 
-def read(text: str) -> Draft:
-    """Read the prompt, the negative prompt, and the line of settings."""
-    draft = Draft()
+class Infotext(NamedTuple):
+    """The three parts of a `parameters` text; None of a prompt where it has no settings."""
+
+    prompt: str
+    negative: str
+    settings: dict[str, str]
+
+
+def read(text: str) -> Draft | None:
+    """Read the text, or return None where it has no settings, as a camera's comment."""
     prompt, negative, settings = split(text)
-    draft.text("prompt", prompt)
-    draft.text("negative", negative)
-    _plain(draft, settings)
-    _sampler(draft, settings)
-    _hires(draft, settings)
-    _variation(draft, settings)
-    if (noise := settings.pop("RNG", "GPU")) != "CPU":
-        draft.miss(f"RNG: {noise}; here noise is drawn on the CPU, so the seed gives another picture")
-    for name, value in settings.items():
-        if name not in NEUTRAL:
-            draft.miss(f"{name}: {value}")
+    if not settings:
+        return None
+    draft = Draft(settings)
+    draft.fields |= {"prompt": prompt, "negative": negative}
+    _read_plain(draft)
+    program, neutral = _program(draft)
+    program(draft)
+    _read_hires(draft)
+    _read_variation(draft)
+    _read_clip_skip(draft)
+    _read_ours(draft)
+    draft.rest(NEUTRAL | neutral)
     return draft
 
 
-def split(text: str) -> tuple[str, str, dict[str, str]]:
+def split(text: str) -> Infotext:
     """Cut the text into prompt, negative prompt and settings; each prompt may have several lines, or none."""
     lines = text.strip().splitlines()
-    settings: dict[str, str] = {}
-    if lines and re.match(r"Steps: *\d+,", lines[-1]):
-        settings = {name: _unquoted(value) for name, value in FIELD.findall(lines.pop())}
+    at = _settings_line(lines)
+    settings = dict(_pairs("\n".join(lines[at:])))
+    lines = [line.strip() for line in lines[:at]]
     start = next((index for index, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
-    negative = "\n".join(lines[start:]).removeprefix(NEGATIVE)
-    return "\n".join(lines[:start]).strip(), negative.strip(), settings
+    away = lines[start:]
+    if "SD.Next" in (settings.get("App"), settings.get("Backend")):  # the wildcards that the prompts were made from
+        cut = next(
+            (k for k, line in enumerate(away) if line.startswith(("Template:", "Negative template:"))), len(away)
+        )
+        away = away[:cut]
+    negative = "\n".join(away).removeprefix(NEGATIVE)
+    return Infotext("\n".join(lines[:start]).strip(), negative.strip(), settings)
+
+
+def _settings_line(lines: list[str]) -> int:
+    """Return the index of the line that the settings begin at."""
+    for index in reversed(range(len(lines))):
+        if FIRST.match(lines[index]):
+            return index
+    if lines:
+        names = [name for name, _ in _pairs(lines[-1])]
+        if len(names) >= ENOUGH and USUAL & set(names):
+            return len(lines) - 1
+    return len(lines)
+
+
+def _pairs(line: str) -> Iterator[tuple[str, str]]:
+    """Yield names and values; a value is quoted JSON, whatever balanced brackets hold, or all up to the next comma."""
+    at = 0
+    while at < len(line):
+        if not (found := NAME.match(line, at)):
+            at = _after_comma(line, at)
+            continue
+        start = found.end()
+        if quoted := QUOTED.match(line, start):
+            value, end = _unquoted(quoted[0]), quoted.end()
+        elif line[start : start + 1] in ("{", "[") and (closed := _closing(line, start)):
+            value, end = line[start:closed], closed
+        else:
+            end = next((k for k in range(start, len(line)) if line[k] in ",\n"), len(line))
+            value = line[start:end].strip()
+        yield found[1], value
+        at = _after_comma(line, end)
+
+
+def _after_comma(line: str, at: int) -> int:
+    return next((k + 1 for k in range(at, len(line)) if line[k] in ",\n"), len(line))
+
+
+def _closing(text: str, start: int) -> int:
+    """Return where the brackets that open at `start` are closed again, outside of strings; 0 where they are not."""
+    depth, quoted, at = 0, False, start
+    while at < len(text):
+        mark = text[at]
+        if quoted and mark == "\\":
+            at += 1
+        elif mark == '"':
+            quoted = not quoted
+        elif not quoted:
+            depth += (mark in "{[") - (mark in "}]")
+            if depth == 0:
+                return at + 1
+        at += 1
+    return 0
 
 
 def _unquoted(value: str) -> str:
-    if value.startswith('"'):
-        try:
-            return str(json.loads(value, strict=False))
-        except ValueError:
-            return value
-    return value.strip()
+    try:
+        return str(json.loads(value, strict=False))
+    except ValueError:
+        return value
 
 
-def _plain(draft: Draft, settings: dict[str, str]) -> None:
-    """Take over what has the same meaning in both programs."""
-    draft.number("steps", settings.pop("Steps", None), int)
-    draft.number("guidance", settings.pop("CFG scale", None))
-    draft.number("guidance_rescale", settings.pop("CFG Rescale", None))
-    draft.number("threshold", settings.pop("Dynamic thresholding", None))
-    draft.number("clip_skip", settings.pop("Clip skip", None), int)
-    draft.seed(settings.pop("Seed", None))
-    draft.size(*_pair(settings.pop("Size", "")))
-    draft.model = settings.pop("Model", settings.get("Model hash", ""))
-    if tiling := settings.pop("Tiling", None):
+def _read_plain(draft: Draft) -> None:
+    """Take over what has the same meaning in all these programs."""
+    draft.number("steps", "Steps", kind=int)
+    draft.number("guidance", "CFG scale")
+    draft.number("guidance_rescale", "CFG Rescale", "CFG rescale")
+    draft.number("threshold", "Dynamic thresholding")
+    draft.seed("Seed")
+    draft.size(*pair(draft.take("Size", default="")))
+    draft.model = str(draft.take("Model", default=draft.given.get("Model hash", "")))
+    if tiling := draft.take("Tiling"):
         draft.fields["tile"] = tiling if tiling in ("x", "y") else "xy"
 
 
-def _sampler(draft: Draft, settings: dict[str, str]) -> None:
+def _program(draft: Draft) -> tuple[Callable[[Draft], None], set[str]]:
+    """Tell which program wrote the settings, as what reads what is its own, and what changes nothing there."""
+    given = draft.given
+    if "SDCPP" in given or "stable-diffusion.cpp" in str(given.get("Version")):
+        return _read_sdcpp, NEUTRAL_SDCPP
+    if "SD.Next" in (given.get("App"), given.get("Backend")):
+        return _read_sdnext, NEUTRAL_SDNEXT
+    if str(given.get("Version", "")).startswith("Fooocus"):
+        return _read_fooocus, NEUTRAL_FOOOCUS
+    if str(given.get("Version", "")).startswith("ComfyUI"):
+        return _read_comfyui, set()
+    return _read_civitai if given.keys() & {"Civitai resources", "Civitai metadata"} else _read_a1111, set()
+
+
+def _read_a1111(draft: Draft) -> None:
+    """Read sampler, schedule and noise of AUTOMATIC1111 and Forge, and of our own text."""
+    _read_sampler(draft)
+    rngs: dict[str, Rng] = {"CPU": "cpu", "GPU": "gpu", "NV": "gpu"}
+    name = draft.take("RNG", default="GPU")
+    rng = rngs.get(name)
+    if rng == "cpu" and draft.take("Sampler RNG") == "GPU":
+        rng = "cpu_then_gpu"
+    draft.noise(rng, f"a program of RNG {name}" if rng is None else "AUTOMATIC1111")
+
+
+def _read_sampler(draft: Draft) -> None:
     """Read sampler and schedule, which before version 1.9 stood together: "DPM++ 2M Karras"."""
-    label, schedule = settings.pop("Sampler", None), settings.pop("Schedule type", None)
+    label, schedule = draft.take("Sampler"), draft.take("Schedule type")
     if label is None:
         return
-    for suffix in SPACINGS:
-        if schedule is None and label.endswith(f" {suffix}"):
-            label, schedule = label.removesuffix(f" {suffix}"), suffix
-    draft.sampler(label, SAMPLERS)
-    sampler = str(draft.fields["sampler"])
-    if schedule is None and sampler not in ("ddim", "plms", "lcm"):
-        schedule = "Uniform"
-    draft.schedule(AUTOMATIC.get(sampler, "normal") if schedule in (None, "Automatic") else str(schedule), SPACINGS)
-
-
-def _hires(draft: Draft, settings: dict[str, str]) -> None:
-    """Read the second pass; a denoising strength without one belongs to a picture that is not at hand."""
-    scale, size = settings.pop("Hires upscale", None), _pair(settings.pop("Hires resize", ""))
-    steps, upscaler = settings.pop("Hires steps", None), settings.pop("Hires upscaler", "Latent")
-    strength = settings.pop("Hires denoising strength", None)
-    if scale is None and size[0] is None:
-        if given := settings.pop("Denoising strength", None):
-            draft.miss(f"Denoising strength: {given}; the picture that it started from is not in the file")
+    spacing = draft.sampler(label)
+    if schedule is not None and _is_ours(draft):
+        draft.schedule(schedule)
         return
-    if upscaler not in UPSCALERS:
-        draft.miss(f"Hires upscaler: {upscaler}; lanczos takes its place")
-    draft.fields["hires"] = Hires(
-        scale=float(scale or 2),
-        width=size[0],
-        height=size[1],
-        upscaler=UPSCALERS.get(upscaler, "lanczos"),  # type: ignore[arg-type]
-        steps=int(steps or 0) or None,
-        strength=float(strength or settings.pop("Denoising strength", "0.7")),
+    if draft.fields["sampler"] == "unipc":
+        draft.fields["sampler"] = "unipc_bh1"  # shared_options.py: uni_pc_variant, uni_pc_order
+    sampler = draft.fields["sampler"]
+    record = RECORDS[sampler]
+    if sampler in OWN_LEVELS:
+        draft.schedule(OWN_LEVELS[sampler])
+    elif schedule is None:
+        draft.schedule(spacing or (record.automatic if sampler == "lcm" else "normal"))
+    else:
+        draft.schedule(record.automatic if schedule == "Automatic" else schedule)
+    draft.discard(DISCARDS)
+
+
+def _is_ours(draft: Draft) -> bool:
+    """Tell whether reverie wrote the settings: AUTOMATIC1111 names its version or the model's hash."""
+    return "RNG" in draft.given and not draft.given.keys() & {"Version", "Model hash"}
+
+
+def _read_sdnext(draft: Draft) -> None:
+    """Read what SD.Next says of a sampler of diffusers."""
+    if (label := draft.take("Sampler", default=draft.given.get("Scheduler"))) is not None:
+        draft.sampler(label)
+        draft.schedule("leading" if draft.default("sampler") == "ddim" else "linspace")
+    if spacing := draft.take("Sampler spacing"):
+        draft.schedule(spacing)
+    if sigma := draft.take("Sampler sigma"):
+        draft.schedule(sigma, SDNEXT_SIGMAS)
+    draft.noise("gpu", "SD.Next", "generator")
+    draft.clip_skip(draft.take("CLiP-skip"))
+    if (strength := draft.take("Variation strength")) is not None:
+        draft.given["Variation seed strength"] = strength
+    for ours, theirs in (("Hires upscale", "Hires scale"), ("Hires resize", "Hires fixed")):
+        if (value := draft.take(theirs)) is not None:
+            draft.given[ours] = value
+    if (strength := draft.take("Hires strength")) is not None:
+        draft.given["Hires denoising strength"] = strength
+    if "Hires upscaler" not in draft.given:  # without an upscaler the picture is not enlarged
+        for name in ("Hires upscale", "Hires resize"):
+            draft.given.pop(name, None)
+
+
+def _read_sdcpp(draft: Draft) -> None:
+    """Read what stable-diffusion.cpp says, whose text names sampler and schedule together, and its JSON."""
+    details = json_object(draft.take("SDCPP", default="")) or {}
+    if label := draft.take("Sampler"):
+        name, _, schedule = str(label).partition(" ")
+        found = draft.sampler(name)
+        lcm = draft.default("sampler") == "lcm"
+        draft.schedule(schedule or found or ("lcm" if lcm else "normal"))
+    draft.clip_layer(draft.take("Clip skip"))
+    rngs: dict[str, Rng] = {"cpu": "cpu", "cuda": "gpu"}
+    first = draft.take("RNG", default="cuda")
+    later = draft.take("Sampler RNG", default=first)
+    rng = rngs.get(first)
+    if rng is not None and later != first and RECORDS[draft.default("sampler")].noise != "none":  # type: ignore[index]
+        rng = "cpu_then_gpu" if (first, later) == ("cpu", "cuda") else None
+    draft.noise(rng, f"stable-diffusion.cpp with RNG {first}", "generator")
+    if (eta := draft.take("Eta")) not in (None, "inf") and as_float(eta):
+        draft.note(f"Eta: {eta}")
+    if upscaler := draft.take("Hires upscale"):
+        draft.given |= {"Hires upscaler": upscaler, "Hires upscale": draft.take("Hires scale", default="2")}
+    models = as_mapping(details.get("models"))
+    for name in ("control_net", "taesd"):
+        if value := models.get(name):
+            draft.note(f"{name}: {shorten(value)}")
+    for name in ("adetailer", "cache"):
+        if value := details.get(name):
+            draft.note(f"{name}: {shorten(value)}")
+    if (mode := details.get("mode", "img_gen")) != "img_gen":
+        draft.note(f"mode: {mode}")
+
+
+def as_float(value: object) -> float:
+    """Return a number, or 0 for what is none."""
+    try:
+        return float(as_number(value, float))
+    except ValueError:
+        return 0.0
+
+
+def _read_comfyui(draft: Draft) -> None:
+    """Read the text that some nodes of ComfyUI write beside the graph, with its names of samplers."""
+    if (label := draft.take("Sampler")) is not None:
+        schedule = draft.sampler(label)
+        draft.schedule(draft.take("Schedule type", "Scheduler", default=schedule or "normal"))
+        draft.discard(COMFYUI_DISCARDS)
+    draft.clip_layer(draft.take("Clip skip"))
+    draft.noise("cpu_then_gpu", "ComfyUI")
+
+
+def _read_fooocus(draft: Draft) -> None:
+    """Read Fooocus' text, which Civitai understands: its own scheduler, and LoRAs with their weights."""
+    label, schedule = draft.take("Sampler"), draft.take("Scheduler")
+    if label is not None:
+        found = draft.sampler(label)
+        draft.schedule(schedule or found or "normal")
+    for item in str(draft.take("Lora weights", default="")).split(", "):
+        name, _, weight = item.rpartition(": ")
+        if name:
+            draft.lora(name, weight)
+    draft.clip_layer(draft.take("Clip skip"))
+    draft.noise("cpu", "Fooocus", "other")
+
+
+def _read_civitai(draft: Draft) -> None:
+    """Read what Civitai's generator says of its resources, by names on its site and not by those of files."""
+    resources, details = draft.take("Civitai resources", default="[]"), draft.take("Civitai metadata", default="{}")
+    try:
+        items = json.loads(resources)
+    except ValueError:
+        items = []
+        draft.note(f"Civitai resources: {shorten(resources)}")
+    for item in items if isinstance(items, list) else []:
+        if isinstance(item, dict):
+            _read_resource(draft, item)
+    workflow = (json_object(details) or {}).get("workflow") or "txt2img"
+    if workflow != "txt2img":
+        draft.note(f"workflow: {shorten(workflow)}; {START_IS_MISSING}")
+    if str(draft.given.get("Sampler")) == "Undefined":
+        draft.note("sampler: the file does not name it")
+        draft.given.pop("Sampler")
+    _read_sampler(draft)
+    if "RNG" in draft.given:
+        _read_a1111(draft)
+    else:
+        draft.noise(None, "Civitai")
+
+
+def _read_resource(draft: Draft, item: dict[str, Any]) -> None:
+    air = re.match(r"urn:air:\w+:(\w+):", str(item.get("air")))
+    kind = str(item.get("type") or (air[1] if air else "")).lower()
+    parts = [item.get("modelName"), item.get("modelVersionName") or item.get("versionName")]
+    name = " ".join(str(part) for part in parts if part) or f"version {item.get('modelVersionId')}"
+    if kind in ("checkpoint", "model"):
+        draft.model = draft.model or name
+    else:
+        weight = f" of weight {item['weight']}" if "weight" in item else ""
+        draft.note(f"Civitai resources: {kind or 'resource'} '{name}'{weight}")
+
+
+def _read_hires(draft: Draft) -> None:
+    """Read the second pass; a denoising strength without one belongs to a picture that is not at hand."""
+    scale, size = draft.take("Hires upscale"), pair(draft.take("Hires resize", default=""))
+    steps, upscaler = draft.take("Hires steps"), draft.take("Hires upscaler")
+    strength = draft.take("Hires denoising strength")
+    if scale is None and not any(size):
+        if (given := draft.take("Denoising strength")) is not None:
+            draft.note(f"Denoising strength: {given}; {START_IS_MISSING}")
+        return
+    if strength is None:
+        strength = draft.take("Denoising strength", default="0.7")
+    if upscaler is not None and upscaler not in UPSCALERS:
+        draft.note(f"Hires upscaler: {upscaler}; lanczos takes its place")
+    larger = _larger(draft, *size) if any(size) else {"scale": as_float(scale)}
+    draft.part(
+        "hires",
+        Hires,
+        **larger,
+        upscaler=UPSCALERS.get(str(upscaler or "Latent"), "lanczos"),
+        steps=int(as_float(steps)) or None,
+        strength=as_float(strength),
     )
 
 
-def _variation(draft: Draft, settings: dict[str, str]) -> None:
-    seed, strength = settings.pop("Variation seed", None), settings.pop("Variation seed strength", "0")
-    width, height = _pair(settings.pop("Seed resize from", ""))
-    if seed is not None or width is not None:
-        draft.fields["variation"] = Variation(seed=int(seed or 0), strength=float(strength), width=width, height=height)
+def _larger(draft: Draft, width: int | None, height: int | None) -> dict[str, object]:
+    """Return the second pass's size; a side of 0 follows from the first pass's (processing.py)."""
+    first = draft.fields.get("width"), draft.fields.get("height")
+    if first[0] and first[1]:
+        if not width:
+            width = (height or 0) * first[0] // first[1]
+        elif not height:
+            height = width * first[1] // first[0]
+        elif width * first[1] != height * first[0]:
+            draft.note(f"Hires resize: {width}x{height} has another shape, to which the picture is cut there")
+    width, height = ((side or 0) // 8 * 8 for side in (width, height))
+    return {"width": width, "height": height}
 
 
-def _pair(text: str) -> tuple[int | None, int | None]:
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+def _read_variation(draft: Draft) -> None:
+    seed, strength = draft.take("Variation seed"), draft.take("Variation seed strength", default="0")
+    width, height = pair(draft.take("Seed resize from", default=""))
+    if seed is not None or width:
+        values = {"seed": int(as_float(seed or 0)), "strength": as_float(strength)}
+        draft.part("variation", Variation, **values, width=width or None, height=height or None)
+
+
+def _read_clip_skip(draft: Draft) -> None:
+    """Read the CLIP layer, which AUTOMATIC1111 leaves out of account for SDXL (sd_hijack_clip.py, sdxl_clip_l_skip)."""
+    layers = draft.take("Clip skip")
+    if layers is not None and as_float(layers) > 1 and is_large(draft.fields):
+        draft.note(f"Clip skip: {layers}; left out as in AUTOMATIC1111 for a model of SDXL, as the size tells")
+    elif layers is not None:
+        draft.clip_skip(layers)
+
+
+def _read_ours(draft: Draft) -> None:
+    """Read what AUTOMATIC1111 has no name for and our own text says."""
+    if draft.take("Discard penultimate sigma") == "True":
+        draft.fields["discard_penultimate"] = True
+    draft.number("cache_steps", "Cache steps", kind=int)
+    draft.number("merge_tokens", "Token merging ratio")
+    interval = re.fullmatch(r"([\d.]+) to ([\d.]+)", str(draft.given.get("Guidance interval", "")))
+    if interval:
+        draft.given.pop("Guidance interval")
+        draft.fields["guidance_interval"] = (float(interval[1]), float(interval[2]))
+
+
+def pair(text: object) -> tuple[int | None, int | None]:
+    """Read WIDTHxHEIGHT, or return twice None."""
+    match = re.fullmatch(r"\s*(\d{1,6})\s*[x×]\s*(\d{1,6})\s*", str(text))
     return (int(match[1]), int(match[2])) if match else (None, None)

@@ -1,154 +1,199 @@
-"""What does ComfyUI's graph ask for? The sampler that the saved picture comes from, and the nodes that feed it."""
+"""ComfyUI's `prompt` graph: the sampler that the saved picture comes from, and what feeds it.
+
+Checked against ComfyUI 0.3.64 (nodes.py, comfy/samplers.py, comfy_extras/nodes_*.py).
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reverie.errors import ReverieError
-from reverie.requests.base import SAMPLERS as OURS
-from reverie.requests.foreign.draft import Draft
+from reverie.requests.foreign.draft import COMFYUI_DISCARDS, START_IS_MISSING, Draft, as_number, shorten, stem_of
+from reverie.requests.foreign.graph import Graph, Latent, Node, Picture, Prompt, Sampling
+from reverie.requests.foreign.nodes import NODES, unknown
 
-SAMPLERS = {name: name for name in OURS} | {
-    "dpm_2": "dpm2",
-    "dpm_2_ancestral": "dpm2_ancestral",
-    "dpmpp_sde_gpu": "dpmpp_sde",
-    "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
-    "dpmpp_3m_sde_gpu": "dpmpp_3m_sde",
-    "uni_pc": "unipc",
-}
-SCHEDULES = {
-    "normal": "normal",
-    "karras": "karras",
-    "exponential": "exponential",
-    "sgm_uniform": "sgm_uniform",
-    "simple": "trailing",  # every (timesteps / steps)-th timestep from above
-    "ddim_uniform": "leading",
-}
-KSAMPLERS = ("KSampler", "KSamplerAdvanced")
-ENDS = ("SaveImage", "PreviewImage")
-CHECKPOINTS = ("CheckpointLoaderSimple", "CheckpointLoader", "UNETLoader")
-LORAS = ("LoraLoader", "LoraLoaderModelOnly")
-ENCODERS = ("CLIPTextEncode", "CLIPTextEncodeSDXL")
-EMPTY = ("EmptyLatentImage",)
-# What lies on the way and is read, or changes nothing.
-KNOWN = {*KSAMPLERS, *ENDS, *CHECKPOINTS, *LORAS, *ENCODERS, *EMPTY, "VAEDecode", "VAELoader", "CLIPSetLastLayer"}
-KNOWN |= {"PrimitiveNode", "PrimitiveString", "PrimitiveInt", "PrimitiveFloat", "Note", "Reroute"}
-
-Graph = dict[str, Any]
+WEIGHED = re.compile(r"(?<!\\)\(")
+FULL = 1 - 1e-4  # a denoise above this is the whole way (comfy/samplers.py, set_steps)
 
 
-def read(graph: Graph) -> Draft:
-    """Read the `prompt` graph. Raises ReverieError where it holds no KSampler."""
-    nodes = {name: node for name, node in graph.items() if isinstance(node, dict) and "class_type" in node}
-    order = [node for end in _ends(nodes) for node in _upstream(nodes, end)]
-    samplers = [node for node in order if node["class_type"] in KSAMPLERS]
-    if not samplers:
-        raise ReverieError("the picture's ComfyUI graph holds no KSampler node that leads to it; it cannot be replayed")
-    first = samplers[-1]  # the farthest from the picture: later ones refine what it made
+def is_graph(data: Mapping[str, Any]) -> bool:
+    """Tell whether JSON is a graph of nodes."""
+    return any(isinstance(node, dict) and "class_type" in node for node in data.values())
+
+
+def read(data: Mapping[str, Any], size: tuple[int, int] | None = None) -> Draft:
+    """Read the graph of a picture of a size in pixels.
+
+    Raises ReverieError where no sampler leads to a picture, and where its prompt or seed cannot be resolved.
+    """
+    graph, sampling, others = _chosen(data, size)
+    if sampling is None:
+        raise ReverieError("the picture's ComfyUI graph holds no sampler that leads to it; it cannot be replayed")
+    passes = [sampling]
+    while (before := passes[-1].start.drawn) is not None:
+        passes.append(before)
+    first = passes[-1]  # the farthest from the picture: later ones refine what it made
     draft = Draft()
-    _sampling(draft, nodes, first)
-    _prompts(draft, nodes, first)
-    _model(draft, nodes, first)
-    _latents(draft, nodes, first)
-    for node in samplers[:-1]:
-        inputs = node["inputs"]
-        draft.miss(f"a further {node['class_type']} of {inputs.get('steps')} steps, denoise {inputs.get('denoise', 1)}")
-    for node in order:
-        if node["class_type"] not in KNOWN:
-            draft.miss(f"node {node['class_type']}")
+    _read_sampling(draft, first)
+    _read_size(draft, first.start, size)
+    _read_prompts(draft, first)
+    for later in passes[:-1]:
+        sigmas = later.sigmas
+        draft.note(f"a further {later.node.kind} of {sigmas.steps} steps, denoise {sigmas.denoise}")
+    if others:
+        draft.note(f"the graph saves pictures of {others + 1} samplers; the one of this picture's size is read")
+    for one in (*(unread for each in passes for unread in _unread(each.node)), *graph.notes):
+        draft.note(one)
     return draft
 
 
-def _ends(nodes: Graph) -> list[str]:
-    ends = [name for name, node in nodes.items() if node["class_type"] in ENDS]
-    return ends[:1] or [name for name, node in nodes.items() if node["class_type"] in KSAMPLERS][-1:]
+def _chosen(data: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[Graph, Sampling | None, int]:
+    """Return the sampler that the picture comes from, its graph as evaluated, and how many others there are.
+
+    Saved pictures count before previews, and of several the one of the picture's size.
+    """
+    found: dict[str, tuple[Graph, Sampling, bool]] = {}
+    for names in _ends(data):
+        for name in names:
+            graph = Graph(data, NODES, unknown)
+            latent = _latent_of(graph, name)
+            if latent is not None and latent.drawn is not None:
+                fits = size is not None and (latent.width, latent.height) == size
+                found.setdefault(latent.drawn.node.name, (graph, latent.drawn, fits))
+        if found:
+            break
+    else:
+        return Graph(data, NODES, unknown), None, 0
+    graph, sampling, _ = max(found.values(), key=lambda one: one[2])
+    return graph, sampling, len(found) - 1
 
 
-def _upstream(nodes: Graph, name: str) -> Iterator[Any]:
-    """Yield a node and all that feed it, the nearest first."""
-    seen, front = {name}, [name]
-    while front:
-        node = nodes[front.pop(0)]
-        yield node
-        for value in node.get("inputs", {}).values():
-            source = _source(nodes, value)
-            if source is not None and source not in seen:
-                seen.add(source)
-                front.append(source)
+def _ends(data: Mapping[str, Any]) -> Iterator[list[str]]:
+    """Yield the names of the nodes that save, then of those that show, then of those that sample."""
+    graph = Graph(data, NODES, unknown)
+    kinds = {name: node.kind.lower() for name, node in graph.nodes.items()}
+    yield [name for name, kind in kinds.items() if "save" in kind or (kind.endswith("combine") and "video" in kind)]
+    yield [name for name, kind in kinds.items() if "preview" in kind or "show" in kind]
+    yield [name for name, kind in kinds.items() if "sampler" in kind][::-1]
 
 
-def _source(nodes: Graph, value: object) -> str | None:
-    """Name the node that a link [node, output] comes from; None where the value is none."""
-    if isinstance(value, list) and len(value) == 2 and str(value[0]) in nodes:
-        return str(value[0])
+def _latent_of(graph: Graph, name: str) -> Latent | None:
+    """Return the latents that a node saves, shows or makes."""
+    node = graph.nodes[name]
+    if "sampler" in node.kind.lower():
+        latent = graph.output(node, 0, Latent)
+        return latent if isinstance(latent, Latent) else None
+    for link in node.links():
+        if (picture := node.get(link, Picture)) is not None:
+            return picture.latent
+        if (latent := node.get(link, Latent)) is not None:
+            return latent
     return None
 
 
-def _value(nodes: Graph, value: object) -> Any:
-    """Give an input's value, through nodes that hold nothing else."""
-    source = _source(nodes, value)
-    if source is None:
-        return None if isinstance(value, list) else value
-    inputs = nodes[source].get("inputs", {})
-    return next((_value(nodes, inputs[key]) for key in ("value", "text", "string", "seed") if key in inputs), None)
+def _read_sampling(draft: Draft, sampling: Sampling) -> None:
+    sigmas, kind = sampling.sigmas, sampling.node.kind
+    if sampling.seed.seed is None:
+        raise ReverieError(f"the seed of {kind} is not in the graph, or comes from a node that is not understood")
+    draft.set_seed(sampling.seed.seed)
+    for field, value, number in (("steps", sigmas.steps, int), ("guidance", sampling.guider.scale, float)):
+        if value is None:
+            draft.note(f"{field}: it comes from a node that is not understood; {draft.default(field)} takes its place")
+        else:
+            draft.set_number(field, value, number)
+    name = sampling.solver.name
+    draft.sampler("of a node that is not understood" if name is None else name)
+    draft.schedule(sigmas.schedule)
+    if sigmas.of_the_sampler:
+        draft.discard(COMFYUI_DISCARDS)
+    if not _is_full(sigmas.denoise):
+        share = "of a node that is not understood" if sigmas.denoise is None else shorten(sigmas.denoise)
+        draft.note(f"denoise: {share}; what it started from is not in the file")
+    draft.noise("cpu_then_gpu", "ComfyUI")
+    draft.model = sampling.guider.model.name
 
 
-def _fed_by(nodes: Graph, value: object, classes: tuple[str, ...]) -> list[Any]:
-    """List the nodes of some classes that a link comes from, the nearest first."""
-    source = _source(nodes, value)
-    return [] if source is None else [node for node in _upstream(nodes, source) if node["class_type"] in classes]
+def _is_full(denoise: object) -> bool:
+    try:
+        return as_number(denoise, float) > FULL
+    except ValueError:
+        return False
 
 
-def _sampling(draft: Draft, nodes: Graph, sampler: Any) -> None:
-    inputs = sampler["inputs"]
-    draft.seed(_value(nodes, inputs.get("seed", inputs.get("noise_seed"))))
-    draft.number("steps", _value(nodes, inputs.get("steps")), int)
-    draft.number("guidance", _value(nodes, inputs.get("cfg")))
-    draft.sampler(str(_value(nodes, inputs.get("sampler_name"))), SAMPLERS)
-    draft.schedule(str(_value(nodes, inputs.get("scheduler"))), SCHEDULES)
-    if (denoise := inputs.get("denoise", 1)) != 1:
-        draft.miss(f"denoise: {denoise}; what it started from is not in the file")
-    start, end = inputs.get("start_at_step") or 0, inputs.get("end_at_step", 10_000)
-    if start > 0 or end < (inputs.get("steps") or 0):
-        draft.miss(f"steps {start} to {end} alone")
+def _read_prompts(draft: Draft, sampling: Sampling) -> None:
+    """Read both prompts, their CLIP layer and LoRAs, and for SDXL its sizes."""
+    guider = sampling.guider
+    if guider.positive is None:
+        raise ReverieError(
+            f"the positive conditioning of {sampling.node.kind} is not understood; it cannot be replayed"
+        )
+    if guider.negative is None and guider.scale != 1:
+        raise ReverieError(
+            f"the negative conditioning of {sampling.node.kind} is not understood; it cannot be replayed"
+        )
+    positive, negative = guider.positive, guider.negative or Prompt("")
+    draft.fields |= {"prompt": positive.text, "negative": "" if negative.zeroed else negative.text}
+    draft.fields["zero_negative"] = negative.zeroed
+    if positive.zeroed:
+        draft.note("the positive conditioning is zeroed there; here the prompt is drawn")
+    if any(one.weighed != "A1111" and WEIGHED.search(one.text) for one in (positive, negative)):
+        draft.note("weights in the prompt: ComfyUI weighs words against an empty prompt, here A1111's way is taken")
+    for prefix, prompt in (("", positive), ("negative_", negative)):
+        for name, (first, second) in prompt.sizes.items():
+            try:
+                draft.fields[prefix + name] = (int(as_number(first, int)), int(as_number(second, int)))
+            except ValueError:
+                draft.note(f"{prefix}{name}: {shorten([first, second])} are no numbers")
+    _read_loras(draft, guider.model.loras, positive)
+    if guider.negative is not None and not negative.zeroed and negative.clip != positive.clip:
+        draft.note("the negative prompt is read by another text encoder, or with other LoRAs or another layer")
+    if positive.clip.layer is not None:
+        _read_layer(draft, positive)
 
 
-def _prompts(draft: Draft, nodes: Graph, sampler: Any) -> None:
-    """Read the nearest text encoder of each side, its CLIP layer, and for SDXL its sizes."""
-    for field, side in (("prompt", "positive"), ("negative", "negative")):
-        encoders = _fed_by(nodes, sampler["inputs"].get(side), ENCODERS)
-        if not encoders:
-            draft.miss(f"{side} conditioning without a CLIPTextEncode")
-            continue
-        inputs = encoders[0]["inputs"]
-        text = _value(nodes, inputs.get("text", inputs.get("text_g")))
-        draft.text(field, text)
-        if "(" in str(text):
-            draft.miss("weights in the prompt: ComfyUI weighs words against an empty prompt, here A1111's way is taken")
-        if "text_l" in inputs and _value(nodes, inputs["text_l"]) != text:
-            draft.miss(f"text_l: {_value(nodes, inputs['text_l'])!r}, another prompt for the first encoder")
-        for node in encoders[1:]:
-            draft.miss(f"a further prompt on the {side} side: {_value(nodes, node['inputs'].get('text'))!r}")
-        for node in _fed_by(nodes, inputs.get("clip"), ("CLIPSetLastLayer",))[:1]:
-            draft.fields["clip_skip"] = -int(node["inputs"]["stop_at_clip_layer"])
-
-
-def _model(draft: Draft, nodes: Graph, sampler: Any) -> None:
-    link = sampler["inputs"].get("model")
-    for node in _fed_by(nodes, link, CHECKPOINTS)[:1]:
-        draft.model = str(node["inputs"].get("ckpt_name") or node["inputs"].get("unet_name"))
-    for node in reversed(_fed_by(nodes, link, LORAS)):
-        inputs = node["inputs"]
-        draft.lora(str(inputs["lora_name"]), inputs.get("strength_model", 1), inputs.get("strength_clip", 0))
-
-
-def _latents(draft: Draft, nodes: Graph, sampler: Any) -> None:
-    empty = _fed_by(nodes, sampler["inputs"].get("latent_image"), EMPTY)
-    if not empty:
-        draft.miss("the picture that it started from is not in the file")
+def _read_layer(draft: Draft, prompt: Prompt) -> None:
+    """Read the layer that CLIPSetLastLayer names, -1 the last; SDXL's usual one is -2."""
+    try:
+        layer = -int(as_number(prompt.clip.layer, int))
+    except ValueError:
+        draft.note(f"stop_at_clip_layer: {shorten(prompt.clip.layer)} is not a number")
         return
-    inputs = empty[0]["inputs"]
-    draft.size(_value(nodes, inputs.get("width")), _value(nodes, inputs.get("height")))
-    if (count := _value(nodes, inputs.get("batch_size", 1))) not in (1, None):
-        draft.miss(f"batch_size: {count}; ComfyUI draws a batch from one seed, here the first picture alone is drawn")
+    if prompt.sizes:
+        draft.clip_skip(max(1, layer - 1))
+    else:
+        draft.clip_layer(layer)
+
+
+def _read_loras(draft: Draft, unet: tuple[tuple[str, object, object], ...], prompt: Prompt) -> None:
+    """Write the LoRAs into the prompt, in their order, with the strengths of both sides."""
+    sides: dict[str, list[Any]] = {}
+    for side, loras in enumerate((unet, prompt.clip.loras)):
+        for node, name, strength in loras:
+            sides.setdefault(node, [name, 0, 0])[side + 1] = strength
+    for name, weight, text_weight in sides.values():
+        if not isinstance(name, str):
+            raise ReverieError(f"the name of a LoRA is {shorten(name)}; the picture cannot be replayed")
+        if stem_of(name) not in ("", "None"):
+            draft.lora(name, weight, text_weight)
+
+
+def _read_size(draft: Draft, start: Latent, size: tuple[int, int] | None) -> None:
+    if start.picture:
+        draft.note(START_IS_MISSING)
+    elif size is not None and (start.width is None or start.height is None):
+        draft.note("width, height: they come from a node that is not understood; the picture's own take their place")
+    if start.width is not None and start.height is not None:
+        draft.size(start.width, start.height)
+    if start.count not in (1, None):
+        draft.note(
+            f"batch_size: {start.count}; ComfyUI draws a batch from one seed, here the first picture alone is drawn"
+        )
+
+
+def _unread(node: Node) -> Iterator[str]:
+    """Yield a note for every setting of a sampler that nobody read."""
+    for name, value in node.unread.items():
+        if node.graph.source(value) is None and value not in (None, "", [], {}, "None"):
+            yield f"{node.kind} {name}: {shorten(value)}"

@@ -1,78 +1,265 @@
-"""How do another program's settings add up to a request? Field by field, with a list of what is missed."""
+"""A request in the making: another program's settings, which of them are read, and what cannot be honoured."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+import json
+import math
+from collections.abc import Collection, Mapping
+from typing import Any, Literal, TypeVar
 
-from reverie.requests.base import MAX_SEED
+from reverie.errors import ReverieError
+from reverie.requests.base import MAX_SEED, Frozen
 from reverie.requests.pictures import TextToImage
+from reverie.requests.samplers import RECORDS, find_sampler, find_schedule
 
 SCHEDULE_OF_DIFFUSERS = "leading"  # the spacing that Stable Diffusion's files ask diffusers for
+MISSING = (None, "", "None", "null")
+"""What a setting holds that was not given."""
+OFF: tuple[object, ...] = (*MISSING, "none", "False", "false", 0, [], {}, ())
+"""What a setting holds that is not in use; False is equal to 0."""
+# The samplers for which ComfyUI leaves out the noise level before the last (comfy/samplers.py, KSampler).
+COMFYUI_DISCARDS = ("dpm2", "dpm2_ancestral", "unipc_bh1", "unipc_bh2")
+START_IS_MISSING = "the picture that it started from is not in the file"
+SDXL_AREA = 900 * 800  # pixels; the bucket sizes of SDXL are larger, and SD 1 and 2 draw smaller ones
+LONGEST_VALUE = 120  # characters of a value in a note
+
+Rng = Literal["cpu", "gpu", "cpu_then_gpu"]
+StepNoise = Literal["k-diffusion", "generator", "other"]
+Part = TypeVar("Part", bound=Frozen)
 
 
-@dataclass
 class Draft:
-    """Collect the fields of a request, the model's name, and what cannot be honoured."""
+    """Collects a request from `given` settings; what is taken from them is struck off, and the rest becomes notes."""
 
-    fields: dict[str, Any] = field(default_factory=dict)
-    model: str = ""
-    missed: list[str] = field(default_factory=list)
+    def __init__(self, given: Mapping[str, object] | None = None) -> None:
+        self.given: dict[str, Any] = dict(given or {})
+        self.fields: dict[str, Any] = {}
+        self.model = ""
+        self.notes: list[str] = []
+        self.long_seed = False
 
-    def miss(self, what: str) -> None:
+    def note(self, text: str) -> None:
         """Note what cannot be honoured, once."""
-        if what not in self.missed:
-            self.missed.append(what)
+        line = " ".join(text.split())
+        if line not in self.notes:
+            self.notes.append(line)
 
-    def text(self, name: str, value: object) -> None:
-        """Set a field of words."""
-        if value is not None:
-            self.fields[name] = str(value)
+    def take(self, *names: str, default: Any = None) -> Any:
+        """Strike the named settings off and return the first that was given, else `default`."""
+        values = [self.given.pop(name) for name in names if name in self.given]
+        return next((value for value in values if value not in MISSING), default)
 
-    def number(self, name: str, value: object, kind: type[int] | type[float] = float) -> None:
-        """Set a field of numbers; one that is none is missed."""
-        if value is None or value == "":
-            return
+    def text(self, field: str, *names: str) -> None:
+        """Set a prompt. Raises ReverieError where it is neither text nor a number."""
+        value = self.take(*names, default="")
+        if not isinstance(value, str | int | float):
+            raise ReverieError(f"the {names[0]} of the file is no text but {shorten(value)}; it cannot be replayed")
+        self.fields[field] = str(value)
+
+    def number(self, field: str, *names: str, kind: type[int] | type[float] = float, add: float = 0) -> None:
+        """Set a field of numbers, plus `add`; one that is none is noted."""
+        if (value := self.take(*names)) is not None:
+            self.set_number(field, value, kind, add)
+
+    def set_number(self, field: str, value: object, kind: type[int] | type[float] = float, add: float = 0) -> None:
+        """Set a field to a number that is given as any type; note one that is none."""
         try:
-            self.fields[name] = kind(str(value))
-        except ValueError:
-            self.miss(f"{name}: {value!r} is not a number")
+            self.fields[field] = kind(as_number(value, kind) + add)
+        except (ValueError, OverflowError):
+            self.note(f"{field}: {shorten(value)} is not a number; {self.default(field)} takes its place")
 
-    def seed(self, value: object) -> None:
+    def default(self, field: str) -> object:
+        """Return what the field holds already, or what stands there where nothing is said."""
+        return self.fields.get(field, TextToImage.model_fields[field].default)
+
+    def seed(self, *names: str) -> None:
+        """Set the seed. Raises ReverieError where it is no whole number."""
+        if (value := self.take(*names)) is None:
+            self.note("seed: the file holds none, so another picture of the prompt is drawn")
+            return
+        self.set_seed(value)
+
+    def set_seed(self, value: object) -> None:
         """Set the seed: of a larger one, torch's generator on the CPU takes the low 32 bits alone."""
-        self.number("seed", value, int)
-        if isinstance(seed := self.fields.get("seed"), int):
-            self.fields["seed"] = seed & MAX_SEED
+        try:
+            seed = int(as_number(value, int))
+            self.fields["seed"], self.long_seed = seed & MAX_SEED, seed > MAX_SEED
+        except (ValueError, OverflowError):
+            raise ReverieError(
+                f"the seed of the file is no number but {shorten(value)}; it cannot be replayed"
+            ) from None
 
     def size(self, width: object, height: object) -> None:
         """Set width and height in pixels, cut down to whole latents."""
-        self.number("width", width, int)
-        self.number("height", height, int)
-        for name in ("width", "height"):
+        for name, value in (("width", width), ("height", height)):
+            if value is None:
+                continue
+            self.set_number(name, value, int)
             pixels = self.fields.get(name)
             if isinstance(pixels, int) and pixels % 8:
                 self.fields[name] = max(8, pixels // 8 * 8)
-                self.miss(f"{name}: {pixels} is not a multiple of 8")
+                self.note(f"{name}: {pixels} is not a multiple of 8; {self.fields[name]} takes its place")
 
-    def sampler(self, name: str, table: Mapping[str, str]) -> None:
-        """Set the sampler by another program's name for it."""
-        self._choose("sampler", name, table)
+    def sampler(self, name: object) -> str | None:
+        """Set the sampler by any program's name; return the spacing that the name tells, such as "karras"."""
+        found = find_sampler(str(name))
+        if found is None:
+            self.fields.setdefault("sampler", self.default("sampler"))
+            self.note(f"sampler: '{name}' is not known here; {self.fields['sampler']} takes its place")
+            return None
+        self.fields["sampler"] = found.sampler
+        return found.schedule
 
-    def schedule(self, name: str, table: Mapping[str, str]) -> None:
-        """Set the spacing of the noise levels by another program's name for it."""
-        self._choose("schedule", name, table)
-
-    def _choose(self, kind: str, name: str, table: Mapping[str, str]) -> None:
-        if name in table:
-            self.fields[kind] = table[name]
+    def schedule(self, name: object, names: Mapping[str, str] | None = None) -> None:
+        """Set the spacing of the noise levels by any program's name, or by those of a table."""
+        schedule = (names or {}).get(str(name)) or find_schedule(str(name))
+        if schedule is None:
+            self.fields.setdefault("schedule", self.default("schedule"))
+            self.note(f"schedule: '{name}' is not known here; {self.fields['schedule']} takes its place")
         else:
-            default = TextToImage.model_fields[kind].default
-            self.miss(f"{kind}: '{name}' is not known here; {self.fields.setdefault(kind, default)} takes its place")
+            self.fields["schedule"] = schedule
 
-    def lora(self, name: str, weight: object, text_weight: object) -> None:
-        """Add a LoRA to the prompt, by its file's name without folder and suffix."""
-        stem = name.replace("\\", "/").rpartition("/")[2].removesuffix(".safetensors")
-        prompt = str(self.fields.get("prompt", ""))
-        weights = f"{text_weight}" if weight == text_weight else f"{text_weight}:{weight}"
-        self.fields["prompt"] = f"{prompt} <lora:{stem}:{weights}>".lstrip()
+    def discard(self, samplers: Collection[str]) -> None:
+        """Leave out the level before the last where the sampler is one of those for which the program does."""
+        self.fields["discard_penultimate"] = self.fields.get("sampler") in samplers
+
+    def noise(self, rng: Rng | None, program: str, steps: StepNoise = "k-diffusion") -> None:
+        """Set which generator draws the first noise, None where nobody knows, and note a noise of steps that differs.
+
+        `steps` says how the program draws the noise of later steps: "k-diffusion" reads some off a Brownian path,
+        "generator" goes on with the generator, as here, "other" does neither.
+        """
+        record = RECORDS[self.default("sampler")]  # type: ignore[index]
+        if rng is None:
+            self.note(f"noise: nothing says how {program} draws it, so the seed may give another picture")
+        else:
+            self.fields["rng"] = rng
+        if self.long_seed and (rng == "gpu" or (rng == "cpu_then_gpu" and record.noise == "fresh")):
+            self.note("seed: it has more than 32 bits, all of which count on a GPU, and here the low 32 alone")
+        if record.noise == "brownian" and (steps == "k-diffusion" or self.fields["sampler"] == "dpmpp_sde"):
+            self.note(f"noise: {program} reads that of {record.label}'s steps off a Brownian path, here it is fresh")
+        elif record.noise != "none" and steps == "other":
+            self.note(f"noise: {program} draws that of {record.label}'s steps in another way")
+
+    def lora(self, name: object, weight: object, text_weight: object = None) -> None:
+        """Add a LoRA to the prompt, by its file's name without folder and suffix, with its weights.
+
+        `weight` is the U-Net's, `text_weight` the text encoder's where it is another. Raises ReverieError for weights
+        that are no numbers.
+        """
+        try:
+            unet = float(as_number(weight, float))
+            text = unet if text_weight is None else float(as_number(text_weight, float))
+        except (ValueError, OverflowError):
+            raise ReverieError(
+                f"the weight of the LoRA '{name}' is no number but {shorten(weight)}; it cannot be replayed"
+            ) from None
+        stem = stem_of(name)
+        if unet == text == 0 or stem == "None":
+            return
+        if not stem or any(mark in stem for mark in ":<>"):
+            raise ReverieError(f"a LoRA of the name {shorten(name)} cannot be written into a prompt; rename it")
+        weights = f"{text:g}" if unet == text else f"{text:g}:{unet:g}"
+        self.fields["prompt"] = f"{self.fields.get('prompt', '')} <lora:{stem}:{weights}>".lstrip()
+
+    def clip_skip(self, value: object, add: int = 0) -> None:
+        """Set how many layers the text encoder leaves out, counted from 1; none or 0 is 1."""
+        if value not in OFF:
+            self.set_number("clip_skip", value, int, add)
+
+    def clip_layer(self, value: object) -> None:
+        """Set the layer that ComfyUI or stable-diffusion.cpp reads, counted from the last; SDXL's usual one is 2."""
+        self.clip_skip(value)
+        if is_large(self.fields) and (layer := self.fields.get("clip_skip", 1)) > 1:
+            self.fields["clip_skip"] = layer - 1
+
+    def part(self, field: str, kind: type[Part], **values: object) -> None:
+        """Set a part of the request, such as a second pass, or note why it is not possible."""
+        try:
+            self.fields[field] = kind.of(values)
+        except ReverieError as error:
+            self.note(f"{error}; it is left out")
+
+    def rest(self, neutral: Collection[str] = (), prefix: str = "") -> None:
+        """Note every setting that is in use, was not taken, and is none of those that change nothing."""
+        for name, value in self.given.items():
+            if name not in neutral and value not in OFF:
+                self.note(f"{prefix}{name}: {shorten(value)}")
+        self.given.clear()
+
+    def request(self, size: tuple[int, int] | None) -> TextToImage:
+        """Return the request; one field that is not possible is noted and does not spoil the rest.
+
+        `size` is the picture's, for settings that name none. Raises ReverieError where prompt or seed are not possible.
+        """
+        if "width" not in self.fields and size is not None:
+            self.size(*size)
+        fields = {name: value for name, value in self.fields.items() if self._is_possible(name, value)}
+        for part in ("hires", "variation"):
+            try:
+                return TextToImage(**fields)
+            except ReverieError as error:
+                if fields.pop(part, None) is not None:
+                    self.note(f"{error}; the {part} is left out")
+        return TextToImage(**fields)
+
+    def _is_possible(self, name: str, value: object) -> bool:
+        try:
+            TextToImage.of({"seed": 0, name: value})
+        except ReverieError as error:
+            if name in ("prompt", "seed"):
+                raise
+            self.note(f"{error}; {TextToImage.model_fields[name].default} takes its place")
+            return False
+        return True
+
+
+def is_large(fields: Mapping[str, Any]) -> bool:
+    """Tell whether the first pass has the size of SDXL's pictures, of whose model a file says nothing else."""
+    return int(fields.get("width") or 0) * int(fields.get("height") or 0) >= SDXL_AREA
+
+
+def as_number(value: object, kind: type[int] | type[float]) -> int | float:
+    """Turn text or a number into a finite number. Raises ValueError where it is none."""
+    if isinstance(value, bool) or not isinstance(value, str | int | float):
+        raise ValueError(f"{value!r} is not a number")
+    if kind is int:
+        if isinstance(value, float) or (isinstance(value, str) and "." in value):
+            number = float(value)
+            if not number.is_integer():
+                raise ValueError(f"{value!r} is not whole")
+            return int(number)
+        return int(value)
+    number = float(value)
+    if not math.isfinite(number):
+        raise ValueError(f"{value!r} is not finite")
+    return number
+
+
+def stem_of(name: object) -> str:
+    """Return a file's name without folders and the suffix of weights."""
+    stem = str(name).replace("\\", "/").rpartition("/")[2].strip()
+    for suffix in (".safetensors", ".ckpt", ".pt", ".bin"):
+        stem = stem.removesuffix(suffix)
+    return stem
+
+
+def shorten(value: object) -> str:
+    """Write a value for a note: text as it is, else JSON, cut to one short line."""
+    text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+    text = " ".join(text.split())
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}…"
+
+
+def as_mapping(value: object) -> dict[str, Any]:
+    """Return a mapping as it is, and an empty one for whatever else."""
+    return value if isinstance(value, dict) else {}
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that a text is, or None where it is none."""
+    try:
+        data = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None

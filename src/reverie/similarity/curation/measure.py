@@ -1,27 +1,75 @@
-"""Measurements of a shard's samples: sizes, and the cosine of picture and text by CLIP."""
+"""Measurements of a shard's samples: sizes, CLIP's cosine of picture and text, LAION's aesthetic score."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
+from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of, write_text
 from reverie.media.decoding import read_stored, upright
-from reverie.similarity.curation.aesthetic import AestheticHead, load_aesthetic
-from reverie.similarity.curation.rules import Measured
-from reverie.similarity.curation.samples import Sample, read_samples
-from reverie.similarity.curation.spread import Message
+from reverie.similarity.curation.rules import Measurement
+from reverie.similarity.curation.samples import Message, Sample, read_samples
 from reverie.similarity.embed import Clip, load_clip
+
+
+@dataclass(frozen=True, eq=False)
+class AestheticHead:
+    """Score normalised embeddings: about 1 to 10, where LAION-Aesthetics keeps those over 5."""
+
+    weight: Float[Tensor, "1 d"] = field(repr=False)
+    bias: Float[Tensor, " 1"]
+
+    def __call__(self, embeddings: Float[Tensor, "n d"]) -> Float[Tensor, " n"]:
+        """Return a score each."""
+        return (embeddings @ self.weight.T + self.bias)[:, 0]
+
+    @property
+    def identity(self) -> str:
+        """Return a key of its weights."""
+        content = torch.cat([self.weight[0], self.bias]).contiguous().numpy().tobytes()
+        return hashlib.sha256(content).hexdigest()[:16]
+
+
+def load_aesthetic(path: str | Path, width: int) -> AestheticHead:
+    """Load a head for embeddings of `width` numbers from .pth or .safetensors, which is read as data.
+
+    LAION's first is one linear layer (sa_0_4_vit_l_14_linear.pth). Its second (sac+logos+ava1-l14-linearMSE.pth) has
+    five in a row with nothing between them but drop-out, so it is one as well: their product. Raises ReverieError where
+    the file holds no such layers or is made for another CLIP.
+    """
+    source = open_source(Path(path))
+    names = [name.removesuffix("weight") for name in source.names() if name.rpartition(".")[2] == "weight"]
+    try:
+        layers = sorted(names, key=lambda name: [int(part) for part in name.split(".") if part.isdigit()])
+        weight, bias = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+        for name in layers:
+            step = source.tensor(f"{name}weight").double()
+            if step.ndim != 2 or step.shape[1] != weight.shape[0]:
+                raise ReverieError(
+                    f"'{path}' scores embeddings of {step.shape[-1]} numbers; this CLIP makes {width}. LAION's heads "
+                    "are for ViT-L/14 (768)"
+                )
+            weight, bias = step @ weight, step @ bias + source.tensor(f"{name}bias").double()
+    except KeyError as error:
+        raise ReverieError(f"'{path}' is no aesthetic head: it has no {error}") from error
+    if not layers or len(weight) != 1:
+        raise ReverieError(f"'{path}' is no aesthetic head; it should hold linear layers that end in one number")
+    return AestheticHead(weight.float(), bias.float())
+
 
 BATCH = 32
 
@@ -90,17 +138,17 @@ class Measuring:
 
     def _key(self, shard: Path) -> str:
         """Return a key of the shard's file."""
-        told = shard.stat()
-        return f"1 {told.st_size} {told.st_mtime_ns}"
+        stat = shard.stat()
+        return f"1 {stat.st_size} {stat.st_mtime_ns}"
 
-    def _measure(self, shard: Path) -> tuple[list[Measured], np.ndarray, str]:
+    def _measure(self, shard: Path) -> tuple[list[Measurement], np.ndarray, str]:
         samples = _Samples(shard)
-        measured: list[Measured] = []
-        width = loaded(self.scoring).clip.width if self.scoring else 0
+        measured: list[Measurement] = []
+        width = load_scoring(self.scoring).clip.width if self.scoring else 0
         vectors: list[np.ndarray] = [np.zeros((0, width), np.float32)]
         iterator = iter(samples)
         while batch := list(islice(iterator, BATCH)):
-            some, rows = _scored(batch, self.scoring)
+            some, rows = _score(batch, self.scoring)
             measured += some
             vectors.append(rows)
         return measured, np.concatenate(vectors), samples.damage
@@ -130,13 +178,13 @@ class _Samples:
             self.damage = str(error)
 
 
-def _scored(samples: Iterable[Sample], scoring: Scoring | None) -> tuple[list[Measured], np.ndarray]:
+def _score(samples: Iterable[Sample], scoring: Scoring | None) -> tuple[list[Measurement], np.ndarray]:
     """Measure some samples; where there is no picture, the row is zero."""
     plain = [_plain(sample) for sample in samples]
     measured = [it for it, _ in plain]
     if scoring is None:
         return measured, np.zeros((len(plain), 0), np.float32)
-    tools = loaded(scoring)
+    tools = load_scoring(scoring)
     rows = torch.zeros(len(plain), tools.clip.width)
     readable = [place for place, (_, picture) in enumerate(plain) if picture is not None]
     if readable:
@@ -147,28 +195,28 @@ def _scored(samples: Iterable[Sample], scoring: Scoring | None) -> tuple[list[Me
         scores = tools.head(rows[readable]).tolist() if tools.head else [None] * len(readable)
         for place, cosine, score in zip(readable, cosines, scores, strict=True):
             it = measured[place]
-            told = asdict(it) | {"cosine": cosine if it.text is not None else None, "aesthetic": score}
-            measured[place] = Measured(**told)
+            measured_fields = asdict(it) | {"cosine": cosine if it.text is not None else None, "aesthetic": score}
+            measured[place] = Measurement(**measured_fields)
     return measured, rows.numpy()
 
 
-def _plain(sample: Sample) -> tuple[Measured, Image.Image | None]:
+def _plain(sample: Sample) -> tuple[Measurement, Image.Image | None]:
     content, text = sample.picture, sample.text
     if content is None:
-        return Measured(key=sample.key, text=text), None
+        return Measurement(key=sample.key, text=text), None
     try:
         picture = read_stored(content)
     except ReverieError as error:
-        return Measured(key=sample.key, text=text, bytes=len(content), error=reason_of(error)), None
+        return Measurement(key=sample.key, text=text, bytes=len(content), error=reason_of(error)), None
     width, height = upright(picture).size
     return (
-        Measured(key=sample.key, text=text, bytes=len(content), width=width, height=height),
+        Measurement(key=sample.key, text=text, bytes=len(content), width=width, height=height),
         picture.convert("RGB"),  # as CLIP's references see it
     )
 
 
 @lru_cache(maxsize=1)
-def loaded(scoring: Scoring) -> Scoring:
+def load_scoring(scoring: Scoring) -> Scoring:
     """Keep the loaded models of a process from shard to shard."""
     return scoring
 

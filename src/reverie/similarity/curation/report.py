@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 
 from reverie.files import write_text
-from reverie.similarity.curation.rules import Measured, Rules
-from reverie.similarity.page import page, write_page
+from reverie.similarity.curation.rules import Measurement, Rules
+from reverie.similarity.search import page, write_page
 
 BINS = 40
 SHOWN_WORDS = 50
 WIDTH, HEIGHT, FOOT = 560, 120, 18  # pixels of a histogram
 
-HISTOGRAMS: Mapping[str, Callable[[Measured], float | None]] = {
+HISTOGRAMS: Mapping[str, Callable[[Measurement], float | None]] = {
     "cosine of picture and text": lambda it: it.cosine,
     "aesthetic score": lambda it: it.aesthetic,
     "letters of the text": lambda it: float(it.characters) if it.text is not None else None,
@@ -83,7 +83,7 @@ class Curated:
         if self.damaged:
             body.append("<h2>Damaged shards</h2>" + _table(list(self.damaged.items())))
         for name, histogram in self.histograms.items():
-            body.append(f"<h2>{escape(name.capitalize())}</h2>{_drawn(histogram)}")
+            body.append(f"<h2>{escape(name.capitalize())}</h2>{_draw(histogram)}")
         body.append(
             f"<h2>Words</h2><p>{self.distinct_words[0]:,} different words in all texts, {self.distinct_words[1]:,} in "
             f"those kept. The commonest, with both counts:</p>"
@@ -106,7 +106,7 @@ def _table(rows: Sequence[Sequence[str]]) -> str:
     return f"<table>{''.join(lines)}</table>"
 
 
-def _drawn(histogram: Histogram) -> str:
+def _draw(histogram: Histogram) -> str:
     """Draw bars as SVG: pale for all samples, dark for those kept."""
     tallest, width = max(*histogram.seen, 1), WIDTH / len(histogram.seen)
     bars = [

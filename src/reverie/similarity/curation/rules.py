@@ -11,7 +11,7 @@ DUPLICATE = "near-duplicate"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
+class Measurement:
     """Say of a sample what the rules ask for; what could not be measured is None."""
 
     key: str
@@ -79,7 +79,7 @@ class Rules:
         return any(value is not None for value in (self.min_cosine, self.min_aesthetic, self.duplicates))
 
 
-Rule = Callable[[Measured, Rules], bool]
+Rule = Callable[[Measurement, Rules], bool]
 
 # What a rule is called in the report, and when it drops a sample. The cheap ones come first: of several reasons the
 # first is told.
@@ -96,7 +96,7 @@ RULES: Mapping[str, Rule] = {
 }
 
 
-def reason_to_drop(measured: Measured, rules: Rules) -> str:
+def reason_to_drop(measured: Measurement, rules: Rules) -> str:
     """Name the first rule that a sample fails; empty where it meets all."""
     return next((name for name, fails in RULES.items() if fails(measured, rules)), "")
 

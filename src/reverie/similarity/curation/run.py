@@ -7,24 +7,110 @@ with other thresholds measures nothing again.
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
+from jaxtyping import Bool, Float
 
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, write_text
 from reverie.progress import Progress
-from reverie.similarity.curation.duplicates import near_duplicates
-from reverie.similarity.curation.keep import Keeping
-from reverie.similarity.curation.measure import Measuring, Scoring, loaded, read_measured
+from reverie.similarity.curation.measure import Measuring, Scoring, load_scoring, read_measured
 from reverie.similarity.curation.report import HISTOGRAMS, Curated, Histogram, write_report
-from reverie.similarity.curation.rules import DUPLICATE, Measured, Rules, reason_to_drop
-from reverie.similarity.curation.samples import find_shards
-from reverie.similarity.curation.spread import Spread, here
+from reverie.similarity.curation.rules import DUPLICATE, Measurement, Rules, reason_to_drop
+from reverie.similarity.curation.samples import Message, Sample, Spread, find_shards, here, read_samples, write_samples
+
+BLOCK = 2048  # rows compared at once: 32 MB of cosines a pair of blocks
+Count = TypeVar("Count")
+
+
+def near_duplicates(vectors: Float[np.ndarray, "n d"], threshold: float) -> Bool[np.ndarray, " n"]:
+    """Tell of each normalised row whether an earlier row that is kept has a cosine of `threshold` or more with it.
+
+    So of every group of like pictures the first stays, and each that goes has one that stays: a chain of small changes
+    is not drawn together into one group. Compares all with all, n²d/2 multiplications, in blocks.
+    """
+    dropped = np.zeros(len(vectors), bool)
+    for start in range(0, len(vectors), BLOCK):
+        block = np.asarray(vectors[start : start + BLOCK])
+        for earlier in range(0, start, BLOCK):
+            kept = vectors[earlier : earlier + BLOCK][~dropped[earlier : earlier + BLOCK]]
+            dropped[start : start + BLOCK] |= (block @ kept.T >= threshold).any(1) if len(kept) else False
+        alike = block @ block.T >= threshold
+        for row in range(len(block)):
+            if not dropped[start + row]:
+                dropped[start + row + 1 : start + BLOCK] |= alike[row, row + 1 :]
+    return dropped
+
+
+# A word is a run of letters; Chinese, Japanese and Korean have no spaces between words, so there each sign counts.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\W\d_\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+
+@dataclass(frozen=True)
+class Keeping:
+    """Write what is kept of a shard: call it with the shard's path. It goes to other processes as it is."""
+
+    folder: Path
+    """Where NAME.jsonl has a line for each sample, in order, and NAME.tar goes."""
+
+    def __call__(self, shard: str) -> Message:
+        """Copy the samples whose line names no reason, if that is not done; return the counts of both sorts' words.
+
+        A shard of which nothing is kept is not written: readers of webdataset take an empty one for damaged.
+        """
+        path = Path(shard)
+        listed = (self.folder / f"{path.stem}.jsonl").read_bytes()
+        stat = path.stat()
+        state = hashlib.sha256(b"%d %d " % (stat.st_size, stat.st_mtime_ns) + listed).hexdigest()
+        stats = self.folder / f"{path.stem}_stats.json"
+        target = self.folder / f"{path.stem}.tar"
+        lines = [json.loads(line) for line in listed.splitlines()]
+        kept = [line for line in lines if not line["reason"]]
+        if _state(stats) != state or (bool(kept) and not target.is_file()):
+            stats.unlink(missing_ok=True)
+            target.unlink(missing_ok=True)
+            if kept:
+                write_samples(target, _kept_samples(path, lines))
+            summary = {"count": len(lines), "successes": len(kept), "source": path.name, "state": state}
+            write_text(stats, json.dumps(summary, indent=1))
+        return {"shard": shard, "kept": len(kept), "words_kept": _words(kept), "words_all": _words(lines)}
+
+
+def _kept_samples(shard: Path, lines: list[Message]) -> Iterator[Sample]:
+    """Read again the samples that are kept; the part of a damaged shard that was not measured is left out."""
+    left = iter(lines)
+    samples = read_samples(shard)
+    for line in left:
+        sample = next(samples, None)
+        if sample is None or sample.key != line["key"]:
+            raise ReverieError(f"the shard '{shard}' changed while it was read; run it again")
+        if not line["reason"]:
+            yield sample
+
+
+def words(text: str) -> Iterator[str]:
+    """Give the words of a text, in lower case."""
+    return (found.group().lower() for found in WORD.finditer(text))
+
+
+def _words(lines: list[Message]) -> dict[str, int]:
+    return dict(sorted(Counter(word for line in lines for word in words(line["text"] or "")).items()))
+
+
+def _state(stats: Path) -> str:
+    try:
+        return json.loads(stats.read_text(encoding="utf-8"))["state"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
 
 MEASURED = "measured"
 COMMONEST = 1000  # words that the report keeps
@@ -57,7 +143,7 @@ def curate(
     folder = Path(folder).resolve()
     _check(folder, Path(source), {Path(shard).stem for shard in shards})
     scored = replace(scoring) if rules.need_clip or scoring.aesthetic else None
-    identity = loaded(scored).identity if scored else ""
+    identity = load_scoring(scored).identity if scored else ""
     with lock_folder(folder), lock_folder(folder / MEASURED):
         yield from _steps(folder, shards, rules, scored, identity, spread)
 
@@ -91,7 +177,7 @@ def _steps(
 
 def _judge(folder: Path, shards: Sequence[str], rules: Rules) -> Curated:
     """Find a reason to drop for each sample, and write it beside what was measured."""
-    measured = {shard: _measured(folder, shard) for shard in shards}
+    measured = {shard: _read_measurements(folder, shard) for shard in shards}
     reasons = {shard: [reason_to_drop(it, rules) for it in samples] for shard, samples in measured.items()}
     if rules.duplicates is not None:
         _mark_duplicates(folder, reasons, rules.duplicates)
@@ -124,11 +210,11 @@ def _mark_duplicates(folder: Path, reasons: Mapping[str, list[str]], threshold: 
             reasons[shard][row] = DUPLICATE
 
 
-def _measured(folder: Path, shard: str) -> list[Measured]:
+def _read_measurements(folder: Path, shard: str) -> list[Measurement]:
     found = read_measured(_file(folder, shard))
     if found is None:
         raise ReverieError(f"the measurements of '{shard}' are gone from '{folder}'; run it again")
-    return [Measured(**sample) for sample in found["samples"]]
+    return [Measurement(**sample) for sample in found["samples"]]
 
 
 def _file(folder: Path, shard: str) -> Path:

@@ -1,0 +1,208 @@
+"""A small evaluator of ComfyUI's graphs: the value of a node's output, asked for from the saved picture backwards.
+
+A link is [node, output slot]. Whoever asks says what kind of value it wants: so a node that is not known passes on
+what it was given of that kind, and is noted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from reverie.errors import ReverieError
+from reverie.requests.foreign.draft import shorten
+
+Weights = tuple[tuple[str, object, object], ...]
+"""LoRAs: the node that applies it, the file, the strength."""
+T = TypeVar("T")
+DEEPEST = 400  # nodes behind each other; a graph that a person made has some dozens
+
+
+@dataclass(frozen=True)
+class Model:
+    """A U-Net: the checkpoint's name, and the LoRAs on the way."""
+
+    name: str = ""
+    loras: Weights = ()
+
+
+@dataclass(frozen=True)
+class Clip:
+    """A text encoder: the LoRAs on the way, and the layer it stops at, counted from the last; None is its usual one."""
+
+    loras: Weights = ()
+    layer: object = None
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A conditioning: its text, its encoder, SDXL's sizes, whether it is zeroed, and whose way words are weighed in."""
+
+    text: str
+    clip: Clip = Clip()
+    sizes: Mapping[str, tuple[object, object]] = field(default_factory=dict)
+    zeroed: bool = False
+    weighed: str = "ComfyUI"
+
+
+@dataclass(frozen=True)
+class Latent:
+    """Latents: their size in pixels where it is known, how many, what drew them, and whether a picture is behind."""
+
+    width: object = None
+    height: object = None
+    count: object = 1
+    drawn: Sampling | None = None
+    picture: bool = False
+
+
+@dataclass(frozen=True)
+class Picture:
+    """Decoded latents."""
+
+    latent: Latent
+
+
+@dataclass(frozen=True)
+class Sigmas:
+    """The levels of noise: how many steps, the spacing's name, the share that is walked, and if KSampler made them."""
+
+    steps: object
+    schedule: object
+    denoise: object = 1
+    of_the_sampler: bool = False
+
+
+@dataclass(frozen=True)
+class Solver:
+    """A sampler by its name."""
+
+    name: object
+
+
+@dataclass(frozen=True)
+class Seed:
+    """The noise that a seed gives; None is no noise at all."""
+
+    seed: object
+
+
+@dataclass(frozen=True)
+class Guider:
+    """What is asked of the network: model, prompts and guidance."""
+
+    model: Model
+    positive: Prompt | None
+    negative: Prompt | None
+    scale: object
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """One sampler's work."""
+
+    node: Node
+    guider: Guider
+    seed: Seed
+    solver: Solver
+    sigmas: Sigmas
+    start: Latent
+
+
+class Scalar:
+    """Stands for a number, a text or a truth value, where a kind of value is asked for."""
+
+
+class Node:
+    """A node of the graph: its class, its inputs, and those that nobody has read yet."""
+
+    def __init__(self, graph: Graph, name: str, kind: str, inputs: Mapping[str, object]) -> None:
+        self.graph, self.name, self.kind = graph, name, kind
+        self.inputs = dict(inputs)
+        self.unread = dict(inputs)
+
+    def get(self, name: str, want: type[T]) -> T | None:
+        """Return an input of a kind: what stands there, or what its link leads to; None where there is none such."""
+        self.unread.pop(name, None)
+        value = self.graph.follow(self.inputs.get(name), want)
+        return value if isinstance(value, want) else None
+
+    def scalar(self, name: str, default: object = None) -> Any:
+        """Return an input that is a number, a text or a truth value: `default` if not there, None if not known."""
+        self.unread.pop(name, None)
+        return self.graph.follow(self.inputs[name], Scalar) if name in self.inputs else default
+
+    def text(self, *names: str) -> str:
+        """Return the first of some inputs that is there, as text. Raises ReverieError where it cannot be resolved."""
+        name = next((name for name in names if name in self.inputs), names[0])
+        value = self.scalar(name)
+        if isinstance(value, list) and all(isinstance(item, str) for item in value):
+            value = value[0] if len(value) == 1 else None
+        if isinstance(value, str | int | float):
+            return str(value)
+        raise ReverieError(f"the {name} of {self.kind} {self._origin(name)}; the picture cannot be replayed")
+
+    def _origin(self, name: str) -> str:
+        source = self.graph.source(self.inputs.get(name))
+        return "is not in the graph" if source is None else f"comes from {source.kind}, which is not understood"
+
+    def links(self) -> Iterator[str]:
+        """Name the inputs that are links."""
+        return (name for name, value in self.inputs.items() if self.graph.source(value) is not None)
+
+    def note(self, text: str = "", *names: str) -> None:
+        """Note the node with the values of some inputs, or of all that nobody reads."""
+        given = {name: self.scalar(name) for name in names if name in self.inputs}
+        settings = ", ".join(f"{name} {shorten(value)}" for name, value in given.items() if value is not None)
+        parts = [part for part in (text, settings) if part]
+        self.graph.note(f"node {self.kind}" + (f": {'; '.join(parts)}" if parts else ""))
+
+
+Reader = Callable[[Node, int, type], object]
+"""Return what a node's output slot holds, of the kind that is wanted where it may be several."""
+
+
+class Graph:
+    """The nodes of a `prompt` text, the readers of their classes, and what was noted on the way."""
+
+    def __init__(self, data: Mapping[str, object], readers: Mapping[str, Reader], unknown: Reader) -> None:
+        self.readers, self.unknown = readers, unknown
+        self.nodes = {
+            name: Node(self, name, str(node["class_type"]), node["inputs"])
+            for name, node in data.items()
+            if isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
+        }
+        self.notes: list[str] = []
+        self._values: dict[tuple[str, int, type], object] = {}
+        self._open: list[tuple[str, int, type]] = []
+
+    def note(self, text: str) -> None:
+        """Note a line once."""
+        if text not in self.notes:
+            self.notes.append(text)
+
+    def source(self, value: object) -> Node | None:
+        """Return the node that a link comes from; None where the value is none."""
+        if isinstance(value, list) and len(value) == 2 and isinstance(value[1], int) and not isinstance(value[1], bool):
+            return self.nodes.get(str(value[0]))
+        return None
+
+    def follow(self, value: object, want: type) -> object:
+        """Return a value that stands in an input itself, or what its link leads to."""
+        source = self.source(value)
+        if source is None:
+            unwrapped = value.get("__value__") if isinstance(value, dict) else value
+            return unwrapped if want is Scalar else None
+        return self.output(source, value[1], want)  # type: ignore[index]
+
+    def output(self, node: Node, slot: int, want: type) -> object:
+        """Return what an output slot of a node holds. Raises ReverieError where the graph leads in a circle."""
+        key = (node.name, slot, want)
+        if key not in self._values:
+            if key in self._open or len(self._open) > DEEPEST:
+                raise ReverieError(f"the picture's ComfyUI graph leads in a circle at node {node.name} ({node.kind})")
+            self._open.append(key)
+            self._values[key] = self.readers.get(node.kind, self.unknown)(node, slot, want)
+            self._open.pop()
+        return self._values[key]

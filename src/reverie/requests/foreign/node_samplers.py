@@ -1,0 +1,144 @@
+"""ComfyUI's samplers, and the nodes that guiders, noise, solvers and levels are made of (nodes_custom_sampler.py)."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from reverie.errors import ReverieError
+from reverie.requests.foreign.draft import shorten
+from reverie.requests.foreign.graph import (
+    Guider,
+    Latent,
+    Model,
+    Node,
+    Picture,
+    Prompt,
+    Reader,
+    Sampling,
+    Seed,
+    Sigmas,
+    Solver,
+)
+
+
+def _draw(node: Node, sampling: Sampling, want: type) -> object:
+    latent = replace(sampling.start, drawn=sampling, picture=False)
+    return Picture(latent) if want is Picture else latent if want is Latent else None
+
+
+def _guider(node: Node) -> Guider:
+    model = node.get("model", Model) or Model()
+    return Guider(model, node.get("positive", Prompt), node.get("negative", Prompt), node.scalar("cfg"))
+
+
+def ksampler(node: Node, slot: int, want: type) -> object:
+    """Read KSampler, KSamplerAdvanced, and what has the same inputs."""
+    if want is Prompt:  # Efficiency Nodes' gives its conditionings on
+        return node.get("positive" if slot == 1 else "negative", Prompt)
+    if want not in (Latent, Picture):
+        return node.get("model", want) if "model" in node.inputs else None
+    steps, start, end = node.scalar("steps"), node.scalar("start_at_step", 0), node.scalar("end_at_step", 10_000)
+    if isinstance(steps, int) and isinstance(start, int) and isinstance(end, int) and (start > 0 or end < steps):
+        node.graph.note(f"node {node.kind}: steps {start} to {min(end, steps)} of {steps} alone")
+    if node.scalar("add_noise", "enable") in ("disable", False):
+        node.graph.note(f"node {node.kind}: without noise of its own")
+    for name in ("return_with_leftover_noise", "control_after_generate"):
+        node.unread.pop(name, None)
+    seed = Seed(node.scalar("seed", node.scalar("noise_seed")))
+    sigmas = Sigmas(steps, node.scalar("scheduler"), node.scalar("denoise", 1), of_the_sampler=True)
+    latent = node.get("latent_image", Latent) or node.get("latent", Latent) or Latent(picture=True)
+    solver = Solver(node.scalar("sampler_name"))
+    return _draw(node, Sampling(node, _guider(node), seed, solver, sigmas, latent), want)
+
+
+def custom(node: Node, slot: int, want: type) -> object:
+    """Read SamplerCustom and SamplerCustomAdvanced, whose parts are nodes."""
+    guider = node.get("guider", Guider) if "guider" in node.inputs else _guider(node)
+    seed = (node.get("noise", Seed) or Seed(None)) if "noise" in node.inputs else Seed(node.scalar("noise_seed"))
+    if node.scalar("add_noise", True) is False:
+        node.graph.note(f"node {node.kind}: without noise of its own")
+    solver = node.get("sampler", Solver) or Solver(_kind_of(node, "sampler"))
+    sigmas = node.get("sigmas", Sigmas) or Sigmas(None, _kind_of(node, "sigmas"))
+    latent = node.get("latent_image", Latent) or Latent(picture=True)
+    if guider is None:
+        raise ReverieError(f"the guider of {node.kind} is {_kind_of(node, 'guider')}, which is not understood")
+    return _draw(node, Sampling(node, guider, seed, solver, sigmas, latent), want)
+
+
+def _kind_of(node: Node, name: str) -> str:
+    source = node.graph.source(node.inputs.get(name))
+    return source.kind if source is not None else f"no {name}"
+
+
+def cfg_guider(node: Node, slot: int, want: type) -> object:
+    """Read a model with both prompts and a guidance."""
+    return _guider(node)
+
+
+def basic_guider(node: Node, slot: int, want: type) -> object:
+    """Read a model with one prompt, without guidance."""
+    return Guider(node.get("model", Model) or Model(), node.get("conditioning", Prompt), None, 1)
+
+
+def dual_guider(node: Node, slot: int, want: type) -> object:
+    """Read a guider of two prompts, of which the second is noted."""
+    second = node.get("cond2", Prompt)
+    node.note(f"a second prompt: {shorten(second.text if second else None)}", "cfg_cond2_negative", "style")
+    model, positive = node.get("model", Model) or Model(), node.get("cond1", Prompt)
+    return Guider(model, positive, node.get("negative", Prompt), node.scalar("cfg_conds"))
+
+
+def random_noise(node: Node, slot: int, want: type) -> object:
+    """Read the seed."""
+    return Seed(node.scalar("noise_seed"))
+
+
+def no_noise(node: Node, slot: int, want: type) -> object:
+    """Read that the latents hold all the noise."""
+    node.note("no noise is added")
+    return Seed(0)
+
+
+def basic_scheduler(node: Node, slot: int, want: type) -> object:
+    """Read steps, spacing and denoise."""
+    return Sigmas(node.scalar("steps"), node.scalar("scheduler"), node.scalar("denoise", 1))
+
+
+def levels_of(name: str, **usual: object) -> Reader:
+    """Read a node that spaces the levels in one way; settings that are not the usual ones are noted."""
+
+    def read(node: Node, slot: int, want: type) -> object:
+        sigmas = Sigmas(node.scalar("steps"), name, node.scalar("denoise", 1))
+        _note_unusual(node, usual)
+        return sigmas
+
+    return read
+
+
+def solver_of(name: str, **usual: object) -> Reader:
+    """Read a node that is one sampler; settings that are not the usual ones are noted."""
+
+    def read(node: Node, slot: int, want: type) -> object:
+        _note_unusual(node, usual)
+        return Solver(name)
+
+    return read
+
+
+def _note_unusual(node: Node, usual: dict[str, object]) -> None:
+    for setting, value in usual.items():
+        given = node.scalar(setting, value)
+        close = isinstance(given, float) and isinstance(value, float) and abs(given - value) < 1e-4
+        if given != value and not close:
+            node.graph.note(f"node {node.kind}: {setting} {shorten(given)}")
+
+
+def ksampler_select(node: Node, slot: int, want: type) -> object:
+    """Read a sampler's name."""
+    return Solver(node.scalar("sampler_name"))
+
+
+def split_sigmas(node: Node, slot: int, want: type) -> object:
+    """Read levels that are cut."""
+    node.note("a part of the levels alone", "step", "denoise")
+    return node.get("sigmas", Sigmas)

@@ -1,0 +1,405 @@
+"""ComfyUI's node classes: one reader each, and a rule for nodes that are not known.
+
+Checked against ComfyUI 0.3.64 (nodes.py, comfy_extras/nodes_custom_sampler.py, nodes_clip_sdxl.py, nodes_string.py,
+nodes_primitive.py) and, of other people's nodes, against the inputs that their graphs hold: rgthree-comfy, Impact Pack,
+ComfyUI-Custom-Scripts (pysssss), KJNodes, WAS Node Suite, Comfyroll, Efficiency Nodes, Easy-Use.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from reverie.requests.foreign import node_samplers as samplers
+from reverie.requests.foreign import node_values as values
+from reverie.requests.foreign.draft import OFF, shorten, stem_of
+from reverie.requests.foreign.graph import Clip, Latent, Model, Node, Picture, Prompt, Reader, Scalar
+
+UNPICTURED = "the pictures that it takes are not in the file"
+
+
+# ---- models, text encoders -------------------------------------------------------------------------------------------
+
+
+def _name(node: Node, *names: str) -> str:
+    value = next((node.scalar(name) for name in names if name in node.inputs), "")
+    return str(value.get("content", "")) if isinstance(value, dict) else str(value)
+
+
+def _loader(node: Node, slot: int, want: type) -> object:
+    if want is Model:
+        return Model(_name(node, "ckpt_name", "base_ckpt_name", "unet_name", "model_name"))
+    return Clip() if want is Clip else None
+
+
+def _clip_loader(node: Node, slot: int, want: type) -> object:
+    names = [str(node.scalar(name)) for name in node.inputs if name.startswith("clip_name")]
+    node.graph.note(f"node {node.kind}: the text encoders {', '.join(names)}")
+    return Clip()
+
+
+def _lora(node: Node, slot: int, want: type) -> object:
+    """Read one LoRA, whose strengths may be links."""
+    if want is Model:
+        model = node.get("model", Model) or Model()
+        strength = (node.name, node.scalar("lora_name"), node.scalar("strength_model"))
+        return replace(model, loras=(*model.loras, strength))
+    if want is Clip and "clip" in node.inputs:
+        clip = node.get("clip", Clip) or Clip()
+        return replace(clip, loras=(*clip.loras, (node.name, node.scalar("lora_name"), node.scalar("strength_clip"))))
+    return None
+
+
+def _lora_stack(node: Node, slot: int, want: type) -> object:
+    """Read several LoRAs: rgthree's Power Lora Loader (mappings) and Lora Loader Stack (lora_01, strength_01)."""
+    source = node.get("model", Model) if want is Model else node.get("clip", Clip)
+    if source is None or want not in (Model, Clip):
+        return None
+    loras = []
+    for name in sorted(node.inputs):
+        value = node.scalar(name)
+        if isinstance(value, dict) and value.get("on") and "lora" in value:
+            two = value.get("strengthTwo")
+            weight = value.get("strength", 1) if want is Model or two is None else two
+            loras.append((f"{node.name} {name}", value["lora"], weight))
+        elif match := re.fullmatch(r"lora_(\d+)", name):
+            loras.append((f"{node.name} {name}", value, node.scalar(f"strength_{match[1]}", 1)))
+    return replace(source, loras=(*source.loras, *loras))
+
+
+def _last_layer(node: Node, slot: int, want: type) -> object:
+    return replace(node.get("clip", Clip) or Clip(), layer=node.scalar("stop_at_clip_layer"))
+
+
+def pass_on(*names: str, note: str | None = None, tell: Sequence[str] = ()) -> Reader:
+    """Pass on the first of some inputs that holds what is wanted; with a note and some inputs' values, if any."""
+
+    def read(node: Node, slot: int, want: type) -> object:
+        if note is not None:
+            node.note(note, *(tell or _settings(node)))
+        values = (node.scalar(name) if want is Scalar else node.get(name, want) for name in names)
+        return next((value for value in values if value is not None), None)
+
+    return read
+
+
+def _settings(node: Node) -> list[str]:
+    """Name the inputs that stand in the node itself."""
+    return [name for name, value in node.inputs.items() if node.graph.source(value) is None and value not in OFF]
+
+
+# ---- conditionings ---------------------------------------------------------------------------------------------------
+
+
+# What only AUTOMATIC1111 takes for more than words.
+SYNTAX = re.compile(r"(?<!\\)\[|\bAND\b|\bBREAK\b")
+TAG = re.compile(r"<\w+:[^<>]*>")
+EMBEDDING = re.compile(r"\bembedding:([^\s,()]+)")
+
+
+def _words(node: Node, *names: str) -> str:
+    """Return a text to encode, and note what in it is plain words in ComfyUI and is none here."""
+    text = node.text(*names)
+    for tag in TAG.findall(text):
+        node.graph.note(f"{tag} in the prompt: ComfyUI reads it as words; it is left out")
+    for name in EMBEDDING.findall(text):
+        node.graph.note(f"embedding:{name}: a textual inversion, whose file is to be given")
+    if SYNTAX.search(text):
+        node.graph.note("[...], AND or BREAK in the prompt: plain words in ComfyUI, and A1111's syntax here")
+    return EMBEDDING.sub(lambda match: stem_of(match[1]), TAG.sub("", text))
+
+
+def _encode(node: Node, slot: int, want: type) -> object:
+    return Prompt(_words(node, "text"), node.get("clip", Clip) or Clip())
+
+
+def _encode_sdxl(node: Node, slot: int, want: type) -> object:
+    text, other = _words(node, "text_g"), _words(node, "text_l")
+    if text != other:
+        node.graph.note(f"node {node.kind}: text_l, another prompt for the first encoder: {shorten(other)}")
+    sizes = {
+        "original_size": (node.scalar("width"), node.scalar("height")),
+        "crop": (node.scalar("crop_w", 0), node.scalar("crop_h", 0)),
+        "target_size": (node.scalar("target_width"), node.scalar("target_height")),
+    }
+    return Prompt(text, node.get("clip", Clip) or Clip(), sizes)
+
+
+def _encode_advanced(node: Node, slot: int, want: type) -> object:
+    """Read encoders that say how words are weighed: BNK_CLIPTextEncodeAdvanced, smZ CLIPTextEncode."""
+    way = str(node.scalar("weight_interpretation", node.scalar("parser", "comfy")))
+    return Prompt(node.text("text"), node.get("clip", Clip) or Clip(), weighed="A1111" if way == "A1111" else "ComfyUI")
+
+
+def _zero_out(node: Node, slot: int, want: type) -> object:
+    prompt = node.get("conditioning", Prompt)
+    return None if prompt is None else replace(prompt, zeroed=True)
+
+
+def _both(node: Node, first: str, second: str, write: str) -> object:
+    one, other = node.get(first, Prompt), node.get(second, Prompt)
+    if one is None or other is None:
+        return None
+    if one.clip != other.clip:
+        node.graph.note(f"node {node.kind}: its two prompts are read by different text encoders")
+    return replace(one, text=write.format(one.text, other.text))
+
+
+def _concat(node: Node, slot: int, want: type) -> object:
+    """Read two prompts whose tokens stand behind each other, which BREAK writes."""
+    return _both(node, "conditioning_to", "conditioning_from", "{} BREAK {}")
+
+
+def _combine(node: Node, slot: int, want: type) -> object:
+    """Read two prompts whose predictions are averaged, which AND writes with half the weights."""
+    node.graph.note(f"node {node.kind}: two prompts, written as one with AND")
+    return _both(node, "conditioning_1", "conditioning_2", "{} :0.5 AND {} :0.5")
+
+
+def _average(node: Node, slot: int, want: type) -> object:
+    other = node.get("conditioning_from", Prompt)
+    node.note(f"mixed with {shorten(other.text if other else None)}", "conditioning_to_strength")
+    return node.get("conditioning_to", Prompt)
+
+
+def _two_sided(node: Node, slot: int, want: type) -> object:
+    """Read what takes a positive and a negative conditioning and gives both, in this order, and perhaps latents."""
+    node.note(UNPICTURED, *_settings(node))
+    if want is Prompt and slot < 2:
+        return node.get("positive" if slot == 0 else "negative", Prompt)
+    if want is Latent:
+        return Latent(node.scalar("width"), node.scalar("height"), picture=True)
+    return None
+
+
+def _control(node: Node, slot: int, want: type) -> object:
+    """Read a ControlNet with its strength and interval."""
+    source = node.graph.source(node.inputs.get("control_net"))
+    name = source.scalar("control_net_name") if source is not None else None
+    node.note(f"a ControlNet '{name}', whose picture is not in the file", "strength", "start_percent", "end_percent")
+    if "conditioning" in node.inputs:
+        return node.get("conditioning", Prompt)
+    return node.get("positive" if slot == 0 else "negative", Prompt)
+
+
+# ---- latents and pictures --------------------------------------------------------------------------------------------
+
+
+def _empty(node: Node, slot: int, want: type) -> object:
+    return Latent(node.scalar("width"), node.scalar("height"), node.scalar("batch_size", 1)) if want is Latent else None
+
+
+def _decode(node: Node, slot: int, want: type) -> object:
+    vae = node.graph.source(node.inputs.get("vae"))
+    if vae is not None and vae.kind == "VAELoader":
+        node.graph.note(f"node VAELoader: {shorten(vae.scalar('vae_name'))}")
+    latent = node.get("samples", Latent)
+    return None if latent is None else Picture(latent)
+
+
+def _encode_picture(node: Node, slot: int, want: type) -> object:
+    """Read latents of a picture: of one that was drawn before, or of one that is not in the file."""
+    picture = node.get("pixels", Picture) or node.get("image", Picture)
+    return picture.latent if picture is not None else Latent(picture=True)
+
+
+def _enlarge(node: Node, slot: int, want: type) -> object:
+    """Read latents or pictures that are scaled, to a size or by a factor."""
+    node.note("", *_settings(node))
+    name = next((name for name in ("samples", "image", "images", "pixels") if name in node.inputs), "")
+    if want is Latent:
+        latent = node.get(name, Latent)
+        return None if latent is None else _scale(node, latent)
+    picture = node.get(name, Picture) if want is Picture else None
+    return None if picture is None else Picture(_scale(node, picture.latent))
+
+
+def _scale(node: Node, latent: Latent) -> Latent:
+    width, height, factor = node.scalar("width"), node.scalar("height"), node.scalar("scale_by")
+    if isinstance(factor, int | float) and isinstance(latent.width, int) and isinstance(latent.height, int):
+        width, height = round(latent.width * factor), round(latent.height * factor)
+    return replace(latent, width=width, height=height)
+
+
+# ---- nodes that load everything --------------------------------------------------------------------------------------
+
+
+def _efficient_loader(node: Node, slot: int, want: type) -> object:
+    """Read Efficiency Nodes' loader and Easy-Use's: a model, a LoRA, both prompts and empty latents."""
+    lora = (node.name, node.scalar("lora_name", "None"), node.scalar("lora_model_strength", 1))
+    has_lora = lora[1] not in (None, "None")
+    if want is Model:
+        return Model(_name(node, "ckpt_name"), (lora,) if has_lora else ())
+    clip = Clip(
+        ((node.name, lora[1], node.scalar("lora_clip_strength", 1)),) if has_lora else (), node.scalar("clip_skip")
+    )
+    if want is Clip:
+        return clip
+    if want is Prompt:
+        way = str(node.scalar("weight_interpretation", "comfy"))
+        return Prompt(node.text("positive" if slot == 1 else "negative"), clip, weighed=way)
+    if want is Latent:
+        width, height = (node.scalar(f"empty_latent_{side}") for side in ("width", "height"))
+        return Latent(width, height, node.scalar("batch_size", 1))
+    return None
+
+
+# ---- nodes that are not known ----------------------------------------------------------------------------------------
+
+TEXTS = ("text", "prompt", "text_g", "positive", "string")
+FIRST: dict[type, tuple[str, ...]] = {
+    Model: ("model",),
+    Clip: ("clip",),
+    Latent: ("samples", "latent", "latent_image", "image", "images", "pixels"),
+    Picture: ("image", "images", "pixels", "samples"),
+    Prompt: ("conditioning",),
+}
+
+
+def unknown(node: Node, slot: int, want: type) -> object:
+    """Pass on what a node that is not known was given of the wanted kind, and note it.
+
+    A number or a text is not passed on, as what became of it is not known; but a node for seeds holds one. Of several
+    conditionings the slot tells, where they are the positive and the negative one.
+    """
+    if want is Scalar:
+        seed = node.inputs.get("seed")
+        return seed if "seed" in node.kind.lower() and isinstance(seed, int) and seed >= 0 else None
+    settings = [name for name in _settings(node) if name not in ("filename_prefix",)]
+    if "save" not in node.kind.lower() and "preview" not in node.kind.lower():
+        node.note("not known here", *settings[:6])
+    if want is Prompt:
+        return _unknown_prompt(node, slot)
+    if want in (Model, Clip) and node.inputs.keys() & {"ckpt_name", "unet_name"}:
+        return _loader(node, slot, want)
+    if want in (Latent, Picture) and {"positive", "steps", "latent_image"} <= node.inputs.keys():
+        return samplers.ksampler(node, slot, want)
+    return _input_of(node, want)
+
+
+def _input_of(node: Node, want: type) -> object:
+    """Return the first of a node's inputs that is of the wanted kind, those first that are named as it usually is."""
+    for name in (*FIRST.get(want, ()), *node.links()):
+        value: Any = node.get(name, want) if name in node.inputs else None
+        if value is None and want is Latent and name in node.inputs:
+            picture = node.get(name, Picture)
+            value = picture.latent if picture is not None else None
+        if value is not None:
+            return value
+    if want is Latent:
+        return Latent(node.inputs.get("width"), node.inputs.get("height"), picture=bool(list(node.links())))
+    return None
+
+
+def _unknown_prompt(node: Node, slot: int) -> Prompt | None:
+    links = set(node.links())
+    if {"positive", "negative"} <= links:
+        return node.get("positive" if slot == 0 else "negative", Prompt) if slot < 2 else None
+    found = [prompt for name in node.links() if (prompt := node.get(name, Prompt)) is not None]
+    if len(found) == 1:
+        return found[0]
+    texts = [name for name in TEXTS if name in node.inputs]
+    if not found and len(texts) == 1 and "clip" in node.inputs:
+        return Prompt(_words(node, texts[0]), node.get("clip", Clip) or Clip())
+    return None
+
+
+_NOTED_MODEL, _NOTED_PROMPT = pass_on("model", note=""), pass_on("conditioning", note="")
+
+# Readers, each with the names of its classes.
+_KNOWN: tuple[tuple[Reader, str], ...] = (
+    # numbers and texts
+    (
+        values.value_of("value", "int", "float", "string", "Number", "Value"),
+        "PrimitiveInt, PrimitiveFloat, PrimitiveString, PrimitiveStringMultiline, PrimitiveBoolean, PrimitiveNode, "
+        "Int, INTConstant, FloatConstant, Float, ImpactInt, ImpactFloat, ImpactBoolean, String, easy int, easy float, "
+        "easy string, CR Integer, CR Float, JWInteger, JWFloat, FloatSlider",
+    ),
+    (
+        values.value_of("text", "string", "prompt", "Text", "value", "positive", "negative"),
+        "String Literal, StringConstant, StringConstantMultiline, Text Multiline, CR Text, CR Prompt Text, ttN text, "
+        "JWString, JWStringMultiline, ImpactString, Text box, TextBox, Simple String, Textbox, Text String, "
+        "easy positive, easy negative, CR Multiline Text, Text, DF_Text, StringInput",
+    ),
+    (
+        values.value_of("text", "source", "anything"),
+        "ShowText|pysssss, PreviewAny, easy showAnything, Display Any (rgthree), ShowAnything, Text to Console",
+    ),
+    (
+        values.value_of("seed", "value"),
+        "Seed (rgthree), easy seed, CR Seed, Seed, Seed Generator, SeedEverywhere, RandomSeed",
+    ),
+    (values.join_texts(r"string_[a-z]", "delimiter", ""), "StringConcatenate"),
+    (values.join_texts(r"text_[a-z]", "delimiter", ", "), "Text Concatenate"),
+    (values.join_texts(r"text\d", "separator", ""), "CR Text Concatenate"),
+    (values.join_texts(r"string_?\d+", "delimiter", " "), "JoinStrings, JoinStringMulti"),
+    (values.replace_text, "StringReplace"),
+    (values.trim_text, "StringTrim"),
+    (values.cut_text, "StringSubstring"),
+    (values.change_case, "CaseConverter"),
+    (values.read_wildcard, "ImpactWildcardProcessor, ImpactWildcardEncode"),
+    (values.reroute, "Reroute, Reroute (rgthree), ReroutePrimitive|pysssss"),
+    (values.first_given, "Any Switch (rgthree)"),
+    # models and text encoders
+    (
+        _loader,
+        "CheckpointLoaderSimple, CheckpointLoader, UNETLoader, CheckpointLoader|pysssss, ImageOnlyCheckpointLoader, "
+        "CheckpointLoaderNF4, UnetLoaderGGUF, CheckpointLoaderSimpleWithNoiseSelect, unCLIPCheckpointLoader",
+    ),
+    (_clip_loader, "CLIPLoader, DualCLIPLoader, TripleCLIPLoader"),
+    (_lora, "LoraLoader, LoraLoaderModelOnly, LoraLoader|pysssss"),
+    (_lora_stack, "Power Lora Loader (rgthree), Lora Loader Stack (rgthree)"),
+    (_last_layer, "CLIPSetLastLayer"),
+    (_efficient_loader, "Efficient Loader, easy fullLoader, easy a1111Loader, easy comfyLoader"),
+    (
+        _NOTED_MODEL,
+        "FreeU, FreeU_V2, RescaleCFG, PerturbedAttentionGuidance, TomePatchModel, ModelSamplingDiscrete, HyperTile, "
+        "ModelSamplingContinuousEDM, PatchModelAddDownscale, SelfAttentionGuidance, DifferentialDiffusion",
+    ),
+    # conditionings
+    (_encode, "CLIPTextEncode, CLIPTextEncodeSDXLRefiner"),
+    (_encode_sdxl, "CLIPTextEncodeSDXL"),
+    (_encode_advanced, "BNK_CLIPTextEncodeAdvanced, smZ CLIPTextEncode"),
+    (_zero_out, "ConditioningZeroOut"),
+    (_concat, "ConditioningConcat"),
+    (_combine, "ConditioningCombine"),
+    (_average, "ConditioningAverage"),
+    (_control, "ControlNetApply, ControlNetApplyAdvanced, ControlNetApplySD3"),
+    (_two_sided, "InpaintModelConditioning, InstructPixToPixConditioning, SVD_img2vid_Conditioning"),
+    (
+        _NOTED_PROMPT,
+        "ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetAreaStrength, ConditioningSetMask, "
+        "ConditioningSetTimestepRange, unCLIPConditioning",
+    ),
+    # latents and pictures
+    (_empty, "EmptyLatentImage, EmptySD3LatentImage, EmptyLatentImagePresets, EmptyLatentAudio"),
+    (_decode, "VAEDecode, VAEDecodeTiled, VAEDecodeAudio"),
+    (_encode_picture, "VAEEncode, VAEEncodeTiled, VAEEncodeForInpaint"),
+    (_enlarge, "LatentUpscale, LatentUpscaleBy, ImageScale, ImageScaleBy"),
+    (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch, SetLatentNoiseMask"),
+    # samplers
+    (samplers.ksampler, "KSampler, KSamplerAdvanced, KSampler (Efficient), KSampler Adv. (Efficient)"),
+    (samplers.custom, "SamplerCustom, SamplerCustomAdvanced"),
+    (samplers.cfg_guider, "CFGGuider"),
+    (samplers.basic_guider, "BasicGuider"),
+    (samplers.dual_guider, "DualCFGGuider"),
+    (samplers.random_noise, "RandomNoise"),
+    (samplers.no_noise, "DisableNoise"),
+    (samplers.ksampler_select, "KSamplerSelect"),
+    (samplers.basic_scheduler, "BasicScheduler"),
+    (samplers.split_sigmas, "SplitSigmas, SplitSigmasDenoise"),
+    (samplers.levels_of("karras", sigma_max=14.614642, sigma_min=0.0291675, rho=7.0), "KarrasScheduler"),
+    (samplers.levels_of("exponential", sigma_max=14.614642, sigma_min=0.0291675), "ExponentialScheduler"),
+    (samplers.levels_of("SDTurboScheduler"), "SDTurboScheduler"),
+    (samplers.levels_of("beta"), "BetaSamplingScheduler"),
+    (samplers.levels_of("AlignYourSteps"), "AlignYourStepsScheduler"),
+    (samplers.solver_of("euler_ancestral", eta=1.0, s_noise=1.0), "SamplerEulerAncestral"),
+    (samplers.solver_of("lms", order=4), "SamplerLMS"),
+    (samplers.solver_of("dpmpp_sde", eta=1.0, s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
+    (samplers.solver_of("dpmpp_2m_sde", solver_type="midpoint", eta=1.0, s_noise=1.0), "SamplerDPMPP_2M_SDE"),
+    (samplers.solver_of("dpmpp_3m_sde", eta=1.0, s_noise=1.0), "SamplerDPMPP_3M_SDE"),
+    (samplers.solver_of("dpmpp_2s_ancestral", eta=1.0, s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
+)
+NODES: dict[str, Reader] = {name: reader for reader, names in _KNOWN for name in names.split(", ")}

@@ -1,0 +1,167 @@
+"""The samplers and spacings of noise levels: one record each, with the names that other programs give them.
+
+A name is compared without case, spaces and marks, so that "DPM++ 2M", "dpmpp_2m" and "dpm++2m" are one; a leading "k_"
+and a trailing "_gpu" say where it runs and are left out. Sources of the names: stable-diffusion-webui 1.10
+(modules/sd_samplers_*.py, sd_schedulers.py), ComfyUI 0.3.64 (comfy/samplers.py), diffusers 0.42.1, InvokeAI 6.14
+(backend/stable_diffusion/schedulers/schedulers.py), stable-diffusion.cpp 97d2990 (sample_method_to_str), Fooocus 2.5.5
+(modules/flags.py), sdkit 2.1.1 (generate/sampler), Draw Things (the labels of its metadata).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, get_args
+
+SamplerName = Literal[
+    "ddpm",
+    "ddim",
+    "plms",
+    "euler",
+    "euler_ancestral",
+    "heun",
+    "dpm2",
+    "dpm2_ancestral",
+    "lms",
+    "dpmpp_2s_ancestral",
+    "dpmpp_2m",
+    "dpmpp_sde",
+    "dpmpp_2m_sde",
+    "dpmpp_3m_sde",
+    "unipc",
+    "unipc_bh1",
+    "unipc_bh2",
+    "lcm",
+]
+ScheduleName = Literal[
+    "normal",
+    "karras",
+    "exponential",
+    "sgm_uniform",
+    "linspace",
+    "leading",
+    "trailing",
+    "ddim",
+    "lcm",
+    "simple",
+    "ddim_uniform",
+    "a1111_ddim",
+    "a1111_unipc",
+    "a1111_lcm",
+]
+# Written out, as type checkers read them; a test compares them with the records and with diffusion's functions.
+SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
+SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
+DEFAULT_SCHEDULE: ScheduleName = "karras"
+
+
+@dataclass(frozen=True)
+class SamplerRecord:
+    """A sampler: AUTOMATIC1111's label, other programs' names, and where its steps draw their noise from.
+
+    `automatic` is the spacing that AUTOMATIC1111's "Automatic" stands for. `noise` is "none" for samplers that draw
+    noise at the start alone, "fresh" for a draw per step, "brownian" where k-diffusion reads it off a Brownian path.
+    """
+
+    label: str
+    others: tuple[str, ...] = ()
+    automatic: ScheduleName = "normal"
+    noise: Literal["none", "fresh", "brownian"] = "none"
+
+
+RECORDS: dict[SamplerName, SamplerRecord] = {
+    "ddpm": SamplerRecord("DDPM", ("DDPMScheduler",), noise="fresh"),
+    "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="a1111_ddim"),
+    "plms": SamplerRecord("PLMS", ("pndm", "PNDMScheduler"), automatic="a1111_ddim"),
+    "euler": SamplerRecord("Euler", ("EulerDiscreteScheduler",)),
+    "euler_ancestral": SamplerRecord("Euler a", ("EulerAncestralDiscreteScheduler",), noise="fresh"),
+    "heun": SamplerRecord("Heun", ("HeunDiscreteScheduler",)),
+    "dpm2": SamplerRecord("DPM2", ("kdpm_2", "KDPM2DiscreteScheduler"), automatic="karras"),
+    "dpm2_ancestral": SamplerRecord(
+        "DPM2 a", ("kdpm_2_a", "KDPM2AncestralDiscreteScheduler"), automatic="karras", noise="fresh"
+    ),
+    "lms": SamplerRecord("LMS", ("LMSDiscreteScheduler",)),
+    "dpmpp_2s_ancestral": SamplerRecord("DPM++ 2S a", automatic="karras", noise="fresh"),
+    "dpmpp_2m": SamplerRecord("DPM++ 2M", ("DPMSolverMultistepScheduler",), automatic="karras"),
+    "dpmpp_sde": SamplerRecord("DPM++ SDE", ("DPMSolverSDEScheduler",), automatic="karras", noise="brownian"),
+    "dpmpp_2m_sde": SamplerRecord("DPM++ 2M SDE", automatic="exponential", noise="brownian"),
+    "dpmpp_3m_sde": SamplerRecord("DPM++ 3M SDE", automatic="exponential", noise="brownian"),
+    "unipc": SamplerRecord("UniPC", ("UniPCMultistepScheduler",), automatic="a1111_unipc"),
+    "unipc_bh1": SamplerRecord("UniPC bh1", ("uni_pc",)),
+    "unipc_bh2": SamplerRecord("UniPC bh2"),
+    "lcm": SamplerRecord("LCM", ("LCMScheduler",), automatic="a1111_lcm", noise="fresh"),
+}
+# What AUTOMATIC1111 calls a spacing, and after it the names of others; ours itself is one of them.
+SPACINGS: dict[ScheduleName, tuple[str, ...]] = {
+    "normal": ("Uniform", "Normal", "Discrete", "native"),
+    "karras": ("Karras", "ka", "k"),
+    "exponential": ("Exponential",),
+    "sgm_uniform": ("SGM Uniform",),
+    "linspace": (),
+    "leading": (),
+    "trailing": (),
+    "ddim": (),
+    "lcm": (),
+    "simple": ("Simple",),
+    "ddim_uniform": ("DDIM", "DDIM uniform"),
+    "a1111_ddim": (),
+    "a1111_unipc": (),
+    "a1111_lcm": (),
+}
+
+
+class FoundSampler(NamedTuple):
+    """What a name stands for: our sampler, and our spacing where the name tells it, as "DPM++ 2M Karras" does."""
+
+    sampler: SamplerName
+    schedule: ScheduleName | None = None
+
+
+def plain_name(name: str) -> str:
+    """Reduce a name to lower-case letters and digits, "++" as "pp" and "ancestral" as "a", without k_ and _gpu."""
+    name = re.sub(r"^(sample_|k_)+|_gpu$", "", name.strip().lower().replace("++", "pp"))
+    return re.sub(r"[^a-z0-9]", "", name.replace("ancestral", "a")).removesuffix("scheduler")
+
+
+_NAMES = [(alias, name) for name, record in RECORDS.items() for alias in (name, record.label, *record.others)]
+_SAMPLERS = {plain_name(alias): name for alias, name in reversed(_NAMES)} | dict(_NAMES)  # as written, else reduced
+_SPACINGS = {plain_name(alias): name for name, others in SPACINGS.items() for alias in (name, *others)}
+
+
+def find_sampler(name: str) -> FoundSampler | None:
+    """Return the sampler that any program's name stands for, with the spacing that the name ends with, or None."""
+    plain = plain_name(name)
+    if (exact := _SAMPLERS.get(name) or _SAMPLERS.get(plain)) is not None:
+        return FoundSampler(exact)
+    for ending, schedule in _SPACINGS.items():
+        if plain.endswith(ending) and plain.removesuffix(ending) in _SAMPLERS:
+            return FoundSampler(_SAMPLERS[plain.removesuffix(ending)], schedule)
+    return None
+
+
+def find_schedule(name: str) -> ScheduleName | None:
+    """Return the spacing of noise levels that any program's name stands for, or None."""
+    return name if name in SPACINGS else _SPACINGS.get(plain_name(name))
+
+
+def schedule_label(name: ScheduleName) -> str:
+    """Return AUTOMATIC1111's label of a spacing, or our own name where it has none."""
+    return next(iter(SPACINGS[name]), name)
+
+
+def resolve_names(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a request's fields with other programs' names of samplers and spacings turned into ours.
+
+    A spacing that the sampler's name ends with, as "DPM++ 2M Karras", counts where none but the default is given. Names
+    that nobody has stay, to be refused.
+    """
+    fields = dict(fields)
+    sampler, schedule = fields.get("sampler"), fields.get("schedule")
+    if isinstance(sampler, str) and sampler not in RECORDS and (found := find_sampler(sampler)):
+        fields["sampler"] = found.sampler
+        if found.schedule is not None and schedule in (None, DEFAULT_SCHEDULE):
+            fields["schedule"] = found.schedule
+    if isinstance(schedule, str) and schedule not in SPACINGS and (spacing := find_schedule(schedule)):
+        fields["schedule"] = spacing
+    return fields

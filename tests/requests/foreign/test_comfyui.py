@@ -1,0 +1,373 @@
+"""ComfyUI's graphs: links with output slots, values behind other nodes, what is unknown."""
+
+from __future__ import annotations
+
+import json
+import struct
+import zlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from reverie.errors import ReverieError
+from reverie.requests.metadata import Record
+from reverie.requests.music import Music
+from reverie.requests.pictures import TextToImage
+from reverie.requests.records import read_record
+
+Graph = dict[str, Any]
+WEIGHTS = "weights in the prompt: ComfyUI weighs words against an empty prompt, here A1111's way is taken"
+
+
+def node(kind: str, **inputs: object) -> dict[str, object]:
+    return {"class_type": kind, "inputs": inputs}
+
+
+def graph(**changes: dict[str, object]) -> Graph:
+    """Give ComfyUI's graph for a checkpoint, a LoRA and one sampler, with some nodes changed."""
+    sampler: dict[str, object] = {"seed": 2**33 + 5, "steps": 25, "cfg": 6.5, "sampler_name": "dpmpp_2m"}
+    sampler |= {"scheduler": "karras", "denoise": 1, "model": ["10", 0], "positive": ["6", 0], "negative": ["7", 0]}
+    strengths = {"strength_model": 0.8, "strength_clip": 0.5}
+    nodes = {
+        "4": node("CheckpointLoaderSimple", ckpt_name="sd/v1-5.safetensors"),
+        "10": node("LoraLoader", lora_name="styles\\ink.safetensors", model=["4", 0], clip=["4", 1], **strengths),
+        "11": node("CLIPSetLastLayer", stop_at_clip_layer=-2, clip=["10", 1]),
+        "5": node("EmptyLatentImage", width=640, height=512, batch_size=1),
+        "6": node("CLIPTextEncode", text="a bear", clip=["11", 0]),
+        "7": node("CLIPTextEncode", text="red", clip=["11", 0]),
+        "3": node("KSampler", latent_image=["5", 0], **sampler),
+        "8": node("VAEDecode", samples=["3", 0], vae=["4", 2]),
+        "9": node("SaveImage", filename_prefix="ComfyUI", images=["8", 0]),
+    }
+    return nodes | {name.lstrip("n"): one for name, one in changes.items()}
+
+
+REQUEST = TextToImage(
+    prompt="a bear <lora:ink:0.5:0.8>",
+    negative="red",
+    seed=5,
+    steps=25,
+    guidance=6.5,
+    sampler="dpmpp_2m",
+    schedule="karras",
+    width=640,
+    height=512,
+    clip_skip=2,
+    rng="cpu_then_gpu",
+    zero_negative=False,
+)
+Read = Callable[[Graph], Record]
+
+
+@pytest.fixture
+def read(read_png: Callable[[dict[str, str]], Record]) -> Read:
+    return lambda nodes: read_png({"prompt": json.dumps(nodes), "workflow": "{}"})
+
+
+def changed(nodes: Graph, name: str, **inputs: object) -> Graph:
+    return nodes | {name: {**nodes[name], "inputs": {**nodes[name]["inputs"], **inputs}}}
+
+
+def test_a_checkpoint_a_lora_and_one_sampler(read: Read) -> None:
+    assert read(graph()) == Record(REQUEST, "sd/v1-5.safetensors")
+
+
+def test_a_link_names_a_slot(read: Read) -> None:
+    """ControlNetApplyAdvanced and InpaintModelConditioning give the positive at 0 and the negative at 1 (nodes.py)."""
+    control = node(
+        "ControlNetApplyAdvanced",
+        positive=["6", 0],
+        negative=["7", 0],
+        control_net=["21", 0],
+        image=["22", 0],
+        strength=0.9,
+        start_percent=0.0,
+        end_percent=0.8,
+    )
+    nodes = changed(graph(n20=control), "3", positive=["20", 0], negative=["20", 1])
+    nodes |= {"21": node("ControlNetLoader", control_net_name="canny.pth"), "22": node("LoadImage", image="a.png")}
+    record = read(nodes)
+    assert record.request == REQUEST
+    assert record.notes == (
+        "node ControlNetApplyAdvanced: a ControlNet 'canny.pth', whose picture is not in the file; "
+        "strength 0.9, start_percent 0.0, end_percent 0.8",
+    )
+    inpaint = node("InpaintModelConditioning", positive=["6", 0], negative=["7", 0], vae=["4", 2], pixels=["22", 0])
+    nodes = changed(nodes | {"20": inpaint}, "3", latent_image=["20", 2])
+    record = read(nodes)
+    assert (record.request.prompt, record.request.negative) == (REQUEST.prompt, "red")
+    assert "the picture that it started from is not in the file" in record.notes
+
+
+def test_zeroed_conditionings_are_zeros(read: Read) -> None:
+    nodes = changed(graph(n20=node("ConditioningZeroOut", conditioning=["6", 0])), "3", negative=["20", 0])
+    assert read(nodes) == Record(REQUEST.replace(negative="", zero_negative=True), "sd/v1-5.safetensors")
+
+
+def test_values_may_be_links(read: Read) -> None:
+    nodes = graph(
+        n30=node("PrimitiveInt", value=30),
+        n31=node("PrimitiveFloat", value=0.75),
+        n32=node("PrimitiveStringMultiline", value="a bear"),
+        n33=node("StringConcatenate", string_a=["32", 0], string_b="on a ball", delimiter=", "),
+        n34=node("ShowText|pysssss", text=["33", 0], text_0="of the run before"),
+        n35=node("ImpactWildcardProcessor", wildcard_text="__c__", populated_text="blue", mode=True, seed=4),
+        n36=node("Text Concatenate", text_a=["34", 0], text_b=["35", 0], delimiter=", ", clean_whitespace="true"),
+        n37=node("Seed (rgthree)", seed=77),
+        n38=node("PrimitiveFloat", value=1.0),
+    )
+    nodes = changed(nodes, "3", steps=["30", 0], seed=["37", 0], denoise=["38", 0])
+    nodes = changed(changed(nodes, "10", strength_model=["31", 0]), "6", text=["36", 0])
+    expected = REQUEST.replace(prompt="a bear, on a ball, blue <lora:ink:0.5:0.75>", steps=30, seed=77)
+    assert read(nodes) == Record(expected, "sd/v1-5.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("where", "inputs", "complaint"),
+    [
+        ("6", {"text": ["20", 0]}, "the text of CLIPTextEncode comes from MagicPrompt, which is not understood"),
+        ("7", {"text": ["20", 0]}, "the text of CLIPTextEncode comes from MagicPrompt, which is not understood"),
+        ("3", {"seed": ["20", 0]}, "the seed of KSampler is not in the graph, or comes from a node"),
+        ("10", {"strength_model": ["20", 0]}, "the weight of the LoRA .* is no number"),
+        ("3", {"positive": ["nowhere", 0]}, "the positive conditioning of KSampler is not understood"),
+    ],
+)
+def test_what_decides_the_picture_and_cannot_be_resolved_stops(
+    where: str, inputs: dict[str, object], complaint: str, read: Read
+) -> None:
+    nodes = changed(graph(n20=node("MagicPrompt", mood="dark", strength=3)), where, **inputs)
+    with pytest.raises(ReverieError, match=complaint):
+        read(nodes)
+
+
+def test_what_else_cannot_be_resolved_is_noted(read: Read) -> None:
+    links = {"steps": ["20", 0], "cfg": ["20", 0], "denoise": ["20", 0], "sampler_name": ["20", 0]}
+    record = read(changed(graph(n20=node("MagicNumber", mood="dark")), "3", **links))
+    assert record.request == REQUEST.replace(steps=20, guidance=None)
+    assert [note.partition(":")[0] for note in record.notes] == ["steps", "guidance", "sampler", "denoise"]
+
+
+def test_saved_pictures_count_before_previews(read: Read) -> None:
+    other = graph()["3"]["inputs"] | {"seed": 1, "latent_image": ["5", 0]}
+    first = {
+        "0": node("PreviewImage", images=["18", 0]),
+        "18": node("VAEDecode", samples=["13", 0], vae=["4", 2]),
+        "13": node("KSampler", **other),
+    }
+    assert read(first | graph()).request == REQUEST
+    assert read(first | {"1": node("PreviewImage", images=["4", 0])} | graph()).request == REQUEST
+
+
+def test_of_several_saved_pictures_the_one_of_this_size_is_read(read: Read) -> None:
+    other = graph()["3"]["inputs"] | {"seed": 1, "latent_image": ["15", 0]}
+    nodes = graph() | {
+        "15": node("EmptyLatentImage", width=64, height=48, batch_size=1),
+        "13": node("KSampler", **other),
+        "18": node("VAEDecode", samples=["13", 0], vae=["4", 2]),
+        "19": node("SaveImage", images=["18", 0]),
+    }
+    record = read(nodes)
+    assert record.request == REQUEST.replace(seed=1, width=64, height=48)
+    assert "the graph saves pictures of 2 samplers; the one of this picture's size is read" in record.notes
+
+
+def test_samplers_made_of_nodes(read: Read) -> None:
+    """comfy_extras/nodes_custom_sampler.py."""
+    parts = {
+        "40": node("RandomNoise", noise_seed=9),
+        "41": node("KSamplerSelect", sampler_name="euler_ancestral"),
+        "42": node("BasicScheduler", model=["10", 0], scheduler="sgm_uniform", steps=12, denoise=1.0),
+        "43": node("CFGGuider", model=["10", 0], positive=["6", 0], negative=["7", 0], cfg=4.0),
+        "3": node(
+            "SamplerCustomAdvanced",
+            noise=["40", 0],
+            guider=["43", 0],
+            sampler=["41", 0],
+            sigmas=["42", 0],
+            latent_image=["5", 0],
+        ),
+    }
+    nodes = changed(graph() | parts, "8", samples=["3", 1])
+    expected = REQUEST.replace(seed=9, sampler="euler_ancestral", schedule="sgm_uniform", steps=12, guidance=4)
+    assert read(nodes) == Record(expected, "sd/v1-5.safetensors")
+    basic = nodes | {"43": node("BasicGuider", model=["10", 0], conditioning=["6", 0])}
+    assert read(basic).request == expected.replace(guidance=1, negative="")
+    custom = node(
+        "SamplerCustom",
+        add_noise=True,
+        noise_seed=9,
+        cfg=4.0,
+        model=["10", 0],
+        positive=["6", 0],
+        negative=["7", 0],
+        sampler=["41", 0],
+        sigmas=["44", 0],
+        latent_image=["5", 0],
+    )
+    karras = node("KarrasScheduler", steps=12, sigma_max=14.614642, sigma_min=0.0291675, rho=5.0)
+    record = read(nodes | {"3": custom, "44": karras})
+    assert record.request == expected.replace(schedule="karras")
+    assert record.notes == ("node KarrasScheduler: rho 5.0",)
+
+
+def test_levels_of_some_samplers(read: Read) -> None:
+    """comfy/samplers.py: KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS, which levels made by nodes know nothing of."""
+    nodes = changed(graph(), "3", sampler_name="uni_pc", scheduler="ddim_uniform")
+    expected = REQUEST.replace(sampler="unipc_bh1", schedule="ddim_uniform", discard_penultimate=True)
+    assert read(nodes).request == expected
+    nodes = changed(graph(), "3", sampler_name="uni_pc_bh2", scheduler="simple")
+    assert read(nodes).request == expected.replace(sampler="unipc_bh2", schedule="simple")
+
+
+def test_sdxl(read: Read) -> None:
+    """comfy_extras/nodes_clip_sdxl.py; its usual layer is -2."""
+    sizes = {"width": 2048, "height": 1024, "crop_w": 8, "crop_h": 16, "target_width": 1024, "target_height": 512}
+    nodes = graph(
+        n6=node("CLIPTextEncodeSDXL", text_g="a bear", text_l="brown", clip=["11", 0], **sizes),
+        n12=node("VAELoader", vae_name="sdxl_vae.safetensors"),
+    )
+    record = read(changed(nodes, "8", vae=["12", 0]))
+    request = record.request
+    assert isinstance(request, TextToImage)
+    assert (request.original_size, request.crop, request.target_size) == ((2048, 1024), (8, 16), (1024, 512))
+    assert request.clip_skip == 1
+    assert record.notes == (
+        "node VAELoader: sdxl_vae.safetensors",
+        "node CLIPTextEncodeSDXL: text_l, another prompt for the first encoder: brown",
+    )
+
+
+def test_prompts_of_several_conditionings(read: Read) -> None:
+    """nodes.py: ConditioningConcat lays tokens behind each other, ConditioningCombine averages predictions."""
+    nodes = graph(
+        n20=node("CLIPTextEncode", text="a ball", clip=["11", 0]),
+        n21=node("ConditioningConcat", conditioning_to=["6", 0], conditioning_from=["20", 0]),
+    )
+    record = read(changed(nodes, "3", positive=["21", 0]))
+    assert record == Record(REQUEST.replace(prompt="a bear BREAK a ball <lora:ink:0.5:0.8>"), "sd/v1-5.safetensors")
+    nodes["21"] = node("ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["20", 0])
+    record = read(changed(nodes, "3", positive=["21", 0]))
+    assert record.request == REQUEST.replace(prompt="a bear :0.5 AND a ball :0.5 <lora:ink:0.5:0.8>")
+    assert record.notes == ("node ConditioningCombine: two prompts, written as one with AND",)
+    nodes["21"] = node("ConditioningSetTimestepRange", conditioning=["6", 0], start=0.0, end=0.4)
+    record = read(changed(nodes, "3", positive=["21", 0]))
+    assert (record.request, record.notes) == (REQUEST, ("node ConditioningSetTimestepRange: end 0.4",))
+
+
+def test_what_is_not_known_is_passed_and_noted(read: Read) -> None:
+    nodes = graph(
+        n20=node("MagicGuidance", model=["10", 0], power=3),
+        n21=node("FaceFixer", image=["8", 0], seed=4, steps=3, positive=["6", 0], negative=["7", 0]),
+        n22=node("LatentUpscale", samples=["3", 0], upscale_method="bislerp", width=1280, height=1024, crop="disabled"),
+        n13=node("KSampler", **graph()["3"]["inputs"] | {"steps": 9, "denoise": 0.5, "latent_image": ["22", 0]}),
+    )
+    nodes = changed(changed(nodes, "3", model=["20", 0]), "9", images=["21", 0])
+    record = read(changed(changed(nodes, "8", samples=["13", 0]), "5", batch_size=4))
+    assert record.request == REQUEST
+    assert [note.partition(":")[0].partition(" of")[0] for note in record.notes] == [
+        "batch_size",
+        "a further KSampler",
+        "node FaceFixer",
+        "node LatentUpscale",
+        "node MagicGuidance",
+    ]
+
+
+def test_what_words_mean_here_alone_or_there_alone_is_noted(read: Read) -> None:
+    """comfy/sd1_clip.py: token_weights, escape_important, embedding_identifier."""
+    assert read(changed(graph(), "6", text=r"a bear \(really\)")).notes == ()
+    assert read(changed(graph(), "6", text="a (bear)")).notes == (WEIGHTS,)
+    assert "[...], AND or BREAK" in read(changed(graph(), "6", text="a [bear]")).notes[0]
+    record = read(changed(graph(), "7", text="red, embedding:easynegative.pt <lora:ink:1>"))
+    assert record.request.negative == "red, easynegative "
+    assert [note.partition(" ")[0] for note in record.notes] == ["<lora:ink:1>", "embedding:easynegative.pt:"]
+
+
+def test_what_samples_nothing_is_refused(read: Read) -> None:
+    nodes = {name: one for name, one in graph().items() if name != "3"}
+    with pytest.raises(ReverieError, match="holds no sampler that leads to it"):
+        read(nodes)
+
+
+def test_a_circle_is_one_line(read: Read) -> None:
+    nodes = changed(graph(n20=node("PrimitiveString", value=["20", 0])), "6", text=["20", 0])
+    with pytest.raises(ReverieError, match=r"leads in a circle at node 20 \(PrimitiveString\)"):
+        read(nodes)
+    assert read(changed(graph(), "4", loop=["9", 0])).request == REQUEST
+
+
+# ---- the files that ComfyUI writes (comfy_extras/nodes_images.py, nodes_video.py, nodes_audio.py) --------------------
+
+
+def test_webp(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0110] = "prompt:" + json.dumps(graph())
+    exif[0x010F] = "workflow:{}"
+    exif.get_ifd(0x8769)[0x9286] = b"UNICODE\0" + '{"what": "is this"}'.encode("utf-16-be")
+    Image.new("RGB", (64, 48)).save(tmp_path / "x.webp", exif=exif)
+    assert read_record(tmp_path / "x.webp").request == REQUEST
+
+
+def test_animated_png_has_private_chunks_behind_the_pixels(tmp_path: Path) -> None:
+    frames = [Image.new("RGB", (64, 48), colour) for colour in ("red", "blue")]
+    frames[0].save(tmp_path / "x.png", save_all=True, append_images=frames[1:])
+    data = (tmp_path / "x.png").read_bytes()
+    body = b"comf" + b"prompt\0" + json.dumps(graph()).encode("latin-1")
+    chunk = struct.pack(">I", len(body) - 4) + body + struct.pack(">I", zlib.crc32(body))
+    (tmp_path / "x.png").write_bytes(data[:-12] + chunk + data[-12:])
+    assert read_record(tmp_path / "x.png").request == REQUEST
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec", "tag", "options"),
+    [
+        (".webm", "libvpx-vp9", "PROMPT", {}),
+        (".mp4", "libx264", "prompt", {"movflags": "use_metadata_tags"}),
+    ],
+)
+def test_films(suffix: str, codec: str, tag: str, options: dict[str, str], tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / f"x{suffix}"), "w", options=options) as film:
+        film.metadata[tag] = json.dumps(graph())
+        stream = film.add_stream(codec, rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for packet in (*stream.encode(av.VideoFrame(64, 48, "yuv420p")), *stream.encode()):
+            film.mux(packet)
+    record = read_record(tmp_path / f"x{suffix}")
+    assert record.request == REQUEST
+    assert record.notes == ("a film: here one picture of its settings is drawn",)
+
+
+def test_a_comment_of_video_helper_suite_is_its_graph(tmp_path: Path) -> None:
+    """ComfyUI-VideoHelperSuite: one comment of JSON, in which prompt is text."""
+    av = pytest.importorskip("av")
+    with av.open(str(tmp_path / "x.mp4"), "w") as film:
+        film.metadata["comment"] = json.dumps({"prompt": json.dumps(graph()), "workflow": {}})
+        stream = film.add_stream("libx264", rate=8)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        for packet in (*stream.encode(av.VideoFrame(64, 48, "yuv420p")), *stream.encode()):
+            film.mux(packet)
+    assert read_record(tmp_path / "x.mp4").request == REQUEST
+
+
+@pytest.mark.parametrize(("suffix", "codec", "on_stream"), [(".flac", "flac", False), (".opus", "libopus", True)])
+def test_sounds(suffix: str, codec: str, on_stream: bool, tmp_path: Path) -> None:
+    av = pytest.importorskip("av")
+    nodes = graph(
+        n5=node("EmptyLatentAudio", seconds=47.6, batch_size=1),
+        n8=node("VAEDecodeAudio", samples=["3", 0], vae=["4", 2]),
+        n9=node("SaveAudio", audio=["8", 0]),
+    )
+    with av.open(str(tmp_path / f"x{suffix}"), "w") as sound:
+        stream = sound.add_stream(codec, rate=48000, layout="mono")
+        (stream.metadata if on_stream else sound.metadata)["prompt"] = json.dumps(nodes)
+        frame = av.AudioFrame(format="s16", layout="mono", samples=960)
+        frame.sample_rate = 48000
+        for packet in (*stream.encode(frame), *stream.encode()):
+            sound.mux(packet)
+    request = read_record(tmp_path / f"x{suffix}").request
+    assert isinstance(request, Music)
+    assert (request.prompt, request.seed, request.steps, request.sampler) == (REQUEST.prompt, 5, 25, "dpmpp_2m")

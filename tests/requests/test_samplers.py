@@ -1,0 +1,75 @@
+"""Every name of a sampler that users bring, and the one table that it stands in."""
+
+from __future__ import annotations
+
+import pytest
+
+from reverie.errors import ReverieError
+from reverie.requests.films import Animation
+from reverie.requests.pictures import TextToImage
+from reverie.requests.samplers import RECORDS, SAMPLERS, SCHEDULES, SPACINGS, find_sampler, find_schedule
+
+
+def test_the_types_name_what_the_table_has() -> None:
+    assert tuple(RECORDS) == SAMPLERS
+    assert tuple(SPACINGS) == SCHEDULES
+    assert all(find_sampler(name) == (name, None) for name in SAMPLERS)
+    assert all(find_schedule(name) == name for name in SCHEDULES)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "schedule"),
+    [
+        ("euler_a", "euler_ancestral", None),
+        ("Euler a", "euler_ancestral", None),
+        ("k_euler_a", "euler_ancestral", None),
+        ("Euler Ancestral", "euler_ancestral", None),
+        ("euler-ancestral", "euler_ancestral", None),
+        ("k_euler", "euler", None),
+        ("EulerDiscreteScheduler", "euler", None),
+        ("DPM++ 2M Karras", "dpmpp_2m", "karras"),
+        ("DPM++ 2M SDE Exponential", "dpmpp_2m_sde", "exponential"),
+        ("dpmpp_2m_sde_gpu", "dpmpp_2m_sde", None),
+        ("dpm++2m", "dpmpp_2m", None),
+        ("dpm++2s_a", "dpmpp_2s_ancestral", None),
+        ("dpm_2_ancestral", "dpm2_ancestral", None),
+        ("k_dpm_2_a_ka", "dpm2_ancestral", "karras"),
+        ("kdpm_2_k", "dpm2", "karras"),
+        ("uni_pc", "unipc_bh1", None),
+        ("uni_pc_bh2", "unipc_bh2", None),
+        ("UniPC", "unipc", None),
+        ("UniPC Trailing", "unipc", "trailing"),
+        ("pndm", "plms", None),
+        ("LCMScheduler", "lcm", None),
+    ],
+)
+def test_names_of_other_programs(name: str, sampler: str, schedule: str | None) -> None:
+    assert find_sampler(name) == (sampler, schedule)
+    request = TextToImage(prompt="a", seed=1, sampler=name)
+    assert (request.sampler, request.schedule) == (sampler, schedule or "karras")
+    assert Animation.of({"keyframes": ("a", "b"), "seed": 1, "sampler": name}).sampler == sampler
+
+
+def test_names_that_are_another_sampler_are_not_guessed() -> None:
+    for name in (
+        "dpmpp_2s",
+        "dpm_fast",
+        "DPM adaptive",
+        "DPM++ 2M SDE Heun",
+        "dpm++2mv2",
+        "restart",
+        "euler_cfg_pp",
+        "",
+    ):
+        assert find_sampler(name) is None
+    with pytest.raises(ReverieError, match="unknown sampler 'eulr'; did you mean 'euler'"):
+        TextToImage(prompt="a", sampler="eulr")
+
+
+def test_a_given_schedule_counts_before_that_of_the_name() -> None:
+    request = TextToImage.of({"prompt": "a", "sampler": "DPM++ 2M Karras", "schedule": "SGM Uniform"})
+    assert (request.sampler, request.schedule) == ("dpmpp_2m", "sgm_uniform")
+    request = TextToImage.of(
+        {"prompt": "a", "sampler": "DPM++ 2M SDE Exponential", "schedule": "karras"}
+    )  # the default
+    assert (request.sampler, request.schedule) == ("dpmpp_2m_sde", "exponential")
