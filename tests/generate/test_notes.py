@@ -9,7 +9,7 @@ import pytest
 
 from reverie.checkpoints.load import Known
 from reverie.errors import RequestWarning
-from reverie.generate.notes import nearest, unknown_words
+from reverie.generate.notes import model_limits, nearest, unknown_words
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
 
