@@ -92,8 +92,9 @@ def animate(
         raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
     if animation.pace == "perceptual" and distance is None:
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
-    film = replace(_planned(system, animation.settled(system.guidance), heard), notes=adapter_notes(system, animation))
+    film = _planned(system, animation.settled(system.guidance), heard)
     request = shared_request(film.animation, film.size)
+    film = replace(film, notes=adapter_notes(system, animation))
     return in_turn(modified(system, request), partial(_frames, system, film, request, distance, store, batch))
 
 
