@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from zipfile import ZipFile
 
 import pytest
 import torch
@@ -278,6 +279,18 @@ def test_a_checkpoint_of_another_recipe_gets_one_line(
     changed = settings(ema=0.9 if change else 0.0)  # without a change, only the average is missing
     with pytest.raises(ReverieError, match=r"checkpoint\.pt was written by another recipe; resume with that one"):
         next(train(lambda: objective, changed, tmp_path, resume=True))
+
+
+def test_a_flipped_bit_in_a_checkpoint_is_noticed(toy: type, settings: Make, tmp_path: Path) -> None:
+    list(train(toy, settings(steps=1), tmp_path))
+    path = tmp_path / "checkpoint.pt"
+    content = bytearray(path.read_bytes())
+    with ZipFile(path) as archive:
+        tensors = [archive.read(name) for name in archive.namelist() if "/data/" in name]
+    content[content.index(max(tensors, key=len))] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(ReverieError, match="is damaged or not a checkpoint"):
+        next(train(toy, settings(steps=2), tmp_path, resume=True))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a checkpoint", None])

@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from reverie.cli.options import Flag
 from reverie.cli.output import say
 from reverie.cli.progress import watched
+
+
+@contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Say on stderr how stopped work goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(f"stopped; {how}", file=sys.stderr)
+        raise
 
 
 def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> None:
@@ -27,8 +40,9 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
     from reverie.train.parallel import is_first
     from reverie.train.recipe import folder_of
 
-    for _ in watched(run(recipe, out, resume)):
-        pass
+    with resumable("--resume goes on from the last checkpoint"):
+        for _ in watched(run(recipe, out, resume)):
+            pass
     if is_first():
         say(str(folder_of(recipe, out)))
 
@@ -55,8 +69,9 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
 
     if not prepare:
         check(folder_of(recipe, out), resume)
-    for _ in watched(finetune.prepare(recipe, out)):
-        pass
+    with resumable("the same command goes on with the latents"):
+        for _ in watched(finetune.prepare(recipe, out)):
+            pass
     if prepare:
         say(str(folder_of(recipe, out)))
     else:

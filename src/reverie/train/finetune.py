@@ -151,6 +151,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     """Build the objective from a recipe's tables."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
     prior, products = section(sections, "prior", PriorSettings), section(sections, "lora", lora.LoRASettings)
+    if "lora" in sections and not products.rank:
+        raise ReverieError("rank = 0 in [lora] makes no LoRA; give a rank such as 16, or leave [lora] out")
     weighting = section(sections, "loss", FinetuneLossSettings).weighting
     base, rows = _base(sections), {}
     for name, examples in _examples(sections, base, seed).items():

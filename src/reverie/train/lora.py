@@ -44,6 +44,10 @@ class LowRank(nn.Module):
 
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
+        if rank > (most := min(len(weight), weight[0].numel())):
+            raise ReverieError(
+                f"rank = {rank} in [lora] of the recipe is no thin matrix: a layer has {most}; give less"
+            )
         self.alpha, self.scale = alpha, alpha / rank
         self.down = nn.Parameter(torch.empty(rank, *weight.shape[1:]))
         self.up = nn.Parameter(torch.zeros(len(weight), rank, *[1] * (weight.ndim - 2)))
