@@ -8,7 +8,7 @@
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
-"$work/venv/bin/pip" install --quiet torch==2.13.0 diffusers==0.42.1 transformers==5.23.0
+"$work/venv/bin/pip" install --quiet torch==2.13.0 diffusers==0.42.1 transformers==5.23.0 scipy==1.17.1
 "$work/venv/bin/python" - <<'PY'
 import diffusers, torch
 from diffusers import LMSDiscreteScheduler

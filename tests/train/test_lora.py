@@ -73,7 +73,7 @@ def test_the_keys_are_kohyas(tiny: Pipeline, tmp_path: Path) -> None:
 def test_settings_that_fit_no_layer(tiny: Pipeline) -> None:
     with pytest.raises(ReverieError, match=r"no layer's name ends in to_z, o_q; choose other layers in \[lora\]"):
         install(deepcopy(tiny.unet), LoRASettings(rank=2, layers=("to_z", "o_q")), "unet")
-    with pytest.raises(ReverieError, match=r"rank = 100000 in \[lora\] of the recipe is no thin matrix"):
+    with pytest.raises(ReverieError, match=r"rank = 100000 in \[lora\] of the recipe is not thin"):
         install(deepcopy(tiny.unet), LoRASettings(rank=100_000), "unet")
     with pytest.raises(ReverieError, match=r"rank = -1, alpha = 0.0 in \[lora\] of the recipe; give 0 or more"):
         LoRASettings(rank=-1)

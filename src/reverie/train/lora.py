@@ -27,7 +27,7 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj",
 
 @dataclass(frozen=True)
 class LoRASettings:
-    """Choose how thin the matrices are and beside which layers they stand; rank 0 trains all weights instead."""
+    """Choose how thin the matrices are and beside which layers they stand; where there is no [lora], all weights are trained."""
 
     rank: int = 0
     alpha: float = 0.0  # the product is scaled by alpha / rank; 0 takes the rank, so by 1
@@ -45,9 +45,7 @@ class LowRank(nn.Module):
     def __init__(self, weight: Tensor, rank: int, alpha: float) -> None:
         super().__init__()
         if rank > (most := min(len(weight), weight[0].numel())):
-            raise ReverieError(
-                f"rank = {rank} in [lora] of the recipe is no thin matrix: a layer has {most}; give less"
-            )
+            raise ReverieError(f"rank = {rank} in [lora] of the recipe is not thin: a layer has {most}; give less")
         self.alpha, self.scale = alpha, alpha / rank
         self.down = nn.Parameter(torch.empty(rank, *weight.shape[1:]))
         self.up = nn.Parameter(torch.zeros(len(weight), rank, *[1] * (weight.ndim - 2)))
