@@ -161,4 +161,4 @@ def test_every_public_name_is_there() -> None:
 @pytest.mark.skipif(not (BUNDLED / "model_index.json").exists(), reason="the bundled model is not trained yet")
 def test_the_bundled_model_draws() -> None:
     picture = reverie.load(device="cpu").text_to_image("a bear", seed=7, steps=2)[0]
-    assert picture.size == (128, 128)
+    assert picture.size == (256, 256)

@@ -12,7 +12,7 @@ from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.unet import UNetConfig
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train import autoencoder, classifier, clip, diffusion, finetune, listener, run, zero_shot
+from reverie.train import autoencoder, classifier, clip, diffusion, enlarge, finetune, listener, probe, run, zero_shot
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
 from reverie.train.recipe import OBJECTIVES, read, section
@@ -38,9 +38,12 @@ KINDS: dict[str, dict[str, Any]] = {
         "data": diffusion.LatentSettings,
         "diffusion": diffusion.DiffusionSettings,
     },
+    "enlarge": {"enlarge": enlarge.EnlargeSettings, "scenes": finetune.SceneSettings},
+    "probe": {"probe": probe.ProbeSettings},
     "finetune": {
         "model": finetune.ModelSettings,
         "data": finetune.FinetuneDataSettings,
+        "scenes": finetune.SceneSettings,
         "spectrogram": SpectrogramParams,
         "text": finetune.FinetuneTextSettings,
         "lora": LoRASettings,
