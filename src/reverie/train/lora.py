@@ -27,7 +27,7 @@ PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj",
 
 @dataclass(frozen=True)
 class LoRASettings:
-    """Choose how thin the matrices are and beside which layers; without [lora] in the recipe all weights are trained."""
+    """Choose how thin the matrices are and beside which layers; without [lora] in a recipe all weights are trained."""
 
     rank: int = 0
     alpha: float = 0.0  # the product is scaled by alpha / rank; 0 takes the rank, so by 1
