@@ -69,7 +69,7 @@ def test_nothing_is_read_where_nothing_was_written(tmp_path: Path) -> None:
     for picture in (*pictures, Image.new("RGB", (8, 8))):
         with pytest.raises(ReverieError, match="holds no watermark"):
             read(picture)
-    with pytest.raises(ReverieError, match=r"cannot read '.*nothing\.png': No such file"):
+    with pytest.raises(ReverieError, match=r"cannot read '.*nothing\.png': no such file"):
         read(tmp_path / "nothing.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ReverieError, match="not a picture, or damaged"):
