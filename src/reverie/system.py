@@ -1,4 +1,4 @@
-"""What is a whole model? Tokenizers, text encoders, U-Net, autoencoder and schedule in one frozen bundle."""
+"""A whole model: tokenizers, text encoders, U-Net, autoencoder and schedule in one frozen bundle."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What steers a model from outside, and leaves it as it was? LoRAs, textual inversions, controls."""
+"""LoRAs, textual inversions and ControlNets: what steers a model from outside, and leaves it as it was."""

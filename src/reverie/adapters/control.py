@@ -1,4 +1,4 @@
-"""How do pictures steer a drawing? ControlNets, several at once, each with a weight and a part of the way."""
+"""ControlNets: pictures that steer a drawing, several at once, each with a weight and a part of the way."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def controlled(system: StableDiffusion, controls: Sequence[Control]) -> Callable
     hint = cache(Control.hint)  # once for each size, not at each step
 
     def bind(conditioning: Conditioning) -> Network:
-        told = (conditioning.pooled, conditioning.sizes)
+        extra = (conditioning.pooled, conditioning.sizes)
 
         def predict(x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             x, way = x.to(system.dtype), system.progress(t[0].item())
@@ -82,11 +82,11 @@ def controlled(system: StableDiffusion, controls: Sequence[Control]) -> Callable
                 # An inpainting U-Net's further channels are a mask and a masked picture, unknown to the control.
                 latents = x[:, : control.network.config.in_channels]
                 kind = None if control.kind is None else KINDS.index(control.kind)
-                answer = control.network(latents, t, conditioning.tokens, embedded, *told, kind=kind)
+                answer = control.network(latents, t, conditioning.tokens, embedded, *extra, kind=kind)
                 if control.network.control.pooled and conditioning.prompted is not None:
                     answer = [residual * conditioning.prompted.to(x)[:, None, None, None] for residual in answer]
                 total = _sum(total, [control.weight * residual for residual in answer])
-            return system.unet(x, t, conditioning.tokens, *told, residuals=total, guidance=conditioning.guidance)
+            return system.unet(x, t, conditioning.tokens, *extra, residuals=total, guidance=conditioning.guidance)
 
         return predict
 

@@ -50,9 +50,9 @@ def read_scales(file: Path, source: Source) -> Scales:
 
 def _by_network(text: str, file: Path) -> dict[str, dict[str, Any]]:
     try:
-        told = json.loads(text)
+        header = json.loads(text)
         return {
-            network: {key.removeprefix(prefix): value for key, value in told.items() if key.startswith(prefix)}
+            network: {key.removeprefix(prefix): value for key, value in header.items() if key.startswith(prefix)}
             for network, prefix in NETWORKS.items()
         }
     except (ValueError, AttributeError) as error:
@@ -75,23 +75,25 @@ def _checked(config: dict[str, Any], file: Path) -> dict[str, Any]:
 
 def _peft(config: Mapping[str, Any], target: Target, parts: dict[str, Tensor], where: Path) -> dict[str, Tensor]:
     """Add what a config of peft's says: alpha / rank, or alpha / sqrt(rank), of the layer or of all."""
-    told: dict[str, float] = {}
+    settings: dict[str, float] = {}
     try:
         rank = _of_layer(config.get("rank_pattern"), target.path, config.get("r"))
         alpha = _of_layer(config.get("alpha_pattern"), target.path, config.get("lora_alpha", config.get("alpha")))
         if rank and alpha is not None and "alpha" not in parts:
-            told["scale"] = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else float(rank))
+            settings["scale"] = float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else float(rank))
         if "oft_R" in parts:
-            told["neumann"] = config.get("use_cayley_neumann", True) and int(config.get("num_cayley_neumann_terms", 5))
+            settings["neumann"] = config.get("use_cayley_neumann", True) and int(
+                config.get("num_cayley_neumann_terms", 5)
+            )
         if "ia3_l" in parts and "feedforward_modules" in config:
             feedforward = config["feedforward_modules"] or []
             names = [feedforward] if isinstance(feedforward, str) else feedforward
-            told["on_input"] = any(_matches(name, target.path) for name in names)
+            settings["on_input"] = any(_matches(name, target.path) for name in names)
     except (TypeError, ValueError, re.error) as error:
         raise ReverieError(
             f"{where.name} says wrongly how strong the adapter of '{target.path}' is: {error}"
         ) from error
-    return parts | {name: torch.tensor(float(value)) for name, value in told.items()}
+    return parts | {name: torch.tensor(float(value)) for name, value in settings.items()}
 
 
 def _of_layer(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any:
@@ -121,9 +123,9 @@ def _lycoris(source: Source, header: Mapping[str, str]) -> Scales:
     """
     arguments = _arguments(header.get("ss_network_args", ""))
     stable = str(arguments.get("rs_lora")).lower() == "true"
-    told = (header.get("ss_network_dim"), arguments.get("conv_dim"))
+    named = (header.get("ss_network_dim"), arguments.get("conv_dim"))
     dims = {source.shape(key)[0] for key in source.names() if key.endswith((".lokr_w1_b", ".lokr_w2_b"))}
-    dims |= {int(str(dim)) for dim in told if str(dim).isdecimal()}
+    dims |= {int(str(dim)) for dim in named if str(dim).isdecimal()}
 
     def scaled(target: Target, name: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         alpha = parts["alpha"].item() if "alpha" in parts else 0.0

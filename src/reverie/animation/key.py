@@ -1,4 +1,4 @@
-"""What determines the frames of a film? The request, the files it names, the model's content, the machine."""
+"""The key of a film's frames, over what determines them: request, files it names, the model's content, the machine."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def key_of(system: StableDiffusion, animation: Animation, *, batch: int) -> str:
 
     Raises ReverieError where a LoRA or another file of the film is not found.
     """
-    told = {"format": FORMAT, "batch": batch, **circumstances(system), **contents(animation)}
-    told |= {"request": animation.recorded(), "model": fingerprint(system)}
-    return sha256_of([json.dumps(told, sort_keys=True, default=str)])[:32]
+    parts = {"format": FORMAT, "batch": batch, **circumstances(system), **contents(animation)}
+    parts |= {"request": animation.recorded(), "model": fingerprint(system)}
+    return sha256_of([json.dumps(parts, sort_keys=True, default=str)])[:32]
 
 
 def circumstances(system: StableDiffusion) -> dict[str, Any]:
@@ -64,11 +64,11 @@ def fingerprint(system: StableDiffusion) -> str:
     towers = [asdict(tower.config) for tower in system.text_encoders]
     configs = [*towers, asdict(system.unet.config), asdict(system.autoencoder.config)]
     words = [[words.length, words.bos, words.eos, words.pad, words.vocab, words.merges] for words in system.tokenizers]
-    told = [configs, asdict(system.schedule_config), system.zero_empty, words]
+    parts = [configs, asdict(system.schedule_config), system.zero_empty, words]
     with Modification(system).active(), ThreadPoolExecutor() as pool:  # without another drawing's LoRAs
         weights = [named for network in networks for named in sorted(network.state_dict().items())]
         sums = list(pool.map(_tensor_sum, weights))
-    return sha256_of([json.dumps(told, sort_keys=True, default=str), *sums])
+    return sha256_of([json.dumps(parts, sort_keys=True, default=str), *sums])
 
 
 def _tensor_sum(named: tuple[str, Tensor]) -> str:

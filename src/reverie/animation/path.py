@@ -248,18 +248,18 @@ class _Builder:
         else:
             size = (self.request.width or 0, self.request.height or 0)
             picture = fit_picture(keyframe.image.image(), size, self.animation.fit)
-            told = (self.system, self.codec, request, prompts, self.sigmas, picture, self.animation.inversion)
-            start = invert_picture(*told, bind=self.bind)
+            parts = (self.system, self.codec, request, prompts, self.sigmas, picture, self.animation.inversion)
+            start = invert_picture(*parts, bind=self.bind)
         return PathStop(prompts, request.scale, keyframe.strength or self.animation.strength, seed, start)
 
     def _encoded(self, keyframe: Keyframe) -> tuple[TextToImage, Prompts]:
         negative = self.animation.negative if keyframe.negative is None else keyframe.negative
         guidance = self.animation.guidance if keyframe.guidance is None else keyframe.guidance
         request = self.request.replace(prompt=keyframe.prompt, negative=negative, guidance=guidance)
-        told = request if self.system.unet.config.time_cond_proj_dim is not None else request.replace(guidance=1.0)
-        if told not in self._prompts:
-            self._prompts[told] = conditioning.encode(self.system, told)
-        return request, self._prompts[told]
+        encoded = request if self.system.unet.config.time_cond_proj_dim is not None else request.replace(guidance=1.0)
+        if encoded not in self._prompts:
+            self._prompts[encoded] = conditioning.encode(self.system, encoded)
+        return request, self._prompts[encoded]
 
     def _middle(self) -> tuple[Prompts, float]:
         """Return the prompts and the guidance of the shared steps: the middle keyframe's, or halfway of two."""

@@ -1,4 +1,4 @@
-"""Where do frames wait until their film is complete? In a folder under a key of everything that determines them.
+"""The frame store: frames of an unfinished film, in a folder under the key of all that determines them.
 
 A film that broke off, by Ctrl-C, `kill -9` or a power cut, goes on with the frames that it had.
 """

@@ -1,4 +1,4 @@
-"""Where do the entries of a zip file lie? Read from its directory alone: nothing is unpacked or inflated.
+"""Extents of a zip file's entries, read from its directory alone: nothing is unpacked or inflated.
 
 torch stores the entries of its files uncompressed, so that they can be mapped. Format: PKWARE's APPNOTE.TXT 6.3, 4.3.
 """

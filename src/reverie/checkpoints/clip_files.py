@@ -1,4 +1,4 @@
-"""How is a CLIP read, in whichever layout it comes? Told from its keys; its sizes are read from its shapes.
+"""CLIPs in any layout: the layout is told from the keys, the sizes from the shapes.
 
 Layouts: transformers' folders and files; open_clip's (`open_clip_config.json` beside, or alone); OpenAI's own, whose
 TorchScript archives are read as data, without their code. Source of names and rules: openai/CLIP `model.py`

@@ -1,4 +1,4 @@
-"""Where does a single file hold each of our tensors? CompVis' and OpenCLIP's names for the networks, as pure tables.
+"""CompVis' and OpenCLIP's names of each tensor of a single file, as pure tables.
 
 Source: the modules of CompVis/stable-diffusion (`openaimodel.py`, `model.py`, `ema.py`), Stability's generative-models
 and open_clip (`transformer.py`), whose state dicts the official single files are.

@@ -1,4 +1,4 @@
-"""How do config.json files translate? To our config dataclasses and back, refusing what our networks cannot do.
+"""config.json files to config dataclasses and back, refusing what our networks cannot do.
 
 Defaults for absent keys are those of diffusers' and transformers' own signatures, which their files rely on.
 """

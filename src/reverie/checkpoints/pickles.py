@@ -1,4 +1,4 @@
-"""Which tensors does a torch pickle hold? Rebuilt by an allow-list, as extents of the file; nothing in it is run.
+"""The tensors of a torch pickle, rebuilt by an allow-list as extents of the file; nothing in it is run.
 
 torch writes zip files since 1.6 (data.pkl, and each storage in an entry of its own), before that five pickles in a row
 with the storages behind them. TorchScript's archives (OpenAI's CLIP) are zip files too, whose data.pkl holds a module.

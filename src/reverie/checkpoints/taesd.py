@@ -1,4 +1,4 @@
-"""How is a TAESD read? From its author's files, which hold a half each, or from diffusers' folder or file."""
+"""TAESD: read from its author's files, which hold a half each, or from diffusers' folder or file."""
 
 from __future__ import annotations
 

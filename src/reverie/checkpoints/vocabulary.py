@@ -1,4 +1,4 @@
-"""Where does the tokenizer of a single file come from, which holds none? From the user's disk, else from the hub."""
+"""The tokenizer of a single file, which holds none: from the user's disk, else from the hub."""
 
 from __future__ import annotations
 
@@ -98,5 +98,5 @@ def _from_merges(file: Path) -> Tokenizer:
         tokens = [*symbols, *(left + right for left, right in merges), BOS, EOS]
         return Tokenizer({token: index for index, token in enumerate(tokens)}, merges)
     except Exception as error:  # the tokenizers library raises no narrower one
-        told = " ".join(f"{error}".split())
-        raise ReverieError(f"{file} is no file of CLIP's merges ({told}); fetch it again") from error
+        reason = " ".join(f"{error}".split())
+        raise ReverieError(f"{file} is no file of CLIP's merges ({reason}); fetch it again") from error

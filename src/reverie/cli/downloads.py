@@ -1,4 +1,4 @@
-"""How is a model fetched from the hub before it is loaded? With its progress on stderr: a bar or lines."""
+"""Models fetched from the hub before they are loaded, with progress on stderr: a bar or lines."""
 
 from __future__ import annotations
 

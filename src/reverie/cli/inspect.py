@@ -27,11 +27,11 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
     as_json
         Print one JSON object.
     """
-    told = _found(path)
+    found = _found(path)
     if as_json:
-        say(json.dumps(told, ensure_ascii=False))
+        say(json.dumps(found, ensure_ascii=False))
         return
-    for key, value in told.items():
+    for key, value in found.items():
         if value not in (None, "", [], ()):
             say(f"{key}: {_line(key, value)}")
 
@@ -71,17 +71,17 @@ def _made(record: Record | None) -> dict[str, Any]:
     """Tell how something was made."""
     if record is None:
         return {"model": None, "request": None}
-    told = {"model": record.model, "not_honoured": list(record.notes), "request": record.request.recorded()}
-    return told | ({} if record.film is None else {"film": record.film.recorded()})
+    fields = {"model": record.model, "not_honoured": list(record.notes), "request": record.request.recorded()}
+    return fields | ({} if record.film is None else {"film": record.film.recorded()})
 
 
 def _film(path: Path, record: Record | None) -> dict[str, Any]:
     from reverie.media import footage
 
     film = footage.read(path)
-    told = {"path": str(path), "kind": "film", "width": film.size[0], "height": film.size[1]}
-    told |= {"frames": film.count, "fps": None if film.count == 1 else film.fps}  # a contact sheet has no rate
-    return told | _made(record)
+    fields = {"path": str(path), "kind": "film", "width": film.size[0], "height": film.size[1]}
+    fields |= {"frames": film.count, "fps": None if film.count == 1 else film.fps}  # a contact sheet has no rate
+    return fields | _made(record)
 
 
 def _weights(path: Path) -> dict[str, Any]:

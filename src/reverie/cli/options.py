@@ -1,4 +1,4 @@
-"""Which options do commands share? Strict numbers, sizes in pixels, the model and where the result goes."""
+"""Options that commands share: strict numbers, sizes in pixels, the model and where the result goes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which settings draw within a time? The nearest to the exact picture that a measured profile of the machine allows."""
+"""Time budgets: the settings nearest to the exact picture that a measured profile of the machine allows."""
 
 from __future__ import annotations
 
@@ -96,8 +96,8 @@ def measure(system: StableDiffusion, request: TextToImage, clock: Callable[[], f
 
     `request` has its size filled in.
     """
-    told = {name: getattr(request, name) for name in PROBED}
-    probe = TextToImage.of({**told, "seed": 0, "steps": 4, "cache_steps": 2, "sampler": SAMPLER})
+    fields = {name: getattr(request, name) for name in PROBED}
+    probe = TextToImage.of({**fields, "seed": 0, "steps": 4, "cache_steps": 2, "sampler": SAMPLER})
     times = [clock()]
     for _ in stream(system, probe):
         times.append(clock())

@@ -1,4 +1,4 @@
-"""Which word drew what? Maps of where the cross-attention looked at each word of a prompt, summed while it is drawn.
+"""Attribution maps: where the cross-attention looked at each word of a prompt, summed while it is drawn.
 
 As DAAM does it (Tang et al. 2022, "What the DAAM: Interpreting Stable Diffusion Using Cross Attention").
 """

@@ -1,4 +1,4 @@
-"""How does a request become pictures? Encode the prompt, sample, decode, and write the request into each picture."""
+"""From a request to pictures: encode the prompt, sample, decode, and write the request into each picture."""
 
 from __future__ import annotations
 

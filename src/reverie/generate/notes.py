@@ -72,12 +72,12 @@ def _words(prompt: str, model: Components) -> Iterator[str]:
     unknown = unknown_words(prompt, model.known) if model.known and not ADDED.search(prompt) else []
     if not unknown:
         return
-    told = []
+    phrases = []
     for word in unknown:
         near = nearest(word, model.known)
-        told.append(f"'{word}'" + (f" (nearest: {', '.join(near)})" if near else ""))
+        phrases.append(f"'{word}'" + (f" (nearest: {', '.join(near)})" if near else ""))
     names = ", ".join(thing.en[-1] for thing in model.known[:: max(1, len(model.known) // 6)][:6])
-    yield f"{model.name} has not learned {', '.join(told)}; it knows {len(model.known)} things, such as {names}"
+    yield f"{model.name} has not learned {', '.join(phrases)}; it knows {len(model.known)} things, such as {names}"
 
 
 def _size(request: TextToImage, model: Components) -> Iterator[str]:

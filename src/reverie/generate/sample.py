@@ -1,4 +1,4 @@
-"""How do a model, a prompt and noise become latents? One denoiser and one loop for everything."""
+"""From a model, prompts and noise to latents: one guided denoiser and one loop for everything."""
 
 from __future__ import annotations
 
@@ -51,8 +51,8 @@ def guided_denoiser(
 
     @cache
     def stage(guidance: float, negative: Conditioning, *positive: Conditioning) -> Denoise:
-        told = (negative, positive, weights, rows, bind or system.network)
-        predict = _guided(guidance, request.guidance_rescale, *told)
+        parts = (negative, positive, weights, rows, bind or system.network)
+        predict = _guided(guidance, request.guidance_rescale, *parts)
         return _denoiser(system, request, predict)
 
     def asking(guidance: float) -> Denoise:

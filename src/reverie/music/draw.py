@@ -1,4 +1,4 @@
-"""How does a request become music? Its latents are denoised in windows, all of them decoded, and given their phases."""
+"""From a request to music: its latents are denoised in windows, all of them decoded, and given their phases."""
 
 from __future__ import annotations
 
@@ -91,8 +91,8 @@ class ClipRun:
     def denoiser(self, noise: ClipNoise) -> Denoise:
         """Build the denoiser: in windows, each told what holds there, and held where the mask is dark."""
         places = self.window_places()
-        told = {place: self.way.at(place) for place in set(places)}
-        windows = (self.plan.windows, [told[place] for place in places])
+        settings = {place: self.way.at(place) for place in set(places)}
+        windows = (self.plan.windows, [settings[place] for place in places])
         denoise = denoiser(self.system, self.shared, self.sigmas, *windows)
         cells = None if self.ground is None else self.ground.cells(self.plan.factor)
         if self.ground is None or cells is None:
@@ -155,11 +155,11 @@ def _prepare_run(
 ) -> ClipRun:
     """Make ready what a request's clips share, while its changes to the model are active."""
     images = ImageCodec(system.autoencoder, whole=2**62) if laid.axes else system.codec
-    told = encode_stops(system, music.stops, shared)
-    strength = 1.0 if given is None else told.at(music.place).strength
+    way = encode_stops(system, music.stops, shared)
+    strength = 1.0 if given is None else way.at(music.place).strength
     sigmas = noise_levels(system, shared)[-steps_taken(music.steps, strength) - 1 :]
     under = None if given is None else lay_ground(given, laid, images)
-    return ClipRun(system, music, laid, images, shared, told, under, sigmas)
+    return ClipRun(system, music, laid, images, shared, way, under, sigmas)
 
 
 def _shared(music: Music, laid: MusicPlan) -> TextToImage:

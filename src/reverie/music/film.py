@@ -1,4 +1,4 @@
-"""How does music get its film? A keyframe stands on every downbeat, and the sound moves the pictures between them."""
+"""Films to music: a keyframe stands on every downbeat, and the sound moves the pictures between them."""
 
 from __future__ import annotations
 

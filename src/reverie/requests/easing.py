@@ -1,4 +1,4 @@
-"""How is the way between two keyframes walked? Curves from 0 to 1 over the time from 0 to 1."""
+"""Easing curves between two keyframes, from 0 to 1 over the time from 0 to 1."""
 
 from __future__ import annotations
 

@@ -216,8 +216,8 @@ class Animation(SampledRequest):
         if self.width is None and self.height is None and self.fit is None:
             sizes = list(dict.fromkeys(image.size for image in images if image.size))
             if len(sizes) > 1:
-                told = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
-                raise ReverieError(f"the keyframes' pictures have {told} pixels; choose a fit: crop, pad or stretch")
+                both = " and ".join(f"{width}x{height}" for width, height in sizes[:2])
+                raise ReverieError(f"the keyframes' pictures have {both} pixels; choose a fit: crop, pad or stretch")
 
     def _check_pace(self) -> None:
         eased = self.easing != "linear" or any(keyframe.easing not in (None, "linear") for keyframe in self.keyframes)

@@ -1,4 +1,4 @@
-"""How is a film written down? As texts, one a keyframe or several with `|`, or as a TOML or JSON file."""
+"""Storyboards: films written as texts, one a keyframe or several with `|`, or as a TOML or JSON file."""
 
 from __future__ import annotations
 
