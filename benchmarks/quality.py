@@ -43,8 +43,9 @@ from reverie.checkpoints.load import load_autoencoder, load_clip
 from reverie.codecs.image import ImageCodec
 from reverie.corpora.captions import chinese, english
 from reverie.corpora.concepts import Concept, concepts
+from reverie.corpora.drawings import FOLDER as DRAWINGS
 from reverie.corpora.drawings import drawing
-from reverie.corpora.scenes import CANVAS, Scene, render
+from reverie.corpora.scenes import CANVAS, Scene, glyph, render
 from reverie.diffusion.noise import Noise
 from reverie.generate.conditioning import steady
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
@@ -129,9 +130,10 @@ def present(file: Path, what: str) -> Path:
 
 
 def pictures_of(shown: Sequence[Scene], side: int = CANVAS) -> list[Image.Image]:
-    """Render scenes at a size, above 128 pixels from vector drawings."""
+    """Render scenes at a size, above 128 pixels from vector drawings where there are any."""
     scale = max(1, side // CANVAS)
-    return [Image.fromarray(render(scene, scale, drawing) if scale > 1 else render(scene)) for scene in shown]
+    picture_of = drawing if scale > 1 and (DRAWINGS / "icons.json").is_file() else glyph
+    return [Image.fromarray(render(scene, scale, picture_of)) for scene in shown]
 
 
 def reconstructed(options: argparse.Namespace, pictures: Sequence[Image.Image]) -> list[Image.Image]:
