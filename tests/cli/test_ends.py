@@ -39,7 +39,7 @@ def test_a_reader_that_goes_is_told_as_the_shell_does(arguments: list[str]) -> N
 def test_a_full_disk_is_one_line() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*PROGRAM, "concepts"], stdout=full, stderr=subprocess.PIPE, check=False)
-    assert (done.returncode, done.stderr) == (2, b"reverie: no space left on device\n")
+    assert (done.returncode, done.stderr) == (2, b"reverie: the disk is full\n")
 
 
 def test_closed_stdout_is_no_failure() -> None:

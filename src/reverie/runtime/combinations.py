@@ -39,8 +39,11 @@ RULES: dict[tuple[str, str], Rule] = {
 
 
 def check_combination(asked: Iterable[str]) -> None:
-    """Raise ReverieError where two of the ways of computing that are asked for exclude each other."""
+    """Raise ReverieError where two of the ways of computing that are asked for, and take effect, exclude each other."""
     asked = set(asked)
+    asked -= {
+        one for pair, rule in RULES.items() if rule.wins and asked.issuperset(pair) for one in pair if one != rule.wins
+    }
     for pair, rule in RULES.items():
         if rule.wins is None and asked.issuperset(pair):
             raise ReverieError(f"{pair[0]} and {pair[1]} exclude each other: {rule.why}; leave out one of them")
