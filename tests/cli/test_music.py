@@ -171,4 +171,4 @@ def test_a_model_of_pictures_and_a_picture_of_none_are_told(
     assert "give a model of music" in capsys.readouterr().err
     sound.write(Sound(torch.zeros(1, 800), 8000), tmp_path / "plain.wav")
     assert run(["replay", str(tmp_path / "plain.wav"), "--model", model]) == 2
-    assert "holds no request" in capsys.readouterr().err
+    assert "does not say how it was made" in capsys.readouterr().err
