@@ -234,7 +234,9 @@ def test_sdxl_is_refused(tiny_xl: Pipeline, recipe: Callable[[str], Path], folde
     tiny_xl.save(tmp_path / "xl")
     path = recipe(PICTURES)
     path.write_text(path.read_text().replace(f"{folder}/base", str(tmp_path / "xl")))
-    with pytest.raises(ReverieError, match="xl is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2"):
+    with pytest.raises(
+        ReverieError, match=r"xl \[\w{10}\] is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2"
+    ):
         next(prepare(path, tmp_path / "out"))
 
 

@@ -32,7 +32,7 @@ from reverie.train.recipe import read
 
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
-with parallel.joined(torch.device("cpu")):
+with parallel.process_group(torch.device("cpu")):
     rank = parallel.ranks().index
     for recipe in sorted(folder.glob("*.toml")):
         objective = build(read(recipe), 3, folder)
