@@ -313,6 +313,11 @@ def _locate(path: str | Path | None, revision: str | None, variant: str | None) 
     raise ReverieError(_no_model(found))
 
 
+def model_files(path: str | Path, dtype: torch.dtype) -> list[Path]:
+    """Return the files that a model's weights are read from: a folder's, a single file, or those of a name."""
+    return _weight_files(_locate(path, None, None)[0], dtype, None)
+
+
 def _with_vae(components: Components, vae: str | Path, device: torch.device, dtype: torch.dtype) -> Components:
     autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
     return replace(components, autoencoder=autoencoder)

@@ -233,6 +233,7 @@ class Film(Request):
     model: ModelName | None = Field(
         default=None, description="model of its pictures; the bundled one of pictures if not given"
     )
+    sha256: str | None = Field(default=None, description="SHA-256 of that model, as recorded; other content is noted")
     seed: Seed | None = Field(default=None, description="of the first keyframe; the music's if not given")
     fps: float = Field(default=12.0, gt=0, le=240, description="frames a second")
     width: Pixels | None = Field(default=None, description="WIDTHxHEIGHT in pixels; the model's own if not given")
