@@ -196,7 +196,7 @@ def test_a_tinted_glyph_has_the_colour_of_its_name_and_keeps_its_outline(colour:
     assert np.array_equal(module.tinted(grey, colour), grey)
 
 
-def test_tints_are_told_of_things_with_a_colour_of_their_own_that_no_name_tells(
+def test_tints_go_to_things_that_have_a_colour_and_are_not_called_by_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     own = {"🍎": "red", "🐼": "", "💙": "blue"}

@@ -140,7 +140,7 @@ class EnlargeObjective:
 
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
-        """Tell how near held-out scenes come back, in dB, and how near a new stem's latents are to those of the half."""
+        """Return the PSNR of held-out scenes, in dB, and how far a new stem's latents are from those of the half."""
         held_out = replace(self.scenes, seed=HELD_OUT_SEED)
         images = torch.stack([_image(held_out, index) for index in range(SHOWN)])
         z = self.averaged.encode(images).mode()
