@@ -222,7 +222,8 @@ def _main_colour(pixels: np.ndarray) -> tuple[float | None, float, float]:
     middle = 16 * int(near.argmax()) + 8
     off = (hsv[..., 0] - middle + 128) % 256 - 128
     main = coloured & (np.abs(off) <= 24)
-    return (middle + float(np.median(off[main]))) % 256, *(float(np.median(hsv[main, i])) for i in (1, 2))
+    saturation, value = (float(np.median(hsv[main, channel])) for channel in (1, 2))
+    return (middle + float(np.median(off[main]))) % 256, saturation, value
 
 
 def _hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
