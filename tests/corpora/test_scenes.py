@@ -188,12 +188,12 @@ def disc(rgb: tuple[int, int, int]) -> np.ndarray:
 @pytest.mark.parametrize("colour", module.TINTS)
 def test_a_tinted_glyph_has_the_colour_of_its_name_and_keeps_its_outline(colour: str) -> None:
     pixels = disc(COLOURS["orange"][1])
-    tinted = module.tinted(pixels, colour)
+    tinted = module.recolour(pixels, colour)
     assert tinted[8, 16, :3] == pytest.approx(COLOURS[colour][1], abs=12)
     assert tinted[16, 16, :3] == pytest.approx((10, 10, 10), abs=2)
     assert np.array_equal(tinted[..., 3], pixels[..., 3])
     grey = disc((128, 128, 128))
-    assert np.array_equal(module.tinted(grey, colour), grey)
+    assert np.array_equal(module.recolour(grey, colour), grey)
 
 
 def test_tints_go_to_things_that_have_a_colour_and_are_not_called_by_one(

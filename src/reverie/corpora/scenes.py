@@ -191,7 +191,7 @@ def own_colour(emoji: str) -> str:
     return min(named, key=lambda name: float(np.square(mine - COLOURS[name][1]).sum()))
 
 
-def tinted(pixels: np.ndarray, colour: str) -> np.ndarray:
+def recolour(pixels: np.ndarray, colour: str) -> np.ndarray:
     """Return a glyph whose main hue is turned to that of `colour`, with its saturation and brightness scaled to match.
 
     The other hues turn with it; what has no hue, such as eyes and outlines, stays. Glyphs as `glyph` returns them.
@@ -249,7 +249,7 @@ def render(scene: Scene, scale: int = 1, picture_of: Callable[[str, int], np.nda
         part = picture[y : y + size, x : x + size]
         pixels = picture_of(placed.concept.emoji, size)
         if scene.tint and scene.tint != own_colour(placed.concept.emoji):
-            pixels = tinted(pixels, scene.tint)
+            pixels = recolour(pixels, scene.tint)
         part *= 1 - pixels[..., 3:]
         part += pixels[..., :3]
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)
