@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from torch import nn
 
 from reverie.checkpoints import compvis
-from reverie.checkpoints.compvis import Table, averaged
+from reverie.checkpoints.compvis import Table, ema_name
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import OLD_ATTENTION, Components, blueprint
 from reverie.checkpoints.weights import Source, same
@@ -61,7 +61,7 @@ class Layout(NamedTuple):
 
 FIRST = "input_blocks.0.0.weight"
 OFFICIAL = Layout(UNET_PREFIX + FIRST, UNET_PREFIX)
-AVERAGES = Layout(averaged(UNET_PREFIX + FIRST), UNET_PREFIX, rename=averaged)
+AVERAGES = Layout(ema_name(UNET_PREFIX + FIRST), UNET_PREFIX, rename=ema_name)
 UNET_LAYOUTS = (
     OFFICIAL,
     *(Layout(prefix + FIRST, prefix) for prefix in ("diffusion_model.", "")),
@@ -155,7 +155,7 @@ class Tower:
         parts = [self._part(*layout) for layout in ((self.prefix, self.layout), *self.others)]
         for wanted in ((POSITIONS, QUERY), (POSITIONS,)):
             for part in parts:
-                if all(spelled(place.name, names) for place in part.places(wanted).values()):
+                if all(spelling(place.name, names) for place in part.places(wanted).values()):
                     return part
         return parts[0]
 
@@ -164,7 +164,7 @@ class Tower:
 
     def positions(self, names: Collection[str]) -> str | None:
         """Return what a file with these names calls the tower's positions; None where it does not hold the tower."""
-        return spelled(self.part(names).places([POSITIONS])[POSITIONS].name, names)
+        return spelling(self.part(names).places([POSITIONS])[POSITIONS].name, names)
 
     def fits(self, source: Source, names: Collection[str]) -> bool:
         """Tell whether a file holds a tower with as many positions of the same width."""
@@ -347,7 +347,7 @@ def family_of(components: Components) -> Family:
     raise ReverieError(f"'{components.name}' has networks of its own, which no single file holds; those are of {known}")
 
 
-def spelled(name: str, names: Collection[str]) -> str | None:
+def spelling(name: str, names: Collection[str]) -> str | None:
     """Return the name by which a file holds a tensor; some writers leave out transformers' `text_model.`."""
     if name in names:
         return name

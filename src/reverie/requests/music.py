@@ -37,6 +37,7 @@ def tempos(*prompts: str) -> list[float]:
     """Return the beats a minute that texts name, in order: "112 bpm", "112拍"."""
     return [float(match[1]) for prompt in prompts for match in _TEMPO.finditer(prompt)]
 
+
 Move = Literal["energy", "onsets", "linear", "smooth", "sine", "ease_in", "ease_out", "expo", "hold", "jump"]
 
 

@@ -17,6 +17,7 @@ IDLE = frozenset(
     ("log_every", "save_every", "sample_every", "threads", "device", "workers", "show")
 )  # what a run is watched and hastened by: the result stays
 
+
 def deciding(sections: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a recipe's tables, and of all settings of [run], decides the result: "run.lr" and so on.
 
