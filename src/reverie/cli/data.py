@@ -109,7 +109,7 @@ def _folder(model: str) -> Path:
 
 
 def concepts(*, model: str | None = None, as_json: Json = False) -> None:
-    """List what a model knows: the emoji that it was trained on, or instruments, styles and tempos; English and Chinese.
+    """List what a model knows, in English and Chinese: emoji that it was trained on, or instruments, styles, tempos.
 
     Parameters
     ----------
