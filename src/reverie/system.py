@@ -76,16 +76,16 @@ class Conditioning:
 def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor]) -> Conditioning:
     """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out."""
 
-    def merged(tensors: list[Tensor | None]) -> Tensor | None:
+    def cat_or_none(tensors: list[Tensor | None]) -> Tensor | None:
         held = [tensor for tensor in tensors if tensor is not None]
         return merge(held) if len(held) == len(tensors) else None
 
     return Conditioning(
         merge([part.tokens for part in parts]),
-        merged([part.pooled for part in parts]),
-        merged([part.sizes for part in parts]),
-        merged([part.guidance for part in parts]),
-        merged([part.prompted for part in parts]),
+        cat_or_none([part.pooled for part in parts]),
+        cat_or_none([part.sizes for part in parts]),
+        cat_or_none([part.guidance for part in parts]),
+        cat_or_none([part.prompted for part in parts]),
     )
 
 

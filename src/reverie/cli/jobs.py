@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reverie.cli.downloads import fetch
 from reverie.cli.options import ModelOptions
 from reverie.cli.output import say
-from reverie.cli.progress import watched
+from reverie.cli.progress import show_progress
 from reverie.jobs.events import Event, Finished, Job, Note, Preview, Saved
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
@@ -37,7 +37,7 @@ def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None
     saved: list[Path] = []
     done, record = 0, dict[str, Any]()
     try:
-        for event in watched(job.run(partial(load, model, own), show)):
+        for event in show_progress(job.run(partial(load, model, own), show)):
             show(event)
             if isinstance(event, Preview) and preview is not None:
                 save(event.picture, preview)

@@ -81,10 +81,10 @@ class FilmJob:
         with watch.measure("draw"):
             kept, count, size = yield from self._draw(system, heard, tell)
         yield from map(Saved, self.outputs)
-        request = self.request.settled(system.guidance)
+        request = self.request.with_guidance(system.guidance)
         record = {"files": [str(output) for output in self.outputs], "frames": count, "kept": kept}
         record |= {"fps": request.fps, "seconds": count / request.fps, "size": size, "seed": request.seed}
-        yield Finished(record | {"timings": watch.rounded(), "request": request.recorded()})
+        yield Finished(record | {"timings": watch.summary(), "request": request.to_record()})
 
     def _draw(
         self, system: Pipeline, heard: Waveform | None, tell: Callable[[Event], None]
@@ -94,7 +94,7 @@ class FilmJob:
         from reverie.animation.key import key_of
         from reverie.animation.store import FrameStore, cache, prune
 
-        request = self.request.settled(system.guidance)
+        request = self.request.with_guidance(system.guidance)
         texts = metadata.texts(request, system.name) if self.metadata else {}
         count, size = 0, (0, 0)
         with ExitStack() as stack:

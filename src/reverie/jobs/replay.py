@@ -32,7 +32,7 @@ def replay_job(
     notes = list(not_honoured(record.notes))
     request, drawn_by, film = record.request, record.model, record.film
     kind = {Music: "music", Animation: "a film"}.get(type(request), "a picture")
-    request, others = _changed(file, request, changes)
+    request, others = _change(file, request, changes)
     notes += [Note(f"not honoured: {other}") for other in others]
     if not isinstance(request, TextToImage):
         for name, value in finishing.items():
@@ -54,7 +54,7 @@ def replay_job(
     return MusicJob(outputs=(output,), **shared), notes
 
 
-def _changed(file: Path, request: SampledRequest, changes: Mapping[str, Any]) -> tuple[SampledRequest, tuple[str, ...]]:
+def _change(file: Path, request: SampledRequest, changes: Mapping[str, Any]) -> tuple[SampledRequest, tuple[str, ...]]:
     """Replace fields of a request; return it, and notes where a file to start from is another one.
 
     Raises ReverieError for a file to start from where it started from none, and for one that is missing.
