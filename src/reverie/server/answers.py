@@ -45,7 +45,7 @@ async def attend(request: Request, record: JobRecord) -> JobRecord:
     """Return a job once it is done; cancel it where the client goes away. Raises Refusal where it fails."""
     dispatcher = dispatcher_of(request)
     over = asyncio.ensure_future(dispatcher.wait(record))
-    gone = asyncio.ensure_future(_disconnected(request))
+    gone = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not over.done():
@@ -76,6 +76,6 @@ async def answer(request: Request, kind: str, fields: Mapping[str, Any], model: 
     return record.result or {}
 
 
-async def _disconnected(request: Request) -> None:
+async def _wait_for_disconnect(request: Request) -> None:
     while (await request.receive())["type"] != "http.disconnect":
         pass

@@ -79,12 +79,12 @@ async def stream_job(id: str, served: Served) -> StreamingResponse:
 
     async def lines() -> AsyncIterator[str]:
         async for event in served.watch(id):
-            yield sent_event(event["type"], event)
+            yield server_sent_event(event["type"], event)
 
     return StreamingResponse(lines(), media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
-def sent_event(name: str, data: Json) -> str:
+def server_sent_event(name: str, data: Json) -> str:
     """Return a server-sent event."""
     return f"event: {name}\ndata: {json.dumps(data, ensure_ascii=False)}\n\n"
 
@@ -187,14 +187,14 @@ async def download(name: str, request: Request, served: Served, download: str | 
     return response
 
 
-class FileNamed(BaseModel):
+class FileBody(BaseModel):
     """A file by its name here, or its content as a data URL."""
 
     file: str
 
 
 @router.post("/inspect")
-async def inspect(named: FileNamed, served: Served) -> Json:
+async def inspect(named: FileBody, served: Served) -> Json:
     """Tell what made a picture, a film or a sound: ours, or another program's."""
 
     def read() -> Json:
@@ -203,9 +203,9 @@ async def inspect(named: FileNamed, served: Served) -> Json:
             raise Refusal(404, "there is no such file")
         with resolving(served.settings.resolver()):
             record = read_record(found)
-            request = record.request.recorded()
+            request = record.request.to_record()
         told = {"kind": record.request.kind, "model": record.model, "request": request, "notes": list(record.notes)}
-        return told | {"film": None if record.film is None else record.film.recorded()}
+        return told | {"film": None if record.film is None else record.film.to_record()}
 
     return await asyncio.to_thread(read)
 
@@ -309,14 +309,14 @@ async def concepts(served: Served, model: str = BUNDLED_NAME) -> Json:
 # Questions to CLIP
 
 
-class Compared(BaseModel):
+class ComparisonBody(BaseModel):
     """Pictures, by name or content, and texts."""
 
     pictures: list[str] = Field(default=[], max_length=256)
     texts: list[str] = Field(default=[], max_length=1024)
 
 
-class Classified(BaseModel):
+class ClassificationBody(BaseModel):
     """Pictures, by name or content, and labels for them."""
 
     pictures: list[str] = Field(max_length=256)
@@ -325,18 +325,18 @@ class Classified(BaseModel):
 
 
 @router.post("/compare")
-async def compare(asked: Compared, request: Request) -> Json:
+async def compare(asked: ComparisonBody, request: Request) -> Json:
     """Return the cosines of pictures with texts, or of one kind with each other."""
     return await answer(request, "compare", asked.model_dump())
 
 
 @router.post("/classify")
-async def classify(asked: Classified, request: Request) -> Json:
+async def classify(asked: ClassificationBody, request: Request) -> Json:
     """Return for each picture the likeliest labels (zero-shot classification)."""
     return await answer(request, "classify", asked.model_dump())
 
 
 @router.post("/embed")
-async def embed(asked: Compared, request: Request) -> Json:
+async def embed(asked: ComparisonBody, request: Request) -> Json:
     """Return the CLIP embeddings of the pictures and then of the texts."""
     return await answer(request, "embed", asked.model_dump())

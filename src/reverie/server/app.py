@@ -40,14 +40,14 @@ def create_app(settings: Settings) -> FastAPI:
     metrics, store = Metrics(), JobStore(settings.home / "jobs.sqlite3")
 
     @asynccontextmanager
-    async def live_while(app: FastAPI) -> AsyncIterator[None]:
+    async def run_dispatcher(app: FastAPI) -> AsyncIterator[None]:
         app.state.dispatcher = metrics.dispatcher = Dispatcher(settings, store)
         try:
             yield
         finally:
             await app.state.dispatcher.close()
 
-    app = FastAPI(title="reverie", version=version("reverie"), lifespan=live_while, docs_url=None, redoc_url=None)
+    app = FastAPI(title="reverie", version=version("reverie"), lifespan=run_dispatcher, docs_url=None, redoc_url=None)
     app.state.settings = settings
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     if settings.origins:
@@ -75,13 +75,13 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-async def _refused(request: Request, error: Exception) -> JSONResponse:
+async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     param = getattr(error, "param", None)
     return JSONResponse(error_body(str(error.detail), param), error.status_code, headers=error.headers)
 
 
-async def _bad_request(request: Request, error: Exception) -> JSONResponse:
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     """Answer what a request's fields get wrong, without folders of this machine."""
     message = " ".join(request.app.state.settings.describe(str(error)).split())
     if isinstance(error, QueueFull):
@@ -89,27 +89,27 @@ async def _bad_request(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body(message, getattr(error, "field", None)), 422)
 
 
-async def _bad_body(request: Request, error: Exception) -> JSONResponse:
+async def _answer_bad_body(request: Request, error: Exception) -> JSONResponse:
     """Answer a body that is not of the route's form: the first thing that is wrong with it."""
     assert isinstance(error, RequestValidationError)
     first = error.errors()[0]
     own = first.get("ctx", {}).get("error")
     if isinstance(own, ReverieError):
-        return await _bad_request(request, own)
+        return await _answer_error(request, own)
     field = ".".join(str(part) for part in first["loc"][1:]) or "body"
     status = 400 if first["type"] == "json_invalid" else 422
     return JSONResponse(error_body(f"{field}: {first['msg']}"[:300], field), status)
 
 
-async def _broken(request: Request, error: Exception) -> JSONResponse:
+async def _answer_failure(request: Request, error: Exception) -> JSONResponse:
     return JSONResponse(error_body("the server failed; its log says more"), 500)
 
 
 HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
-    HTTPException: _refused,
-    ReverieError: _bad_request,
-    RequestValidationError: _bad_body,
-    Exception: _broken,
+    HTTPException: _answer_refusal,
+    ReverieError: _answer_error,
+    RequestValidationError: _answer_bad_body,
+    Exception: _answer_failure,
 }
 
 
@@ -134,7 +134,7 @@ class _Server(uvicorn.Server):
 
 def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until a signal ends it; `ready` gets the address. Raises ReverieError where that or `home` is taken."""
-    with listening(settings) as listener, lock_folder(settings.home, "serving"):
+    with listen(settings) as listener, lock_folder(settings.home, "serving"):
         config = uvicorn.Config(
             create_app(settings),
             timeout_keep_alive=KEEP_ALIVE,
@@ -151,7 +151,7 @@ def serve(settings: Settings, ready: Callable[[str], None]) -> None:
 
 
 @contextmanager
-def listening(settings: Settings) -> Iterator[socket.socket]:
+def listen(settings: Settings) -> Iterator[socket.socket]:
     """Yield a socket that listens where the settings say. Raises ReverieError where it cannot."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     try:

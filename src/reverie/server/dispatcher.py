@@ -178,7 +178,7 @@ class Dispatcher:
 
     async def watch(self, id: str) -> AsyncIterator[Event]:
         """Yield what happens to a job, or to `ALL`, from its present state until it is over or the server closes."""
-        with self._listening(id) as events:
+        with self._listen(id) as events:
             if (record := self.get(id)) is not None:
                 yield {"type": "state", "id": id, "job": self.describe(record)}
                 if record.is_over:
@@ -353,7 +353,7 @@ class Dispatcher:
     # The listeners
 
     @contextmanager
-    def _listening(self, id: str) -> Iterator[asyncio.Queue[Event]]:
+    def _listen(self, id: str) -> Iterator[asyncio.Queue[Event]]:
         events: asyncio.Queue[Event] = asyncio.Queue()
         self._listeners.setdefault(id, set()).add(events)
         try:

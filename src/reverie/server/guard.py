@@ -89,7 +89,7 @@ class Guard:
         try:
             self._check(scope, headers)
             scope["state"] = {**scope.get("state", {}), "client": self._client(scope, headers)}
-            await self._app(scope, self._bounded(scope, headers, receive), answer)
+            await self._app(scope, self._bound_body(scope, headers, receive), answer)
         except Refusal as refusal:
             if answered:
                 raise
@@ -155,7 +155,7 @@ class Guard:
         name = headers.get(CLIENT_HEADER) or query.get("client", "")
         return f"{address} {name[:64]}".strip()
 
-    def _bounded(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
+    def _bound_body(self, scope: Scope, headers: Headers, receive: Receive) -> Receive:
         """Return a `receive` that refuses bodies that are too large or too slow."""
         if scope["type"] != "http":
             return receive

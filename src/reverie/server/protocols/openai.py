@@ -26,7 +26,7 @@ from reverie.media.decoding import decode, to_rgb
 from reverie.media.pictures import exif_texts, read_texts
 from reverie.requests.records import read_record
 from reverie.server.answers import Served, client_of, dispatcher_of, finish
-from reverie.server.api import sent_event
+from reverie.server.api import server_sent_event
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.guard import Refusal, error_body
 from reverie.server.shelf import FILE_URL, data_url
@@ -44,7 +44,7 @@ USAGE = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
 USAGE_DETAILS = {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 
 
-class Asked(BaseModel):
+class ImagesRequest(BaseModel):
     """What all of OpenAI's routes for pictures take, and our fields beside it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -95,7 +95,7 @@ class Asked(BaseModel):
 
 
 @router.post("/images/generations", response_model=None)
-async def generate(asked: Asked, request: Request) -> dict[str, Any] | Response:
+async def generate(asked: ImagesRequest, request: Request) -> dict[str, Any] | Response:
     """Draw pictures of a prompt."""
     return await _respond(request, asked, asked.submission("text_to_image"), "image_generation")
 
@@ -107,7 +107,7 @@ async def edit(request: Request) -> dict[str, Any] | Response:
     image, mask = _only(files.get("image", [])), files.get("mask", [None])[0]
     picture = await asyncio.to_thread(decode, image)
     if mask is not None:
-        painted = await asyncio.to_thread(_painted, mask)
+        painted = await asyncio.to_thread(_mask_of, mask)
         body = asked.submission("inpaint", init=_url(image), mask=_url(painted), strength=asked.strength or 1.0)
     elif picture.mode == "RGBA":
         body = asked.submission("inpaint", init=_url(image), strength=asked.strength or 1.0)
@@ -146,7 +146,7 @@ def _model(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "reverie"}
 
 
-async def _read_form(request: Request) -> tuple[Asked, dict[str, list[bytes]]]:
+async def _read_form(request: Request) -> tuple[ImagesRequest, dict[str, list[bytes]]]:
     """Read a multipart form: its fields checked, and its files by field, image[] as image."""
     fields, files = dict[str, Any](), dict[str, list[bytes]]()
     async with request.form(max_files=20, max_fields=50) as form:
@@ -158,7 +158,7 @@ async def _read_form(request: Request) -> tuple[Asked, dict[str, list[bytes]]]:
             else:
                 fields[name] = value
     try:
-        return Asked.model_validate(fields), files
+        return ImagesRequest.model_validate(fields), files
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
@@ -171,7 +171,7 @@ def _only(images: list[bytes]) -> bytes:
     return images[0]
 
 
-def _painted(mask: bytes) -> bytes:
+def _mask_of(mask: bytes) -> bytes:
     """Turn OpenAI's mask, whose transparent part is edited, into one that is white there."""
     picture = decode(mask, "the mask")
     if picture.mode != "RGBA":
@@ -193,7 +193,9 @@ def _url(data: bytes) -> str:
     return data_url(data, "image/png")
 
 
-async def _respond(request: Request, asked: Asked, body: dict[str, Any], kind: str) -> dict[str, Any] | Response:
+async def _respond(
+    request: Request, asked: ImagesRequest, body: dict[str, Any], kind: str
+) -> dict[str, Any] | Response:
     if not asked.stream:
         record = await finish(request, body)
         return await asyncio.to_thread(_answer, dispatcher_of(request), record, asked, str(request.base_url))
@@ -202,7 +204,7 @@ async def _respond(request: Request, asked: Asked, body: dict[str, Any], kind: s
     return StreamingResponse(_stream(request, served, record, asked, kind), media_type="text/event-stream")
 
 
-def _answer(served: Dispatcher, record: JobRecord, asked: Asked, base: str) -> dict[str, Any]:
+def _answer(served: Dispatcher, record: JobRecord, asked: ImagesRequest, base: str) -> dict[str, Any]:
     """Return OpenAI's answer for a job that is done."""
     paths = served.paths(record)
     data = [
@@ -214,13 +216,13 @@ def _answer(served: Dispatcher, record: JobRecord, asked: Asked, base: str) -> d
     return {"created": int(time.time()), "data": data, **_details(record, asked), "usage": USAGE | USAGE_DETAILS}
 
 
-def _details(record: JobRecord, asked: Asked) -> dict[str, Any]:
+def _details(record: JobRecord, asked: ImagesRequest) -> dict[str, Any]:
     width, height = ((record.result or {}).get("sizes") or [(0, 0)])[0]
     told = {"background": "opaque", "output_format": asked.format, "size": f"{width}x{height}"}
     return told | {"quality": asked.quality or "auto"}
 
 
-def _encode(path: Path, asked: Asked) -> str:
+def _encode(path: Path, asked: ImagesRequest) -> str:
     """Return a result in the format and compression of the answer, with the texts that it carries."""
     if asked.format == "png":
         return base64.b64encode(path.read_bytes()).decode()
@@ -228,7 +230,7 @@ def _encode(path: Path, asked: Asked) -> str:
         return _encode_picture(picture, asked)
 
 
-def _encode_picture(picture: Image.Image, asked: Asked) -> str:
+def _encode_picture(picture: Image.Image, asked: ImagesRequest) -> str:
     buffer = io.BytesIO()
     quality = 95 if asked.output_compression is None else asked.output_compression
     exif = exif_texts(read_texts(picture))
@@ -237,7 +239,7 @@ def _encode_picture(picture: Image.Image, asked: Asked) -> str:
 
 
 async def _stream(
-    request: Request, served: Dispatcher, record: JobRecord, asked: Asked, kind: str
+    request: Request, served: Dispatcher, record: JobRecord, asked: ImagesRequest, kind: str
 ) -> AsyncIterator[str]:
     """Yield OpenAI's events: partial pictures spread evenly over the steps, and every finished one."""
     partial, wanted = 0, asked.partial_images or 0
@@ -249,21 +251,21 @@ async def _stream(
             if event["type"] == "preview" and partial < wanted and share >= (partial + 1) / (wanted + 1):
                 picture, size = await asyncio.to_thread(_partial, event["image"], asked)
                 more = {"b64_json": picture, "partial_image_index": partial, "size": size}
-                yield sent_event(f"{kind}.partial_image", {"type": f"{kind}.partial_image", **told, **more})
+                yield server_sent_event(f"{kind}.partial_image", {"type": f"{kind}.partial_image", **told, **more})
                 partial += 1
         record = served.get(record.id) or record
         if record.state != "done":
-            yield sent_event("error", {"type": "error", **error_body(record.error or "cancelled", record.field)})
+            yield server_sent_event("error", {"type": "error", **error_body(record.error or "cancelled", record.field)})
             return
         for path in served.paths(record):
             more = {"b64_json": await asyncio.to_thread(_encode, path, asked), "usage": USAGE | USAGE_DETAILS}
             event = {"type": f"{kind}.completed", **told, **more, **_details(record, asked)}
-            yield sent_event(event["type"], event)
+            yield server_sent_event(event["type"], event)
     finally:
         served.cancel(record)
 
 
-def _partial(image: str, asked: Asked) -> tuple[str, str]:
+def _partial(image: str, asked: ImagesRequest) -> tuple[str, str]:
     """Return a preview, a data URL, in the answer's format, and its size."""
     with Image.open(io.BytesIO(base64.b64decode(image.partition(",")[2]))) as picture:
         return _encode_picture(picture, asked), f"{picture.width}x{picture.height}"
