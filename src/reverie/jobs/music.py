@@ -24,6 +24,7 @@ from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
 from reverie.requests import metadata
 from reverie.requests.music import Film, Music
+from reverie.requests.references import MUSIC_NAME
 
 if TYPE_CHECKING:
     from reverie.music.sections import Recording
@@ -71,8 +72,6 @@ class MusicJob:
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Play, and yield what happens; the last event is `Finished`."""
         self.check()
-        from reverie.system import MUSIC_NAME
-
         watch = Stopwatch()
         with watch.measure("load"):
             system = load(self.model or MUSIC_NAME)
