@@ -26,7 +26,7 @@ from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 from reverie.requests.references import ASSETS, BUNDLED_NAME, MUSIC_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
-from reverie.runtime.combinations import check_combination
+from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, OFFLOADS, Offloader
 
