@@ -249,12 +249,6 @@ def animate(
     return in_turn(modify(system, request), partial(_frames, system, film, request, distance, store, batch))
 
 
-def frame_count(animation: Animation, heard: Waveform | None = None) -> int:
-    """Return how many frames a film has; reads its sound and the film it is drawn over where it must."""
-    laid, _, _ = _lay_out(animation, heard)
-    return len(order(laid.count, animation.ping_pong, animation.loop))
-
-
 def _lay_out(animation: Animation, heard: Waveform | None) -> tuple[Timeline, Waveform | None, Footage | None]:
     """Lay the film's way out in time; return the sound and the film that tell how long it is, too."""
     if animation.audio is not None and heard is None:
