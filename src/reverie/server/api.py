@@ -204,8 +204,8 @@ async def inspect(named: FileBody, served: Served) -> Json:
         with resolving(served.settings.resolver()):
             record = read_record(found)
             request = record.request.to_record()
-        found = {"kind": record.request.kind, "model": record.model, "request": request, "notes": list(record.notes)}
-        return found | {"film": None if record.film is None else record.film.to_record()}
+        fields = {"kind": record.request.kind, "model": record.model, "request": request, "notes": list(record.notes)}
+        return fields | {"film": None if record.film is None else record.film.to_record()}
 
     return await asyncio.to_thread(read)
 
