@@ -118,5 +118,8 @@ def test_what_cannot_be_is_said_in_the_sdks_own_errors(sdk: OpenAI, url: str) ->
         sdk.images.generate(prompt="a bear", n=11)
     with pytest.raises(openai.UnprocessableEntityError, match="2 pictures"):
         sdk.images.edit(image=[file(Image.new("RGB", (32, 32)))] * 2, prompt="a bear")
-    with OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as other, pytest.raises(openai.AuthenticationError):
+    with (
+        OpenAI(base_url=f"{url}/v1", api_key="wrong", max_retries=0) as other,
+        pytest.raises(openai.AuthenticationError),
+    ):
         other.models.list()
