@@ -25,7 +25,7 @@ def tell_numbered(names: Sequence[str]) -> None:
 
 @contextmanager
 def tell_warnings() -> Iterator[None]:
-    """Say the library's warnings of the block on stderr, a line each, as they come."""
+    """Say the library's warnings of the block on stderr, a line each, as they come; each of them once."""
 
     def tell(
         message: Warning | str,
@@ -38,6 +38,6 @@ def tell_warnings() -> Iterator[None]:
         print(message, file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", RequestWarning)
+        warnings.simplefilter("once", RequestWarning)
         warnings.showwarning = tell
         yield
