@@ -23,6 +23,7 @@ from reverie.animation.timeline import Timeline, by_sight, by_sound, frames_in, 
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapter_notes
 from reverie.generate.modified import Modification, in_turn, modify
+from reverie.generate.notes import model_limits
 from reverie.media import footage
 from reverie.media.encoder import Waveform
 from reverie.media.footage import Footage
@@ -94,7 +95,7 @@ def animate(
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
     film = _plan_film(system, animation.with_guidance(system.guidance), heard)
     request = shared_request(film.animation, film.size)
-    film = replace(film, notes=adapter_notes(system, animation))
+    film = replace(film, notes=(*adapter_notes(system, animation), *model_limits(animation, system)))
     return in_turn(modify(system, request), partial(_frames, system, film, request, distance, store, batch))
 
 

@@ -65,8 +65,7 @@ def load_controlnet(
     if path.is_dir():
         given = config or read_controlnet(read_json(path / "config.json"), str(path / "config.json"))
         module = blueprint(partial(ControlNet, given))
-        files = find_weights(path, DIFFUSERS_STEM, dtype)
-        load_weights(module, files, device=device, dtype=dtype)
+        load_weights(module, control_files(path, dtype), device=device, dtype=dtype)
         return module
     if not path.is_file():
         raise ReverieError(f"no ControlNet at '{path}'; give a folder in diffusers' layout or a file of weights")
@@ -77,6 +76,12 @@ def load_controlnet(
         state = _add_base(state, base, path)
     module.load_state_dict({ours: tensor.to(device, dtype) for ours, tensor in state.items()}, assign=True)
     return module.eval()
+
+
+def control_files(path: str | Path, dtype: torch.dtype | None) -> list[Path]:
+    """Return the files that a ControlNet's weights are read from."""
+    path = Path(path)
+    return find_weights(path, DIFFUSERS_STEM, dtype) if path.is_dir() else [path]
 
 
 def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:

@@ -13,6 +13,7 @@ from torch import Tensor
 from reverie.diffusion.step import Step
 from reverie.generate import canvas
 from reverie.generate.conditioning import adapter_notes
+from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
 from reverie.generate.picture_run import PictureRun, prepare_run
@@ -83,8 +84,9 @@ def _draw(
     preview: Show | None,
     modification: Modification,
 ) -> Iterator[PictureStep]:
-    notes = (*adapter_notes(system, request), *model_limits(request, system))
     run = prepare_run(system, request, refiner)
+    request, changed = with_sums(system, request)
+    notes = (*adapter_notes(system, request), *changed, *model_limits(request, system))
 
     def show(latents: Tensor) -> list[Image.Image]:
         with modification.active():

@@ -14,6 +14,7 @@ from reverie.jobs.events import (
     Finished,
     Load,
     Note,
+    Preview,
     Saved,
     Stopwatch,
     ignore,
@@ -40,14 +41,15 @@ SEARCH_INTERVAL = 5.0  # seconds between two notes of the search for an even pac
 class FilmJob:
     """Draw a film into all its `outputs` at once, with the frames that an earlier, interrupted run left.
 
-    `model` draws, and `drawn_by` is the model of a film that is made again. `metadata` says whether the files hold the
-    request; `no_clobber` refuses files that are there.
+    `model` draws, and `drawn_by` is the model of a film that is made again. Every `previews` frames a `Preview` comes
+    (0: none). `metadata` says whether the files hold the request; `no_clobber` refuses files that are there.
     """
 
     request: Animation
     outputs: tuple[Path, ...]
     model: str | None = None
     drawn_by: str | None = None
+    previews: int = 0
     metadata: bool = True
     no_clobber: bool = False
 
@@ -116,6 +118,8 @@ class FilmJob:
                 for write in add:
                     write(frame.picture)
                 count, size = frame.done, frame.picture.size
+                if self.previews and frame.index % self.previews == 0:
+                    yield Preview(frame.picture)
                 yield Progress(frame.done, frame.total, frame.unit)
         prune(cache())
         return kept, count, size

@@ -24,6 +24,7 @@ from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
 from reverie.requests import metadata
 from reverie.requests.music import Film, Music
+from reverie.requests.references import MUSIC_NAME
 
 if TYPE_CHECKING:
     from reverie.music.sections import Recording
@@ -71,8 +72,6 @@ class MusicJob:
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Play, and yield what happens; the last event is `Finished`."""
         self.check()
-        from reverie.system import MUSIC_NAME
-
         watch = Stopwatch()
         with watch.measure("load"):
             system = load(self.model or MUSIC_NAME)
@@ -122,9 +121,11 @@ class MusicJob:
 
     def _draw_film(self, system: Pipeline, clip: Recording, path: Path) -> Iterator[Event]:
         """Draw the film to a clip and write it with its sound."""
+        from reverie.generate.identity import with_sum
         from reverie.media import video
 
-        film = (self.film or Film()).with_guidance(system.guidance)
+        film, changed = with_sum(system, (self.film or Film()).with_guidance(system.guidance))
+        yield from map(Note, changed)
         texts = metadata.texts(clip.request, clip.model, film) if self.metadata else {}
         with video.recording(path, film.fps, texts=texts, sound=clip) as add:
             for frame in system.film(clip, film):

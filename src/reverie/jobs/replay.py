@@ -16,7 +16,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
-from reverie.requests.references import supply
+from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, supply
 
 
 def replay_job(
@@ -74,8 +74,6 @@ def _check_model(file: Path, request: SampledRequest, drawn_by: str, model: str 
     """Raise ReverieError where neither the request's model is bundled nor one is given."""
     if model is not None:
         return
-    from reverie.system import BUNDLED_NAME, MUSIC_NAME  # brings torch, which takes seconds
-
     bundled, did = (MUSIC_NAME, "played") if isinstance(request, Music) else (BUNDLED_NAME, "drawn")
     if drawn_by != bundled:
         raise ReverieError(f"'{file}' was {did} by the model '{drawn_by}'; say where that is with `model`")

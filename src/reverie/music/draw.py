@@ -20,6 +20,7 @@ from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapter_notes
 from reverie.generate.modified import Modification, in_turn, modify
+from reverie.generate.notes import model_limits
 from reverie.generate.sample import SAME, noise_levels, sample
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
@@ -138,7 +139,8 @@ def _play(
     given: Given | None,
     _: Modification,
 ) -> Iterator[MusicStep]:
-    notes, run = adapter_notes(system, music), _prepare_run(system, music, shared, laid, given)
+    notes = (*adapter_notes(system, music), *model_limits(music, system))
+    run = _prepare_run(system, music, shared, laid, given)
     done, total = 0, music.count * (len(run.sigmas) - 1)
     for index in range(music.count):
         single = music.only(index)

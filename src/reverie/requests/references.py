@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 DATA_URL = "data:"
 HUB_PARTS = 2  # owner/name
+ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED_NAME, MUSIC_NAME = "reverie-emoji", "reverie-music"  # what the bundled models are asked for and told by
 MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the models that a record names are
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 
