@@ -16,7 +16,6 @@ from reverie.cli.output import say, tell_numbered
 from reverie.cli.progress import watched
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
-from reverie.jobs.outputs import check_writable
 from reverie.similarity.templates import existing, find_templates, read_lines
 
 if TYPE_CHECKING:
@@ -151,6 +150,7 @@ def _evaluate(
     output: Path | None,
     as_json: bool,
 ) -> None:
+    from reverie.jobs.outputs import check_writable
     from reverie.media.pictures import save
     from reverie.similarity.evaluate import MOST_DRAWN, Report, evaluate, find_classes
 

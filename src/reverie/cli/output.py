@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from reverie.jobs.outputs import numbering_note
-
 
 def say(line: str) -> None:
     """Write one line of a command's result to stdout."""
@@ -15,5 +13,7 @@ def say(line: str) -> None:
 
 def tell_numbered(names: Sequence[str]) -> None:
     """Say on stderr which names a chart shows as numbers."""
+    from reverie.jobs.outputs import numbering_note  # brings pydantic, which takes longer than a --help may
+
     if note := numbering_note(names):
         print(note, file=sys.stderr)

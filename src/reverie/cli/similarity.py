@@ -14,8 +14,6 @@ from rich.cells import cell_len, set_cell_size
 from reverie.cli.options import Flag, Json, Output
 from reverie.cli.output import say, tell_numbered
 from reverie.errors import ReverieError
-from reverie.jobs.outputs import check_writable
-from reverie.media.decoding import READABLE
 from reverie.similarity.templates import existing
 
 if TYPE_CHECKING:
@@ -79,6 +77,8 @@ def similarity(
     if as_json and as_csv:
         raise ReverieError("--json and --csv are two ways to print one matrix; leave one out")
     if output is not None:
+        from reverie.jobs.outputs import check_writable
+
         check_writable([output])
     likeness = clip.load().similarity(pictures, texts)
     if output is not None:
@@ -100,6 +100,8 @@ def similarity(
 
 def sorted_out(items: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Tell files of pictures from texts. Raises ReverieError for a folder, and for a picture that is not there."""
+    from reverie.media.decoding import READABLE
+
     pictures, texts = [], []
     for item in items:
         path = existing(item)
