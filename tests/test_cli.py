@@ -19,7 +19,7 @@ import reverie
 from reverie.cli import data, progress
 from reverie.cli.app import app, run
 from reverie.cli.options import ModelOptions, ResultOptions
-from reverie.jobs.outputs import numbered, slug
+from reverie.jobs.outputs import numbered_paths, slug
 from reverie.pipeline import Pipeline
 from reverie.progress import Progress
 from reverie.requests.base import MAX_SEED
@@ -287,7 +287,7 @@ def test_slugs_and_numbers() -> None:
     assert slug("熊" * 100) == "熊" * 48
     assert slug("?!") == slug("") == "picture"
     assert slug("", "music") == "music"
-    assert numbered(Path("a/b.c.png"), 2) == [Path("a/b.c-0.png"), Path("a/b.c-1.png")]
+    assert numbered_paths(Path("a/b.c.png"), 2) == [Path("a/b.c-0.png"), Path("a/b.c-1.png")]
 
 
 def test_concepts_are_listed(
@@ -307,6 +307,17 @@ def test_concepts_are_listed(
     assert json.loads(capsys.readouterr().out) == known
 
 
+def test_instruments_styles_and_tempos_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Fault 41: the 35 instruments were listed nowhere."""
+    assert run(["concepts", "--model", "reverie-music"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [kind for kind, *_ in rows].count("instrument") == 35
+    assert ["style", "jazz, swing", "爵士"] in rows
+    assert ["tempo", "144 bpm", "144拍"] in rows
+    assert "does not say what it knows" in refusal(capsys, "concepts", "--model", str(tmp_path))
+    assert "give a folder, or one of reverie-emoji" in refusal(capsys, "concepts", "--model", str(tmp_path / "none"))
+
+
 class Terminal(io.StringIO):
     """Pretend to be a terminal."""
 
@@ -323,7 +334,7 @@ def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.03)
     for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert [event.done for event in progress.watched(events())] == [1, 2, 3, 4, 5]
+        assert [event.done for event in progress.show_progress(events())] == [1, 2, 3, 4, 5]
         assert "steps" in stream.getvalue()
     assert "steps 2/5, " in stream.getvalue()
     assert stream.getvalue().splitlines()[0].endswith(" s left")

@@ -24,14 +24,13 @@ from reverie.diffusion.names import choose
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
+from reverie.requests.references import ASSETS, BUNDLED_NAME, MUSIC_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.runtime.combinations import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, OFFLOADS, Offloader
 
-ASSETS = Path(__file__).parent / "assets"
 BUNDLED, MUSIC = ASSETS / "bundled", ASSETS / "music"
-BUNDLED_NAME, MUSIC_NAME = "reverie-emoji", "reverie-music"  # what the bundled models are asked for and told by
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PACKED_FROM = 256  # widest level from which a U-Net gains by packing; the bundled one would take twice as long
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
@@ -77,16 +76,16 @@ class Conditioning:
 def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor]) -> Conditioning:
     """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out."""
 
-    def merged(tensors: list[Tensor | None]) -> Tensor | None:
+    def cat_or_none(tensors: list[Tensor | None]) -> Tensor | None:
         held = [tensor for tensor in tensors if tensor is not None]
         return merge(held) if len(held) == len(tensors) else None
 
     return Conditioning(
         merge([part.tokens for part in parts]),
-        merged([part.pooled for part in parts]),
-        merged([part.sizes for part in parts]),
-        merged([part.guidance for part in parts]),
-        merged([part.prompted for part in parts]),
+        cat_or_none([part.pooled for part in parts]),
+        cat_or_none([part.sizes for part in parts]),
+        cat_or_none([part.guidance for part in parts]),
+        cat_or_none([part.prompted for part in parts]),
     )
 
 
@@ -298,18 +297,24 @@ def _quicken(components: Components, *, int8: bool) -> None:
         pack_after(TOWER_CALLS, tower)
 
 
-def _bundled_models() -> dict[str, Path]:
+def bundled_models() -> dict[str, Path]:
+    """Return the folders of the models that come with reverie, by name."""
     return {BUNDLED_NAME: BUNDLED, MUSIC_NAME: MUSIC}
 
 
 def _locate(path: str | Path | None, revision: str | None, variant: str | None) -> tuple[Path, str]:
     """Find a model's file or folder, fetching it where it is a name on the hub; say what the model is called."""
-    found = _bundled_models().get(BUNDLED_NAME if path is None else str(path), Path(path or ""))
+    found = bundled_models().get(BUNDLED_NAME if path is None else str(path), Path(path or ""))
     if not found.exists() and hub.is_name(str(path)):
         return hub.find(str(path), revision=revision, variant=variant), str(path)
     if found.is_file() or (found / "model_index.json").is_file():
         return found, _name(found.resolve())
     raise ReverieError(_no_model(found))
+
+
+def model_files(path: str | Path, dtype: torch.dtype) -> list[Path]:
+    """Return the files that a model's weights are read from: a folder's, a single file, or those of a name."""
+    return _weight_files(_locate(path, None, None)[0], dtype, None)
 
 
 def _with_vae(components: Components, vae: str | Path, device: torch.device, dtype: torch.dtype) -> Components:
@@ -320,7 +325,7 @@ def _with_vae(components: Components, vae: str | Path, device: torch.device, dty
 def _with_hash(name: str, files: list[Path], added: list[Path], dtype: torch.dtype) -> str:
     """Name a model and the parts put into it, with a hash of all their weights; the bundled ones go without."""
     name = " + ".join([name, *(part.name for part in added)])
-    if name in _bundled_models():
+    if name in bundled_models():
         return name
     parts = [find_weights(part, STEMS["vae"], dtype) if part.is_dir() else [part] for part in added]
     return f"{name} [{content_hash([*files, *(file for part in parts for file in part)])}]"
@@ -336,16 +341,16 @@ def _weight_files(path: Path, dtype: torch.dtype, variant: str | None) -> list[P
 
 def _name(path: Path) -> str:
     """Name a model by its folder or file; the bundled ones have names of their own, which no other can take."""
-    for name, folder in _bundled_models().items():
+    for name, folder in bundled_models().items():
         if path == folder.resolve():
             return name
     name = path.stem if path.is_file() else path.name
-    return str(path) if name in _bundled_models() else name
+    return str(path) if name in bundled_models() else name
 
 
 def _no_model(path: Path) -> str:
     allowed = "give a folder in diffusers' layout, a single file, or a name on the hub such as owner/name"
-    for name, folder in _bundled_models().items():
+    for name, folder in bundled_models().items():
         if path == folder:
             return f"this installation holds no bundled model {name}; {allowed}"
     if path.is_dir():

@@ -65,18 +65,23 @@ def load_controlnet(
     if path.is_dir():
         given = config or read_controlnet(read_json(path / "config.json"), str(path / "config.json"))
         module = blueprint(partial(ControlNet, given))
-        files = find_weights(path, DIFFUSERS_STEM, dtype)
-        load_weights(module, files, device=device, dtype=dtype)
+        load_weights(module, control_files(path, dtype), device=device, dtype=dtype)
         return module
     if not path.is_file():
         raise ReverieError(f"no ControlNet at '{path}'; give a folder in diffusers' layout or a file of weights")
     source = open_source(path)
-    module, table = _recognised(source, path, [config] if config else list(CONTROLNETS.values()))
+    module, table = _recognise(source, path, [config] if config else list(CONTROLNETS.values()))
     state = {ours: place.read(source.tensor(place.name)) for ours, place in table.items()}
     if DIFFERENCE in source.names():
-        state = _added(state, base, path)
+        state = _add_base(state, base, path)
     module.load_state_dict({ours: tensor.to(device, dtype) for ours, tensor in state.items()}, assign=True)
     return module.eval()
+
+
+def control_files(path: str | Path, dtype: torch.dtype | None) -> list[Path]:
+    """Return the files that a ControlNet's weights are read from."""
+    path = Path(path)
+    return find_weights(path, DIFFUSERS_STEM, dtype) if path.is_dir() else [path]
 
 
 def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:
@@ -99,7 +104,7 @@ def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:
     return replace(config, kinds=raw.get("num_control_type", 6), fusing_heads=heads, fusing_layers=layers)
 
 
-def _added(state: dict[str, Tensor], base: UNet | None, path: Path) -> dict[str, Tensor]:
+def _add_base(state: dict[str, Tensor], base: UNet | None, path: Path) -> dict[str, Tensor]:
     """Add the U-Net's weights to those that a ControlNet shares with it. Raises ReverieError where they do not fit."""
     if base is None:
         raise ReverieError(f"'{path}' holds what is to be added to a U-Net; give the model that it steers")
@@ -138,7 +143,7 @@ def places(config: ControlNetConfig, names: list[str], prefix: str = PREFIX) -> 
     return compvis.places(names, modules, prefix)
 
 
-def _recognised(source: Source, path: Path, configs: list[ControlNetConfig]) -> tuple[ControlNet, Table]:
+def _recognise(source: Source, path: Path, configs: list[ControlNetConfig]) -> tuple[ControlNet, Table]:
     """Find the config whose names and shapes are all in a file, and where.
 
     Raises ReverieError where there is none, or the file says by other names that it steers otherwise.

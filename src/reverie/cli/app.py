@@ -42,7 +42,7 @@ app.command(
 )
 app.command("reverie.cli.spectrogram:spectrogram", help="Turn a sound into a picture of its spectrogram.")
 app.command("reverie.cli.spectrogram:sound", help="Turn a picture of a spectrogram into a sound.")
-app.command("reverie.cli.data:concepts", help="List what the bundled model knows, in English and Chinese.")
+app.command("reverie.cli.data:concepts", help="List what a bundled model knows, in English and Chinese.")
 app.command("reverie.cli.data:app", name="data", help="Make training data.")
 app.command("reverie.cli.inspect:inspect", help="Tell what a file of weights or a picture is.")
 app.command("reverie.cli.convert:convert", help="Turn a single file into a folder, or a folder into a single file.")
@@ -53,6 +53,7 @@ app.command("reverie.cli.classify:classify", help="Name pictures by labels, or m
 app.command("reverie.cli.index:index", help="Embed a collection of pictures, so that it can be searched.")
 app.command("reverie.cli.index:search", help="Find pictures of an index by words and by example.")
 app.command("reverie.cli.curate:curate", help="Keep the samples of shards that are worth learning from.")
+app.command("reverie.cli.serve:serve", help="Serve a page to draw and play on, and what other programs speak.")
 app.command("reverie.cli.watermark:app", name="watermark", help="Read and write invisible watermarks.")
 
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reverie.cli.options import Flag
-from reverie.cli.output import say
-from reverie.cli.progress import watched
+from reverie.cli.output import say, tell_warnings
+from reverie.cli.progress import show_progress
 
 
 @contextmanager
@@ -40,8 +40,8 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
     from reverie.train.parallel import is_first
     from reverie.train.recipe import folder_of
 
-    with resumable("--resume goes on from the last checkpoint"):
-        for _ in watched(run(recipe, out, resume)):
+    with tell_warnings(), resumable("--resume goes on from the last checkpoint"):
+        for _ in show_progress(run(recipe, out, resume)):
             pass
     if is_first():
         say(str(folder_of(recipe, out)))
@@ -70,7 +70,7 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
     if not prepare:
         check(folder_of(recipe, out), resume)
     with resumable("the same command goes on with the latents"):
-        for _ in watched(finetune.prepare(recipe, out)):
+        for _ in show_progress(finetune.prepare(recipe, out)):
             pass
     if prepare:
         say(str(folder_of(recipe, out)))
