@@ -23,8 +23,7 @@ from reverie.models.clip import CLIPVisionConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.pipeline import Pipeline
-from reverie.requests.parts import Hires, Refiner, Variation
-from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint
+from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, Variation
 
 from .conftest import UNET
 

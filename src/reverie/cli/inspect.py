@@ -35,9 +35,8 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
 
 
 def _describe(path: Path) -> dict[str, Any]:
-    from reverie.media.decoding import READABLE
     from reverie.media.footage import ANIMATED, FILMS
-    from reverie.media.pictures import FORMATS
+    from reverie.media.pictures import FORMATS, READABLE
     from reverie.requests.films import Animation
     from reverie.requests.music import Music
     from reverie.requests.records import read_record

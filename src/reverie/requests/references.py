@@ -27,9 +27,8 @@ from pydantic import AfterValidator, Field, PlainSerializer, SerializationInfo, 
 
 from reverie.errors import ReverieError
 from reverie.files import file_sha256, natural_order, reason_of, sha256_of
-from reverie.media.decoding import READABLE, decode, eight_bits, upright
 from reverie.media.masks import PAINTED
-from reverie.media.pictures import open_picture
+from reverie.media.pictures import READABLE, decode, eight_bits, open_picture, upright
 from reverie.requests.adapter_files import parse
 from reverie.requests.base import RECORDED, Frozen, Request
 
