@@ -15,7 +15,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -64,8 +64,9 @@ class AllowedFolders:
         """Return the file of a name. Raises ReverieError where no folder holds it."""
         for folder in self.folders.get(what, ()):
             path = Path(os.path.normpath(folder / name))  # what links inside lead to, their owner allows
-            if "\0" not in name and path != folder and path.is_relative_to(folder) and path.exists():
-                return str(path)
+            with suppress(OSError):  # a name that is too long
+                if "\0" not in name and path != folder and path.is_relative_to(folder) and path.exists():
+                    return str(path)
         raise ReverieError(
             f"there is no {what} '{name}' here", hint="give a name that is, or the content as a data URL"
         )
@@ -137,7 +138,8 @@ class FileReference(Frozen):
         if isinstance(given, cls):
             return given
         if isinstance(given, Mapping):
-            return given if cls._is_whole(given) else cls._from_record(given)
+            trusted = _RESOLVER.get() is any_path  # else a client could name any path
+            return given if trusted and cls._is_whole(given) else cls._from_record(given)
         if isinstance(given, str) and given.startswith(DATA_URL):
             return cls._from_bytes(_from_data_url(given, cls.what))
         if isinstance(given, str | Path):
