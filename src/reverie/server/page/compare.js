@@ -77,7 +77,7 @@ function showHeat({ rows, columns, cosines }, rowPictures, columnPictures) {
   const cell = (value) => {
     const heat = most > least ? (value - least) / (most - least) : 1;
     const element = make("td", { textContent: value.toFixed(2).replace("-0.00", "0.00"), className: heat > 0.5 ? "hot" : "" });
-    element.style.setProperty("--heat", `${Math.round(heat * 100)}%`);
+    element.style.setProperty("--heat", `${Math.round(heat > 0.5 ? 70 + 30 * heat : 80 * heat)}%`); // none between, where no text is legible
     return element;
   };
   const top = make("tr", {}, make("td"), ...columns.map((name, at) => head(name, columnPictures[at], "col")));

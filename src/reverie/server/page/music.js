@@ -75,6 +75,7 @@ async function playOnce() {
 
 function nowPlaying({ job, sound, buffer }) {
   $("#score").hidden = false;
+  $(".roll .ghost").hidden = true;
   $("#toggle").textContent = t("pause");
   const words = [job.request.prompt, ...(job.request.to ?? []).map((stop) => stop.prompt ?? stop)].join(" → ");
   $("#playing").textContent = t("playing", words, job.request.seed, buffer.duration.toFixed(1));
