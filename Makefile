@@ -53,17 +53,17 @@ $(BIN)/python:
 	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable ".[film,sound]"
+	$(PIP) --editable ".[film,sound,server]"
 	@touch $@
 
 $(VENV)/.test: $(VENV)/.run
-	$(PIP) --editable ".[film,sound,gguf,faiss,c2pa,train,test]"
+	$(PIP) --editable ".[film,sound,server,gguf,faiss,c2pa,train,test]"
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.test
-	$(PIP) --editable ".[film,sound,gguf,faiss,c2pa,train,test,dev]"
+	$(PIP) --editable ".[film,sound,server,gguf,faiss,c2pa,train,test,dev]"
 	@touch $@
 
 $(VENV)/.docs: $(VENV)/.run
-	$(PIP) --editable ".[film,sound,docs]"
+	$(PIP) --editable ".[film,sound,server,docs]"
 	@touch $@

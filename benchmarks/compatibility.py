@@ -24,7 +24,7 @@ from torch import Tensor
 
 from architectures import ARCHITECTURES, FULL, Architecture, Scale, build
 from reverie.diffusion.noise import Noise
-from reverie.generate.image import sized
+from reverie.generate.image import fill_in
 from reverie.generate.picture_run import picture_run
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
@@ -122,7 +122,7 @@ def ours(system: Pipeline, task: str, pair: Pair) -> Tensor:
         "image to image": lambda: ImageToImage(**started),
         "inpainting": lambda: Inpaint(**painted),
     }[task]()
-    request = sized(system, request)
+    request = fill_in(system, request)
     with picture_run(system, request, None) as studio, torch.no_grad():
         *_, last = studio.steps(studio.passes[0], [request.only(0)], None)
         return studio.codec.decode(last.x)

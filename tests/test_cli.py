@@ -20,7 +20,7 @@ import reverie
 from reverie.cli import data, progress
 from reverie.cli.app import run
 from reverie.cli.options import ModelOptions, ResultOptions
-from reverie.jobs.outputs import numbered, slug
+from reverie.jobs.outputs import numbered_paths, slug
 from reverie.pipeline import Pipeline
 from reverie.progress import Progress
 from reverie.requests.base import MAX_SEED
@@ -283,7 +283,7 @@ def test_slugs_and_numbers() -> None:
     assert slug("熊" * 100) == "熊" * 48
     assert slug("?!") == slug("") == "picture"
     assert slug("", "music") == "music"
-    assert numbered(Path("a/b.c.png"), 2) == [Path("a/b.c-0.png"), Path("a/b.c-1.png")]
+    assert numbered_paths(Path("a/b.c.png"), 2) == [Path("a/b.c-0.png"), Path("a/b.c-1.png")]
 
 
 def test_concepts_are_listed(
@@ -319,7 +319,7 @@ def test_progress_on_a_terminal_and_in_a_log(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(progress, "PLAIN_INTERVAL", 0.03)
     for stream in (Terminal(), io.StringIO()):
         monkeypatch.setattr(sys, "stderr", stream)
-        assert [event.done for event in progress.watched(events())] == [1, 2, 3, 4, 5]
+        assert [event.done for event in progress.show_progress(events())] == [1, 2, 3, 4, 5]
         assert "steps" in stream.getvalue()
     assert "steps 2/5, " in stream.getvalue()
     assert stream.getvalue().splitlines()[0].endswith(" s left")

@@ -28,7 +28,8 @@ LAYERS = (
     {"jobs"},  # from a request to finished files
     {"corpora"},
     {"train"},  # draws its contact sheets with generate
-    {"server", "cli"},
+    {"server"},
+    {"cli"},
 )
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}
 # The tests use the first two as oracles, which break once the others are installed beside the CPU build of torch.

@@ -86,7 +86,7 @@ class Pipeline(StableDiffusion):
 
     def draw(self, request: TextToImage) -> list[Image.Image]:
         """Draw the pictures that a request asks for, in order; warn of what of it is not honoured."""
-        return [picture for progress in noted(self.stream(request)) for picture in progress.pictures]
+        return [picture for progress in warn_of_notes(self.stream(request)) for picture in progress.pictures]
 
     def best(self, request: TextToImage, *, of: int, clip: Clip | None = None) -> list[Image.Image]:
         """Draw `of` pictures and return the `request.count` most like the prompt, the best first, with their scores.
@@ -94,7 +94,7 @@ class Pipeline(StableDiffusion):
         A CLIP ranks them: the bundled one where none is given. See `similarity.best`.
         """
         asked, ranking = rivals(request, of), Ranking(clip or load_clip(device=self.device), request)
-        for step in noted(self.stream(asked)):
+        for step in warn_of_notes(self.stream(asked)):
             for picture in step.pictures:
                 ranking.add(picture)
         return [one.picture for one in ranking.best()]
@@ -116,7 +116,7 @@ class Pipeline(StableDiffusion):
                 dtype=self.dtype,
                 fast=is_packed(self.unet),
                 offload=offloader_of(self.unet),
-                compile=kept(is_compiled(self.unet)),
+                compile=compile_cache(is_compiled(self.unet)),
             )
         return image.stream(self, request, refiner=refiner, preview=preview)
 
@@ -140,7 +140,7 @@ class Pipeline(StableDiffusion):
     def music(self, prompt: str = "", **options: Unpack[MusicOptions]) -> list[Recording]:
         """Play clips of music; the options are the fields of `Music`. They are sounds, which notebooks play."""
         progress = self.play(Music.of({"prompt": prompt, **options}))
-        return [step.clip for step in noted(progress) if step.clip is not None]
+        return [step.clip for step in warn_of_notes(progress) if step.clip is not None]
 
     def play(self, music: Music) -> Iterator[player.MusicStep]:
         """Play clips and report every step; stop by closing the generator. See `music.draw.stream`."""
@@ -159,7 +159,7 @@ class Pipeline(StableDiffusion):
             super().save(path, precision)
 
 
-def noted(events: Iterator[Event]) -> Iterator[Event]:
+def warn_of_notes(events: Iterator[Event]) -> Iterator[Event]:
     """Pass events on, and warn of what they note."""
     for event in events:
         for note in event.notes:
@@ -205,11 +205,11 @@ def load(
         fast=fast,
         int8=int8,
         offload=offload,
-        compile=kept(compile),
+        compile=compile_cache(compile),
     )
     return Pipeline(**vars(loaded))
 
 
-def kept(compile: bool) -> Path | None:
+def compile_cache(compile: bool) -> Path | None:
     """Return the folder for what is compiled; None where nothing is to be."""
     return cache_folder() / "compiled" if compile else None

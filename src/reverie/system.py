@@ -24,14 +24,13 @@ from reverie.diffusion.names import choose
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
+from reverie.requests.references import ASSETS, BUNDLED_NAME, MUSIC_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.runtime.combinations import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, OFFLOADS, Offloader
 
-ASSETS = Path(__file__).parent / "assets"
 BUNDLED, MUSIC = ASSETS / "bundled", ASSETS / "music"
-BUNDLED_NAME, MUSIC_NAME = "reverie-emoji", "reverie-music"  # what the bundled models are asked for and told by
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PACKED_FROM = 256  # widest level from which a U-Net gains by packing; the bundled one would take twice as long
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
@@ -77,16 +76,16 @@ class Conditioning:
 def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor]) -> Conditioning:
     """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out."""
 
-    def merged(tensors: list[Tensor | None]) -> Tensor | None:
+    def cat_or_none(tensors: list[Tensor | None]) -> Tensor | None:
         held = [tensor for tensor in tensors if tensor is not None]
         return merge(held) if len(held) == len(tensors) else None
 
     return Conditioning(
         merge([part.tokens for part in parts]),
-        merged([part.pooled for part in parts]),
-        merged([part.sizes for part in parts]),
-        merged([part.guidance for part in parts]),
-        merged([part.prompted for part in parts]),
+        cat_or_none([part.pooled for part in parts]),
+        cat_or_none([part.sizes for part in parts]),
+        cat_or_none([part.guidance for part in parts]),
+        cat_or_none([part.prompted for part in parts]),
     )
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reverie.adapters.control import Control, controlled
+from reverie.adapters.control import Control, bind_controls
 from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import encode
@@ -37,7 +37,7 @@ def control_for(system: StableDiffusion, seed: int = 0, **settings: float) -> Co
 def predicted(system: StableDiffusion, controls: list[Control], t: float = 500, size: int = 8) -> Tensor:
     torch.manual_seed(1)
     x = torch.randn(2, system.unet.config.in_channels, size, size)
-    return controlled(system, controls)(system.encode_prompt(["a bear", ""]))(x, torch.full((2,), t))
+    return bind_controls(system, controls)(system.encode_prompt(["a bear", ""]))(x, torch.full((2,), t))
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_xl"])
@@ -80,7 +80,7 @@ def test_the_hint_is_embedded_once_for_each_size(tiny: Pipeline) -> None:
     control = control_for(tiny)
     calls: list[tuple[int, ...]] = []
     control.network.controlnet_cond_embedding.register_forward_hook(lambda *given: calls.append(given[1][0].shape))
-    bind = controlled(tiny, [control])
+    bind = bind_controls(tiny, [control])
     with torch.no_grad():
         for size in (8, 8, 16, 8):
             bind(tiny.encode_prompt(["a"]))(torch.zeros(1, 4, size, size), torch.tensor([500.0]))
@@ -101,7 +101,7 @@ def test_a_pooled_control_acts_on_the_prompted_half(tiny: Pipeline) -> None:
     torch.manual_seed(1)
     x, t = torch.randn(2, 4, 8, 8), torch.full((2,), 500.0)
     with torch.no_grad():
-        steered, free = controlled(tiny, [plain])(both)(x, t), tiny.network(both)(x, t)
+        steered, free = bind_controls(tiny, [plain])(both)(x, t), tiny.network(both)(x, t)
     assert torch.allclose(steered[0], free[0], atol=1e-6)
     assert not torch.allclose(steered[1], free[1], atol=1e-3)
 
@@ -145,6 +145,6 @@ def test_weights_have_no_upper_bound(tiny: Pipeline) -> None:
 
 def test_refusals(tiny: Pipeline, tiny_xl: Pipeline) -> None:
     with pytest.raises(ReverieError, match=r"context of 16; the model has \(8, 16\) and 32: give one of the same"):
-        controlled(tiny_xl, [control_for(tiny)])
+        bind_controls(tiny_xl, [control_for(tiny)])
     with pytest.raises(ReverieError, match=r"control from 0.5 to 0.2 is not possible"):
         control_for(tiny, start=0.5, end=0.2)

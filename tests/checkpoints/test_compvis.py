@@ -18,7 +18,7 @@ from transformers import CLIPTextConfig as OracleConfig
 from transformers import CLIPTextModelWithProjection as Oracle
 
 from reverie.checkpoints import compvis
-from reverie.checkpoints.compvis import POINTWISE, TRANSPOSED, Place, averaged, stored
+from reverie.checkpoints.compvis import POINTWISE, TRANSPOSED, Place, ema_name, to_single_file
 from reverie.checkpoints.configs import write_autoencoder, write_unet
 from reverie.checkpoints.families import FAMILIES, FilePart
 from reverie.checkpoints.load import text_tower_name
@@ -62,7 +62,7 @@ STRUCTURES = ["sd15", "sd15-inpainting", "sd2", "sdxl", "sdxl-inpainting", "sdxl
 
 def on_meta(part: FilePart) -> dict[str, Tensor]:
     state = part.blueprint().state_dict()
-    return stored(state, part.places(state))
+    return to_single_file(state, part.places(state))
 
 
 def digest(names: Iterable[tuple[str, Tensor]]) -> str:
@@ -81,7 +81,7 @@ def test_unets_of_the_official_files(name: str) -> None:
 
 
 def test_running_averages_of_the_official_files() -> None:
-    state = {averaged(name): tensor for name, tensor in on_meta(FAMILIES["sd15"].unet_part()).items()}
+    state = {ema_name(name): tensor for name, tensor in on_meta(FAMILIES["sd15"].unet_part()).items()}
     assert digest(bare(state, "model_ema.diffusion_model")) == AVERAGES_LIST
 
 
@@ -123,7 +123,7 @@ def test_every_tensor_has_a_place_of_its_own(name: str) -> None:
     assert len(thirds) == 3 * len(set(thirds))
     assert not set(whole) & set(thirds)
     names = set(whole + thirds)
-    assert len({averaged(name) for name in names}) == len(names)
+    assert len({ema_name(name) for name in names}) == len(names)
 
 
 @pytest.mark.parametrize("name", DIFFUSERS_KINDS)

@@ -15,7 +15,7 @@ from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.checkpoints.compvis import averaged
+from reverie.checkpoints.compvis import ema_name
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.description import Description, describe
 from reverie.checkpoints.single import Networks, load_file
@@ -167,7 +167,7 @@ def test_films_tell_how_they_were_made(name: str, tmp_path: Path, capsys: pytest
     video.write(frames, tmp_path / name, 10, texts=texts(asked, "mine"))
     assert run(["inspect", str(tmp_path / name), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["kind"], told["model"], told["request"]) == ("film", "mine", asked.recorded())
+    assert (told["kind"], told["model"], told["request"]) == ("film", "mine", asked.to_record())
     if name != "sheet.png":
         assert (told["width"], told["height"]) == (16, 16)
     assert run(["inspect", str(tmp_path / name)]) == 0
@@ -183,7 +183,7 @@ def test_films_of_others_and_music(tmp_path: Path, capsys: pytest.CaptureFixture
     sound.write(Sound(torch.zeros(1, 800), 8000), tmp_path / "a.wav", texts=texts(asked, "mine"))
     assert run(["inspect", str(tmp_path / "a.wav"), "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
-    assert (told["kind"], told["model"], told["request"]) == ("music", "mine", asked.recorded())
+    assert (told["kind"], told["model"], told["request"]) == ("music", "mine", asked.to_record())
     (tmp_path / "bad.mp4").write_bytes(b"x")
     assert run(["inspect", str(tmp_path / "bad.mp4")]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -284,7 +284,7 @@ def test_parts_of_models(single_file: Writer, monkeypatch: pytest.MonkeyPatch, t
         load_file(bare)
     whole = load_file(bare, vae=file)
     assert whole.autoencoder.decoder.conv_in.weight.equal(networks.autoencoder.decoder.conv_in.weight)
-    kept = {averaged(name) if name.startswith("model.") else name: x for name, x in tensors.items()}
+    kept = {ema_name(name) if name.startswith("model.") else name: x for name, x in tensors.items()}
     save_file(kept, tmp_path / "ema.safetensors")
     averages = describe(tmp_path / "ema.safetensors")
     assert (averages.kind, averages.family, averages.missing) == ("model", "sd15", ())

@@ -31,7 +31,7 @@ from reverie.codecs.clip_images import Preprocessing
 from reverie.diffusion.noise import Noise
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import encode, steady
-from reverie.generate.image import sized
+from reverie.generate.image import fill_in
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNet
@@ -57,7 +57,7 @@ def ours(system: Pipeline, sampler: SamplerName, schedule: ScheduleName, steps: 
         sampler=sampler,
         schedule=schedule,
     )
-    request = sized(system, request)
+    request = fill_in(system, request)
     positive, negative = system.encode_prompt([PROMPT]), system.encode_negative([NEGATIVE])
     noise = Noise([SEED], system.codec.latent_shape(system.size, system.size))
     sigmas = noise_levels(system, request)
@@ -135,7 +135,7 @@ def test_tiny_latent_consistency_model(tiny: Pipeline, tmp_path: Path) -> None:
 
     def drawn(guidance: float) -> Tensor:
         request = TextToImage(prompt=PROMPT, seed=SEED, steps=4, guidance=guidance, sampler="lcm", schedule="lcm")
-        sigmas = noise_levels(system, sized(system, request))
+        sigmas = noise_levels(system, fill_in(system, request))
         denoise = guided_denoiser(system, request, encode(system, request), sigmas)
         *_, last = sample(denoise, sigmas, Noise([SEED], shape[1:]), "lcm")
         with torch.no_grad():

@@ -12,7 +12,7 @@ from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reverie.checkpoints.compvis import averaged, stored
+from reverie.checkpoints.compvis import ema_name, to_single_file
 from reverie.checkpoints.families import FAMILIES, Family, unet_layout
 from reverie.checkpoints.identify import UNetShape, identify
 from reverie.checkpoints.load import Components, load_folder
@@ -88,7 +88,7 @@ def test_full_size_is_told_by_its_shape(name: str) -> None:
     """And by its shape alone: families of one shape differ in their schedule."""
     family = FAMILIES[name]
     state = family.unet_part().blueprint().state_dict()
-    laid = {key: tuple(tensor.shape) for key, tensor in stored(state, family.unet_part().places(state)).items()}
+    laid = {key: tuple(tensor.shape) for key, tensor in to_single_file(state, family.unet_part().places(state)).items()}
     layout = unet_layout(laid)
     assert layout is not None
     assert UNetShape.read(Names(laid), layout) == UNetShape.of(family.unet)
@@ -110,7 +110,7 @@ def test_what_a_training_left_is_ignored(single_file: Writer) -> None:
         "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(12)[None],
         "cond_stage_model.logit_scale": torch.zeros(()),
     }
-    averages = {averaged(key): value + 1 for key, value in tensors.items() if key.startswith("model.diffusion_model.")}
+    averages = {ema_name(key): value + 1 for key, value in tensors.items() if key.startswith("model.diffusion_model.")}
     save_file(tensors | left | averages, file)
     assert_same_networks(networks, load_file(file, config=networks.family))
     averaged_ones = load_networks(file, config=networks.family, ema=True)

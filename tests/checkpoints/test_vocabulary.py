@@ -18,7 +18,7 @@ from reverie.tokenizer import Tokenizer
 def nothing_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(vocabulary, "_installed", lambda: iter(()))
+    monkeypatch.setattr(vocabulary, "_installed_files", lambda: iter(()))
 
     def fetch(*_: object) -> Path:
         raise ReverieError("no network")

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image, ImageFont
 
 from reverie.cli.app import run
-from reverie.cli.similarity import shortened, sorted_out, table
+from reverie.cli.similarity import shorten, split_items, table
 from reverie.errors import ReverieError
 from reverie.media.pictures import open_picture
 from reverie.similarity.embed import load_clip
@@ -79,16 +79,16 @@ def test_bad_input_is_one_line(arguments: list[str], fault: str, capsys: pytest.
 
 
 def test_files_and_texts_are_told_apart(pictures: list[Path]) -> None:
-    assert sorted_out(["a bear", str(pictures[0]), "draw bear.png"]) == ([pictures[0]], ["a bear", "draw bear.png"])
-    assert sorted_out(["x" * 5000]) == ([], ["x" * 5000])
+    assert split_items(["a bear", str(pictures[0]), "draw bear.png"]) == ([pictures[0]], ["a bear", "draw bear.png"])
+    assert split_items(["x" * 5000]) == ([], ["x" * 5000])
     with pytest.raises(ReverieError, match="give it with --text"):
-        sorted_out(["bear.JPG"])
-    assert sorted_out(["熊" * 400]) == ([], ["熊" * 400])  # longer than a file's name may be
+        split_items(["bear.JPG"])
+    assert split_items(["熊" * 400]) == ([], ["熊" * 400])  # longer than a file's name may be
 
 
 def test_files_of_one_name_keep_their_folders() -> None:
-    assert shortened(["a/0.png", "a/1.png"]) == ["0.png", "1.png"]
-    assert shortened(["a/0.png", "b/0.png"]) == ["a/0.png", "b/0.png"]
+    assert shorten(["a/0.png", "a/1.png"]) == ["0.png", "1.png"]
+    assert shorten(["a/0.png", "b/0.png"]) == ["a/0.png", "b/0.png"]
 
 
 def test_tables_align_chinese() -> None:

@@ -174,3 +174,40 @@ def test_a_scene_of_twice_the_size_is_the_same_scene() -> None:
     small, large = render(scene, 1, square), render(scene, 2, square)
     assert large.shape == (256, 256, 3)
     assert np.array_equal(large, small.repeat(2, 0).repeat(2, 1))
+
+
+def disc(rgb: tuple[int, int, int]) -> np.ndarray:
+    """Draw a premultiplied glyph: a disc of one colour with a black eye."""
+    y, x = np.mgrid[:32, :32] - 15.5
+    pixels = np.zeros((32, 32, 4), np.float32)
+    pixels[x**2 + y**2 < 200] = (*rgb, 1)
+    pixels[x**2 + y**2 < 9] = (10, 10, 10, 1)
+    return pixels
+
+
+@pytest.mark.parametrize("colour", module.TINTS)
+def test_a_tinted_glyph_has_the_colour_of_its_name_and_keeps_its_outline(colour: str) -> None:
+    pixels = disc(COLOURS["orange"][1])
+    tinted = module.recolour(pixels, colour)
+    assert tinted[8, 16, :3] == pytest.approx(COLOURS[colour][1], abs=12)
+    assert tinted[16, 16, :3] == pytest.approx((10, 10, 10), abs=2)
+    assert np.array_equal(tinted[..., 3], pixels[..., 3])
+    grey = disc((128, 128, 128))
+    assert np.array_equal(module.recolour(grey, colour), grey)
+
+
+def test_tints_go_to_things_that_have_a_colour_and_are_not_called_by_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    own = {"🍎": "red", "🐼": "", "💙": "blue"}
+    monkeypatch.setattr(module, "own_colour", own.__getitem__)
+    things = [
+        Concept(emoji, "", (name,), ("",)) for emoji, name in (("🍎", "apple"), ("🐼", "panda"), ("💙", "blue heart"))
+    ]
+    shown = [scene_at(things, 4, i, pair_share=0, tint_share=0.5) for i in range(SCENES)]
+    tints = {emoji: [s.tint for s in shown if s.objects[0].concept.emoji == emoji] for emoji in own}
+    assert not any(tints["🐼"] + tints["💙"])
+    assert set(tints["🍎"]) == {"", *module.TINTS}
+    assert not any(scene.tint == scene.colour for scene in shown)
+    plain = [scene_at(things, 4, i, pair_share=0) for i in range(50)]
+    assert not any(scene.tint for scene in plain)

@@ -12,12 +12,12 @@ from torch import Tensor
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
 from reverie.diffusion.guidance import (
     apart,
-    composed,
+    compose,
     consistency,
-    guided,
+    dynamic_thresholding,
+    guide,
     linear,
-    rescaled,
-    thresholded,
+    linear_rescaled,
     together,
     within,
 )
@@ -44,9 +44,9 @@ def test_one_batched_call_equals_two_calls(schedule: Schedule) -> None:
 
     x = 3 * torch.randn(2, 4, 2, 2).double()
     eps = PREDICTIONS["eps"].scalings
-    once = denoiser(guided(together(network), linear(5.0)), schedule, eps)(x, 3.0)
+    once = denoiser(guide(together(network), linear(5.0)), schedule, eps)(x, 3.0)
     assert calls == [(4, 4)]
-    twice = denoiser(guided(apart(network, conditional), linear(5.0)), schedule, eps)(x, 3.0)
+    twice = denoiser(guide(apart(network, conditional), linear(5.0)), schedule, eps)(x, 3.0)
     torch.testing.assert_close(once, twice)
 
 
@@ -57,9 +57,9 @@ def test_linear_guidance_of_networks_is_that_of_denoisers(schedule: Schedule) ->
     for name in PREDICTIONS:
         scalings = PREDICTIONS[name].scalings
         x = 5 * torch.randn(2, 4, 2, 2).double()
-        inside = denoiser(guided(apart(lambda x, t: x.sin(), conditional), linear(4.0)), schedule, scalings)
+        inside = denoiser(guide(apart(lambda x, t: x.sin(), conditional), linear(4.0)), schedule, scalings)
         pair = apart(denoiser(lambda x, t: x.sin(), schedule, scalings), denoiser(conditional, schedule, scalings))
-        torch.testing.assert_close(inside(x, 5.0), guided(pair, linear(4.0))(x, 5.0))
+        torch.testing.assert_close(inside(x, 5.0), guide(pair, linear(4.0))(x, 5.0))
 
 
 def test_doubling_leaves_a_scalar_level_alone() -> None:
@@ -68,25 +68,25 @@ def test_doubling_leaves_a_scalar_level_alone() -> None:
 
     x = torch.randn(2, 4, 2, 2)
     for sigma in (2.0, torch.tensor(2.0)):
-        torch.testing.assert_close(guided(together(denoise), linear(3.0))(x, sigma), 2 * x)
+        torch.testing.assert_close(guide(together(denoise), linear(3.0))(x, sigma), 2 * x)
 
 
 def test_rescaling_equals_that_of_diffusers() -> None:
     u, c = torch.randn(2, 3, 4, 8, 8).unbind()
     expected = rescale_noise_cfg(linear(7.5)(u, c), c, guidance_rescale=0.7)
-    torch.testing.assert_close(rescaled(7.5, 0.7)(u, c), expected)
-    torch.testing.assert_close(rescaled(7.5, 0.0)(u, c), linear(7.5)(u, c))
-    torch.testing.assert_close(rescaled(7.5, 1.0)(u, c).std((1, 2, 3)), c.std((1, 2, 3)))
+    torch.testing.assert_close(linear_rescaled(7.5, 0.7)(u, c), expected)
+    torch.testing.assert_close(linear_rescaled(7.5, 0.0)(u, c), linear(7.5)(u, c))
+    torch.testing.assert_close(linear_rescaled(7.5, 1.0)(u, c).std((1, 2, 3)), c.std((1, 2, 3)))
 
 
 def test_thresholding_equals_that_of_diffusers() -> None:
     x0 = 3 * torch.randn(3, 4, 8, 8)
     x0[1] /= 10  # within bounds already
     reference = DDIMScheduler(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=100.0)
-    result = thresholded(lambda x, sigma: x0, percentile=0.9)(x0, 1.0)
+    result = dynamic_thresholding(lambda x, sigma: x0, percentile=0.9)(x0, 1.0)
     torch.testing.assert_close(result, reference._threshold_sample(x0))
     assert result.abs().max() <= 1
-    torch.testing.assert_close(thresholded(lambda x, sigma: x0, percentile=0.9, bound=2.0)(x0, 1.0)[1], x0[1])
+    torch.testing.assert_close(dynamic_thresholding(lambda x, sigma: x0, percentile=0.9, bound=2.0)(x0, 1.0)[1], x0[1])
 
 
 def test_consistency_holds_its_boundary_condition(schedule: Schedule) -> None:
@@ -99,9 +99,9 @@ def test_consistency_holds_its_boundary_condition(schedule: Schedule) -> None:
 def test_parts_are_joined_by_their_weights() -> None:
     """u + sum of w_i (c_i - u); one part of weight 1 is itself, to the bit."""
     u, first, second = (torch.full((1, 2), value) for value in (0.1, 0.7, -0.4))
-    assert composed(u, [first], (1.0,)) is first
-    torch.testing.assert_close(composed(u, [first], (2.0,)), torch.full((1, 2), 1.3))
-    torch.testing.assert_close(composed(u, [first, second], (1.0, 0.5)), torch.full((1, 2), 0.45))
+    assert compose(u, [first], (1.0,)) is first
+    torch.testing.assert_close(compose(u, [first], (2.0,)), torch.full((1, 2), 1.3))
+    torch.testing.assert_close(compose(u, [first, second], (1.0, 0.5)), torch.full((1, 2), 0.45))
 
 
 def test_parts_in_one_call_and_apart_agree() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from reverie.diffusion.noise import Noise
-from reverie.diffusion.parts import handed_over, joined, masked
+from reverie.diffusion.parts import concatenate_channels, hold_known, switch_at
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import scaled_linear
 from reverie.diffusion.spacings import karras
@@ -26,7 +26,7 @@ def shrunk(x: torch.Tensor, sigma: float) -> torch.Tensor:
 @pytest.mark.parametrize("below", [math.inf, 14.0])
 def test_what_the_mask_hides_is_kept_to_the_bit(sampler: str, below: float) -> None:
     noise, known = Noise([1], SHAPE), torch.randn(1, *SHAPE)
-    denoise = masked(shrunk, MASK, known, noise.initial(), below)
+    denoise = hold_known(shrunk, MASK, known, noise.initial(), below)
     sigmas = karras(scaled_linear(), 6)
     *_, last = SAMPLERS[sampler](denoise, known + sigmas[0].item() * noise.initial(), sigmas, noise)
     hidden = MASK.expand_as(known) == 0
@@ -43,8 +43,8 @@ def test_the_denoiser_sees_the_known_under_the_noise() -> None:
         return torch.zeros_like(x)
 
     x, known, eps = torch.randn(3, 1, *SHAPE)
-    masked(recorded, MASK, known, eps, 3.0)(x, 2.0)
-    masked(recorded, MASK, known, eps, 3.0)(x, 3.0)
+    hold_known(recorded, MASK, known, eps, 3.0)(x, 2.0)
+    hold_known(recorded, MASK, known, eps, 3.0)(x, 3.0)
     assert torch.equal(seen[0][..., 3:], (known + 2 * eps)[..., 3:])
     assert torch.equal(seen[0][..., :3], x[..., :3])
     assert torch.equal(seen[1], x)
@@ -58,7 +58,7 @@ def test_further_channels_are_repeated_over_the_rows() -> None:
         return x[:, :4]
 
     extra = torch.randn(2, 5, 6, 6)
-    joined(recorded, extra)(torch.zeros(6, *SHAPE), torch.zeros(6))
+    concatenate_channels(recorded, extra)(torch.zeros(6, *SHAPE), torch.zeros(6))
     assert torch.equal(seen[0][:, 4:], torch.cat([extra] * 3))
 
 
@@ -73,7 +73,7 @@ def test_handing_over_to_the_same_model_changes_nothing(sampler: str) -> None:
         return shrunk(x, sigma)
 
     *_, alone = SAMPLERS[sampler](shrunk, x, sigmas, noise)
-    *_, both = SAMPLERS[sampler](handed_over(shrunk, second, 0.5), x, sigmas, noise)
+    *_, both = SAMPLERS[sampler](switch_at(shrunk, second, 0.5), x, sigmas, noise)
     assert torch.equal(both.x, alone.x)
     assert asked
     assert max(asked) < 0.5

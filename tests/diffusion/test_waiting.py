@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
-from reverie.diffusion.guidance import consistency, guided, linear, thresholded, together
+from reverie.diffusion.guidance import consistency, dynamic_thresholding, guide, linear, together
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import scaled_linear
 from reverie.diffusion.spacings import SPACINGS
@@ -45,7 +45,7 @@ def network(x: Tensor, t: Tensor) -> Tensor:
 
 def made(wrap: Callable[[Any], Any], prediction: str = "eps") -> Any:
     schedule = scaled_linear()
-    predict = guided(together(network), linear(7.5))
+    predict = guide(together(network), linear(7.5))
     return wrap(denoiser(predict, schedule, PREDICTIONS[prediction].scalings))
 
 
@@ -64,7 +64,7 @@ def test_no_sampler_waits(sampler: str) -> None:
 @pytest.mark.parametrize("prediction", PREDICTIONS)
 def test_no_prediction_and_no_threshold_waits(prediction: str) -> None:
     with Watched():
-        denoise = made(lambda denoise: thresholded(denoise, 0.99), prediction)
+        denoise = made(lambda denoise: dynamic_thresholding(denoise, 0.99), prediction)
         assert denoise(torch.empty(2, 4, 8, 8, device=META), 1.5).device == META
 
 

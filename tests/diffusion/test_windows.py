@@ -12,7 +12,7 @@ from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import scaled_linear
 from reverie.diffusion.spacings import karras
-from reverie.diffusion.windows import Windows, by_rows, circle, line, windowed
+from reverie.diffusion.windows import Windows, by_rows, circle, line, multi_diffusion
 from reverie.errors import ReverieError
 
 
@@ -45,14 +45,14 @@ def test_windows_may_keep_time() -> None:
 @pytest.mark.parametrize("windows", [line(21, 8), circle(21, 8), circle(5, 8), circle(8, 8), line(21, 8, 5.5)])
 def test_what_is_cut_and_laid_back_is_the_same(windows: Windows) -> None:
     x = torch.randn(3, 4, 2, windows.length)
-    assert torch.allclose(windows.averaged(windows.cut(x)), x, atol=1e-6)
+    assert torch.allclose(windows.average(windows.cut(x)), x, atol=1e-6)
 
 
 def test_windows_that_disagree_are_averaged_by_weights_that_fade() -> None:
     """Two windows over 12 columns that answer 0 and 1: the mean goes from one to the other without a jump."""
     windows = line(12, 8)
     rows = torch.cat([torch.zeros(1, 1, 1, 8), torch.ones(1, 1, 1, 8)])
-    answer = windows.averaged(rows)[0, 0, 0]
+    answer = windows.average(rows)[0, 0, 0]
     assert torch.equal(answer[:4], torch.zeros(4))
     assert torch.equal(answer[8:], torch.ones(4))
     angles = torch.pi * (torch.arange(4) + 0.5) / 8  # sin^2 of the one and cos^2 of the other window
@@ -78,7 +78,7 @@ def test_what_knows_no_neighbours_is_denoised_as_in_one_piece(sampler: str) -> N
     x = sigmas[0].item() * Noise([1], (4, 2, 21)).initial()
     *_, whole = SAMPLERS[sampler](shrunk, x, sigmas, Noise([1], (4, 2, 21)))
     for windows in (line(21, 8), circle(21, 8)):
-        *_, parts = SAMPLERS[sampler](windowed(shrunk, windows), x, sigmas, Noise([1], (4, 2, 21)))
+        *_, parts = SAMPLERS[sampler](multi_diffusion(shrunk, windows), x, sigmas, Noise([1], (4, 2, 21)))
         assert torch.allclose(parts.x, whole.x, atol=1e-4)
 
 
@@ -89,7 +89,7 @@ def test_a_rolled_circle_is_denoised_to_the_rolled_answer() -> None:
         return torch.nn.functional.conv1d(x[:, 0], torch.tensor([[[0.2, 0.5, 0.3]]]), padding=1)[:, None]
 
     x = torch.randn(1, 1, 1, 20)
-    denoise = windowed(edged, circle(20, 8))
+    denoise = multi_diffusion(edged, circle(20, 8))
     assert torch.allclose(denoise(x.roll(4, -1), 1.0), denoise(x, 1.0).roll(4, -1), atol=1e-6)
     assert not torch.allclose(edged(x.roll(4, -1), 1.0), edged(x, 1.0).roll(4, -1), atol=1e-3)
 
@@ -98,8 +98,8 @@ def test_one_window_is_the_denoiser_itself() -> None:
     def denoise(x: torch.Tensor, sigma: Level) -> torch.Tensor:
         return x
 
-    assert windowed(denoise, line(8, 8)) is denoise
-    assert windowed(denoise, circle(8, 8)) is not denoise
+    assert multi_diffusion(denoise, line(8, 8)) is denoise
+    assert multi_diffusion(denoise, circle(8, 8)) is not denoise
 
 
 def test_rows_go_to_their_denoisers() -> None:

@@ -9,7 +9,7 @@ import pytest
 from reverie import TextToImage
 from reverie.errors import ReverieError
 from reverie.generate import budget
-from reverie.generate.budget import LADDER, Profile, measure, plan, profiled
+from reverie.generate.budget import LADDER, Profile, machine_profile, measure, plan
 from reverie.pipeline import Pipeline
 from reverie.requests.parts import Hires
 
@@ -69,13 +69,13 @@ def test_a_profile_is_kept_for_its_size_and_measured_again_where_damaged(
         return PROFILE
 
     monkeypatch.setattr(budget, "measure", fake)
-    assert profiled(tiny, BEAR) == profiled(tiny, BEAR.replace(seed=5, prompt="an apple")) == PROFILE
+    assert machine_profile(tiny, BEAR) == machine_profile(tiny, BEAR.replace(seed=5, prompt="an apple")) == PROFILE
     assert len(measured) == 1
-    profiled(tiny, BEAR.replace(width=64, height=32))
+    machine_profile(tiny, BEAR.replace(width=64, height=32))
     assert len(measured) == 2
     for file in (tmp_path / "profiles").iterdir():
         file.write_text('{"step": 1')
-    assert profiled(tiny, BEAR) == PROFILE
+    assert machine_profile(tiny, BEAR) == PROFILE
     assert len(measured) == 3
     monkeypatch.setenv("REVERIE_CACHE", "/dev/null/nowhere")
-    assert profiled(tiny, BEAR) == PROFILE
+    assert machine_profile(tiny, BEAR) == PROFILE

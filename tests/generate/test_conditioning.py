@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import adapted, adapter_notes, emphasise, encode
+from reverie.generate.conditioning import adapter_notes, apply_adapters, emphasise, encode
 from reverie.media.pictures import save
 from reverie.pipeline import Pipeline
 from reverie.requests.adapter_files import FOLDERS
@@ -218,7 +218,7 @@ def test_loras_of_requests_and_prompts(
     weights = conv.weight, fc1.weight
 
     def change(request: TextToImage) -> tuple[float, float]:
-        with adapted(tiny, request):
+        with apply_adapters(tiny, request):
             changes = tuple(
                 (module.weight - old).mean().item() for module, old in zip((conv, fc1), weights, strict=True)
             )
@@ -234,7 +234,7 @@ def test_loras_of_requests_and_prompts(
     assert change(asked("a <lora:ink:0.5>", loras=[f"{ink}:2"])) == near(2.5, 2.5)
     with (
         pytest.raises(ReverieError, match=r"^nowhere to look for the LoRA 'ink'"),
-        adapted(tiny, asked("a <lora:ink:0.5>")),
+        apply_adapters(tiny, asked("a <lora:ink:0.5>")),
     ):
         pass
     monkeypatch.setenv(FOLDERS, str(tmp_path))

@@ -73,7 +73,7 @@ def test_each_picture_tells_how_to_make_it_alone(tiny: Pipeline, name: str) -> N
     assert pictures[0].tobytes() != pictures[1].tobytes()
     told = from_metadata(pictures[1])
     assert type(told) is type(request)
-    assert told == image.sized(tiny, request).only(1)
+    assert told == image.fill_in(tiny, request).only(1)
     assert tiny.draw(request.only(1))[0].tobytes() == pictures[1].tobytes()
 
 
@@ -102,7 +102,7 @@ def test_few_steps_of_a_second_pass_go_with_a_weak_first(tiny: Pipeline) -> None
 
 
 def test_the_second_size_is_filled_in_before_any_work(tiny: Pipeline) -> None:
-    assert image.sized(tiny, ASKED["hires_latent"]).hires == Hires(scale=1.5, width=48, height=48, strength=0.5)
+    assert image.fill_in(tiny, ASKED["hires_latent"]).hires == Hires(scale=1.5, width=48, height=48, strength=0.5)
     with pytest.raises(ReverieError, match=r"^hires width 12800 is not possible"):
         tiny.stream(ASKED["hires_latent"].replace(width=1600, height=32, hires=Hires(scale=8)))
 
@@ -239,7 +239,7 @@ def test_the_refiner_takes_the_last_steps(tiny: Pipeline, make_system: Callable[
 
 def test_seamless_pictures_roll(tiny: Pipeline) -> None:
     """Rolled noise gives the rolled picture, so no place on it is an edge."""
-    with picture_run(tiny, image.sized(tiny, ASKED["tile"]), None) as run:
+    with picture_run(tiny, image.fill_in(tiny, ASKED["tile"]), None) as run:
         one, noise = run.passes[0], torch.randn(1, 4, 4, 4)
         denoise = run._denoiser(one, noise)
         with torch.no_grad():
@@ -255,12 +255,12 @@ def test_sizes_follow_the_picture(tiny: Pipeline) -> None:
         (3, 3): (8, 8),
     }
     for given, drawn in sizes.items():
-        request = image.sized(tiny, ImageToImage(init=picture(*given)))
+        request = image.fill_in(tiny, ImageToImage(init=picture(*given)))
         assert (request.width, request.height) == drawn
         canvas = prepare(tiny, tiny.codec, request)
         assert canvas.start is not None
         assert canvas.start.shape[2:] == (drawn[1] // 8, drawn[0] // 8)
-    assert image.sized(tiny, ImageToImage(init=INIT, width=64)).width == 64
+    assert image.fill_in(tiny, ImageToImage(init=INIT, width=64)).width == 64
 
 
 @pytest.mark.parametrize(

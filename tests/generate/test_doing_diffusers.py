@@ -21,7 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import to_tensor
-from reverie.generate.image import sized
+from reverie.generate.image import fill_in
 from reverie.generate.picture_run import picture_run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
@@ -45,7 +45,7 @@ def inpainter(make_system: Callable[..., Pipeline]) -> Pipeline:
 
 def ours(system: Pipeline, request: ImageToImage) -> Tensor:
     """Draw without rounding to eight bits, and without laying the old picture over the new."""
-    request = sized(system, request)
+    request = fill_in(system, request)
     with picture_run(system, request, None) as run, torch.no_grad():
         *_, last = run.steps(run.passes[0], [request], None)
         return system.codec.decode(last.x)

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import nn
 
 from reverie.errors import ReverieError
-from reverie.generate.explain import attention, explain, recorded, spelled
+from reverie.generate.explain import attention, explain, record_attention, token_words
 from reverie.models.layers import Attention
 from reverie.pipeline import Pipeline
 from reverie.requests.parts import Refiner
@@ -84,7 +84,7 @@ def test_maps_agree_with_a_plain_recomputation(tiny: Pipeline, guidance: float) 
         side = int(probabilities.shape[0] ** 0.5)
         maps.append(nn.functional.interpolate(probabilities.T.reshape(1, -1, side, side), size, mode="bilinear")[0])
     expected = torch.stack(maps).mean(0)
-    names = spelled(tiny.tokenizers[0], tiny.tokenizers[0].encode(request.prompt))
+    names = token_words(tiny.tokenizers[0], tiny.tokenizers[0].encode(request.prompt))
     for word, got in explained.maps.items():
         own = sum(expected[1 + place] for place, name in enumerate(names) if name == word)
         torch.testing.assert_close(got, own, atol=1e-6, rtol=1e-4)
@@ -110,7 +110,7 @@ def test_two_encoders(tiny_xl: Pipeline) -> None:
 
 @pytest.mark.parametrize("text", ["a red bear", "红苹果 house", "unbelievably crème"])
 def test_words_are_spelled_whole(tokenizer: Tokenizer, text: str) -> None:
-    names = spelled(tokenizer, ids := tokenizer.encode(text))
+    names = token_words(tokenizer, ids := tokenizer.encode(text))
     assert len(names) == len(ids)
     assert "".join(dict.fromkeys(names)) == text.replace(" ", "")
 
@@ -124,6 +124,6 @@ def test_hooks_go_when_the_drawing_fails(tiny: Pipeline) -> None:
     from reverie.generate.conditioning import encode
 
     before = hooks(tiny.unet)
-    with pytest.raises(RuntimeError), recorded(tiny.unet, encode(tiny, REQUEST)):
+    with pytest.raises(RuntimeError), record_attention(tiny.unet, encode(tiny, REQUEST)):
         raise RuntimeError
     assert hooks(tiny.unet) == before

@@ -42,7 +42,7 @@ def test_picture_k_is_that_of_seed_plus_k_alone_to_the_bit(tiny: Pipeline, sampl
 
 
 def test_batches_agree_but_for_rounding(tiny: Pipeline) -> None:
-    request = image.sized(tiny, BEAR.replace(count=3, sampler="euler_ancestral"))
+    request = image.fill_in(tiny, BEAR.replace(count=3, sampler="euler_ancestral"))
     alone = [
         progress.latents
         for progress in image._draw(tiny, request, 1, None, None, Modification(tiny))
@@ -194,7 +194,7 @@ def test_the_denoiser_mixes_what_the_request_says(tiny: Pipeline) -> None:
 
 
 def test_sampling_can_start_from_an_image(tiny: Pipeline) -> None:
-    request, init = image.sized(tiny, BEAR), torch.ones(1, 4, 4, 4)
+    request, init = image.fill_in(tiny, BEAR), torch.ones(1, 4, 4, 4)
     sigmas = torch.tensor([0.01, 0.0], dtype=torch.float64)
     denoise = guided_denoiser(tiny, request, encode(tiny, request), sigmas)
     *_, step = sample(denoise, sigmas, Noise([1], (4, 4, 4)), "euler", init)

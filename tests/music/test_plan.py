@@ -71,7 +71,7 @@ def test_a_walk_goes_from_the_middle_of_the_first_clip_to_that_of_the_last() -> 
 def test_clips_begin_on_the_latent_nearest_to_their_time() -> None:
     found = laid(to="b", walk=4, seconds=2.5)  # 15.625 latents each
     numbered = torch.arange(4.0)[:, None] * 100 + torch.arange(float(found.clip_length))
-    row = found.laid_out(numbered[:, None])[0, 0]
+    row = found.lay_out(numbered[:, None])[0, 0]
     begins = [16, 31, 47]
     assert row[:15].tolist() == list(range(15))
     for k, begin in enumerate(begins, 1):
@@ -83,7 +83,7 @@ def test_columns_are_laid_out_as_their_latents_are() -> None:
     found = laid(to="b", walk=3, seconds=2.5)
     latents = torch.randn(1, 4, found.clip_length)
     columns = latents.repeat_interleave(8, dim=-1)
-    assert torch.equal(found.laid_out(columns), found.laid_out(latents).repeat_interleave(8, dim=-1))
+    assert torch.equal(found.lay_out(columns), found.lay_out(latents).repeat_interleave(8, dim=-1))
 
 
 def test_what_latents_do_not_fill_is_told() -> None:

@@ -125,7 +125,7 @@ def test_records_hold_names_and_sums_and_no_folder(tmp_path: Path) -> None:
         embeddings=(str(tmp_path / "words"),),
         seed=1,
     )
-    record = request.recorded()
+    record = request.to_record()
     sums = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (ink, film, cat, dog)}
     assert (record["loras"], record["embeddings"]) == (
         ["ink.safetensors:0.5:1"],
@@ -136,19 +136,19 @@ def test_records_hold_names_and_sums_and_no_folder(tmp_path: Path) -> None:
     again = TextToImage(**record, folders=(str(tmp_path / "one"), str(tmp_path / "words")))
     assert loras(again.loras, again.prompts, again.folders) == [(ink, 1, 0.5), (film, 0.4, 0.4)]
     assert embeddings(again.embeddings, again.folders) == [cat, dog]
-    assert again.recorded() == record
+    assert again.to_record() == record
     elsewhere = TextToImage(**record)
-    assert elsewhere.recorded() == record  # though no file is here
+    assert elsewhere.to_record() == record  # though no file is here
     assert hash(elsewhere)
 
 
 def test_a_request_without_adapters_records_none_of_it() -> None:
     for request in (TextToImage(seed=1), Animation(keyframes=("a bear", "an apple"), seed=1)):
-        assert not {"sums", "folders"} & request.recorded().keys()
-        assert KINDS[request.kind](**request.recorded()) == request
+        assert not {"sums", "folders"} & request.to_record().keys()
+        assert KINDS[request.kind](**request.to_record()) == request
 
 
 def test_a_film_records_its_keyframes_loras(tmp_path: Path) -> None:
     ink = safetensors(tmp_path / "ink.safetensors")
     film = Animation(keyframes=("a bear", "an apple <lora:ink:1>"), folders=(str(tmp_path),), seed=1)
-    assert film.recorded()["sums"] == {"ink.safetensors": hashlib.sha256(ink.read_bytes()).hexdigest()}
+    assert film.to_record()["sums"] == {"ink.safetensors": hashlib.sha256(ink.read_bytes()).hexdigest()}

@@ -28,7 +28,7 @@ def test_json_and_record_come_back(tmp_path: Path) -> None:
     Image.new("RGB", (32, 32), "red").save(picture)
     request = Animation(keyframes=[f"a bear @image {picture}", "an apple @seed 4"], frames=9, guidance=2.5)
     assert Animation.from_json(request.to_json()) == request
-    recorded = request.recorded()
+    recorded = request.to_record()
     assert recorded["keyframes"][0]["image"]["name"] == "red.png"
     with looking_in(tmp_path):
         again = Animation.of(recorded)
@@ -39,7 +39,7 @@ def test_json_and_record_come_back(tmp_path: Path) -> None:
 
 def test_a_film_without_a_seed_records_the_one_it_drew() -> None:
     request = Animation(keyframes=PROMPTS, seed=None)
-    assert Animation.of(request.recorded()).seed == request.seed
+    assert Animation.of(request.to_record()).seed == request.seed
 
 
 def test_shared_steps_round_and_do_not_cut() -> None:

@@ -36,11 +36,11 @@ def test_a_picture_is_the_same_however_it_is_given(file: Path) -> None:
     by_path, by_text = asked(file), asked(str(file))
     by_url = ImageToImage.from_json(by_path.to_json())
     with looking_in(file.parent):
-        by_record = ImageToImage(**json.loads(json.dumps(by_path.recorded())))
+        by_record = ImageToImage(**json.loads(json.dumps(by_path.to_record())))
     assert by_path == by_text == by_url == by_record == by_path.replace(steps=20)
     assert [request.init.size for request in (by_path, by_url, by_record)] == [(24, 16)] * 3
     assert {request.init.image().tobytes() for request in (by_path, by_url, by_record)} == {Image.open(file).tobytes()}
-    assert by_path.recorded()["init"] == {"name": "init.png", "sha256": by_path.init.sha256}
+    assert by_path.to_record()["init"] == {"name": "init.png", "sha256": by_path.init.sha256}
     assert by_path.to_json().count("data:image/png;base64,") == 1
     assert "data" not in repr(by_path)
     with Image.open(file) as opened:
@@ -48,7 +48,7 @@ def test_a_picture_is_the_same_however_it_is_given(file: Path) -> None:
 
 
 def test_a_recorded_picture_must_still_be_there(file: Path) -> None:
-    record = asked(file).recorded()
+    record = asked(file).to_record()
     Image.new("RGB", (24, 16), "blue").save(file)
     with looking_in(file.parent):
         changed = ImageToImage(**record)
@@ -59,11 +59,11 @@ def test_a_recorded_picture_must_still_be_there(file: Path) -> None:
     with pytest.raises(ReverieError, match=r"^the picture 'init.png' is not here .*; give it with `init`"):
         supply(ImageToImage(**record), {})
     with pytest.raises(ReverieError, match=r"^a picture given in memory is gone"):
-        ImageToImage(**asked(Image.new("L", (8, 8))).recorded()).init.image()
+        ImageToImage(**asked(Image.new("L", (8, 8))).to_record()).init.image()
 
 
 def test_what_is_given_for_a_record_may_be_another_file_and_is_said(file: Path, tmp_path: Path) -> None:
-    lost = ImageToImage(**asked(file).recorded())
+    lost = ImageToImage(**asked(file).to_record())
     file.rename(tmp_path / "moved.png")
     assert supply(lost, {"init": tmp_path / "moved.png"}) == (lost, ())
     Image.new("RGB", (24, 16), "blue").save(tmp_path / "other.png")
@@ -92,8 +92,8 @@ def test_metadata_names_no_folder(file: Path, tmp_path: Path) -> None:
         with looking_in(tmp_path):
             record = read_own(texts(request, "m"))
         assert record is not None
-        assert record.request.recorded() == request.recorded()
-    assert Film(model=str(tmp_path / "net")).recorded()["model"] == "net"
+        assert record.request.to_record() == request.to_record()
+    assert Film(model=str(tmp_path / "net")).to_record()["model"] == "net"
 
 
 def test_a_server_allows_names_inside_its_folders_alone(file: Path, tmp_path: Path) -> None:
@@ -128,7 +128,7 @@ def test_a_server_finds_adapters_by_name(tmp_path: Path) -> None:
         request = TextToImage(loras=("ink.safetensors:0.5:1",))
         assert request.loras == (f"{tmp_path}/ink.safetensors:0.5:1",)
         assert request.replace(steps=3).loras == request.loras
-    assert request.recorded()["loras"] == ["ink.safetensors:0.5:1"]
+    assert request.to_record()["loras"] == ["ink.safetensors:0.5:1"]
 
 
 def test_a_sound_may_be_a_data_url(tmp_path: Path) -> None:

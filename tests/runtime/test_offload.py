@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 import reverie
 from reverie.adapters import lora
-from reverie.adapters.control import Control, controlled
+from reverie.adapters.control import Control, bind_controls
 from reverie.checkpoints.families import FAMILIES
 from reverie.codecs import image
 from reverie.codecs.image import WHOLE, ImageCodec
@@ -145,8 +145,8 @@ def test_a_controlnet_is_kept_as_its_model_is(mode: str, tiny: Pipeline) -> None
     assert offloader is not None
     offloader.take(travelling)
     x, t, told = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), tiny.encode_prompt(["a bear"])
-    theirs = controlled(tiny, [Control(network, picture)])(told)(x, t)
-    steered = controlled(kept, [Control(travelling, picture)])(told)
+    theirs = bind_controls(tiny, [Control(network, picture)])(told)(x, t)
+    steered = bind_controls(kept, [Control(travelling, picture)])(told)
     assert all(torch.equal(steered(x, t), theirs) for _ in range(3))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import reverie
 from reverie import ImageToImage, Pipeline, TextToImage, system
 from reverie.adapters import lora
-from reverie.adapters.control import Control, controlled
+from reverie.adapters.control import Control, bind_controls
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.save import save_folder
 from reverie.codecs import image
@@ -158,9 +158,9 @@ def test_a_controlnet_steers_the_same(plain: Pipeline, fast: Pipeline) -> None:
     conditioning = plain.encode_prompt(["a bear", "red"])
     x, t, _ = given(side=(6, 8))
     with torch.no_grad():
-        theirs = controlled(plain, [Control(network, picture)])(conditioning)(x, t)
+        theirs = bind_controls(plain, [Control(network, picture)])(conditioning)(x, t)
         pack(network)
-        ours = controlled(fast, [Control(network, picture)])(conditioning)(x, t)
+        ours = bind_controls(fast, [Control(network, picture)])(conditioning)(x, t)
         alone = plain.network(conditioning)(x, t)
     assert error(ours, theirs) < 1e-5
     assert error(alone, theirs) > 1e-3

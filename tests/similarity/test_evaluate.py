@@ -46,7 +46,7 @@ def test_counts_by_hand() -> None:
     assert (report.count, report.top1, report.top5) == (4, 0.5, 0.75)
     assert report.mean_per_class == pytest.approx((1 + 0.5 + 0) / 3)
     assert report.worst() == [6, 1]
-    assert report.taken_for(1) == [("a", 0.5), ("b", 0.5)]
+    assert report.confusions(1) == [("a", 0.5), ("b", 0.5)]
     assert report.matrix([1, 6]) == [[0.5, 0.0], [0.0, 0.0]]
     told = json.loads(json.dumps(report.record()))
     assert told["classes"] == {"a": 1.0, "b": 0.5, "g": 0.0}

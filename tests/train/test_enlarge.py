@@ -11,10 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from reverie.checkpoints.save import save_autoencoder
-from reverie.corpora import scenes as corpus
 from reverie.corpora.concepts import Concept
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
-from reverie.train import enlarge
+from reverie.train import enlarge, examples
 from reverie.train.enlarge import EnlargeObjective, EnlargeSettings, enlarge_decoder, same_latents, stem
 from reverie.train.examples import Scenes
 from reverie.train.loop import Learner, RunSettings
@@ -74,19 +73,21 @@ def test_what_was_learned_outside_the_stem_tells_other_latents(small: Autoencode
     assert not same_latents(small, large)
 
 
-def test_the_decoder_and_the_stem_learn_and_nothing_else(small: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("enlarged", [True, False])
+def test_the_decoder_and_a_new_stem_learn_and_nothing_else(
+    small: Autoencoder, monkeypatch: pytest.MonkeyPatch, enlarged: bool
+) -> None:
     monkeypatch.setattr(enlarge, "perceptual_features", lambda: lambda x: [F.avg_pool2d(x, 4)])
-    monkeypatch.setattr(enlarge, "drawing", lambda emoji, size: np.zeros((size, size, 4), np.float32))
-    monkeypatch.setattr(corpus, "glyph", None)
-    scenes = Scenes(THINGS, 0, 2, scatter=0)
+    monkeypatch.setattr(examples, "drawing", lambda emoji, size: np.zeros((size, size, 4), np.float32))
+    scenes = Scenes(THINGS, 0, 2, scatter=0, scale=2)
     large, latents = enlarge_decoder(small, 4), torch.randn(2, 2, 4, 16, 16)
     before = {name: value.clone() for name, value in large.state_dict().items()}
     settings = EnlargeSettings(base="", width=4, crop=4, batch=2)
-    objective = EnlargeObjective(large, small, scenes, latents, settings, 0)
+    objective = EnlargeObjective(large, small if enlarged else None, scenes, latents, settings, 0)
     learner = Learner(objective, RunSettings(steps=20, lr=1e-2, warmup=1))
     told = [dict(learner.step(step)) for step in range(20)]
     assert told[-1]["l1"] < told[0]["l1"]
-    assert told[-1]["stem"] < told[0]["stem"]
+    assert told[-1]["stem"] < told[0]["stem"] if enlarged else "stem" not in told[0]
     for name, value in large.state_dict().items():
-        frozen = not name.startswith((*enlarge.DECODER, *enlarge.STEM))
+        frozen = not name.startswith((*enlarge.DECODER, *(enlarge.STEM if enlarged else ())))
         assert not frozen or torch.equal(value, before[name]), name

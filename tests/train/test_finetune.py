@@ -162,7 +162,7 @@ def test_the_lora_of_a_run_is_what_it_trained(folder: Path, whole: Callable[[str
     state = torch.load(out / "checkpoint.pt", weights_only=True)
     trained.load_state_dict(state)
     base = Pipeline(**vars(load_folder(folder / "base")))
-    with trained.averaged(), torch.no_grad(), apply(base, [(file, 1.0, 1.0)]):
+    with trained.ema_weights(), torch.no_grad(), apply(base, [(file, 1.0, 1.0)]):
         for ours in (trained.objective.components, base):
             context = ours.text_encoders[0](ours.tokenizers[0](["a photo of sks dog"])).last
             predicted = ours.unet(torch.ones(1, 4, 4, 4), torch.tensor([7]), context)

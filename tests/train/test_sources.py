@@ -39,7 +39,7 @@ def test_pictures_are_the_largest_square_in_the_middle(tmp_path: Path) -> None:
     assert [examples.caption(0, turn) for turn in (0, 1)] == ["a square", "a square"]
     assert source.open(0, 8, SMALL).picture(0).shape == (8, 8, 3)
     assert source.open(0, 8, SMALL).identity != examples.identity
-    assert isinstance(source.held_out(16, SMALL), Pictures)
+    assert isinstance(source.open_held_out(16, SMALL), Pictures)
 
 
 @pytest.mark.parametrize("source", [ExampleSource(), ExampleSource(music=3, sounds="x")])
@@ -97,7 +97,7 @@ def test_music_tells_of_its_own_clips() -> None:
         assert any(clip.lead in caption for caption in told)
     assert np.array_equal(music.picture(1), music.picture(1))
     assert not np.array_equal(music.picture(1), music.picture(2))
-    assert ExampleSource(music=3).held_out(8, SMALL).seed == HELD_OUT_SEED
+    assert ExampleSource(music=3).open_held_out(8, SMALL).seed == HELD_OUT_SEED
 
 
 @played

@@ -59,7 +59,7 @@ class Control:
         return self.network.embed_hint(pixels.to(weight.device, weight.dtype))
 
 
-def controlled(system: StableDiffusion, controls: Sequence[Control]) -> Callable[[Conditioning], Network]:
+def bind_controls(system: StableDiffusion, controls: Sequence[Control]) -> Callable[[Conditioning], Network]:
     """Return what binds a conditioning as `system.network` does, to a U-Net that the controls steer.
 
     Their answers are summed. Raises ReverieError where a ControlNet is of another family than the model.

@@ -58,9 +58,9 @@ def weight_delta(parts: Parts, weight: Float[Tensor, ...], strength: float = 1.0
         return _boft(parts, weight, strength)
     delta = kind.change(parts, weight)
     if "dora_scale" in parts:
-        delta = decomposed(weight, delta, parts["dora_scale"])
+        delta = dora_delta(weight, delta, parts["dora_scale"])
     elif "magnitude" in parts:
-        delta = decomposed(weight, delta, parts["magnitude"].flatten())
+        delta = dora_delta(weight, delta, parts["magnitude"].flatten())
     return strength * delta
 
 
@@ -141,7 +141,7 @@ def _rotations(parts: Parts, weight: Tensor) -> Tensor:
     return (identity + skew) @ torch.linalg.inv(identity - skew)
 
 
-def _rescaled(parts: Parts, rotated: Tensor, strength: float = 1.0) -> Tensor:
+def _rescale(parts: Parts, rotated: Tensor, strength: float = 1.0) -> Tensor:
     return rotated * (1 + strength * (parts["rescale"] - 1)) if "rescale" in parts else rotated
 
 
@@ -150,7 +150,7 @@ def _oft(parts: Parts, weight: Tensor) -> Tensor:
     rotations = _rotations(parts, weight)
     blocks = weight.unflatten(0, rotations.shape[:2])
     rotated = torch.einsum("knm,kn...->km...", rotations, blocks).flatten(0, 1)
-    return _rescaled(parts, rotated) - weight
+    return _rescale(parts, rotated) - weight
 
 
 def _boft(parts: Parts, weight: Tensor, strength: float = 1.0) -> Tensor:
@@ -163,7 +163,7 @@ def _boft(parts: Parts, weight: Tensor, strength: float = 1.0) -> Tensor:
         pairs = rotated.unflatten(0, (-1, 2, half)).transpose(1, 2).flatten(0, 2).unflatten(0, (-1, size))
         mixed = torch.einsum("bij,bj...->bi...", torch.lerp(identity.expand_as(rotation), rotation, strength), pairs)
         rotated = mixed.flatten(0, 1).unflatten(0, (-1, half, 2)).transpose(1, 2).flatten(0, 2)
-    return _rescaled(parts, rotated, strength) - weight
+    return _rescale(parts, rotated, strength) - weight
 
 
 def _peft_oft(parts: Parts, weight: Tensor) -> Tensor:
@@ -261,7 +261,7 @@ KINDS = tuple(
 )
 
 
-def decomposed(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
+def dora_delta(weight: Tensor, delta: Tensor, magnitude: Tensor) -> Tensor:
     """Return DoRA's change: W + delta brought to the learned magnitude, less W.
 
     The norm is that of each output where the magnitude's first axis is theirs, as in peft; else of each input.

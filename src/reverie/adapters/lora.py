@@ -81,7 +81,7 @@ def _layers(system: StableDiffusion, adapters: Sequence[Adapter]) -> tuple[Layer
         for file, network in _files(path):
             source = open_source(file)
             scales = read_scales(file, source)
-            for target, name, keys in _matched(file, source, known, network, notes):
+            for target, name, keys in _match_layers(file, source, known, network, notes):
                 strength = unet if target.network == "unet" else text
                 layer = _Layer(source, file, keys, strength, _scaling(scales, target, name))
                 layers.setdefault(target.module, []).append(layer)
@@ -106,7 +106,7 @@ def _files(path: Path) -> Iterator[tuple[Path, str | None]]:
         yield from _files(part)
 
 
-def _matched(
+def _match_layers(
     file: Path, source: Source, known: Mapping[str, Target], network: str | None, notes: list[str]
 ) -> Iterator[tuple[Target, str, Mapping[str, str]]]:
     """Yield the layers of a file once each, with the name that it gives them and their keys.
@@ -157,14 +157,14 @@ def _merge(layers: Mapping[nn.Module, Sequence[_Layer]]) -> list[tuple[nn.Module
         before = (original.float(), None if bias is None else bias.float())
         after = before
         for adapter in adapters:
-            after = _added(*after, adapter)
+            after = _add_changes(*after, adapter)
         for name, old, new in zip(("weight", "bias"), before, after, strict=True):
             if new is not None and new is not old:
                 merged.append((module, name, new.to(original.dtype)))
     return merged
 
 
-def _added(weight: Tensor, bias: Tensor | None, adapter: _Layer) -> tuple[Tensor, Tensor | None]:
+def _add_changes(weight: Tensor, bias: Tensor | None, adapter: _Layer) -> tuple[Tensor, Tensor | None]:
     """Add one file's changes to a layer."""
     parts = adapter.parts(weight)
     try:

@@ -40,7 +40,7 @@ def read_scales(file: Path, source: Source) -> Scales:
     header: Mapping[str, str] = getattr(source, "metadata", {})
     config = file.parent / PEFT_CONFIG
     if config.is_file() and file.name.startswith("adapter_model."):
-        configs = dict.fromkeys(NETWORKS, _checked(read_json(config), config))
+        configs = dict.fromkeys(NETWORKS, _check_config(read_json(config), config))
     else:
         configs = _by_network(header.get(HEADER, "{}"), file)
     if any(configs.values()):
@@ -59,7 +59,7 @@ def _by_network(text: str, file: Path) -> dict[str, dict[str, Any]]:
         raise ReverieError(f"'{file}' is damaged: its {HEADER}, which says how strong it is, is no table") from error
 
 
-def _checked(config: dict[str, Any], file: Path) -> dict[str, Any]:
+def _check_config(config: dict[str, Any], file: Path) -> dict[str, Any]:
     kind, start = config.get("peft_type", "LORA"), config.get("init_lora_weights")
     if kind not in PEFT_TYPES:
         raise ReverieError(
@@ -127,7 +127,7 @@ def _lycoris(source: Source, header: Mapping[str, str]) -> Scales:
     dims = {source.shape(key)[0] for key in source.names() if key.endswith((".lokr_w1_b", ".lokr_w2_b"))}
     dims |= {int(str(dim)) for dim in named if str(dim).isdecimal()}
 
-    def scaled(target: Target, name: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
+    def scale(target: Target, name: str, parts: dict[str, Tensor]) -> dict[str, Tensor]:
         alpha = parts["alpha"].item() if "alpha" in parts else 0.0
         if {"lokr_w1", "lokr_w2"} <= parts.keys() and alpha:
             near = min(dims, key=lambda dim: abs(alpha - dim**1.5), default=0)
@@ -139,4 +139,4 @@ def _lycoris(source: Source, header: Mapping[str, str]) -> Scales:
             return parts | {"alpha": parts["alpha"] / math.prod(parts["oft_blocks"].shape[-3:-1])} if alpha else parts
         return parts
 
-    return scaled
+    return scale

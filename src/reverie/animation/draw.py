@@ -22,7 +22,7 @@ from reverie.animation.store import FrameStore, Store
 from reverie.animation.timeline import Timeline, by_sight, by_sound, frames_in, order, source_pictures, timeline
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapter_notes
-from reverie.generate.modified import Modification, in_turn, modified
+from reverie.generate.modified import Modification, in_turn, modify
 from reverie.media import footage
 from reverie.media.encoder import Waveform
 from reverie.media.footage import Footage
@@ -92,19 +92,19 @@ def animate(
         raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
     if animation.pace == "perceptual" and distance is None:
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
-    film = _planned(system, animation.settled(system.guidance), heard)
+    film = _plan_film(system, animation.with_guidance(system.guidance), heard)
     request = shared_request(film.animation, film.size)
     film = replace(film, notes=adapter_notes(system, animation))
-    return in_turn(modified(system, request), partial(_frames, system, film, request, distance, store, batch))
+    return in_turn(modify(system, request), partial(_frames, system, film, request, distance, store, batch))
 
 
 def frame_count(animation: Animation, heard: Waveform | None = None) -> int:
     """Return how many frames a film has; reads its sound and the film it is drawn over where it must."""
-    laid, _, _ = _laid_out(animation, heard)
+    laid, _, _ = _lay_out(animation, heard)
     return len(order(laid.count, animation.ping_pong, animation.loop))
 
 
-def _laid_out(animation: Animation, heard: Waveform | None) -> tuple[Timeline, Waveform | None, Footage | None]:
+def _lay_out(animation: Animation, heard: Waveform | None) -> tuple[Timeline, Waveform | None, Footage | None]:
     """Lay the film's way out in time; return the sound and the film that tell how long it is, too."""
     if animation.audio is not None and heard is None:
         from reverie.media import sound  # brings soundfile
@@ -120,9 +120,9 @@ def _laid_out(animation: Animation, heard: Waveform | None) -> tuple[Timeline, W
     return timeline(animation, lasting), heard, source
 
 
-def _planned(system: StableDiffusion, animation: Animation, heard: Waveform | None) -> _Film:
+def _plan_film(system: StableDiffusion, animation: Animation, heard: Waveform | None) -> _Film:
     """Find size, frames and places, but for those that only drawing tells."""
-    laid, heard, source = _laid_out(animation, heard)
+    laid, heard, source = _lay_out(animation, heard)
     size = _size(system, animation, source)
     names = [keyframe.easing or animation.easing for keyframe in animation.keyframes]
     places = laid.places(names)

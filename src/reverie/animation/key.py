@@ -28,7 +28,7 @@ def key_of(system: StableDiffusion, animation: Animation, *, batch: int) -> str:
     Raises ReverieError where a LoRA or another file of the film is not found.
     """
     parts = {"format": FORMAT, "batch": batch, **circumstances(system), **contents(animation)}
-    parts |= {"request": animation.recorded(), "model": fingerprint(system)}
+    parts |= {"request": animation.to_record(), "model": fingerprint(system)}
     return sha256_of([json.dumps(parts, sort_keys=True, default=str)])[:32]
 
 

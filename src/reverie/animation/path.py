@@ -120,7 +120,7 @@ class Path:
         denoise = guided_denoiser(self.system, request, prompts, self.sigmas, bind=self.bind)
         noise = NoiseBetween((a.seed, b.seed), ws, self._noise, self.drawn)
         if under:
-            start = self._drawn_over(under, noise, steps_taken(self.animation.steps, self._strength(places[0])))
+            start = self._noise_over(under, noise, steps_taken(self.animation.steps, self._strength(places[0])))
             sigmas = self.sigmas[-steps_taken(self.animation.steps, self._strength(places[0])) - 1 :]
         else:
             start, sigmas = _rows([_state(a.start, b.start, w) for w in ws]), self.sigmas[self.animation.shared_steps :]
@@ -128,7 +128,7 @@ class Path:
             last = step
         return last.x
 
-    def _drawn_over(self, under: Sequence[Image.Image], noise: NoiseBetween, taken: int) -> Inverted:
+    def _noise_over(self, under: Sequence[Image.Image], noise: NoiseBetween, taken: int) -> Inverted:
         """Noise pictures as image to image does; all steps forget them."""
         first = self.sigmas[-taken - 1].item()
         if taken == self.animation.steps:
@@ -194,7 +194,7 @@ def shared_request(animation: Animation, size: tuple[int, int]) -> TextToImage:
     Raises ReverieError for LoRAs that keyframes want with several weights.
     """
     through_pictures = any(keyframe.image for keyframe in animation.keyframes)
-    shared = animation.shared() | ({"sampler": "ddim"} if through_pictures else {})
+    shared = animation.sampling_fields() | ({"sampler": "ddim"} if through_pictures else {})
     return TextToImage(
         **shared,
         prompt=lora_tags([keyframe.prompt for keyframe in animation.keyframes]),
@@ -242,7 +242,7 @@ class _Builder:
 
     def _stop(self, keyframe: Keyframe, middle: tuple[Prompts, float]) -> PathStop:
         seed = self.animation.seed if keyframe.seed is None else keyframe.seed
-        request, prompts = self._encoded(keyframe)
+        request, prompts = self._encode(keyframe)
         if keyframe.image is None:
             start = self._start(seed, middle)
         else:
@@ -252,7 +252,7 @@ class _Builder:
             start = invert_picture(*parts, bind=self.bind)
         return PathStop(prompts, request.scale, keyframe.strength or self.animation.strength, seed, start)
 
-    def _encoded(self, keyframe: Keyframe) -> tuple[TextToImage, Prompts]:
+    def _encode(self, keyframe: Keyframe) -> tuple[TextToImage, Prompts]:
         negative = self.animation.negative if keyframe.negative is None else keyframe.negative
         guidance = self.animation.guidance if keyframe.guidance is None else keyframe.guidance
         request = self.request.replace(prompt=keyframe.prompt, negative=negative, guidance=guidance)
@@ -264,7 +264,7 @@ class _Builder:
     def _middle(self) -> tuple[Prompts, float]:
         """Return the prompts and the guidance of the shared steps: the middle keyframe's, or halfway of two."""
         count = len(self.animation.keyframes)
-        pair = [self._encoded(self.animation.keyframes[index]) for index in ((count - 1) // 2, count // 2)]
+        pair = [self._encode(self.animation.keyframes[index]) for index in ((count - 1) // 2, count // 2)]
         (one, a), (other, b) = pair
         mix = blend.MIXES[self.animation.interpolation]
         return blend.between(a, b, 0.5, mix), (one.scale + other.scale) / 2

@@ -58,10 +58,10 @@ def frame_specs(places: Sequence[float], stops: Sequence[int], in_between: int) 
             found[-1] = replace(found[-1], count=found[-1].count + 1)
         else:
             found.append(FrameSpec(place, place, share=None if place in fixed else 0.0))
-    return _shared(found)
+    return _share_gaps(found)
 
 
-def _shared(found: Sequence[FrameSpec]) -> list[FrameSpec]:
+def _share_gaps(found: Sequence[FrameSpec]) -> list[FrameSpec]:
     """Say how far each spec that is not drawn lies between those that are."""
     result, before = [], 0.0
     after = [spec.place for spec in found if spec.share is None]

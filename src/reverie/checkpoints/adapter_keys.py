@@ -141,12 +141,12 @@ def canonical(name: str) -> str:
 def targets(network: UNet, text_encoders: Sequence[nn.Module]) -> Mapping[str, Target]:
     """List the layers of a model under every name that `canonical` gives them."""
     found: dict[str, Target] = {}
-    layers = dict(_weighted(network))
+    layers = dict(_layers_with_weights(network))
     for name, place in places(layers, unet(network.config), "").items():
         target = Target(layers[name], "unet", name)
         found |= {f"unet {spelled.replace('.', '_')}": target for spelled in (name, place.name)}
     for number, tower in enumerate(text_encoders, start=1):
-        for name, module in _weighted(tower):
+        for name, module in _layers_with_weights(tower):
             target = Target(module, f"te{number}", name)
             found[canonical(f"lora_te{number}_{name}")] = target
             if len(text_encoders) == 1 and network.config.projection_input_dim is not None:
@@ -154,7 +154,7 @@ def targets(network: UNet, text_encoders: Sequence[nn.Module]) -> Mapping[str, T
     return found
 
 
-def _weighted(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def _layers_with_weights(network: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     for name, module in network.named_modules():
         # The first two always have one; asking a packed one for it would unpack it.
         if isinstance(module, nn.Linear | nn.Conv2d) or isinstance(getattr(module, "weight", None), nn.Parameter):

@@ -86,7 +86,7 @@ def load_clip(
     """
     if activation is not None and activation not in ACTIVATIONS:
         raise ReverieError(f"unknown activation {activation!r}; choose from {', '.join(sorted(ACTIVATIONS))}")
-    place, name = _located(path, revision)
+    place, name = _locate(path, revision)
     if place.is_dir() and not (place / OPEN_CLIP_CONFIG).is_file():
         return _from_transformers(place, name, device, dtype, activation)
     if place.is_dir():
@@ -104,7 +104,7 @@ def load_clip_file(
     layout = identify_clip(source, str(file))
     settings = _settings(file)
     config = config_of(source, layout, str(file), activation or _activation(source, layout, file, settings))
-    tokenizer = _sized(find_tokenizer(file, config.text.vocab_size), config.text.max_position_embeddings)
+    tokenizer = _with_length(find_tokenizer(file, config.text.vocab_size), config.text.max_position_embeddings)
     clip = read_part(layout.ours(config), source, str(file), device, dtype)
     return FoundClip(clip, tokenizer, name, file.parent if settings else None)
 
@@ -216,7 +216,7 @@ def _settings(file: Path) -> dict[str, Any]:
     return read_json(config) if file.name in OPEN_CLIP_FILES and config.is_file() else {}
 
 
-def _sized(found: Tokenizer, length: int) -> Tokenizer:
+def _with_length(found: Tokenizer, length: int) -> Tokenizer:
     """Give a tokenizer the tower's number of positions."""
     return Tokenizer(found.vocab, found.merges, length=length, bos=found.bos, eos=found.eos, pad=found.pad)
 
@@ -260,7 +260,7 @@ def _open_clip_weights(folder: Path) -> Path:
     raise ReverieError(f"no weights in '{folder}'; it should hold {OPEN_CLIP_FILES[0]}")
 
 
-def _located(path: str | Path, revision: str | None) -> tuple[Path, str]:
+def _locate(path: str | Path, revision: str | None) -> tuple[Path, str]:
     """Find a CLIP's file or folder, fetching it where it is a name; say what it is called."""
     place = Path(path)
     if place.is_file() and (place.parent / CONFIG).is_file() and place.name in WEIGHTS:
@@ -271,10 +271,10 @@ def _located(path: str | Path, revision: str | None) -> tuple[Path, str]:
     if not hub.is_name(name) or name.count("/") != 1 or name.endswith(tuple(WEIGHTS)):  # never a file of a repository
         known = ", ".join(PUBLISHED)
         raise ReverieError(f"no CLIP at '{path}'; give a folder, a file, a name on the hub, or one of {known}")
-    return _fetched(name, revision), str(path)
+    return _fetch(name, revision), str(path)
 
 
-def _fetched(name: str, revision: str | None) -> Path:
+def _fetch(name: str, revision: str | None) -> Path:
     """Fetch what makes a CLIP in transformers' layout; old repositories hold pickles alone."""
     common = (CONFIG, PREPROCESSOR, *TOKENIZER_FILES)
     folder = hub.fetch(name, common, revision=revision)

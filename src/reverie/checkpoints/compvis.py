@@ -82,7 +82,7 @@ def places(names: Iterable[str], modules: Mapping[str, Place], prefix: str) -> T
     return table
 
 
-def stored(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
+def to_single_file(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     """Lay our tensors out as a single file holds them: the inverse of reading each from its place."""
     together: dict[str, list[tuple[Place, Tensor]]] = {}
     for name, place in table.items():
@@ -95,7 +95,7 @@ def stored(state: Mapping[str, Tensor], table: Table) -> dict[str, Tensor]:
     }
 
 
-def averaged(name: str) -> str:
+def ema_name(name: str) -> str:
     """Name the running average of a U-Net's weight: CompVis' `LitEma` takes the dots out."""
     return "model_ema." + name.removeprefix("model.").replace(".", "")
 

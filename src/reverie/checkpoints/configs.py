@@ -163,12 +163,12 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
     down = _need(raw, "down_block_types", where)
     for block in down:
         if block not in UNET_BLOCKS:
-            raise _unsupported(where, "down_block_types", block, f"one of {', '.join(UNET_BLOCKS)}")
+            raise _unsupported_value(where, "down_block_types", block, f"one of {', '.join(UNET_BLOCKS)}")
     _expect(raw, {"up_block_types": [UNET_BLOCKS[block] for block in reversed(down)]}, where)
     depths = _per_level(raw, "transformer_layers_per_block", 1, len(widths), where)
     added = raw.get("addition_embed_type")
     if added not in (None, "text_time"):
-        raise _unsupported(where, "addition_embed_type", added, "null or 'text_time'")
+        raise _unsupported_value(where, "addition_embed_type", added, "null or 'text_time'")
     return UNetConfig(
         in_channels=raw.get("in_channels", 4),
         out_channels=raw.get("out_channels", 4),
@@ -305,7 +305,7 @@ def read_schedule(raw: Json, where: str) -> ScheduleConfig:
         return ScheduleConfig(prediction="flow", steps=raw.get("num_train_timesteps", 1000))
     predictions = EDM_PREDICTIONS if edm else PREDICTIONS
     if prediction not in predictions:
-        raise _unsupported(where, "prediction_type", prediction, f"one of {', '.join(predictions)}")
+        raise _unsupported_value(where, "prediction_type", prediction, f"one of {', '.join(predictions)}")
     if edm:
         plain = ScheduleConfig(prediction=EDM_PREDICTIONS[prediction])  # whose sigmas are the defaults there too
         sigmas: Json = {key: float(raw[key]) for key in EDM_SIGMAS if key in raw}
@@ -313,7 +313,7 @@ def read_schedule(raw: Json, where: str) -> ScheduleConfig:
     _expect(raw, {"trained_betas": None}, where)
     beta_schedule = raw.get("beta_schedule")
     if beta_schedule not in BETA_SCHEDULES:
-        raise _unsupported(where, "beta_schedule", beta_schedule, f"one of {', '.join(BETA_SCHEDULES)}")
+        raise _unsupported_value(where, "beta_schedule", beta_schedule, f"one of {', '.join(BETA_SCHEDULES)}")
     return ScheduleConfig(
         beta_schedule=BETA_SCHEDULES[beta_schedule],
         beta_start=raw.get("beta_start", 0.0001),
@@ -357,7 +357,7 @@ def _key_of(table: Mapping[str, str], value: str) -> str:
     return next(key for key, other in table.items() if other == value)
 
 
-def _unsupported(where: str, key: str, given: object, allowed: str) -> ReverieError:
+def _unsupported_value(where: str, key: str, given: object, allowed: str) -> ReverieError:
     return ReverieError(f"{where}: {key} is {given!r}, which is not supported; it should be {allowed}")
 
 
@@ -366,7 +366,7 @@ def _expect(raw: Json, allowed: Mapping[str, Any], where: str) -> None:
     for key, value in allowed.items():
         given = raw.get(key, value)
         if given != value and (given or value):
-            raise _unsupported(where, key, given, repr(value))
+            raise _unsupported_value(where, key, given, repr(value))
 
 
 def _need(raw: Json, key: str, where: str) -> Any:
@@ -380,12 +380,12 @@ def _per_level(raw: Json, key: str, default: int, levels: int, where: str) -> tu
     given = raw.get(key, default)
     values = tuple(given) if isinstance(given, list) else (given,) * levels
     if len(values) != levels or not all(isinstance(value, int) for value in values):
-        raise _unsupported(where, key, given, f"a whole number, or {levels} of them")
+        raise _unsupported_value(where, key, given, f"a whole number, or {levels} of them")
     return values
 
 
 def _one_for_all(raw: Json, key: str, default: int, levels: int, where: str) -> int:
     values = set(_per_level(raw, key, default, levels, where))
     if len(values) > 1:
-        raise _unsupported(where, key, raw[key], "the same in every level")
+        raise _unsupported_value(where, key, raw[key], "the same in every level")
     return values.pop()

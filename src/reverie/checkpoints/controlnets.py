@@ -71,10 +71,10 @@ def load_controlnet(
     if not path.is_file():
         raise ReverieError(f"no ControlNet at '{path}'; give a folder in diffusers' layout or a file of weights")
     source = open_source(path)
-    module, table = _recognised(source, path, [config] if config else list(CONTROLNETS.values()))
+    module, table = _recognise(source, path, [config] if config else list(CONTROLNETS.values()))
     state = {ours: place.read(source.tensor(place.name)) for ours, place in table.items()}
     if DIFFERENCE in source.names():
-        state = _added(state, base, path)
+        state = _add_base(state, base, path)
     module.load_state_dict({ours: tensor.to(device, dtype) for ours, tensor in state.items()}, assign=True)
     return module.eval()
 
@@ -99,7 +99,7 @@ def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:
     return replace(config, kinds=raw.get("num_control_type", 6), fusing_heads=heads, fusing_layers=layers)
 
 
-def _added(state: dict[str, Tensor], base: UNet | None, path: Path) -> dict[str, Tensor]:
+def _add_base(state: dict[str, Tensor], base: UNet | None, path: Path) -> dict[str, Tensor]:
     """Add the U-Net's weights to those that a ControlNet shares with it. Raises ReverieError where they do not fit."""
     if base is None:
         raise ReverieError(f"'{path}' holds what is to be added to a U-Net; give the model that it steers")
@@ -138,7 +138,7 @@ def places(config: ControlNetConfig, names: list[str], prefix: str = PREFIX) -> 
     return compvis.places(names, modules, prefix)
 
 
-def _recognised(source: Source, path: Path, configs: list[ControlNetConfig]) -> tuple[ControlNet, Table]:
+def _recognise(source: Source, path: Path, configs: list[ControlNetConfig]) -> tuple[ControlNet, Table]:
     """Find the config whose names and shapes are all in a file, and where.
 
     Raises ReverieError where there is none, or the file says by other names that it steers otherwise.

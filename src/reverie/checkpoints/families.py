@@ -10,7 +10,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 from torch import nn
 
 from reverie.checkpoints import compvis
-from reverie.checkpoints.compvis import Table, averaged
+from reverie.checkpoints.compvis import Table, ema_name
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import OLD_ATTENTION, Components, blueprint
 from reverie.checkpoints.weights import Source, same
@@ -60,7 +60,7 @@ class Layout(NamedTuple):
 
 FIRST = "input_blocks.0.0.weight"
 OFFICIAL = Layout(UNET_PREFIX + FIRST, UNET_PREFIX)
-AVERAGES = Layout(averaged(UNET_PREFIX + FIRST), UNET_PREFIX, rename=averaged)
+AVERAGES = Layout(ema_name(UNET_PREFIX + FIRST), UNET_PREFIX, rename=ema_name)
 UNET_LAYOUTS = (
     OFFICIAL,
     *(Layout(prefix + FIRST, prefix) for prefix in ("diffusion_model.", "")),
@@ -148,7 +148,7 @@ class Tower:
     def part(self, names: Collection[str] = ()) -> FilePart[TextTower]:
         """Describe the network, in the first of the layouts that a file with these names is in."""
         parts = [self._part(*layout) for layout in ((self.prefix, not self.open_clip), *self.others)]
-        return next((part for part in parts if spelled(part.places([POSITIONS])[POSITIONS].name, names)), parts[0])
+        return next((part for part in parts if spelling(part.places([POSITIONS])[POSITIONS].name, names)), parts[0])
 
     def _part(self, prefix: str, transformers: bool) -> FilePart[TextTower]:
         modules = compvis.SAME_NAMES if transformers else compvis.open_clip(self.config)
@@ -156,7 +156,7 @@ class Tower:
 
     def positions(self, names: Collection[str]) -> str | None:
         """Return what a file with these names calls the tower's positions; None where it does not hold the tower."""
-        return spelled(self.part(names).places([POSITIONS])[POSITIONS].name, names)
+        return spelling(self.part(names).places([POSITIONS])[POSITIONS].name, names)
 
     def fits(self, source: Source, names: Collection[str]) -> bool:
         """Tell whether a file holds a tower with as many positions of the same width."""
@@ -319,7 +319,7 @@ def family_of(components: Components) -> Family:
     raise ReverieError(f"'{components.name}' has networks of its own, which no single file holds; those are of {known}")
 
 
-def spelled(name: str, names: Collection[str]) -> str | None:
+def spelling(name: str, names: Collection[str]) -> str | None:
     """Return the name by which a file holds a tensor; some writers leave out transformers' `text_model.`."""
     if name in names:
         return name

@@ -41,7 +41,7 @@ class Download:
 Report = Callable[[Download], None]
 
 
-def unreported(download: Download) -> None:
+def no_report(download: Download) -> None:
     """Tell nobody."""
 
 
@@ -53,7 +53,7 @@ def is_name(text: str) -> bool:
     return ".." not in text and not (match["file"] or "").startswith(".")
 
 
-def find(name: str, *, revision: str | None = None, variant: str | None = None, report: Report = unreported) -> Path:
+def find(name: str, *, revision: str | None = None, variant: str | None = None, report: Report = no_report) -> Path:
     """Return the folder or file of a model, fetching what is not in the cache.
 
     A folder in diffusers' layout where the repository holds one, else its one checkpoint; `owner/name/file` names one
@@ -63,18 +63,18 @@ def find(name: str, *, revision: str | None = None, variant: str | None = None, 
     repo, file = _split(name)
     if file is not None:
         return fetch(repo, [file], revision=revision, report=report) / file
-    place = _cached(repo, revision, variant)
+    place = _find_cached(repo, revision, variant)
     if place is None:
         sizes = _list(repo, revision)
-        wanted = _wanted(repo, revision, variant, sizes)
+        wanted = _list_files(repo, revision, variant, sizes)
         _download(repo, revision, {name: sizes[name] for name in wanted}, report)
-        place = _cached(repo, revision, variant)
+        place = _find_cached(repo, revision, variant)
     if place is None:
         raise ReverieError(f"'{repo}' changed while it was fetched; run it again")
     return place
 
 
-def fetch(repo: str, files: Iterable[str], *, revision: str | None = None, report: Report = unreported) -> Path:
+def fetch(repo: str, files: Iterable[str], *, revision: str | None = None, report: Report = no_report) -> Path:
     """Return the folder of a repository with at least these files of it. Raises ReverieError as `find` does."""
     files = list(files)
     snapshot = _snapshot(repo, revision)
@@ -107,7 +107,7 @@ def _snapshot(repo: str, revision: str | None) -> Path | None:
     return snapshot if snapshot.is_dir() else None
 
 
-def _cached(repo: str, revision: str | None, variant: str | None) -> Path | None:
+def _find_cached(repo: str, revision: str | None, variant: str | None) -> Path | None:
     """Return a model's folder or file in the cache where all of it is there."""
     snapshot = _snapshot(repo, revision)
     if snapshot is None:
@@ -122,12 +122,12 @@ def _cached(repo: str, revision: str | None, variant: str | None) -> Path | None
     return snapshot
 
 
-def _wanted(repo: str, revision: str | None, variant: str | None, sizes: Mapping[str, int]) -> list[str]:
+def _list_files(repo: str, revision: str | None, variant: str | None, sizes: Mapping[str, int]) -> list[str]:
     """List the files to fetch; for a folder its index is fetched first, which names its parts."""
     try:
         if INDEX not in sizes:
             return [single_file(sizes, variant)]
-        snapshot = _download(repo, revision, {INDEX: sizes[INDEX]}, unreported)
+        snapshot = _download(repo, revision, {INDEX: sizes[INDEX]}, no_report)
         return folder_files(sizes, read_json(snapshot / INDEX), variant)
     except LookupError as error:
         raise ReverieError(f"'{repo}'{_at(revision)} {error.args[0]}") from None
@@ -137,7 +137,7 @@ def _list(repo: str, revision: str | None) -> dict[str, int]:
     """Ask the hub for a repository's files and their sizes in bytes."""
     from huggingface_hub import HfApi
 
-    with _guarded(repo, revision):
+    with _explain_errors(repo, revision):
         info = HfApi().model_info(repo, revision=revision, timeout=PATIENCE, files_metadata=True)
     return {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
 
@@ -156,7 +156,7 @@ def _download(repo: str, revision: str | None, sizes: Mapping[str, int], report:
             done += count
             report(Download(file, done, total))
 
-        with _guarded(repo, revision):
+        with _explain_errors(repo, revision):
             path = hf_hub_download(repo, file, revision=revision, etag_timeout=PATIENCE, tqdm_class=_bar(tell))
         done = before + size
         report(Download(file, done, total))
@@ -181,7 +181,7 @@ def _bar(tell: Callable[[int], None]) -> type[Any]:
 
 
 @contextmanager
-def _guarded(repo: str, revision: str | None) -> Iterator[None]:
+def _explain_errors(repo: str, revision: str | None) -> Iterator[None]:
     """Turn what goes wrong between here and the hub into one line that says what to do."""
     from huggingface_hub import constants, errors
 

@@ -216,7 +216,7 @@ def identify(
 
 def _model(source: Source, path: Path, names: set[str], found: list[Family], prediction: str | None) -> Contents:
     """Describe a model of one of the families found, which differ in their schedule."""
-    stated = _stated(source, path, names, found[0].schedule)
+    stated = _read_parameterisation(source, path, names, found[0].schedule)
     named = len(found) == 1 and (found[0].ambiguous or found[0].schedule != ScheduleConfig())  # a schedule goes with it
     schedule = found[0].schedule if stated is None or named else stated
     if prediction is not None:
@@ -234,7 +234,7 @@ def _model(source: Source, path: Path, names: set[str], found: list[Family], pre
     return Contents("model", family.title, "", family, doubtful, tuple(missing))
 
 
-def _stated(source: Source, path: Path, names: set[str], base: ScheduleConfig) -> ScheduleConfig | None:
+def _read_parameterisation(source: Source, path: Path, names: set[str], base: ScheduleConfig) -> ScheduleConfig | None:
     """Read what a file, or a configuration beside it, says of its parameterisation; None where nothing does."""
 
     def number(name: str, default: float) -> float:
@@ -249,13 +249,13 @@ def _stated(source: Source, path: Path, names: set[str], base: ScheduleConfig) -
         return replace(plain, sigma_max=high, sigma_min=low)
     zero = "ztsnr" in names or number("alphas_cumprod", 1.0) < ZERO_SNR  # which a network of eps could not learn
     marked = "v" if zero or "v_pred" in names else None
-    prediction = _configured(path) or marked or STATED.get(source.metadata.get(HEADER, "").lower())
+    prediction = _read_yaml(path) or marked or STATED.get(source.metadata.get(HEADER, "").lower())
     if prediction is None:
         return None
     return replace(parameterise(base, prediction), zero_terminal_snr=zero)
 
 
-def _configured(path: Path) -> str | None:
+def _read_yaml(path: Path) -> str | None:
     """Read the parameterisation from the .yaml beside a file, where eps goes without saying in CompVis' layout."""
     file = path.with_suffix(".yaml")
     if not path.suffix or not file.is_file():

@@ -69,7 +69,7 @@ class Machine:
             if count >= MOST_OPCODES:
                 raise ValueError(f"it has more than {MOST_OPCODES} opcodes")
             if opcode.name in CONSTANTS:
-                self.push(_checked(argument))
+                self.push(_check(argument))
             elif opcode.name in HANDLERS:
                 HANDLERS[opcode.name](self, argument)
             elif opcode.name != "STOP":
@@ -245,7 +245,7 @@ def table(items: list[Any]) -> dict[Any, Any]:
     return dict(zip(items[::2], items[1::2], strict=True))
 
 
-def _checked(argument: object) -> object:
+def _check(argument: object) -> object:
     """Return a number or a text as it stands. Raises ValueError for a number that is too long."""
     if isinstance(argument, int) and abs(argument) > LARGEST_NUMBER:
         raise ValueError("it holds a number that is too long")

@@ -260,7 +260,7 @@ def _parameter(arguments: tuple[Any, ...]) -> View:
     return arguments[0]
 
 
-def _ordered(arguments: tuple[Any, ...]) -> dict[Any, Any]:
+def _ordered_dict(arguments: tuple[Any, ...]) -> dict[Any, Any]:
     """Read the arguments of OrderedDict: none, or in protocol 0 and 1 a list of pairs."""
     pairs = arguments[0] if arguments else []
     if len(arguments) > 1 or not isinstance(pairs, list):
@@ -279,7 +279,7 @@ REBUILDERS: dict[str, Callable[[tuple[Any, ...]], object]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
-    "collections.OrderedDict": _ordered,
+    "collections.OrderedDict": _ordered_dict,
     "torch.Size": _size,
     PARAMETERS: lambda arguments: Scripted(PARAMETERS),
 }

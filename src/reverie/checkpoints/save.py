@@ -75,7 +75,7 @@ def save_folder(components: Components, path: str | Path, precision: Precision =
     model that is already there are replaced, others are left. Raises ReverieError.
     """
     parts = zip(_suffixes(components), components.tokenizers, components.text_encoders, strict=True)
-    with _staged(Path(path), precision) as folder:
+    with _stage(Path(path), precision) as folder:
         for suffix, tokenizer, tower in parts:
             tokenizer.save(folder / f"tokenizer{suffix}")
             _write_text_encoder(tower, folder / f"text_encoder{suffix}", precision)
@@ -96,7 +96,7 @@ def save_folder(components: Components, path: str | Path, precision: Precision =
 def save_clip(components: CLIPComponents, path: str | Path, precision: Precision = FULL) -> None:
     """Write a CLIP as transformers' CLIPModel, CLIPTokenizer and CLIPImageProcessor read it."""
     config = components.clip.config
-    with _staged(Path(path), precision) as folder:
+    with _stage(Path(path), precision) as folder:
         components.tokenizer.save(folder)
         _write_json(folder / "preprocessor_config.json", _preprocessor(config.vision))
         _write(components.clip, configs.write_clip(config), folder, TRANSFORMERS_STEM, precision)
@@ -104,19 +104,19 @@ def save_clip(components: CLIPComponents, path: str | Path, precision: Precision
 
 def save_unet(unet: UNet, path: str | Path, precision: Precision = FULL) -> None:
     """Write a U-Net's folder, which `load_unet` and diffusers' UNet2DConditionModel read."""
-    with _staged(Path(path), precision) as folder:
+    with _stage(Path(path), precision) as folder:
         _write_unet(unet, folder, precision)
 
 
 def save_autoencoder(autoencoder: Autoencoder, path: str | Path, precision: Precision = FULL) -> None:
     """Write an autoencoder's folder, which `load_autoencoder` and diffusers' AutoencoderKL read."""
-    with _staged(Path(path), precision) as folder:
+    with _stage(Path(path), precision) as folder:
         _write_autoencoder(autoencoder, folder, precision)
 
 
 def save_text_encoder(tower: TextTower, path: str | Path, precision: Precision = FULL) -> None:
     """Write a text tower's folder, which `load_text_encoder` and transformers' CLIPTextModel read."""
-    with _staged(Path(path), precision) as folder:
+    with _stage(Path(path), precision) as folder:
         _write_text_encoder(tower, folder, precision)
 
 
@@ -197,7 +197,7 @@ def _preprocessor(config: CLIPVisionConfig) -> dict[str, Any]:
 
 
 @contextmanager
-def _staged(target: Path, precision: Precision) -> Iterator[Path]:
+def _stage(target: Path, precision: Precision) -> Iterator[Path]:
     """Yield a folder inside `target`; when the block ends well, rename its files into place one by one.
 
     All writing happens in the staging folder: where it fails, the target stays as it was (a killed process leaves a

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from reverie.checkpoints.compvis import Table, stored
+from reverie.checkpoints.compvis import Table, to_single_file
 from reverie.checkpoints.configs import parameterise
 from reverie.checkpoints.families import (
     AVERAGES,
@@ -19,7 +19,7 @@ from reverie.checkpoints.families import (
     FilePart,
     autoencoder_part,
     autoencoder_prefix,
-    spelled,
+    spelling,
     unet_layout,
 )
 from reverie.checkpoints.identify import AUTOENCODER, TEXT_ENCODER, Contents, identify
@@ -58,7 +58,9 @@ class Networks:
 
     def tensors(self) -> dict[str, Tensor]:
         """Lay the weights out as a single file holds them, with what it says of its parameterisation."""
-        laid = {name: tensor for state, table in self._tables() for name, tensor in stored(state, table).items()}
+        laid = {
+            name: tensor for state, table in self._tables() for name, tensor in to_single_file(state, table).items()
+        }
         return self._markers() | laid
 
     def _markers(self) -> dict[str, Tensor]:
@@ -76,7 +78,7 @@ class Networks:
     def names(self, held: Collection[str]) -> set[str]:
         """Name the tensors of such a file, and where one that holds these names has them."""
         tables = (*self._tables(), *self._tables(held))
-        return {spelled(place.name, held) or place.name for _, table in tables for place in table.values()}
+        return {spelling(place.name, held) or place.name for _, table in tables for place in table.values()}
 
     def _tables(self, held: Collection[str] = ()) -> list[tuple[dict[str, Tensor], Table]]:
         states = [module.state_dict() for module in (self.unet, self.autoencoder, *self.text_encoders)]
@@ -233,7 +235,7 @@ def read_part(
     module, names = part.blueprint(), set(source.names())
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     table = part.places(wanted)
-    found = {ours: spelled(place.name, names) or place.name for ours, place in table.items()}
+    found = {ours: spelling(place.name, names) or place.name for ours, place in table.items()}
     faults = [f"'{theirs}' is missing" for theirs in sorted(set(found.values()) - names)]
     used = set(found.values())
     faults += [f"'{name}' is not known" for name in sorted(names - used) if name.startswith(part.closed)]

@@ -34,17 +34,17 @@ def find_tokenizer(near: Path, size: int) -> Tokenizer:
     in the packages clip and open_clip, and at last fetched from the hub. Raises ReverieError.
     """
     if given := os.environ.get(VARIABLE):
-        return _checked(Path(given), size)
+        return _check(Path(given), size)
     for place in (near.parent, near.parent / "tokenizer", near.parent / MERGES):
         if _is_vocabulary(place):
-            return _checked(place, size)
-    for place in (*_cached(), *_installed()):
+            return _check(place, size)
+    for place in (*_cached_files(), *_installed_files()):
         with suppress(ReverieError):  # the cache holds those of other models too, which need not be like CLIP's
             tokenizer = read_tokenizer(place)
             if len(tokenizer) == size:
                 return tokenizer
     try:
-        return _checked(hub.fetch(OPENAI, FILES), size)
+        return _check(hub.fetch(OPENAI, FILES), size)
     except ReverieError as error:
         raise ReverieError(f"no tokenizer for '{near}': {HELP} ({error})") from error
 
@@ -54,7 +54,7 @@ def read_tokenizer(place: Path) -> Tokenizer:
     return Tokenizer.load(place) if place.is_dir() else _from_merges(place)
 
 
-def _checked(place: Path, size: int) -> Tokenizer:
+def _check(place: Path, size: int) -> Tokenizer:
     tokenizer = read_tokenizer(place)
     if len(tokenizer) != size:
         raise ReverieError(f"the tokenizer in '{place}' has {len(tokenizer)} tokens; this model was made with {size}")
@@ -65,7 +65,7 @@ def _is_vocabulary(place: Path) -> bool:
     return place.is_file() or all((place / name).is_file() for name in FILES)
 
 
-def _cached() -> Iterator[Path]:
+def _cached_files() -> Iterator[Path]:
     """Find the tokenizers of models in the hub's cache: CLIP's own first."""
     models = sorted(_hub_cache().glob("models--*"), key=lambda path: (OPENAI.replace("/", "--") not in path.name, path))
     for model in models:
@@ -78,7 +78,7 @@ def _hub_cache() -> Path:
     return Path(os.environ.get("HF_HUB_CACHE", Path(home, "hub")))
 
 
-def _installed() -> Iterator[Path]:
+def _installed_files() -> Iterator[Path]:
     """Find OpenAI's file in packages that have it, without importing them."""
     for package in ("open_clip", "clip"):
         spec = find_spec(package)

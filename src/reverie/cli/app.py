@@ -48,6 +48,7 @@ app.command("reverie.cli.classify:classify", help="Name pictures by labels, or m
 app.command("reverie.cli.index:index", help="Embed a collection of pictures, so that it can be searched.")
 app.command("reverie.cli.index:search", help="Find pictures of an index by words and by example.")
 app.command("reverie.cli.curate:curate", help="Keep the samples of shards that are worth learning from.")
+app.command("reverie.cli.serve:serve", help="Serve a page to draw and play on, and what other programs speak.")
 app.command("reverie.cli.watermark:app", name="watermark", help="Read and write invisible watermarks.")
 
 

@@ -44,7 +44,7 @@ MASKING = ("mask", "mask_blur", "only_masked", "padding", "fill")
 SEEDS = 2**32  # that a film without one can come to
 
 
-def given(*flags: object) -> Fields:
+def fields_of(*flags: object) -> Fields:
     """Return what was given, as the requests' fields."""
     options = {name: value for group in flags for name, value in vars(group).items()}
     chosen = {name: value for name, value in options.items() if not (value is None or value is False or value == ())}
@@ -64,10 +64,10 @@ def ask_picture(
     from reverie.requests.parts import ControlInput
     from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 
-    shared = {"prompt": prompt, **given(drawing, adapters), **_further(further)}
+    shared = {"prompt": prompt, **fields_of(drawing, adapters), **_further(further)}
     if controls := shared.pop("control", ()):
         shared["controls"] = tuple(ControlInput.of(parse_fields(text, "control")) for text in controls)
-    picture = given(init)
+    picture = fields_of(init)
     if init.init is None:
         for name in sorted(picture):
             flag = name.replace("_", "-")
@@ -83,7 +83,7 @@ def ask_picture(
 
 def _further(flags: FurtherFlags) -> Fields:
     """Return the fields of variations, a second pass, a refiner, seamless edges and SDXL's sizes."""
-    fields = given(flags)
+    fields = fields_of(flags)
     parts = ("subseed", "subseed_strength", "seed_size", "hires", "refiner")
     whole = {name: value for name, value in fields.items() if not name.startswith(parts)}
     return whole | {"variation": _variation(flags), "hires": _hires(flags), "refiner": _refiner(flags)}
@@ -140,7 +140,7 @@ def ask_film(
     from reverie.media import footage
     from reverie.requests.films import Animation
 
-    fields = given(path, drawing, adapters, source)
+    fields = fields_of(path, drawing, adapters, source)
     keyframes, board = fields.pop("keyframe", ()), fields.pop("storyboard", None)
     ways = {"prompts": prompts, "--keyframe": keyframes, "--storyboard": board}
     if len(named := [name for name, value in ways.items() if value]) > 1:
@@ -179,14 +179,14 @@ def ask_music(
 
     if sound.init is None and sound.strength is not None:
         raise ReverieError("--strength is about a sound to start from; give one with --init")
-    return Music.of({"prompt": prompt, **given(playing, way, sound, adapters)})
+    return Music.of({"prompt": prompt, **fields_of(playing, way, sound, adapters)})
 
 
 def ask_film_of_music(flags: FilmFlags) -> Film | None:
     """Make the request for the film to music that the flags mean; None where they ask for none."""
     from reverie.requests.music import Film
 
-    fields = {name.removeprefix("film_"): value for name, value in given(flags).items()}
+    fields = {name.removeprefix("film_"): value for name, value in fields_of(flags).items()}
     if fields.pop("film", None) is None:
         for name in fields:
             raise ReverieError(f"--film-{name} is about a film to the music; ask for one with --film film.mp4")

@@ -13,7 +13,7 @@ from rich.cells import cell_len, set_cell_size
 
 from reverie.cli.options import Json, Output, Whole
 from reverie.cli.output import say, tell_numbered
-from reverie.cli.progress import watched
+from reverie.cli.progress import show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
 from reverie.jobs.outputs import check_writable
@@ -138,7 +138,7 @@ def _classifier(model: Clip, labels: Sequence[str], templates: Sequence[str] | N
     from reverie.similarity.classify import Classifier, embed_labels
 
     events = embed_labels(model, labels, templates or model.templates)
-    parts = [event.rows for event in watched(events)]
+    parts = [event.rows for event in show_progress(events)]
     return Classifier(model, tuple(labels), torch.cat(parts))
 
 
@@ -162,7 +162,7 @@ def _evaluate(
     model = clip.load()
     classifier = _classifier(model, labels, templates)
     report = Report(classifier.labels)
-    for event in watched(evaluate(classifier, samples, batch)):
+    for event in show_progress(evaluate(classifier, samples, batch)):
         report = event.report
     if output is not None:
         save(report.picture(), output)
@@ -185,5 +185,5 @@ def _tell(report: Report) -> None:
     labels = [report.labels[index] for index in worst]
     width = max(map(cell_len, labels))
     for index, label in zip(worst, labels, strict=True):
-        others = ", ".join(f"{other} {share:.0%}" for other, share in report.taken_for(index)[:3] if other != label)
+        others = ", ".join(f"{other} {share:.0%}" for other, share in report.confusions(index)[:3] if other != label)
         say(f"{set_cell_size(label, width)}  {shares[index]:6.1%} right, else {others}")

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 
 from reverie.cli.options import Json, Whole
 from reverie.cli.output import say
-from reverie.cli.progress import watched
+from reverie.cli.progress import show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
 
@@ -98,7 +98,7 @@ def curate(
         aesthetic=_absolute(aesthetic),
     )
     outcome = None
-    for event in watched(run(source, output, rules, scoring=scoring, spread=spread)):
+    for event in show_progress(run(source, output, rules, scoring=scoring, spread=spread)):
         outcome = event.outcome
     assert outcome is not None
     if as_json:

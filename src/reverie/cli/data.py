@@ -11,7 +11,7 @@ from cyclopts import App
 
 from reverie.cli.options import Json, Output, Whole
 from reverie.cli.output import say
-from reverie.cli.progress import watched
+from reverie.cli.progress import show_progress
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def emoji(*, output: Output, count: Whole = 1000, subset: str = "common", seed: 
     """
     from reverie.corpora.shards import write
 
-    for _ in watched(write(output, subset=subset, count=count, seed=seed)):
+    for _ in show_progress(write(output, subset=subset, count=count, seed=seed)):
         pass
     say(str(output))
 
@@ -63,7 +63,7 @@ def music(*, output: Output, count: Whole = 1000, seed: Whole = 0, font: Path | 
     """
     from reverie.corpora.music.shards import write
 
-    for _ in watched(write(output, _flac, count=count, seed=seed, font=font)):
+    for _ in show_progress(write(output, _flac, count=count, seed=seed, font=font)):
         pass
     say(str(output))
 

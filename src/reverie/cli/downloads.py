@@ -26,12 +26,12 @@ def fetch(model: ModelOptions) -> None:
     from reverie.checkpoints import hub  # brings torch, which takes seconds
 
     if hub.is_name(model.model):
-        with _shown(model.model) as report:
+        with _show(model.model) as report:
             hub.find(model.model, revision=model.revision, variant=model.variant, report=report)
 
 
 @contextmanager
-def _shown(name: str) -> Iterator[Report]:
+def _show(name: str) -> Iterator[Report]:
     """Yield what a download is to be reported to."""
     if not sys.stderr.isatty():
         yield _Lines(name)

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from reverie.cli.options import Json, Whole
 from reverie.cli.output import say
-from reverie.cli.progress import watched
+from reverie.cli.progress import show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
 
@@ -56,7 +56,7 @@ def index(
 
     start, last = time.monotonic(), None
     events = update(output, source, clip.load(), batch=batch, workers=workers)
-    for event in watched(events):
+    for event in show_progress(events):
         last = event
     assert last is not None
     made = open_index(output)

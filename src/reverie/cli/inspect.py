@@ -27,7 +27,7 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
     as_json
         Print one JSON object.
     """
-    found = _found(path)
+    found = _describe(path)
     if as_json:
         say(json.dumps(found, ensure_ascii=False))
         return
@@ -36,7 +36,7 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
             say(f"{key}: {_line(key, value)}")
 
 
-def _found(path: Path) -> dict[str, Any]:
+def _describe(path: Path) -> dict[str, Any]:
     from reverie.media.footage import ANIMATED, FILMS
     from reverie.requests.films import Animation
     from reverie.requests.music import Music
@@ -49,7 +49,7 @@ def _found(path: Path) -> dict[str, Any]:
     except ReverieError as error:
         record, missing = None, error
     if record is not None and isinstance(record.request, Music):
-        return {"path": str(path), "kind": "music", **_made(record)}
+        return {"path": str(path), "kind": "music", **_describe_record(record)}
     if suffix in FILMS or suffix in ANIMATED - FORMATS.keys() or (record and isinstance(record.request, Animation)):
         return _film(path, record)
     if suffix not in READABLE and suffix not in SOUNDS:
@@ -64,15 +64,15 @@ def _picture(path: Path, record: Record | None, missing: ReverieError | None) ->
     kind = "spectrogram" if any(tag in SPECTROGRAM for tag in picture.getexif()) else "picture"
     size = {"width": picture.width, "height": picture.height}
     why = {} if missing is None else {"not_honoured": [str(missing)]}
-    return {"path": str(path), "kind": kind, **size, **_made(record), **why}
+    return {"path": str(path), "kind": kind, **size, **_describe_record(record), **why}
 
 
-def _made(record: Record | None) -> dict[str, Any]:
+def _describe_record(record: Record | None) -> dict[str, Any]:
     """Tell how something was made."""
     if record is None:
         return {"model": None, "request": None}
-    fields = {"model": record.model, "not_honoured": list(record.notes), "request": record.request.recorded()}
-    return fields | ({} if record.film is None else {"film": record.film.recorded()})
+    fields = {"model": record.model, "not_honoured": list(record.notes), "request": record.request.to_record()}
+    return fields | ({} if record.film is None else {"film": record.film.to_record()})
 
 
 def _film(path: Path, record: Record | None) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def _film(path: Path, record: Record | None) -> dict[str, Any]:
     film = footage.read(path)
     fields = {"path": str(path), "kind": "film", "width": film.size[0], "height": film.size[1]}
     fields |= {"frames": film.count, "fps": None if film.count == 1 else film.fps}  # a contact sheet has no rate
-    return fields | _made(record)
+    return fields | _describe_record(record)
 
 
 def _weights(path: Path) -> dict[str, Any]:

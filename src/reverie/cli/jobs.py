@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from reverie.cli.downloads import fetch
 from reverie.cli.options import ModelOptions
 from reverie.cli.output import say
-from reverie.cli.progress import watched
+from reverie.cli.progress import show_progress
 from reverie.jobs.events import Event, Finished, Job, Note, Preview, Saved
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
@@ -21,6 +21,7 @@ from reverie.jobs.outputs import check_outputs, check_writable
 from reverie.jobs.pictures import PictureJob
 from reverie.media.pictures import save
 from reverie.progress import Progress
+from reverie.requests.references import MUSIC_NAME
 
 if TYPE_CHECKING:
     from reverie.pipeline import Pipeline
@@ -28,9 +29,7 @@ if TYPE_CHECKING:
 
 def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None = None) -> None:
     """Check where to write, load the model, show what happens, and report; `preview` is written over by previews."""
-    own = model.model
-    if isinstance(job, MusicJob) and own is None:
-        from reverie.system import MUSIC_NAME as own  # brings torch, which takes seconds
+    own = model.model or (MUSIC_NAME if isinstance(job, MusicJob) else None)
     job.check()
     if preview is not None and isinstance(job, PictureJob):
         check_writable([preview])
@@ -38,7 +37,7 @@ def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None
     saved: list[Path] = []
     done, record = 0, dict[str, Any]()
     try:
-        for event in watched(job.run(partial(load, model, own), show)):
+        for event in show_progress(job.run(partial(load, model, own), show)):
             show(event)
             if isinstance(event, Preview) and preview is not None:
                 save(event.picture, preview)

@@ -18,7 +18,7 @@ Event = TypeVar("Event")
 PLAIN_INTERVAL = 5.0  # seconds between two lines of a log
 
 
-def watched(events: Iterable[Event]) -> Iterator[Event]:
+def show_progress(events: Iterable[Event]) -> Iterator[Event]:
     """Pass events through and show on stderr how far they are, how fast they come and how long the rest will take.
 
     Events that are no `Progress` are passed on alone.

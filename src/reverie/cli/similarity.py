@@ -72,7 +72,7 @@ def similarity(
     output
         Picture file to draw the matrix into as a heat map.
     """
-    pictures, texts = sorted_out(items)
+    pictures, texts = split_items(items)
     texts += text or []
     if not pictures and not texts:
         raise ReverieError('nothing to compare; give pictures and texts, as in: reverie similarity *.png "a bear"')
@@ -92,13 +92,13 @@ def similarity(
     elif as_csv:
         say(likeness.csv().rstrip("\n"))
     else:
-        rows = shortened(likeness.rows) if pictures else likeness.rows
-        columns = likeness.columns if texts else shortened(likeness.columns)
+        rows = shorten(likeness.rows) if pictures else likeness.rows
+        columns = likeness.columns if texts else shorten(likeness.columns)
         cells = [[f"{value:.3f}" for value in row] for row in likeness.cosines.tolist()]
         say("\n".join(table(rows, columns, cells)))
 
 
-def sorted_out(items: Sequence[str]) -> tuple[list[Path], list[str]]:
+def split_items(items: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Tell files of pictures from texts. Raises ReverieError for a folder, and for a picture that is not there."""
     pictures, texts = [], []
     for item in items:
@@ -115,7 +115,7 @@ def sorted_out(items: Sequence[str]) -> tuple[list[Path], list[str]]:
     return pictures, texts
 
 
-def shortened(files: Sequence[str]) -> list[str]:
+def shorten(files: Sequence[str]) -> list[str]:
     """Drop the folders of files where their names alone tell them apart; else the ends of their paths do."""
     names = [Path(file).name for file in files]
     if len(set(names)) == len(files):

@@ -11,7 +11,7 @@ from cyclopts import Parameter
 from reverie.cli.jobs import show
 from reverie.cli.options import Flag, Output
 from reverie.cli.output import say
-from reverie.cli.progress import watched
+from reverie.cli.progress import show_progress
 from reverie.files import check_distinct
 from reverie.jobs.events import warnings_as_notes
 from reverie.jobs.outputs import check_writable
@@ -83,6 +83,6 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     for note in notes:
         show(note)
     events = sounding(mel, params, Circle if loop else Line)
-    pieces = [piece.x for piece in watched(events)]
+    pieces = [piece.x for piece in show_progress(events)]
     sounds.write(sounds.Sound(torch.cat(pieces, dim=-1), params.sample_rate).normalised(), output)
     say(str(output))

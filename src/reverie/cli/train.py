@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reverie.cli.options import Flag
 from reverie.cli.output import say
-from reverie.cli.progress import watched
+from reverie.cli.progress import show_progress
 
 
 @contextmanager
@@ -41,7 +41,7 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
     from reverie.train.recipe import folder_of
 
     with resumable("--resume goes on from the last checkpoint"):
-        for _ in watched(run(recipe, out, resume)):
+        for _ in show_progress(run(recipe, out, resume)):
             pass
     if is_first():
         say(str(folder_of(recipe, out)))
@@ -70,7 +70,7 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
     if not prepare:
         check(folder_of(recipe, out), resume)
     with resumable("the same command goes on with the latents"):
-        for _ in watched(finetune.prepare(recipe, out)):
+        for _ in show_progress(finetune.prepare(recipe, out)):
             pass
     if prepare:
         say(str(folder_of(recipe, out)))

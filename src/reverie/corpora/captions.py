@@ -58,7 +58,7 @@ def english(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> str:
     names = [_pick(placed.concept.en, rng) for placed in scene.objects]
     ground = f" on {with_article(scene.colour)} background" if tells_ground(scene, rng, bare) else ""
     if len(names) == 1:
-        noun = f"{scene.size_word} {names[0]}".strip()
+        noun = " ".join(filter(None, (scene.size_word, scene.tint, names[0])))
         article = with_article(names[0])
         noun_phrase = noun if article == names[0] else with_article(noun)
         form = rng.integers(6)
@@ -78,7 +78,8 @@ def chinese(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> str:
     names = [_pick(placed.concept.zh, rng) for placed in scene.objects]
     ground = f"{COLOURS[scene.colour][0]}背景上的" if tells_ground(scene, rng, bare) else ""
     if len(names) == 1:
-        noun = SIZE_WORDS_ZH[scene.size_word] + names[0]
+        tint = COLOURS[scene.tint][0] if scene.tint else ""
+        noun = SIZE_WORDS_ZH[scene.size_word] + tint + names[0]
         counted = "一" + measure(scene.objects[0].concept) + noun
         form = rng.integers(4)
         if form == 0:

@@ -6,6 +6,7 @@ a training run resumes at any step and gives the same pictures with any number o
 
 from __future__ import annotations
 
+import colorsys
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ COLOURS: dict[str, tuple[str, tuple[int, int, int]]] = {  # English -> (Chinese,
     "white": ("白色", (245, 245, 245)),
 }
 DEFAULT_GROUND = "white"  # what a scene stands on where its caption names no ground
+TINTS = ("red", "orange", "yellow", "green", "cyan", "blue", "purple", "pink")  # colours that things are drawn in
+COLOURED = 70  # saturation and value, of 255, above which a pixel has a hue
 COLOUR_JITTER = 6  # grey levels either side of the named colour
 
 CANVAS = 128
@@ -67,6 +70,7 @@ class Scene:
     objects: tuple[Placed, ...]
     size_word: str = ""
     relation: str = ""
+    tint: str = ""  # colour of a lone object that its caption names, its own or another
 
 
 def is_held_out(*parts: str) -> bool:
@@ -87,10 +91,12 @@ def draw_scene(
     scatter: int = ANYWHERE,
     sizes: Sequence[str] = SIZE_WORDS,
     default_share: float = 0.0,
+    tint_share: float = 0.0,
 ) -> Scene:
     """Choose a scene: `pair_share` of them hold two objects; all stand at most `scatter` cells from the middle.
 
     The size of a lone object is drawn from the words `sizes`. `default_share` of them are sure of the default ground.
+    Of the lone objects that have a colour, `tint_share` are told by one: a third by their own, the rest recoloured.
     """
     colour = list(COLOURS)[rng.integers(len(COLOURS))]
     if default_share and rng.random() < default_share:
@@ -103,12 +109,25 @@ def draw_scene(
         word = sizes[int(rng.integers(len(sizes)))]
         size = SIZES[word]
         x, y = (int(v) * CELL for v in rng.integers(*_cells(size, scatter), 2))
-        return Scene(colour, (red, green, blue), (Placed(chosen[0], x, y, size),), word)
+        tint = _tint(chosen[0], colour, rng) if tint_share and rng.random() < tint_share else ""
+        return Scene(colour, (red, green, blue), (Placed(chosen[0], x, y, size),), word, tint=tint)
     relation = ("beside", "above")[rng.integers(2)]
     across = int(rng.integers(*_cells(PAIR_SIZE, scatter))) * CELL
     first, second = ((0, across), (PAIR_SIZE, across)) if relation == "beside" else ((across, 0), (across, PAIR_SIZE))
     placed = (Placed(chosen[0], *first, PAIR_SIZE), Placed(chosen[1], *second, PAIR_SIZE))
     return Scene(colour, (red, green, blue), placed, "", relation)
+
+
+def _tint(concept: Concept, ground: str, rng: np.random.Generator) -> str:
+    """Choose a colour to tell an object by, other than its ground's.
+
+    None where it has no colour of its own, as a panda, or is called by one, as a blue heart.
+    """
+    own = own_colour(concept.emoji)
+    if not own or any(word in COLOURS for name in concept.en for word in name.split()):
+        return ""
+    chosen = own if rng.integers(3) == 0 else TINTS[rng.integers(len(TINTS))]
+    return chosen if chosen != ground else ""
 
 
 def _cells(size: int, scatter: int) -> tuple[int, int]:
@@ -127,11 +146,12 @@ def scene_at(
     scatter: int = ANYWHERE,
     sizes: Sequence[str] = SIZE_WORDS,
     default_share: float = 0.0,
+    tint_share: float = 0.0,
 ) -> Scene:
     """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`."""
     rng = np.random.default_rng((seed, index))
     while True:
-        scene = draw_scene(concepts, rng, pair_share, scatter, sizes, default_share)
+        scene = draw_scene(concepts, rng, pair_share, scatter, sizes, default_share, tint_share)
         if scene_is_held_out(scene) == held_out:
             return scene
 
@@ -160,6 +180,65 @@ def glyph(emoji: str, size: int) -> np.ndarray:
     return pixels
 
 
+@cache
+def own_colour(emoji: str) -> str:
+    """Return the colour, of TINTS or brown, that most of a glyph has; "" where less than a third of it has a hue."""
+    hue, saturation, value = _main_colour(glyph(emoji, SIZES[""]))
+    if hue is None:
+        return ""
+    named = (*TINTS, "brown")
+    mine = np.array(colorsys.hsv_to_rgb(hue / 256, saturation / 255, value / 255)) * 255
+    return min(named, key=lambda name: float(np.square(mine - COLOURS[name][1]).sum()))
+
+
+def recolour(pixels: np.ndarray, colour: str) -> np.ndarray:
+    """Return a glyph whose main hue is turned to that of `colour`, with its saturation and brightness scaled to match.
+
+    The other hues turn with it; what has no hue, such as eyes and outlines, stays. Glyphs as `glyph` returns them.
+    """
+    hue, saturation, value = _main_colour(pixels)
+    if hue is None:
+        return pixels
+    hsv, alpha = _hsv(pixels)
+    target = _hsv_of(colour)
+    coloured = hsv[..., 1] > COLOURED
+    hsv[..., 0] = np.where(coloured, (hsv[..., 0] + target[0] - hue) % 256, hsv[..., 0])
+    for channel, main in ((1, saturation), (2, value)):
+        scaled = np.clip(hsv[..., channel] * target[channel] / main, 0, 255)
+        hsv[..., channel] = np.where(coloured, scaled, hsv[..., channel])
+    rgb = np.asarray(Image.fromarray(hsv.astype(np.uint8), "HSV").convert("RGB"), np.float32)
+    return np.concatenate([rgb * alpha, alpha], -1)
+
+
+def _main_colour(pixels: np.ndarray) -> tuple[float | None, float, float]:
+    """Return the hue, saturation and value, each in [0, 255], that most of a glyph has; no hue where most is grey."""
+    hsv, alpha = _hsv(pixels)
+    opaque = alpha[..., 0] > 0.5
+    coloured = opaque & (hsv[..., 1] > COLOURED) & (hsv[..., 2] > COLOURED)
+    if coloured.sum() < opaque.sum() / 3:
+        return None, 0.0, 0.0
+    counts = np.bincount((hsv[coloured, 0] // 16).astype(int), minlength=16)
+    near = counts + np.roll(counts, 1) + np.roll(counts, -1)
+    middle = 16 * int(near.argmax()) + 8
+    off = (hsv[..., 0] - middle + 128) % 256 - 128
+    main = coloured & (np.abs(off) <= 24)
+    saturation, value = (float(np.median(hsv[main, channel])) for channel in (1, 2))
+    return (middle + float(np.median(off[main]))) % 256, saturation, value
+
+
+def _hsv(pixels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return hue, saturation and value of a premultiplied glyph, float32 in [0, 255], and its alpha."""
+    alpha = pixels[..., 3:]
+    rgb = np.clip(pixels[..., :3] / np.maximum(alpha, 1 / 255), 0, 255).astype(np.uint8)
+    return np.array(Image.fromarray(rgb).convert("HSV"), np.float32), alpha
+
+
+@cache
+def _hsv_of(colour: str) -> tuple[float, ...]:
+    pixel = Image.new("RGB", (1, 1), COLOURS[colour][1]).convert("HSV").getpixel((0, 0))
+    return tuple(float(v) for v in pixel) if isinstance(pixel, tuple) else ()
+
+
 def render(scene: Scene, scale: int = 1, picture_of: Callable[[str, int], np.ndarray] = glyph) -> np.ndarray:
     """Draw a scene: uint8 RGB of shape (128 scale, 128 scale, 3), every emoji by `picture_of(emoji, size)`."""
     side = CANVAS * scale
@@ -169,6 +248,8 @@ def render(scene: Scene, scale: int = 1, picture_of: Callable[[str, int], np.nda
         x, y, size = (scale * value for value in (placed.x, placed.y, placed.size))
         part = picture[y : y + size, x : x + size]
         pixels = picture_of(placed.concept.emoji, size)
+        if scene.tint and scene.tint != own_colour(placed.concept.emoji):
+            pixels = recolour(pixels, scene.tint)
         part *= 1 - pixels[..., 3:]
         part += pixels[..., :3]
     return np.clip(picture + 0.5, 0, 255).astype(np.uint8)

@@ -1,7 +1,8 @@
 """Guidance: classifier-free guidance and its kin, combinators that take denoisers (or networks) and return one.
 
 A denoiser D(x, sigma) is affine in its network's F(x_vp, t), with the same coefficients under every prompt; so linear
-guidance may be applied to either. `rescaled` is not linear: apply it to the network, as its authors and diffusers do.
+guidance may be applied to either. `linear_rescaled` is not linear: apply it to the network, as its authors and
+diffusers do.
 """
 
 from __future__ import annotations
@@ -26,8 +27,8 @@ Mix = Callable[[Tensor, Tensor], Tensor]
 """(unconditional, conditional) -> the guided prediction."""
 
 
-def guided(predict: PredictPair, mix: Mix) -> Predict:
-    """Answer with the mixture of the two predictions: `guided(together(network), linear(7.5))`."""
+def guide(predict: PredictPair, mix: Mix) -> Predict:
+    """Answer with the mixture of the two predictions: `guide(together(network), linear(7.5))`."""
 
     def prediction(x: Tensor, level: Any) -> Tensor:
         return mix(*predict(x, level))
@@ -38,13 +39,13 @@ def guided(predict: PredictPair, mix: Mix) -> Predict:
 def together(predict: Predict, weights: Sequence[float] = (1.0,)) -> PredictPair:
     """Make all predictions in one call on the batch [x, x, ...], whose first x must be conditioned on nothing.
 
-    The others, one for each weight, are the parts that `composed` joins.
+    The others, one for each weight, are the parts that `compose` joins.
     """
     count = len(weights) + 1
 
     def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         unconditional, *conditional = predict(torch.cat([x] * count), _repeat(level, count)).chunk(count)
-        return unconditional, composed(unconditional, conditional, weights)
+        return unconditional, compose(unconditional, conditional, weights)
 
     return pair
 
@@ -56,7 +57,7 @@ def apart(unconditional: Predict, conditional: Predict, weights: Sequence[float]
     def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
         nothing = unconditional(x, level)
         parts = conditional(torch.cat([x] * count), _repeat(level, count)).chunk(count)
-        return nothing, composed(nothing, parts, weights)
+        return nothing, compose(nothing, parts, weights)
 
     return pair
 
@@ -65,7 +66,7 @@ def _repeat(level: Any, count: int) -> Any:
     return torch.cat([level] * count) if isinstance(level, Tensor) and level.ndim else level
 
 
-def composed(unconditional: Tensor, conditional: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
+def compose(unconditional: Tensor, conditional: Sequence[Tensor], weights: Sequence[float]) -> Tensor:
     """Join predictions for parts of a prompt: u + sum of w_i (c_i - u) (Liu et al. 2206.01714, eq. 11)."""
     if tuple(weights) == (1.0,):
         return conditional[0]
@@ -81,7 +82,7 @@ def linear(scale: float) -> Mix:
     return mix
 
 
-def rescaled(scale: float, phi: float) -> Mix:
+def linear_rescaled(scale: float, phi: float) -> Mix:
     """Mix linearly, then go phi of the way to the conditional's deviation (Lin et al. 2305.08891, section 3.4)."""
     plain = linear(scale)
 
@@ -105,7 +106,7 @@ def within(inside: Denoise, outside: Denoise, highest: float, lowest: float) -> 
     return prediction
 
 
-def thresholded(denoise: Denoise, percentile: float = 0.995, bound: float = 1.0) -> Denoise:
+def dynamic_thresholding(denoise: Denoise, percentile: float = 0.995, bound: float = 1.0) -> Denoise:
     """Keep x0 within [-bound, bound] by Imagen's dynamic thresholding (Saharia et al. 2205.11487, section 2.3).
 
     s is the percentile of |x0| in a sample, at least bound; x0 is clipped to [-s, s] and shrunk by bound / s.

@@ -102,7 +102,7 @@ def edict(denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past:
         a = MIX * a + (1 - MIX) * b
         b = MIX * b + (1 - MIX) * a
         pair = _turn((a, b), at)
-        yield at.reached(pair[0], x0, (Point(at.next, pair[1], x0),))
+        yield at.step(pair[0], x0, (Point(at.next, pair[1], x0),))
 
 
 def edict_up(denoise: Denoise, x: Latent, sigmas: Sigmas) -> Iterator[Step]:

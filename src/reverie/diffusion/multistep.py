@@ -31,7 +31,7 @@ def plms(denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past: 
             ahead = x + (at.next - at.sigma) * eps
             eps = (eps + Point(at.next, ahead, denoise(ahead, at.next)).slope) / 2
         x, past = x + (at.next - at.sigma) * eps, (*past, now)[-3:]
-        yield at.reached(x, now.x0, past)
+        yield at.step(x, now.x0, past)
 
 
 def lms(
@@ -44,7 +44,7 @@ def lms(
         weights = lagrange_integrals([point.sigma for point in points], at.sigma, at.next)
         x = x + sum(w * point.slope for w, point in zip(weights, points, strict=True))
         past = points[-(order - 1) :] if order > 1 else ()
-        yield at.reached(x, now.x0, past)
+        yield at.step(x, now.x0, past)
 
 
 def lagrange_integrals(nodes: Sequence[float], start: float, end: float) -> list[float]:
@@ -68,7 +68,7 @@ def dpmpp_2m(
             middle = x0 + h / (2 * h_last) * (x0 - past[-1].x0)
         past = (Point(at.sigma, x, x0),)
         x = renoise(toward(middle, x, at.ratio ** (1 + eta)), at.next * math.sqrt(1 - at.ratio ** (2 * eta)), noise)
-        yield at.reached(x, x0, past)
+        yield at.step(x, x0, past)
 
 
 def dpmpp_3m(
@@ -85,7 +85,7 @@ def dpmpp_3m(
         if at.next > 0:
             x = x + _curvature(points, -math.log(at.ratio), eta)
         x, past = renoise(x, at.next * math.sqrt(1 - at.ratio ** (2 * eta)), noise), points[-2:]
-        yield at.reached(x, now.x0, past)
+        yield at.step(x, now.x0, past)
 
 
 def _curvature(points: Past, h: float, eta: float) -> Latent | float:
@@ -146,7 +146,7 @@ def unipc(
         predictor_order = min(order, len(past) + 1, left)
         x = _unipc(now, past[len(past) + 1 - predictor_order :], at.next, variant)
         past = (*past, now)[-order:]
-        yield at.reached(x, x0, past)
+        yield at.step(x, x0, past)
 
 
 def _unipc(base: Point, others: Sequence[Point], end: float, variant: Callable[[float], float]) -> Latent:

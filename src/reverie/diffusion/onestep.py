@@ -25,7 +25,7 @@ def euler(
         x0 = denoise(x, at.sigma)
         down, up = ancestral(at.sigma, at.next, eta)
         x = renoise(toward(x0, x, down / at.sigma), up, noise)
-        yield at.reached(x, x0)
+        yield at.step(x, x0)
 
 
 def heun(denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past: Past = ()) -> Iterator[Step]:
@@ -37,7 +37,7 @@ def heun(denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past: 
             ahead = x + (at.next - at.sigma) * slope
             slope = (slope + Point(at.next, ahead, denoise(ahead, at.next)).slope) / 2
         x = x + (at.next - at.sigma) * slope
-        yield at.reached(x, x0)
+        yield at.step(x, x0)
 
 
 def dpm2(
@@ -55,7 +55,7 @@ def dpm2(
             halfway = x + (middle - at.sigma) * slope
             slope = Point(middle, halfway, denoise(halfway, middle)).slope
         x = renoise(x + (down - at.sigma) * slope, up, noise)
-        yield at.reached(x, x0)
+        yield at.step(x, x0)
 
 
 def dpmpp_2s(
@@ -72,7 +72,7 @@ def dpmpp_2s(
         if middle > 0:
             x0_middle = denoise(toward(x0, x, middle / at.sigma), middle)
         x = renoise(toward(x0_middle, x, down / at.sigma), up, noise)
-        yield at.reached(x, x0)
+        yield at.step(x, x0)
 
 
 def dpmpp_sde(
@@ -95,7 +95,7 @@ def dpmpp_sde(
             x = x + up * (math.sqrt(share) * first + math.sqrt(1 - share) * second)
         else:
             x = x0
-        yield at.reached(x, x0)
+        yield at.step(x, x0)
 
 
 def lcm(denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past: Past = ()) -> Iterator[Step]:
@@ -106,4 +106,4 @@ def lcm(denoise: Denoise, x: Latent, sigmas: Sigmas, noise: NoiseSource, past: P
     for at in intervals(sigmas):
         x0 = denoise(x, at.sigma)
         x = renoise(x0, at.next, noise)
-        yield at.reached(x, x0)
+        yield at.step(x, x0)

@@ -9,7 +9,7 @@ from torch import Tensor
 from reverie.diffusion.denoiser import Denoise, Level, Network
 
 
-def masked(
+def hold_known(
     denoise: Denoise,
     mask: Float[Tensor, "b 1 h w"],
     known: Float[Tensor, "b c h w"],
@@ -30,7 +30,7 @@ def masked(
     return prediction
 
 
-def joined(network: Network, extra: Float[Tensor, "b e h w"]) -> Network:
+def concatenate_channels(network: Network, extra: Float[Tensor, "b e h w"]) -> Network:
     """Give an inpainting network its further channels: the mask, and the latents of the picture without what it hides.
 
     `extra` is repeated over the rows, which are a multiple of its own.
@@ -42,7 +42,7 @@ def joined(network: Network, extra: Float[Tensor, "b e h w"]) -> Network:
     return predict
 
 
-def handed_over(first: Denoise, second: Denoise, level: float) -> Denoise:
+def switch_at(first: Denoise, second: Denoise, level: float) -> Denoise:
     """Ask one denoiser at noise levels of `level` and more, and another below: SDXL's base and its refiner.
 
     The sampler knows of one denoiser alone, so a multistep one keeps its past over the change (Podell et al.

@@ -84,12 +84,12 @@ def simple(schedule: Schedule, steps: int) -> Sigmas:
 
 def ddim_uniform(schedule: Schedule, steps: int) -> Sigmas:
     """Visit t = 1, 1 + r, ... from above, r = timesteps // steps, as many as there are: 31 for 30 (ComfyUI)."""
-    return _end(_strided(schedule, steps))
+    return _end(_strided_levels(schedule, steps))
 
 
 def a1111_ddim(schedule: Schedule, steps: int) -> Sigmas:
     """Visit the timesteps of `ddim_uniform` and stop at t = 1 (stable-diffusion-webui: sd_samplers_timesteps.py)."""
-    sigmas = _strided(schedule, steps)
+    sigmas = _strided_levels(schedule, steps)
     if len(sigmas) == 1:
         raise ReverieError(f"{steps} step leaves nothing to walk with this spacing; give 2 or more")
     return sigmas
@@ -100,7 +100,7 @@ def a1111_unipc(schedule: Schedule, steps: int) -> Sigmas:
 
     That is UniPC's time_uniform as stable-diffusion-webui calls it (sd_samplers_timesteps_impl.py, unipc).
     """
-    return schedule.t_to_sigma(_ramp(len(schedule) - 1, 0, len(_strided(schedule, steps)) + 1))
+    return schedule.t_to_sigma(_ramp(len(schedule) - 1, 0, len(_strided_levels(schedule, steps)) + 1))
 
 
 def a1111_lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
@@ -112,7 +112,7 @@ def a1111_lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
     return normal(trained, steps)
 
 
-def _strided(schedule: Schedule, steps: int) -> Sigmas:
+def _strided_levels(schedule: Schedule, steps: int) -> Sigmas:
     stride = len(schedule) // _check(steps, len(schedule) - 1)
     return schedule.t_to_sigma((1 + torch.arange(0, len(schedule), stride)).clamp(max=len(schedule) - 1).flip(0))
 

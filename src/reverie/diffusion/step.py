@@ -89,7 +89,7 @@ class Interval:
         """Give next / sigma = exp(-h), with h the length of the interval in log-SNR/2."""
         return self.next / self.sigma
 
-    def reached(self, x: Latent, denoised: Latent, past: Past = ()) -> Step:
+    def step(self, x: Latent, denoised: Latent, past: Past = ()) -> Step:
         """Report x as the state at the end of this interval."""
         return Step(self.index, self.total, self.next, x, denoised, past)
 

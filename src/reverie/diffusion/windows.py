@@ -59,7 +59,7 @@ class Windows:
         """Return the rows of the first window, then those of the second, ..."""
         return torch.cat([x[..., columns] for columns in self._columns(x.device)])
 
-    def averaged(self, rows: Float[Tensor, "rows c h width"]) -> Float[Tensor, "b c h length"]:
+    def average(self, rows: Float[Tensor, "rows c h width"]) -> Float[Tensor, "b c h length"]:
         """Lay rows back where `cut` took them from; where several windows lie, return their weighted mean."""
         parts = rows.chunk(len(self))
         weights = self._weights(rows)
@@ -102,13 +102,13 @@ def circle(length: int, width: int, stride: float | None = None) -> Windows:
     return Windows(length, width, tuple(round(k * length / count) for k in range(count)))
 
 
-def windowed(denoise: Denoise, windows: Windows) -> Denoise:
+def multi_diffusion(denoise: Denoise, windows: Windows) -> Denoise:
     """Denoise all windows in one batch, in which the rows of the first window come first, and average."""
     if windows.whole:
         return denoise
 
     def prediction(x: Float[Tensor, "b c h w"], sigma: Level) -> Float[Tensor, "b c h w"]:
-        return windows.averaged(denoise(windows.cut(x), sigma))
+        return windows.average(denoise(windows.cut(x), sigma))
 
     return prediction
 

@@ -16,7 +16,7 @@ import torch
 
 from reverie.errors import ReverieError
 from reverie.files import cache_folder, write_text
-from reverie.generate.image import sized, stream
+from reverie.generate.image import fill_in, stream
 from reverie.requests.base import steps_taken
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.system import StableDiffusion
@@ -105,9 +105,9 @@ def measure(system: StableDiffusion, request: TextToImage, clock: Callable[[], f
     return Profile(step, reused, max(0.0, last - reused))
 
 
-def profiled(system: StableDiffusion, request: TextToImage) -> Profile:
+def machine_profile(system: StableDiffusion, request: TextToImage) -> Profile:
     """Return the profile of this machine, kept in the user's cache; measure it where it is not there or damaged."""
-    request = sized(system, request)
+    request = fill_in(system, request)
     file = cache_folder() / "profiles" / f"{_key(system, request)}.json"
     try:
         return Profile(**{name: float(value) for name, value in json.loads(file.read_text()).items()})

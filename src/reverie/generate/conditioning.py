@@ -176,13 +176,13 @@ class _Encoder:
         rows = [chunk.row(tokenizer) for chunk, tokenizer in zip(chunks, tokenizers, strict=True)]
         layers, pooled = self.system.text_layers(rows, self.clip_skip)
         weighed = [
-            emphasise(replaced(layer, chunk, outputs), chunk.multipliers(tokenizer))
+            emphasise(replace_outputs(layer, chunk, outputs), chunk.multipliers(tokenizer))
             for layer, chunk, tokenizer, outputs in zip(layers, chunks, tokenizers, self.outputs, strict=True)
         ]
         return torch.cat(weighed, dim=-1), pooled
 
 
-def replaced(z: Float[Tensor, "1 l d"], chunk: Chunk, outputs: Mapping[int, Tensor]) -> Float[Tensor, "1 l d"]:
+def replace_outputs(z: Float[Tensor, "1 l d"], chunk: Chunk, outputs: Mapping[int, Tensor]) -> Float[Tensor, "1 l d"]:
     """Put the vectors of inversions that learned an encoder's output in the place of their tokens' (OneTrainer)."""
     for position, token in enumerate(chunk.ids, start=1):
         if token in outputs:
@@ -265,7 +265,7 @@ def inversions_of(request: SampledRequest) -> tuple[Inversion, ...]:
 
 
 @contextmanager
-def adapted(system: StableDiffusion, request: TextToImage) -> Iterator[None]:
+def apply_adapters(system: StableDiffusion, request: TextToImage) -> Iterator[None]:
     """Put the LoRAs of a request, and those that its prompt names, into a model for as long as the context lasts.
 
     Raises ReverieError, before anything is changed, where one is not found or does not fit.
@@ -285,5 +285,5 @@ def adapter_notes(system: StableDiffusion, request: SampledRequest) -> tuple[str
         *(note for text in request.prompts for note in extract(text).notes),
         *lora.notes(system, adapters),
         *(note for word in inversions_of(request) for note in word.notes),
-        *adapter_files.changed(files, dict(request.sums)),
+        *adapter_files.changed_files(files, dict(request.sums)),
     )

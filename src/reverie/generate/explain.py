@@ -22,7 +22,7 @@ from reverie.adapters import inversion
 from reverie.errors import ReverieError
 from reverie.generate import editing, prompt
 from reverie.generate.conditioning import Prompts, inversions_of, split
-from reverie.generate.image import finished, passes, sized
+from reverie.generate.image import fill_in, finish, passes
 from reverie.generate.picture_run import picture_run
 from reverie.media.charts import words_sheet
 from reverie.models.layers import Attention, SpatialTransformer, TransformerBlock
@@ -67,12 +67,12 @@ class Recorder:
     def see(self, size: tuple[int, int], layer: Attention, x: Tensor, context: Tensor) -> None:
         """Add one call of a cross-attention, of those rows that a positive prompt steers."""
         for row, tokens in enumerate(context):
-            for place in self._spoken(tokens, size):
+            for place in self._places_of(tokens, size):
                 probabilities = attention(layer, x[row : row + 1], context[row : row + 1])[0].cpu()
                 self.sums[place] = self.sums.get(place, torch.zeros(())) + probabilities
                 self.counts[place] = self.counts.get(place, 0) + 1
 
-    def _spoken(self, tokens: Float[Tensor, "l d"], size: tuple[int, int]) -> Iterator[Place]:
+    def _places_of(self, tokens: Float[Tensor, "l d"], size: tuple[int, int]) -> Iterator[Place]:
         """Tell which stage of which part a row says, if any: the values are compared, so rows may come in any order."""
         for part, guide in enumerate(self.prompts.positive):
             for stage, (_, conditioning) in enumerate(guide.stages):
@@ -100,24 +100,24 @@ def attention(layer: Attention, x: Float[Tensor, "b l d"], context: Float[Tensor
 
 
 @contextmanager
-def recorded(unet: torch.nn.Module, prompts: Prompts) -> Iterator[Recorder]:
+def record_attention(unet: torch.nn.Module, prompts: Prompts) -> Iterator[Recorder]:
     """Watch the cross-attentions of a U-Net by hooks that are gone afterwards: a U-Net unwatched pays nothing."""
     recorder, handles = Recorder(prompts), []
 
     def watch(transformer: SpatialTransformer) -> None:
         size: list[tuple[int, int]] = [(0, 0)]
 
-        def entered(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
+        def before(module: torch.nn.Module, inputs: tuple[Any, ...]) -> None:
             size[0] = (inputs[0].shape[2], inputs[0].shape[3])
 
-        def attended(module: torch.nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
+        def after(module: torch.nn.Module, inputs: tuple[Any, ...], output: Tensor) -> None:
             assert isinstance(module, Attention)
             recorder.see(size[0], module, *inputs)
 
-        handles.append(transformer.register_forward_pre_hook(entered))
+        handles.append(transformer.register_forward_pre_hook(before))
         for block in transformer.transformer_blocks:
             assert isinstance(block, TransformerBlock)
-            handles.append(block.attn2.register_forward_hook(attended))
+            handles.append(block.attn2.register_forward_hook(after))
 
     try:
         for module in unet.modules():
@@ -137,17 +137,17 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
     """
     if request.refiner is not None:
         raise ReverieError("the attention of a refiner is not recorded; leave out the refiner")
-    single = sized(system, request).only(0)
+    single = fill_in(system, request).only(0)
     words = list(_words(system, single))
     with picture_run(system, single) as run:
-        with recorded(system.unet, run.passes[0].prompts) as recorder:
+        with record_attention(system.unet, run.passes[0].prompts) as recorder:
             *_, (step, _) = passes(run, [single])
-        (picture,) = finished(run, [single], step)
+        (picture,) = finish(run, [single], step)
     size = (step.x.shape[2], step.x.shape[3])
-    return Explanation(picture, _joined(recorder, words, size))
+    return Explanation(picture, _sum_words(recorder, words, size))
 
 
-def _joined(
+def _sum_words(
     recorder: Recorder, words: Sequence[tuple[int, int, str, int]], size: tuple[int, int]
 ) -> dict[str, Float[Tensor, "h w"]]:
     """Sum the tokens of each word; where stages and parts share a word, they are averaged by how long they held."""
@@ -171,11 +171,11 @@ def _words(system: StableDiffusion, request: TextToImage) -> Iterator[tuple[int,
         for part, (text, _) in enumerate(prompt.parts(extract(request.prompt).text)):
             for stage, (_, said) in enumerate(editing.schedule(text, request.steps)):
                 for number, chunk in enumerate(split(prompt.weigh(said), tokenizer, inverted[0])):
-                    for position, word in enumerate(spelled(tokenizer, chunk.ids)):
+                    for position, word in enumerate(token_words(tokenizer, chunk.ids)):
                         yield part, stage, word, number * tokenizer.length + 1 + position
 
 
-def spelled(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+def token_words(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
     """Return for each token the whole word that it is a part of; a vector of a textual inversion is `<embedding>`."""
     names = {number: token for token, number in tokenizer.vocab.items()}
     letters = {letter: byte for byte, letter in byte_letters().items()}

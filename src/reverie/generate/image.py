@@ -13,7 +13,7 @@ from torch import Tensor
 from reverie.diffusion.step import Step
 from reverie.generate import canvas
 from reverie.generate.conditioning import adapter_notes
-from reverie.generate.modified import Modification, in_turn, modified
+from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
 from reverie.generate.picture_run import PictureRun, prepare_run
 from reverie.progress import Progress
@@ -58,13 +58,13 @@ def stream(
     the request hands over to; `preview` decodes in full where None. Drawings of one model take turns, step by step:
     see `generate.modified`. Raises ReverieError, before any work, where the size does not fit.
     """
-    request = sized(system, request)
+    request = fill_in(system, request)
     scarce = system.device.type == "cpu" or offloader_of(system.unet) is not None
     draw = partial(_draw, system, request, 1 if scarce else GPU_BATCH, refiner, preview)
-    return in_turn(modified(system, request, refiner=refiner), draw)
+    return in_turn(modify(system, request, refiner=refiner), draw)
 
 
-def sized(system: StableDiffusion, request: TextToImage) -> TextToImage:
+def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
     """Fill in the sizes and guidance that are left to the model. Raises ReverieError for a size that does not fit."""
     width, height = canvas.size_of(system, request)
     hires = request.hires
@@ -72,7 +72,7 @@ def sized(system: StableDiffusion, request: TextToImage) -> TextToImage:
         larger = hires.size(width, height, system.codec.factor)
         system.codec.latent_shape(*larger)
         hires = hires.replace(width=larger[0], height=larger[1])
-    return request.settled(system.guidance).replace(width=width, height=height, hires=hires)
+    return request.with_guidance(system.guidance).replace(width=width, height=height, hires=hires)
 
 
 def _draw(
@@ -96,7 +96,7 @@ def _draw(
         singles = [request.only(k) for k in range(start, min(start + batch, request.count))]
         seeds = tuple(single.seed for single in singles)
         for step, last in passes(run, singles):
-            pictures = finished(run, singles, step) if last else ()
+            pictures = finish(run, singles, step) if last else ()
             look, done = partial(show, step.denoised), done + 1
             yield PictureStep(done, total, "steps", seeds, step.denoised, look, pictures, notes=notes)
             notes = ()
@@ -111,7 +111,7 @@ def passes(run: PictureRun, singles: Sequence[TextToImage]) -> Iterator[tuple[St
         latents = step.x
 
 
-def finished(run: PictureRun, singles: Sequence[TextToImage], step: Step) -> tuple[Image.Image, ...]:
+def finish(run: PictureRun, singles: Sequence[TextToImage], step: Step) -> tuple[Image.Image, ...]:
     """Decode the last step's latents, and give every picture the request that makes it alone."""
     pictures = [run.canvas.finish(picture) for picture in run.codec.pictures(step.x)]
     for picture, single in zip(pictures, singles, strict=True):

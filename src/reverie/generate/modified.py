@@ -18,7 +18,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from reverie.generate.conditioning import adapted
+from reverie.generate.conditioning import apply_adapters
 from reverie.requests.pictures import TextToImage
 from reverie.runtime.changes import merging, reusing, seamless
 from reverie.system import StableDiffusion
@@ -88,7 +88,7 @@ class Modification:
 
 
 @contextmanager
-def modified(
+def modify(
     system: StableDiffusion,
     request: TextToImage,
     *,
@@ -108,7 +108,7 @@ def modified(
     modification = Modification(
         system,
         [
-            partial(adapted, system, request),
+            partial(apply_adapters, system, request),
             partial(seamless, *edges),
             partial(reusing, system.unet, request.cache_steps, inner),
             partial(merging, system.unet, request.merge_tokens),

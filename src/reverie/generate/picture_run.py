@@ -13,17 +13,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.adapters.control import Control, controlled
+from reverie.adapters.control import Control, bind_controls
 from reverie.checkpoints.controlnets import load_controlnet
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise, Network
-from reverie.diffusion.parts import handed_over, joined, masked
+from reverie.diffusion.parts import concatenate_channels, hold_known, switch_at
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_noise
 from reverie.generate.conditioning import Prompts
-from reverie.generate.modified import modified
+from reverie.generate.modified import modify
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
 from reverie.requests.base import steps_taken
@@ -80,12 +80,12 @@ class PictureRun:
         denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind)
         if self.refiner is not None and request.refiner is not None and one.refined is not None:
             refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
-            denoise = handed_over(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
+            denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
         mask, known = self.canvas.mask, self.canvas.known
         if mask is None or known is None or self.canvas.extra is not None:
             return denoise
         below = math.inf if self.canvas.start is not None else one.sigmas[0].item() * (1 - SAME)
-        return masked(denoise, mask.expand(rows, -1, -1, -1), known.expand_as(eps), eps, below)
+        return hold_known(denoise, mask.expand(rows, -1, -1, -1), known.expand_as(eps), eps, below)
 
 
 @contextmanager
@@ -93,7 +93,7 @@ def picture_run(
     system: StableDiffusion, request: TextToImage, refiner: StableDiffusion | None = None
 ) -> Iterator[PictureRun]:
     """Hold the model, changed as a request asks, for the block; afterwards it is as it was. See `prepare_run`."""
-    with modified(system, request, refiner=refiner) as modification, modification.active():
+    with modify(system, request, refiner=refiner) as modification, modification.active():
         yield prepare_run(system, request, refiner)
 
 
@@ -107,7 +107,7 @@ def prepare_run(system: StableDiffusion, request: TextToImage, refiner: StableDi
         raise ReverieError("the request hands over to a refiner; give the model that it names")
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
-    bind = controlled(system, [load_control(system, control) for control in request.controls])
+    bind = bind_controls(system, [load_control(system, control) for control in request.controls])
     return PictureRun(system, codec, canvas, _passes(system, codec, request, refiner, bind, canvas.extra), refiner)
 
 
@@ -129,13 +129,13 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control:
     return Control(network, picture, control.weight, control.start, control.end, control.kind)
 
 
-def _widened(bind: Bind, extra: Tensor | None) -> Bind:
+def _bind_extra(bind: Bind, extra: Tensor | None) -> Bind:
     """Bind an inpainting U-Net with its further channels."""
     if extra is None:
         return bind
 
     def wide(conditioning: Conditioning) -> Network:
-        return joined(bind(conditioning), extra)
+        return concatenate_channels(bind(conditioning), extra)
 
     return wide
 
@@ -157,7 +157,7 @@ def _passes(
         sigmas = noise_levels(system, request)[-steps_taken(request.steps, strength) - 1 :]
         prompts = conditioning.encode(system, request, after)
         refined = conditioning.encode(refiner, request, after) if refiner else None
-        return Pass(request, sigmas, prompts, refined, _widened(bind, extra), enlarge)
+        return Pass(request, sigmas, prompts, refined, _bind_extra(bind, extra), enlarge)
 
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
     first = plan(request, strength, extra, None, lambda latents: latents)

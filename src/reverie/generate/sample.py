@@ -13,7 +13,16 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.diffusion.denoiser import Denoise, Level, Network, denoiser
-from reverie.diffusion.guidance import apart, consistency, guided, linear, rescaled, thresholded, together, within
+from reverie.diffusion.guidance import (
+    apart,
+    consistency,
+    dynamic_thresholding,
+    guide,
+    linear,
+    linear_rescaled,
+    together,
+    within,
+)
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp
@@ -52,7 +61,7 @@ def guided_denoiser(
     @cache
     def stage(guidance: float, negative: Conditioning, *positive: Conditioning) -> Denoise:
         parts = (negative, positive, weights, rows, bind or system.network)
-        predict = _guided(guidance, request.guidance_rescale, *parts)
+        predict = _bind_guidance(guidance, request.guidance_rescale, *parts)
         return _denoiser(system, request, predict)
 
     def asking(guidance: float) -> Denoise:
@@ -82,7 +91,7 @@ def step_at(sigmas: Sigmas, sigma: Level) -> int:
     return max(0, int((sigmas[:-1].cpu() >= float(sigma) * (1 - NEAR)).sum()) - 1)
 
 
-def _guided(
+def _bind_guidance(
     guidance: float,
     rescale: float,
     negative: Conditioning,
@@ -96,22 +105,22 @@ def _guided(
     Guidance of 1 asks nothing of the negative prompt, nor does a model that is told the guidance: the U-Net is then
     run once a step instead of twice.
     """
-    nothing, something = _marked(negative.repeat(rows), 0.0), _marked(_joined(positive, rows), 1.0)
+    nothing, something = _mark(negative.repeat(rows), 0.0), _mark(_batch(positive, rows), 1.0)
     if something.guidance is not None or (guidance == 1 and tuple(weights) == (1.0,)):
         return bind(something)
-    mix = rescaled(guidance, rescale) if rescale else linear(guidance)
+    mix = linear_rescaled(guidance, rescale) if rescale else linear(guidance)
     if nothing.tokens.shape[1] == something.tokens.shape[1]:
-        return guided(together(bind(nothing.cat(something)), weights), mix)
-    return guided(apart(bind(nothing), bind(something), weights), mix)
+        return guide(together(bind(nothing.cat(something)), weights), mix)
+    return guide(apart(bind(nothing), bind(something), weights), mix)
 
 
-def _marked(conditioning: Conditioning, prompted: float) -> Conditioning:
+def _mark(conditioning: Conditioning, prompted: float) -> Conditioning:
     """Mark rows as those to go towards or to keep away from, which some ControlNets tell apart."""
     tokens = conditioning.tokens
     return replace(conditioning, prompted=tokens.new_full((len(tokens),), prompted))
 
 
-def _joined(parts: Sequence[Conditioning], rows: int) -> Conditioning:
+def _batch(parts: Sequence[Conditioning], rows: int) -> Conditioning:
     """Put the parts of a prompt into one batch; shorter ones repeat their last token, as in A1111."""
     longest = max(part.tokens.shape[1] for part in parts)
     first, *others = (
@@ -127,7 +136,7 @@ def _denoiser(system: StableDiffusion, request: TextToImage, predict: Network) -
     if request.sampler == "lcm":
         denoise = consistency(denoise, system.schedule)
     if request.threshold is not None:
-        denoise = thresholded(denoise, request.threshold, LATENT_BOUND)
+        denoise = dynamic_thresholding(denoise, request.threshold, LATENT_BOUND)
     return denoise
 
 

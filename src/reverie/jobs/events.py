@@ -86,7 +86,7 @@ class Stopwatch:
         within = sum(self.seconds.values()) - before
         self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - start - within
 
-    def rounded(self) -> dict[str, float]:
+    def summary(self) -> dict[str, float]:
         """Return the seconds of each part to the millisecond."""
         return {part: round(taken, 3) for part, taken in self.seconds.items()}
 

@@ -14,6 +14,7 @@ from reverie.jobs.events import (
     Finished,
     Load,
     Note,
+    Preview,
     Saved,
     Stopwatch,
     ignore,
@@ -40,14 +41,15 @@ SEARCH_INTERVAL = 5.0  # seconds between two notes of the search for an even pac
 class FilmJob:
     """Draw a film into all its `outputs` at once, with the frames that an earlier, interrupted run left.
 
-    `model` draws, and `drawn_by` is the model of a film that is made again. `metadata` says whether the files hold the
-    request; `no_clobber` refuses files that are there.
+    `model` draws, and `drawn_by` is the model of a film that is made again. Every `previews` frames a `Preview` comes
+    (0: none). `metadata` says whether the files hold the request; `no_clobber` refuses files that are there.
     """
 
     request: Animation
     outputs: tuple[Path, ...]
     model: str | None = None
     drawn_by: str | None = None
+    previews: int = 0
     metadata: bool = True
     no_clobber: bool = False
 
@@ -79,10 +81,10 @@ class FilmJob:
         with watch.measure("draw"):
             kept, count, size = yield from self._draw(system, heard, tell)
         yield from map(Saved, self.outputs)
-        request = self.request.settled(system.guidance)
+        request = self.request.with_guidance(system.guidance)
         record = {"files": [str(output) for output in self.outputs], "frames": count, "kept": kept}
         record |= {"fps": request.fps, "seconds": count / request.fps, "size": size, "seed": request.seed}
-        yield Finished(record | {"timings": watch.rounded(), "request": request.recorded()})
+        yield Finished(record | {"timings": watch.summary(), "request": request.to_record()})
 
     def _draw(
         self, system: Pipeline, heard: Waveform | None, tell: Callable[[Event], None]
@@ -92,7 +94,7 @@ class FilmJob:
         from reverie.animation.key import key_of
         from reverie.animation.store import FrameStore, cache, prune
 
-        request = self.request.settled(system.guidance)
+        request = self.request.with_guidance(system.guidance)
         texts = metadata.texts(request, system.name) if self.metadata else {}
         count, size = 0, (0, 0)
         with ExitStack() as stack:
@@ -116,6 +118,8 @@ class FilmJob:
                 for write in add:
                     write(frame.picture)
                 count, size = frame.done, frame.picture.size
+                if self.previews and frame.index % self.previews == 0:
+                    yield Preview(frame.picture)
                 yield Progress(frame.done, frame.total, frame.unit)
         prune(cache())
         return kept, count, size

@@ -19,11 +19,12 @@ from reverie.jobs.events import (
     model_notes,
     warnings_as_notes,
 )
-from reverie.jobs.outputs import check_outputs, check_writable, numbered
+from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
 from reverie.requests import metadata
 from reverie.requests.music import Film, Music
+from reverie.requests.references import MUSIC_NAME
 
 if TYPE_CHECKING:
     from reverie.music.sections import Recording
@@ -53,12 +54,12 @@ class MusicJob:
         count = self.request.count
         for path in self.outputs:
             if path.suffix.lower() in FORMATS:
-                check_writable(numbered(path, count))
+                check_writable(numbered_paths(path, count))
             else:
                 from reverie.media import sound  # brings torch, which takes seconds
 
                 sound.check_writable(path)
-        every = [place for path in self.outputs for place in numbered(path, count)]
+        every = [place for path in self.outputs for place in numbered_paths(path, count)]
         every += [] if self.film_output is None else [self.film_output]
         check_outputs(every, self.request, no_clobber=self.no_clobber)
         if self.film_output is not None and self.film is not None:
@@ -71,14 +72,12 @@ class MusicJob:
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Play, and yield what happens; the last event is `Finished`."""
         self.check()
-        from reverie.system import MUSIC_NAME
-
         watch = Stopwatch()
         with watch.measure("load"):
             system = load(self.model or MUSIC_NAME)
             yield from model_notes(system, self.drawn_by)
             painter = None if self.film is None else load(self.film.model)
-        music = self.request.settled(system.guidance)
+        music = self.request.with_guidance(system.guidance)
         self._check_texts(music, system.name)
         clips: list[Recording] = []
         files: list[Path] = []
@@ -101,7 +100,7 @@ class MusicJob:
         record = {"files": [str(path) for path in files], "seeds": [clip.request.seed for clip in clips]}
         record |= {"seconds": seconds, "rate": clips[0].rate, "channels": clips[0].channels}
         factor = sum(seconds) / max(watch.seconds["draw"], 1e-9)
-        record |= {"timings": watch.rounded(), "real_time_factor": round(factor, 3), "request": music.recorded()}
+        record |= {"timings": watch.summary(), "real_time_factor": round(factor, 3), "request": music.to_record()}
         yield Finished(record)
 
     def _check_texts(self, music: Music, model: str) -> None:
@@ -115,7 +114,7 @@ class MusicJob:
     def _write(self, clip: Recording, index: int, files: list[Path]) -> Iterator[Event]:
         """Write a clip to each of the outputs, numbered where there are several clips."""
         for path in self.outputs:
-            place = numbered(path, self.request.count)[index]
+            place = numbered_paths(path, self.request.count)[index]
             clip.save(place, metadata=self.metadata)
             files.append(place)
             yield Saved(place)
@@ -124,7 +123,7 @@ class MusicJob:
         """Draw the film to a clip and write it with its sound."""
         from reverie.media import video
 
-        film = (self.film or Film()).settled(system.guidance)
+        film = (self.film or Film()).with_guidance(system.guidance)
         texts = metadata.texts(clip.request, clip.model, film) if self.metadata else {}
         with video.recording(path, film.fps, texts=texts, sound=clip) as add:
             for frame in system.film(clip, film):

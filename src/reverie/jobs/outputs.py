@@ -24,7 +24,7 @@ def slug(text: str, otherwise: str = "picture") -> str:
     return "-".join(words)[:LONGEST_SLUG].strip("-") or otherwise
 
 
-def numbered(path: Path, count: int) -> list[Path]:
+def numbered_paths(path: Path, count: int) -> list[Path]:
     """Return `path` for one file, and path-0, path-1, ... for several."""
     if count == 1:
         return [path]

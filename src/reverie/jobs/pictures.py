@@ -21,7 +21,7 @@ from reverie.jobs.events import (
     ignore,
     model_notes,
 )
-from reverie.jobs.outputs import check_outputs, check_writable, numbered, numbering_note
+from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths, numbering_note
 from reverie.media.pictures import grid, read_texts, save
 from reverie.progress import Progress
 from reverie.requests.metadata import read_own, texts
@@ -66,7 +66,7 @@ class PictureJob:
     @property
     def paths(self) -> list[Path]:
         """Return where the pictures go."""
-        return [self.output] if self.grid else numbered(self.output, self.request.count)
+        return [self.output] if self.grid else numbered_paths(self.output, self.request.count)
 
     def check(self) -> None:
         """Raise ReverieError, before a model is loaded, for options that go ill together and files that cannot be."""
@@ -105,7 +105,7 @@ class _Drawing:
         self.sign = signing(job.c2pa)
         with self.watch.measure("load"):
             request = job.request
-            asked, ranking = ranked(request, job.best_of, job.clip, job.device)
+            asked, ranking = plan_ranking(request, job.best_of, job.clip, job.device)
             self.system = self.load(job.model)
             yield from model_notes(self.system, job.drawn_by)
             self.finish = finishing(self.system, job.safety, job.watermark)
@@ -127,8 +127,8 @@ class _Drawing:
                 "files": [str(path) for path in self.files],
                 "seeds": [one.seed for one in self.drawn],
                 "sizes": [picture.size for picture in self.pictures],
-                "timings": self.watch.rounded(),
-                "request": request.recorded(),
+                "timings": self.watch.summary(),
+                "request": request.to_record(),
             }
         )
 
@@ -183,7 +183,9 @@ class _Drawing:
         yield Saved(beside)
 
 
-def ranked(request: TextToImage, of: int | None, clip: str | None, device: str) -> tuple[TextToImage, Ranking | None]:
+def plan_ranking(
+    request: TextToImage, of: int | None, clip: str | None, device: str
+) -> tuple[TextToImage, Ranking | None]:
     """Return the request for all that is drawn, and what ranks it where only the best are kept."""
     if of is None:
         return request, None
@@ -194,9 +196,9 @@ def ranked(request: TextToImage, of: int | None, clip: str | None, device: str) 
 
 def settings_for(system: Pipeline, request: TextToImage, within: float) -> tuple[Note, dict[str, object]]:
     """Choose the settings that draw a request within a time, in seconds, and say which, and why."""
-    from reverie.generate.budget import plan, profiled
+    from reverie.generate.budget import machine_profile, plan
 
-    planned = plan(profiled(system, request), request, within)
+    planned = plan(machine_profile(system, request), request, within)
     profile, settings = planned.profile, ", ".join(f"{name} {value}" for name, value in planned.changes.items())
     note = Note(
         f"for {within:g} s: {settings}: about {planned.seconds:.1f} s (a step takes {profile.step:.2g} s, "

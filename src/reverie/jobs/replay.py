@@ -16,7 +16,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
-from reverie.requests.references import supply
+from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, supply
 
 
 def replay_job(
@@ -32,7 +32,7 @@ def replay_job(
     notes = list(not_honoured(record.notes))
     request, drawn_by, film = record.request, record.model, record.film
     kind = {Music: "music", Animation: "a film"}.get(type(request), "a picture")
-    request, others = _changed(file, request, changes)
+    request, others = _change(file, request, changes)
     notes += [Note(f"not honoured: {other}") for other in others]
     if not isinstance(request, TextToImage):
         for name, value in finishing.items():
@@ -54,7 +54,7 @@ def replay_job(
     return MusicJob(outputs=(output,), **shared), notes
 
 
-def _changed(file: Path, request: SampledRequest, changes: Mapping[str, Any]) -> tuple[SampledRequest, tuple[str, ...]]:
+def _change(file: Path, request: SampledRequest, changes: Mapping[str, Any]) -> tuple[SampledRequest, tuple[str, ...]]:
     """Replace fields of a request; return it, and notes where a file to start from is another one.
 
     Raises ReverieError for a file to start from where it started from none, and for one that is missing.
@@ -74,8 +74,6 @@ def _check_model(file: Path, request: SampledRequest, drawn_by: str, model: str 
     """Raise ReverieError where neither the request's model is bundled nor one is given."""
     if model is not None:
         return
-    from reverie.system import BUNDLED_NAME, MUSIC_NAME  # brings torch, which takes seconds
-
     bundled, did = (MUSIC_NAME, "played") if isinstance(request, Music) else (BUNDLED_NAME, "drawn")
     if drawn_by != bundled:
         raise ReverieError(f"'{file}' was {did} by the model '{drawn_by}'; say where that is with `model`")

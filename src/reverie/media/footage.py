@@ -138,7 +138,7 @@ def _read_animation(path: Path) -> Footage:
         delays = [_delay(film, index) for index in range(count)]
     fps, seconds = rate_of(delays), sum(delays) / 1000
 
-    def timed() -> Timed:
+    def frames() -> Timed:
         with _open_picture(path) as film:
             at = 0.0
             for index, delay in enumerate(delays):
@@ -146,7 +146,7 @@ def _read_animation(path: Path) -> Footage:
                 yield at, _upright(film)
                 at += delay / 1000
 
-    return Footage(path, fps, size, max(1, round(seconds * fps)), texts, lambda: evenly(timed(), fps, seconds))
+    return Footage(path, fps, size, max(1, round(seconds * fps)), texts, lambda: evenly(frames(), fps, seconds))
 
 
 def _delay(film: Image.Image, index: int) -> float:
@@ -194,7 +194,7 @@ def _read_film(path: Path) -> Footage:
         if first.rotation % 180:
             size = size[::-1]
 
-    def timed() -> Timed:
+    def frames() -> Timed:
         with ffmpeg_errors(path, "read"), _open_container(path) as film:
             stream, start = film.streams.video[0], None
             for frame in film.decode(stream):
@@ -202,7 +202,7 @@ def _read_film(path: Path) -> Footage:
                 start = time if start is None else start
                 yield time - start, _picture(frame)
 
-    return Footage(path, fps, size, count, texts, lambda: evenly(timed(), fps))
+    return Footage(path, fps, size, count, texts, lambda: evenly(frames(), fps))
 
 
 def _open_container(path: Path) -> Any:

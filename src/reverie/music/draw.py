@@ -15,11 +15,11 @@ from reverie.animation.path import lora_tags
 from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.codecs.spectrograms import LIGHT, add_tags, from_greys
 from reverie.diffusion.denoiser import Denoise
-from reverie.diffusion.parts import masked
+from reverie.diffusion.parts import hold_known
 from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapter_notes
-from reverie.generate.modified import Modification, in_turn, modified
+from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.sample import SAME, noise_levels, sample
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
@@ -98,7 +98,7 @@ class ClipRun:
         if self.ground is None or cells is None:
             return denoise
         below = math.inf if self.begin() is not None else self.sigmas[0].item() * (1 - SAME)
-        return masked(denoise, cells, self.ground.latents, noise.initial(), below)
+        return hold_known(denoise, cells, self.ground.latents, noise.initial(), below)
 
 
 def stream(system: StableDiffusion, music: Music) -> Iterator[MusicStep]:
@@ -108,12 +108,12 @@ def stream(system: StableDiffusion, music: Music) -> Iterator[MusicStep]:
     Drawings of one model take turns, see `generate.modified`. Raises ReverieError, before any work, for a model that
     draws no spectrograms and for sounds that cannot be read.
     """
-    params, music = hearing(system), music.settled(system.guidance)
+    params, music = hearing(system), music.with_guidance(system.guidance)
     given = read_given(music, params)
     laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
-    shared, coders = _shared(music, laid), (system.autoencoder.encoder, system.autoencoder.decoder)
-    changes = modified(system, shared, edges=(coders, laid.axes))
-    return in_turn(changes, partial(_played, system, music, shared, laid, given))
+    shared, coders = _shared_request(music, laid), (system.autoencoder.encoder, system.autoencoder.decoder)
+    changes = modify(system, shared, edges=(coders, laid.axes))
+    return in_turn(changes, partial(_play, system, music, shared, laid, given))
 
 
 def hearing(system: StableDiffusion) -> SpectrogramParams:
@@ -130,7 +130,7 @@ def hearing(system: StableDiffusion) -> SpectrogramParams:
     return params
 
 
-def _played(
+def _play(
     system: StableDiffusion,
     music: Music,
     shared: TextToImage,
@@ -145,7 +145,7 @@ def _played(
         noise = run.noise(single)
         for step in sample(run.denoiser(noise), run.sigmas, noise, music.sampler, run.begin()):
             last = step.index == step.total - 1
-            clip, done = _finished(run, single, step.x) if last else None, done + 1
+            clip, done = _finish(run, single, step.x) if last else None, done + 1
             yield MusicStep(done, total, "steps", step.denoised, clip, notes=notes)
             notes = ()
 
@@ -162,10 +162,10 @@ def _prepare_run(
     return ClipRun(system, music, laid, images, shared, way, under, sigmas)
 
 
-def _shared(music: Music, laid: MusicPlan) -> TextToImage:
+def _shared_request(music: Music, laid: MusicPlan) -> TextToImage:
     """Return what all windows have in common, as the request for a picture; its prompt is the LoRAs alone."""
     return TextToImage(
-        **music.shared(),
+        **music.sampling_fields(),
         prompt=lora_tags([stop.prompt for stop in music.stops]),
         width=laid.width * laid.factor,
         height=laid.params.mels,
@@ -173,16 +173,16 @@ def _shared(music: Music, laid: MusicPlan) -> TextToImage:
 
 
 @torch.no_grad()
-def _finished(run: ClipRun, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
+def _finish(run: ClipRun, single: Music, latents: Float[Tensor, "1 c h w"]) -> Recording:
     """Decode latents, lay back what the mask keeps, and sound the spectrogram to its exact length."""
     laid, params = run.plan, run.plan.params
     greys = decode_levels(run.images, latents)
     if run.ground is not None:
-        greys = run.ground.kept(greys)
-    greys = laid.shown(greys)
-    samples = laid.sounded(from_greys(greys, params))
+        greys = run.ground.lay_back(greys)
+    greys = laid.sounded_columns(greys)
+    samples = laid.to_sound(from_greys(greys, params))
     if single.stereo and not params.stereo:
-        samples = laid.widened(samples)
+        samples = laid.to_stereo(samples)
     picture = add_tags(to_pictures(greys[None] / (LIGHT / 2) - 1)[0], params)
     sound = Sound(samples.cpu(), params.sample_rate).normalised()
     picture.info[REQUEST] = texts(single, run.system.name)[REQUEST]

@@ -56,7 +56,7 @@ def _keyframes(music: Music, film: Film, count: int) -> list[Keyframe]:
     if not music.loop and count - 1 > frames[-1]:
         frames.append(count - 1)
     first = film.seed if film.seed is not None else music.seed
-    prompts = film.prompts or shown(music)
+    prompts = film.prompts or prompts_of(music)
     last = len(prompts) - 1
     return [
         Keyframe(prompt=prompts[round(last * frame / count)], seed=(first + k) % (MAX_SEED + 1), time=frame / film.fps)
@@ -64,7 +64,7 @@ def _keyframes(music: Music, film: Film, count: int) -> list[Keyframe]:
     ]
 
 
-def shown(music: Music) -> Sequence[str]:
+def prompts_of(music: Music) -> Sequence[str]:
     """Return the prompts that the music passes: all of a walk's, else the nearest to where it stands."""
     prompts = [music.prompt, *(stop.prompt for stop in music.to)]
     return prompts if music.walk is not None else prompts[round(music.place) :][:1]

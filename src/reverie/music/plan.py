@@ -139,7 +139,7 @@ class MusicPlan:
         """Return the latents that one clip is drawn from: noise or a sound, which each clip begins anew."""
         return self.length if self.clips == 1 else math.ceil(self.clip)
 
-    def laid_out(self, clips: Float[Tensor, "clips *c w"]) -> Float[Tensor, "1 *c length"]:
+    def lay_out(self, clips: Float[Tensor, "clips *c w"]) -> Float[Tensor, "1 *c length"]:
         """Lay clips of `clip_length` latents, or the same one for all, or columns of these, one after the other.
 
         A clip begins on the latent nearest to its time; what is drawn beyond the end goes on with its beginning.
@@ -159,20 +159,20 @@ class MusicPlan:
             return 0.0
         return min(1.0, max(0.0, (latent / self.clip - 0.5) / (self.clips - 1)))
 
-    def fitted(self, x: Float[Tensor, "c mels frames"], beyond: float) -> Float[Tensor, "c mels columns"]:
+    def fit(self, x: Float[Tensor, "c mels frames"], beyond: float) -> Float[Tensor, "c mels columns"]:
         """Bring a given sound's frames to the columns of one clip's latents; `beyond` is what follows its end."""
         columns = self.clip_length * self.factor
         return F.pad(x[..., :columns], (0, max(0, columns - x.shape[-1])), value=beyond)
 
-    def shown(self, drawn: Float[Tensor, "c mels columns"]) -> Float[Tensor, "c mels frames"]:
+    def sounded_columns(self, drawn: Float[Tensor, "c mels columns"]) -> Float[Tensor, "c mels frames"]:
         """Return the columns that are sounded of those that were drawn."""
         return drawn[..., : self.columns]
 
-    def sounded(self, mel: Float[Tensor, "c mels frames"]) -> Float[Tensor, "c total"]:
+    def to_sound(self, mel: Float[Tensor, "c mels frames"]) -> Float[Tensor, "c total"]:
         """Give a spectrogram its phases, to the sample as long as asked."""
         return sound_of_mel(mel, self.params, Line)[:, : self.total]
 
-    def widened(self, samples: Float[Tensor, "1 total"]) -> Float[Tensor, "2 total"]:
+    def to_stereo(self, samples: Float[Tensor, "1 total"]) -> Float[Tensor, "2 total"]:
         """Let a sound come from two sides, silence before and after it."""
         rate = self.params.sample_rate
         return widen_stereo(F.pad(samples, (0, rate)), rate)[:, : self.total]
@@ -212,19 +212,19 @@ class Loop(MusicPlan):
         """Return where the network's windows lie."""
         return circle(self.length, self.width, self.stride)
 
-    def fitted(self, x: Float[Tensor, "c mels frames"], beyond: float) -> Float[Tensor, "c mels columns"]:
+    def fit(self, x: Float[Tensor, "c mels frames"], beyond: float) -> Float[Tensor, "c mels columns"]:
         """Stretch a given sound's frames to the columns of the latents; nothing is beyond."""
         return stretch_circle(x, self.length * self.factor)
 
-    def shown(self, drawn: Float[Tensor, "c mels columns"]) -> Float[Tensor, "c mels frames"]:
+    def sounded_columns(self, drawn: Float[Tensor, "c mels columns"]) -> Float[Tensor, "c mels frames"]:
         """Stretch what was drawn to the columns that are sounded."""
         return stretch_circle(drawn, self.columns)
 
-    def sounded(self, mel: Float[Tensor, "c mels frames"]) -> Float[Tensor, "c total"]:
+    def to_sound(self, mel: Float[Tensor, "c mels frames"]) -> Float[Tensor, "c total"]:
         """Give a spectrogram phases that go on around the circle."""
         return resample_circle(sound_of_mel(mel, self.params, Circle), self.total)
 
-    def widened(self, samples: Float[Tensor, "1 total"]) -> Float[Tensor, "2 total"]:
+    def to_stereo(self, samples: Float[Tensor, "1 total"]) -> Float[Tensor, "2 total"]:
         """Let a sound come from two sides."""
         return widen_stereo(samples, self.params.sample_rate)
 

@@ -21,7 +21,7 @@ from reverie.codecs.spectrograms import LIGHT, from_picture, to_greys
 from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.noise import Noise, slerp
 from reverie.diffusion.step import Sigmas
-from reverie.diffusion.windows import Windows, by_rows, windowed
+from reverie.diffusion.windows import Windows, by_rows, multi_diffusion
 from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.conditioning import Prompts
@@ -59,7 +59,7 @@ class ClipNoise(Noise):
         count = math.ceil(self._plan.clip_length / self.shape[-1])
         drawn = torch.cat([super(ClipNoise, self)._draw() for _ in range(count)], dim=-1)
         drawn = drawn[..., : self._plan.clip_length]
-        return self._plan.laid_out(torch.cat([self._between(drawn, place) for place in self._places]))
+        return self._plan.lay_out(torch.cat([self._between(drawn, place) for place in self._places]))
 
     def _between(self, drawn: Float[Tensor, "seeds c h w"], place: float) -> Float[Tensor, "1 c h w"]:
         begin = min(int(place), len(self._seeds) - 1)
@@ -129,7 +129,7 @@ def denoiser(
         return guided_denoiser(system, shared.replace(guidance=batch[0].guidance), prompts, sigmas)
 
     batches = list(_batches(settings))
-    return windowed(by_rows([of(*batch) for batch in batches], [len(batch) for batch in batches]), windows)
+    return multi_diffusion(by_rows([of(*batch) for batch in batches], [len(batch) for batch in batches]), windows)
 
 
 def _batches(settings: Sequence[Setting]) -> Iterator[list[Setting]]:
@@ -159,7 +159,7 @@ class Ground:
         """Return the mask over the latents: one is drawn where any of its pixels is."""
         return None if self.mask is None else F.max_pool2d(self.mask[None], factor)
 
-    def kept(self, drawn: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "3 mels columns"]:
+    def lay_back(self, drawn: Float[Tensor, "3 mels columns"]) -> Float[Tensor, "3 mels columns"]:
         """Lay what the mask keeps back over what was drawn."""
         return drawn if self.mask is None else torch.where(self.mask > 0, drawn, self.greys)
 
@@ -197,11 +197,11 @@ def _mask(music: Music, frames: int, mels: int) -> Float[Tensor, "1 mels frames"
 
 def lay_ground(given: Given, plan: MusicPlan, images: ImageCodec) -> Ground:
     """Encode a given sound for a plan: stretched around a loop, or with silence to its end; anew for every clip."""
-    greys = plan.fitted(to_greys(given.mel, plan.params), LIGHT)
-    mask = None if given.mask is None else plan.fitted(given.mask, 0)
+    greys = plan.fit(to_greys(given.mel, plan.params), LIGHT)
+    mask = None if given.mask is None else plan.fit(given.mask, 0)
     latents = encode_levels(images, greys)
     return Ground(
-        plan.laid_out(latents),
-        plan.laid_out(greys[None])[0].to(latents.device),
-        None if mask is None else plan.laid_out((mask >= 0.5).float()[None])[0].to(latents.device),
+        plan.lay_out(latents),
+        plan.lay_out(greys[None])[0].to(latents.device),
+        None if mask is None else plan.lay_out((mask >= 0.5).float()[None])[0].to(latents.device),
     )

@@ -151,7 +151,7 @@ def loras(listed: Sequence[str], prompts: Sequence[str], folders: Sequence[str] 
     not found.
     """
     given = [Path(folder) for folder in folders]
-    found = [(_placed(path, given), unet, text) for path, unet, text in map(parse, listed)]
+    found = [(_locate(path, given), unet, text) for path, unet, text in map(parse, listed)]
     near = [*(path.parent for path, _, _ in found), *given]
     tags = [tag for prompt in prompts for tag in extract(prompt).loras]
     return [*found, *((find(tag.name, near), tag.unet, tag.text) for tag in tags)]
@@ -160,12 +160,12 @@ def loras(listed: Sequence[str], prompts: Sequence[str], folders: Sequence[str] 
 def embeddings(listed: Sequence[str], folders: Sequence[str] = ()) -> list[Path]:
     """Return the files of textual inversions that a request lists; of a folder, all in it."""
     files: list[Path] = []
-    for path in (_placed(Path(text), [Path(folder) for folder in folders]) for text in listed):
+    for path in (_locate(Path(text), [Path(folder) for folder in folders]) for text in listed):
         files += sorted(file for file in path.iterdir() if file.suffix in SUFFIXES) if path.is_dir() else [path]
     return files
 
 
-def _placed(path: Path, folders: Sequence[Path]) -> Path:
+def _locate(path: Path, folders: Sequence[Path]) -> Path:
     """Return where a file is: as it is named, or, for a bare name, found by it."""
     if path.exists() or len(path.parts) > 1 or not (folders or os.environ.get(FOLDERS)):
         return path
@@ -214,7 +214,7 @@ def _is_said(file: Path, said: str) -> bool:
     return b"string_to_param" not in file.read_bytes()  # A1111's answer to the file's name alone
 
 
-def changed(files: Iterable[Path], sums: Mapping[str, str]) -> list[str]:
+def changed_files(files: Iterable[Path], sums: Mapping[str, str]) -> list[str]:
     """Say which files are not those that were written down; nothing where nothing was."""
     present = [file for file in files if sums and weights_file(file).is_file()]
     return [

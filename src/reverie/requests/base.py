@@ -123,7 +123,7 @@ class Request(Frozen):
             raise ValueError("the guidance is the model's, and nothing was asked of a model yet")
         return self.guidance
 
-    def settled(self, own: float) -> Self:
+    def with_guidance(self, own: float) -> Self:
         """Fill in the guidance where the request leaves it open: `own`, the model's."""
         return self if self.guidance is not None else self.replace(guidance=own)
 
@@ -131,7 +131,7 @@ class Request(Frozen):
         """Write the request as one line of JSON, with its kind, and its pictures as data URLs."""
         return json.dumps({"kind": self.kind, **self.model_dump(mode="json")}, ensure_ascii=False)
 
-    def recorded(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Return what metadata holds of the request: its files by name and SHA-256."""
         return self.model_dump(mode="json", context=RECORDED)
 
@@ -270,13 +270,13 @@ class SampledRequest(Request):
         """Return the texts to keep away from."""
         return (self.negative,)
 
-    def recorded(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """Return what metadata holds of the request: its files, adapters too, by name and SHA-256."""
-        data = super().recorded()
+        data = super().to_record()
         listed = {name: data.pop(name) for name in ("loras", "embeddings", "folders")}
         return data | adapter_files.record(listed, self.prompts, self.negatives, dict(data.pop("sums")))
 
-    def shared(self) -> dict[str, Any]:
+    def sampling_fields(self) -> dict[str, Any]:
         """Return the fields that every sampled request has, to ask for another with."""
         return {name: getattr(self, name) for name in SampledRequest.model_fields}
 

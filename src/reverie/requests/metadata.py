@@ -47,20 +47,20 @@ def texts(request: SampledRequest, model: str, film: Film | None = None) -> dict
     as a WAV file takes few bytes, and its JSON is ASCII, as libsndfile spoils other letters in an MP3's long texts.
     """
     if isinstance(request, Music):
-        ours = {"kind": request.kind, "model": model, "request": _given(request)}
+        ours = {"kind": request.kind, "model": model, "request": _given_fields(request)}
         if film is not None:
-            ours["film"] = _given(film)
+            ours["film"] = _given_fields(film)
         title = _title([request.prompt, *(stop.prompt for stop in request.to)], LONGEST_TITLE // 2)
         return {**title, REQUEST: json.dumps(ours, separators=(",", ":"))}
-    ours = {"kind": request.kind, "model": model, "request": request.recorded()}
+    ours = {"kind": request.kind, "model": model, "request": request.to_record()}
     if isinstance(request, Animation):
         return {REQUEST: json.dumps(ours), **_title([one.prompt or "a picture" for one in request.keyframes])}
     assert isinstance(request, TextToImage)
     return {PARAMETERS: _parameters(request, model), REQUEST: json.dumps(ours)}
 
 
-def _given(request: Request) -> dict[str, Any]:
-    return {name: value for name, value in request.recorded().items() if value not in NOTHING}
+def _given_fields(request: Request) -> dict[str, Any]:
+    return {name: value for name, value in request.to_record().items() if value not in NOTHING}
 
 
 def _title(prompts: list[str], longest: int = LONGEST_TITLE) -> dict[str, str]:

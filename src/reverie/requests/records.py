@@ -40,7 +40,9 @@ def _read_foreign(carrier: Carrier) -> Record | None:
         return None
     picture = draft.request(carrier.size)
     if carrier.kind == "sound":
-        return Record(Music.of({"prompt": picture.prompt, **picture.shared()}), draft.model, tuple(draft.notes))
+        return Record(
+            Music.of({"prompt": picture.prompt, **picture.sampling_fields()}), draft.model, tuple(draft.notes)
+        )
     if carrier.kind == "film":
         draft.note("a film: here one picture of its settings is drawn")
     return Record(picture, draft.model, tuple(draft.notes))

@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 DATA_URL = "data:"
 HUB_PARTS = 2  # owner/name
+ASSETS = Path(__file__).parents[1] / "assets"
+BUNDLED_NAME, MUSIC_NAME = "reverie-emoji", "reverie-music"  # what the bundled models are asked for and told by
 MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the models that a record names are
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 
@@ -136,7 +138,7 @@ class FileReference(Frozen):
         if isinstance(given, cls):
             return given
         if isinstance(given, Mapping):
-            return given if cls._is_whole(given) else cls._recorded(given)
+            return given if cls._is_whole(given) else cls._from_record(given)
         if isinstance(given, str) and given.startswith(DATA_URL):
             return cls._from_bytes(_from_data_url(given, cls.what))
         if isinstance(given, str | Path):
@@ -149,7 +151,7 @@ class FileReference(Frozen):
         return bool(given.get("path") and given.get("name"))
 
     @classmethod
-    def _recorded(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+    def _from_record(cls, given: Mapping[str, Any]) -> dict[str, Any]:
         """Find the file of a record."""
         name, sha256 = given.get("name") or given.get("path"), given.get("sha256")
         changed = False

@@ -88,7 +88,7 @@ def read(path: str | Path) -> Fields:
     Raises ReverieError for a file that cannot be read or is neither.
     """
     path = Path(path)
-    fields = _loaded(path)
+    fields = _load(path)
     if "keyframe" in fields:
         if "keyframes" in fields:
             raise ReverieError(f"'{path}' has both keyframe and keyframes; write one of them")
@@ -124,7 +124,7 @@ def _beside(path: Path, name: str) -> str:
     return str(path.parent / Path(name).expanduser())
 
 
-def _loaded(path: Path) -> Fields:
+def _load(path: Path) -> Fields:
     readers = {".toml": tomllib.loads, ".json": json.loads}
     reader = readers.get(path.suffix.lower())
     if reader is None:

@@ -72,7 +72,7 @@ def read_carrier(file: Image.Image | str | Path) -> Carrier:
         return _film(path)
     if suffix in SOUNDS:
         return Carrier("sound", _tags(path))
-    with _opened(path) as picture:
+    with _open(path) as picture:
         return Carrier("picture", picture_texts(picture), picture.size)
 
 
@@ -196,7 +196,7 @@ def _lowest_bits(picture: Image.Image, bands: str) -> Any:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
+def _open(path: Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as picture:
             if not getattr(picture, "is_animated", False):
@@ -208,7 +208,7 @@ def _opened(path: Path) -> Iterator[Image.Image]:
 
 
 def _film(path: Path) -> Carrier:
-    with _demuxed(path) as film:
+    with _demux(path) as film:
         video = film.streams.video
         size = (video[0].width, video[0].height) if video else None
         return Carrier("film", _lower(film.metadata), size)
@@ -223,13 +223,13 @@ def _tags(path: Path) -> dict[str, str]:
             texts = {name: text for name, text in sound.copy_metadata().items() if text}
             if REQUEST in (texts := _with_ours(texts)):
                 return texts
-    with _demuxed(path) as sound:
+    with _demux(path) as sound:
         streams = [_lower(stream.metadata) for stream in sound.streams.audio]
         return {name: text for one in (_lower(sound.metadata), *streams) for name, text in one.items()}
 
 
 @contextmanager
-def _demuxed(path: Path) -> Iterator[Any]:
+def _demux(path: Path) -> Iterator[Any]:
     try:
         import av
     except ImportError as error:

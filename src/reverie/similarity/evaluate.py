@@ -89,7 +89,7 @@ class Report:
         shares = self.shares()
         return [truth for truth in sorted(shares, key=lambda truth: shares[truth]) if shares[truth] < 1][:count]
 
-    def taken_for(self, truth: int) -> list[tuple[str, float]]:
+    def confusions(self, truth: int) -> list[tuple[str, float]]:
         """List what a class was taken for, itself too, with its share, the most frequent first."""
         row = {guess: n for (true, guess), n in self.confusion.items() if true == truth}
         total = sum(row.values())
@@ -119,7 +119,7 @@ class Report:
             "top5": self.top5,
             "mean_per_class": self.mean_per_class,
             "classes": {self.labels[index]: share for index, share in shares.items()},
-            "worst": [{"label": self.labels[i], "taken_for": dict(self.taken_for(i)[:3])} for i in self.worst()],
+            "worst": [{"label": self.labels[i], "taken_for": dict(self.confusions(i)[:3])} for i in self.worst()],
             "skipped": [{"file": one.file, "reason": one.reason} for one in self.skipped],
         }
 

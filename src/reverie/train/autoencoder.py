@@ -148,7 +148,7 @@ class AutoencoderObjective:
     @torch.no_grad()
     def samples(self) -> Image.Image:
         """Show held-out pictures above their reconstructions."""
-        images = self._held_out(SHOWN)
+        images = self._held_out_images(SHOWN)
         decoded = self.averaged.decode(self.averaged.encode(images).mode())
         rows = [row for pair in zip(images.split(COLUMNS), decoded.split(COLUMNS), strict=True) for row in pair]
         return grid(to_pictures(torch.cat(rows).clamp(-1, 1)), columns=min(COLUMNS, len(images)))
@@ -156,11 +156,11 @@ class AutoencoderObjective:
     def export(self, folder: Path) -> None:
         """Save the autoencoder; a new encoder's scale is set so that its latents have unit variance."""
         if not self.loss.decoder_only:
-            scale = measured_scale(self.averaged, self._held_out(HELD_OUT))
+            scale = measured_scale(self.averaged, self._held_out_images(HELD_OUT))
             self.averaged.config = replace(self.averaged.config, scaling_factor=scale)
         save_autoencoder(self.averaged, folder)
 
-    def _held_out(self, count: int) -> Float[Tensor, "b 3 h w"]:
+    def _held_out_images(self, count: int) -> Float[Tensor, "b 3 h w"]:
         pictures = [self.held_out.picture(index) for index in range(min(count, len(self.held_out)))]
         return as_images(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.averaged.device))
 
@@ -224,6 +224,6 @@ def _pictures(
     """Return what serves crop n, and pictures that are not learned from."""
     if data.named:
         size, params = autoencoder.config.sample_size, section(sections, "spectrogram", SpectrogramParams)
-        return Crops(data.open(seed, size, params), seed, data.crop), data.held_out(size, params)
+        return Crops(data.open(seed, size, params), seed, data.crop), data.open_held_out(size, params)
     things = concepts(data.subset)
     return lambda index: crop_at(things, seed, index, data.crop), Scenes(things, HELD_OUT_SEED, HELD_OUT)

@@ -22,14 +22,13 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
-from pydantic import NonNegativeFloat, PositiveInt
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from reverie.checkpoints.load import Components, load_autoencoder, load_folder
+from reverie import system
+from reverie.checkpoints.load import Components
 from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_pictures
-from reverie.corpora.drawings import drawing
-from reverie.corpora.scenes import render
 from reverie.data.loader import Batches
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
 from reverie.diffusion.names import choose
@@ -56,15 +55,14 @@ DECODER = ("decoder.", "post_quant_conv.")
 class EnlargeSettings:
     """Choose the model whose latents are drawn, and how the decoder learns."""
 
-    base: str  # folder of a whole model; its autoencoder is enlarged, its U-Net predicts
-    width: PositiveInt = 16  # channels of the new level
+    base: str  # a whole model; its autoencoder is enlarged, its U-Net predicts
+    width: NonNegativeInt = 16  # channels of the new level; 0 adds none, and trains the decoder alone
     crop: PositiveInt = 10  # side of the squares that are learned from, in latents
     batch: PositiveInt = 4
     predicted: Share = 0.75  # of the latents are one-step predictions, at timesteps from `first` to `last`
     first: int = 20
     last: int = 800
     perceptual: NonNegativeFloat = 0.25
-    initial: str = ""  # folder of an enlarged autoencoder to go on from
 
 
 class EnlargeObjective:
@@ -73,7 +71,7 @@ class EnlargeObjective:
     def __init__(
         self,
         autoencoder: Autoencoder,
-        small: Autoencoder,
+        small: Autoencoder | None,
         scenes: Scenes,
         latents: Tensor,
         settings: EnlargeSettings,
@@ -96,7 +94,7 @@ class EnlargeObjective:
         number, clean = int(rng.integers(len(self.latents))), int(rng.random() >= self.settings.predicted)
         crop, factor = self.settings.crop, self.averaged.factor
         y, x = (int(v) for v in rng.integers(self.latents.shape[-1] - crop + 1, size=2))
-        picture = render(self.scenes.scene(number), SCALE, drawing)
+        picture = self.scenes.picture(number)
         part = picture[factor * y : factor * (y + crop), factor * x : factor * (x + crop)]
         z = self.latents[number, clean, :, y : y + crop, x : x + crop].float()
         return z / self.averaged.config.scaling_factor, np.ascontiguousarray(part.transpose(2, 0, 1))
@@ -106,11 +104,12 @@ class EnlargeObjective:
         self.networks.to(device)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return the decoder's parameters, and those of the encoder's stem."""
+        """Return the decoder's parameters, and those of the encoder's stem where it is new."""
         named = list(self.averaged.named_parameters())
+        learning = {"decoder": DECODER} | ({"stem": STEM} if self.small else {})
         return {
-            "decoder": [parameter for name, parameter in named if name.startswith(DECODER)],
-            "stem": [parameter for name, parameter in named if name.startswith(STEM)],
+            group: [parameter for name, parameter in named if name.startswith(prefixes)]
+            for group, prefixes in learning.items()
         }
 
     def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
@@ -121,6 +120,8 @@ class EnlargeObjective:
         l1, perceptual = (decoded - images).abs().mean(), self.distance(decoded, images).mean()
         metrics = {"l1": l1.item(), "perceptual": perceptual.item()}
         yield "decoder", l1 + self.settings.perceptual * perceptual, metrics
+        if self.small is None:
+            return
         target = self.small.encoder.conv_in(F.avg_pool2d(images, SCALE))
         loss = (stem(self.averaged, images) - target).square().mean() / target.var()
         yield "stem", loss, {"stem": loss.item()}
@@ -139,15 +140,16 @@ class EnlargeObjective:
 
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
-        """Tell how near held-out scenes come back, in dB, and how near their latents are to those of the half."""
+        """Return the PSNR of held-out scenes, in dB, and how far a new stem's latents are from those of the half."""
         held_out = replace(self.scenes, seed=HELD_OUT_SEED)
         images = torch.stack([_image(held_out, index) for index in range(SHOWN)])
-        z, small = self.averaged.encode(images).mode(), self.small.encode(F.avg_pool2d(images, SCALE)).mode()
+        z = self.averaged.encode(images).mode()
         error = (self.averaged.decode(z).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
-        return {
-            "held_out_psnr": (-10 * error.log10()).mean().item(),
-            "latent_error": ((z - small).square().mean() / small.var()).item(),
-        }
+        measured = {"held_out_psnr": (-10 * error.log10()).mean().item()}
+        if self.small is None:
+            return measured
+        small = self.small.encode(F.avg_pool2d(images, SCALE)).mode()
+        return measured | {"latent_error": ((z - small).square().mean() / small.var()).item()}
 
     def export(self, folder: Path) -> None:
         """Save the enlarged autoencoder."""
@@ -225,18 +227,19 @@ def predictions(
 
 
 def _image(scenes: Scenes, index: int) -> Float[Tensor, "3 h w"]:
-    return as_images(torch.from_numpy(render(scenes.scene(index), SCALE, drawing).transpose(2, 0, 1).copy())[None])[0]
+    return as_images(torch.from_numpy(scenes.picture(index).transpose(2, 0, 1).copy())[None])[0]
 
 
 def build(sections: dict[str, Any], seed: int, out: Path) -> EnlargeObjective:
     """Build the objective from a recipe's tables [enlarge] and [scenes]."""
     settings, scenes = section(sections, "enlarge", EnlargeSettings), section(sections, "scenes", SceneSettings)
-    base = load_folder(Path(settings.base), device=torch.device("cpu"), dtype=torch.float32)
-    shown = scenes.open(scenes.seed or seed)
+    base = Components(**vars(system.load(settings.base, device="cpu", dtype="float32", fast=False)))
+    small = base.autoencoder.requires_grad_(False)
+    shown = scenes.open(scenes.seed or seed, base.unet.config.sample_size * small.factor)
     torch.manual_seed(seed)
-    latents = latent_pool(base.autoencoder, shown, out / LATENTS)
-    large = enlarge_decoder(base.autoencoder, settings.width)
-    if settings.initial:
-        large = load_autoencoder(Path(settings.initial), device=torch.device("cpu"), dtype=torch.float32)
+    latents = latent_pool(small, shown, out / LATENTS)
     pairs = predictions(base, shown, latents, settings, seed, out / PREDICTED)
-    return EnlargeObjective(large, base.autoencoder.requires_grad_(False), shown, pairs, settings, seed)
+    if not settings.width:
+        return EnlargeObjective(small, None, shown, pairs, settings, seed)
+    large, drawn = enlarge_decoder(small, settings.width), replace(shown, scale=SCALE * shown.scale)
+    return EnlargeObjective(large, small, drawn, pairs, settings, seed)

@@ -16,7 +16,8 @@ from PIL import Image
 
 from reverie.corpora.captions import BARE, caption, telling
 from reverie.corpora.concepts import Concept
-from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS, Scene, render, scene_at
+from reverie.corpora.drawings import drawing
+from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS, Scene, glyph, render, scene_at
 from reverie.data.captioned import Captioned
 from reverie.train.pairs import crop_box
 
@@ -52,6 +53,8 @@ class Scenes:
     sizes: Sequence[str] = SIZE_WORDS
     bare: int = BARE
     default_share: float = 0.0
+    tint_share: float = 0.0
+    scale: int = 1  # pixels of a picture, in times of CANVAS; vector drawings where it is more than 1
 
     def __len__(self) -> int:
         return self.count
@@ -60,8 +63,8 @@ class Scenes:
     def identity(self) -> Identity:
         """Return what the scenes depend on."""
         names = [thing.emoji for thing in self.things]
-        plain = [self.default_share] if self.default_share else []  # what was kept before there was one stays valid
-        return ["scenes", names, self.seed, self.count, self.pair_share, self.scatter, list(self.sizes), *plain]
+        drawn = [self.pair_share, self.scatter, list(self.sizes), self.default_share, self.tint_share, self.scale]
+        return ["scenes", names, self.seed, self.count, *drawn]
 
     def scene(self, index: int) -> Scene:
         """Return a scene."""
@@ -73,11 +76,12 @@ class Scenes:
             scatter=self.scatter,
             sizes=self.sizes,
             default_share=self.default_share,
+            tint_share=self.tint_share,
         )
 
-    def picture(self, index: int) -> UInt8[np.ndarray, "128 128 3"]:
+    def picture(self, index: int) -> UInt8[np.ndarray, "side side 3"]:
         """Draw a scene."""
-        return render(self.scene(index))
+        return render(self.scene(index), self.scale, drawing if self.scale > 1 else glyph)
 
     def caption(self, index: int, turn: int) -> str:
         """Tell a scene in English or Chinese."""

@@ -20,12 +20,12 @@ from reverie import system
 from reverie.checkpoints.load import Components
 from reverie.corpora.captions import DEFAULT_ONLY
 from reverie.corpora.concepts import concepts
-from reverie.corpora.scenes import ANYWHERE, PAIR_SHARE, SIZE_WORDS
+from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
 from reverie.errors import ReverieError
 from reverie.progress import Progress
+from reverie.requests.references import BUNDLED_NAME
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.system import BUNDLED_NAME
 from reverie.train import lora
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples, Scenes
@@ -74,9 +74,10 @@ class SceneSettings:
     sizes: tuple[str, ...] = SIZE_WORDS
     bare: NonNegativeInt = DEFAULT_ONLY
     default_share: Share = 0.25
+    tint_share: Share = 0.0  # of the lone things are told by a colour
 
-    def open(self, seed: int) -> Scenes:
-        """Return the scenes."""
+    def open(self, seed: int, size: int = CANVAS) -> Scenes:
+        """Return the scenes, drawn at `size` pixels."""
         known = {thing.emoji for thing in concepts(self.known)} if self.known else set()
         things = concepts(self.subset)
         new = tuple(thing for thing in things if thing.emoji not in known) if known else ()
@@ -89,6 +90,8 @@ class SceneSettings:
             sizes=self.sizes,
             bare=self.bare,
             default_share=self.default_share,
+            tint_share=self.tint_share,
+            scale=size // CANVAS,
         )
 
 
@@ -209,7 +212,7 @@ def _examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str
     params = base.spectrogram or SpectrogramParams()
     scenes = section(sections, "scenes", SceneSettings)
     rows: dict[str, Examples] = {
-        LATENTS: scenes.open(scenes.seed or seed) if scenes.count else data.open(seed, size, params)
+        LATENTS: scenes.open(scenes.seed or seed, size) if scenes.count else data.open(seed, size, params)
     }
     if prior.pictures:
         rows[PRIOR] = ExampleSource(pictures=prior.pictures, caption=prior.caption).open(seed, size, params)

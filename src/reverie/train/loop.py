@@ -234,7 +234,7 @@ class Learner:
         self.scaler.update()
         optimiser.zero_grad(set_to_none=True)
 
-    def averaged(self) -> AbstractContextManager[None]:
+    def ema_weights(self) -> AbstractContextManager[None]:
         """Swap in the EMA weights, where there are some, for the length of a `with` block."""
         return nullcontext() if self.average is None else self.average.swap_in()
 
@@ -300,7 +300,7 @@ def train(
         with Log(out, start) if is_first() else Silent() as log:
             yield from filter(lambda event: is_first(), _steps(learner, out, log, start))
         if is_first():
-            with learner.averaged():
+            with learner.ema_weights():
                 learner.objective.export(out / "export")
 
 
@@ -364,12 +364,12 @@ def check(out: Path, resume: bool) -> None:
 def _measure(learner: Learner) -> dict[str, float]:
     if not isinstance(learner.objective, MeasuredObjective):
         return {}
-    with learner.averaged():
+    with learner.ema_weights():
         return learner.objective.measures()
 
 
 def _sample(learner: Learner, log: Log | Silent, step: int) -> None:
-    with learner.averaged():
+    with learner.ema_weights():
         sheet = learner.objective.samples()
     if sheet is not None:
         log.sheet(sheet, step)

@@ -46,7 +46,7 @@ class ExampleSource:
             return Sounds(open_sounds(self.sounds, params.seconds, duration, read, self.caption), params)
         return ComposedMusic(seed, self.music, params)
 
-    def held_out(self, size: int, params: SpectrogramParams) -> Examples:
+    def open_held_out(self, size: int, params: SpectrogramParams) -> Examples:
         """Open examples that are not learned from; a collection, which has no others, gives its own."""
         return ComposedMusic(HELD_OUT_SEED, HELD_OUT, params) if self.music else self.open(0, size, params)
 

@@ -124,7 +124,7 @@ def _pairs(line: str) -> Iterator[tuple[str, str]]:
             continue
         start = found.end()
         if quoted := QUOTED.match(line, start):
-            value, end = _unquoted(quoted[0]), quoted.end()
+            value, end = _unquote(quoted[0]), quoted.end()
         elif line[start : start + 1] in ("{", "[") and (closed := _closing(line, start)):
             value, end = line[start:closed], closed
         else:
@@ -155,7 +155,7 @@ def _closing(text: str, start: int) -> int:
     return 0
 
 
-def _unquoted(value: str) -> str:
+def _unquote(value: str) -> str:
     try:
         return str(json.loads(value, strict=False))
     except ValueError:

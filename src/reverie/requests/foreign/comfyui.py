@@ -28,7 +28,7 @@ def read(data: Mapping[str, Any], size: tuple[int, int] | None = None) -> Draft:
 
     Raises ReverieError where no sampler leads to a picture, and where its prompt or seed cannot be resolved.
     """
-    graph, sampling, others = _chosen(data, size)
+    graph, sampling, others = _choose_sampling(data, size)
     if sampling is None:
         raise ReverieError("the picture's ComfyUI graph holds no sampler that leads to it; it cannot be replayed")
     passes = [sampling]
@@ -49,7 +49,7 @@ def read(data: Mapping[str, Any], size: tuple[int, int] | None = None) -> Draft:
     return draft
 
 
-def _chosen(data: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[Graph, Sampling | None, int]:
+def _choose_sampling(data: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[Graph, Sampling | None, int]:
     """Return the sampler that the picture comes from, its graph as evaluated, and how many others there are.
 
     Saved pictures count before previews, and of several the one of the picture's size.

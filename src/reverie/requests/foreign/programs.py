@@ -75,9 +75,9 @@ SWARMUI_NEUTRAL |= {"preferreddtype"}
 
 
 def _swarmui_loras(draft: Draft) -> None:
-    names, weights = _listed(draft.take("loras", default=())), _listed(draft.take("loraweights", default=()))
-    texts = _listed(draft.take("loratencweights", default=()))
-    sections = _listed(draft.take("lorasectionconfinement", default=()))
+    names, weights = _list_items(draft.take("loras", default=())), _list_items(draft.take("loraweights", default=()))
+    texts = _list_items(draft.take("loratencweights", default=()))
+    sections = _list_items(draft.take("lorasectionconfinement", default=()))
     for index, name in enumerate(names):
         weight = weights[index] if index < len(weights) else 1
         if index < len(sections) and as_float(sections[index]) > 0:
@@ -86,7 +86,7 @@ def _swarmui_loras(draft: Draft) -> None:
             draft.lora(name, weight, texts[index] if index < len(texts) else None)
 
 
-def _listed(value: object) -> list[Any]:
+def _list_items(value: object) -> list[Any]:
     """Return the items of a list, or of a text with commas."""
     if isinstance(value, str):
         return [item.strip() for item in value.split(",")]

@@ -1,0 +1,169 @@
+"""`reverie serve`: the page and the protocols on one port."""
+
+from __future__ import annotations
+
+import ipaddress
+import logging
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from reverie.cli.app import complain
+from reverie.cli.options import Flag, Several, Whole
+from reverie.cli.output import say
+from reverie.errors import ReverieError
+from reverie.server.settings import GIB, Limits, Settings, data_folder
+
+Paths = Annotated[tuple[Path, ...], Parameter(negative=(), show_default=False)]
+
+
+@Parameter(name="*", group="Who may ask")
+@dataclass(frozen=True, kw_only=True)
+class AccessOptions:
+    """Choose where the server listens and who may ask."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on; any other than this machine's own loopback lets others in."""
+    port: Whole = 7860
+    """Port; 0 takes one that is free."""
+    token: Several = ()
+    """Key that clients need, as Bearer token or as the password of Basic; REVERIE_TOKEN, if not given."""
+    allow_origin: Several = ()
+    """Other site whose pages may ask, such as https://example.org; may be given several times."""
+    allow_host: Several = ()
+    """Name that the server is reached by, such as that of a reverse proxy; may be given several times."""
+
+
+@Parameter(name="*", group="What may be asked for")
+@dataclass(frozen=True, kw_only=True)
+class ServedOptions:
+    """Choose what requests may name."""
+
+    model: str | None = None
+    """Model that draws where a request names none: a name in --models, a folder or a file."""
+    models: Paths = ()
+    """Folder of models, each of which requests may name; may be given several times."""
+    loras: Paths = ()
+    """Folder of LoRAs; may be given several times."""
+    embeddings: Paths = ()
+    """Folder of textual inversions; may be given several times."""
+    controlnets: Paths = ()
+    """Folder of ControlNets; may be given several times."""
+    folders: Paths = ()
+    """Folder of pictures, sounds and films that requests may start from; may be given several times."""
+    hub: Flag = False
+    """Let requests name models of the hub, which are downloaded."""
+
+
+@Parameter(name="*", group="Limits")
+@dataclass(frozen=True, kw_only=True)
+class LimitOptions:
+    """Choose how much may be asked for."""
+
+    max_queue: Whole = 256
+    """Jobs that may wait; more are told to come again."""
+    max_pixels: Whole = 1 << 22
+    """Pixels of a picture."""
+    max_steps: Whole = 150
+    """Denoising steps."""
+    max_count: Whole = 64
+    """Pictures or clips of one job."""
+    max_body: Whole = 64
+    """MiB of one request."""
+    time_limit: Whole = 3600
+    """Seconds that a job may run."""
+
+
+def serve(
+    *,
+    home: Path | None = None,
+    access: AccessOptions = AccessOptions(),
+    served: ServedOptions = ServedOptions(),
+    limits: LimitOptions = LimitOptions(),
+    workers: Whole = 1,
+    memory: float = 8.0,
+    device: str = "auto",
+    dtype: str | None = None,
+) -> None:
+    """Serve a page to draw and play on, and the protocols that programs speak.
+
+    Parameters
+    ----------
+    home
+        Folder for jobs and results; the user's data folder if not given.
+    workers
+        Processes that draw; each holds models of its own.
+    memory
+        GiB of models that a worker holds at once; the least recently used is let go of first.
+    device
+        cpu, cuda or mps; auto takes a GPU where there is one.
+    dtype
+        float32, float16 or bfloat16; if not given, what suits the device.
+    """
+    from reverie.server.app import serve as run
+
+    settings = read_settings(home, access, served, limits, workers, memory, device, dtype)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    if not is_loopback(settings.host):
+        kept = "with a key" if settings.tokens else "WITHOUT A KEY (--token): anyone who reaches it may draw and look"
+        complain(f"warning: {settings.host} lets other machines in, {kept}; traffic is not encrypted")
+    run(settings, lambda address: say(f"reverie serves on {address}"))
+
+
+def read_settings(
+    home: Path | None,
+    access: AccessOptions,
+    served: ServedOptions,
+    limits: LimitOptions,
+    workers: int,
+    memory: float,
+    device: str,
+    dtype: str | None,
+) -> Settings:
+    """Return what the options say. Raises ReverieError for a folder that is missing, and a model that is not there."""
+    if workers < 1 or memory <= 0:
+        raise ReverieError("workers and memory are more than nothing; give 1 or more of each")
+    models, model = _folders(served.models), served.model
+    if model is not None and Path(model).exists():
+        place = Path(model).absolute()
+        models, model = (*models, place), place.stem if place.is_file() else place.name
+    bounds = {name: getattr(limits, f"max_{name}") for name in ("queue", "pixels", "steps", "count")}
+    settings = Settings(
+        home=(home or data_folder()).absolute(),
+        host=access.host,
+        port=access.port,
+        tokens=access.token or tuple(filter(None, [os.environ.get("REVERIE_TOKEN")])),
+        origins=access.allow_origin,
+        hosts=access.allow_host,
+        hub=served.hub,
+        workers=workers,
+        memory=round(memory * GIB),
+        device=device,
+        dtype=dtype,
+        limits=Limits(**bounds, body=limits.max_body << 20, seconds=limits.time_limit),
+        models=models,
+        loras=_folders(served.loras),
+        embeddings=_folders(served.embeddings),
+        controlnets=_folders(served.controlnets),
+        folders=_folders(served.folders),
+    )
+    return replace(settings, model=settings.model_for("text_to_image", model))
+
+
+def _folders(given: tuple[Path, ...]) -> tuple[Path, ...]:
+    for folder in given:
+        if not folder.is_dir():
+            raise ReverieError(f"there is no folder '{folder}'; give one that is, or make it")
+    return tuple(folder.absolute() for folder in given)
+
+
+def is_loopback(host: str) -> bool:
+    """Tell whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,163 @@
+"""The application: routes, errors and the life of a server."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from importlib.metadata import version
+from pathlib import Path
+from types import FrameType
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from reverie.errors import ReverieError
+from reverie.files import lock_folder, reason_of, unwritable
+from reverie.server import api, live
+from reverie.server.dispatcher import Dispatcher, QueueFull
+from reverie.server.guard import Guard, error_body
+from reverie.server.metrics import Metrics
+from reverie.server.protocols import openai
+from reverie.server.settings import Settings
+from reverie.server.store import JobStore
+
+PAGE = Path(__file__).parent / "page"
+KEEP_ALIVE = 75  # seconds; webuiapi polls every five
+SHUTDOWN = 10  # seconds that open requests have
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Return the application of a server, to run once; `home` is for one at a time. Raises ReverieError."""
+    for folder in (settings.outputs, settings.uploads):
+        with unwritable(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    metrics, store = Metrics(), JobStore(settings.home / "jobs.sqlite3")
+
+    @asynccontextmanager
+    async def run_dispatcher(app: FastAPI) -> AsyncIterator[None]:
+        app.state.dispatcher = metrics.dispatcher = Dispatcher(settings, store)
+        try:
+            yield
+        finally:
+            await app.state.dispatcher.close()
+
+    app = FastAPI(title="reverie", version=version("reverie"), lifespan=run_dispatcher, docs_url=None, redoc_url=None)
+    app.state.settings = settings
+    app.add_middleware(Guard, settings=settings, metrics=metrics)
+    if settings.origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=list(settings.origins), allow_methods=["*"], allow_headers=["*"]
+        )
+    for kind, handler in HANDLERS.items():
+        app.add_exception_handler(kind, handler)
+    app.include_router(api.router)
+    app.include_router(live.router)
+    app.include_router(openai.router)
+
+    @app.get("/healthz")
+    async def healthz() -> dict[str, str]:
+        """Tell that the server answers."""
+        return {"status": "ok"}
+
+    @app.get("/metrics", response_class=PlainTextResponse)
+    async def show_metrics() -> PlainTextResponse:
+        """Return the metrics as Prometheus reads them."""
+        return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
+
+    if PAGE.is_dir():
+        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    return app
+
+
+async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    param = getattr(error, "param", None)
+    return JSONResponse(error_body(str(error.detail), param), error.status_code, headers=error.headers)
+
+
+async def _answer_error(request: Request, error: Exception) -> JSONResponse:
+    """Answer what a request's fields get wrong, without folders of this machine."""
+    message = " ".join(request.app.state.settings.describe(str(error)).split())
+    if isinstance(error, QueueFull):
+        return JSONResponse(error_body(message, code="queue_full"), 429, headers={"Retry-After": str(error.retry)})
+    return JSONResponse(error_body(message, getattr(error, "field", None)), 422)
+
+
+async def _answer_bad_body(request: Request, error: Exception) -> JSONResponse:
+    """Answer a body that is not of the route's form: the first thing that is wrong with it."""
+    assert isinstance(error, RequestValidationError)
+    first = error.errors()[0]
+    own = first.get("ctx", {}).get("error")
+    if isinstance(own, ReverieError):
+        return await _answer_error(request, own)
+    field = ".".join(str(part) for part in first["loc"][1:]) or "body"
+    status = 400 if first["type"] == "json_invalid" else 422
+    return JSONResponse(error_body(f"{field}: {first['msg']}"[:300], field), status)
+
+
+async def _answer_failure(request: Request, error: Exception) -> JSONResponse:
+    return JSONResponse(error_body("the server failed; its log says more"), 500)
+
+
+HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONResponse]]] = {
+    HTTPException: _answer_refusal,
+    ReverieError: _answer_error,
+    RequestValidationError: _answer_bad_body,
+    Exception: _answer_failure,
+}
+
+
+class _Server(uvicorn.Server):
+    """Uvicorn's server, which says when it listens, and tells the dispatcher of a signal, so that streams end."""
+
+    def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
+        super().__init__(config)
+        self._ready = ready
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self._ready()
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        super().handle_exit(sig, frame)
+        app = self.config.app
+        assert isinstance(app, FastAPI)
+        if (dispatcher := getattr(app.state, "dispatcher", None)) is not None:
+            dispatcher.announce_close()
+
+
+def serve(settings: Settings, ready: Callable[[str], None]) -> None:
+    """Serve until a signal ends it; `ready` gets the address. Raises ReverieError where that or `home` is taken."""
+    with listen(settings) as listener, lock_folder(settings.home, "serving"):
+        config = uvicorn.Config(
+            create_app(settings),
+            timeout_keep_alive=KEEP_ALIVE,
+            timeout_graceful_shutdown=SHUTDOWN,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            http="h11",  # bounds the headers
+            ws_max_size=settings.limits.body,
+        )
+        host = f"[{settings.host}]" if ":" in settings.host else settings.host
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        _Server(config, lambda: ready(address)).run([listener])
+
+
+@contextmanager
+def listen(settings: Settings) -> Iterator[socket.socket]:
+    """Yield a socket that listens where the settings say. Raises ReverieError where it cannot."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
+    except (OSError, OverflowError) as error:
+        place = f"{settings.host}:{settings.port}"
+        raise ReverieError(f"cannot listen on {place}: {reason_of(error)}; choose another `port`") from error
+    with listener:
+        yield listener

@@ -1,0 +1,1 @@
+"""Protocols: other programs' ways to ask for pictures, each a router over the `Dispatcher`."""

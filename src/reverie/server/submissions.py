@@ -1,0 +1,172 @@
+"""Submissions: what clients ask for, checked against the limits, and the job that does it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import ConfigDict, Field
+
+from reverie.errors import ReverieError
+from reverie.jobs.events import Job
+from reverie.jobs.films import FilmJob
+from reverie.jobs.music import MusicJob
+from reverie.jobs.pictures import PictureJob
+from reverie.requests import adapter_files
+from reverie.requests.base import RANDOM_SEED, Frozen, SampledRequest, random_seed
+from reverie.requests.films import Animation
+from reverie.requests.metadata import KINDS
+from reverie.requests.music import Film, Music
+from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
+from reverie.requests.references import resolving
+from reverie.server.questions import QUESTIONS, AnswerJob, Question
+from reverie.server.settings import Limits, Settings
+from reverie.server.shelf import Shelf
+
+FORMATS = {
+    "pictures": ("png", "jpg", "webp"),
+    "films": ("mp4", "webm", "gif", "webp", "png"),
+    "music": ("wav", "mp3", "flac", "ogg", "png"),
+}
+SECONDS = 2.0  # between two keyframes, where a film says nothing
+Asked = SampledRequest | Question
+
+
+class Options(Frozen):
+    """How a job finishes its files, and whether they are kept. See `jobs.pictures.PictureJob`."""
+
+    part = "option "
+
+    formats: tuple[str, ...] = Field(default=(), max_length=5, description="suffixes of the files, such as png")
+    previews: int = Field(default=4, ge=0, le=100, description="steps, or frames, between two previews; 0: none")
+    best_of: int | None = Field(default=None, ge=2, description="draw so many and keep the best by CLIP")
+    explain: bool = Field(default=False, description="draw beside each picture which word drew what")
+    grid: bool = Field(default=False, description="one file of all pictures")
+    time_budget: float | None = Field(default=None, gt=0, description="seconds that choose the settings")
+    watermark: str | None = Field(default=None, description="invisible text")
+    keep: bool = Field(default=True, description="false: not stored, and forgotten an hour after it ended")
+
+
+class Submission(Frozen):
+    """What a client asks for: the same JSON as a file's metadata, and how it is finished."""
+
+    model_config = ConfigDict(defer_build=False)  # FastAPI warns of deferred schemas
+
+    kind: str = Field(description="text_to_image, image_to_image, inpaint, outpaint, animation or music")
+    request: dict[str, Any] = Field(default={}, description="the fields of the request")
+    model: str | None = Field(default=None, description="a name of /api/models; the default if not given")
+    film: dict[str, Any] | None = Field(default=None, description="music: the film to the clip")
+    options: Options = Field(default=Options(), description="how the job finishes its files")
+
+    def fill(self, settings: Settings) -> Submission:
+        """Return it with nothing left open: its model and seed named, its content shelved. Raises ReverieError."""
+        if self.kind not in (known := {**KINDS, **QUESTIONS}):
+            raise ReverieError(f"unknown kind '{self.kind}'; choose from {', '.join(known)}", field="kind")
+        request = Shelf(settings).replace_content(self.request, self.options.keep)
+        if self.kind in KINDS and request.get("seed") in (None, RANDOM_SEED):
+            request["seed"] = random_seed()
+        own = {"text_to_image": "pictures", "animation": "films", "music": "music"}
+        formats = self.options.formats or FORMATS[own.get(self.kind, "pictures")][:1]
+        options = self.options.replace(formats=formats)
+        return self.replace(request=request, model=settings.model_for(self.kind, self.model), options=options)
+
+    def read(self, settings: Settings) -> Asked:
+        """Return the request, its files found as the settings allow. Raises ReverieError."""
+        resolver = settings.resolver()
+        known: dict[str, type[Asked]] = {**KINDS, **QUESTIONS}
+        with resolving(resolver):
+            request = known[self.kind].of(self.request)
+            if isinstance(request, SampledRequest):
+                for prompt in request.prompts:  # now, and without telling of folders
+                    for tag in adapter_files.extract(prompt).loras:
+                        resolver("lora", tag.name)
+        check_limits(request, self.options, settings.limits)
+        return request
+
+    def job(self, name: str, settings: Settings) -> Job:
+        """Return the job that does it, into files of a name. Raises ReverieError for what is not allowed."""
+        request, options = self.read(settings), self.options
+        outputs = tuple(settings.outputs / f"{name}.{suffix}" for suffix in options.formats)
+        if isinstance(request, Question):
+            return AnswerJob(request=request)
+        if isinstance(request, Animation):
+            self._check_formats("films")
+            job = FilmJob(request=request, outputs=outputs, model=self.model, previews=options.previews)
+            job.check()
+            return job
+        if isinstance(request, Music):
+            self._check_formats("music")
+            if self.film is None:
+                return MusicJob(request=request, outputs=outputs, model=self.model)
+            with resolving(settings.resolver()):
+                film, output = Film.of(self.film), settings.outputs / f"{name}-film.mp4"
+            return MusicJob(request=request, outputs=outputs, film=film, film_output=output, model=self.model)
+        assert isinstance(request, TextToImage)
+        self._check_formats("pictures")
+        if len(outputs) > 1:
+            raise ReverieError(f"a picture is one file; choose one of {', '.join(options.formats)}", field="formats")
+        finishing = options.model_dump(exclude={"formats", "keep"})
+        pictures = PictureJob(request=request, output=outputs[0], model=self.model, **finishing)
+        pictures.check()
+        return pictures
+
+    def _check_formats(self, of: str) -> None:
+        for suffix in self.options.formats:
+            if suffix not in FORMATS[of]:
+                raise ReverieError(f"unknown format '{suffix}'; choose from {', '.join(FORMATS[of])}", field="formats")
+
+
+@dataclass(frozen=True)
+class _Demand:
+    """How much of something is asked for, and how much may be."""
+
+    field: str
+    asked: float
+    most: float
+    unit: str
+
+
+def check_limits(request: Asked, options: Options, limits: Limits) -> None:
+    """Raise ReverieError where a request asks for more than the server gives."""
+    for demand in _demands(request, options, limits):
+        if demand.asked > demand.most:
+            raise ReverieError(
+                f"{demand.field} asks for {demand.asked:g} {demand.unit}; this server allows {demand.most:g}",
+                field=demand.field,
+            )
+
+
+def _demands(request: Asked, options: Options, limits: Limits) -> Iterator[_Demand]:
+    if isinstance(request, Question):
+        return
+    yield _Demand("steps", request.steps, limits.steps, "steps")
+    if isinstance(request, Animation):
+        times = [keyframe.time or 0.0 for keyframe in request.keyframes]
+        seconds = request.seconds or max(times) or SECONDS * (len(times) - 1)
+        frames = (request.frames or seconds * request.fps) * (2 if request.ping_pong else 1)
+        yield _Demand("frames", frames, limits.frames, "frames")
+        yield _Demand("keyframes", len(request.keyframes), limits.count, "keyframes")
+        yield _Demand("width", (request.width or 0) * (request.height or 0), limits.pixels, "pixels")
+    elif isinstance(request, Music):
+        yield _Demand("count", request.count, limits.count, "clips")
+        clips = request.count * (request.walk or 1)
+        yield _Demand("seconds", clips * (request.seconds or 0.0), limits.sound, "seconds")
+        yield _Demand("walk", request.walk or 0, limits.count, "clips")
+    elif isinstance(request, TextToImage):
+        yield _Demand("count", max(request.count, options.best_of or 0), limits.count, "pictures")
+        width, height = _size(request)
+        yield _Demand("width", width * height, limits.pixels, "pixels")
+        if hires := request.hires:
+            wide, high = hires.size(width or 512, height or 512, 8)
+            yield _Demand("hires", wide * high, limits.pixels, "pixels")
+            yield _Demand("hires", hires.steps or 0, limits.steps, "steps")
+
+
+def _size(request: TextToImage) -> tuple[int, int]:
+    """Return width and height in pixels, 0 where the model decides."""
+    own = request.init.size if isinstance(request, ImageToImage | Outpaint) else None
+    width, height = own or (0, 0)
+    if isinstance(request, Outpaint):
+        return width + request.left + request.right, height + request.top + request.bottom
+    return request.width or width, request.height or height

@@ -1,0 +1,57 @@
+"""A server over a tiny model of random weights, and one with a key, that the tests of the server share."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from reverie.pipeline import Pipeline
+from reverie.server.app import create_app
+from reverie.server.settings import Limits, Settings
+
+Json = dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def model_folder(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    tiny.save(folder / "tiny")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    home, loras = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("loras")
+    (loras / "broken.safetensors").write_bytes(b"nothing")
+    limits = Limits(pixels=256 * 256, steps=1000, count=8, body=4 << 20, queue=40)
+    return Settings(
+        home=home, models=(model_folder,), loras=(loras,), model="tiny", limits=limits, hosts=("testserver",)
+    )
+
+
+@pytest.fixture(scope="session")
+def client(settings: Settings) -> Iterator[TestClient]:
+    with TestClient(create_app(settings)) as client:
+        yield client
+
+
+@pytest.fixture(scope="session")
+def finish(client: TestClient) -> Callable[[Json], Json]:
+    """Submit a job and return it when it is over."""
+
+    def finish(body: Json) -> Json:
+        answer = client.post("/api/jobs", json=body)
+        assert answer.status_code == 202, answer.text
+        for _ in range(1000):
+            job: Json = client.get(f"/api/jobs/{answer.json()['id']}").json()
+            if job["state"] in ("done", "failed", "cancelled"):
+                return job
+            time.sleep(0.02)
+        raise AssertionError(f"not over: {job}")
+
+    return finish
