@@ -82,7 +82,7 @@ async function film(form) {
   $("#frames").replaceChildren();
   $("#player").hidden = true;
   $("#player").pause();
-  const body = { kind: "animation", request: asked(form), model: chosenModel(), options: { formats: FORMATS } };
+  const body = { kind: "animation", request: asked(form), model: chosenModel(), options: { formats: FORMATS, previews: 1 } };
   const job = await run($("#film-work"), body, { preview: ({ image }) => fillStrip(image) });
   if (job) play(job.files);
 }

@@ -12,10 +12,12 @@ const STARTERS = {
   en: ["🐼 a panda on a green background", "🚀 a rocket on a blue background", "🎹 a piano", "🍎 a red apple", "🐢 a small turtle on a yellow background"],
   zh: ["🐼 绿色背景上的一只熊猫", "🚀 蓝色背景上的火箭", "🎹 钢琴", "🍎 苹果", "🐢 黄色背景上的小龟"],
 };
+const [LEAST, MOST] = [64, 2048]; // pixels of a side
 const LIVE_STEPS = 4;
 const NEAR = 0.2; // of the way to another seed: a variation
 
-let sheet, live, sizes;
+let sheet, live;
+let models = [];
 let shown = null; // {job, file, seed} of the picture that is seen
 const ask = () => $("#ask");
 
@@ -120,8 +122,14 @@ function asked() {
   return { best_of, ...onSheet(request) };
 }
 
+/** Give the sheet the size of the picture: as asked for, or the model's own. */
+function resize() {
+  const model = models.find(({ name }) => name === chosenModel()) ?? models.find((one) => one.makes === "pictures" && one.default);
+  const { width = model?.size ?? 256, height = model?.size ?? 256 } = fields(ask());
+  if (Math.min(width, height) >= LEAST && Math.max(width, height) <= MOST) sheet.resize(width, height);
+}
+
 function onSheet(request) {
-  sheet.resize(request.width ?? sizes.own, request.height ?? sizes.own);
   if (sheet.empty) return { kind: "text_to_image", request };
   const free = strength();
   if (free === 0 && !sheet.masked) return { kind: "inpaint", request: { ...request, init: sheet.transparent(), strength: 1 } };
@@ -136,6 +144,7 @@ function bindAsk() {
     draw();
   };
   ask().oninput = ({ target }) => target.name && live.changed();
+  ask().onchange = $("#model").onchange = resize;
   $("#live").onchange = ({ target }) => (target.checked ? goLive() : live.close());
   $("#restore").onclick = async () => (await choose("image/*")).forEach(restore);
   onFiles($("#main"), (files) => location.hash.startsWith("#draw") && restore(files[0]));
@@ -158,6 +167,7 @@ export function use(request) {
   const open = { negative: "", seed: "", guidance: "", width: "", height: "", best_of: "" };
   fill(ask(), { ...open, ...request, count: request.count ?? 1 });
   if (request.strength) $("#strength").value = request.strength;
+  resize();
   sayFreedom();
 }
 
@@ -234,14 +244,14 @@ function showLive({ image, seconds }) {
 // What is known
 
 async function loadNames() {
-  sizes = { own: 256 };
   try {
-    const [{ samplers, schedules, defaults }, { models }] = await Promise.all([get("api/samplers"), get("api/models")]);
+    const [{ samplers, schedules, defaults }, known] = await Promise.all([get("api/samplers"), get("api/models")]);
+    models = known.models;
+    resize();
     const option = ({ name, label }) => make("option", { value: name, textContent: label });
     ask().elements.sampler.replaceChildren(...samplers.map(option));
     ask().elements.schedule.replaceChildren(...schedules.map(option));
     fill(ask(), defaults);
-    sizes.own = models.find((model) => model.makes === "pictures" && model.default)?.size ?? sizes.own;
   } catch (error) {
     toast(error.message);
   }
