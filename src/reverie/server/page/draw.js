@@ -143,6 +143,7 @@ function bindAsk() {
     event.preventDefault();
     draw();
   };
+  ask().addEventListener("invalid", () => ($("details", ask()).open = true), true); // or nobody sees what is wrong
   ask().oninput = ({ target }) => target.name && live.changed();
   ask().onchange = $("#model").onchange = resize;
   $("#live").onchange = ({ target }) => (target.checked ? goLive() : live.close());

@@ -122,7 +122,7 @@ const WORDS = {
   musicTitle: ["Hear what you say", "听见你所说的"],
   from: ["Play", "演奏"],
   between: ["Between the two", "两者之间"],
-  to: ["on the way to", "走向"],
+  to: ["On the way to", "走向"],
   musicGhost: ["Say what to play, or press one of the examples", "说说要演奏什么，或者点一个例子"],
   musicHint: ["jazz saxophone with drums", "爵士萨克斯和鼓"],
   maybe: ["another, if you like", "另一个，可不填"],
