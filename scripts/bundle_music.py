@@ -6,6 +6,7 @@ Nothing is replaced unless everything fits.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 import tempfile
 from dataclasses import replace
@@ -15,6 +16,10 @@ from bundle import HALF, ROOT, check_finite, check_sizes, copy_judge, put
 
 from reverie.checkpoints.load import load_folder
 from reverie.checkpoints.save import save_folder
+from reverie.corpora.music.captions import CHINESE, ENGLISH, MODE_WORDS, TEMPO_WORDS
+from reverie.corpora.music.clips import TEMPOS
+from reverie.corpora.music.instruments import INSTRUMENTS
+from reverie.corpora.music.styles import STYLES
 from reverie.errors import ReverieError
 
 LARGEST = 30_000_000  # bytes
@@ -40,6 +45,7 @@ def main() -> int:
                 raise ReverieError(f"{options.model} is no model of music: it has no spectrogram.json")
             check_finite(components)
             save_folder(replace(components, guidance=GUIDANCE), target, HALF)
+            write_known(target / "concepts.json")
             check_sizes(Path(staging), LARGEST)
             put(target, assets / "music")
         copy_judge(options.judge, ROOT / "benchmarks" / "music-judge")
@@ -47,6 +53,18 @@ def main() -> int:
         sys.stderr.write(f"{error}\n")
         return 2
     return 0
+
+
+def write_known(file: Path) -> None:
+    """Write what the captions of composed music are made of, as `reverie concepts` lists it."""
+    rows = [{"kind": "instrument", "en": one.en, "zh": one.zh} for one in INSTRUMENTS.values()]
+    rows += [{"kind": "style", "en": one.en, "zh": one.zh} for one in STYLES.values()]
+    rows += [{"kind": "tempo", "en": [f"{tempo} bpm"], "zh": [f"{tempo}拍"]} for tempo in TEMPOS]
+    words = MODE_WORDS | TEMPO_WORDS
+    rows += [{"kind": "word", "en": [en], "zh": [zh]} for en, zh in words.items()]
+    rows += [{"kind": "word", "en": ENGLISH, "zh": CHINESE}]
+    lines = ",\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+    file.write_text(f"[\n{lines}\n]\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 import reverie
+from reverie.corpora.music.captions import clip_caption
+from reverie.generate.notes import model_limits
+from reverie.requests.music import Music
 from reverie.sound.spectrogram import SMALL
 from reverie.system import MUSIC
 from reverie.train.listener import load_judge
@@ -23,6 +26,12 @@ def player() -> reverie.Pipeline:
 def test_it_is_small_and_says_how_it_hears(player: reverie.Pipeline) -> None:
     assert sum(path.stat().st_size for path in MUSIC.rglob("*") if path.is_file()) <= LARGEST
     assert player.spectrogram == SMALL
+
+
+def test_what_its_captions_say_it_says_that_it_knows(player: reverie.Pipeline) -> None:
+    """Of the clips that it learned from."""
+    for index in range(300):
+        assert model_limits(Music(prompt=clip_caption(0, index)), player) == ()
 
 
 def test_asked_instruments_tempos_and_drums_are_heard(player: reverie.Pipeline) -> None:

@@ -303,6 +303,17 @@ def test_concepts_are_listed(
     assert json.loads(capsys.readouterr().out) == known
 
 
+def test_instruments_styles_and_tempos_are_listed(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """Fault 41: the 35 instruments were listed nowhere."""
+    assert run(["concepts", "--model", "reverie-music"]) == 0
+    rows = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    assert [kind for kind, *_ in rows].count("instrument") == 35
+    assert ["style", "jazz, swing", "爵士"] in rows
+    assert ["tempo", "144 bpm", "144拍"] in rows
+    assert "does not say what it knows" in refusal(capsys, "concepts", "--model", str(tmp_path))
+    assert "give a folder, or one of reverie-emoji" in refusal(capsys, "concepts", "--model", str(tmp_path / "none"))
+
+
 class Terminal(io.StringIO):
     """Pretend to be a terminal."""
 

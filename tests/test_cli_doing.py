@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import shutil
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image, ImageChops
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 import reverie
 from reverie.cli.app import run
@@ -21,8 +23,7 @@ from reverie.models.clip import CLIPVisionConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.pipeline import Pipeline
-from reverie.requests.parts import Hires, Refiner, Variation
-from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint
+from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, Variation
 
 from .conftest import UNET
 
@@ -99,6 +100,21 @@ def test_a_refiner_takes_over(model: str) -> None:
     assert reverie.from_metadata("bear.png").refiner == named
 
 
+def test_another_refiner_of_that_name_is_told(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Fault 40: models beside the first were written down by name alone."""
+    shutil.copytree(model, "finer")
+    assert draw(model, "--refiner", "finer") == 0
+    assert set(dict(reverie.from_metadata("bear.png").sums)) == {"finer"}
+    assert run(["replay", "bear.png", "--model", model]) == 0
+    assert "is not the model that it was" not in capsys.readouterr().err
+    weights = load_file("finer/unet/diffusion_pytorch_model.safetensors")
+    save_file(
+        {name: tensor * 0.5 for name, tensor in weights.items()}, "finer/unet/diffusion_pytorch_model.safetensors"
+    )
+    assert run(["replay", "bear.png", "--model", model]) == 0
+    assert "'finer' is not the model that it was: its SHA-256 is" in capsys.readouterr().err
+
+
 def test_replay_wants_the_same_picture_and_takes_it_elsewhere(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert draw(model, "--init", "init.png", "--count", "2", "--grid") == 0
     Path("init.png").rename("moved.png")
@@ -173,7 +189,7 @@ def test_a_taesd_decodes_the_previews(model: str) -> None:
     assert Path("look.png").read_bytes() != by_colours
 
 
-def test_a_controlnet_steers_and_replays(model: str) -> None:
+def test_a_controlnet_steers_and_replays(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     network = ControlNet(ControlNetConfig(UNET, hint_widths=(4, 4, 4, 4)))
     for parameter in network.parameters():
@@ -192,6 +208,14 @@ def test_a_controlnet_steers_and_replays(model: str) -> None:
     with Image.open("bear.png") as a, Image.open("bear-replay.png") as b:
         assert ImageChops.difference(a, free).getbbox() is not None
         assert ImageChops.difference(a, b).getbbox() is None
+    weights = folder / "diffusion_pytorch_model.safetensors"
+    sum = hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert dict(reverie.from_metadata("bear.png").sums) == {"control": sum}
+    save_file({name: tensor + 1 for name, tensor in network.state_dict().items()}, weights)
+    capsys.readouterr()
+    assert run(["replay", "bear.png", "--model", model]) == 0
+    told, other = capsys.readouterr().err, hashlib.sha256(weights.read_bytes()).hexdigest()
+    assert f"'control' is not the model that it was: its SHA-256 is {other} and was {sum}" in told
 
 
 def test_a_watermark_is_written_and_read(model: str, capsys: pytest.CaptureFixture[str]) -> None:

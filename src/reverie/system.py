@@ -26,7 +26,7 @@ from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 from reverie.requests.references import ASSETS, BUNDLED_NAME, MUSIC_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
-from reverie.runtime.combinations import check_combination
+from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, OFFLOADS, Offloader
 
@@ -255,15 +255,7 @@ def load(
     offloader = offload if isinstance(offload, Offloader) else pick_offloader(offload, target)
     place = target if offloader is None else HOST
     found, name = _locate(path, revision, variant)
-    if found.is_file():
-        components = load_file(found, device=place, dtype=kind, config=config, prediction=prediction, vae=vae)
-    elif config is not None:
-        raise ReverieError(f"config '{config}' was given for the folder '{found}'; it is for single files alone")
-    else:
-        components = load_folder(found, device=place, dtype=kind, variant=variant)
-        if prediction is not None:
-            components = replace(components, schedule_config=parameterise(components.schedule_config, prediction))
-        components = components if vae is None else _with_vae(components, vae, place, kind)
+    components = _read(found, place, kind, variant, config, prediction, vae)
     if unet is not None:
         components = replace_unet(components, unet, prediction)
     name = _with_hash(name, _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part], kind)
@@ -283,6 +275,29 @@ def load(
     return StableDiffusion(**vars(replace(components, name=name)))
 
 
+def _read(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    variant: str | None,
+    config: str | None,
+    prediction: str | None,
+    vae: str | Path | None,
+) -> Components:
+    """Read a single file, or a folder with what is put in the place of its parameterisation and autoencoder."""
+    if path.is_file():
+        return load_file(path, device=device, dtype=dtype, config=config, prediction=prediction, vae=vae)
+    if config is not None:
+        raise ReverieError(f"config '{config}' was given for the folder '{path}'; it is for single files alone")
+    components = load_folder(path, device=device, dtype=dtype, variant=variant)
+    if prediction is not None:
+        components = replace(components, schedule_config=parameterise(components.schedule_config, prediction))
+    if vae is None:
+        return components
+    autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
+    return replace(components, autoencoder=autoencoder)
+
+
 def _quicken(components: Components, *, int8: bool) -> None:
     """Let a model's networks compute as fast as they can on the CPU; elsewhere nothing changes."""
     limit_threads()
@@ -297,13 +312,14 @@ def _quicken(components: Components, *, int8: bool) -> None:
         pack_after(TOWER_CALLS, tower)
 
 
-def _bundled_models() -> dict[str, Path]:
+def bundled_models() -> dict[str, Path]:
+    """Return the folders of the models that come with reverie, by name."""
     return {BUNDLED_NAME: BUNDLED, MUSIC_NAME: MUSIC}
 
 
 def _locate(path: str | Path | None, revision: str | None, variant: str | None) -> tuple[Path, str]:
     """Find a model's file or folder, fetching it where it is a name on the hub; say what the model is called."""
-    found = _bundled_models().get(BUNDLED_NAME if path is None else str(path), Path(path or ""))
+    found = bundled_models().get(BUNDLED_NAME if path is None else str(path), Path(path or ""))
     if not found.exists() and hub.is_name(str(path)):
         return hub.find(str(path), revision=revision, variant=variant), str(path)
     if found.is_file() or (found / "model_index.json").is_file():
@@ -311,15 +327,15 @@ def _locate(path: str | Path | None, revision: str | None, variant: str | None) 
     raise ReverieError(_no_model(found))
 
 
-def _with_vae(components: Components, vae: str | Path, device: torch.device, dtype: torch.dtype) -> Components:
-    autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
-    return replace(components, autoencoder=autoencoder)
+def model_files(path: str | Path, dtype: torch.dtype) -> list[Path]:
+    """Return the files that a model's weights are read from: a folder's, a single file, or those of a name."""
+    return _weight_files(_locate(path, None, None)[0], dtype, None)
 
 
 def _with_hash(name: str, files: list[Path], added: list[Path], dtype: torch.dtype) -> str:
     """Name a model and the parts put into it, with a hash of all their weights; the bundled ones go without."""
     name = " + ".join([name, *(part.name for part in added)])
-    if name in _bundled_models():
+    if name in bundled_models():
         return name
     parts = [find_weights(part, STEMS["vae"], dtype) if part.is_dir() else [part] for part in added]
     return f"{name} [{content_hash([*files, *(file for part in parts for file in part)])}]"
@@ -335,16 +351,16 @@ def _weight_files(path: Path, dtype: torch.dtype, variant: str | None) -> list[P
 
 def _name(path: Path) -> str:
     """Name a model by its folder or file; the bundled ones have names of their own, which no other can take."""
-    for name, folder in _bundled_models().items():
+    for name, folder in bundled_models().items():
         if path == folder.resolve():
             return name
     name = path.stem if path.is_file() else path.name
-    return str(path) if name in _bundled_models() else name
+    return str(path) if name in bundled_models() else name
 
 
 def _no_model(path: Path) -> str:
     allowed = "give a folder in diffusers' layout, a single file, or a name on the hub such as owner/name"
-    for name, folder in _bundled_models().items():
+    for name, folder in bundled_models().items():
         if path == folder:
             return f"this installation holds no bundled model {name}; {allowed}"
     if path.is_dir():

@@ -316,3 +316,74 @@ def test_other_programs_names_of_the_parts(
             parts.values(), (loaded.unet, loaded.autoencoder, loaded.text_encoders[0]), strict=True
         ):
             assert all(x.equal(copy.state_dict()[key]) for key, x in module.state_dict().items())
+
+
+# What stable-diffusion.cpp 97d2990 (src/name_conversion.cpp) calls the parts of OpenCLIP's text tower.
+OPEN_CLIP = {
+    "model.ln_final.": "transformer.text_model.final_layer_norm.",
+    "model.positional_embedding": "transformer.text_model.embeddings.position_embedding.weight",
+    "model.token_embedding.weight": "transformer.text_model.embeddings.token_embedding.weight",
+    "model.text_projection": "transformer.text_model.text_projection",
+    "model.transformer.resblocks.": "transformer.text_model.encoder.layers.",
+}
+LAYER = {
+    "attn.in_proj_": "self_attn.in_proj.",
+    "attn.out_proj.": "self_attn.out_proj.",
+    "ln_1.": "layer_norm1.",
+    "ln_2.": "layer_norm2.",
+    "mlp.c_fc.": "mlp.fc1.",
+    "mlp.c_proj.": "mlp.fc2.",
+}
+CONVERTED = {"conditioner.embedders.0.": "cond_stage_model.", "conditioner.embedders.1.": "cond_stage_model.1."}
+
+
+def converted(name: str) -> str:
+    """Rename as `sd -M convert --convert-name` does."""
+    for old, new in CONVERTED.items():
+        name = new + name.removeprefix(old) if name.startswith(old) else name
+    if not name.startswith("cond_stage_model.") or "model.transformer.text_model." in name:
+        return name
+    for table in (OPEN_CLIP, LAYER):
+        for old, new in table.items():
+            name = name.replace(old, new)
+    return name
+
+
+@pytest.mark.parametrize("family", ["sd15", "sd21-v", "sdxl", "sdxl-refiner"])
+def test_names_that_stable_diffusion_cpp_converted(
+    single_file: Writer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, family: str
+) -> None:
+    file, networks = single_file(family)
+    tensors = read_tensors(file)
+    renamed = {converted(name): x for name, x in tensors.items()}
+    assert len(renamed) == len(tensors)
+    assert (renamed.keys() == tensors.keys()) == (family == "sd15")  # whose names are what it converts to
+    save_file(renamed, tmp_path / "converted.safetensors")
+    monkeypatch.setattr("reverie.checkpoints.identify.FAMILIES", {family: networks.family})
+    loaded = load_file(tmp_path / "converted.safetensors", config=networks.family)
+    for module, copy in zip(
+        (networks.unet, networks.autoencoder, *networks.text_encoders),
+        (loaded.unet, loaded.autoencoder, *loaded.text_encoders),
+        strict=True,
+    ):
+        assert all(x.equal(copy.state_dict()[key]) for key, x in module.state_dict().items())
+    assert describe(tmp_path / "converted.safetensors").missing == ()
+
+
+@pytest.mark.parametrize("named", ["te.1.", "cond_stage_model.transformer.1."])
+def test_folders_that_stable_diffusion_cpp_made_a_file_of(
+    single_file: Writer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, named: str
+) -> None:
+    """Without `--convert-name` its prefixes stay, and with it the second tower gets this one."""
+    _, networks = single_file("sdxl")
+    monkeypatch.setattr("reverie.checkpoints.identify.FAMILIES", {"sdxl": networks.family})
+    first = "te." if named == "te.1." else "cond_stage_model.transformer."
+    parts = {"unet.": networks.unet, "vae.": networks.autoencoder, first: networks.text_encoders[0]}
+    parts[named] = networks.text_encoders[1]
+    save_file(
+        {prefix + key: x.contiguous() for prefix, module in parts.items() for key, x in module.state_dict().items()},
+        tmp_path / "folder.safetensors",
+    )
+    loaded = load_file(tmp_path / "folder.safetensors")
+    for module, copy in zip(networks.text_encoders, loaded.text_encoders, strict=True):
+        assert all(x.equal(copy.state_dict()[key]) for key, x in module.state_dict().items())

@@ -105,6 +105,7 @@ def test_a_film_has_the_music_as_its_sound_and_is_made_again(
     monkeypatch.setenv("REVERIE_MODEL_DIR", str(Path(model).parent))
     assert run(["replay", str(film), "--model", model, "--device", "cpu"]) == 0
     assert read_record(again) == read_record(film)
+    assert len(read_record(film).film.sha256) == 64
     pairs = zip(footage.read(film).pictures(), footage.read(again).pictures(), strict=True)
     assert all(np.abs(np.asarray(a, dtype=float) - np.asarray(b, dtype=float)).mean() < 4 for a, b in pairs)
 

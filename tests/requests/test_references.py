@@ -17,8 +17,7 @@ from reverie.media.sound import Sound
 from reverie.requests.films import Animation
 from reverie.requests.metadata import read_own, texts
 from reverie.requests.music import Film, Music
-from reverie.requests.parts import ControlInput, Refiner
-from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
+from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, Refiner, TextToImage
 from reverie.requests.references import AllowedFolders, Picture, looking_in, resolving, supply
 
 

@@ -270,13 +270,23 @@ def test_nothing_to_resume_is_told_before_latents_are_made(
     assert not out.exists()
 
 
+def test_killed_while_latents_are_made_it_goes_on(recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    """Fault 39: `--resume` said "nothing to resume"."""
+    path, out = recipe(PICTURES + LORA), tmp_path / "out"
+    latents = prepare(path, out)
+    next(latents)
+    latents.close()
+    assert cli.run(["finetune", str(path), "--out", str(out), "--resume"]) == 0
+    assert (out / "export").is_dir()
+
+
 def test_the_command_makes_latents_first(
     recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = recipe(PICTURES + LORA), tmp_path / "out"
     assert cli.run(["finetune", str(path), "--out", str(out), "--prepare"]) == 0
     assert capsys.readouterr().out.strip() == str(out)
-    assert [file.name for file in out.iterdir()] == ["latents.safetensors"]
+    assert {file.name for file in out.iterdir()} == {"latents.safetensors", "recipe.json"}
     written = (out / "latents.safetensors").stat().st_mtime_ns
     path.write_text(path.read_text().replace("steps = 4", "steps = 1"))
     assert cli.run(["finetune", str(path), "--out", str(out)]) == 0

@@ -6,9 +6,11 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from zipfile import ZipFile
 
 import pytest
@@ -18,8 +20,9 @@ from safetensors.torch import load_file
 from torch import nn
 
 from reverie.cli import app as cli
-from reverie.errors import ReverieError
+from reverie.errors import RequestWarning, ReverieError
 from reverie.train import loop
+from reverie.train.begun import deciding
 from reverie.train.loop import Learner, RunSettings, learning_rate, step_generator, train
 from reverie.train.recipe import OBJECTIVES
 
@@ -238,6 +241,46 @@ def test_a_kill_while_writing_leaves_the_last_checkpoint(
     assert (tmp_path / "checkpoint.pt").read_bytes() == saved
 
 
+def stop_at(run: Iterator[Any], step: int) -> None:
+    while next(run).step < step:
+        pass
+    run.close()
+
+
+def test_another_learning_rate_on_resume_is_told_once(toy: type, settings: Make, tmp_path: Path) -> None:
+    """Fault 39: the run went on with it, and nobody said so."""
+    stop_at(train(toy, settings(lr=0.05), tmp_path, sections={"data": {"batch": 4}}), 5)
+    other = {"data": {"batch": 8, "workers": 2}}
+    said = r"data\.batch was 4 and is 8; run\.lr was 0\.05 and is 0\.01$"
+    with pytest.warns(RequestWarning, match=said):
+        stop_at(train(toy, settings(lr=0.01, log_every=2, threads=1), tmp_path, resume=True, sections=other), 4)
+    with pytest.warns(RequestWarning, match=said):  # no checkpoint was written with it yet
+        stop_at(train(toy, settings(lr=0.01), tmp_path, resume=True, sections=other), 7)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        list(train(toy, settings(lr=0.01), tmp_path, resume=True, sections=other))
+
+
+def test_a_run_stopped_before_its_first_checkpoint_goes_on(
+    toy: type, settings: Make, tmp_path: Path, same_run: Callable[[Path, Path], None]
+) -> None:
+    def interrupted() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(train(interrupted, settings(), tmp_path / "parts"))
+    list(train(toy, settings(), tmp_path / "parts", resume=True))
+    list(train(toy, settings(), tmp_path / "whole"))
+    same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_a_recipe_keeps_what_decides_and_no_folders(tmp_path: Path) -> None:
+    (tmp_path / "cats").mkdir()
+    sections = {"data": {"pictures": str(tmp_path / "cats"), "workers": 3}, "lora": {"targets": ["a/b"]}, "x": 1}
+    kept = deciding(sections, {"lr": 0.1, "log_every": 3, "betas": (0.9, 0.99)})
+    assert kept == {"data.pictures": "cats", "lora.targets": ["a/b"], "run.lr": 0.1, "run.betas": [0.9, 0.99]}
+
+
 def test_runs_are_not_overwritten_or_made_up(toy: type, settings: Make, tmp_path: Path) -> None:
     def never() -> None:
         pytest.fail("refuse before anything is built: it may take minutes")
@@ -369,3 +412,8 @@ def test_ctrl_c_through_the_command_line(
     assert re.search(r"steps 8/8, loss \S+ line \S+ lr \S+ \S+/s, 0 s left", capsys.readouterr().err)
     assert cli.run(["train", str(recipe), "--out", str(tmp_path / "parts")]) == 2
     assert capsys.readouterr().err.count("\n") == 1
+    recipe.write_text(recipe.read_text().replace("lr = 0.05", "lr = 0.01"))
+    assert cli.run(["train", str(recipe), "--out", str(tmp_path / "parts"), "--resume"]) == 0
+    told = capsys.readouterr().err
+    assert told.endswith("was trained with so far: run.lr was 0.05 and is 0.01\n")
+    assert told.count("\n") == 1

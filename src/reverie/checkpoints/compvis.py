@@ -230,10 +230,35 @@ def _open_clip_layers(all_ours: str, all_theirs: str, count: int) -> Table:
         table |= _plain({f"{ours}.layer_norm1": f"{theirs}.ln_1", f"{ours}.layer_norm2": f"{theirs}.ln_2"})
         table |= _plain({f"{ours}.mlp.fc1": f"{theirs}.mlp.c_fc", f"{ours}.mlp.fc2": f"{theirs}.mlp.c_proj"})
         table[f"{ours}.self_attn.out_proj"] = Place(f"{theirs}.attn.out_proj")
-        for third, part in enumerate(("q_proj", "k_proj", "v_proj")):
-            for leaf in ("weight", "bias"):
-                table[f"{ours}.self_attn.{part}.{leaf}"] = Place(f"{theirs}.attn.in_proj_{leaf}", third)
+        table |= _thirds(f"{ours}.self_attn", f"{theirs}.attn.in_proj_")
     return table
 
 
-SAME_NAMES: Table = {"": Place("")}  # of files that name all as diffusers and transformers do, and so as we do
+def same_names(config: object) -> Table:
+    """Place what is named as diffusers and transformers do, and so as we do."""
+    return SAME_NAMES
+
+
+def fused(config: CLIPTextConfig) -> Table:
+    """Place the modules of OpenCLIP's text tower as stable-diffusion.cpp's `--convert-name` calls them.
+
+    They are named as transformers' but for query, key and value, which stay fused, and the projection, which lies as
+    OpenCLIP's does. Source: stable-diffusion.cpp 97d2990, src/name_conversion.cpp.
+    """
+    table = SAME_NAMES | {"text_projection.weight": Place("text_model.text_projection", form=TRANSPOSED)}
+    for layer in range(config.num_hidden_layers):
+        attention = f"text_model.encoder.layers.{layer}.self_attn"
+        table |= _thirds(attention, f"{attention}.in_proj.")
+    return table
+
+
+def _thirds(ours: str, theirs: str) -> Table:
+    """Place query, key and value, which are the thirds of one tensor."""
+    return {
+        f"{ours}.{part}.{leaf}": Place(theirs + leaf, third)
+        for third, part in enumerate(("q_proj", "k_proj", "v_proj"))
+        for leaf in ("weight", "bias")
+    }
+
+
+SAME_NAMES: Table = {"": Place("")}

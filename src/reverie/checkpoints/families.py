@@ -23,6 +23,7 @@ from reverie.tokenizer import EOS
 UNET_PREFIX = "model.diffusion_model."
 AUTOENCODER_PREFIXES = ("first_stage_model.", "vae.", "")
 POSITIONS = "text_model.embeddings.position_embedding.weight"
+QUERY = "text_model.encoder.layers.0.self_attn.q_proj.weight"
 M = TypeVar("M", bound=nn.Module)
 
 
@@ -130,29 +131,36 @@ def autoencoder_prefix(names: Collection[str]) -> str | None:
     return next((p for p in AUTOENCODER_PREFIXES if any(f"{p}{half}.conv_in.weight" in names for half in halves)), None)
 
 
+Naming = Callable[[CLIPTextConfig], Table]
+"""How a file names the modules of a text encoder."""
+
+
 @dataclass(frozen=True)
 class Tower:
     """Describe a text encoder of a single file: what it is, where it is, and which token its prompts are padded with.
 
     OpenCLIP's are stored in their own layout, OpenAI's in that of transformers; `others` are further prefixes of other
-    writers, each with whether what follows is in transformers' layout.
+    writers, each with the layout of what follows.
     """
 
     config: CLIPTextConfig
     prefix: str
     kind: type[TextTower] = TextTower
-    open_clip: bool = False
+    layout: Naming = compvis.same_names
     pad: str = EOS
-    others: tuple[tuple[str, bool], ...] = ()
+    others: tuple[tuple[str, Naming], ...] = ()
 
     def part(self, names: Collection[str] = ()) -> FilePart[TextTower]:
         """Describe the network, in the first of the layouts that a file with these names is in."""
-        parts = [self._part(*layout) for layout in ((self.prefix, not self.open_clip), *self.others)]
-        return next((part for part in parts if spelling(part.places([POSITIONS])[POSITIONS].name, names)), parts[0])
+        parts = [self._part(*layout) for layout in ((self.prefix, self.layout), *self.others)]
+        for wanted in ((POSITIONS, QUERY), (POSITIONS,)):
+            for part in parts:
+                if all(spelling(place.name, names) for place in part.places(wanted).values()):
+                    return part
+        return parts[0]
 
-    def _part(self, prefix: str, transformers: bool) -> FilePart[TextTower]:
-        modules = compvis.SAME_NAMES if transformers else compvis.open_clip(self.config)
-        return FilePart(lambda: self.kind(self.config), modules, prefix)
+    def _part(self, prefix: str, layout: Naming) -> FilePart[TextTower]:
+        return FilePart(lambda: self.kind(self.config), layout(self.config), prefix)
 
     def positions(self, names: Collection[str]) -> str | None:
         """Return what a file with these names calls the tower's positions; None where it does not hold the tower."""
@@ -206,33 +214,53 @@ def _wide(width: int, layers: int, heads: int, projection: int) -> CLIPTextConfi
     )
 
 
-# Further prefixes: of generative-models' own configs, of ComfyUI and stable-diffusion.cpp, and of merged folders.
+# Further prefixes: of generative-models' own configs, of ComfyUI, of merged folders, and of stable-diffusion.cpp, with
+# and without its `--convert-name` (src/model_loader.cpp, src/name_conversion.cpp).
 CLIP_L = Tower(
     CLIPTextConfig(),
     "cond_stage_model.transformer.",
     others=(
-        ("conditioner.embedders.0.transformer.", True),
-        ("text_encoders.clip_l.transformer.", True),
-        ("text_encoder.", True),
+        ("conditioner.embedders.0.transformer.", compvis.same_names),
+        ("text_encoders.clip_l.transformer.", compvis.same_names),
+        ("text_encoder.", compvis.same_names),
+        ("te.", compvis.same_names),
+        ("cond_stage_model.transformer.", compvis.same_names),
     ),
 )
 # 24 layers, of which SD 2 uses all but the last.
 OPENCLIP_H = Tower(
     _wide(1024, 23, 16, 512),
     "cond_stage_model.model.",
-    open_clip=True,
+    layout=compvis.open_clip,
     pad="!",
-    others=(("conditioner.embedders.0.model.", False), ("text_encoder.", True)),
+    others=(
+        ("conditioner.embedders.0.model.", compvis.open_clip),
+        ("text_encoder.", compvis.same_names),
+        ("te.", compvis.same_names),
+        ("cond_stage_model.transformer.", compvis.fused),
+        ("cond_stage_model.transformer.", compvis.same_names),
+    ),
 )
 OPENCLIP_G = Tower(
     _wide(1280, 32, 20, 1280),
     "conditioner.embedders.1.model.",
     TextTowerWithProjection,
-    open_clip=True,
+    layout=compvis.open_clip,
     pad="!",
-    others=(("text_encoders.clip_g.transformer.", True), ("text_encoder_2.", True)),
+    others=(
+        ("text_encoders.clip_g.transformer.", compvis.same_names),
+        ("text_encoder_2.", compvis.same_names),
+        ("te.1.", compvis.same_names),
+        ("cond_stage_model.1.transformer.", compvis.fused),
+        ("cond_stage_model.transformer.1.", compvis.same_names),
+    ),
 )
 XL_TOWERS = (replace(CLIP_L, prefix="conditioner.embedders.0.transformer."), OPENCLIP_G)
+REFINER_TOWER = replace(
+    OPENCLIP_G,
+    prefix="conditioner.embedders.0.model.",
+    others=(*OPENCLIP_G.others, ("cond_stage_model.transformer.", compvis.fused)),
+)
 
 V = ScheduleConfig(prediction="v")
 SD15 = Family("sd15", "Stable Diffusion 1.x", UNETS["sd15"], (CLIP_L,))
@@ -287,7 +315,7 @@ FAMILIES: dict[str, Family] = {
             "sdxl-refiner",
             "Stable Diffusion XL refiner",
             UNETS["sdxl-refiner"],
-            (replace(OPENCLIP_G, prefix="conditioner.embedders.0.model."),),
+            (REFINER_TOWER,),
             AUTOENCODERS["sdxl"],
         ),
     )

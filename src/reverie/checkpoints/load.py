@@ -55,12 +55,16 @@ GUIDANCE = 5.0  # where a model recommends none
 
 @dataclass(frozen=True)
 class Known:
-    """Name one thing that a model can draw: its English and Chinese names, and words that have to do with it."""
+    """Name one thing that a model can draw or play: its English and Chinese names, and words that have to do with it.
+
+    Of a model of music `kind` is instrument, style, tempo or word.
+    """
 
     emoji: str
     en: tuple[str, ...]
     zh: tuple[str, ...]
     keywords: tuple[str, ...] = ()
+    kind: str = "thing"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -100,11 +104,15 @@ def read_known(folder: Path) -> tuple[Known, ...]:
         return ()
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))
-        return tuple(
-            Known(one["emoji"], tuple(one["en"]), tuple(one["zh"]), tuple(one.get("keywords", ()))) for one in listed
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ReverieError(f"{file} is no list of concepts with emoji, en and zh; remove or repair it") from error
+        return tuple(_known(**one) for one in listed)
+    except (TypeError, ValueError) as error:
+        raise ReverieError(f"{file} is no list of concepts with en and zh; remove or repair it") from error
+
+
+def _known(
+    *, en: list[str], zh: list[str], emoji: str = "", keywords: Sequence[str] = (), kind: str = Known.kind
+) -> Known:
+    return Known(emoji, tuple(en), tuple(zh), tuple(keywords), kind)
 
 
 class _Blank(TorchFunctionMode):

@@ -37,7 +37,7 @@ app.command("reverie.cli.animate:animate", help="Make a film from prompt to prom
 app.command("reverie.cli.music:music", help="Make music of a prompt, or over a sound.")
 app.command("reverie.cli.spectrogram:spectrogram", help="Turn a sound into a picture of its spectrogram.")
 app.command("reverie.cli.spectrogram:sound", help="Turn a picture of a spectrogram into a sound.")
-app.command("reverie.cli.data:concepts", help="List what the bundled model knows, in English and Chinese.")
+app.command("reverie.cli.data:concepts", help="List what a bundled model knows, in English and Chinese.")
 app.command("reverie.cli.data:app", name="data", help="Make training data.")
 app.command("reverie.cli.inspect:inspect", help="Tell what a file of weights or a picture is.")
 app.command("reverie.cli.convert:convert", help="Turn a single file into a folder, or a folder into a single file.")

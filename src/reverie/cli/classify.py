@@ -17,7 +17,7 @@ from reverie.cli.progress import show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
 from reverie.jobs.outputs import check_writable
-from reverie.similarity.templates import existing, find_templates, read_lines
+from reverie.similarity.classify import existing, find_templates, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -76,35 +76,52 @@ def _flac(samples: NDArray[np.float32], rate: int) -> bytes:
     return encode(Sound(torch.from_numpy(samples), rate), ".flac")
 
 
-class ConceptRow(TypedDict):
-    """Name one thing that the bundled model can draw, in all the words that it was taught."""
+class ConceptRow(TypedDict, total=False):
+    """Name one thing that a model can draw, or an instrument, a style, a tempo or a word that it can play."""
 
+    kind: str
     emoji: str
     en: list[str]
     zh: list[str]
 
 
-def known_concepts() -> list[ConceptRow]:
-    """Read what the bundled model was trained on. Raises ReverieError where the package came without its models."""
-    source = files("reverie") / "assets" / "bundled" / "concepts.json"
+def known_concepts(model: str | None = None) -> list[ConceptRow]:
+    """Read what a model was trained on. Raises ReverieError where it does not say, and where there is no model."""
+    source = files("reverie") / "assets" / "bundled" if model is None else _folder(model)
     try:
-        known: list[ConceptRow] = json.loads(source.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise ReverieError("this installation holds no bundled model; train one with `reverie train`") from error
+        known: list[ConceptRow] = json.loads((source / "concepts.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        if model is None:
+            raise ReverieError("this installation holds no bundled model; train one with `reverie train`") from error
+        raise ReverieError(f"'{model}' does not say what it knows: it has no concepts.json") from error
+    except ValueError as error:
+        raise ReverieError(f"'{source / 'concepts.json'}' is no list of concepts; remove or repair it") from error
     return known
 
 
-def concepts(*, as_json: Json = False) -> None:
-    """List what the bundled model knows: the emoji that it was trained on, the English and the Chinese names.
+def _folder(model: str) -> Path:
+    from reverie.system import bundled_models  # brings torch, which takes seconds
+
+    folder = bundled_models().get(model, Path(model))
+    if not folder.exists():
+        raise ReverieError(f"no model at '{model}'; give a folder, or one of {', '.join(bundled_models())}")
+    return folder
+
+
+def concepts(*, model: str | None = None, as_json: Json = False) -> None:
+    """List what a model knows, in English and Chinese: emoji that it was trained on, or instruments, styles, tempos.
 
     Parameters
     ----------
+    model
+        A model's folder, or reverie-music; the bundled model of pictures if not given.
     as_json
         Print one JSON list instead of a line for each.
     """
-    known = known_concepts()
+    known = known_concepts(model)
     if as_json:
         say(json.dumps(known, ensure_ascii=False))
         return
     for concept in known:
-        say("\t".join((concept["emoji"], ", ".join(concept["en"]), ", ".join(concept["zh"]))))
+        first = concept.get("emoji") or concept.get("kind") or ""
+        say("\t".join((first, ", ".join(concept["en"]), ", ".join(concept["zh"]))))

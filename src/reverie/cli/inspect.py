@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from reverie.cli.options import Json
 from reverie.cli.output import say
 from reverie.errors import ReverieError
-from reverie.media.decoding import READABLE
-from reverie.media.pictures import FORMATS, SPECTROGRAM, open_picture
+from reverie.media.pictures import FORMATS, READABLE, SPECTROGRAM, open_picture
 
 if TYPE_CHECKING:
     from reverie.requests.metadata import Record

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TextIO
 
+from reverie.errors import RequestWarning
 from reverie.jobs.outputs import numbering_note
 
 
@@ -17,3 +21,23 @@ def tell_numbered(names: Sequence[str]) -> None:
     """Say on stderr which names a chart shows as numbers."""
     if note := numbering_note(names):
         print(note, file=sys.stderr)
+
+
+@contextmanager
+def tell_warnings() -> Iterator[None]:
+    """Say the library's warnings of the block on stderr, a line each, as they come."""
+
+    def tell(
+        message: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        print(message, file=sys.stderr)
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("always", RequestWarning)
+        warnings.showwarning = tell
+        yield

@@ -15,8 +15,8 @@ from reverie.cli.options import Flag, Json, Output
 from reverie.cli.output import say, tell_numbered
 from reverie.errors import ReverieError
 from reverie.jobs.outputs import check_writable
-from reverie.media.decoding import READABLE
-from reverie.similarity.templates import existing
+from reverie.media.pictures import READABLE
+from reverie.similarity.classify import existing
 
 if TYPE_CHECKING:
     from reverie.similarity.embed import Clip

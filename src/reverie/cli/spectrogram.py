@@ -75,8 +75,7 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     from reverie.codecs.spectrograms import from_picture
     from reverie.media.pictures import open_picture
     from reverie.music.sections import sounding
-    from reverie.sound.phases import Circle, Line
-    from reverie.sound.spectrogram import SMALL, SpectrogramParams
+    from reverie.sound.spectrogram import SMALL, Circle, Line, SpectrogramParams
 
     with warnings_as_notes() as notes:
         mel, params = from_picture(open_picture(file), SMALL if small else SpectrogramParams())

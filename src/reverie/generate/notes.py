@@ -1,4 +1,4 @@
-"""What a model cannot do well of a request: words that it was never taught, sizes far from those that it learned.
+"""What a model cannot do well of a request: words and tempos that it was never taught, sizes far from its own.
 
 A small model draws something for every word; without a note, "a cat" from a model that knows no cat is a piano. The
 notes stop nothing.
@@ -7,34 +7,48 @@ notes stop nothing.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 
 from reverie.checkpoints.load import Components, Known
+from reverie.requests.base import SampledRequest
+from reverie.requests.films import Animation
+from reverie.requests.music import Music, tempos
 from reverie.requests.pictures import TextToImage
 
 FAR = 1.5  # times the side of the pictures that a model learned from, or a part as small
 NEAREST = 3
 # What captions are made of beside the names of things, and what people put around them.
-PLAIN_WORDS = frozenset(
-    """a an the of on in at by to with and or next left right above below top under over beside near behind front
-    background ground picture photo image drawing painting emoji icon draw me my please some one small large big little
-    red orange yellow green cyan blue purple pink brown gray grey black white""".split()  # noqa: SIM905
-)
-PLAIN_ZH = tuple(
-    """背景上的 背景 旁边 左边 右边 上面 下面 上方 下方 红色 橙色 黄色 绿色 青色 蓝色 紫色 粉色 棕色 灰色 黑色 白色 一只
+GLUE = frozenset("a an the of on in at by to with and or me my please some one".split())  # noqa: SIM905
+PLAIN = GLUE | frozenset(
+    """next left right above below top under over beside near behind front background ground picture photo image drawing
+    painting emoji icon draw small large big little red orange yellow green cyan blue purple pink brown gray grey black
+    white
+    背景上的 背景 旁边 左边 右边 上面 下面 上方 下方 红色 橙色 黄色 绿色 青色 蓝色 紫色 粉色 棕色 灰色 黑色 白色 一只
     一朵 一棵 一辆 一架 一艘 一把 一件 一个 画 图片 图 照片 小 大 的 在 和 上 一 与 跟""".split()  # noqa: SIM905
 )
+PLAIN_MUSIC = GLUE | frozenset(
+    "music song tune track piece melody sound clip loop play playing 音乐 歌曲 曲子 旋律 演奏 的 和 与".split()  # noqa: SIM905
+)
 ADDED = re.compile(r"<[^>]*>")  # a LoRA brings words of its own, which no list knows
-ENGLISH, CHINESE = re.compile(r"[a-z]+(?:[-’'][a-z]+)*"), re.compile("[\u3400-\u9fff]+")
+CHINESE = re.compile("[\u3400-\u9fff]+")
+LETTERS = "(?:(?![\u3400-\u9fff])[^\\W\\d_])+"  # of any other script
+WORD = re.compile(rf"{LETTERS}(?:[-’']{LETTERS})*")
+TEMPO = "tempo"
 
 
-def model_limits(request: TextToImage, model: Components) -> tuple[str, ...]:
-    """Return what should be told before a request is drawn, a sentence each."""
-    return (*_words(request.prompt, model), *_size(request, model))
+def model_limits(request: SampledRequest, model: Components) -> tuple[str, ...]:
+    """Return what should be told before a request is drawn or played, a sentence each."""
+    if not model.known:
+        return ()
+    if isinstance(request, Music):
+        return (*_words(request, model, PLAIN_MUSIC), *_tempo(request, model))
+    size = _size(request, model) if isinstance(request, TextToImage | Animation) else ()
+    return (*_words(request, model, PLAIN), *size)
 
 
-def unknown_words(prompt: str, known: Sequence[Known]) -> list[str]:
+def unknown_words(prompt: str, known: Sequence[Known], plain: Collection[str] = PLAIN) -> list[str]:
     """Return the words of a prompt that are neither names of known things nor plain words, in their order.
 
     Names are found longest first, and in the plural; a part of a name is none: "dog" is not known by "hot dog".
@@ -43,19 +57,19 @@ def unknown_words(prompt: str, known: Sequence[Known]) -> list[str]:
     ['two', 'dogs']
     """
     text = prompt.lower()
-    words = ENGLISH.findall(text)
-    names = {tuple(ENGLISH.findall(name.lower())) for thing in known for name in thing.en} - {()}
+    words = WORD.findall(text)
+    names = {tuple(WORD.findall(name.lower())) for thing in known for name in thing.en} - {()}
     longest = max((len(name) for name in names), default=1)
     found: list[str] = []
     i = 0
     while i < len(words):
         fits = (n for n in range(min(longest, len(words) - i), 0, -1) if _is_name(words[i : i + n], names))
         length = next(fits, 0)
-        if not length and words[i] not in PLAIN_WORDS:
+        if not length and words[i] not in plain:
             found.append(words[i])
         i += length or 1
     for run in CHINESE.findall(text):
-        found += _unknown_zh(run, sorted({*PLAIN_ZH, *(name for thing in known for name in thing.zh)}, key=len)[::-1])
+        found += _unknown_zh(run, sorted({*plain, *(name for thing in known for name in thing.zh)}, key=len)[::-1])
     return list(dict.fromkeys(found))
 
 
@@ -68,22 +82,37 @@ def nearest(word: str, known: Sequence[Known]) -> list[str]:
     return list(dict.fromkeys(akin + alike))[:NEAREST]
 
 
-def _words(prompt: str, model: Components) -> Iterator[str]:
-    unknown = unknown_words(prompt, model.known) if model.known and not ADDED.search(prompt) else []
+def _words(request: SampledRequest, model: Components, plain: Collection[str]) -> Iterator[str]:
+    """Tell of words that a model never learned; adapters bring words that no list knows."""
+    prompts = request.prompts
+    if request.loras or request.embeddings or any(map(ADDED.search, prompts)):
+        return
+    unknown = dict.fromkeys(word for prompt in prompts for word in unknown_words(prompt, model.known, plain))
     if not unknown:
         return
     phrases = []
     for word in unknown:
         near = nearest(word, model.known)
         phrases.append(f"'{word}'" + (f" (nearest: {', '.join(near)})" if near else ""))
+    kinds = Counter(thing.kind for thing in model.known)
+    counts = ", ".join(f"{count} {kind}s" for kind, count in kinds.items())
     names = ", ".join(thing.en[-1] for thing in model.known[:: max(1, len(model.known) // 6)][:6])
-    yield f"{model.name} has not learned {', '.join(phrases)}; it knows {len(model.known)} things, such as {names}"
+    yield f"{model.name} has not learned {', '.join(phrases)}; it knows {counts}, such as {names}"
 
 
-def _size(request: TextToImage, model: Components) -> Iterator[str]:
+def _tempo(music: Music, model: Components) -> Iterator[str]:
+    """Tell of tempos that a model never learned: it plays near to one that it did."""
+    learned = sorted({tempo for thing in model.known if thing.kind == TEMPO for tempo in tempos(thing.en[0])})
+    asked = tempos(*music.prompts) if music.bpm is None else [music.bpm]
+    if learned and (others := [tempo for tempo in dict.fromkeys(asked) if tempo not in learned]):
+        known = ", ".join(f"{tempo:g}" for tempo in learned)
+        near = [min(learned, key=lambda tempo: abs(tempo - other)) for other in others]
+        unknown = ", ".join(f"{other:g} bpm (nearest: {one:g})" for other, one in zip(others, near, strict=True))
+        yield f"{model.name} has not learned {unknown}, and may play another; it knows {known} bpm"
+
+
+def _size(request: TextToImage | Animation, model: Components) -> Iterator[str]:
     """Tell of sizes far from a small model's own; of other models it is known what they do there."""
-    if not model.known:
-        return
     trained = model.unet.config.sample_size * model.autoencoder.factor
     width, height = request.width or trained, request.height or trained
     if max(width, height) > FAR * trained or min(width, height) < trained / FAR:

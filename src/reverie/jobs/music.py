@@ -121,9 +121,11 @@ class MusicJob:
 
     def _draw_film(self, system: Pipeline, clip: Recording, path: Path) -> Iterator[Event]:
         """Draw the film to a clip and write it with its sound."""
+        from reverie.generate.identity import with_sum
         from reverie.media import video
 
-        film = (self.film or Film()).with_guidance(system.guidance)
+        film, changed = with_sum(system, (self.film or Film()).with_guidance(system.guidance))
+        yield from map(Note, changed)
         texts = metadata.texts(clip.request, clip.model, film) if self.metadata else {}
         with video.recording(path, film.fps, texts=texts, sound=clip) as add:
             for frame in system.film(clip, film):

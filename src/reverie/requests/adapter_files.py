@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reverie.errors import ReverieError
-from reverie.files import file_sha256
+from reverie.files import file_sha256, sha256_of
 
 FOLDERS = "REVERIE_LORA_DIR"  # the environment variable with the folders where files are looked for by name
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt", ".pth")
@@ -229,6 +229,12 @@ def sum_of(path: Path) -> str:
     """Return the SHA-256 of a file, or of the tensors of a folder of peft's; computed once for each state of it."""
     state = weights_file(path).stat()
     return _sum(weights_file(path), state.st_size, state.st_mtime_ns)
+
+
+def files_sum(files: Sequence[Path]) -> str:
+    """Return the SHA-256 of a model's file, or of the sums of its several files."""
+    sums = [sum_of(file) for file in files]
+    return sums[0] if len(sums) == 1 else sha256_of(sums)
 
 
 @lru_cache(maxsize=256)

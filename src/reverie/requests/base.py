@@ -234,7 +234,9 @@ class SampledRequest(Request):
         "given several times",
     )
     sums: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)] = Field(
-        default=(), description="SHA-256 of LoRAs and embeddings by name, as recorded; other content is noted"
+        default=(),
+        description="SHA-256 of LoRAs, embeddings, ControlNets and the refiner by name, as recorded; other content is "
+        "noted",
     )
 
     @model_validator(mode="before")

@@ -32,6 +32,12 @@ MINUTE = 60.0
 _TEMPO = re.compile(r"(\d+(?:\.\d+)?)\s*(?:bpm\b|拍)", re.IGNORECASE)
 _CHINESE = re.compile("[一-鿿]")
 
+
+def tempos(*prompts: str) -> list[float]:
+    """Return the beats a minute that texts name, in order: "112 bpm", "112拍"."""
+    return [float(match[1]) for prompt in prompts for match in _TEMPO.finditer(prompt)]
+
+
 Move = Literal["energy", "onsets", "linear", "smooth", "sine", "ease_in", "ease_out", "expo", "hold", "jump"]
 
 
@@ -176,9 +182,9 @@ class Music(SampledRequest):
     @property
     def tempo(self) -> float | None:
         """Return the beats a minute, as asked or as the prompt names them; None for what is no tempo, such as 0 bpm."""
-        if self.bpm is not None or (named := _TEMPO.search(self.prompt)) is None:
+        if self.bpm is not None or not (named := tempos(self.prompt)):
             return self.bpm
-        return tempo if SLOWEST <= (tempo := float(named[1])) <= FASTEST else None
+        return named[0] if SLOWEST <= named[0] <= FASTEST else None
 
     def _in_tempo(self, prompt: str) -> str:
         """Say the tempo where the prompt does not, in its language, as captions that the bundled model learnt do."""
@@ -228,6 +234,7 @@ class Film(Request):
     model: ModelName | None = Field(
         default=None, description="model of its pictures; the bundled one of pictures if not given"
     )
+    sha256: str | None = Field(default=None, description="SHA-256 of that model, as recorded; other content is noted")
     seed: Seed | None = Field(default=None, description="of the first keyframe; the music's if not given")
     fps: float = Field(default=12.0, gt=0, le=240, description="frames a second")
     width: Pixels | None = Field(default=None, description="WIDTHxHEIGHT in pixels; the model's own if not given")

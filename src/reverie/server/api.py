@@ -223,7 +223,7 @@ async def info(served: Served) -> Json:
         "defaults": {"pictures": settings.default("text_to_image"), "music": settings.default("music")},
         "limits": vars(settings.limits),
         "formats": FORMATS,
-        "search": settings.index is not None,
+        "index": settings.index is not None,
     }
 
 

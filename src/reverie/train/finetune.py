@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from reverie.errors import ReverieError
 from reverie.progress import Progress
 from reverie.requests.references import BUNDLED_NAME
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train import lora
+from reverie.train import begun, lora
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples, Scenes
 from reverie.train.latents import LATENTS, Item, Stream, fill, latent_pool
@@ -184,10 +184,14 @@ def prepare(path: Path, out: Path | None = None) -> Iterator[Progress]:
     if sections["objective"] != "finetune":
         raise ReverieError(f"the recipe {path} is for `reverie train`: its objective is {sections['objective']!r}")
     settings, data = section(sections, "run", RunSettings), section(sections, "data", FinetuneDataSettings)
-    base = _base(sections)
+    base, folder = _base(sections), folder_of(path, out)
     autoencoder = base.autoencoder.to(system.pick_device(settings.device))
-    for name, examples in _examples(sections, base, settings.seed).items():
-        yield from fill(autoencoder, examples, folder_of(path, out) / name, data.workers)
+    rows = _examples(sections, base, settings.seed)
+    if not (folder / CHECKPOINT).exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        begun.write(folder, begun.deciding(sections, asdict(settings)))
+    for name, examples in rows.items():
+        yield from fill(autoencoder, examples, folder / name, data.workers)
 
 
 def _base(sections: dict[str, Any]) -> Components:

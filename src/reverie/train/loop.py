@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
 from zipfile import BadZipFile, ZipFile
 
@@ -21,9 +23,10 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reverie.errors import ReverieError
+from reverie.errors import RequestWarning, ReverieError
 from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
+from reverie.train import begun
 from reverie.train.log import Log, Meter, Silent, TrainingStep
 from reverie.train.parallel import is_first, process_group, sum_gradients
 
@@ -280,31 +283,52 @@ def _optimiser(
 
 
 def train(
-    build: Callable[[], Objective], settings: RunSettings, out: Path, *, resume: bool = False
+    build: Callable[[], Objective],
+    settings: RunSettings,
+    out: Path,
+    *,
+    resume: bool = False,
+    sections: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[TrainingStep]:
     """Run the loop, yielding an event every `log_every` steps; write checkpoints, samples and at last the export.
 
-    Of several processes that torchrun started only the first writes and yields; all read the same checkpoint. Raises
-    ReverieError where `out` holds a run already and `resume` is not set, nothing to resume from, or
-    another process is training into it.
+    Of several processes that torchrun started only the first writes and yields; all read the same checkpoint.
+    `sections` are the recipe's tables: a run that goes on with others than it had warns of what changed. Raises
+    ReverieError where `out` holds a run already and `resume` is not set, nothing to resume from, or another process is
+    training into it.
     """
     check(out, resume)
+    recipe = begun.deciding(sections, asdict(settings))
     device = pick_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with lock_folder(out, "training into") if is_first() else nullcontext(), process_group(device) as device:
+        goes_on = (out / CHECKPOINT).exists()
+        if is_first() and goes_on:
+            _tell_changes(out, recipe)
+        elif is_first():
+            begun.write(out, recipe)
         objective = build()
         objective.move(device)
         learner = Learner(objective, settings)
-        start = load_checkpoint(out / CHECKPOINT, learner) if resume else 0
+        start = load_checkpoint(out / CHECKPOINT, learner) if goes_on else 0
         with Log(out, start) if is_first() else Silent() as log:
-            yield from filter(lambda event: is_first(), _steps(learner, out, log, start))
+            yield from filter(lambda event: is_first(), _steps(learner, out, log, start, recipe))
         if is_first():
             with learner.ema_weights():
                 learner.objective.export(out / "export")
 
 
-def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterator[TrainingStep]:
+def _tell_changes(out: Path, recipe: Mapping[str, Any]) -> None:
+    """Warn of what a run goes on with that decides the result and is not as it was."""
+    if changed := begun.changes(out, recipe):
+        said = f"going on with another recipe than {out} was trained with so far: {'; '.join(changed)}"
+        warnings.warn(said, RequestWarning, stacklevel=3)
+
+
+def _steps(
+    learner: Learner, out: Path, log: Log | Silent, start: int, recipe: Mapping[str, Any]
+) -> Iterator[TrainingStep]:
     """Take the steps from `start` on."""
     settings = learner.settings
     meter = Meter(settings.steps)
@@ -320,6 +344,7 @@ def _steps(learner: Learner, out: Path, log: Log | Silent, start: int) -> Iterat
             meter.restart()
         if is_first() and (last or done % settings.save_every == 0):
             save_checkpoint(out / CHECKPOINT, done, learner)
+            begun.write(out, recipe)
         if sampled:
             _sample(learner, log, done)
 
@@ -353,11 +378,14 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
 
 
 def check(out: Path, resume: bool) -> None:
-    """Raise ReverieError where a folder holds a run and `resume` is not set, or none to go on with."""
-    begun = (out / CHECKPOINT).exists()
-    if resume and not begun:
-        raise ReverieError(f"nothing to resume in {out}: it has no {CHECKPOINT}; start without `resume`")
-    if begun and not resume:
+    """Raise ReverieError where a folder holds a run and `resume` is not set, or none to go on with.
+
+    A run that was stopped before its first checkpoint goes on from its beginning, with the latents that it has.
+    """
+    trained = (out / CHECKPOINT).exists()
+    if resume and not trained and not (out / begun.RECIPE).exists():
+        raise ReverieError(f"nothing to resume in {out}: no run was begun there; start without `resume`")
+    if trained and not resume:
         raise ReverieError(f"{out} already holds a run; continue it with `resume` or choose another `out`")
 
 

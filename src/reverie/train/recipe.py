@@ -99,4 +99,4 @@ def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[T
     folder = folder_of(path, out)
     module, _ = OBJECTIVES[sections["objective"]]
     build: Callable[[dict[str, Any], int, Path], Objective] = import_module(module).build
-    yield from train(lambda: build(sections, settings.seed, folder), settings, folder, resume=resume)
+    yield from train(lambda: build(sections, settings.seed, folder), settings, folder, resume=resume, sections=sections)

@@ -22,8 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from reverie.errors import ReverieError
-from reverie.media.decoding import decode, to_rgb
-from reverie.media.pictures import exif_texts, read_texts
+from reverie.media.pictures import decode, exif_texts, read_texts, to_rgb
 from reverie.requests.records import read_record
 from reverie.server.answers import Served, client_of, dispatcher_of, finish
 from reverie.server.api import server_sent_event
