@@ -83,7 +83,7 @@ IRREGULAR = frozenset(
         "swept",
     ]
 )
-NOUNS = {"seed", "feed", "need", "embed", "speed"}  # end in "ed" and are no participles
+NOUNS = {"seed", "feed", "need", "embed", "speed", "heed"}  # end in "ed" and are no participles
 AFTER = frozenset(
     [
         "by",
