@@ -38,13 +38,15 @@ WAIT = 60_000  # milliseconds, on a busy machine
 @pytest.fixture(scope="module")
 def address(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Serve on a free port."""
-    app = create_app(replace(settings, home=tmp_path_factory.mktemp("page"), limits=replace(settings.limits, steps=150)))
+    app = create_app(
+        replace(settings, home=tmp_path_factory.mktemp("page"), limits=replace(settings.limits, steps=150))
+    )
     server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
         time.sleep(0.02)
-    yield "http://127.0.0.1:{}".format(server.servers[0].sockets[0].getsockname()[1])
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
     server.should_exit = True
     thread.join()
 
@@ -70,7 +72,9 @@ def visit(browser: Browser, address: str) -> Iterator[Callable[..., Page]]:
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("console", lambda message: message.type == "error" and wrong.append(message.text))
         page.goto(f"{address}/#{room}")
-        page.locator("#ask [name=sampler] option" if room == "draw" else "[aria-current]").first.wait_for(state="attached")
+        page.locator("#ask [name=sampler] option" if room == "draw" else "[aria-current]").first.wait_for(
+            state="attached"
+        )
         return page
 
     yield visit
