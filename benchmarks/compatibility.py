@@ -24,8 +24,7 @@ from torch import Tensor
 
 from architectures import ARCHITECTURES, FULL, Architecture, Scale, build
 from reverie.diffusion.noise import Noise
-from reverie.generate.image import fill_in
-from reverie.generate.picture_run import picture_run
+from reverie.generate.image import fill_in, picture_run
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
 from reverie.requests.samplers import SamplerName, ScheduleName

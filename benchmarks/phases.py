@@ -25,8 +25,7 @@ from torch import Tensor
 from reverie.codecs.spectrograms import from_picture, to_picture
 from reverie.corpora.music.clips import clip_at
 from reverie.corpora.music.synth import render
-from reverie.sound.phases import waveform
-from reverie.sound.spectrogram import FULL_SCALE, SMALL, SpectrogramParams, mel_filters, spectrogram
+from reverie.sound.spectrogram import FULL_SCALE, SMALL, SpectrogramParams, mel_filters, spectrogram, waveform
 
 Way = Callable[[Tensor, SpectrogramParams], Tensor]
 DEEP = 80  # dB below the loudest bin, where the log-spectral distance ends

@@ -16,8 +16,7 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from reverie.requests.base import Frozen, SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.parts import Hires, Refiner, Variation
-from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, TextToImage, Variation
 from reverie.requests.references import FileReference
 
 SOURCE = Path(__file__).parents[1] / "src/reverie"
@@ -247,15 +246,13 @@ def options_text() -> str:
 
     from PIL import Image
 
-    from reverie.requests.easing import EasingName
     from reverie.requests.samplers import SamplerName, ScheduleName
 
     if TYPE_CHECKING:
         from reverie.media.sound import Sound
-        from reverie.requests.films import Drive, Fit, Interpolation, InversionName, Keyframe, Pace
+        from reverie.requests.films import Drive, EasingName, Fit, Interpolation, InversionName, Keyframe, Pace
         from reverie.requests.music import Stop
-        from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
-        from reverie.requests.pictures import Fill, Rng, Tile
+        from reverie.requests.pictures import ControlInput, Fill, Hires, Refiner, Rng, Tile, Variation
         from reverie.requests.references import Picture, SoundInput
 
     PictureLike: TypeAlias = "Picture | Image.Image | str | Path"

@@ -17,8 +17,16 @@ if TYPE_CHECKING:
     from reverie.progress import Progress
     from reverie.requests.films import Animation, Keyframe
     from reverie.requests.music import Film, Music, Stop
-    from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
-    from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+    from reverie.requests.pictures import (
+        ControlInput,
+        Hires,
+        ImageToImage,
+        Inpaint,
+        Outpaint,
+        Refiner,
+        TextToImage,
+        Variation,
+    )
     from reverie.requests.records import from_metadata
     from reverie.similarity.embed import Clip, load_clip
     from reverie.system import Conditioning, StableDiffusion
@@ -59,11 +67,11 @@ _PLACES = {
     "Animation": "reverie.requests.films",
     "Clip": "reverie.similarity.embed",
     "Conditioning": "reverie.system",
-    "ControlInput": "reverie.requests.parts",
+    "ControlInput": "reverie.requests.pictures",
     "Explanation": "reverie.generate.explain",
     "Film": "reverie.requests.music",
     "Frame": "reverie.animation.draw",
-    "Hires": "reverie.requests.parts",
+    "Hires": "reverie.requests.pictures",
     "ImageToImage": "reverie.requests.pictures",
     "Inpaint": "reverie.requests.pictures",
     "Keyframe": "reverie.requests.films",
@@ -72,13 +80,13 @@ _PLACES = {
     "Pipeline": "reverie.pipeline",
     "Progress": "reverie.progress",
     "Recording": "reverie.music.sections",
-    "Refiner": "reverie.requests.parts",
+    "Refiner": "reverie.requests.pictures",
     "ReverieError": "reverie.errors",
     "Sound": "reverie.media.sound",
     "StableDiffusion": "reverie.system",
     "Stop": "reverie.requests.music",
     "TextToImage": "reverie.requests.pictures",
-    "Variation": "reverie.requests.parts",
+    "Variation": "reverie.requests.pictures",
     "from_metadata": "reverie.requests.records",
     "grid": "reverie.media.pictures",
     "load": "reverie.pipeline",

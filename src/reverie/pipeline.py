@@ -25,7 +25,7 @@ from reverie.generate.image import PictureStep, Show
 from reverie.generate.modified import Modification
 from reverie.media.encoder import Waveform
 from reverie.music import draw as player
-from reverie.music.film import frames as film_frames
+from reverie.music.draw import frames as film_frames
 from reverie.music.sections import Recording
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
@@ -147,9 +147,9 @@ class Pipeline(StableDiffusion):
         return player.stream(self, music)
 
     def film(self, recording: Recording, film: Film = Film()) -> Iterator[Frame]:
-        """Draw the film to a recording, whose pictures move on its beat, and yield its frames. See `music.film`.
+        """Draw the film to a recording, whose pictures move on its beat, and yield its frames.
 
-        This is the model of the pictures; what played the recording may be another.
+        See `music.draw.animation`. This is the model of the pictures; what played the recording may be another.
         """
         return film_frames(self, recording, film)
 

@@ -26,7 +26,7 @@ from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 from reverie.requests.references import ASSETS, BUNDLED_NAME, MUSIC_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
-from reverie.runtime.combinations import check_combination
+from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, OFFLOADS, Offloader
 
@@ -255,15 +255,7 @@ def load(
     offloader = offload if isinstance(offload, Offloader) else pick_offloader(offload, target)
     place = target if offloader is None else HOST
     found, name = _locate(path, revision, variant)
-    if found.is_file():
-        components = load_file(found, device=place, dtype=kind, config=config, prediction=prediction, vae=vae)
-    elif config is not None:
-        raise ReverieError(f"config '{config}' was given for the folder '{found}'; it is for single files alone")
-    else:
-        components = load_folder(found, device=place, dtype=kind, variant=variant)
-        if prediction is not None:
-            components = replace(components, schedule_config=parameterise(components.schedule_config, prediction))
-        components = components if vae is None else _with_vae(components, vae, place, kind)
+    components = _read(found, place, kind, variant, config, prediction, vae)
     if unet is not None:
         components = replace_unet(components, unet, prediction)
     name = _with_hash(name, _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part], kind)
@@ -281,6 +273,29 @@ def load(
         compile_network(components.unet)
         compile_network(components.autoencoder.decoder)
     return StableDiffusion(**vars(replace(components, name=name)))
+
+
+def _read(
+    path: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    variant: str | None,
+    config: str | None,
+    prediction: str | None,
+    vae: str | Path | None,
+) -> Components:
+    """Read a single file, or a folder with what is put in the place of its parameterisation and autoencoder."""
+    if path.is_file():
+        return load_file(path, device=device, dtype=dtype, config=config, prediction=prediction, vae=vae)
+    if config is not None:
+        raise ReverieError(f"config '{config}' was given for the folder '{path}'; it is for single files alone")
+    components = load_folder(path, device=device, dtype=dtype, variant=variant)
+    if prediction is not None:
+        components = replace(components, schedule_config=parameterise(components.schedule_config, prediction))
+    if vae is None:
+        return components
+    autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
+    return replace(components, autoencoder=autoencoder)
 
 
 def _quicken(components: Components, *, int8: bool) -> None:
@@ -315,11 +330,6 @@ def _locate(path: str | Path | None, revision: str | None, variant: str | None) 
 def model_files(path: str | Path, dtype: torch.dtype) -> list[Path]:
     """Return the files that a model's weights are read from: a folder's, a single file, or those of a name."""
     return _weight_files(_locate(path, None, None)[0], dtype, None)
-
-
-def _with_vae(components: Components, vae: str | Path, device: torch.device, dtype: torch.dtype) -> Components:
-    autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
-    return replace(components, autoencoder=autoencoder)
 
 
 def _with_hash(name: str, files: list[Path], added: list[Path], dtype: torch.dtype) -> str:

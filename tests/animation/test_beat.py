@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from reverie.animation import beat
-from reverie.animation.beat import Envelope, beat_places
+from reverie.animation import timeline
+from reverie.animation.timeline import Envelope, beat_places
 from reverie.errors import ReverieError
 
 HITS = ((0.25, 0.5), (0.75, 0.9), (1.0, 0.4), (1.8, 0.7), (2.5, 1.0))  # seconds and loudness
@@ -49,7 +49,7 @@ def test_what_is_percussive_is_what_librosa_says() -> None:
     spectrum = torch.stft(
         samples, 2048, 512, window=torch.hann_window(2048), pad_mode="constant", return_complex=True
     ).abs()
-    found = beat.percussive(spectrum)
+    found = timeline.percussive(spectrum)
     assert found.shape == (1025, 130)
     golden = {(40, 10): 0.01962, (41, 33): 0.1069, (300, 33): 0.38059, (700, 108): 2.01313, (20, 0): 0.00557}
     golden |= {(61, 60): 4e-5, (1024, 129): 0.0, (512, 78): 1.3932}
@@ -58,7 +58,7 @@ def test_what_is_percussive_is_what_librosa_says() -> None:
 
 
 def test_mel_filters_are_librosas() -> None:
-    filters = beat._mel_filters(torch.arange(1025) * 22_050 / 2048)
+    filters = timeline._mel_filters(torch.arange(1025) * 22_050 / 2048)
     assert filters.shape == (128, 1025)
     assert filters.sum().item() == pytest.approx(11.8866806, rel=1e-5)
     golden = {(0, 1): 0.0161829, (60, 170): 0.0105919, (127, 1000): 0.00312625, (5, 10): 0.0}
@@ -67,7 +67,7 @@ def test_mel_filters_are_librosas() -> None:
 
 
 def test_onset_strength_is_librosas() -> None:
-    strength = beat.onset_strength(music())
+    strength = timeline.onset_strength(music())
     golden = {10: 0.0277, 11: 9.2614, 12: 29.7896, 32: 0.0058, 33: 34.6536, 78: 25.6226, 108: 21.6608}
     offset = 1  # librosa delays by two frames where we delay by one, and finds its peaks a frame before
     for frame, value in golden.items():
@@ -76,8 +76,8 @@ def test_onset_strength_is_librosas() -> None:
 
 @pytest.mark.parametrize("rate", [22_050, 44_100, 48_000])
 def test_onsets_are_found_where_the_hits_are(rate: int) -> None:
-    strength = beat.onset_strength(music(rate))
-    found = beat.onsets(strength) / strength.rate
+    strength = timeline.onset_strength(music(rate))
+    found = timeline.onsets(strength) / strength.rate
     assert len(found) == len(HITS)
     assert np.abs(found - [at for at, _ in HITS]).max() < 0.02
 
@@ -90,7 +90,7 @@ def test_the_path_follows_nateraws_time_map() -> None:
     assert np.abs(np.array(found)[::6] - NATERAW).max() < 0.02
 
 
-@pytest.mark.parametrize("drive", sorted(beat.DRIVES))
+@pytest.mark.parametrize("drive", sorted(timeline.DRIVES))
 @pytest.mark.parametrize("rate", [22_050, 44_100])
 def test_hits_move_the_path_and_tones_do_not(drive: str, rate: int) -> None:
     def moved(start: float, end: float) -> float:
@@ -102,7 +102,7 @@ def test_hits_move_the_path_and_tones_do_not(drive: str, rate: int) -> None:
     assert sum(moved(at - 0.05, at + 0.15) for at, _ in HITS) > 0.7
 
 
-@pytest.mark.parametrize("drive", sorted(beat.DRIVES))
+@pytest.mark.parametrize("drive", sorted(timeline.DRIVES))
 def test_keyframes_are_met_at_their_times_and_time_never_goes_back(drive: str) -> None:
     knots = (0.0, 0.5, 1.7, 2.9)
     assert beat_places(music(), knots, knots, drive=drive) == [0, 1, 2, 3]
@@ -121,7 +121,7 @@ def test_smoothing_goes_from_the_sound_to_even_time() -> None:
     assert np.abs(driven - even).max() > 0.1
 
 
-@pytest.mark.parametrize("drive", sorted(beat.DRIVES))
+@pytest.mark.parametrize("drive", sorted(timeline.DRIVES))
 def test_silence_moves_the_path_evenly(drive: str) -> None:
     silent = Sound(torch.zeros(2, 22_050), 22_050)
     assert np.allclose(beat_places(silent, (0.0, 1.0), (0.0, 0.25, 0.5, 1.0), drive=drive), (0, 0.25, 0.5, 1))
@@ -144,9 +144,9 @@ def test_the_channels_are_heard_together() -> None:
 
 def test_a_tone_alone_has_hardly_any_percussive_energy() -> None:
     def energy(sound: Sound) -> float:
-        spectrum, _, _ = beat._spectrum(sound)
+        spectrum, _, _ = timeline._spectrum(sound)
         middle = slice(10, -10)  # where it neither begins nor ends
-        return (beat.percussive(spectrum)[:, middle].square().sum() / spectrum[:, middle].square().sum()).item()
+        return (timeline.percussive(spectrum)[:, middle].square().sum() / spectrum[:, middle].square().sum()).item()
 
     assert energy(tones()) < 0.01
     click = torch.zeros(1, 44_100)

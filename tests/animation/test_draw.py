@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reverie.animation.draw import Frame, animate, frame_count
+from reverie.animation.draw import Frame, animate
 from reverie.animation.pacing import unevenness
 from reverie.diffusion.noise import Noise, slerp
 from reverie.diffusion.samplers import SAMPLERS
@@ -257,7 +257,6 @@ def test_a_film_is_drawn_over_another(tiny: Pipeline, tmp_path: Path) -> None:
     asked = Animation.of(
         {"keyframes": ["a bear"], "seed": 1, "steps": 4, "init_video": tmp_path, "strength": 0.5, "fps": 10}
     )
-    assert frame_count(asked) == 3
     for batch in (1, 2):
         frames = list(animate(tiny, asked, batch=batch))
         for frame, picture in zip(frames, pictures, strict=True):

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from reverie.animation.key import fingerprint, key_of
+from reverie.animation.store import fingerprint, key_of
 from reverie.errors import ReverieError
 from reverie.requests.films import Animation, Keyframe
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from reverie.checkpoints import hub
-from reverie.cli.downloads import fetch
 from reverie.cli.options import ModelOptions
+from reverie.cli.progress import fetch
 
 
 @pytest.fixture

@@ -12,8 +12,7 @@ from reverie.codecs.spectrograms import AudioCodec, from_picture, hear, to_pictu
 from reverie.errors import ReverieError
 from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
-from reverie.sound.phases import Circle
-from reverie.sound.spectrogram import SMALL
+from reverie.sound.spectrogram import SMALL, Circle
 
 
 @pytest.fixture

@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
+from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
 from reverie.diffusion.noise import Noise
-from reverie.diffusion.parts import concatenate_channels, hold_known, switch_at
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import scaled_linear
 from reverie.diffusion.spacings import karras

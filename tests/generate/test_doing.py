@@ -14,12 +14,11 @@ from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.errors import ReverieError
 from reverie.generate import image
 from reverie.generate.canvas import prepare
-from reverie.generate.picture_run import picture_run
+from reverie.generate.image import picture_run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.requests.metadata import texts
-from reverie.requests.parts import Hires, Refiner, Variation
-from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, TextToImage, Variation
 from reverie.requests.records import from_metadata
 
 BEAR = {"prompt": "a bear", "negative": "red", "seed": 7, "steps": 4}

@@ -21,8 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.codecs.image import to_tensor
-from reverie.generate.image import fill_in
-from reverie.generate.picture_run import picture_run
+from reverie.generate.image import fill_in, picture_run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import ImageToImage, Inpaint

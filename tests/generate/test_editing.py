@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from reverie.generate.editing import final_words, schedule
+from reverie.generate.prompt import final_words, schedule
 
 
 @pytest.mark.parametrize(

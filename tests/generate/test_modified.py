@@ -129,7 +129,7 @@ def test_a_film_music_and_pictures_take_turns(player: Pipeline, ink: Path) -> No
 
 def test_a_film_cannot_be_told_another_model_by_a_drawing_that_waits(tiny: Pipeline, ink: Path) -> None:
     """The key of a film's frames is of the model's own weights."""
-    from reverie.animation.key import fingerprint
+    from reverie.animation.store import fingerprint
 
     plain = fingerprint(tiny)
     stream = tiny.stream(PLAIN.replace(loras=(str(ink),)))

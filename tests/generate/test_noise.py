@@ -6,8 +6,7 @@ import torch
 
 from reverie.diffusion.noise import Noise, gpu_source
 from reverie.generate.canvas import starting_noise
-from reverie.requests.parts import Variation
-from reverie.requests.pictures import TextToImage
+from reverie.requests.pictures import TextToImage, Variation
 
 SHAPE = (4, 6, 8)
 

@@ -19,9 +19,9 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.media import footage, video
-from reverie.media.gif import TOLERANCE
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
+from reverie.media.video import TOLERANCE
 
 FILMS = ("film.mp4", "film.webm", "film.webp", "film.gif", "frames")
 TEXTS = {REQUEST: json.dumps({"kind": "animation", "prompt": "熊 | an apple", "long": "x" * 70_000}), "title": "熊"}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from reverie.errors import ReverieError
-from reverie.music.film import animation, frames
+from reverie.music.draw import animation, frames
 from reverie.music.sections import Recording
 from reverie.pipeline import Pipeline
 from reverie.requests.music import Film, Music

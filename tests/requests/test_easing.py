@@ -7,7 +7,7 @@ from typing import get_args
 
 import pytest
 
-from reverie.requests.easing import EASINGS, EasingName
+from reverie.requests.films import EASINGS, EasingName
 
 
 @pytest.mark.parametrize("name", EASINGS)

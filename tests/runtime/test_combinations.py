@@ -17,8 +17,7 @@ import reverie
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet
 from reverie.runtime import pack, quantize
-from reverie.runtime.changes import merging, reusing, seamless
-from reverie.runtime.combinations import RULES, WAYS, check_combination
+from reverie.runtime.changes import RULES, WAYS, check_combination, merging, reusing, seamless
 from reverie.runtime.compiled import compile_network
 from reverie.runtime.int8 import available
 from reverie.runtime.offload import OFFLOADS, Offloader

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from reverie.pipeline import Pipeline
-from reverie.server.app import create_app
+from reverie.server.app import Server, create_app, listen, uvicorn_config
 from reverie.server.settings import Limits, Settings
 
 Json = dict[str, Any]
@@ -55,3 +57,18 @@ def finish(client: TestClient) -> Callable[[Json], Json]:
         raise AssertionError(f"not over: {job}")
 
     return finish
+
+
+@pytest.fixture(scope="session")
+def url(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Give the address of a server on a socket, which needs the key "secret"."""
+    settings = replace(settings, home=tmp_path_factory.mktemp("keyed"), port=0, tokens=("secret",))
+    with listen(settings) as listener:
+        ready = threading.Event()
+        server = Server(uvicorn_config(settings), ready.set)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        assert ready.wait(60)
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join(30)

@@ -12,9 +12,16 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 
 from reverie.errors import ReverieError
 from reverie.similarity import classify
-from reverie.similarity.classify import Classifier, embed_labels
+from reverie.similarity.classify import (
+    OPENAI,
+    OPENAI_SEVEN,
+    TEMPLATES,
+    Classifier,
+    embed_labels,
+    fill_template,
+    find_templates,
+)
 from reverie.similarity.embed import Clip
-from reverie.similarity.templates import OPENAI, OPENAI_SEVEN, TEMPLATES, fill_template, find_templates
 
 LABELS = ["bear", "apple", "blue background", "next to"]
 SENTENCES = ("a {}", "{} on a background", "an apple next to a {}")

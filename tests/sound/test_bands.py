@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reverie.sound.phases import Line
-from reverie.sound.spectrogram import FULL_SCALE, SMALL, SpectrogramParams, bands_of, spectrogram
+from reverie.sound.spectrogram import FULL_SCALE, SMALL, Line, SpectrogramParams, bands_of, spectrogram
 
 PARAMS = [SpectrogramParams(), SMALL, SpectrogramParams(sample_rate=22_050)]
 

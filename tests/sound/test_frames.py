@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reverie.sound.phases import Circle, Line
+from reverie.sound.spectrogram import Circle, Line
 
 SHAPES = [(64, 16, 20, 64), (64, 20, 13, 128), (60, 16, 3, 60)]  # window, hop, count, padded
 

@@ -5,8 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from reverie.sound.phases import Circle, Line, estimate_phases, summits_of, waveform
-from reverie.sound.spectrogram import FULL_SCALE, SMALL, SpectrogramParams, bands_of, spectrogram
+from reverie.sound.spectrogram import (
+    FULL_SCALE,
+    SMALL,
+    Circle,
+    Line,
+    SpectrogramParams,
+    bands_of,
+    estimate_phases,
+    spectrogram,
+    summits_of,
+    waveform,
+)
 
 
 def melody(params: SpectrogramParams, seconds: float = 1.6) -> torch.Tensor:

@@ -1,10 +1,15 @@
-"""ControlNets: pictures that steer a drawing, several at once, each with a weight and a part of the way."""
+"""ControlNets: pictures that steer a drawing, several at once, each with a weight and a part of the way.
+
+They are read from a folder in diffusers' layout, or from one file in diffusers' or lllyasviel's.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,11 +17,17 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from reverie.checkpoints import compvis
+from reverie.checkpoints.compvis import Place, Table
+from reverie.checkpoints.configs import UNET_BLOCKS, read_unet
+from reverie.checkpoints.load import CPU, DIFFUSERS_STEM, blueprint
+from reverie.checkpoints.weights import Source, find_weights, load_weights, open_source, read_json
 from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
-from reverie.media.decoding import to_rgb
-from reverie.models.controlnet import ControlNet
-from reverie.requests.parts import CONTROL_KINDS as KINDS
+from reverie.media.pictures import to_rgb
+from reverie.models.controlnet import CONTROLNETS, ControlNet, ControlNetConfig
+from reverie.models.unet import UNet
+from reverie.requests.pictures import CONTROL_KINDS
 from reverie.system import Conditioning, StableDiffusion
 
 
@@ -26,8 +37,8 @@ class Control:
 
     What the network answers is multiplied by `weight`. It is asked between `start` and `end`, fractions of the way from
     the last timestep (0) to the first (1). `kind` says to a union ControlNet what the picture is, by the names of
-    KINDS. Raises ReverieError where start and end are not in order within [0, 1], and for a kind that the network does
-    not know.
+    CONTROL_KINDS. Raises ReverieError where start and end are not in order within [0, 1], and for a kind that the
+    network does not know.
     """
 
     network: ControlNet
@@ -42,7 +53,7 @@ class Control:
             raise ReverieError(
                 f"control from {self.start:g} to {self.end:g} is not possible; give 0 <= start <= end <= 1"
             )
-        known = KINDS[: self.network.control.kinds]
+        known = CONTROL_KINDS[: self.network.control.kinds]
         if known and self.kind not in known:
             raise ReverieError(
                 f"this is a union ControlNet, for several kinds of pictures, and kind is {self.kind}; choose from "
@@ -81,7 +92,7 @@ def bind_controls(system: StableDiffusion, controls: Sequence[Control]) -> Calla
                 embedded = hint(control, *x.shape[2:]).expand(len(x), -1, -1, -1)
                 # An inpainting U-Net's further channels are a mask and a masked picture, unknown to the control.
                 latents = x[:, : control.network.config.in_channels]
-                kind = None if control.kind is None else KINDS.index(control.kind)
+                kind = None if control.kind is None else CONTROL_KINDS.index(control.kind)
                 answer = control.network(latents, t, conditioning.tokens, embedded, *extra, kind=kind)
                 if control.network.control.pooled and conditioning.prompted is not None:
                     answer = [residual * conditioning.prompted.to(x)[:, None, None, None] for residual in answer]
@@ -104,4 +115,166 @@ def _check(system: StableDiffusion, control: Control) -> None:
             f"this ControlNet is made for a U-Net with levels of {theirs.block_out_channels} channels and a context of "
             f"{theirs.cross_attention_dim}; the model has {ours.block_out_channels} and {ours.cross_attention_dim}: "
             "give one of the same family"
+        )
+
+
+PREFIX = "control_model."  # of lllyasviel's files; a few leave it out
+MARK = "input_hint_block.0.weight"  # theirs alone
+UNION = ("task_embedding", "transformer_layes", "spatial_ch_projs", "control_add_embedding")
+UNION_KINDS = "task_embedding"  # of a union, a row for each kind of pictures
+DIFFERENCE = "difference"  # says that weights are to be added to the U-Net's (sd-webui-controlnet, ComfyUI)
+# What our network cannot do otherwise; "bgr" was one early release, "UNetMidBlock2D" is in the small ones for SDXL.
+CLASSES = ("ControlNetModel", "ControlNetUnionModel")
+FIXED = {
+    "mid_block_type": "UNetMidBlock2DCrossAttn",
+    "controlnet_conditioning_channel_order": "rgb",
+}
+# What steers otherwise, by a part of a name that only it has.
+OTHERS = {
+    "lora_controlnet": "a Control-LoRA",
+    "lllite_": "a ControlNet-LLLite",
+    "motion_modules.": "a SparseCtrl of AnimateDiff",
+    "brushnet_": "a BrushNet",
+    "ctrl_to_base": "a ControlNet-XS",
+    "down_zero_convs_out": "a ControlNet-XS",
+    "adapter.body.": "a T2I-Adapter",
+    "body.0.block1.": "a T2I-Adapter",
+    "body.0.resnets.": "a T2I-Adapter",
+    "ip_adapter.": "an IP-Adapter",
+    "controlnet_blocks.": "a ControlNet of Stable Diffusion 3, Flux or the like",
+}
+POOLED = ("_shuffle", "_shuffle_fp16")  # how the names of such files end, which say it nowhere (ComfyUI)
+
+
+def load_controlnet(
+    path: str | Path,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = torch.float32,
+    config: ControlNetConfig | None = None,
+    base: UNet | None = None,
+) -> ControlNet:
+    """Read a ControlNet, in `dtype` (None: the file's own).
+
+    What a single file is, is told from its names and shapes, unless `config` says. A file that holds a whole model
+    beside it will do. `base` is the U-Net to which a file of differences is added. Raises ReverieError where there is
+    none, it is damaged, or it is of a kind that is not known.
+    """
+    path = Path(path)
+    if path.is_dir():
+        given = config or read_controlnet(read_json(path / "config.json"), str(path / "config.json"))
+        module = blueprint(partial(ControlNet, given))
+        load_weights(module, control_files(path, dtype), device=device, dtype=dtype)
+        return module
+    if not path.is_file():
+        raise ReverieError(f"no ControlNet at '{path}'; give a folder in diffusers' layout or a file of weights")
+    source = open_source(path)
+    module, table = _recognise(source, path, [config] if config else list(CONTROLNETS.values()))
+    state = {ours: place.read(source.tensor(place.name)) for ours, place in table.items()}
+    if DIFFERENCE in source.names():
+        state = _add_base(state, base, path)
+    module.load_state_dict({ours: tensor.to(device, dtype) for ours, tensor in state.items()}, assign=True)
+    return module.eval()
+
+
+def control_files(path: str | Path, dtype: torch.dtype | None) -> list[Path]:
+    """Return the files that a ControlNet's weights are read from."""
+    path = Path(path)
+    return find_weights(path, DIFFUSERS_STEM, dtype) if path.is_dir() else [path]
+
+
+def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:
+    """Translate diffusers' ControlNetModel config. `where` names the file in errors."""
+    if (name := raw.get("_class_name", CLASSES[0])) not in CLASSES:
+        raise ReverieError(f"{where}: _class_name is {name!r}, which is not supported; give {' or '.join(CLASSES)}")
+    for key, expected in FIXED.items():
+        if (given := raw.get(key, expected)) != expected:
+            raise ReverieError(f"{where}: {key} is {given!r}, which is not supported; it should be {expected!r}")
+    down = raw.get("down_block_types") or []
+    up = [UNET_BLOCKS.get(block) for block in reversed(down)]
+    unet = read_unet({"sample_size": 64, **raw, "up_block_types": up}, where)
+    widths = tuple(raw.get("conditioning_embedding_out_channels") or (16, 32, 96, 256))
+    config = ControlNetConfig(
+        unet, raw.get("conditioning_channels", 3), widths, bool(raw.get("global_pool_conditions"))
+    )
+    if name == CLASSES[0]:
+        return config
+    heads, layers = raw.get("num_trans_head", 8), raw.get("num_trans_layer", 1)
+    return replace(config, kinds=raw.get("num_control_type", 6), fusing_heads=heads, fusing_layers=layers)
+
+
+def _add_base(state: dict[str, Tensor], base: UNet | None, path: Path) -> dict[str, Tensor]:
+    """Add the U-Net's weights to those that a ControlNet shares with it. Raises ReverieError where they do not fit."""
+    if base is None:
+        raise ReverieError(f"'{path}' holds what is to be added to a U-Net; give the model that it steers")
+    own = {name for name, _ in base.named_parameters()} | {f"{name}.weight" for name, _ in base.named_modules()}
+    added = dict(state)
+    for name in own & state.keys():
+        weight = base.get_parameter(name).detach().cpu().float()
+        if name == "conv_in.weight":
+            weight = weight[:, : state[name].shape[1]]  # an inpainting U-Net's further channels
+        if weight.shape != state[name].shape:
+            raise ReverieError(f"'{path}' does not fit this model at {name}; give a ControlNet of the same family")
+        added[name] = state[name].float() + weight
+    return added
+
+
+def places(config: ControlNetConfig, names: list[str], prefix: str = PREFIX) -> Table:
+    """Give each of our tensors its place in a file of lllyasviel's (ControlNet: cldm/cldm.py)."""
+    modules = {
+        "conv_in": Place("input_blocks.0.0"),
+        "time_embedding.linear_1": Place("time_embed.0"),
+        "time_embedding.linear_2": Place("time_embed.2"),
+        "add_embedding.linear_1": Place("label_emb.0.0"),
+        "add_embedding.linear_2": Place("label_emb.0.2"),
+        "controlnet_cond_embedding.conv_in": Place("input_hint_block.0"),
+        "controlnet_mid_block": Place("middle_block_out.0"),
+        **compvis.unet_down(config.unet),
+    }
+    blocks = 2 * (len(config.hint_widths) - 1)
+    for index in range(blocks):  # every other module there is an activation
+        modules[f"controlnet_cond_embedding.blocks.{index}"] = Place(f"input_hint_block.{2 * index + 2}")
+    modules["controlnet_cond_embedding.conv_out"] = Place(f"input_hint_block.{2 * blocks + 2}")
+    for index in range(len(config.unet.block_out_channels) * (config.unet.layers_per_block + 1)):
+        modules[f"controlnet_down_blocks.{index}"] = Place(f"zero_convs.{index}.0")
+    if config.kinds:
+        modules |= {part: Place(part) for part in UNION}
+    return compvis.places(names, modules, prefix)
+
+
+def _recognise(source: Source, path: Path, configs: list[ControlNetConfig]) -> tuple[ControlNet, Table]:
+    """Find the config whose names and shapes are all in a file, and where.
+
+    Raises ReverieError where there is none, or the file says by other names that it steers otherwise.
+    """
+    names = set(source.names())
+    other = next((title for part, title in OTHERS.items() if any(part in name for name in names)), None)
+    if other is not None:
+        raise ReverieError(f"'{path}' is {other}, which reverie does not steer with; give a plain ControlNet")
+    pooled = path.stem.endswith(POOLED)
+    kinds = source.shape(UNION_KINDS)[0] if UNION_KINDS in names else 0
+    for config in [replace(config, pooled=pooled or config.pooled, kinds=kinds) for config in configs]:
+        module = blueprint(partial(ControlNet, config))
+        shapes = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+        table = {name: Place(name) for name in shapes}
+        for prefix in (PREFIX, ""):
+            if prefix + MARK in names:
+                table = places(config, list(shapes), prefix)
+        stored = [(shapes[ours], place) for ours, place in table.items()]
+        if all(place.name in names and place.shape(source.shape(place.name)) == shape for shape, place in stored):
+            _check_rest(names - {place.name for place in table.values()}, path)
+            return module, table
+    raise ReverieError(
+        f"'{path}' is not a ControlNet that is known here, whole and undamaged; give one for {', '.join(CONTROLNETS)}, "
+        "in diffusers' layout or lllyasviel's"
+    )
+
+
+def _check_rest(names: set[str], path: Path) -> None:
+    """Refuse a ControlNet with further parts of its own: it is of a kind that answers otherwise."""
+    own = (PREFIX, "control", "input_hint_block.", "zero_convs.", "transformer_layes.", "spatial_ch_projs.")
+    mine = sorted(name for name in names if name.startswith(own))
+    if mine:
+        raise ReverieError(
+            f"'{path}' is a ControlNet of a kind that is not known here: it holds '{mine[0]}' beside what is known"
         )

@@ -16,7 +16,7 @@ from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import Guide, Prompts
 from reverie.generate.sample import Bind, guided_denoiser
-from reverie.media.decoding import to_rgb
+from reverie.media.pictures import to_rgb
 from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning, StableDiffusion
 

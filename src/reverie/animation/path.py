@@ -28,7 +28,7 @@ from reverie.diffusion.step import Point, Sampler, Sigmas
 from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.conditioning import Prompts
-from reverie.generate.picture_run import prepare_run
+from reverie.generate.image import prepare_run
 from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
 from reverie.requests.adapter_files import extract
 from reverie.requests.base import steps_taken

@@ -239,7 +239,7 @@ def same_names(config: object) -> Table:
     return SAME_NAMES
 
 
-def fused(config: CLIPTextConfig) -> Table:
+def converted_names(config: CLIPTextConfig) -> Table:
     """Place the modules of OpenCLIP's text tower as stable-diffusion.cpp's `--convert-name` calls them.
 
     They are named as transformers' but for query, key and value, which stay fused, and the projection, which lies as

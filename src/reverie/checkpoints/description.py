@@ -17,8 +17,7 @@ from reverie.checkpoints.configs import read_schedule, read_unet
 from reverie.checkpoints.families import alike
 from reverie.checkpoints.identify import Contents, identify
 from reverie.checkpoints.load import SAFETY, STEMS
-from reverie.checkpoints.quantised import GGUF
-from reverie.checkpoints.weights import Source, find_weights, open_source, read_json
+from reverie.checkpoints.weights import GGUF, Source, find_weights, open_source, read_json
 from reverie.errors import ReverieError
 
 PIXELS_PER_LATENT = 8

@@ -237,7 +237,7 @@ OPENCLIP_H = Tower(
         ("conditioner.embedders.0.model.", compvis.open_clip),
         ("text_encoder.", compvis.same_names),
         ("te.", compvis.same_names),
-        ("cond_stage_model.transformer.", compvis.fused),
+        ("cond_stage_model.transformer.", compvis.converted_names),
         ("cond_stage_model.transformer.", compvis.same_names),
     ),
 )
@@ -251,7 +251,7 @@ OPENCLIP_G = Tower(
         ("text_encoders.clip_g.transformer.", compvis.same_names),
         ("text_encoder_2.", compvis.same_names),
         ("te.1.", compvis.same_names),
-        ("cond_stage_model.1.transformer.", compvis.fused),
+        ("cond_stage_model.1.transformer.", compvis.converted_names),
         ("cond_stage_model.transformer.1.", compvis.same_names),
     ),
 )
@@ -259,7 +259,7 @@ XL_TOWERS = (replace(CLIP_L, prefix="conditioner.embedders.0.transformer."), OPE
 REFINER_TOWER = replace(
     OPENCLIP_G,
     prefix="conditioner.embedders.0.model.",
-    others=(*OPENCLIP_G.others, ("cond_stage_model.transformer.", compvis.fused)),
+    others=(*OPENCLIP_G.others, ("cond_stage_model.transformer.", compvis.converted_names)),
 )
 
 V = ScheduleConfig(prediction="v")

@@ -104,12 +104,12 @@ def read_known(folder: Path) -> tuple[Known, ...]:
         return ()
     try:
         listed = json.loads(file.read_text(encoding="utf-8"))
-        return tuple(_known(**one) for one in listed)
+        return tuple(_read_known(**one) for one in listed)
     except (TypeError, ValueError) as error:
         raise ReverieError(f"{file} is no list of concepts with en and zh; remove or repair it") from error
 
 
-def _known(
+def _read_known(
     *, en: list[str], zh: list[str], emoji: str = "", keywords: Sequence[str] = (), kind: str = Known.kind
 ) -> Known:
     return Known(emoji, tuple(en), tuple(zh), tuple(keywords), kind)

@@ -15,8 +15,7 @@ from typing import Any, BinaryIO
 
 import torch
 
-from reverie.checkpoints.archive import Entry, entries
-from reverie.checkpoints.extents import LONGEST_AXIS, Extent, Mapped, check_shape, reach
+from reverie.checkpoints.extents import LONGEST_AXIS, Entry, Extent, Mapped, check_shape, entries, reach
 from reverie.checkpoints.opcodes import Forbidden, Inert, Machine, Rebuilder, Scripted, table
 from reverie.errors import ReverieError
 from reverie.files import reason_of

@@ -31,8 +31,7 @@ from reverie.errors import ReverieError
 if TYPE_CHECKING:
     from reverie.requests.films import Animation
     from reverie.requests.music import Film, Music
-    from reverie.requests.parts import Hires, Refiner, Variation
-    from reverie.requests.pictures import TextToImage
+    from reverie.requests.pictures import Hires, Refiner, TextToImage, Variation
 
 Fields = dict[str, Any]
 
@@ -61,8 +60,7 @@ def ask_picture(
     further: FurtherFlags = FurtherFlags(),
 ) -> TextToImage:
     """Make the request for pictures. Raises ReverieError for values out of range and for what does not fit."""
-    from reverie.requests.parts import ControlInput
-    from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+    from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, Outpaint, TextToImage
 
     shared = {"prompt": prompt, **fields_of(drawing, adapters), **_further(further)}
     if controls := shared.pop("control", ()):
@@ -90,7 +88,7 @@ def _further(flags: FurtherFlags) -> Fields:
 
 
 def _variation(flags: FurtherFlags) -> Variation | None:
-    from reverie.requests.parts import Variation
+    from reverie.requests.pictures import Variation
 
     width, height = parse_size(flags.seed_size) if flags.seed_size is not None else (None, None)
     fields = _without_none(seed=flags.subseed, strength=flags.subseed_strength, width=width, height=height)
@@ -102,7 +100,7 @@ def _variation(flags: FurtherFlags) -> Variation | None:
 
 
 def _hires(flags: FurtherFlags) -> Hires | None:
-    from reverie.requests.parts import Hires
+    from reverie.requests.pictures import Hires
 
     fields = _without_none(upscaler=flags.hires_upscaler, steps=flags.hires_steps, strength=flags.hires_strength)
     if flags.hires is None:
@@ -116,7 +114,7 @@ def _hires(flags: FurtherFlags) -> Hires | None:
 
 
 def _refiner(flags: FurtherFlags) -> Refiner | None:
-    from reverie.requests.parts import Refiner
+    from reverie.requests.pictures import Refiner
 
     if flags.refiner is not None:
         return Refiner(model=flags.refiner, **_without_none(switch=flags.refiner_switch))

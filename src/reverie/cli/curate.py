@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -14,19 +15,45 @@ from reverie.cli.progress import show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
 
+if TYPE_CHECKING:
+    from reverie.similarity.curation.report import Curated
+    from reverie.similarity.curation.rules import Rules
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class RuleOptions:
+    """Choose what a sample needs. See `similarity.curation.rules.Rules`."""
+
+    min_cosine: float | None = 0.28
+    """Least likeness of picture and text (ViT-B/32: 0.28 in LAION-5B, 0.3 in LAION-400M); -1 keeps all, unmeasured."""
+    min_text: Whole = 5
+    """Least letters of the text."""
+    min_bytes: Whole = 5000
+    """Least bytes of the picture's file."""
+    min_side: Whole = 0
+    """Least pixels of the shorter side."""
+    max_aspect: float | None = None
+    """Most that the longer side may be, over the shorter."""
+    duplicates: float | None = None
+    """Cosine of two pictures from which the later is dropped as a near-duplicate, such as 0.96."""
+    min_aesthetic: float | None = None
+    """Least aesthetic score: 5 in LAION-Aesthetics."""
+
+    def rules(self) -> Rules:
+        """Return the rules. Raises ReverieError for a limit that is none."""
+        from reverie.similarity.curation.rules import Rules
+
+        unmeasured = self.min_cosine is not None and self.min_cosine <= -1
+        return Rules(**vars(self) | {"min_cosine": None if unmeasured else self.min_cosine})
+
 
 def curate(
     source: Path,
     *,
     output: Annotated[Path, Parameter(("--output", "-o"))],
-    min_cosine: float | None = 0.28,
-    min_text: Whole = 5,
-    min_bytes: Whole = 5000,
-    min_side: Whole = 0,
-    max_aspect: float | None = None,
-    duplicates: float | None = None,
+    limits: RuleOptions = RuleOptions(),
     aesthetic: Path | None = None,
-    min_aesthetic: float | None = None,
     workers: Whole = 1,
     ray: str | None = None,
     clip: ClipOptions = ClipOptions(),
@@ -42,22 +69,8 @@ def curate(
         Folder of .tar shards in img2dataset's layout, or one shard.
     output
         Folder for the filtered shards, a .jsonl beside each that tells of every sample, and report.html.
-    min_cosine
-        Least likeness of picture and text: 0.28 in LAION-5B, 0.3 in LAION-400M, by ViT-B/32; -1 keeps all, unmeasured.
-    min_text
-        Least letters of the text.
-    min_bytes
-        Least bytes of the picture's file.
-    min_side
-        Least pixels of the shorter side.
-    max_aspect
-        Most that the longer side may be, over the shorter.
-    duplicates
-        Cosine of two pictures from which the later is dropped as a near-duplicate, such as 0.96.
     aesthetic
         Weights of LAION's aesthetic predictor, for ViT-L/14.
-    min_aesthetic
-        Least aesthetic score: 5 in LAION-Aesthetics.
     workers
         How many processes of this machine share the work.
     ray
@@ -69,41 +82,26 @@ def curate(
         raise ReverieError(f"--workers {workers} should be 1 or more")
     if aesthetic is not None and not aesthetic.is_file():
         raise ReverieError(f"no aesthetic head '{aesthetic}': there is no such file")
-    if min_aesthetic is not None and aesthetic is None:
+    if limits.min_aesthetic is not None and aesthetic is None:
         raise ReverieError("--min-aesthetic needs the weights of a head; give them with --aesthetic")
-    from reverie.similarity.curation.rules import Rules
-    from reverie.similarity.curation.samples import find_shards
+    rules = limits.rules()
+    from reverie.similarity.curation.samples import by_processes, by_ray, find_shards
 
-    rules = Rules(
-        min_cosine=None if min_cosine is not None and min_cosine <= -1 else min_cosine,
-        min_text=min_text,
-        min_bytes=min_bytes,
-        min_side=min_side,
-        max_aspect=max_aspect,
-        min_aesthetic=min_aesthetic,
-        duplicates=duplicates,
-    )
     find_shards(source)  # what is wrong is said before a model is loaded
     from reverie.similarity.curation.measure import Scoring
     from reverie.similarity.curation.run import curate as run
-    from reverie.similarity.curation.samples import by_processes, by_ray
 
     spread = by_processes(workers) if ray is None else by_ray(ray)
-    scoring = Scoring(
-        model=_absolute(clip.model),
-        activation=clip.activation,
-        revision=clip.revision,
-        device=clip.device,
-        dtype=clip.dtype,
-        aesthetic=_absolute(aesthetic),
-    )
-    outcome = None
-    for event in show_progress(run(source, output, rules, scoring=scoring, spread=spread)):
-        outcome = event.outcome
-    assert outcome is not None
+    scoring = Scoring(**vars(clip) | {"model": _absolute(clip.model), "aesthetic": _absolute(aesthetic)})
+    *_, last = show_progress(run(source, output, rules, scoring=scoring, spread=spread))
+    assert last.outcome is not None
     if as_json:
-        say(json.dumps(outcome.record() | {"report": str(output / "report.html")}))
-        return
+        say(json.dumps(last.outcome.record() | {"report": str(output / "report.html")}))
+    else:
+        _tell(last.outcome, output)
+
+
+def _tell(outcome: Curated, output: Path) -> None:
     say(f"{outcome.kept} of {outcome.seen} samples kept in {output}; see {output / 'report.html'}")
     for reason, count in outcome.dropped.items():
         say(f"{count:8}  {reason}")

@@ -10,10 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reverie.cli.downloads import fetch
 from reverie.cli.options import ModelOptions
 from reverie.cli.output import say
-from reverie.cli.progress import show_progress
+from reverie.cli.progress import fetch, show_progress
 from reverie.jobs.events import Event, Finished, Job, Note, Preview, Saved
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob

@@ -1,18 +1,33 @@
-"""How far long work is, on stderr: a bar on a terminal, plain lines elsewhere."""
+"""How far long work and downloads are, on stderr: a bar on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    Task,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 from rich.progress import Progress as Bar
 from rich.text import Text
 
+from reverie.cli.options import ModelOptions
 from reverie.progress import Progress
+
+if TYPE_CHECKING:
+    from reverie.checkpoints.hub import Download, Report
 
 Event = TypeVar("Event")
 PLAIN_INTERVAL = 5.0  # seconds between two lines of a log
@@ -70,3 +85,45 @@ class Rate(ProgressColumn):
     def render(self, task: Task) -> Text:
         """Write the rate, or a dash while it is unknown."""
         return Text(f"{task.speed:.1f}/s" if task.speed else "-/s")
+
+
+def fetch(model: ModelOptions) -> None:
+    """Fetch a model that is a name on the hub and not in its cache; others are left to loading. Raises ReverieError."""
+    if model.model is None or Path(model.model).exists():
+        return
+    from reverie.checkpoints import hub  # brings torch, which takes seconds
+
+    if hub.is_name(model.model):
+        with _show(model.model) as report:
+            hub.find(model.model, revision=model.revision, variant=model.variant, report=report)
+
+
+@contextmanager
+def _show(name: str) -> Iterator[Report]:
+    """Yield what a download is to be reported to."""
+    if not sys.stderr.isatty():
+        yield _DownloadLines(name)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Bar(*columns, TimeRemainingColumn(compact=True), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(f"fetching {name}", total=None, visible=False)
+
+        def report(download: Download) -> None:
+            bar.update(task, completed=download.done, total=download.total, visible=True)
+
+        yield report
+
+
+class _DownloadLines:
+    """Write a line to stderr when a download begins, and another every few seconds."""
+
+    def __init__(self, name: str):
+        self._name = name
+        self._last = 0.0
+
+    def __call__(self, download: Download) -> None:
+        now = time.monotonic()
+        if now - self._last >= PLAIN_INTERVAL:
+            self._last = now
+            done, total = download.done / 1e6, download.total / 1e6
+            print(f"fetching {self._name}: {download.file}, {done:.0f} of {total:.0f} MB", file=sys.stderr)

@@ -18,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.errors import ReverieError
-from reverie.media.decoding import eight_bits, read_stored
+from reverie.media.pictures import eight_bits, read_stored
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, normalise
 from reverie.models.safety import SafetyChecker
 

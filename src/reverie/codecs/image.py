@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
-from reverie.media.decoding import to_rgb
+from reverie.media.pictures import to_rgb
 from reverie.models.autoencoder import (
     Autoencoder,
     AutoencoderConfig,

@@ -17,8 +17,7 @@ from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.errors import ReverieError
 from reverie.media.charts import BLACK, MARGIN, WHITE, viridis
 from reverie.media.sound import Sound
-from reverie.sound.phases import Line, waveform
-from reverie.sound.spectrogram import PER_SECOND, SpectrogramParams, spectrogram, to_mel
+from reverie.sound.spectrogram import PER_SECOND, Line, SpectrogramParams, spectrogram, to_mel, waveform
 
 # riffusion/spectrogram_params.py: ExifTags
 TAGS = {
@@ -136,7 +135,7 @@ class AudioCodec:
     def sounds(self, latents: Float[Tensor, "b c h w"], time: type[Line] = Line) -> list[Sound]:
         """Decode scaled latents to sounds of columns * hop samples, each normalised to -1 dBFS.
 
-        With `time` Circle (sound/phases.py) the end of each goes on at its beginning.
+        With `time` Circle (sound/spectrogram.py) the end of each goes on at its beginning.
         """
         greys = (self.images.decode(latents) + 1) * (LIGHT / 2)
         mels = [from_greys(one, self.params) for one in greys]

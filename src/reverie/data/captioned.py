@@ -8,7 +8,7 @@ from typing import Protocol
 from PIL import Image
 
 from reverie.data.located import Located, locate
-from reverie.media.decoding import decode, to_rgb
+from reverie.media.pictures import decode, to_rgb
 
 PICTURES = ("jpg", "jpeg", "png", "webp")  # suffixes of pictures in shards and folders, the first found is read
 

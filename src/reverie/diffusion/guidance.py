@@ -2,7 +2,7 @@
 
 A denoiser D(x, sigma) is affine in its network's F(x_vp, t), with the same coefficients under every prompt; so linear
 guidance may be applied to either. `linear_rescaled` is not linear: apply it to the network, as its authors and
-diffusers do.
+diffusers do. Inpainting masks, the switch to a refiner and further channels are combinators too.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.diffusion.denoiser import Denoise, Level
+from reverie.diffusion.denoiser import Denoise, Level, Network
 from reverie.diffusion.schedule import Schedule, to_vp
 
 Predict = Callable[[Tensor, Any], Tensor]
@@ -139,3 +139,49 @@ def consistency(
 
 def _deviation(x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
     return x.std(dim=tuple(range(1, x.ndim)), keepdim=True)
+
+
+def hold_known(
+    denoise: Denoise,
+    mask: Float[Tensor, "b 1 h w"],
+    known: Float[Tensor, "b c h w"],
+    eps: Float[Tensor, "b c h w"],
+    below: float,
+) -> Denoise:
+    """Leave `known` where the mask is 0: there the denoiser sees it under the noise `eps`, and answers with it.
+
+    So do diffusers' pipelines for inpainting with a model of 4 channels. At levels of `below` and more the noisy input
+    stays as it is, which is how they start from noise alone.
+    """
+
+    def prediction(x: Float[Tensor, "b c h w"], sigma: Level) -> Float[Tensor, "b c h w"]:
+        if sigma < below:
+            x = torch.where(mask > 0, x, known + sigma * eps)
+        return torch.where(mask > 0, denoise(x, sigma), known)
+
+    return prediction
+
+
+def concatenate_channels(network: Network, extra: Float[Tensor, "b e h w"]) -> Network:
+    """Give an inpainting network its further channels: the mask, and the latents of the picture without what it hides.
+
+    `extra` is repeated over the rows, which are a multiple of its own.
+    """
+
+    def predict(x: Float[Tensor, "rows c h w"], t: Float[Tensor, " rows"]) -> Float[Tensor, "rows c h w"]:
+        return network(torch.cat([x, extra.to(x).repeat(len(x) // len(extra), 1, 1, 1)], dim=1), t)
+
+    return predict
+
+
+def switch_at(first: Denoise, second: Denoise, level: float) -> Denoise:
+    """Ask one denoiser at noise levels of `level` and more, and another below: SDXL's base and its refiner.
+
+    The sampler knows of one denoiser alone, so a multistep one keeps its past over the change (Podell et al.
+    2307.01952, section 2.5).
+    """
+
+    def prediction(x: Float[Tensor, "b ..."], sigma: Level) -> Float[Tensor, "b ..."]:
+        return first(x, sigma) if sigma >= level else second(x, sigma)
+
+    return prediction

@@ -17,7 +17,7 @@ from reverie.codecs.image import ImageCodec, to_tensor
 from reverie.diffusion.noise import SOURCES, Noise, Source, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
-from reverie.media.decoding import to_rgb
+from reverie.media.pictures import to_rgb
 from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 

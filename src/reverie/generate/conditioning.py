@@ -14,7 +14,7 @@ from torch import Tensor
 from reverie.adapters import inversion, lora
 from reverie.adapters.inversion import Inversion, Words
 from reverie.errors import ReverieError
-from reverie.generate import editing, prompt
+from reverie.generate import prompt
 from reverie.generate.prompt import Piece
 from reverie.requests import adapter_files
 from reverie.requests.adapter_files import Adapter, extract
@@ -148,7 +148,7 @@ class _Encoder:
 
     def guide(self, text: str, weight: float, steps: int, after: int | None, sizes: Tensor | None, zero: bool) -> Guide:
         """Encode every stage of a text; `zero` conditions on zeros where the whole text is empty."""
-        stages = editing.schedule(text, steps, after)
+        stages = prompt.schedule(text, steps, after)
         rows = {stage.text: self._split(stage.text) for stage in stages}
         count = max(len(chunks) for row in rows.values() for chunks in row)
         encoded = {text: self._encode(row, count, sizes) for text, row in rows.items()}

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from reverie.adapters import inversion
 from reverie.errors import ReverieError
-from reverie.generate import editing, prompt
+from reverie.generate import prompt
 from reverie.generate.conditioning import Prompts, inversions_of, split
-from reverie.generate.image import fill_in, finish, passes
-from reverie.generate.picture_run import picture_run
+from reverie.generate.image import fill_in, finish, passes, picture_run
 from reverie.media.charts import words_sheet
 from reverie.models.layers import Attention, SpatialTransformer, TransformerBlock
 from reverie.requests.adapter_files import extract
@@ -169,7 +168,7 @@ def _words(system: StableDiffusion, request: TextToImage) -> Iterator[tuple[int,
     tokenizer = system.tokenizers[0]
     with inversion.apply(system, inversions_of(request)) as inverted:
         for part, (text, _) in enumerate(prompt.parts(extract(request.prompt).text)):
-            for stage, (_, said) in enumerate(editing.schedule(text, request.steps)):
+            for stage, (_, said) in enumerate(prompt.schedule(text, request.steps)):
                 for number, chunk in enumerate(split(prompt.weigh(said), tokenizer, inverted[0])):
                     for position, word in enumerate(token_words(tokenizer, chunk.ids)):
                         yield part, stage, word, number * tokenizer.length + 1 + position

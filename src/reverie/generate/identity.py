@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from functools import partial
 
-from reverie.checkpoints.controlnets import control_files
+from reverie.adapters.control import control_files
 from reverie.requests.adapter_files import files_sum
 from reverie.requests.music import Film
 from reverie.requests.pictures import TextToImage

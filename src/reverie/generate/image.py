@@ -1,27 +1,196 @@
-"""From a request to pictures: encode the prompt, sample, decode, and write the request into each picture."""
+"""From a request to pictures: encode the prompt, sample, decode, and write the request into each picture.
+
+A `PictureRun` is what the pictures of one request share: the canvas, the passes of the sampler, prompts, ControlNets.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.diffusion.step import Step
-from reverie.generate import canvas
-from reverie.generate.conditioning import adapter_notes
+from reverie.adapters.control import Control, bind_controls, load_controlnet
+from reverie.codecs.image import ImageCodec
+from reverie.diffusion.denoiser import Denoise, Network
+from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
+from reverie.diffusion.step import Sigmas, Step
+from reverie.errors import ReverieError
+from reverie.generate import canvas, conditioning
+from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_noise
+from reverie.generate.conditioning import Prompts, adapter_notes
 from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
-from reverie.generate.picture_run import PictureRun, prepare_run
+from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
+from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
+from reverie.requests.base import steps_taken
 from reverie.requests.metadata import texts
-from reverie.requests.pictures import TextToImage
-from reverie.runtime.offload import offloader_of
-from reverie.system import StableDiffusion
+from reverie.requests.pictures import ControlInput, ImageToImage, Outpaint, TextToImage
+from reverie.runtime import is_packed, pack
+from reverie.runtime.offload import HOST, by_block, offloader_of
+from reverie.system import Conditioning, StableDiffusion
+
+Enlarge = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """Hold one run of the sampler: the request with the size and steps of this run, its levels and its prompts.
+
+    `bind` gives its network; `enlarge` makes the latents to start from of those of the pass before.
+    """
+
+    request: TextToImage
+    sigmas: Sigmas
+    prompts: Prompts
+    refined: Prompts | None
+    bind: Bind
+    enlarge: Enlarge
+
+    def __len__(self) -> int:
+        return len(self.sigmas) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class PictureRun:
+    """Hold everything that the pictures of a request share."""
+
+    system: StableDiffusion
+    codec: ImageCodec
+    canvas: Canvas
+    passes: tuple[Pass, ...]
+    refiner: StableDiffusion | None
+
+    def steps(
+        self, one: Pass, singles: Sequence[TextToImage], latents: Float[Tensor, "b c h w"] | None
+    ) -> Iterator[Step]:
+        """Run one pass for some pictures; `latents` are those of the pass before."""
+        shape = self.codec.latent_shape(one.request.width or 0, one.request.height or 0)
+        noise = starting_noise(singles, shape, self.codec.factor, self.system.device)
+        denoise = self._denoiser(one, noise.initial())
+        init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
+        return sample(denoise, one.sigmas, noise, one.request.sampler, init)
+
+    def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"]) -> Denoise:
+        """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
+        request, rows = one.request, len(eps)
+        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind)
+        if self.refiner is not None and request.refiner is not None and one.refined is not None:
+            refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
+            denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
+        mask, known = self.canvas.mask, self.canvas.known
+        if mask is None or known is None or self.canvas.extra is not None:
+            return denoise
+        below = math.inf if self.canvas.start is not None else one.sigmas[0].item() * (1 - SAME)
+        return hold_known(denoise, mask.expand(rows, -1, -1, -1), known.expand_as(eps), eps, below)
+
+
+@contextmanager
+def picture_run(
+    system: StableDiffusion, request: TextToImage, refiner: StableDiffusion | None = None
+) -> Iterator[PictureRun]:
+    """Hold the model, changed as a request asks, for the block; afterwards it is as it was. See `prepare_run`."""
+    with modify(system, request, refiner=refiner) as modification, modification.active():
+        yield prepare_run(system, request, refiner)
+
+
+def prepare_run(system: StableDiffusion, request: TextToImage, refiner: StableDiffusion | None = None) -> PictureRun:
+    """Make ready what a request's pictures share; its size is filled in, and its changes to the model are active.
+
+    Raises ReverieError where files of the request are missing or do not fit the model, and where the request asks for
+    a refiner and none is given.
+    """
+    if request.refiner is not None and refiner is None:
+        raise ReverieError("the request hands over to a refiner; give the model that it names")
+    codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
+    canvas = prepare(system, codec, request)
+    bind = bind_controls(system, [load_control(system, control) for control in request.controls])
+    return PictureRun(system, codec, canvas, _passes(system, codec, request, refiner, bind, canvas.extra), refiner)
+
+
+def load_control(system: StableDiffusion, control: ControlInput) -> Control:
+    """Load a ControlNet and prepare the picture that it sees."""
+    offloader = offloader_of(system.unet)
+    carried = (
+        offloader is not None and offloader.split is by_block
+    )  # as a whole it would take turns with the U-Net at every step
+    place = HOST if carried else system.device
+    network = load_controlnet(control.model, device=place, dtype=system.dtype, base=system.unet)
+    if offloader is not None and carried:
+        offloader.take(network)
+    if is_packed(system.unet):
+        pack(network)
+    picture = control.image.image()
+    if control.preprocessor != "none":
+        picture = PREPROCESSORS[control.preprocessor](picture)
+    return Control(network, picture, control.weight, control.start, control.end, control.kind)
+
+
+def _bind_extra(bind: Bind, extra: Tensor | None) -> Bind:
+    """Bind an inpainting U-Net with its further channels."""
+    if extra is None:
+        return bind
+
+    def wide(conditioning: Conditioning) -> Network:
+        return concatenate_channels(bind(conditioning), extra)
+
+    return wide
+
+
+def _passes(
+    system: StableDiffusion,
+    codec: ImageCodec,
+    request: TextToImage,
+    refiner: StableDiffusion | None,
+    bind: Bind,
+    extra: Tensor | None,
+) -> tuple[Pass, ...]:
+    """Plan the first pass, and the second where the request asks for one.
+
+    Of the request's levels a pass visits the last int(steps * strength) intervals, as diffusers counts.
+    """
+
+    def plan(request: TextToImage, strength: float, extra: Tensor | None, after: int | None, enlarge: Enlarge) -> Pass:
+        sigmas = noise_levels(system, request)[-steps_taken(request.steps, strength) - 1 :]
+        prompts = conditioning.encode(system, request, after)
+        refined = conditioning.encode(refiner, request, after) if refiner else None
+        return Pass(request, sigmas, prompts, refined, _bind_extra(bind, extra), enlarge)
+
+    strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
+    first = plan(request, strength, extra, None, lambda latents: latents)
+    if request.hires is None:
+        return (first,)
+    hires = request.hires
+    width, height = hires.size(request.width or 0, request.height or 0, codec.factor)
+    changes: dict[str, object] = {"width": width, "height": height, "steps": hires.steps or request.steps}
+    if isinstance(request, ImageToImage):
+        changes["strength"] = hires.strength  # the first pass's may leave none of so few steps
+    larger = request.replace(**changes)
+    enlarge = partial(UPSCALERS[hires.upscaler], codec, (width, height))
+    return first, plan(larger, hires.strength, blank_channels(system, codec, (width, height)), request.steps, enlarge)
+
+
+def _larger_latents(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:
+    return F.interpolate(latents, codec.latent_shape(*size)[1:], mode="bilinear")
+
+
+def _larger_pictures(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:
+    return codec.encode([picture.resize(size, Image.Resampling.LANCZOS) for picture in codec.pictures(latents)])
+
+
+UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
+    "latent": _larger_latents,
+    "lanczos": _larger_pictures,
+}
+
 
 GPU_BATCH = 4
 

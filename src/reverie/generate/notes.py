@@ -107,8 +107,8 @@ def _tempo(music: Music, model: Components) -> Iterator[str]:
     if learned and (others := [tempo for tempo in dict.fromkeys(asked) if tempo not in learned]):
         known = ", ".join(f"{tempo:g}" for tempo in learned)
         near = [min(learned, key=lambda tempo: abs(tempo - other)) for other in others]
-        told = ", ".join(f"{other:g} bpm (nearest: {one:g})" for other, one in zip(others, near, strict=True))
-        yield f"{model.name} has not learned {told}, and may play another; it knows {known} bpm"
+        unknown = ", ".join(f"{other:g} bpm (nearest: {one:g})" for other, one in zip(others, near, strict=True))
+        yield f"{model.name} has not learned {unknown}, and may play another; it knows {known} bpm"
 
 
 def _size(request: TextToImage | Animation, model: Components) -> Iterator[str]:

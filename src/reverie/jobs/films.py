@@ -91,8 +91,7 @@ class FilmJob:
     ) -> Generator[Event, None, tuple[int, int, tuple[int, int]]]:
         """Draw into all outputs; return how many frames were there before, how many there are, and their size."""
         from reverie.animation.draw import BATCH
-        from reverie.animation.key import key_of
-        from reverie.animation.store import FrameStore, cache, prune
+        from reverie.animation.store import FrameStore, cache, key_of, prune
 
         request = self.request.with_guidance(system.guidance)
         texts = metadata.texts(request, system.name) if self.metadata else {}

@@ -209,12 +209,20 @@ def settings_for(system: Pipeline, request: TextToImage, within: float) -> tuple
 
 def look(system: Pipeline, taesd: Path | None) -> Show:
     """Choose how previews are decoded: by a TAESD where one is given, by colours alone where not."""
-    from reverie.checkpoints.taesd import load_tiny
+    from reverie.checkpoints.single import load_tiny
     from reverie.codecs.image import TinyPreview, fit_preview
 
     if taesd is None:
         return fit_preview(system.codec).pictures
     tiny = load_tiny(taesd, device=system.device, dtype=system.dtype)
+    channels, own = tiny.config.latent_channels, system.autoencoder.config.latent_channels
+    if tiny.decoder is None or channels != own:
+        found = "holds no decoder" if tiny.decoder is None else f"decodes latents of {channels} channels"
+        raise ReverieError(
+            f"'{taesd}' {found}, and the latents of '{system.name}' have {own}",
+            field="taesd",
+            hint="give a TAESD of the model's family",
+        )
     return TinyPreview(tiny, system.device, system.dtype).pictures
 
 

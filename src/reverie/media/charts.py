@@ -29,7 +29,7 @@ VIRIDIS: tuple[Colour, ...] = (
     (170, 220, 50),
     (253, 231, 37),
 )
-BLACK, WHITE, GREY = (0, 0, 0), (255, 255, 255), (235, 235, 235)
+BLACK, WHITE = (0, 0, 0), (255, 255, 255)
 CELL, LARGEST, LEGIBLE = 56, 1600, 12  # pixels: a cell's side, about the longest side of all cells, the least for names
 LONGEST_NAME = 40  # characters
 MARGIN = 8

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image, ImageFilter
 
 from reverie.errors import ReverieError
-from reverie.media.decoding import to_rgb
+from reverie.media.pictures import to_rgb
 
 Plane = np.ndarray
 """One number a pixel, [h, w] float32."""

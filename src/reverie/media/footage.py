@@ -15,9 +15,8 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.files import natural_order
-from reverie.media.decoding import DAMAGED, to_rgb, upright
 from reverie.media.encoder import COMMENT, ffmpeg_errors, need_av
-from reverie.media.pictures import FORMATS, REQUEST, read_texts
+from reverie.media.pictures import DAMAGED, FORMATS, REQUEST, read_texts, to_rgb, upright
 
 ANIMATED = (".gif", ".webp", ".png", ".apng")  # read by Pillow
 FILMS = (".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi", ".mpg", ".mpeg", ".ogv")

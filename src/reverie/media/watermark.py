@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.media.decoding import DAMAGED, unreadable
+from reverie.media.pictures import DAMAGED, unreadable
 
 BLOCK = 8  # pixels
 STEP = 36.0  # from one value that stands for a bit to the next that does; a level of the luma in a flat block is 8

@@ -15,8 +15,7 @@ from reverie.diffusion.windows import Windows, circle, line
 from reverie.errors import ReverieError
 from reverie.music.sections import sound_of_mel
 from reverie.requests.music import MINUTE, Music
-from reverie.sound.phases import Circle, Line
-from reverie.sound.spectrogram import SpectrogramParams
+from reverie.sound.spectrogram import Circle, Line, SpectrogramParams
 
 
 def stretch_circle(x: Float[Tensor, "... columns"], columns: int) -> Float[Tensor, "... wanted"]:

@@ -19,8 +19,7 @@ from reverie.media.sound import Sound
 from reverie.progress import Progress
 from reverie.requests import metadata
 from reverie.requests.music import Music
-from reverie.sound.phases import Line, waveform
-from reverie.sound.spectrogram import PER_SECOND, SpectrogramParams, spectrogram
+from reverie.sound.spectrogram import PER_SECOND, Line, SpectrogramParams, spectrogram, waveform
 
 NUMBERS = 1 << 25  # of a spectrum at once: 256 MB; 21 minutes of the bundled model, 38 s of Riffusion
 PIXELS = 1 << 20  # that pass the autoencoder at once: 164 s of the bundled model, 20 s of Riffusion

@@ -1,8 +1,9 @@
-"""Requests for films: keyframes with their times, and how the frames between them are drawn and paced."""
+"""Requests for films: keyframes with their times and easing, and how the frames between them are drawn and paced."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Unpack
 
@@ -10,22 +11,77 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests import storyboard
-from reverie.requests.base import (
-    Fraction,
-    Frozen,
-    Guidance,
-    Pixels,
-    SampledRequest,
-    Seed,
-    Strength,
-    check_strength,
-)
-from reverie.requests.easing import EasingName
+from reverie.requests.base import Fraction, Frozen, Guidance, Pixels, SampledRequest, Seed, Strength, check_strength
 from reverie.requests.pictures import Tile
 from reverie.requests.references import FilmFile, Picture, SoundFile
 
 if TYPE_CHECKING:
     from reverie.requests.options import AnimationOptions, KeyframeLike
+
+Easing = Callable[[float], float]
+"""The fraction of the time, 0 to 1, to that of the way; 0 and 1 stay, and it never goes back."""
+
+EasingName = Literal["linear", "smooth", "sine", "ease_in", "ease_out", "ease_in_out", "expo", "hold", "jump"]
+
+
+def linear(t: float) -> float:
+    """Go evenly."""
+    return t
+
+
+def smooth(t: float) -> float:
+    """Start and stop gently: Hermite's 3t^2 - 2t^3."""
+    return t * t * (3 - 2 * t)
+
+
+def sine(t: float) -> float:
+    """Start and stop as a pendulum does: (1 - cos pi t) / 2, written so that a half gives a half."""
+    return math.sin(math.pi * t / 2) ** 2
+
+
+def ease_in(t: float) -> float:
+    """Start slowly: t^3."""
+    return t**3
+
+
+def ease_out(t: float) -> float:
+    """Stop slowly: 1 - (1 - t)^3."""
+    return 1 - (1 - t) ** 3
+
+
+def ease_in_out(t: float) -> float:
+    """Start and stop slowly, each half a cubic."""
+    return 4 * t**3 if t < 0.5 else 1 - 4 * (1 - t) ** 3
+
+
+def expo(t: float) -> float:
+    """Start and stop very slowly, each half tenfold powers of 2, brought to meet 0 and 1."""
+    half = (2 ** (20 * min(t, 1 - t) - 10) - 2**-10) / (2 * (1 - 2**-10))
+    return half if t < 0.5 else 1 - half
+
+
+def hold(t: float) -> float:
+    """Stand for the first and the last quarter, and go gently in between."""
+    return smooth(min(1.0, max(0.0, 2 * t - 0.5)))
+
+
+def jump(t: float) -> float:
+    """Stand until the very end: a cut."""
+    return 0.0 if t < 1 else 1.0
+
+
+EASINGS: dict[EasingName, Easing] = {
+    "linear": linear,
+    "smooth": smooth,
+    "sine": sine,
+    "ease_in": ease_in,
+    "ease_out": ease_out,
+    "ease_in_out": ease_in_out,
+    "expo": expo,
+    "hold": hold,
+    "jump": jump,
+}
+
 
 ANCHOR = 0.2  # of the steps are shared where nothing is said: the reference's prompt strength of 0.8
 

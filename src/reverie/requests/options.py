@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
 
 from PIL import Image
 
-from reverie.requests.easing import EasingName
 from reverie.requests.samplers import SamplerName, ScheduleName
 
 if TYPE_CHECKING:
     from reverie.media.sound import Sound
-    from reverie.requests.films import Drive, Fit, Interpolation, InversionName, Keyframe, Pace
+    from reverie.requests.films import Drive, EasingName, Fit, Interpolation, InversionName, Keyframe, Pace
     from reverie.requests.music import Stop
-    from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
-    from reverie.requests.pictures import Fill, Rng, Tile
+    from reverie.requests.pictures import ControlInput, Fill, Hires, Refiner, Rng, Tile, Variation
     from reverie.requests.references import Picture, SoundInput
 
 PictureLike: TypeAlias = "Picture | Image.Image | str | Path"

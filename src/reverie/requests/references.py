@@ -15,7 +15,7 @@ import io
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
@@ -27,9 +27,8 @@ from pydantic import AfterValidator, Field, PlainSerializer, SerializationInfo, 
 
 from reverie.errors import ReverieError
 from reverie.files import file_sha256, natural_order, reason_of, sha256_of
-from reverie.media.decoding import READABLE, decode, eight_bits, upright
 from reverie.media.masks import PAINTED
-from reverie.media.pictures import open_picture
+from reverie.media.pictures import READABLE, decode, eight_bits, open_picture, upright
 from reverie.requests.adapter_files import parse
 from reverie.requests.base import RECORDED, Frozen, Request
 
@@ -65,8 +64,9 @@ class AllowedFolders:
         """Return the file of a name. Raises ReverieError where no folder holds it."""
         for folder in self.folders.get(what, ()):
             path = Path(os.path.normpath(folder / name))  # what links inside lead to, their owner allows
-            if "\0" not in name and path != folder and path.is_relative_to(folder) and path.exists():
-                return str(path)
+            with suppress(OSError):  # a name that is too long
+                if "\0" not in name and path != folder and path.is_relative_to(folder) and path.exists():
+                    return str(path)
         raise ReverieError(
             f"there is no {what} '{name}' here", hint="give a name that is, or the content as a data URL"
         )
@@ -138,17 +138,12 @@ class FileReference(Frozen):
         if isinstance(given, cls):
             return given
         if isinstance(given, Mapping):
-            return given if cls._is_whole(given) else cls._from_record(given)
+            return cls._from_record(given)
         if isinstance(given, str) and given.startswith(DATA_URL):
             return cls._from_bytes(_from_data_url(given, cls.what))
         if isinstance(given, str | Path):
             return cls._from_path(Path(_RESOLVER.get()(cls.what, str(given))))
         return cls._from_memory(given)
-
-    @classmethod
-    def _is_whole(cls, given: Mapping[str, Any]) -> bool:
-        """Tell whether fields are those of an object that is copied."""
-        return bool(given.get("path") and given.get("name"))
 
     @classmethod
     def _from_record(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -237,10 +232,6 @@ class Picture(FileReference):
     data: bytes | None = Field(default=None, repr=False)
 
     @classmethod
-    def _is_whole(cls, given: Mapping[str, Any]) -> bool:
-        return given.get("data") is not None
-
-    @classmethod
     def _from_path(cls, path: Path) -> dict[str, Any]:
         try:
             data = path.read_bytes()
@@ -300,10 +291,6 @@ class SoundInput(FileReference):
     what: ClassVar[str] = "sound"
 
     held: Any = Field(default=None, repr=False)
-
-    @classmethod
-    def _is_whole(cls, given: Mapping[str, Any]) -> bool:
-        return given.get("held") is not None
 
     @classmethod
     def _from_path(cls, path: Path) -> dict[str, Any]:

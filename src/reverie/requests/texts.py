@@ -19,11 +19,10 @@ from xml.etree import ElementTree
 from PIL import ExifTags, Image
 
 from reverie.errors import ReverieError
-from reverie.media.decoding import DAMAGED
 from reverie.media.encoder import COMMENT
 from reverie.media.footage import DEMUXERS as FILM_DEMUXERS
 from reverie.media.footage import FILMS
-from reverie.media.pictures import FORMATS, PARAMETERS, REQUEST
+from reverie.media.pictures import DAMAGED, FORMATS, PARAMETERS, REQUEST
 
 SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
 # The character code that opens a UserComment (EXIF 2.3, 4.6.5).

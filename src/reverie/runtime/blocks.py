@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.models import clip, layers
 from reverie.models.layers import ResidualBlock, Upsample
 from reverie.runtime import kernels
-from reverie.runtime.combinations import is_hooked
+from reverie.runtime.changes import is_hooked
 from reverie.runtime.kernels import Packed, let_go, trim
 from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, project
 from reverie.runtime.weights import pack_together, version

@@ -21,7 +21,7 @@ from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.models.autoencoder import Decoder
 from reverie.models.unet import UNet
-from reverie.runtime.combinations import is_hooked
+from reverie.runtime.changes import is_hooked
 
 MODES = {"cuda": "max-autotune"}  # by the type of device: kernels are tried out, and a call is one CUDA graph
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the environment variable by which torch knows where it keeps what it compiled

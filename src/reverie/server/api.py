@@ -204,8 +204,8 @@ async def inspect(named: FileBody, served: Served) -> Json:
         with resolving(served.settings.resolver()):
             record = read_record(found)
             request = record.request.to_record()
-        told = {"kind": record.request.kind, "model": record.model, "request": request, "notes": list(record.notes)}
-        return told | {"film": None if record.film is None else record.film.to_record()}
+        fields = {"kind": record.request.kind, "model": record.model, "request": request, "notes": list(record.notes)}
+        return fields | {"film": None if record.film is None else record.film.to_record()}
 
     return await asyncio.to_thread(read)
 
@@ -223,7 +223,7 @@ async def info(served: Served) -> Json:
         "defaults": {"pictures": settings.default("text_to_image"), "music": settings.default("music")},
         "limits": vars(settings.limits),
         "formats": FORMATS,
-        "search": settings.index is not None,
+        "index": settings.index is not None,
     }
 
 
@@ -246,11 +246,11 @@ def _models(served: Dispatcher) -> list[Json]:
 @lru_cache(maxsize=256)
 def describe_model(place: Path) -> Json:
     """Return what a model makes, at which size in pixels, and what is recommended; None where nothing says so."""
-    told = {name: _read(place / file) for name, file in DESCRIPTIONS.items()}
+    found = {name: _read(place / file) for name, file in DESCRIPTIONS.items()}
     makes = "music" if (place / SPECTROGRAM).is_file() else "pictures"
-    side, widths = told["unet"].get("sample_size"), told["vae"].get("block_out_channels", [])
+    side, widths = found["unet"].get("sample_size"), found["vae"].get("block_out_channels", [])
     size = side * 2 ** (len(widths) - 1) if makes == "pictures" and isinstance(side, int) and widths else None
-    recommended = {name: told["recommended"].get(name) for name in ("steps", "guidance", "sampler")}
+    recommended = {name: found["recommended"].get(name) for name in ("steps", "guidance", "sampler")}
     return {"makes": makes, "size": size} | recommended
 
 

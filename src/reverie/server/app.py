@@ -113,7 +113,7 @@ HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRes
 }
 
 
-class _Server(uvicorn.Server):
+class Server(uvicorn.Server):
     """Uvicorn's server, which says when it listens, and tells the dispatcher of a signal, so that streams end."""
 
     def __init__(self, config: uvicorn.Config, ready: Callable[[], None]) -> None:
@@ -135,19 +135,23 @@ class _Server(uvicorn.Server):
 def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until a signal ends it; `ready` gets the address. Raises ReverieError where that or `home` is taken."""
     with listen(settings) as listener, lock_folder(settings.home, "serving"):
-        config = uvicorn.Config(
-            create_app(settings),
-            timeout_keep_alive=KEEP_ALIVE,
-            timeout_graceful_shutdown=SHUTDOWN,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            http="h11",  # bounds the headers
-            ws_max_size=settings.limits.body,
-        )
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"
-        _Server(config, lambda: ready(address)).run([listener])
+        Server(uvicorn_config(settings), lambda: ready(address)).run([listener])
+
+
+def uvicorn_config(settings: Settings) -> uvicorn.Config:
+    """Return how uvicorn runs the application."""
+    return uvicorn.Config(
+        create_app(settings),
+        timeout_keep_alive=KEEP_ALIVE,
+        timeout_graceful_shutdown=SHUTDOWN,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        http="h11",  # bounds the headers
+        ws_max_size=settings.limits.body,
+    )
 
 
 @contextmanager

@@ -101,7 +101,7 @@ class Dispatcher:
         self._listeners: dict[str, set[asyncio.Queue[Event]]] = {}
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._seconds = 5.0
-        for record in self.store.unfinished():
+        for record in self.store.pending():
             self._resume(record)
         for _ in range(settings.workers):
             self._hire()

@@ -161,7 +161,7 @@ class Guard:
             return receive
         size, done, deadline = 0, False, time.monotonic() + BODY_SECONDS
 
-        async def bounded() -> Message:
+        async def receive_within() -> Message:
             nonlocal size, done
             if done:
                 return await receive()
@@ -176,7 +176,7 @@ class Guard:
                 raise self._too_large()
             return message
 
-        return bounded
+        return receive_within
 
     def _too_large(self) -> Refusal:
         return Refusal(413, f"the body is too large; send at most {self._settings.limits.body} bytes")

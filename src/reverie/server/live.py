@@ -46,8 +46,8 @@ async def _draw_all(socket: WebSocket, newest: asyncio.Queue[dict[str, Any]]) ->
         try:
             await _draw(socket, dispatcher_of(socket), message, number)
         except ReverieError as error:
-            told = {"type": "error", "number": number, "message": str(error), "param": error.field}
-            await socket.send_json(told)
+            answer = {"type": "error", "number": number, "message": str(error), "param": error.field}
+            await socket.send_json(answer)
 
 
 async def _draw(socket: WebSocket, served: Dispatcher, message: dict[str, Any], number: object) -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.files import atomic_write
-from reverie.media.decoding import DAMAGED
+from reverie.media.pictures import DAMAGED
 from reverie.requests.references import DATA_URL
 from reverie.server.settings import Settings
 

@@ -63,10 +63,10 @@ class JobRecord:
 
     def describe(self, outputs: Path, position: int | None = None) -> dict[str, Any]:
         """Return what clients are told of it."""
-        told = {name: getattr(self, name) for name in ("id", "client", "state", "created", "started", "finished")}
-        told |= {name: getattr(self, name) for name in ("progress", "notes", "error", "field", "result")}
+        fields = {name: getattr(self, name) for name in ("id", "client", "state", "created", "started", "finished")}
+        fields |= {name: getattr(self, name) for name in ("progress", "notes", "error", "field", "result")}
         files = describe_files(outputs / name for name in self.files)
-        return told | {"position": position, "files": files} | self.submission.model_dump(mode="json")
+        return fields | {"position": position, "files": files} | self.submission.model_dump(mode="json")
 
 
 class JobStore:
@@ -112,7 +112,7 @@ class JobStore:
         """Return a job."""
         return next(self._select("id = ?", [id]), None)
 
-    def unfinished(self) -> list[JobRecord]:
+    def pending(self) -> list[JobRecord]:
         """Return the jobs that were queued or running, in order."""
         return list(self._select("state IN ('queued', 'running') ORDER BY number", []))
 

@@ -19,7 +19,7 @@ from reverie.requests.films import Animation
 from reverie.requests.metadata import KINDS
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
-from reverie.requests.references import resolving
+from reverie.requests.references import references, resolving
 from reverie.server.questions import QUESTIONS, AnswerJob, Question
 from reverie.server.settings import Limits, Settings
 from reverie.server.shelf import Shelf
@@ -63,7 +63,10 @@ class Submission(Frozen):
         """Return it with nothing left open: its model and seed named, its content shelved. Raises ReverieError."""
         if self.kind not in (known := {**KINDS, **QUESTIONS}):
             raise ReverieError(f"unknown kind '{self.kind}'; choose from {', '.join(known)}", field="kind")
-        request = Shelf(settings).replace_content(self.request, self.options.keep)
+        try:
+            request = Shelf(settings).replace_content(self.request, self.options.keep)
+        except RecursionError:
+            raise ReverieError("the request is nested too deep", field="request") from None
         if self.kind in KINDS and request.get("seed") in (None, RANDOM_SEED):
             request["seed"] = random_seed()
         own = {"text_to_image": "pictures", "animation": "films", "music": "music"}
@@ -77,6 +80,9 @@ class Submission(Frozen):
         known: dict[str, type[Asked]] = {**KINDS, **QUESTIONS}
         with resolving(resolver):
             request = known[self.kind].of(self.request)
+            for field, reference in references(request):
+                if not reference.is_here:
+                    raise reference.missing(field)
             if isinstance(request, SampledRequest):
                 for prompt in request.prompts:  # now, and without telling of folders
                     for tag in adapter_files.extract(prompt).loras:

@@ -23,7 +23,7 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.jobs.events import Event, Finished, Load, Preview, Saved
-from reverie.media.decoding import to_rgb
+from reverie.media.pictures import to_rgb
 from reverie.progress import Progress
 from reverie.requests import adapter_files
 from reverie.server.settings import Settings

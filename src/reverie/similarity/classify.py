@@ -1,4 +1,4 @@
-"""Cosines of pictures and texts, and zero-shot classification by them (CLIP paper, section 3.1)."""
+"""Zero-shot classification of pictures by CLIP's cosines (CLIP paper, section 3.1), and its prompt templates."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from pathlib import Path
 from typing import NamedTuple, Protocol
 
 import torch
@@ -17,9 +18,79 @@ from torch import Tensor
 
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
+from reverie.files import find_path, read_lines
 from reverie.media.charts import colour_of, heat_map
 from reverie.progress import Progress
-from reverie.similarity.templates import fill_template
+
+SLOT = "{}"
+
+# The 80 templates that OpenAI's notebook "Prompt Engineering for ImageNet" ends with: 38 sentences, each with "a" and
+# with "the" in place of the @, and four more. ("itap" is Reddit's "I took a picture"; "a origami" is theirs.)
+_SENTENCES = (
+    *(
+        "a bad photo of @ {}.",
+        "a photo of @ hard to see {}.",
+        "a low resolution photo of @ {}.",
+        "a cropped photo of @ {}.",
+    ),
+    *("a bright photo of @ {}.", "a photo of @ clean {}.", "a photo of @ dirty {}.", "a dark photo of @ {}."),
+    *("a photo of @ cool {}.", "a close-up photo of @ {}.", "a black and white photo of @ {}.", "a photo of @ {}."),
+    *("a pixelated photo of @ {}.", "a jpeg corrupted photo of @ {}.", "a blurry photo of @ {}.", "itap of @ {}."),
+    *("a good photo of @ {}.", "a photo of @ large {}.", "a photo of @ small {}.", "a photo of @ nice {}."),
+    *("a photo of @ weird {}.", "a sculpture of @ {}.", "a rendering of @ {}.", "graffiti of @ {}.", "art of @ {}."),
+    *("a tattoo of @ {}.", "a drawing of @ {}.", "a painting of @ {}.", "a doodle of @ {}.", "a sketch of @ {}."),
+    *("a rendition of @ {}.", "@ embroidered {}.", "@ plastic {}.", "@ {} in a video game.", "@ origami {}."),
+    *("@ toy {}.", "@ cartoon {}.", "@ plushie {}."),
+)
+_SINGLE = ("a photo of many {}.", "a photo of my {}.", "a photo of one {}.", "itap of my {}.")
+
+PLAIN = (SLOT,)
+PHOTO = ("a photo of a {}.",)
+OPENAI = tuple(sentence.replace("@", article) for sentence in _SENTENCES for article in ("a", "the")) + _SINGLE
+# The seven that the same notebook finds by greedy search for ViT-B/32.
+OPENAI_SEVEN = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+)
+
+TEMPLATES: dict[str, tuple[str, ...]] = {
+    "plain": PLAIN,
+    "photo": PHOTO,
+    "openai": OPENAI,
+    "openai7": OPENAI_SEVEN,
+}
+
+
+def fill_template(template: str, label: str) -> str:
+    """Put a label into a template. Raises ReverieError where the template has no place for it."""
+    if SLOT not in template:
+        raise ReverieError(f"template '{template}' has no place for a label; write {SLOT} there, as in '{PHOTO[0]}'")
+    return template.replace(SLOT, label)  # not str.format, which would read attributes that a file asks for
+
+
+def find_templates(text: str) -> tuple[str, ...]:
+    """Find templates: a named set, one template with {} in it, or a file with one a line. Raises ReverieError."""
+    if text in TEMPLATES:
+        return TEMPLATES[text]
+    if SLOT in text:
+        return (text,)
+    if find_path(text) is None:
+        known = ", ".join(TEMPLATES)
+        raise ReverieError(
+            f"unknown templates '{text}'; choose from {known}, a sentence with {SLOT}, or a file of them"
+        )
+    found = tuple(line for line in read_lines(Path(text)) if line)
+    if not found:
+        raise ReverieError(f"'{text}' holds no templates; write one a line, with {SLOT} for the label")
+    for template in found:
+        fill_template(template, "")
+    return found
+
 
 TEXTS_AT_ONCE = 2048  # tokens of so many are held together; thousands of labels in 80 templates are many more
 

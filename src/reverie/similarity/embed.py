@@ -21,12 +21,11 @@ from reverie.checkpoints.clip_files import load_clip as read_clip
 from reverie.checkpoints.weights import read_json
 from reverie.codecs.clip_images import Picture, Preprocessing, read_open_clip, read_preprocessing
 from reverie.errors import ReverieError
-from reverie.generate.editing import final_words
+from reverie.generate.prompt import final_words
 from reverie.media.pictures import REQUEST
 from reverie.models.clip import CLIP
 from reverie.requests.pictures import TextToImage
-from reverie.similarity.classify import Classifier, Guesses, Likeness, picture_names
-from reverie.similarity.templates import PHOTO, PLAIN
+from reverie.similarity.classify import PHOTO, PLAIN, Classifier, Guesses, Likeness, picture_names
 from reverie.system import pick_device, pick_dtype
 from reverie.tokenizer import Tokenizer
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reverie.errors import ReverieError
 from reverie.media.charts import heat_map
-from reverie.media.decoding import READABLE
+from reverie.media.pictures import READABLE
 from reverie.progress import Progress
 from reverie.similarity.classify import Classifier
 

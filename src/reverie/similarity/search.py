@@ -20,7 +20,7 @@ from torch import Tensor
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, write_text
-from reverie.media.decoding import to_rgb
+from reverie.media.pictures import to_rgb
 from reverie.similarity.index import Index, IndexEntry
 from reverie.similarity.sources import base_of, read_place
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.files import SHARD, TAR_ERRORS, reason_of, tar_members
-from reverie.media.decoding import READABLE, decode, read_stored, to_rgb
+from reverie.media.pictures import READABLE, decode, read_stored, to_rgb
 
 
 class PicturePlace(NamedTuple):

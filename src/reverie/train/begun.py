@@ -25,17 +25,17 @@ def deciding(sections: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, A
     """
     tables = {name: table for name, table in sections.items() if isinstance(table, dict)} | {"run": run}
     return {
-        f"{table}.{name}": _named(value)
+        f"{table}.{name}": _without_folders(value)
         for table, settings in tables.items()
         for name, value in settings.items()
         if name not in IDLE
     }
 
 
-def _named(value: Any) -> Any:
+def _without_folders(value: Any) -> Any:
     """Leave out the folders of what names a file: it is the same one elsewhere."""
     if isinstance(value, list | tuple):
-        return [_named(one) for one in value]
+        return [_without_folders(one) for one in value]
     is_file = isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and "\0" not in value and Path(value).exists()
     return name_of(value) if is_file else value
 
@@ -59,13 +59,13 @@ def changes(out: Path, recipe: Mapping[str, Any]) -> list[str]:
 def _differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     for name in dict.fromkeys((*before, *now)):
         if name not in now:
-            yield f"{name} was {_said(before[name])} and is left out"
+            yield f"{name} was {_text(before[name])} and is left out"
         elif name not in before:
-            yield f"{name} was left out and is {_said(now[name])}"
+            yield f"{name} was left out and is {_text(now[name])}"
         elif before[name] != now[name]:
-            yield f"{name} was {_said(before[name])} and is {_said(now[name])}"
+            yield f"{name} was {_text(before[name])} and is {_text(now[name])}"
 
 
-def _said(value: Any) -> str:
+def _text(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= 40 else f"{text[:37]}..."

@@ -13,10 +13,9 @@ from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.errors import ReverieError
 from reverie.models.clip import CLIP
-from reverie.similarity.classify import Classifier
+from reverie.similarity.classify import PHOTO, PLAIN, Classifier
 from reverie.similarity.embed import Clip
 from reverie.similarity.evaluate import LabelledPicture, Report, evaluate, find_classes
-from reverie.similarity.templates import PHOTO, PLAIN
 from reverie.tokenizer import Tokenizer
 
 Examination = Callable[[CLIP, Tokenizer], dict[str, float]]

@@ -11,8 +11,7 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.requests.metadata import Record, texts
-from reverie.requests.parts import Hires, Variation
-from reverie.requests.pictures import TextToImage
+from reverie.requests.pictures import Hires, TextToImage, Variation
 from reverie.requests.records import read_record
 from reverie.requests.samplers import SAMPLERS
 

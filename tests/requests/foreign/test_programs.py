@@ -18,8 +18,7 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.requests.metadata import Record
-from reverie.requests.parts import Variation
-from reverie.requests.pictures import TextToImage
+from reverie.requests.pictures import TextToImage, Variation
 from reverie.requests.records import read_record
 
 Read = Callable[[dict[str, str]], Record]

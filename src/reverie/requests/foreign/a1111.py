@@ -24,7 +24,7 @@ from reverie.requests.foreign.draft import (
     json_object,
     shorten,
 )
-from reverie.requests.parts import Hires, Variation
+from reverie.requests.pictures import Hires, Variation
 from reverie.requests.samplers import RECORDS
 
 UPSCALERS = {"latent": "latent", "Latent": "latent", "lanczos": "lanczos", "Lanczos": "lanczos"}

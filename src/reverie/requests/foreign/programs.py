@@ -22,7 +22,7 @@ from reverie.requests.foreign.draft import (
     shorten,
     stem_of,
 )
-from reverie.requests.parts import Variation
+from reverie.requests.pictures import Variation
 
 TILES = {"true": "xy", "x-only": "x", "y-only": "y", "x": "x", "y": "y", "xy": "xy"}
 

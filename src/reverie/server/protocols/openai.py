@@ -22,8 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from reverie.errors import ReverieError
-from reverie.media.decoding import decode, to_rgb
-from reverie.media.pictures import exif_texts, read_texts
+from reverie.media.pictures import decode, exif_texts, read_texts, to_rgb
 from reverie.requests.records import read_record
 from reverie.server.answers import Served, client_of, dispatcher_of, finish
 from reverie.server.api import server_sent_event
@@ -218,8 +217,8 @@ def _answer(served: Dispatcher, record: JobRecord, asked: ImagesRequest, base: s
 
 def _details(record: JobRecord, asked: ImagesRequest) -> dict[str, Any]:
     width, height = ((record.result or {}).get("sizes") or [(0, 0)])[0]
-    told = {"background": "opaque", "output_format": asked.format, "size": f"{width}x{height}"}
-    return told | {"quality": asked.quality or "auto"}
+    details = {"background": "opaque", "output_format": asked.format, "size": f"{width}x{height}"}
+    return details | {"quality": asked.quality or "auto"}
 
 
 def _encode(path: Path, asked: ImagesRequest) -> str:
@@ -243,15 +242,15 @@ async def _stream(
 ) -> AsyncIterator[str]:
     """Yield OpenAI's events: partial pictures spread evenly over the steps, and every finished one."""
     partial, wanted = 0, asked.partial_images or 0
-    told = {"created_at": int(time.time()), "background": "opaque", "output_format": asked.format}
-    told |= {"quality": asked.quality or "auto"}
+    details = {"created_at": int(time.time()), "background": "opaque", "output_format": asked.format}
+    details |= {"quality": asked.quality or "auto"}
     try:
         async for event in served.watch(record.id):
             share = event.get("done", 0) / event.get("total", 1)
             if event["type"] == "preview" and partial < wanted and share >= (partial + 1) / (wanted + 1):
                 picture, size = await asyncio.to_thread(_partial, event["image"], asked)
                 more = {"b64_json": picture, "partial_image_index": partial, "size": size}
-                yield server_sent_event(f"{kind}.partial_image", {"type": f"{kind}.partial_image", **told, **more})
+                yield server_sent_event(f"{kind}.partial_image", {"type": f"{kind}.partial_image", **details, **more})
                 partial += 1
         record = served.get(record.id) or record
         if record.state != "done":
@@ -259,7 +258,7 @@ async def _stream(
             return
         for path in served.paths(record):
             more = {"b64_json": await asyncio.to_thread(_encode, path, asked), "usage": USAGE | USAGE_DETAILS}
-            event = {"type": f"{kind}.completed", **told, **more, **_details(record, asked)}
+            event = {"type": f"{kind}.completed", **details, **more, **_details(record, asked)}
             yield server_sent_event(event["type"], event)
     finally:
         served.cancel(record)

@@ -20,7 +20,7 @@ from torch import Tensor
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of, write_text
-from reverie.media.decoding import read_stored, upright
+from reverie.media.pictures import read_stored, upright
 from reverie.similarity.curation.rules import Measurement
 from reverie.similarity.curation.samples import Message, Sample, read_samples
 from reverie.similarity.embed import Clip, load_clip

@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -28,7 +27,6 @@ from reverie.similarity.curation.rules import DUPLICATE, Measurement, Rules, rea
 from reverie.similarity.curation.samples import Message, Sample, Spread, find_shards, here, read_samples, write_samples
 
 BLOCK = 2048  # rows compared at once: 32 MB of cosines a pair of blocks
-Count = TypeVar("Count")
 
 
 def near_duplicates(vectors: Float[np.ndarray, "n d"], threshold: float) -> Bool[np.ndarray, " n"]:

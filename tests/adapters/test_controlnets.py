@@ -13,7 +13,7 @@ from diffusers import ControlNetModel, ControlNetUnionModel
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.checkpoints.controlnets import PREFIX, load_controlnet, places, read_controlnet
+from reverie.adapters.control import PREFIX, load_controlnet, places, read_controlnet
 from reverie.checkpoints.load import blueprint
 from reverie.errors import ReverieError
 from reverie.models.controlnet import CONTROLNETS, ControlNet, ControlNetConfig
