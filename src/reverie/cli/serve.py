@@ -105,8 +105,11 @@ def serve(
     dtype
         float32, float16 or bfloat16; if not given, what suits the device.
     """
-    from reverie.server.app import serve as run
-
+    try:
+        from reverie.server.app import serve as run
+    except ModuleNotFoundError as error:
+        needed = "install what it needs with: pip install 'reverie[server]'"
+        raise ReverieError(f"the server needs {error.name}; {needed}") from error
     settings = read_settings(home, access, served, limits, workers, memory, device, dtype)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
