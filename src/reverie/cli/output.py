@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from reverie.errors import RequestWarning
-from reverie.jobs.outputs import numbering_note
 
 
 def say(line: str) -> None:
@@ -19,6 +18,8 @@ def say(line: str) -> None:
 
 def tell_numbered(names: Sequence[str]) -> None:
     """Say on stderr which names a chart shows as numbers."""
+    from reverie.jobs.outputs import numbering_note  # brings pydantic, which takes longer than a --help may
+
     if note := numbering_note(names):
         print(note, file=sys.stderr)
 

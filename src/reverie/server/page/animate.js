@@ -1,0 +1,119 @@
+/** Animate: keyframes, a strip that fills while the film is drawn, and the film. */
+
+import { chosenModel, run } from "./api.js";
+import { $, $$, choose, fields, fill, make, onFiles } from "./dom.js";
+import { downloadLink, shrink } from "./files.js";
+import { language, t, translate } from "./i18n.js";
+
+const EASINGS = ["linear", "smooth", "ease_in", "ease_out", "hold", "jump"];
+const BEGIN = { en: ["a bear", "an apple"], zh: ["一只熊", "一个苹果"] };
+const FORMATS = ["mp4", "webm", "gif"];
+
+export function open() {
+  const form = $("#film");
+  form.elements.easing.append(...EASINGS.map((name) => translatable("option", { value: name }, name)));
+  BEGIN[language()].forEach((prompt) => add({ prompt }));
+  $("#add-keyframe").onclick = () => add({}).querySelector("input").focus();
+  form.onsubmit = (event) => {
+    event.preventDefault();
+    film(form);
+  };
+  document.addEventListener("language", label);
+}
+
+function translatable(tag, properties, key) {
+  const element = make(tag, properties);
+  element.dataset.t = key;
+  return element;
+}
+
+/** Add a keyframe with a prompt, and perhaps a seed or a picture. */
+function add({ prompt = "", seed, image }) {
+  const input = make("input", { value: prompt, autocomplete: "off", maxLength: 2000 });
+  const picture = make("button", { type: "button", className: "thumb icon" });
+  const item = make("li", {}, picture, input, make("button", { type: "button", className: "icon remove", textContent: "×" }));
+  if (seed !== undefined) item.dataset.seed = seed;
+  const lay = async (blob) => hang(item, await shrink(blob));
+  if (image) hang(item, image);
+  picture.onclick = async () => {
+    if (item.dataset.image) return hang(item, null);
+    (await choose("image/*")).slice(0, 1).forEach(lay);
+  };
+  onFiles(item, (files) => lay(files[0]));
+  item.querySelector(".remove").onclick = () => {
+    item.remove();
+    label();
+  };
+  $("#keyframes").append(item);
+  label();
+  return item;
+}
+
+function hang(item, url) {
+  item.dataset.image = url ?? "";
+  item.querySelector(".thumb").replaceChildren(url ? make("img", { src: url, alt: "" }) : "+");
+}
+
+function label() {
+  $$("#keyframes li").forEach((item, at) => {
+    const [picture, input, remove] = item.children;
+    if (!item.dataset.image) picture.textContent = "+";
+    picture.setAttribute("aria-label", (picture.title = t("keyframePicture", at + 1)));
+    input.setAttribute("aria-label", t("keyframe", at + 1));
+    input.placeholder = t("keyframeHint");
+    remove.setAttribute("aria-label", (remove.title = t("removeKeyframe", at + 1)));
+  });
+  translate($("#film"));
+}
+
+function asked(form) {
+  const request = fields(form);
+  request.keyframes = $$("#keyframes li").map((item) => {
+    const keyframe = { prompt: item.querySelector("input").value };
+    if (item.dataset.seed) keyframe.seed = Number(item.dataset.seed);
+    if (item.dataset.image) keyframe.image = item.dataset.image;
+    return keyframe;
+  });
+  if (request.keyframes.some((one) => one.image)) request.fit = "crop";
+  return request;
+}
+
+async function film(form) {
+  $("#frames").replaceChildren();
+  $("#player").hidden = true;
+  $("#player").pause();
+  const body = { kind: "animation", request: asked(form), model: chosenModel(), options: { formats: FORMATS, previews: 1 } };
+  const job = await run($("#film-work"), body, { preview: ({ image }) => fillStrip(image) });
+  if (job) play(job.files);
+}
+
+/** Hang a frame at the end of the strip, and show it. */
+function fillStrip(image) {
+  const strip = $("#frames");
+  strip.append(make("img", { src: image, alt: t("frame", strip.children.length + 1) }));
+  strip.scrollLeft = strip.scrollWidth;
+  Object.assign($("#frame"), { src: image, hidden: false });
+}
+
+function play(files) {
+  const player = $("#player");
+  player.replaceChildren(...files.filter(({ type }) => type.startsWith("video")).map(({ url, type }) => make("source", { src: url, type })));
+  player.hidden = false;
+  $("#frame").hidden = true;
+  player.load();
+  player.play().catch(() => {}); // where the browser lets nothing play by itself, its controls do
+  $("#film-files").replaceChildren(...files.map(downloadLink));
+}
+
+/** Take the request for a picture as a further keyframe, in place of one that is empty. */
+export function take({ prompt, seed }) {
+  $$("#keyframes li").find((one) => !one.querySelector("input").value)?.remove();
+  add({ prompt, seed });
+}
+
+/** Put a request for a film into the room. */
+export function use(request) {
+  fill($("#film"), { seed: "", loop: false, ping_pong: false, ...request });
+  $("#keyframes").replaceChildren();
+  request.keyframes.forEach(({ prompt, seed }) => add({ prompt, seed: seed ?? undefined }));
+}

@@ -1,0 +1,293 @@
+/** Draw: a prompt, a sheet to sketch on, and the picture that comes of both. */
+
+import { Refusal, chosenModel, get, inspect, run } from "./api.js";
+import { Sheet } from "./canvas.js";
+import { $, $$, choose, fields, fill, make, onFiles, toast } from "./dom.js";
+import { language, t } from "./i18n.js";
+import { Live } from "./live.js";
+
+const TOOLS = ["brush", "eraser", "line", "rectangle", "ellipse", "fill"];
+const SWATCHES = ["#1b1b1b", "#fdfdfb", "#8a5a2b", "#d8392b", "#f2c23e", "#3f9e4d", "#3b7dd8", "#e58fb0"];
+const STARTERS = {
+  en: ["🐼 a panda on a green background", "🚀 a rocket on a blue background", "🎹 a piano", "🍎 a red apple", "🐢 a small turtle on a yellow background"],
+  zh: ["🐼 绿色背景上的一只熊猫", "🚀 蓝色背景上的火箭", "🎹 钢琴", "🍎 苹果", "🐢 黄色背景上的小龟"],
+};
+const [LEAST, MOST] = [64, 2048]; // pixels of a side
+const LIVE_STEPS = 4;
+const NEAR = 0.2; // of the way to another seed: a variation
+
+let sheet, live;
+let models = [];
+let shown = null; // {job, file, seed} of the picture that is seen
+const ask = () => $("#ask");
+
+export function open() {
+  sheet = new Sheet($("#paper"));
+  live = new Live(liveRequest, showLive, toast);
+  buildTools();
+  bindSheet();
+  bindAsk();
+  bindDoings();
+  loadNames();
+  document.addEventListener("language", () => [nameThings(), speak()]);
+  nameThings();
+  speak();
+}
+
+// The sheet's tools
+
+function buildTools() {
+  for (const tool of TOOLS) {
+    const input = make("input", { type: "radio", name: "tool", value: tool, checked: tool === sheet.tool, onchange: () => (sheet.tool = tool) });
+    input.dataset.tLabel = tool;
+    $("#tools").append(make("label", { className: "icon" }, input, icon(tool)));
+  }
+  for (const colour of SWATCHES) {
+    const swatch = make("button", { type: "button", className: "swatch", "aria-label": colour, onclick: () => pick(colour) });
+    swatch.style.background = colour;
+    $("#swatches").append(swatch);
+  }
+  $("#colour").oninput = ({ target }) => pick(target.value);
+  $("#thickness").oninput = ({ target }) => (sheet.thickness = Number(target.value));
+  $("#masking").onchange = ({ target }) => (sheet.masking = target.checked);
+  $("#undo").onclick = () => sheet.undo();
+  $("#redo").onclick = () => sheet.redo();
+  $("#clear").onclick = () => sheet.clear();
+  $("#upload").onclick = async () => (await choose("image/*")).forEach(putOnSheet);
+}
+
+function icon(name) {
+  const svg = document.createElementNS("http://www.w3.org/2000/svg", "svg");
+  const use = document.createElementNS("http://www.w3.org/2000/svg", "use");
+  use.setAttribute("href", `icons.svg#${name}`);
+  svg.append(use);
+  return svg;
+}
+
+function pick(colour) {
+  sheet.colour = $("#colour").value = colour;
+  if (sheet.tool === "eraser") $('#tools [value="brush"]').click();
+}
+
+function bindSheet() {
+  sheet.addEventListener("change", ({ detail }) => {
+    live.changed();
+    if (!detail.done) return ($(".ghost").hidden = true);
+    $(".ghost").hidden = !sheet.empty;
+    $("#undo").disabled = !sheet.undoable;
+    $("#redo").disabled = !sheet.redoable;
+    document.body.classList.toggle("sketched", !sheet.empty);
+  });
+  $("#undo").disabled = $("#redo").disabled = true;
+  $("#strength").oninput = () => [sayFreedom(), live.changed()];
+  onFiles($(".paper"), (files) => files.forEach(putOnSheet));
+  document.addEventListener("keydown", (event) => {
+    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.matches("input:not([type=range]):not([type=radio]), textarea")) return;
+    event.preventDefault();
+    if (event.shiftKey) sheet.redo();
+    else sheet.undo();
+  });
+}
+
+async function putOnSheet(blob) {
+  try {
+    sheet.place(await createImageBitmap(blob));
+  } catch {
+    toast(t("notPicture", blob.name ?? ""));
+  }
+}
+
+const strength = () => Number($("#strength").value);
+
+function sayFreedom() {
+  const key = strength() === 0 ? "freedomStay" : strength() < 0.5 ? "freedomNear" : strength() < 0.85 ? "freedomGuide" : "freedomFree";
+  $("#freedom-says").textContent = t(key);
+}
+
+// What is asked
+
+/** Let {red|blue} be one of the two. */
+function choosing(prompt) {
+  return prompt.replace(/\{([^{}]*\|[^{}]*)\}/g, (_, inner) => {
+    const choices = inner.split("|");
+    return choices[Math.floor(Math.random() * choices.length)];
+  });
+}
+
+/** Return the kind and the fields of the request that the form and the sheet make. */
+function asked() {
+  const { best_of, ...request } = fields(ask());
+  if (live.on) request.seed ??= liveSeed; // the picture that is seen, with all its steps
+  request.prompt = choosing(request.prompt ?? "");
+  return { best_of, ...onSheet(request) };
+}
+
+/** Give the sheet the size of the picture: as asked for, or the model's own. */
+function resize() {
+  const model = models.find(({ name }) => name === chosenModel()) ?? models.find((one) => one.makes === "pictures" && one.default);
+  const { width = model?.size ?? 256, height = model?.size ?? 256 } = fields(ask());
+  if (Math.min(width, height) >= LEAST && Math.max(width, height) <= MOST) sheet.resize(width, height);
+}
+
+function onSheet(request) {
+  if (sheet.empty) return { kind: "text_to_image", request };
+  const free = strength();
+  if (free === 0 && !sheet.masked) return { kind: "inpaint", request: { ...request, init: sheet.transparent(), strength: 1 } };
+  const picture = { ...request, init: sheet.filled(), strength: free || 1, steps: Math.ceil(request.steps / (free || 1)) };
+  if (!sheet.masked) return { kind: "image_to_image", request: picture };
+  return { kind: "inpaint", request: { ...picture, mask: sheet.maskUrl() } };
+}
+
+function bindAsk() {
+  ask().onsubmit = (event) => {
+    event.preventDefault();
+    draw();
+  };
+  ask().addEventListener("invalid", () => ($("details", ask()).open = true), true); // or nobody sees what is wrong
+  ask().oninput = ({ target }) => target.name && live.changed();
+  ask().onchange = $("#model").onchange = resize;
+  $("#live").onchange = ({ target }) => (target.checked ? goLive() : live.close());
+  $("#restore").onclick = async () => (await choose("image/*")).forEach(restore);
+  onFiles($("#main"), (files) => location.hash.startsWith("#draw") && restore(files[0]));
+  $("#concept-filter").oninput = filterThings;
+}
+
+/** Take the settings of a picture that a file holds. */
+async function restore(file) {
+  try {
+    const { request, notes } = await inspect(file);
+    use(request);
+    toast([t("restored", file.name), ...notes].join(" "));
+  } catch (error) {
+    toast(error instanceof Refusal && !error.field ? error.message : t("saysNothing", file.name));
+  }
+}
+
+/** Put a request into the form. */
+export function use(request) {
+  const open = { negative: "", seed: "", guidance: "", width: "", height: "", best_of: "" };
+  fill(ask(), { ...open, ...request, count: request.count ?? 1 });
+  if (request.strength) $("#strength").value = request.strength;
+  resize();
+  sayFreedom();
+}
+
+// What comes
+
+async function draw(changes = {}, options = {}) {
+  const { kind, request, best_of } = changes.kind ? changes : asked();
+  $("#invite").hidden = true;
+  const job = await run(
+    $("#draw-work"),
+    { kind, request, model: chosenModel(), options: { previews: 2, best_of, ...options } },
+    { preview: ({ image }) => see(image, request.prompt) },
+  );
+  if (!job) return shown && show(shown);
+  const pieces = job.files.map((file, at) => ({ job, file, seed: job.result?.seeds?.[at] ?? job.request.seed }));
+  $("#recent").prepend(...pieces.map(thumbnail));
+  show(options.explain ? pieces.at(-1) : pieces[0]);
+}
+
+function thumbnail(piece) {
+  const title = t("drawn", piece.job.request.prompt, piece.seed);
+  return make("button", { type: "button", title, onclick: () => show(piece) }, make("img", { src: piece.file.url, alt: title, loading: "lazy" }));
+}
+
+function see(url, words) {
+  const picture = $("#picture");
+  $("#invite").hidden = true;
+  Object.assign(picture, { src: url, alt: words, hidden: false });
+}
+
+function show(piece) {
+  shown = piece;
+  see(piece.file.url, t("drawn", piece.job.request.prompt, piece.seed));
+  $("#doings").hidden = false;
+  Object.assign($("#save"), { href: piece.file.url, download: piece.file.name });
+}
+
+/** The request of the picture that is seen, alone. */
+const single = () => ({ kind: shown.job.kind, request: { ...shown.job.request, seed: shown.seed, count: 1 } });
+
+function bindDoings() {
+  $("#variations").onclick = () => {
+    const { kind, request } = single();
+    const seed = Math.floor(Math.random() * 2 ** 31);
+    draw({ kind, request: { ...request, count: 4, variation: { seed, strength: NEAR } } });
+  };
+  $("#explain").onclick = () => draw(single(), { explain: true });
+  $("#paint-over").onclick = async () => putOnSheet(await (await fetch($("#picture").src)).blob());
+  $("#to-film").onclick = () => document.dispatchEvent(new CustomEvent("keyframe", { detail: single().request }));
+}
+
+// Live
+
+let liveSeed = 0;
+
+function goLive() {
+  liveSeed = Math.floor(Math.random() * 2 ** 31);
+  live.open();
+}
+
+function liveRequest() {
+  const { kind, request } = onSheet({ ...fields(ask()), steps: LIVE_STEPS });
+  const { count, best_of, ...one } = request;
+  one.seed ??= liveSeed;
+  return { kind, request: { ...one, prompt: one.prompt ?? "" } };
+}
+
+function showLive({ image, seconds }) {
+  see(image, ask().elements.prompt.value);
+  $("#doings").hidden = true;
+  $("#picture").dataset.seconds = seconds;
+}
+
+// What is known
+
+async function loadNames() {
+  try {
+    const [{ samplers, schedules, defaults }, known] = await Promise.all([get("api/samplers"), get("api/models")]);
+    models = known.models;
+    resize();
+    const option = ({ name, label }) => make("option", { value: name, textContent: label });
+    ask().elements.sampler.replaceChildren(...samplers.map(option));
+    ask().elements.schedule.replaceChildren(...schedules.map(option));
+    fill(ask(), defaults);
+  } catch (error) {
+    toast(error.message);
+  }
+}
+
+let things = [];
+
+async function nameThings() {
+  if (!things.length) things = await get("api/concepts").then((known) => known.concepts, () => []);
+  $(".knows summary").textContent = t("knows", things.length);
+  $("#concepts").replaceChildren(
+    ...things.map((thing) => {
+      const name = thing[language()][0];
+      return make("button", { type: "button", className: "chip", textContent: `${thing.emoji} ${name}`, onclick: () => say(name) });
+    }),
+  );
+  filterThings();
+}
+
+function filterThings() {
+  const wanted = $("#concept-filter").value.toLowerCase();
+  for (const chip of $$("#concepts .chip")) chip.hidden = !chip.textContent.toLowerCase().includes(wanted);
+}
+
+function say(prompt) {
+  ask().elements.prompt.value = prompt;
+  if (live.on) live.changed();
+  else draw();
+}
+
+function speak() {
+  $("#starters").replaceChildren(
+    ...STARTERS[language()].map((text) =>
+      make("button", { type: "button", className: "chip", textContent: text, onclick: () => say(text.slice(text.indexOf(" ") + 1)) }),
+    ),
+  );
+  sayFreedom();
+}

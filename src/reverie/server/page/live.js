@@ -1,0 +1,62 @@
+/** Drawing while one sketches: never more than one drawing in flight, always the newest canvas. */
+
+import { chosenModel, client } from "./api.js";
+import { t } from "./i18n.js";
+
+export class Live {
+  #socket = null;
+  #wanted = false; // something newer than what is in flight
+  #flying = false;
+  #number = 0;
+
+  /** `request()` gives the kind and the request the moment it is sent; `show(event)` and `complain(text)` hear the answers. */
+  constructor(request, show, complain) {
+    Object.assign(this, { request, show, complain });
+  }
+
+  open() {
+    const url = new URL(`api/live?client=${client}`, location.href);
+    url.protocol = url.protocol.replace("http", "ws");
+    const socket = (this.#socket = new WebSocket(url));
+    this.#flying = true; // until it is open
+    socket.onopen = () => this.#next();
+    socket.onmessage = ({ data }) => this.#hear(JSON.parse(data));
+    socket.onclose = () => {
+      if (this.#socket === socket) setTimeout(() => this.#socket === socket && this.open(), 1000);
+    };
+    this.#wanted = true;
+  }
+
+  close() {
+    const socket = this.#socket;
+    this.#socket = null;
+    this.#flying = this.#wanted = false;
+    socket?.close();
+  }
+
+  get on() {
+    return this.#socket !== null;
+  }
+
+  /** Ask for the canvas to be drawn, at once or after the drawing in flight. */
+  changed() {
+    if (!this.on) return;
+    this.#wanted = true;
+    if (!this.#flying) this.#next();
+  }
+
+  #hear(event) {
+    if (event.type === "progress") return;
+    if (event.type === "picture") this.show(event);
+    else this.complain(event.message ?? t("unreachable"));
+    this.#next();
+  }
+
+  #next() {
+    this.#flying = this.#wanted && this.#socket?.readyState === WebSocket.OPEN;
+    if (!this.#flying) return;
+    this.#wanted = false;
+    this.#number += 1;
+    this.#socket.send(JSON.stringify({ number: this.#number, model: chosenModel(), ...this.request() }));
+  }
+}

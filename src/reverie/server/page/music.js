@@ -1,0 +1,178 @@
+/** Music: clips from one prompt or between two, played with their spectrogram, once, in a loop, or without end. */
+
+import { run } from "./api.js";
+import { $, choose, dataUrl, fields, fill, make, toast } from "./dom.js";
+import { language, t } from "./i18n.js";
+import { Player, coloured, decode, wav } from "./player.js";
+
+const TUNES = {
+  en: ["jazz saxophone with drums", "funk bass with drums", "piano solo, minor", "techno synth with drums", "harp solo"],
+  zh: ["爵士萨克斯和鼓", "放克贝斯和鼓", "钢琴独奏", "电子合成器和鼓", "竖琴独奏"],
+};
+const WANDER = 0.25; // of the way between two prompts from clip to clip
+const AHEAD = 2; // clips that are made before they are needed
+
+let player;
+let seedSound = null; // a WAV file's data URL
+let endless = false;
+
+const form = () => $("#tune");
+
+export function open() {
+  player = new Player($("#spectrogram"), nowPlaying);
+  form().onsubmit = (event) => {
+    event.preventDefault();
+    playOnce();
+  };
+  $("#endless").onclick = () => (endless ? stop() : wander());
+  $("#toggle").onclick = async () => ($("#toggle").textContent = t((await player.toggle()) ? "pause" : "goOn"));
+  $("#seed-sound").onclick = async () => {
+    if (seedSound) return forget();
+    for (const file of await choose("audio/*")) begin(file, file.name);
+  };
+  $("#record").onclick = record;
+  document.addEventListener("language", suggest);
+  suggest();
+}
+
+function suggest() {
+  $("#tunes").replaceChildren(
+    ...TUNES[language()].map((tune) => make("button", { type: "button", className: "chip", textContent: tune, onclick: () => [(form().elements.prompt.value = tune), playOnce()] })),
+  );
+}
+
+/** Return the request that the form makes. */
+function asked() {
+  const { to, alpha, strength, ...request } = fields(form());
+  if (to) Object.assign(request, { to: [{ prompt: to }], alpha });
+  if (!seedSound) return request;
+  const { seconds, bpm, ...over } = request;
+  return { ...over, init: seedSound, strength };
+}
+
+async function makeClip(request, keep) {
+  const job = await run($("#music-work"), { kind: "music", request, options: { formats: ["wav", "png"], keep } });
+  if (!job) return null;
+  const [sound, picture] = ["audio/", "image/"].map((type) => job.files.find((file) => file.type.startsWith(type)));
+  const image = picture && coloured(await load(picture.url));
+  return { buffer: await decode(player.context, sound.url), image, sound, job };
+}
+
+async function load(url) {
+  const image = make("img", { src: url });
+  await image.decode();
+  return image;
+}
+
+async function playOnce() {
+  stop();
+  player.wake();
+  const clip = await makeClip(asked(), true);
+  if (!clip) return;
+  player.stop();
+  player.add(clip, { repeat: clip.job.request.loop });
+}
+
+function nowPlaying({ job, sound, buffer }) {
+  $("#score").hidden = false;
+  $(".roll .ghost").hidden = true;
+  $("#toggle").textContent = t("pause");
+  const words = [job.request.prompt, ...(job.request.to ?? []).map((stop) => stop.prompt ?? stop)].join(" → ");
+  $("#playing").textContent = t("playing", words, job.request.seed, buffer.duration.toFixed(1));
+  Object.assign($("#music-save"), { href: sound.url, download: sound.name });
+}
+
+/** Play without end: clips of whole bars that go on into each other, made ahead, between two prompts or from seed to seed. */
+async function wander() {
+  setEndless(true);
+  player.wake();
+  player.stop();
+  let seed = fields(form()).seed ?? Math.floor(Math.random() * 2 ** 31);
+  let way = WANDER;
+  while (endless) {
+    const request = { ...asked(), loop: true, seed };
+    const clip = await makeClip(request, false);
+    if (!clip || !endless) break;
+    player.add(clip, { follow: true });
+    if (request.to) way = step(way);
+    else seed += 1;
+    while (endless && player.waiting >= AHEAD) await new Promise((resolve) => setTimeout(resolve, 200));
+  }
+  setEndless(false);
+}
+
+/** Move the slider on, and turn at its ends. */
+function step(way) {
+  const slider = form().elements.alpha;
+  const next = Number(slider.value) + way;
+  if (next < 0 || next > 1) return step(-way);
+  slider.value = next;
+  return way;
+}
+
+function setEndless(on) {
+  endless = on;
+  $("#endless").setAttribute("aria-pressed", on);
+  $("#endless").textContent = t(on ? "stop" : "endless");
+}
+
+function stop() {
+  setEndless(false);
+  player.stop();
+}
+
+// A sound to start from
+
+async function begin(blob, name) {
+  try {
+    const buffer = await decode(player.context, blob);
+    seedSound = await dataUrl(wav(buffer));
+  } catch {
+    return toast(t("notSound", name));
+  }
+  $("#seed-name").textContent = name;
+  $("#seed-sound").textContent = t("forgetSound");
+  $("#sound-strength").hidden = false;
+  return null;
+}
+
+function forget() {
+  seedSound = null;
+  $("#seed-name").textContent = "";
+  $("#seed-sound").textContent = t("seedSound");
+  $("#sound-strength").hidden = true;
+}
+
+let recorder = null;
+
+async function record() {
+  if (recorder) return recorder.stop();
+  let stream;
+  try {
+    stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+  } catch {
+    return toast(t("noMicrophone"));
+  }
+  const pieces = [];
+  recorder = new MediaRecorder(stream);
+  recorder.ondataavailable = ({ data }) => pieces.push(data);
+  recorder.onstop = () => {
+    stream.getTracks().forEach((track) => track.stop());
+    recorder = null;
+    listening(false);
+    begin(new Blob(pieces), t("record"));
+  };
+  recorder.start();
+  return listening(true);
+}
+
+function listening(on) {
+  $("#record").setAttribute("aria-pressed", on);
+  $("#record").textContent = t(on ? "stop" : "record");
+}
+
+/** Put a request for music into the room. */
+export function use(request) {
+  const to = request.to?.[0]?.prompt ?? "";
+  fill(form(), { seed: "", loop: false, ...request, to, alpha: request.alpha ?? 0 });
+}
