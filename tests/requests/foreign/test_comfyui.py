@@ -432,6 +432,10 @@ def test_a_controlnet_acts_where_its_file_and_its_picture_are_here(
         model=str(tmp_path / "models/canny.pth"), image=tmp_path / "edges.png", weight=0.9, start=0.1, end=0.8
     )
     assert record == Record(REQUEST.replace(controls=(control,)), "sd/v1-5.safetensors")
+    union = nodes | {"24": node("SetUnionControlNetType", control_net=["21", 0], type="hed/pidi/scribble/ted")}
+    record = read(changed(union, "20", control_net=["24", 0]))
+    assert record.request.controls == (control.replace(kind="softedge"),)
+    assert read(changed(nodes, "20", strength=0)) == Record(REQUEST, "sd/v1-5.safetensors")
     nodes["23"] = node("Canny", image=["22", 0], low_threshold=0.4, high_threshold=0.8)
     record = read(changed(nodes, "20", image=["23", 0]))
     assert record.request.controls == ()

@@ -1,6 +1,6 @@
 """ComfyUI's `prompt` graph: the sampler that the saved picture comes from, and what feeds it.
 
-Checked against ComfyUI 0.3.64 (nodes.py, comfy/samplers.py, comfy_extras/nodes_*.py).
+Checked against ComfyUI 0.3.64 (a125cd8: nodes.py, comfy/samplers.py, comfy_extras/nodes_*.py).
 """
 
 from __future__ import annotations
@@ -259,7 +259,7 @@ def _read_prompts(draft: Draft, sampling: Sampling) -> None:
             except ValueError:
                 draft.note(f"{prefix}{name}: {shorten([first, second])} are no numbers")
     for control in positive.controls:
-        values = {"weight": control.strength, "start": control.start, "end": control.end}
+        values = {"weight": control.strength, "start": control.start, "end": control.end, "kind": control.kind}
         draft.control(control.model, control.picture, **values)
     _read_loras(draft, guider.model.loras, positive)
     if guider.negative is not None and not negative.zeroed and negative.clip != positive.clip:

@@ -195,7 +195,7 @@ class Draft:
         """Add a ControlNet, where it and the picture that it saw are here."""
         files = [find_beside(str(name)) if name else None for name in (model, picture)]
         if None in files:
-            said = ", ".join(f"{name} {shorten(value)}" for name, value in values.items())
+            said = ", ".join(f"{name} {shorten(value)}" for name, value in values.items() if value is not None)
             seen = f"the picture '{picture}'" if picture else "a picture that is not in the file"
             lacking = "they are" if files == [None, None] else f"'{model}' is" if files[0] is None else "the picture is"
             here = f"neither beside the picture nor in {MODEL_FOLDERS}"

@@ -37,13 +37,17 @@ class GraphClip:
 
 @dataclass(frozen=True)
 class GraphControl:
-    """A ControlNet that acts: its file's name, that of the picture which it sees unchanged, strength and interval."""
+    """A ControlNet that acts: its file's name, that of the picture which it sees unchanged, strength and interval.
+
+    `kind` is what a union is said to see.
+    """
 
     model: object
     picture: object
     strength: object
     start: object = 0
     end: object = 1
+    kind: object = None
 
 
 @dataclass(frozen=True)

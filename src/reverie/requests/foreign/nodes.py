@@ -26,6 +26,7 @@ from reverie.requests.foreign.graph import (
     Reader,
     Scalar,
 )
+from reverie.requests.pictures import CONTROL_KINDS
 
 UNPICTURED = "the pictures that it takes are not in the file"
 
@@ -188,16 +189,27 @@ def _two_sided(node: Node, slot: int, want: type) -> object:
 
 def _control(node: Node, slot: int, want: type) -> object:
     """Read a ControlNet with its strength and interval, and the picture where it is one that was loaded."""
-    loader, seen = (node.graph.source(node.inputs.get(name)) for name in ("control_net", "image"))
     given = node.get("conditioning" if "conditioning" in node.inputs else ("positive", "negative")[slot % 2], Prompt)
-    if given is None:
-        return None
-    name = loader.scalar("control_net_name") if loader is not None else None
+    strength = node.scalar("strength", 1)
+    if given is None or strength == 0:
+        return given
+    name, kind = _control_net(node)
+    seen = node.graph.source(node.inputs.get("image"))
     picture = seen.scalar("image") if seen is not None and seen.kind == "LoadImage" else None
     if seen is not None and picture is None:
         node.graph.note(f"node {seen.kind}: what makes the picture that the ControlNet '{name}' sees")
-    values = node.scalar("strength", 1), node.scalar("start_percent", 0), node.scalar("end_percent", 1)
-    return replace(given, controls=(*given.controls, GraphControl(name, picture, *values)))
+    values = strength, node.scalar("start_percent", 0), node.scalar("end_percent", 1)
+    return replace(given, controls=(*given.controls, GraphControl(name, picture, *values, kind)))
+
+
+def _control_net(node: Node) -> tuple[object, object]:
+    """Return the name of a ControlNet's file, and what a union is said to see (comfy/cldm/control_types.py)."""
+    kind, source = None, node.graph.source(node.inputs.get("control_net"))
+    while source is not None and "control_net" in source.inputs:
+        named = str(source.scalar("type")).split("/")[0]
+        kind = {"hed": "softedge"}.get(named, named)
+        source = source.graph.source(source.inputs["control_net"])
+    return source.scalar("control_net_name") if source is not None else None, kind if kind in CONTROL_KINDS else None
 
 
 # ---- latents and pictures --------------------------------------------------------------------------------------------
