@@ -189,6 +189,19 @@ def test_a_taesd_decodes_the_previews(model: str) -> None:
     assert Path("look.png").read_bytes() != by_colours
 
 
+@pytest.mark.parametrize("channels", [16, 32, 4])
+def test_a_taesd_of_other_latents_is_refused_before_drawing(
+    model: str, channels: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of Stable Diffusion 3 and Flux have 16 channels, of FLUX.2 32; and an encoder alone decodes nothing."""
+    tiny = TinyAutoencoder(TinyConfig(latent_channels=channels), encoder=channels == 4, decoder=channels != 4)
+    save_file(tiny.state_dict(), "taesd.safetensors")
+    assert draw(model, "--preview", "look.png", "--taesd", "taesd.safetensors") == 2
+    found = "holds no decoder" if channels == 4 else f"decodes latents of {channels} channels"
+    assert f"'taesd.safetensors' {found}, and the latents of" in capsys.readouterr().err
+    assert not Path("look.png").exists()
+
+
 def test_a_controlnet_steers_and_replays(model: str, capsys: pytest.CaptureFixture[str]) -> None:
     torch.manual_seed(0)
     network = ControlNet(ControlNetConfig(UNET, hint_widths=(4, 4, 4, 4)))

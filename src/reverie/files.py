@@ -52,6 +52,24 @@ def reason_of(error: Exception) -> str:
     return " ".join(_OBJECT_ADDRESS.sub("", str(error)).split())[:120] or type(error).__name__
 
 
+def find_path(text: str) -> Path | None:
+    """Return the file or folder that a text names; None where there is none, or it is too long to be a name."""
+    try:
+        return Path(text) if text and Path(text).exists() else None
+    except OSError:
+        return None
+
+
+def read_lines(file: Path) -> list[str]:
+    """Read a text file's lines, stripped. Raises ReverieError where it is none."""
+    try:
+        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except OSError as error:
+        raise ReverieError(f"cannot read '{file}': {reason_of(error)}") from error
+    except UnicodeDecodeError as error:
+        raise ReverieError(f"cannot read '{file}': it is no text in UTF-8") from error
+
+
 @contextmanager
 def unwritable(path: Path, temporary: Path | None = None) -> Iterator[None]:
     """Turn an OSError of the block into the ReverieError that `path` cannot be written.

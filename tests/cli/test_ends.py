@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import os
+import re
+import resource
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from reverie.cli.app import run
+from reverie.files import tar_writer
 from reverie.media import pictures
 from reverie.pipeline import Pipeline
 
@@ -40,6 +45,51 @@ def test_a_full_disk_is_one_line() -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run([*PROGRAM, "concepts"], stdout=full, stderr=subprocess.PIPE, check=False)
     assert (done.returncode, done.stderr) == (2, b"reverie: the disk is full\n")
+
+
+@pytest.fixture
+def pictures_of_noise(tmp_path: Path) -> Path:
+    """Write two classes of pictures, and a shard of them."""
+    rng = np.random.default_rng(0)
+    with tar_writer(tmp_path / "shards.tar") as add:
+        for index, name in enumerate(("cat/0", "cat/1", "dog/0", "dog/1")):
+            file = tmp_path / f"pictures/{name}.png"
+            file.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(rng.integers(0, 255, (32, 32, 3), dtype=np.uint8)).save(file)
+            add(f"{index}.png", file.read_bytes())
+            add(f"{index}.txt", b"some noise in colours")
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("allowed", "arguments"),
+    [
+        (100, ["index", "pictures", "-o", "out"]),
+        (600, ["index", "pictures", "-o", "out"]),
+        (200, ["curate", "shards.tar", "-o", "out", "--min-cosine", "-1", "--min-bytes", "0"]),
+        (4000, ["curate", "shards.tar", "-o", "out", "--min-cosine", "-1", "--min-bytes", "0"]),
+        (100, ["classify", "--evaluate", "pictures", "-o", "out.png"]),
+    ],
+)
+def test_a_disk_without_room_is_one_line_that_names_the_file(
+    pictures_of_noise: Path,
+    allowed: int,
+    arguments: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """By a limit on how long files may become (setrlimit(2)), which fails as a full disk does."""
+    monkeypatch.chdir(pictures_of_noise)
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (allowed, before[1]))
+    try:
+        ended = run(arguments)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    said = capsys.readouterr()
+    assert (ended, said.out) == (2, "")
+    assert re.fullmatch(r"reverie: cannot write '[^']*out[^']*': file too large\n", said.err)
+    assert run(arguments) == 0  # what was written until then is no hindrance
 
 
 def test_closed_stdout_is_no_failure() -> None:

@@ -6,6 +6,7 @@ import base64
 import io
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,12 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.media import sound
 from reverie.media.sound import Sound
+from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.metadata import read_own, texts
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, Refiner, TextToImage
-from reverie.requests.references import AllowedFolders, Picture, looking_in, resolving, supply
+from reverie.requests.references import AllowedFolders, Picture, looking_in, references, resolving, supply
 
 
 def asked(init: object) -> ImageToImage:
@@ -119,6 +121,27 @@ def test_a_server_allows_names_inside_its_folders_alone(file: Path, tmp_path: Pa
         record = {"name": str(tmp_path / "secret.png"), "sha256": asked("init.png").init.sha256}
         assert asked(record).init.size is None
     assert set(answers) == {"there is no picture 'NAME' here; give a name that is, or the content as a data URL"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "fields"),
+    [
+        (Animation, {"keyframes": ("a", "b"), "audio": {"path": "SECRET", "name": "x.wav", "sha256": "0"}}),
+        (Animation, {"keyframes": ("a", "b"), "init_video": {"path": "SECRET", "name": "x.mp4", "sha256": "0"}}),
+        (ImageToImage, {"init": {"path": "SECRET", "name": "x.png", "sha256": "0", "data": "no picture"}}),
+        (Music, {"init": {"path": "SECRET", "name": "x.wav", "sha256": "0", "held": "no sound"}}),
+    ],
+)
+def test_no_field_of_a_reference_leads_past_the_folders(
+    kind: type[SampledRequest], fields: dict[str, Any], tmp_path: Path
+) -> None:
+    """Fields that look like those of a reference which was resolved already, as JSON may hold them."""
+    (tmp_path / "secret.wav").write_bytes(b"secret")
+    given = json.loads(json.dumps(fields).replace("SECRET", str(tmp_path / "secret.wav")))
+    with resolving(AllowedFolders({})):
+        for _, found in references(kind.of(given)):
+            assert not found.is_here
+            assert found.path is None
 
 
 def test_a_server_finds_adapters_by_name(tmp_path: Path) -> None:

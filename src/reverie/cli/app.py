@@ -8,12 +8,11 @@ import re
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Annotated, Any
+from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
 from reverie.errors import ReverieError
-from reverie.files import reason_of
 
 BAD_INPUT = 2
 INTERRUPTED = 128 + 2  # as a shell reports SIGINT
@@ -27,14 +26,20 @@ app = App(
 )
 app["--help"].group = app["--version"].group = "Options"
 
-app.suppress_keyboard_interrupt = app.meta.suppress_keyboard_interrupt = False
-app.meta.end_of_options_delimiter = ""  # a `--` is for the command itself: reverie image -- "-5 degrees"
+app.suppress_keyboard_interrupt = False
 
-# Commands are named by their path and imported when called, so that `reverie --help` stays quick.
-app.command("reverie.cli.image:image", help="Draw pictures of a prompt.")
+# Commands are named by their path and imported when called, so that `reverie --help` stays quick; where there are many
+# flags, the usage is given, so that cyclopts does not read all of them once more for one line.
+app.command("reverie.cli.image:image", help="Draw pictures of a prompt.", usage="reverie image [OPTIONS] PROMPT")
 app.command("reverie.cli.image:replay", help="Make a picture or a film again from the request that it carries.")
-app.command("reverie.cli.animate:animate", help="Make a film from prompt to prompt.")
-app.command("reverie.cli.music:music", help="Make music of a prompt, or over a sound.")
+app.command(
+    "reverie.cli.animate:animate",
+    help="Make a film from prompt to prompt.",
+    usage="reverie animate [OPTIONS] [ARGS...]",
+)
+app.command(
+    "reverie.cli.music:music", help="Make music of a prompt, or over a sound.", usage="reverie music [OPTIONS] PROMPT"
+)
 app.command("reverie.cli.spectrogram:spectrogram", help="Turn a sound into a picture of its spectrogram.")
 app.command("reverie.cli.spectrogram:sound", help="Turn a picture of a spectrogram into a sound.")
 app.command("reverie.cli.data:concepts", help="List what a bundled model knows, in English and Chinese.")
@@ -53,26 +58,24 @@ app.command("reverie.cli.watermark:app", name="watermark", help="Read and write 
 
 
 @app.meta.default
-def launch(
-    *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)],
-    debug: Annotated[bool, Parameter(negative=(), show_default=False, group="Options")] = False,
-) -> Any:
-    """Run one command.
+def every_command(
+    *, debug: Annotated[bool, Parameter(negative=(), show_default=False, group="Options")] = False
+) -> None:
+    """List in the help of each command what `run` takes out of a command line before cyclopts reads it.
 
     Parameters
     ----------
     debug
         Show the traceback of an error.
     """
-    return app(tokens)
 
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line (without the program's name) and return its exit status, 0 when all went well."""
     debug = "--debug" in arguments
     try:
-        app.meta(
-            list(arguments),
+        app(
+            [argument for argument in arguments if argument != "--debug"],
             exit_on_error=False,
             print_error=False,
             result_action="return_none",
@@ -117,6 +120,8 @@ def message_of(error: Exception) -> str:
     if isinstance(error, CycloptsError):
         error.verbose = False
     if isinstance(error, OSError):
+        from reverie.files import reason_of
+
         return reason_of(error) + (f": '{error.filename}'" if error.filename else "")
     return re.sub(r"`([a-z][a-z0-9_]*)`", lambda field: "--" + field[1].replace("_", "-"), str(error))
 

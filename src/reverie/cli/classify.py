@@ -16,8 +16,7 @@ from reverie.cli.output import say, tell_numbered
 from reverie.cli.progress import show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
-from reverie.jobs.outputs import check_writable
-from reverie.similarity.classify import existing, find_templates, read_lines
+from reverie.files import find_path, read_lines
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -63,7 +62,11 @@ def classify(
     output
         Picture file to draw the confusion matrix of --evaluate into.
     """
-    sentences = find_templates(templates) if templates is not None else None
+    sentences = None
+    if templates is not None:
+        from reverie.similarity.classify import find_templates  # brings torch, which takes seconds
+
+        sentences = find_templates(templates)
     if batch < 1 or top < 1:
         raise ReverieError(f"--batch {batch} and --top {top} should be 1 or more")
     if evaluate is not None:
@@ -83,7 +86,7 @@ def classify(
 
 def read_labels(text: str) -> list[str]:
     """Read labels: a file with one a line, or a list with commas; each counts once. Raises ReverieError."""
-    file = existing(text)
+    file = find_path(text)
     parts = read_lines(file) if file else [part.strip() for part in text.replace("，", ",").split(",")]
     counted = Counter(part for part in parts if part)
     labels = list(counted)
@@ -151,6 +154,7 @@ def _evaluate(
     output: Path | None,
     as_json: bool,
 ) -> None:
+    from reverie.jobs.outputs import check_writable
     from reverie.media.pictures import save
     from reverie.similarity.evaluate import MOST_DRAWN, Report, evaluate, find_classes
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from reverie.cli.options import Json
 from reverie.cli.output import say
 from reverie.errors import ReverieError
-from reverie.media.pictures import FORMATS, READABLE, SPECTROGRAM, open_picture
 
 if TYPE_CHECKING:
     from reverie.requests.metadata import Record
@@ -37,6 +36,7 @@ def inspect(path: Path, /, *, as_json: Json = False) -> None:
 
 def _describe(path: Path) -> dict[str, Any]:
     from reverie.media.footage import ANIMATED, FILMS
+    from reverie.media.pictures import FORMATS, READABLE
     from reverie.requests.films import Animation
     from reverie.requests.music import Music
     from reverie.requests.records import read_record
@@ -59,6 +59,8 @@ def _describe(path: Path) -> dict[str, Any]:
 
 
 def _picture(path: Path, record: Record | None, missing: ReverieError | None) -> dict[str, Any]:
+    from reverie.media.pictures import SPECTROGRAM, open_picture
+
     picture = open_picture(path)
     kind = "spectrogram" if any(tag in SPECTROGRAM for tag in picture.getexif()) else "picture"
     size = {"width": picture.width, "height": picture.height}

@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from typing import TextIO
 
 from reverie.errors import RequestWarning
-from reverie.jobs.outputs import numbering_note
 
 
 def say(line: str) -> None:
@@ -19,13 +18,15 @@ def say(line: str) -> None:
 
 def tell_numbered(names: Sequence[str]) -> None:
     """Say on stderr which names a chart shows as numbers."""
+    from reverie.jobs.outputs import numbering_note  # brings pydantic, which takes longer than a --help may
+
     if note := numbering_note(names):
         print(note, file=sys.stderr)
 
 
 @contextmanager
 def tell_warnings() -> Iterator[None]:
-    """Say the library's warnings of the block on stderr, a line each, as they come."""
+    """Say the library's warnings of the block on stderr, a line each, as they come; each of them once."""
 
     def tell(
         message: Warning | str,
@@ -38,6 +39,6 @@ def tell_warnings() -> Iterator[None]:
         print(message, file=sys.stderr)
 
     with warnings.catch_warnings():
-        warnings.simplefilter("always", RequestWarning)
+        warnings.simplefilter("once", RequestWarning)
         warnings.showwarning = tell
         yield

@@ -7,7 +7,7 @@ import logging
 import os
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
@@ -15,7 +15,9 @@ from reverie.cli.app import complain
 from reverie.cli.options import Flag, Several, Whole
 from reverie.cli.output import say
 from reverie.errors import ReverieError
-from reverie.server.settings import GIB, Limits, Settings, data_folder
+
+if TYPE_CHECKING:
+    from reverie.server.settings import Settings
 
 Paths = Annotated[tuple[Path, ...], Parameter(negative=(), show_default=False)]
 
@@ -103,8 +105,11 @@ def serve(
     dtype
         float32, float16 or bfloat16; if not given, what suits the device.
     """
-    from reverie.server.app import serve as run
-
+    try:
+        from reverie.server.app import serve as run
+    except ModuleNotFoundError as error:
+        needed = "install what it needs with: pip install 'reverie[server]'"
+        raise ReverieError(f"the server needs {error.name}; {needed}") from error
     settings = read_settings(home, access, served, limits, workers, memory, device, dtype)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -125,6 +130,8 @@ def read_settings(
     dtype: str | None,
 ) -> Settings:
     """Return what the options say. Raises ReverieError for a folder that is missing, and a model that is not there."""
+    from reverie.server.settings import GIB, Limits, Settings, data_folder  # brings pydantic, as requests do
+
     if workers < 1 or memory <= 0:
         raise ReverieError("workers and memory are more than nothing; give 1 or more of each")
     models, model = _folders(served.models), served.model

@@ -14,9 +14,7 @@ from rich.cells import cell_len, set_cell_size
 from reverie.cli.options import Flag, Json, Output
 from reverie.cli.output import say, tell_numbered
 from reverie.errors import ReverieError
-from reverie.jobs.outputs import check_writable
-from reverie.media.pictures import READABLE
-from reverie.similarity.classify import existing
+from reverie.files import find_path
 
 if TYPE_CHECKING:
     from reverie.similarity.embed import Clip
@@ -79,6 +77,8 @@ def similarity(
     if as_json and as_csv:
         raise ReverieError("--json and --csv are two ways to print one matrix; leave one out")
     if output is not None:
+        from reverie.jobs.outputs import check_writable
+
         check_writable([output])
     likeness = clip.load().similarity(pictures, texts)
     if output is not None:
@@ -100,9 +100,11 @@ def similarity(
 
 def split_items(items: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Tell files of pictures from texts. Raises ReverieError for a folder, and for a picture that is not there."""
+    from reverie.media.pictures import READABLE
+
     pictures, texts = [], []
     for item in items:
-        path = existing(item)
+        path = find_path(item)
         if path is not None and path.is_file():
             pictures.append(path)
         elif path is not None:

@@ -8,13 +8,10 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reverie.cli.jobs import show
 from reverie.cli.options import Flag, Output
 from reverie.cli.output import say
 from reverie.cli.progress import show_progress
 from reverie.files import check_distinct
-from reverie.jobs.events import warnings_as_notes
-from reverie.jobs.outputs import check_writable
 
 Stereo = Annotated[bool | None, Parameter(negative="--mono", show_default=False)]
 
@@ -37,6 +34,8 @@ def spectrogram(
     axes
         Draw for people: in colours, with seconds and Hertz. Such a picture does not turn back.
     """
+    from reverie.jobs.outputs import check_writable
+
     check_writable([output], [file])
     from reverie.codecs.spectrograms import plot, to_picture
     from reverie.media import sound
@@ -72,7 +71,9 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     sounds.check_writable(output)
     import torch
 
+    from reverie.cli.jobs import show
     from reverie.codecs.spectrograms import from_picture
+    from reverie.jobs.events import warnings_as_notes
     from reverie.media.pictures import open_picture
     from reverie.music.sections import sounding
     from reverie.sound.spectrogram import SMALL, Circle, Line, SpectrogramParams

@@ -8,7 +8,6 @@ from cyclopts import App
 
 from reverie.cli.options import Output
 from reverie.cli.output import say
-from reverie.jobs.outputs import check_writable
 
 app = App(name="watermark", help="Read and write invisible watermarks.", help_format="plaintext")
 
@@ -40,6 +39,7 @@ def write(file: Path, /, *, output: Output, text: str = "reverie") -> None:
     text
         What it says: up to 12 bytes in 128 x 128 pixels, 60 in 256 x 256 and more.
     """
+    from reverie.jobs.outputs import check_writable
     from reverie.media import watermark
     from reverie.media.pictures import open_picture, save
 

@@ -182,8 +182,13 @@ def glyph(emoji: str, size: int) -> np.ndarray:
 
 @cache
 def own_colour(emoji: str) -> str:
+    """Return the colour of an emoji, see `colour_of`."""
+    return colour_of(glyph(emoji, SIZES[""]))
+
+
+def colour_of(pixels: np.ndarray) -> str:
     """Return the colour, of TINTS or brown, that most of a glyph has; "" where less than a third of it has a hue."""
-    hue, saturation, value = _main_colour(glyph(emoji, SIZES[""]))
+    hue, saturation, value = _main_colour(pixels)
     if hue is None:
         return ""
     named = (*TINTS, "brown")

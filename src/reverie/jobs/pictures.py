@@ -215,6 +215,14 @@ def look(system: Pipeline, taesd: Path | None) -> Show:
     if taesd is None:
         return fit_preview(system.codec).pictures
     tiny = load_tiny(taesd, device=system.device, dtype=system.dtype)
+    channels, own = tiny.config.latent_channels, system.autoencoder.config.latent_channels
+    if tiny.decoder is None or channels != own:
+        found = "holds no decoder" if tiny.decoder is None else f"decodes latents of {channels} channels"
+        raise ReverieError(
+            f"'{taesd}' {found}, and the latents of '{system.name}' have {own}",
+            field="taesd",
+            hint="give a TAESD of the model's family",
+        )
     return TinyPreview(tiny, system.device, system.dtype).pictures
 
 

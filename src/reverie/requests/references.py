@@ -138,18 +138,12 @@ class FileReference(Frozen):
         if isinstance(given, cls):
             return given
         if isinstance(given, Mapping):
-            trusted = _RESOLVER.get() is any_path  # else a client could name any path
-            return given if trusted and cls._is_whole(given) else cls._from_record(given)
+            return cls._from_record(given)
         if isinstance(given, str) and given.startswith(DATA_URL):
             return cls._from_bytes(_from_data_url(given, cls.what))
         if isinstance(given, str | Path):
             return cls._from_path(Path(_RESOLVER.get()(cls.what, str(given))))
         return cls._from_memory(given)
-
-    @classmethod
-    def _is_whole(cls, given: Mapping[str, Any]) -> bool:
-        """Tell whether fields are those of an object that is copied."""
-        return bool(given.get("path") and given.get("name"))
 
     @classmethod
     def _from_record(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -238,10 +232,6 @@ class Picture(FileReference):
     data: bytes | None = Field(default=None, repr=False)
 
     @classmethod
-    def _is_whole(cls, given: Mapping[str, Any]) -> bool:
-        return given.get("data") is not None
-
-    @classmethod
     def _from_path(cls, path: Path) -> dict[str, Any]:
         try:
             data = path.read_bytes()
@@ -301,10 +291,6 @@ class SoundInput(FileReference):
     what: ClassVar[str] = "sound"
 
     held: Any = Field(default=None, repr=False)
-
-    @classmethod
-    def _is_whole(cls, given: Mapping[str, Any]) -> bool:
-        return given.get("held") is not None
 
     @classmethod
     def _from_path(cls, path: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
-from reverie.files import reason_of
+from reverie.files import find_path, read_lines
 from reverie.media.charts import colour_of, heat_map
 from reverie.progress import Progress
 
@@ -79,7 +79,7 @@ def find_templates(text: str) -> tuple[str, ...]:
         return TEMPLATES[text]
     if SLOT in text:
         return (text,)
-    if existing(text) is None:
+    if find_path(text) is None:
         known = ", ".join(TEMPLATES)
         raise ReverieError(
             f"unknown templates '{text}'; choose from {known}, a sentence with {SLOT}, or a file of them"
@@ -90,24 +90,6 @@ def find_templates(text: str) -> tuple[str, ...]:
     for template in found:
         fill_template(template, "")
     return found
-
-
-def existing(text: str) -> Path | None:
-    """Return the file or folder that a text names; None where there is none, or it is too long to be a name."""
-    try:
-        return Path(text) if text and Path(text).exists() else None
-    except OSError:
-        return None
-
-
-def read_lines(file: Path) -> list[str]:
-    """Read a text file's lines, stripped. Raises ReverieError where it is none."""
-    try:
-        return [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except OSError as error:
-        raise ReverieError(f"cannot read '{file}': {reason_of(error)}") from error
-    except UnicodeDecodeError as error:
-        raise ReverieError(f"cannot read '{file}': it is no text in UTF-8") from error
 
 
 TEXTS_AT_ONCE = 2048  # tokens of so many are held together; thousands of labels in 80 templates are many more

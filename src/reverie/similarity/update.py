@@ -19,7 +19,17 @@ from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, reason_of
 from reverie.progress import Progress
-from reverie.similarity.index import HEADER, Index, IndexEntry, IndexHeader, IndexWriter, compact, open_index
+from reverie.similarity.index import (
+    HEADER,
+    Index,
+    IndexEntry,
+    IndexHeader,
+    IndexWriter,
+    compact,
+    journal_file,
+    open_index,
+    vectors_file,
+)
 from reverie.similarity.sources import PicturePlace, Skipped, base_of, find_places, read_place
 
 Item = TypeVar("Item")
@@ -107,9 +117,10 @@ def _begin(folder: Path, source: Path, clip: Embedder) -> Index:
     """Open the index that is to grow, or begin one. Raises ReverieError where it is another's."""
     where = str(source.resolve())
     if not (folder / HEADER).exists():
-        if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
-            raise ReverieError(f"'{folder}' is there and no index; give a new or empty folder with `output`")
         header = IndexHeader(model=clip.name, identity=clip.identity, width=clip.width, source=where)
+        begun = {vectors_file(folder, header), journal_file(folder, header)}  # by a command that was stopped at once
+        if folder.exists() and (not folder.is_dir() or set(folder.glob("[!.]*")) - begun):
+            raise ReverieError(f"'{folder}' is there and no index; give a new or empty folder with `output`")
         return Index(folder, header, {}, np.zeros((0, clip.width), np.float32))
     index = open_index(folder)
     if index.header.identity != clip.identity:
