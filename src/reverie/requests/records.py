@@ -12,6 +12,7 @@ from reverie.requests.base import SampledRequest
 from reverie.requests.foreign import read_draft
 from reverie.requests.metadata import Record, read_own
 from reverie.requests.music import Music
+from reverie.requests.references import looking_in
 from reverie.requests.texts import Carrier, read_carrier
 
 
@@ -27,7 +28,8 @@ def read_record(file: Image.Image | str | Path) -> Record:
         return own if isinstance(file, Image.Image) else replace(own, request=_beside(own.request, Path(file)))
     named = "this picture" if isinstance(file, Image.Image) else f"'{file}'"
     try:
-        record = _read_foreign(carrier)
+        with looking_in(*folders):
+            record = _read_foreign(carrier)
     except ReverieError as error:
         raise ReverieError(f"{named}: {error}", field=error.field) from error
     if record is None:

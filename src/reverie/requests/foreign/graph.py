@@ -36,25 +36,48 @@ class GraphClip:
 
 
 @dataclass(frozen=True)
+class GraphControl:
+    """A ControlNet that acts: its file's name, that of the picture which it sees unchanged, strength and interval.
+
+    `kind` is what a union is said to see.
+    """
+
+    model: object
+    picture: object
+    strength: object
+    start: object = 0
+    end: object = 1
+    kind: object = None
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """A conditioning: its text, its encoder, SDXL's sizes, whether it is zeroed, and whose way words are weighed in."""
+    """A conditioning: its text, its encoder, SDXL's sizes, whether it is zeroed, whose way words are weighed in.
+
+    ControlNets act where it does.
+    """
 
     text: str
     clip: GraphClip = GraphClip()
     sizes: Mapping[str, tuple[object, object]] = field(default_factory=dict)
     zeroed: bool = False
     weighed: str = "ComfyUI"
+    controls: tuple[GraphControl, ...] = ()
 
 
 @dataclass(frozen=True)
 class Latent:
-    """Latents: their size in pixels where it is known, how many, what drew them, and whether a picture is behind."""
+    """Latents: their size in pixels where it is known, how many, what drew them, and whether a picture is behind.
+
+    `scaled` are the nodes that gave them another size since.
+    """
 
     width: object = None
     height: object = None
     count: object = 1
     drawn: Sampling | None = None
     picture: bool = False
+    scaled: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,12 +89,25 @@ class GraphPicture:
 
 @dataclass(frozen=True)
 class Sigmas:
-    """The levels of noise: how many steps, the spacing's name, the share that is walked, and if KSampler made them."""
+    """The levels of noise: how many steps, the spacing's name, the share that is walked, and if KSampler made them.
+
+    Of the steps those from `first` on are taken, up to `last`, None the last of all.
+    """
 
     steps: object
     schedule: object
     denoise: object = 1
     of_the_sampler: bool = False
+    first: object = 0
+    last: object = None
+
+    @property
+    def interval(self) -> tuple[int, int, int] | None:
+        """Return the first step, the one after the last, and how many there are; None where that is not known."""
+        first, steps, last = self.first, self.steps, self.steps if self.last is None else self.last
+        if not (isinstance(first, int) and isinstance(last, int) and isinstance(steps, int)):
+            return None
+        return first, min(last, steps), steps
 
 
 @dataclass(frozen=True)
@@ -83,9 +119,10 @@ class Solver:
 
 @dataclass(frozen=True)
 class Seed:
-    """The noise that a seed gives; None is no noise at all."""
+    """The noise that a seed gives; `added` tells whether it is."""
 
     seed: object
+    added: bool = True
 
 
 @dataclass(frozen=True)
