@@ -187,7 +187,7 @@ def load_folder(
         schedule_config=_config(path / "scheduler", configs.read_schedule, "scheduler_config.json"),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         spectrogram=_spectrogram(path / SPECTROGRAM),
-        recommended=_recommended(path / RECOMMENDED),
+        recommended=read_recommended(path / RECOMMENDED),
         known=read_known(path),
         name=path.resolve().name,
     )
@@ -302,7 +302,7 @@ def _first(error: ValidationError) -> str:
     return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
 
 
-def _recommended(file: Path) -> Recommended:
+def read_recommended(file: Path) -> Recommended:
     if not file.exists():
         return Recommended()
     try:

@@ -29,7 +29,7 @@ from reverie.errors import ReverieError
 from reverie.files import file_sha256, natural_order, reason_of, sha256_of
 from reverie.media.masks import PAINTED
 from reverie.media.pictures import READABLE, decode, eight_bits, open_picture, upright
-from reverie.requests.adapter_files import parse
+from reverie.requests.adapter_files import SUFFIXES, parse
 from reverie.requests.base import RECORDED, Frozen, Request
 
 if TYPE_CHECKING:
@@ -363,10 +363,22 @@ def _from_data_url(url: str, what: str) -> bytes:
 
 def _find_model(name: str, what: str = "model") -> str:
     """Return the path of a model; one that is recorded by its name alone is looked for beside the record."""
+    inside = find_beside(name) if name == name_of(name) else None
+    return _RESOLVER.get()(what, name) if inside is None else str(inside)
+
+
+def find_beside(name: str) -> Path | None:
+    """Return the file or folder of a name, whatever folders it was in, beside the record that is read.
+
+    Models are looked for in those of REVERIE_MODEL_DIR too, and without their suffix. None where there is none, and
+    where no record is read.
+    """
+    if not _FOLDERS.get():
+        return None
     given = [Path(folder) for folder in os.environ.get(MODEL_FOLDERS, "").split(os.pathsep) if folder]
-    folders = [*_FOLDERS.get(), *given]
-    inside = [folder / name for folder in folders if name == name_of(name) and (folder / name).exists()]
-    return str(inside[0]) if inside and _FOLDERS.get() else _RESOLVER.get()(what, name)
+    names = [f"{name_of(name)}{suffix}" for suffix in ("", *SUFFIXES)]
+    places = (folder / one for one in names for folder in (*_FOLDERS.get(), *given))
+    return next((place for place in places if place.exists()), None)
 
 
 def _write_model(name: str, info: SerializationInfo) -> str:

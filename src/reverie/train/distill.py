@@ -101,7 +101,8 @@ class DistillObjective(DiffusionObjective):
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the target towards the student."""
-        slow, fast = list(self.target.parameters()), list(self.averaged.parameters())
+        slow: list[Tensor] = list(self.target.parameters())
+        fast: list[Tensor] = list(self.averaged.parameters())
         torch._foreach_lerp_(slow, fast, 1 - self.settings.decay)
 
     def samples(self) -> Image.Image:
