@@ -24,7 +24,7 @@ from reverie.jobs.events import (
 from reverie.jobs.outputs import check_outputs
 from reverie.media import footage, video
 from reverie.progress import Progress
-from reverie.requests import metadata
+from reverie.requests import records
 from reverie.requests.films import Animation
 
 if TYPE_CHECKING:
@@ -94,7 +94,7 @@ class FilmJob:
         from reverie.animation.store import FrameStore, cache, key_of, prune
 
         request = self.request.with_guidance(system.guidance)
-        texts = metadata.texts(request, system.name) if self.metadata else {}
+        texts = records.texts(request, system.name) if self.metadata else {}
         count, size = 0, (0, 0)
         with ExitStack() as stack:
             with warnings_as_notes() as notes:

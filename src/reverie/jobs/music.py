@@ -22,7 +22,7 @@ from reverie.jobs.events import (
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
-from reverie.requests import metadata
+from reverie.requests import records
 from reverie.requests.music import Film, Music
 from reverie.requests.references import MUSIC_NAME
 
@@ -107,7 +107,7 @@ class MusicJob:
         """Raise ReverieError, before anything is played, where a WAV file cannot hold the request."""
         from reverie.media import sound
 
-        texts = metadata.texts(music, model) if self.metadata else {}
+        texts = records.texts(music, model) if self.metadata else {}
         for path in self.outputs:
             sound.check_texts(texts, path.suffix.lower())
 
@@ -126,7 +126,7 @@ class MusicJob:
 
         film, changed = with_sum(system, (self.film or Film()).with_guidance(system.guidance))
         yield from map(Note, changed)
-        texts = metadata.texts(clip.request, clip.model, film) if self.metadata else {}
+        texts = records.texts(clip.request, clip.model, film) if self.metadata else {}
         with video.recording(path, film.fps, texts=texts, sound=clip) as add:
             for frame in system.film(clip, film):
                 yield from map(Note, frame.notes)

@@ -35,9 +35,9 @@ from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encod
 from reverie.progress import Progress
 from reverie.requests.base import MAX_SEED, steps_taken
 from reverie.requests.films import Animation, Keyframe
-from reverie.requests.metadata import texts
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import TextToImage
+from reverie.requests.records import texts
 from reverie.requests.references import SoundFile
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import StableDiffusion

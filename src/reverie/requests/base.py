@@ -149,7 +149,7 @@ class Request(Frozen):
             raise ReverieError(f"request must be a JSON object, not {type(data).__name__}")
         if (kind := data.pop("kind", cls.kind)) == cls.kind and kind:
             return cls.of(data)
-        from reverie.requests.metadata import KINDS  # which imports this module
+        from reverie.requests.records import KINDS  # which imports this module
 
         kinds = {name: known for name, known in KINDS.items() if issubclass(known, cls)}
         if kind not in kinds:
