@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from reverie.checkpoints.load import Components, load_autoencoder, load_clip, load_folder
+from reverie.checkpoints.load import Components, Recommended, load_autoencoder, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip, save_folder
 from reverie.cli.output import say
 from reverie.corpora.concepts import concepts
@@ -99,7 +99,7 @@ def write_model(unet: Path, decoder: Path, target: Path) -> None:
     components, tuned = load_folder(unet), load_autoencoder(decoder)
     if not (same_latents(components.autoencoder, tuned) or enlarge.same_latents(components.autoencoder, tuned)):
         raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
-    components = replace(components, autoencoder=tuned, guidance=GUIDANCE)
+    components = replace(components, autoencoder=tuned, recommended=Recommended(guidance=GUIDANCE))
     check_finite(components)
     save_folder(components, target, HALF)
 

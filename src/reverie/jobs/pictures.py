@@ -11,17 +11,7 @@ from weakref import WeakKeyDictionary
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.jobs.events import (
-    Event,
-    Finished,
-    Load,
-    Note,
-    Preview,
-    Saved,
-    Stopwatch,
-    ignore,
-    model_notes,
-)
+from reverie.jobs.events import Event, Finished, Load, Note, Preview, Saved, Stopwatch, ignore, model_notes
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths, numbering_note
 from reverie.media.pictures import grid, read_texts, save
 from reverie.progress import Progress
