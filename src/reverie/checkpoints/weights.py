@@ -264,8 +264,8 @@ def load_weights(
 
     Where device and dtype are the file's own, the tensors stay mapped: they take memory when they are used, and the
     file must not be changed in place while they live. Otherwise they are converted one by one, so the peak is about
-    what the module will take. `rename` turns the files' names into the module's. Raises ReverieError, before anything is
-    read, where names or shapes do not agree.
+    what the module will take. `rename` turns the files' names into the module's. Raises ReverieError, before anything
+    is read, where names or shapes do not agree.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     sources = [open_source(file) for file in files]

@@ -56,7 +56,8 @@ def heat_map(
 ) -> Image.Image:
     """Draw a matrix of `values`, with the names of `rows` beside it and of `columns` above; `show` writes a value.
 
-    Cells shrink where there are many; names and numbers are left out where they would not be read. A name that no font of the system can write is its number, counted from 1.
+    Cells shrink where there are many; names and numbers are left out where they would not be read. A name that no font
+    of the system can write is its number, counted from 1.
     """
     cell = max(1, min(CELL, LARGEST // max(len(rows), len(columns), 1)))
     legible = cell >= LEGIBLE

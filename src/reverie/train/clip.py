@@ -211,7 +211,7 @@ class ClipObjective:
 def clip_config(
     text: TextSettings, vision: VisionSettings, contrast: ContrastSettings, *, vocabulary: int, length: int, eos: int
 ) -> CLIPConfig:
-    """Describe a recipe's network, for a tokenizer of `vocabulary` tokens, `length` of them a text, which `eos` ends."""
+    """Describe a recipe's network, for a tokenizer of `vocabulary` tokens, `length` a text, which `eos` ends."""
     return CLIPConfig(
         text=CLIPTextConfig(
             hidden_size=text.width,
