@@ -140,7 +140,10 @@ def _receive(connection: Connection, inbox: SimpleQueue[Any], cancelled: set[str
 def carry_out(
     task: Task, settings: Settings, load: Load, is_cancelled: Callable[[str], bool], say: Callable[[Said], None]
 ) -> None:
-    """Do a task and say how it goes; the last thing said is done, failed or cancelled."""
+    """Do a task and `say` how it goes; the last thing said is done, failed or cancelled.
+
+    `load` gives a model of a name, and `is_cancelled` tells of a task's name whether its client gave it up.
+    """
     shown = 0.0
 
     def tell(event: Event) -> None:
