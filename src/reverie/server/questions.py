@@ -102,8 +102,8 @@ class Search(Question):
         query = Query((self.text,) if self.text else (), like, (self.without,) if self.without else ())
         hits = search(found, clip(), query, top=self.top).hits
         shown = [_show(find_picture(found, hit.name)) for hit in hits]
-        told = zip(hits, shown, strict=True)
-        return {"hits": [{"name": hit.name, "cosine": hit.cosine, "image": image} for hit, image in told]}
+        pairs = zip(hits, shown, strict=True)
+        return {"hits": [{"name": hit.name, "cosine": hit.cosine, "image": image} for hit, image in pairs]}
 
 
 class Presence(Question):
