@@ -1,4 +1,4 @@
-"""Questions: what is asked of CLIP or of a model's place in memory, and answered with values rather than files."""
+"""Questions to CLIP: comparison, classification, embedding and search, answered with values; and models put in memory."""
 
 from __future__ import annotations
 
@@ -101,9 +101,9 @@ class Search(Question):
         like = () if self.like is None else (self.like.image(),)
         query = Query((self.text,) if self.text else (), like, (self.without,) if self.without else ())
         hits = search(found, clip(), query, top=self.top).hits
-        shown = [_show(find_picture(found, hit.name)) for hit in hits]
-        pairs = zip(hits, shown, strict=True)
-        return {"hits": [{"name": hit.name, "cosine": hit.cosine, "image": image} for hit, image in pairs]}
+        images = (_show(find_picture(found, hit.name)) for hit in hits)
+        rows = zip(hits, images, strict=True)
+        return {"hits": [{"name": hit.name, "cosine": hit.cosine, "image": image} for hit, image in rows]}
 
 
 class Presence(Question):
