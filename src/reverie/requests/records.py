@@ -10,6 +10,7 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.requests.base import SampledRequest
 from reverie.requests.foreign import read_draft
+from reverie.requests.foreign.draft import json_object
 from reverie.requests.metadata import Record, read_own
 from reverie.requests.music import Music
 from reverie.requests.references import looking_in
@@ -33,8 +34,18 @@ def read_record(file: Image.Image | str | Path) -> Record:
     except ReverieError as error:
         raise ReverieError(f"{named}: {error}", field=error.field) from error
     if record is None:
-        raise ReverieError(f"{named} does not say how it was made; give one that still has its metadata")
+        raise ReverieError(f"{named} {_silence(carrier)}")
     return record
+
+
+def _silence(carrier: Carrier) -> str:
+    """Say why a file's texts are no settings."""
+    if '"nodes"' in carrier.texts.get("workflow", ""):
+        return "holds the workflow of ComfyUI's editor without what was drawn by it; open it there, and save it anew"
+    for name, text in carrier.texts.items():
+        if data := json_object(text):
+            return f"says in '{name}' what no program that is known here writes (it holds {', '.join(list(data)[:4])})"
+    return "does not say how it was made; give one that still has its metadata"
 
 
 def _read_foreign(carrier: Carrier) -> Record | None:
