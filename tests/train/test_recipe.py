@@ -23,7 +23,6 @@ from reverie.train import (
     listener,
     probe,
     run,
-    zero_shot,
 )
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
@@ -43,7 +42,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "vision": clip.VisionSettings,
         "contrast": clip.ContrastSettings,
         "data": clip.PairSettings,
-        "evaluation": zero_shot.EvaluationSettings,
+        "evaluation": clip.EvaluationSettings,
     },
     "diffusion": {
         "unet": UNetConfig,

@@ -11,9 +11,8 @@ from PIL import Image, ImageOps
 
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.inversion import INVERTERS, Inverted, invert
-from reverie.diffusion.names import choose
 from reverie.diffusion.step import Sigmas
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 from reverie.generate.conditioning import Guide, Prompts
 from reverie.generate.sample import Bind, guided_denoiser
 from reverie.media.pictures import to_rgb

@@ -20,8 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.animation.pacing import Distance, pace
-from reverie.diffusion.names import choose
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 from reverie.media.encoder import Waveform
 from reverie.requests.films import EASINGS
 

@@ -21,8 +21,7 @@ from reverie.checkpoints.compvis import Place, Table
 from reverie.checkpoints.families import FilePart
 from reverie.checkpoints.load import CPU, TRANSFORMERS_STEM
 from reverie.checkpoints.load import load_clip as load_folder
-from reverie.checkpoints.single import read_part
-from reverie.checkpoints.vocabulary import find_tokenizer
+from reverie.checkpoints.single import find_tokenizer, read_part
 from reverie.checkpoints.weights import Source, find_weights, open_source, read_json
 from reverie.errors import ReverieError
 from reverie.models.clip import ACTIVATIONS, CLIP, MLP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig

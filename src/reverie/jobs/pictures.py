@@ -10,22 +10,12 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.jobs.events import (
-    Event,
-    Finished,
-    Load,
-    Note,
-    Preview,
-    Saved,
-    Stopwatch,
-    ignore,
-    model_notes,
-)
+from reverie.jobs.events import Event, Finished, Load, Note, Preview, Saved, Stopwatch, ignore, model_notes
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths, numbering_note
 from reverie.media.pictures import grid, read_texts, save
 from reverie.progress import Progress
-from reverie.requests.metadata import read_own, texts
 from reverie.requests.pictures import TextToImage
+from reverie.requests.records import read_own, texts
 
 if TYPE_CHECKING:
     from reverie.generate.image import Show

@@ -16,9 +16,9 @@ from reverie.jobs.pictures import PictureJob
 from reverie.requests import adapter_files
 from reverie.requests.base import RANDOM_SEED, Frozen, SampledRequest, random_seed
 from reverie.requests.films import Animation
-from reverie.requests.metadata import KINDS
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
+from reverie.requests.records import KINDS
 from reverie.requests.references import references, resolving
 from reverie.server.questions import QUESTIONS, AnswerJob, Question
 from reverie.server.settings import Limits, Settings

@@ -11,9 +11,8 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.requests.foreign.levels import way_at
-from reverie.requests.metadata import Record, texts
 from reverie.requests.pictures import Hires, Refiner, TextToImage, Variation
-from reverie.requests.records import read_record
+from reverie.requests.records import Record, read_record, texts
 from reverie.requests.samplers import SAMPLERS
 
 Read = Callable[[dict[str, str]], Record]

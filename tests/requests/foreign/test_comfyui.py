@@ -17,10 +17,9 @@ from reverie.diffusion.spacings import SPACINGS
 from reverie.errors import ReverieError
 from reverie.generate.sample import level_at
 from reverie.requests.base import steps_taken
-from reverie.requests.metadata import Record
 from reverie.requests.music import Music
 from reverie.requests.pictures import ControlInput, Hires, TextToImage
-from reverie.requests.records import read_record
+from reverie.requests.records import Record, read_record
 
 Graph = dict[str, Any]
 WEIGHTS = "weights in the prompt: ComfyUI weighs words against an empty prompt, here A1111's way is taken"

@@ -12,8 +12,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from reverie.requests.foreign import graph as values
 from reverie.requests.foreign import node_samplers as samplers
-from reverie.requests.foreign import node_values as values
 from reverie.requests.foreign.draft import OFF, shorten, stem_of
 from reverie.requests.foreign.graph import (
     GraphClip,

@@ -106,27 +106,55 @@ function sayFreedom() {
 
 // What is asked
 
-/** Let {red|blue} be one of the two. */
-function choosing(prompt) {
-  return prompt.replace(/\{([^{}]*\|[^{}]*)\}/g, (_, inner) => {
-    const choices = inner.split("|");
-    return choices[Math.floor(Math.random() * choices.length)];
-  });
+/** Put the chosen style around the prompt, and let {red|blue} be one of the two, as `pick(count)` says. */
+function worded(prompt, pick) {
+  const style = $("#style").value;
+  const whole = style.includes("{prompt}") ? style.replaceAll("{prompt}", () => prompt) : [prompt, style].filter(Boolean).join(", ");
+  return whole.replace(/\{([^{}]*\|[^{}]*)\}/g, (_, inner) => inner.split("|")[pick(inner.split("|").length)]);
+}
+
+const anyOf = (count) => Math.floor(Math.random() * count);
+
+// Styles are kept in the browser.
+const styles = () => JSON.parse(localStorage.styles ?? "[]");
+
+function offerStyles(chosen = "") {
+  $("#style").replaceChildren(...["", ...styles()].map((text) => make("option", { value: text, textContent: text || t("none") })));
+  $("#style").value = chosen;
+  $("#keep-style").textContent = t(chosen ? "forgetStyle" : "keepStyle");
+}
+
+function keepStyle() {
+  const [chosen, words] = [$("#style").value, ask().elements.prompt.value.trim()];
+  if (!chosen && !words) return;
+  localStorage.styles = JSON.stringify(chosen ? styles().filter((one) => one !== chosen) : [...new Set([...styles(), words])]);
+  offerStyles();
 }
 
 /** Return the kind and the fields of the request that the form and the sheet make. */
 function asked() {
-  const { best_of, ...request } = fields(ask());
+  const { best_of, hires, ...request } = fields(ask());
+  if (hires) request.hires = { scale: hires };
   if (live.on) request.seed ??= liveSeed; // the picture that is seen, with all its steps
-  request.prompt = choosing(request.prompt ?? "");
+  request.prompt = worded(request.prompt ?? "", anyOf);
   return { best_of, ...onSheet(request) };
 }
 
+/** The model that draws: the chosen one, or the default. */
+const drawing = () => models.find(({ name }) => name === chosenModel()) ?? models.find((one) => one.makes === "pictures" && one.default);
+
 /** Give the sheet the size of the picture: as asked for, or the model's own. */
 function resize() {
-  const model = models.find(({ name }) => name === chosenModel()) ?? models.find((one) => one.makes === "pictures" && one.default);
-  const { width = model?.size ?? 256, height = model?.size ?? 256 } = fields(ask());
+  const own = drawing()?.size ?? 256;
+  const { width = own, height = own } = fields(ask());
   if (Math.min(width, height) >= LEAST && Math.max(width, height) <= MOST) sheet.resize(width, height);
+}
+
+/** Take the settings that the model recommends, and its size. */
+function suit() {
+  const { steps, sampler } = drawing() ?? {};
+  fill(ask(), { ...(steps && { steps }), ...(sampler && { sampler }) });
+  resize();
 }
 
 function onSheet(request) {
@@ -145,7 +173,10 @@ function bindAsk() {
   };
   ask().addEventListener("invalid", () => ($("details", ask()).open = true), true); // or nobody sees what is wrong
   ask().oninput = ({ target }) => target.name && live.changed();
-  ask().onchange = $("#model").onchange = resize;
+  ask().onchange = resize;
+  $("#style").onchange = ({ target }) => offerStyles(target.value);
+  $("#keep-style").onclick = keepStyle;
+  $("#model").onchange = suit;
   $("#live").onchange = ({ target }) => (target.checked ? goLive() : live.close());
   $("#restore").onclick = async () => (await choose("image/*")).forEach(restore);
   onFiles($("#main"), (files) => location.hash.startsWith("#draw") && restore(files[0]));
@@ -166,7 +197,7 @@ async function restore(file) {
 /** Put a request into the form. */
 export function use(request) {
   const open = { negative: "", seed: "", guidance: "", width: "", height: "", best_of: "" };
-  fill(ask(), { ...open, ...request, count: request.count ?? 1 });
+  fill(ask(), { ...open, ...request, count: request.count ?? 1, hires: request.hires?.scale });
   if (request.strength) $("#strength").value = request.strength;
   resize();
   sayFreedom();
@@ -229,11 +260,20 @@ function goLive() {
   live.open();
 }
 
+/** The model that draws live: the chosen one, or the bundled one that takes the fewest steps. */
+function quickest() {
+  if (chosenModel()) return drawing();
+  const quick = models.filter((one) => one.makes === "pictures" && one.bundled && one.steps);
+  return quick.sort((a, b) => a.steps - b.steps)[0] ?? drawing();
+}
+
 function liveRequest() {
-  const { kind, request } = onSheet({ ...fields(ask()), steps: LIVE_STEPS });
-  const { count, best_of, ...one } = request;
+  const model = quickest();
+  const settings = { ...fields(ask()), steps: Math.min(model?.steps ?? LIVE_STEPS, LIVE_STEPS) };
+  const { kind, request } = onSheet({ ...settings, ...(model?.sampler && { sampler: model.sampler }) });
+  const { count, best_of, hires, ...one } = request;
   one.seed ??= liveSeed;
-  return { kind, request: { ...one, prompt: one.prompt ?? "" } };
+  return { model: model?.name ?? null, kind, request: { ...one, prompt: worded(one.prompt ?? "", (count) => liveSeed % count) } };
 }
 
 function showLive({ image, seconds }) {
@@ -246,16 +286,30 @@ function showLive({ image, seconds }) {
 
 async function loadNames() {
   try {
-    const [{ samplers, schedules, defaults }, known] = await Promise.all([get("api/samplers"), get("api/models")]);
+    const asking = ["api/samplers", "api/models", "api/adapters"].map(get);
+    const [{ samplers, schedules, defaults }, known, { loras }] = await Promise.all(asking);
     models = known.models;
-    resize();
     const option = ({ name, label }) => make("option", { value: name, textContent: label });
     ask().elements.sampler.replaceChildren(...samplers.map(option));
     ask().elements.schedule.replaceChildren(...schedules.map(option));
     fill(ask(), defaults);
+    suit();
+    offerLoras(loras);
   } catch (error) {
     toast(error.message);
   }
+}
+
+/** Offer LoRAs, whose tags go to the end of the prompt. */
+function offerLoras(files) {
+  const [choice, prompt] = [$("#lora"), ask().elements.prompt];
+  const names = files.map((file) => file.replace(/\.[^.]+$/, ""));
+  choice.replaceChildren(...["", ...names].map((name) => make("option", { value: name, textContent: name || "…" })));
+  choice.parentElement.hidden = !names.length;
+  choice.onchange = () => {
+    prompt.value = `${prompt.value} <lora:${choice.value}:1>`.trim();
+    choice.value = "";
+  };
 }
 
 let things = [];
@@ -289,5 +343,6 @@ function speak() {
       make("button", { type: "button", className: "chip", textContent: text, onclick: () => say(text.slice(text.indexOf(" ") + 1)) }),
     ),
   );
+  offerStyles($("#style").value);
   sayFreedom();
 }
