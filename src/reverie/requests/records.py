@@ -18,17 +18,11 @@ from reverie.media.pictures import PARAMETERS, REQUEST, parameters_text
 from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.foreign import read_draft
-<<<<<<< HEAD
 from reverie.requests.foreign.draft import json_object
-from reverie.requests.metadata import Record, read_own
-from reverie.requests.music import Music
-from reverie.requests.references import looking_in
-=======
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import looking_in, recorded_name
 from reverie.requests.samplers import RECORDS, schedule_label
->>>>>>> main
 from reverie.requests.texts import Carrier, read_carrier
 
 KINDS: dict[str, type[SampledRequest]] = {
