@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated
@@ -133,6 +134,7 @@ def complain(message: str) -> None:
 
 def main() -> None:
     """Run the command line of this process."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of EXIF that is damaged, by files of Python and line numbers
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals of ASCII, and file names that are no Unicode
     sys.exit(run(sys.argv[1:]))

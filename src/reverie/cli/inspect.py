@@ -51,11 +51,31 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"path": str(path), "kind": "music", **_describe_record(record)}
     if suffix in FILMS or suffix in ANIMATED - FORMATS.keys() or (record and isinstance(record.request, Animation)):
         return _film(path, record)
-    if suffix not in READABLE and suffix not in SOUNDS:
+    if suffix not in READABLE and suffix not in SOUNDS and not _seems_picture(path):
         return _weights(path)
-    if missing is not None and suffix in SOUNDS:
-        raise missing
-    return _picture(path, record, missing)
+    return (_sound if suffix in SOUNDS else _picture)(path, record, missing)
+
+
+def _sound(path: Path, record: Record | None, missing: ReverieError | None) -> dict[str, Any]:
+    from reverie.media import sound  # brings torch, which takes seconds
+
+    heard = sound.read(path)
+    form = {"seconds": round(heard.seconds, 3), "rate": heard.rate, "channels": heard.channels}
+    why = {} if missing is None else {"not_honoured": [str(missing)]}
+    return {"path": str(path), "kind": "sound", **form, **_describe_record(record), **why}
+
+
+def _seems_picture(path: Path) -> bool:
+    """Tell whether a file of another suffix is a picture: by what it begins with, or by a suffix that Pillow knows."""
+    from PIL import Image
+
+    from reverie.media.pictures import other_kind
+    from reverie.requests.adapter_files import SUFFIXES
+
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix in SUFFIXES:
+        return False
+    return other_kind(path) is not None or suffix in Image.registered_extensions()
 
 
 def _picture(path: Path, record: Record | None, missing: ReverieError | None) -> dict[str, Any]:
