@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from itertools import cycle
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +30,14 @@ from quality import ASSETS, ROOT, draw, keep, pictures_of
 from reverie.codecs.image import to_tensor
 from reverie.corpora.captions import chinese, english, with_article
 from reverie.corpora.concepts import Concept, concepts
-from reverie.corpora.scenes import COLOURS, DEFAULT_GROUND, Scene, scene_at
+from reverie.corpora.scenes import COLOURS, DEFAULT_GROUND, TINTS, Scene, colour_of, own_colour, scene_at
 from reverie.pipeline import Pipeline
 from reverie.train.probe import Probe, load_probe
 from sheets import contact_sheet
 
 PAIRS = 100
 BATCH = 16
+WHITE_NOISE = 40  # grey levels either side of a white ground
 
 
 def arguments() -> argparse.Namespace:
@@ -48,7 +50,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=20, help="denoising steps of a picture")
     parser.add_argument("--guidance", type=float, help="classifier-free guidance (what each model recommends)")
     parser.add_argument("--limit", type=int, help="at most so many prompts of a kind")
-    parser.add_argument("--kinds", nargs="*", help="which prompts: named, bare, chinese, pairs (all)")
+    parser.add_argument("--kinds", nargs="*", help="which prompts: named, bare, coloured, chinese, pairs (all)")
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "beside", help="folder for the table and the sheets")
     return parser.parse_args()
 
@@ -79,14 +81,19 @@ def told(folder: Path, figures: Iterator[tuple[str, float]]) -> Iterator[tuple[s
 
 
 def prompt_kinds(things: Sequence[Concept]) -> dict[str, list[Prompt]]:
-    """Return what is asked for: each thing on a named ground, on none, in Chinese, and pairs; all in the middle."""
+    """Return what is asked for: a thing on a named ground, on none, in a colour, in Chinese; pairs; in the middle."""
     named = [scene_at((thing,), SEED, i, pair_share=0, scatter=0) for i, thing in enumerate(things)]
     plain = [replace(scene, colour=DEFAULT_GROUND, rgb=COLOURS[DEFAULT_GROUND][1]) for scene in named]
+    coloured = [scene for scene in map(_recoloured, plain, cycle(TINTS)) if scene.tint]
     pairs = [scene_at(things, SEED, i, pair_share=1, scatter=0) for i in range(PAIRS)]
     return {
         "named": [_prompt(scene, i, english) for i, scene in enumerate(named)],
         "bare": [
             Prompt(with_article(scene.objects[0].concept.en[-1]), scene, SEED + i) for i, scene in enumerate(plain)
+        ],
+        "coloured": [
+            Prompt(with_article(f"{scene.tint} {scene.objects[0].concept.en[-1]}"), scene, SEED + i)
+            for i, scene in enumerate(coloured)
         ],
         "chinese": [_prompt(scene, i, chinese) for i, scene in enumerate(named)],
         "pairs": [_prompt(scene, i, english) for i, scene in enumerate(pairs)],
@@ -113,6 +120,10 @@ def measured(
         yield f"{kind}: ceiling (scenes through the autoencoder), %", rates["coded"]
         yield f"{kind}: drawn, %", rates["drawn"]
         yield f"{kind}: share of the ceiling", rates["drawn"] / rates["coded"]
+        if kind == "coloured":
+            for what, pictures in _three(real, coded, drawn):
+                hits = [colour_on_white(p) == asked.scene.tint for p, asked in zip(pictures, known, strict=True)]
+                yield f"{kind}: {what} in the colour asked for, on white, %", share(hits)
         yield f"{kind}: KID x 1000", 1000 * kernel_distance(seen["drawn"], seen["real"])
         yield f"{kind}: Fréchet distance", frechet_distance(seen["drawn"], seen["real"])
         decibels = [psnr(np.asarray(a), np.asarray(b)) for a, b in zip(real, coded, strict=True)]
@@ -139,6 +150,23 @@ def rate(judge: Probe, names: Sequence[str], rows: Float[Tensor, "n 1280"], aske
     best = judge(rows).topk(2).indices.tolist()
     hits = [found(one.scene, [names[i] for i in two]) for one, two in zip(asked, best, strict=True)]
     return share(hits)
+
+
+def colour_on_white(picture: Image.Image) -> str:
+    """Return the colour of what stands on a white ground, see `colour_of`; "" where the ground is not white."""
+    rgb = np.asarray(picture, np.float32)
+    stands = np.abs(rgb - COLOURS[DEFAULT_GROUND][1]).max(-1, keepdims=True) > WHITE_NOISE
+    if stands[0].mean() > 0.5:
+        return ""
+    alpha = stands.astype(np.float32)
+    return colour_of(np.concatenate([rgb * alpha, alpha], -1))
+
+
+def _recoloured(scene: Scene, colour: str) -> Scene:
+    """Recolour a scene's thing, where it has a colour and is not called by one."""
+    thing = scene.objects[0].concept
+    named = any(word in COLOURS for name in thing.en for word in name.split())
+    return scene if named or own_colour(thing.emoji) in ("", colour) else replace(scene, tint=colour)
 
 
 def _knows(model: Pipeline, scene: Scene) -> bool:

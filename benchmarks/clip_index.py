@@ -24,9 +24,8 @@ from PIL import Image
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.similarity.embed import BUNDLED, Clip, load_clip
-from reverie.similarity.index import IndexEntry, IndexHeader, IndexWriter, open_index
+from reverie.similarity.index import IndexEntry, IndexHeader, IndexWriter, PicturePlace, open_index
 from reverie.similarity.search import exact
-from reverie.similarity.sources import PicturePlace
 from reverie.similarity.update import prefetch, update
 
 Run = Callable[[], np.ndarray]

@@ -28,11 +28,14 @@ if TYPE_CHECKING:
         Variation,
     )
     from reverie.requests.records import from_metadata
+    from reverie.server.client import AsyncClient, Client
     from reverie.similarity.embed import Clip, load_clip
     from reverie.system import Conditioning, StableDiffusion
 
 __all__ = [
     "Animation",
+    "AsyncClient",
+    "Client",
     "Clip",
     "Conditioning",
     "ControlInput",
@@ -65,6 +68,8 @@ __all__ = [
 
 _PLACES = {
     "Animation": "reverie.requests.films",
+    "AsyncClient": "reverie.server.client",
+    "Client": "reverie.server.client",
     "Clip": "reverie.similarity.embed",
     "Conditioning": "reverie.system",
     "ControlInput": "reverie.requests.pictures",

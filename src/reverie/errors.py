@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TypeVar
+
 
 class ReverieError(ValueError):
     """Bad input, in one line: what was given, what is allowed, and as `hint` what to do.
@@ -18,3 +21,13 @@ class ReverieError(ValueError):
 
 class RequestWarning(UserWarning):
     """Warn of what a model cannot do well of a request: words that it never learned, sizes far from its own."""
+
+
+T = TypeVar("T")
+
+
+def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
+    """Look up name in a table of one kind ("sampler", "spacing", ...); an unknown one raises the list of the known."""
+    if name not in table:
+        raise ReverieError(f"unknown {kind} {name!r}; choose from {', '.join(table)}")
+    return table[name]

@@ -20,10 +20,9 @@ from reverie.checkpoints.single import load_file, load_vae, replace_unet
 from reverie.checkpoints.weights import content_hash, find_weights
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Network, Scalings
-from reverie.diffusion.names import choose
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 from reverie.requests.references import ASSETS, BUNDLED_NAME, MUSIC_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.runtime.changes import check_combination

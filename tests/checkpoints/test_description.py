@@ -26,9 +26,9 @@ from reverie.media.pictures import save
 from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
 from reverie.requests.films import Animation
-from reverie.requests.metadata import texts
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
+from reverie.requests.records import texts
 
 Writer = Callable[[str], tuple[Path, Networks]]
 

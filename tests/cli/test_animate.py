@@ -24,7 +24,7 @@ from reverie.cli.app import run
 from reverie.jobs import films
 from reverie.media import footage
 from reverie.pipeline import Pipeline
-from reverie.requests import metadata
+from reverie.requests import records
 from reverie.requests.films import Animation
 from reverie.requests.records import from_metadata, read_record
 
@@ -259,7 +259,7 @@ def test_bad_input_costs_nothing(
 
 @pytest.mark.usefixtures("unloadable")
 def test_replay_of_a_film_refuses_what_is_about_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    texts = metadata.texts(Animation(keyframes=("a", "b"), seed=1), "other")
+    texts = records.texts(Animation(keyframes=("a", "b"), seed=1), "other")
     video.write([Image.new("RGB", (8, 8))] * 2, tmp_path / "f.gif", 10, texts=texts)
     for arguments, said in (
         (["--grid"], "--grid is about pictures"),

@@ -10,10 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from reverie.diffusion.names import choose
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.spacings import karras
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 
 STOCHASTIC = {
     "ddpm",

@@ -6,10 +6,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
 
-from reverie.diffusion.names import choose
 from reverie.diffusion.schedule import SCHEDULES, Schedule, zero_terminal_snr
 from reverie.diffusion.spacings import SPACINGS
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 
 BETAS = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
 

@@ -11,8 +11,8 @@ import pytest
 from reverie.errors import ReverieError
 from reverie.requests.adapter_files import FOLDERS, LoraTag, embeddings, extract, find, loras, parse
 from reverie.requests.films import Animation
-from reverie.requests.metadata import KINDS
 from reverie.requests.pictures import TextToImage
+from reverie.requests.records import KINDS
 
 
 def safetensors(path: Path, names: tuple[str, ...] = (), **metadata: str) -> Path:

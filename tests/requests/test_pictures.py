@@ -16,9 +16,9 @@ from reverie.diffusion.spacings import SPACINGS
 from reverie.errors import ReverieError
 from reverie.requests.base import MAX_SEED, Request
 from reverie.requests.films import Animation
-from reverie.requests.metadata import KINDS
 from reverie.requests.music import Music
 from reverie.requests.pictures import ImageToImage, TextToImage
+from reverie.requests.records import KINDS
 from reverie.requests.samplers import SAMPLERS, SCHEDULES
 
 

@@ -16,10 +16,9 @@ from reverie.media.sound import Sound
 from reverie.music.sections import Recording
 from reverie.pipeline import Pipeline
 from reverie.requests.films import Animation
-from reverie.requests.metadata import Record, texts
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import from_metadata, read_record
+from reverie.requests.records import Record, from_metadata, read_record, texts
 from reverie.requests.samplers import RECORDS, SAMPLERS
 from reverie.requests.texts import SOUNDS
 

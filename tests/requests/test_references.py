@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.jobs.replay import supply
 from reverie.media import sound
 from reverie.media.sound import Sound
 from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
-from reverie.requests.metadata import read_own, texts
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, Refiner, TextToImage
-from reverie.requests.references import AllowedFolders, Picture, looking_in, references, resolving, supply
+from reverie.requests.records import read_own, texts
+from reverie.requests.references import AllowedFolders, Picture, looking_in, references, resolving
 
 
 def asked(init: object) -> ImageToImage:

@@ -14,9 +14,8 @@ import torch
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.similarity.index import Index, IndexEntry, IndexHeader, IndexWriter, open_index
+from reverie.similarity.index import Index, IndexEntry, IndexHeader, IndexWriter, PicturePlace, open_index
 from reverie.similarity.search import NEAREST, Query, by_faiss, exact, search
-from reverie.similarity.sources import PicturePlace
 from reverie.similarity.update import IndexUpdate, prefetch, update
 
 WORDS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255), "yellow": (255, 255, 0)}

@@ -12,7 +12,18 @@ from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.unet import UNetConfig
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train import autoencoder, classifier, clip, diffusion, enlarge, finetune, listener, probe, run, zero_shot
+from reverie.train import (
+    autoencoder,
+    classifier,
+    clip,
+    diffusion,
+    distill,
+    enlarge,
+    finetune,
+    listener,
+    probe,
+    run,
+)
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
 from reverie.train.recipe import OBJECTIVES, read, section
@@ -31,12 +42,19 @@ KINDS: dict[str, dict[str, Any]] = {
         "vision": clip.VisionSettings,
         "contrast": clip.ContrastSettings,
         "data": clip.PairSettings,
-        "evaluation": zero_shot.EvaluationSettings,
+        "evaluation": clip.EvaluationSettings,
     },
     "diffusion": {
         "unet": UNetConfig,
         "data": diffusion.LatentSettings,
         "diffusion": diffusion.DiffusionSettings,
+    },
+    "distill": {
+        "model": finetune.ModelSettings,
+        "data": finetune.FinetuneDataSettings,
+        "scenes": finetune.SceneSettings,
+        "spectrogram": SpectrogramParams,
+        "distill": distill.DistillSettings,
     },
     "enlarge": {"enlarge": enlarge.EnlargeSettings, "scenes": finetune.SceneSettings},
     "probe": {"probe": probe.ProbeSettings},

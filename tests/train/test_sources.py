@@ -18,8 +18,7 @@ from reverie.media import sound
 from reverie.media.sound import Sound
 from reverie.sound.spectrogram import SMALL, SpectrogramParams, to_mel
 from reverie.train.examples import HELD_OUT_SEED, Pictures
-from reverie.train.sounds import ComposedMusic, draw_spectrogram
-from reverie.train.sources import Crops, ExampleSource
+from reverie.train.sources import ComposedMusic, Crops, ExampleSource, draw_spectrogram
 
 played = pytest.mark.skipif(not any(font.is_file() for font in FONTS), reason="needs fluidsynth and a sound font")
 
@@ -106,9 +105,9 @@ def test_the_identity_of_music_knows_how_it_is_composed(monkeypatch: pytest.Monk
     assert ComposedMusic(5, 3, SMALL).identity == before
     assert ComposedMusic(6, 3, SMALL).identity != before
     with monkeypatch.context() as patch:
-        patch.setattr("reverie.train.sounds.default_font", lambda: Path("Other.sf2"))
+        patch.setattr("reverie.train.sources.default_font", lambda: Path("Other.sf2"))
         assert ComposedMusic(5, 3, SMALL).identity != before
-    monkeypatch.setattr("reverie.train.sounds.clip_at", lambda seed, index: clip_at(seed, index + (index == 2)))
+    monkeypatch.setattr("reverie.train.sources.clip_at", lambda seed, index: clip_at(seed, index + (index == 2)))
     assert ComposedMusic(5, 3, SMALL).identity != before
 
 

@@ -11,9 +11,8 @@ from PIL import Image, ImageOps
 
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.inversion import INVERTERS, Inverted, invert
-from reverie.diffusion.names import choose
 from reverie.diffusion.step import Sigmas
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 from reverie.generate.conditioning import Guide, Prompts
 from reverie.generate.sample import Bind, guided_denoiser
 from reverie.media.pictures import to_rgb
@@ -27,7 +26,7 @@ MIXES: dict[str, Mix] = {"slerp": Conditioning.slerp, "linear": Conditioning.ler
 
 
 def between(a: Prompts, b: Prompts, w: float, mix: Mix) -> Prompts:
-    """Go the fraction w of the way between two prompts.
+    """Go the fraction `w` of the way from prompts `a` to `b`: their conditionings by `mix`, lerp or slerp.
 
     A part, as AND joins them, that one of them lacks has the weight 0 there; where the words change over the steps they
     do in the blend; of encodings of two lengths the shorter repeats its last token.

@@ -13,7 +13,6 @@ from typing import Any
 from torch import Tensor
 
 from reverie.diffusion.denoiser import SCALINGS, Scalings
-from reverie.diffusion.names import choose
 from reverie.diffusion.schedule import (
     Schedule,
     linear,
@@ -23,7 +22,7 @@ from reverie.diffusion.schedule import (
     squared_cosine,
     zero_terminal_snr,
 )
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNetConfig

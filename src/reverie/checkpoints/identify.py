@@ -23,8 +23,7 @@ from reverie.checkpoints.families import (
     unet_layout,
 )
 from reverie.checkpoints.weights import Source
-from reverie.diffusion.names import choose
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 
 AUTOENCODER, TEXT_ENCODER = "autoencoder (VAE)", "text encoder"
 EMBEDDED_WIDTHS = (768, 1024, 1280)  # of the text towers of SD 1, SD 2 and XL's second

@@ -39,7 +39,7 @@ def convert(
         Write over a target that is there.
     """
     from reverie.checkpoints import convert as checkpoints  # brings torch, which takes seconds
-    from reverie.diffusion.names import choose
+    from reverie.errors import choose
     from reverie.system import DTYPES
 
     kind = None if dtype is None else choose("dtype", dtype, DTYPES)

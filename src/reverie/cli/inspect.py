@@ -12,7 +12,7 @@ from reverie.cli.output import say
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:
-    from reverie.requests.metadata import Record
+    from reverie.requests.records import Record
 
 
 def inspect(path: Path, /, *, as_json: Json = False) -> None:

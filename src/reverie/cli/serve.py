@@ -56,6 +56,8 @@ class ServedOptions:
     """Folder of ControlNets; may be given several times."""
     folders: Paths = ()
     """Folder of pictures, sounds and films that requests may start from; may be given several times."""
+    index: Path | None = None
+    """Folder of an index (`reverie index`) that the page searches with the bundled CLIP."""
     hub: Flag = False
     """Let requests name models of the hub, which are downloaded."""
 
@@ -105,8 +107,11 @@ def serve(
     dtype
         float32, float16 or bfloat16; if not given, what suits the device.
     """
-    from reverie.server.app import serve as run
-
+    try:
+        from reverie.server.app import serve as run
+    except ModuleNotFoundError as error:
+        needed = "install what it needs with: pip install 'reverie[server]'"
+        raise ReverieError(f"the server needs {error.name}; {needed}") from error
     settings = read_settings(home, access, served, limits, workers, memory, device, dtype)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
@@ -143,6 +148,7 @@ def read_settings(
         tokens=access.token or tuple(filter(None, [os.environ.get("REVERIE_TOKEN")])),
         origins=access.allow_origin,
         hosts=access.allow_host,
+        index=None if served.index is None else _folders((served.index,))[0],
         hub=served.hub,
         workers=workers,
         memory=round(memory * GIB),

@@ -148,7 +148,10 @@ def scene_at(
     default_share: float = 0.0,
     tint_share: float = 0.0,
 ) -> Scene:
-    """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`."""
+    """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`.
+
+    The other options are those of `draw_scene`.
+    """
     rng = np.random.default_rng((seed, index))
     while True:
         scene = draw_scene(concepts, rng, pair_share, scatter, sizes, default_share, tint_share)
@@ -182,8 +185,13 @@ def glyph(emoji: str, size: int) -> np.ndarray:
 
 @cache
 def own_colour(emoji: str) -> str:
+    """Return the colour of an emoji, see `colour_of`."""
+    return colour_of(glyph(emoji, SIZES[""]))
+
+
+def colour_of(pixels: np.ndarray) -> str:
     """Return the colour, of TINTS or brown, that most of a glyph has; "" where less than a third of it has a hue."""
-    hue, saturation, value = _main_colour(glyph(emoji, SIZES[""]))
+    hue, saturation, value = _main_colour(pixels)
     if hue is None:
         return ""
     named = (*TINTS, "brown")

@@ -1,14 +1,225 @@
-"""Random access to the pictures of a captioned collection: webdataset shards, a folder, or a list."""
+"""Random access to a captioned collection and its pictures: webdataset shards, a folder, or a list.
+
+Shards are indexed by reading the headers of their tars; a file is then one read at a known place, so item 1,234,567
+costs no reading of those before it. What a header or a list says is data: nothing outside is opened.
+"""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
+import mmap
+import os
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from operator import itemgetter
 from pathlib import Path
-from typing import Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 from PIL import Image
 
-from reverie.data.located import Located, locate
+from reverie.errors import ReverieError
+from reverie.files import SHARD, TAR_ERRORS, reason_of, tar_members, tar_samples
 from reverie.media.pictures import decode, to_rgb
+
+LISTS = ("metadata.jsonl", "metadata.csv")  # as Hugging Face's: {"file_name": "a.jpg", "text": "a bear"} a line, or CSV
+CAPTION_KEYS = ("text", "caption")
+OPEN_SHARDS = 64
+
+
+class ShardMember(io.BytesIO):
+    """Hold a file of a shard; as text it says where it lies."""
+
+    def __init__(self, content: bytes, place: str) -> None:
+        super().__init__(content)
+        self.place = place
+
+    def __str__(self) -> str:
+        """Name it for the reader of an error."""
+        return self.place
+
+
+Content = Path | ShardMember
+
+
+class Located(Protocol):
+    """A collection of files with captions, numbered from 0."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def identity(self) -> list[object]:
+        """Return which files it is made of, and when they were last changed, in plain values."""
+
+    def caption(self, index: int) -> str:
+        """Return a caption."""
+
+    def content(self, index: int) -> Content:
+        """Return where the file is, or what it holds."""
+
+
+def locate(path: str | Path, what: str, forms: Sequence[str], default: str = "") -> Located:
+    """Find the files that end in one of `forms`: in a folder of shards, one shard, a folder, or a list's folder.
+
+    Captions of a folder stand in `NAME.txt` beside the file, or all of them in `metadata.jsonl` or `metadata.csv`, with
+    `file_name` and `text`; such a list may be named itself. A file without a caption has the `default`, or is left out
+    where that is empty. `what` names the files in the error. Raises ReverieError where there is none with a caption, or
+    a shard or a list is damaged.
+    """
+    path = Path(path)
+    shards = [path] if path.suffix == SHARD else sorted(path.glob(f"*{SHARD}"))
+    found: Located = Shards(shards, forms) if shards else Folder(path, forms, default)
+    if not len(found):
+        raise ReverieError(
+            f"no {what} with captions in {path}; give a folder of .tar shards, or of {what}, each with a .txt"
+        )
+    return found
+
+
+class ByteSpan(NamedTuple):
+    """Say where in a shard a file lies, in bytes."""
+
+    offset: int
+    size: int
+
+
+class Shards:
+    """Read tars in img2dataset's layout: members of one key stand together, KEY.jpg and KEY.txt among them.
+
+    32 bytes a pair are kept in memory: 13 GB for LAION-400M.
+    """
+
+    def __init__(self, paths: Sequence[Path], forms: Sequence[str]) -> None:
+        tables = [np.array(list(_pairs(path, forms)), np.int64).reshape(-1, 4) for path in paths]
+        self.paths, self.ends = paths, np.cumsum([len(table) for table in tables])
+        self.places = np.concatenate(tables)  # offset and size of the file, offset and size of the caption
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    @property
+    def identity(self) -> list[object]:
+        """Return name, size and time of each shard."""
+        return [_stamp(path, path.parent) for path in self.paths]
+
+    def caption(self, index: int) -> str:
+        """Return a caption."""
+        return _bytes(self._shard(index), ByteSpan(*self.places[index, 2:].tolist())).decode("utf-8", "replace")
+
+    def content(self, index: int) -> ShardMember:
+        """Return what the file holds."""
+        shard, part = self._shard(index), ByteSpan(*self.places[index, :2].tolist())
+        return ShardMember(_bytes(shard, part), f"at byte {part.offset} of {shard}")
+
+    def _shard(self, index: int) -> Path:
+        return self.paths[int(np.searchsorted(self.ends, index, side="right"))]
+
+
+class Folder:
+    """Find the files below a folder that have captions, in the order of their names; or those of a list."""
+
+    def __init__(self, path: Path, forms: Sequence[str], default: str = "") -> None:
+        named = path.is_file()
+        self.path = path.parent if named else path
+        lists = [path] if named else [path / name for name in LISTS if (path / name).is_file()]
+        listed = [entry for file in lists for entry in _read_list(file)]
+        self.entries: list[tuple[Path, str | Path]] = sorted(
+            listed or _beside(self.path, forms, default), key=itemgetter(0)
+        )
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    @property
+    def identity(self) -> list[object]:
+        """Return name, size and time of each file."""
+        return [_stamp(file, self.path) for file, _ in self.entries]
+
+    def caption(self, index: int) -> str:
+        """Return a caption."""
+        caption = self.entries[index][1]
+        return caption if isinstance(caption, str) else caption.read_text(encoding="utf-8", errors="replace").strip()
+
+    def content(self, index: int) -> Path:
+        """Return where the file is."""
+        return self.entries[index][0]
+
+
+def _pairs(path: Path, forms: Sequence[str]) -> Iterator[tuple[int, int, int, int]]:
+    """Find the captioned files of a shard by the headers of its members."""
+    try:
+        size = path.stat().st_size
+        whole = (member for member in tar_members(path) if member.offset + member.size <= size)
+        for _, files in tar_samples(whole):
+            form = next((form for form in forms if form in files), None)
+            if form is not None and "txt" in files:
+                file, text = files[form], files["txt"]
+                yield file.offset, file.size, text.offset, text.size
+    except TAR_ERRORS as error:
+        raise ReverieError(
+            f"the shard {path} is damaged or compressed: {reason_of(error)}; give another, or unpack it"
+        ) from error
+
+
+def _read_list(file: Path) -> Iterator[tuple[Path, str | Path]]:
+    """Read the files that a list names, below its folder alone."""
+    folder = file.parent
+    for number, row in _rows(file):
+        try:
+            caption = next(row[key] for key in CAPTION_KEYS if isinstance(row.get(key), str))
+            named = folder / row["file_name"]
+        except (KeyError, TypeError, AttributeError, StopIteration) as error:
+            form = "file_name,text" if file.suffix == ".csv" else '{"file_name": "a.jpg", "text": "..."}'
+            raise ReverieError(f"{file}, line {number}: write {form}") from error
+        if not named.resolve().is_relative_to(folder.resolve()):
+            raise ReverieError(f"{file}, line {number}: {row['file_name']!r} lies outside; name files below it")
+        yield named, caption
+
+
+def _rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """Read a list line by line, with the lines' numbers; what cannot be read is None."""
+    text = file.read_text(encoding="utf-8-sig", errors="replace")  # spreadsheets write a byte order mark
+    if file.suffix == ".csv":
+        yield from enumerate(csv.DictReader(io.StringIO(text, newline="")), 2)  # the first line names the columns
+        return
+    for number, line in enumerate(text.rstrip("\n").split("\n"), 1):  # other breaks, as U+2028, stand within strings
+        try:
+            yield number, json.loads(line)
+        except ValueError:
+            yield number, None
+
+
+def _beside(path: Path, forms: Sequence[str], default: str) -> Iterator[tuple[Path, str | Path]]:
+    for folder, _, names in os.walk(path):
+        for name in names:
+            file = Path(folder, name)
+            if file.suffix.lower().removeprefix(".") not in forms:
+                continue
+            if (caption := file.with_suffix(".txt")).is_file():
+                yield file, caption
+            elif default:
+                yield file, default
+
+
+def _stamp(file: Path, folder: Path) -> list[object]:
+    try:
+        stat = file.stat()
+    except OSError as error:
+        raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
+    return [str(file.relative_to(folder)), stat.st_size, stat.st_mtime_ns]
+
+
+@lru_cache(OPEN_SHARDS)
+def _map(path: Path) -> mmap.mmap:
+    with path.open("rb") as file:
+        return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+
+
+def _bytes(shard: Path, part: ByteSpan) -> bytes:
+    return _map(shard)[part.offset : part.offset + part.size]
+
 
 PICTURES = ("jpg", "jpeg", "png", "webp")  # suffixes of pictures in shards and folders, the first found is read
 

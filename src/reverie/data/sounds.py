@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 
 import numpy as np
 
-from reverie.data.located import Content, Located, locate
+from reverie.data.captioned import Content, Located, locate
 
 SOUNDS = ("wav", "flac", "ogg", "mp3")
 Cut = TypeVar("Cut")

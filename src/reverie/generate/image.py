@@ -32,8 +32,8 @@ from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
 from reverie.requests.base import steps_taken
-from reverie.requests.metadata import texts
 from reverie.requests.pictures import ControlInput, ImageToImage, Outpaint, TextToImage
+from reverie.requests.records import texts
 from reverie.runtime import is_packed, pack
 from reverie.runtime.offload import HOST, by_block, offloader_of
 from reverie.system import Conditioning, StableDiffusion
@@ -242,7 +242,7 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
         larger = hires.size(width, height, system.codec.factor)
         system.codec.latent_shape(*larger)
         hires = hires.replace(width=larger[0], height=larger[1])
-    return request.with_guidance(system.guidance).replace(width=width, height=height, hires=hires)
+    return request.with_recommended(system.recommended.fields()).replace(width=width, height=height, hires=hires)
 
 
 def _draw(

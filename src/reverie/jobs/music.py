@@ -8,21 +8,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reverie.errors import ReverieError
-from reverie.jobs.events import (
-    Event,
-    Finished,
-    Load,
-    Note,
-    Saved,
-    Stopwatch,
-    ignore,
-    model_notes,
-    warnings_as_notes,
-)
+from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes, warnings_as_notes
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
-from reverie.requests import metadata
+from reverie.requests import records
 from reverie.requests.music import Film, Music
 from reverie.requests.references import MUSIC_NAME
 
@@ -77,7 +67,7 @@ class MusicJob:
             system = load(self.model or MUSIC_NAME)
             yield from model_notes(system, self.drawn_by)
             painter = None if self.film is None else load(self.film.model)
-        music = self.request.with_guidance(system.guidance)
+        music = self.request.with_recommended(system.recommended.fields())
         self._check_texts(music, system.name)
         clips: list[Recording] = []
         files: list[Path] = []
@@ -107,7 +97,7 @@ class MusicJob:
         """Raise ReverieError, before anything is played, where a WAV file cannot hold the request."""
         from reverie.media import sound
 
-        texts = metadata.texts(music, model) if self.metadata else {}
+        texts = records.texts(music, model) if self.metadata else {}
         for path in self.outputs:
             sound.check_texts(texts, path.suffix.lower())
 
@@ -124,9 +114,9 @@ class MusicJob:
         from reverie.generate.identity import with_sum
         from reverie.media import video
 
-        film, changed = with_sum(system, (self.film or Film()).with_guidance(system.guidance))
+        film, changed = with_sum(system, (self.film or Film()).with_recommended(system.recommended.fields()))
         yield from map(Note, changed)
-        texts = metadata.texts(clip.request, clip.model, film) if self.metadata else {}
+        texts = records.texts(clip.request, clip.model, film) if self.metadata else {}
         with video.recording(path, film.fps, texts=texts, sound=clip) as add:
             for frame in system.film(clip, film):
                 yield from map(Note, frame.notes)

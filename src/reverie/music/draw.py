@@ -35,9 +35,9 @@ from reverie.music.windows import ClipNoise, Given, Ground, Way, denoiser, encod
 from reverie.progress import Progress
 from reverie.requests.base import MAX_SEED, steps_taken
 from reverie.requests.films import Animation, Keyframe
-from reverie.requests.metadata import texts
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import TextToImage
+from reverie.requests.records import texts
 from reverie.requests.references import SoundFile
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import StableDiffusion
@@ -116,7 +116,7 @@ def stream(system: StableDiffusion, music: Music) -> Iterator[MusicStep]:
     Drawings of one model take turns, see `generate.modified`. Raises ReverieError, before any work, for a model that
     draws no spectrograms and for sounds that cannot be read.
     """
-    params, music = hearing(system), music.with_guidance(system.guidance)
+    params, music = hearing(system), music.with_recommended(system.recommended.fields())
     given = read_given(music, params)
     laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
     shared, coders = _shared_request(music, laid), (system.autoencoder.encoder, system.autoencoder.decoder)

@@ -17,7 +17,7 @@ from reverie.codecs.spectrograms import LIGHT, convert_sound
 from reverie.media import pictures, sound
 from reverie.media.sound import Sound
 from reverie.progress import Progress
-from reverie.requests import metadata
+from reverie.requests import records
 from reverie.requests.music import Music
 from reverie.sound.spectrogram import PER_SECOND, Line, SpectrogramParams, spectrogram, waveform
 
@@ -39,7 +39,9 @@ class Section(Progress):
 def pieces(
     run: Callable[[Tensor], Tensor], x: Tensor, section: int, overlap: int, fade: Fade = lambda part: part
 ) -> Iterator[Section]:
-    """Apply `run`, which keeps the last axis or stretches it, to sections of it, and fade these into one another.
+    """Apply `run`, which keeps the last axis or stretches it, to sections of `x`, and fade these into one another.
+
+    `section` and `overlap` count along the last axis of `x`.
 
     What is no longer than a section is run as it is. The fade keeps the sum of what is alike on both sides of it.
     """
@@ -123,7 +125,7 @@ class Recording(Sound):
     @property
     def texts(self) -> dict[str, str]:
         """Return the tags that its file carries."""
-        return metadata.texts(self.request, self.model)
+        return records.texts(self.request, self.model)
 
     def save(self, path: str | Path, *, metadata: bool = True) -> None:
         """Write the sound (.wav, .flac, .ogg, .mp3) or the picture of its spectrogram, with its request inside.
@@ -132,8 +134,8 @@ class Recording(Sound):
         """
         if Path(path).suffix.lower() in pictures.FORMATS:
             picture = self.picture.copy()
-            if not metadata:
+            if not records:
                 picture.info.pop(pictures.REQUEST, None)
             pictures.save(picture, path)
         else:
-            sound.write(self, path, texts=self.texts if metadata else {})
+            sound.write(self, path, texts=self.texts if records else {})

@@ -16,9 +16,9 @@ from reverie.jobs.pictures import PictureJob
 from reverie.requests import adapter_files
 from reverie.requests.base import RANDOM_SEED, Frozen, SampledRequest, random_seed
 from reverie.requests.films import Animation
-from reverie.requests.metadata import KINDS
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
+from reverie.requests.records import KINDS
 from reverie.requests.references import references, resolving
 from reverie.server.questions import QUESTIONS, AnswerJob, Question
 from reverie.server.settings import Limits, Settings
@@ -95,7 +95,7 @@ class Submission(Frozen):
         request, options = self.read(settings), self.options
         outputs = tuple(settings.outputs / f"{name}.{suffix}" for suffix in options.formats)
         if isinstance(request, Question):
-            return AnswerJob(request=request)
+            return AnswerJob(request=request, index=settings.index)
         if isinstance(request, Animation):
             self._check_formats("films")
             job = FilmJob(request=request, outputs=outputs, model=self.model, previews=options.previews)

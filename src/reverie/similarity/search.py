@@ -21,8 +21,7 @@ from reverie.codecs.clip_images import Picture
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, write_text
 from reverie.media.pictures import to_rgb
-from reverie.similarity.index import Index, IndexEntry
-from reverie.similarity.sources import base_of, read_place
+from reverie.similarity.index import Index, IndexEntry, base_of, read_place
 
 Found = tuple[Int[np.ndarray, " k"], Float[np.ndarray, " k"]]
 Nearest = Callable[[Index, Float[np.ndarray, " d"], int], Found]
@@ -138,7 +137,7 @@ class Results:
 def search(
     index: Index, clip: QueryEmbedder, query: Query, *, top: int = 10, nearest: Nearest | None = None
 ) -> Results:
-    """Find the pictures most like a query; `nearest` is `exact` if not given, or `by_faiss`.
+    """Find the `top` pictures most like a query, which `clip` embeds; `nearest` is `exact` if not given, or `by_faiss`.
 
     Raises ReverieError where the index is of another model.
     """

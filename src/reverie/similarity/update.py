@@ -25,12 +25,16 @@ from reverie.similarity.index import (
     IndexEntry,
     IndexHeader,
     IndexWriter,
+    PicturePlace,
+    Skipped,
+    base_of,
     compact,
+    find_places,
     journal_file,
     open_index,
+    read_place,
     vectors_file,
 )
-from reverie.similarity.sources import PicturePlace, Skipped, base_of, find_places, read_place
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")

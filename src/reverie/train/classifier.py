@@ -19,8 +19,7 @@ from reverie.checkpoints.save import write_tensors
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import CANVAS, PAIR_SHARE, crop_at, scene_at
 from reverie.data.loader import Batches
-from reverie.diffusion.names import choose
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet, ResidualNet
 from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import section

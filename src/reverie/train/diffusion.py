@@ -24,8 +24,7 @@ from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
 from reverie.diffusion.denoiser import PREDICTIONS, Prediction
-from reverie.diffusion.names import choose
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, choose
 from reverie.media.pictures import grid
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig

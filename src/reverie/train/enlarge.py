@@ -31,7 +31,7 @@ from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_pictures
 from reverie.data.loader import Batches
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
-from reverie.diffusion.names import choose
+from reverie.errors import choose
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.lpips import FeatureDistance

@@ -157,8 +157,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     if "lora" in sections and not products.rank:
         raise ReverieError("rank = 0 in [lora] makes no LoRA; give a rank such as 16, or leave [lora] out")
     weighting = section(sections, "loss", FinetuneLossSettings).weighting
-    base, rows = _base(sections), {}
-    for name, examples in _examples(sections, base, seed).items():
+    base, rows = load_base(sections), {}
+    for name, examples in open_examples(sections, base, seed).items():
         latents = latent_pool(base.autoencoder, examples, out / name, data.workers)
         weight = prior.weight if name == PRIOR else 1.0
         rows[name] = Stream(examples, latents, seed, data.dropout, weight)
@@ -172,7 +172,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         Batches(Alternating(stream, rows[PRIOR]) if PRIOR in rows else stream, data.batch, data.workers),
         weighting,
         seed,
-        _preview_prompts(data, stream, base.autoencoder.factor),
+        preview_prompts(data, stream, base.autoencoder.factor),
     )
     objective.text_pace = text.pace
     return objective
@@ -184,9 +184,9 @@ def prepare(path: Path, out: Path | None = None) -> Iterator[Progress]:
     if sections["objective"] != "finetune":
         raise ReverieError(f"the recipe {path} is for `reverie train`: its objective is {sections['objective']!r}")
     settings, data = section(sections, "run", RunSettings), section(sections, "data", FinetuneDataSettings)
-    base, folder = _base(sections), folder_of(path, out)
+    base, folder = load_base(sections), folder_of(path, out)
     autoencoder = base.autoencoder.to(system.pick_device(settings.device))
-    rows = _examples(sections, base, settings.seed)
+    rows = open_examples(sections, base, settings.seed)
     if not (folder / CHECKPOINT).exists():
         folder.mkdir(parents=True, exist_ok=True)
         begun.write(folder, begun.deciding(sections, asdict(settings)))
@@ -194,7 +194,7 @@ def prepare(path: Path, out: Path | None = None) -> Iterator[Progress]:
         yield from fill(autoencoder, examples, folder / name, data.workers)
 
 
-def _base(sections: dict[str, Any]) -> Components:
+def load_base(sections: dict[str, Any]) -> Components:
     """Load the model to start from, all of it frozen."""
     model, data = section(sections, "model", ModelSettings), section(sections, "data", FinetuneDataSettings)
     loaded = system.load(model.base, device="cpu", dtype="float32", vae=model.autoencoder or None, fast=False)
@@ -209,7 +209,7 @@ def _base(sections: dict[str, Any]) -> Components:
     return replace(base, spectrogram=given if "spectrogram" in sections else base.spectrogram or given)
 
 
-def _examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str, Examples]:
+def open_examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str, Examples]:
     """Open what is learned from, by the file of its latents."""
     data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
     size = data.size or base.unet.config.sample_size * base.autoencoder.factor
@@ -259,7 +259,8 @@ def _learning(components: Components, text: FinetuneTextSettings, products: lora
     return nn.ModuleDict(networks).requires_grad_(True)
 
 
-def _preview_prompts(data: FinetuneDataSettings, stream: Stream, factor: int) -> SampleSheet:
+def preview_prompts(data: FinetuneDataSettings, stream: Stream, factor: int) -> SampleSheet:
+    """Choose what is drawn to see how far it is: the prompts of a recipe, else the first captions."""
     prompts = data.show or [stream.examples.caption(index, 0) for index in range(min(SHOWN, len(stream.examples)))]
     height, width = (factor * side for side in stream.latents.shape[2:])
     return SampleSheet(prompts, width, height, COLUMNS)

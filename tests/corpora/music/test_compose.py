@@ -10,8 +10,7 @@ import pytest
 from reverie.corpora.music.clips import clip_at
 from reverie.corpora.music.compose import compose
 from reverie.corpora.music.instruments import INSTRUMENTS
-from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, MusicClip, ScoreNote
-from reverie.corpora.music.theory import SCALES
+from reverie.corpora.music.score import BASS, CHORDS, DRUMS, LEAD, SCALES, MusicClip, ScoreNote
 
 # The chords of four bars, by hand, in C major and A minor: any of them may have been chosen.
 BY_HAND = {

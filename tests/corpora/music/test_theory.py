@@ -6,8 +6,8 @@ from itertools import combinations, pairwise
 
 import pytest
 
+from reverie.corpora.music.score import SCALES, chord, consonant, voice, within
 from reverie.corpora.music.styles import STYLES
-from reverie.corpora.music.theory import SCALES, chord, consonant, voice, within
 
 C, D, E, F, G, A, B = 0, 2, 4, 5, 7, 9, 11
 FLAT, SHARP = -1, 1

@@ -9,8 +9,7 @@ import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from reverie.requests.metadata import Record
-from reverie.requests.records import read_record
+from reverie.requests.records import Record, read_record
 
 SIZE = (64, 48)
 

@@ -10,9 +10,9 @@ import pytest
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.requests.metadata import Record, texts
-from reverie.requests.pictures import Hires, TextToImage, Variation
-from reverie.requests.records import read_record
+from reverie.requests.foreign.levels import way_at
+from reverie.requests.pictures import Hires, Refiner, TextToImage, Variation
+from reverie.requests.records import Record, read_record, texts
 from reverie.requests.samplers import SAMPLERS
 
 Read = Callable[[dict[str, str]], Record]
@@ -307,3 +307,30 @@ def test_our_own_parameters_miss_nothing(read: Text) -> None:
     request = TextToImage(prompt="a bear", seed=7, guidance=3, clip_skip=2, tile="x", **size)
     record = read(texts(request, "mine")["parameters"])
     assert record == Record(request.replace(hires=Hires(steps=5, width=128, height=96)), "mine")
+
+
+REFINED = "a\nSteps: 20, Sampler: Euler, Schedule type: Karras, CFG scale: 7, Seed: 1, Size: 64x64, RNG: CPU, "
+
+
+@pytest.mark.parametrize(
+    ("rest", "switch"),
+    [
+        ("Version: v1.10.1", 0.8),  # of the timesteps (stable-diffusion-webui 044494d, sd_samplers_common.py)
+        ("Refiner switch by sampling steps: True, Version: v1.10.1", way_at("karras", 16, 20)),
+        ("Version: v1.9.4", way_at("karras", 16, 20)),
+        ("Version: f2.0.1v1.10.1-previous-659-gc055f2d4", way_at("karras", 16, 20)),  # Forge, of its steps
+    ],
+)
+def test_a_refiner_takes_the_last_steps_where_its_file_is_here(
+    read: Text, tmp_path: Path, rest: str, switch: float
+) -> None:
+    text = f"{REFINED}Refiner: sd_xl_refiner_1.0 [7440042bbd], Refiner switch at: 0.8, {rest}"
+    record = read(text)
+    assert record.request.refiner is None
+    assert record.notes == (
+        "Refiner: sd_xl_refiner_1.0, switch at 0.8; its file is neither beside the picture nor in REVERIE_MODEL_DIR",
+    )
+    (tmp_path / "sd_xl_refiner_1.0.safetensors").touch()
+    record = read(text)
+    assert record.notes == ()
+    assert record.request.refiner == Refiner(model=str(tmp_path / "sd_xl_refiner_1.0.safetensors"), switch=switch)

@@ -12,11 +12,14 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from reverie.diffusion.schedule import scaled_linear
+from reverie.diffusion.spacings import SPACINGS
 from reverie.errors import ReverieError
-from reverie.requests.metadata import Record
+from reverie.generate.sample import level_at
+from reverie.requests.base import steps_taken
 from reverie.requests.music import Music
-from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_record
+from reverie.requests.pictures import ControlInput, Hires, TextToImage
+from reverie.requests.records import Record, read_record
 
 Graph = dict[str, Any]
 WEIGHTS = "weights in the prompt: ComfyUI weighs words against an empty prompt, here A1111's way is taken"
@@ -92,8 +95,8 @@ def test_a_link_names_a_slot(read: Read) -> None:
     record = read(nodes)
     assert record.request == REQUEST
     assert record.notes == (
-        "node ControlNetApplyAdvanced: a ControlNet 'canny.pth', whose picture is not in the file; "
-        "strength 0.9, start_percent 0.0, end_percent 0.8",
+        "ControlNet: 'canny.pth' with the picture 'a.png'; weight 0.9, start 0.0, end 0.8; "
+        "they are neither beside the picture nor in REVERIE_MODEL_DIR",
     )
     inpaint = node("InpaintModelConditioning", positive=["6", 0], negative=["7", 0], vae=["4", 2], pixels=["22", 0])
     nodes = changed(nodes | {"20": inpaint}, "3", latent_image=["20", 2])
@@ -261,19 +264,182 @@ def test_what_is_not_known_is_passed_and_noted(read: Read) -> None:
     nodes = graph(
         n20=node("MagicGuidance", model=["10", 0], power=3),
         n21=node("FaceFixer", image=["8", 0], seed=4, steps=3, positive=["6", 0], negative=["7", 0]),
-        n22=node("LatentUpscale", samples=["3", 0], upscale_method="bislerp", width=1280, height=1024, crop="disabled"),
-        n13=node("KSampler", **graph()["3"]["inputs"] | {"steps": 9, "denoise": 0.5, "latent_image": ["22", 0]}),
     )
     nodes = changed(changed(nodes, "3", model=["20", 0]), "9", images=["21", 0])
-    record = read(changed(changed(nodes, "8", samples=["13", 0]), "5", batch_size=4))
+    record = read(changed(nodes, "5", batch_size=4))
     assert record.request == REQUEST
-    assert [note.partition(":")[0].partition(" of")[0] for note in record.notes] == [
-        "batch_size",
-        "a further KSampler",
-        "node FaceFixer",
-        "node LatentUpscale",
-        "node MagicGuidance",
-    ]
+    assert [note.partition(":")[0] for note in record.notes] == ["batch_size", "node FaceFixer", "node MagicGuidance"]
+
+
+def second_pass(**changes: object) -> Graph:
+    """Give ComfyUI's graph with its second pass over enlarged latents, the sampler of which has some inputs changed."""
+    nodes = graph(
+        n22=node("LatentUpscale", samples=["3", 0], upscale_method="bilinear", width=960, height=768, crop="disabled"),
+        n13=node("KSampler", **graph()["3"]["inputs"] | {"denoise": 0.5, "latent_image": ["22", 0]} | changes),
+    )
+    return changed(nodes, "8", samples=["13", 0])
+
+
+def test_a_second_pass_over_enlarged_latents(read: Read) -> None:
+    """comfy/samplers.py, KSampler.set_steps: n steps of denoise d are the last n of int(n / d)."""
+    hires = Hires(width=960, height=768, steps=50, strength=0.5)
+    assert read(second_pass()) == Record(REQUEST.replace(hires=hires), "sd/v1-5.safetensors")
+    for steps, denoise, whole in ((14, 0.55, 25), (9, 0.3, 30), (20, 0.99, 20), (7, 0.37, 18)):
+        found = read(second_pass(steps=steps, denoise=denoise)).request.hires
+        assert found is not None
+        assert (found.steps, steps_taken(whole, found.strength)) == (whole, steps)
+    by = changed(second_pass(), "22", scale_by=1.5, width=None, height=None)
+    by["22"] = node("LatentUpscaleBy", samples=["3", 0], upscale_method="bilinear", scale_by=1.5)
+    assert read(by).request.hires == hires
+
+
+def test_what_a_second_pass_has_of_its_own_is_noted(read: Read) -> None:
+    nodes = second_pass(seed=1, sampler_name="euler", scheduler="simple", cfg=8, positive=["30", 0], model=["4", 0])
+    nodes = changed(
+        nodes | {"30": node("CLIPTextEncode", text="a cat", clip=["11", 0])}, "22", upscale_method="bislerp"
+    )
+    record = read(nodes)
+    assert record.request == REQUEST.replace(hires=Hires(width=960, height=768, steps=50, strength=0.5))
+    assert record.notes == (
+        "the second pass: sampler euler; here it has the first's",
+        "the second pass: schedule simple; here it has the first's",
+        "the second pass: guidance 8; here it has the first's",
+        "the second pass: prompt a cat; here it has the first's",
+        "the second pass: model sd/v1-5.safetensors, or other LoRAs",
+        "the second pass: seed 1; here it has the first's",
+        "node LatentUpscale: upscale_method bislerp",
+    )
+
+
+def test_a_second_pass_over_an_enlarged_picture(read: Read) -> None:
+    """nodes.py and comfy_extras/nodes_upscale_model.py: decoded, enlarged by a network, scaled, encoded."""
+    nodes = second_pass(latent_image=["25", 0]) | {
+        "21": node("VAEDecode", samples=["3", 0], vae=["4", 2]),
+        "22": node("ImageUpscaleWithModel", upscale_model=["23", 0], image=["21", 0]),
+        "23": node("UpscaleModelLoader", model_name="RealESRGAN_x4plus.pth"),
+        "24": node("ImageScaleBy", image=["22", 0], upscale_method="lanczos", scale_by=0.5),
+        "25": node("VAEEncode", pixels=["24", 0], vae=["4", 2]),
+    }
+    record = read(nodes)
+    assert record.request.hires == Hires(width=1280, height=1024, steps=50, strength=0.5, upscaler="lanczos")
+    assert record.notes == ("node ImageUpscaleWithModel",)
+    nodes = changed(nodes, "24", scale_by=["1", 0])
+    assert read(nodes).request.hires == Hires(width=64, height=48, steps=50, strength=0.5, upscaler="lanczos")
+    nodes = changed(nodes | {"1": node("MagicNumber")}, "13", steps=["1", 0])
+    assert read(nodes).request.hires is None
+    assert read(nodes).notes[0].startswith("a further KSampler of None steps")
+
+
+def test_a_picture_that_is_enlarged_at_the_end_is_noted(read: Read) -> None:
+    nodes = graph(n20=node("ImageScaleBy", image=["8", 0], upscale_method="lanczos", scale_by=2))
+    record = read(changed(nodes, "9", images=["20", 0]))
+    assert (record.request, record.notes) == (REQUEST, ("node ImageScaleBy: upscale_method lanczos, scale_by 2",))
+
+
+def handed_over(**changes: object) -> Graph:
+    """Give the graph of ComfyUI's SDXL examples: two KSamplerAdvanced of one run, by two checkpoints."""
+    inputs = graph()["3"]["inputs"] | {"noise_seed": 5, "steps": 25, "scheduler": "normal"}
+    inputs = {name: value for name, value in inputs.items() if name not in ("seed", "denoise")}
+    first = {"add_noise": "enable", "start_at_step": 0, "end_at_step": 20, "return_with_leftover_noise": "enable"}
+    second = {"add_noise": "disable", "start_at_step": 20, "end_at_step": 10000, "noise_seed": 0}
+    second |= {"latent_image": ["3", 0], "model": ["30", 0], "return_with_leftover_noise": "disable"}
+    nodes = graph(
+        n3=node("KSamplerAdvanced", **inputs | first),
+        n13=node("KSamplerAdvanced", **inputs | second | changes),
+        n30=node("CheckpointLoaderSimple", ckpt_name="xl/refiner.safetensors"),
+    )
+    return changed(nodes, "8", samples=["13", 0])
+
+
+def test_a_refiner_takes_the_last_steps_where_its_file_is_here(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = read(handed_over())
+    assert record.request == REQUEST.replace(schedule="normal")
+    assert record.notes == (
+        "Refiner: xl/refiner.safetensors, from step 20 of 25 on; "
+        "its file is neither beside the picture nor in REVERIE_MODEL_DIR",
+    )
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/refiner.safetensors").touch()
+    monkeypatch.setenv("REVERIE_MODEL_DIR", str(tmp_path / "models"))
+    for scheduler in ("normal", "karras", "exponential", "sgm_uniform", "simple"):
+        nodes = changed(changed(handed_over(), "3", scheduler=scheduler), "13", scheduler=scheduler)
+        record = read(nodes)
+        assert record.notes == ()
+        refiner = record.request.refiner
+        assert refiner is not None
+        assert refiner.model == str(tmp_path / "models/refiner.safetensors")
+        sigmas = SPACINGS[scheduler](scaled_linear(), 25)  # of our own levels the last five are its
+        below = sigmas[:-1] < level_at(scaled_linear(), refiner.switch)
+        assert below.tolist() == [False] * 20 + [True] * 5
+
+
+def test_two_samplers_of_one_run_and_one_model_are_one(read: Read) -> None:
+    one = {"model": ["10", 0]}
+    assert read(handed_over(**one)) == Record(REQUEST.replace(schedule="normal"), "sd/v1-5.safetensors")
+    record = read(handed_over(**one, cfg=3, sampler_name="euler"))
+    assert record.notes == (
+        "the steps from there on: sampler euler; here it has the first's",
+        "the steps from there on: guidance 3; here it has the first's",
+    )
+    alone = changed(handed_over(), "8", samples=["3", 0])
+    assert read(alone).notes == ("KSamplerAdvanced: steps 0 to 20 of 25 alone",)
+    noisy = read(handed_over(add_noise="enable", **one))
+    assert noisy.notes[0] == "KSamplerAdvanced: steps 0 to 20 of 25 alone"
+    assert noisy.request.hires == Hires(width=640, height=512, steps=25, strength=0.2)
+
+
+def test_levels_that_are_split_between_two_samplers(read: Read) -> None:
+    """comfy_extras/nodes_custom_sampler.py: SplitSigmas, DisableNoise."""
+    inputs = {"noise": ["40", 0], "guider": ["43", 0], "sampler": ["41", 0], "sigmas": ["44", 0]}
+    nodes = graph() | {
+        "40": node("RandomNoise", noise_seed=9),
+        "39": node("DisableNoise"),
+        "41": node("KSamplerSelect", sampler_name="euler"),
+        "42": node("BasicScheduler", model=["10", 0], scheduler="karras", steps=12, denoise=1.0),
+        "43": node("CFGGuider", model=["10", 0], positive=["6", 0], negative=["7", 0], cfg=4.0),
+        "44": node("SplitSigmas", sigmas=["42", 0], step=8),
+        "3": node("SamplerCustomAdvanced", **inputs, latent_image=["5", 0]),
+        "13": node(
+            "SamplerCustomAdvanced", **inputs | {"noise": ["39", 0], "sigmas": ["44", 1]}, latent_image=["3", 0]
+        ),
+    }
+    expected = REQUEST.replace(seed=9, sampler="euler", steps=12, guidance=4)
+    assert read(changed(nodes, "8", samples=["13", 0])) == Record(expected, "sd/v1-5.safetensors")
+    alone = read(changed(nodes, "8", samples=["3", 0]))
+    assert alone.notes == ("SamplerCustomAdvanced: steps 0 to 8 of 12 alone",)
+
+
+def test_a_controlnet_acts_where_its_file_and_its_picture_are_here(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    apply = {"positive": ["6", 0], "negative": ["7", 0], "control_net": ["21", 0], "image": ["22", 0], "strength": 0.9}
+    nodes = graph(
+        n20=node("ControlNetApplyAdvanced", **apply, start_percent=0.1, end_percent=0.8),
+        n21=node("ControlNetLoader", control_net_name="sd15/canny.pth"),
+        n22=node("LoadImage", image="edges.png"),
+    )
+    nodes = changed(nodes, "3", positive=["20", 0], negative=["20", 1])
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/canny.pth").touch()
+    monkeypatch.setenv("REVERIE_MODEL_DIR", str(tmp_path / "models"))
+    assert "the picture is neither beside" in read(nodes).notes[0]
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "edges.png")
+    record = read(nodes)
+    control = ControlInput(
+        model=str(tmp_path / "models/canny.pth"), image=tmp_path / "edges.png", weight=0.9, start=0.1, end=0.8
+    )
+    assert record == Record(REQUEST.replace(controls=(control,)), "sd/v1-5.safetensors")
+    union = nodes | {"24": node("SetUnionControlNetType", control_net=["21", 0], type="hed/pidi/scribble/ted")}
+    record = read(changed(union, "20", control_net=["24", 0]))
+    assert record.request.controls == (control.replace(kind="softedge"),)
+    assert read(changed(nodes, "20", strength=0)) == Record(REQUEST, "sd/v1-5.safetensors")
+    nodes["23"] = node("Canny", image=["22", 0], low_threshold=0.4, high_threshold=0.8)
+    record = read(changed(nodes, "20", image=["23", 0]))
+    assert record.request.controls == ()
+    assert record.notes[0].startswith("ControlNet: 'sd15/canny.pth' with a picture that is not in the file; weight 0.9")
+    assert record.notes[1] == "node Canny: what makes the picture that the ControlNet 'sd15/canny.pth' sees"
 
 
 def test_what_words_mean_here_alone_or_there_alone_is_noted(read: Read) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from reverie.requests.metadata import Record
 from reverie.requests.pictures import TextToImage
+from reverie.requests.records import Record
 
 Read = Callable[[dict[str, str]], Record]
 GIVEN = {"prompt": "a bear", "negative_prompt": "red", "num_inference_steps": 25, "guidance_scale": 7.5, "seed": 3}

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from reverie.errors import ReverieError
-from reverie.requests.metadata import Record
 from reverie.requests.pictures import TextToImage
+from reverie.requests.records import Record
 
 Read = Callable[[dict[str, Any]], Record]
 

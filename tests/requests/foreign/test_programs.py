@@ -17,9 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.requests.metadata import Record
 from reverie.requests.pictures import TextToImage, Variation
-from reverie.requests.records import read_record
+from reverie.requests.records import Record, read_record
 
 Read = Callable[[dict[str, str]], Record]
 A1111 = """a (red:1.2) bear

@@ -8,9 +8,22 @@ from dataclasses import replace
 import numpy as np
 
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
-from reverie.corpora.music.score import BARS, BASS, CHORDS, DRUMS, LEAD, MusicClip, ScoreNote
+from reverie.corpora.music.score import (
+    BARS,
+    BASS,
+    CHORDS,
+    DRUMS,
+    LEAD,
+    OCTAVE,
+    Chord,
+    MusicClip,
+    ScoreNote,
+    chord,
+    consonant,
+    voice,
+    within,
+)
 from reverie.corpora.music.styles import DrumHit, hits
-from reverie.corpora.music.theory import OCTAVE, Chord, chord, consonant, voice, within
 
 LOUD, SOFT, DOWNBEAT = 108, 84, 8  # velocities; the first beat of a bar is so much louder
 ARTICULATION = 0.8  # of its length a note sounds, so that the next one is heard to start

@@ -9,6 +9,7 @@ Civitai ebed661, stable-diffusion.cpp 97d2990 (examples/common/common.cpp, get_i
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
@@ -24,6 +25,7 @@ from reverie.requests.foreign.draft import (
     json_object,
     shorten,
 )
+from reverie.requests.foreign.levels import way_at
 from reverie.requests.pictures import Hires, Variation
 from reverie.requests.samplers import RECORDS
 
@@ -57,6 +59,7 @@ QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 FIRST = re.compile(r"Steps: *\d+ *(,|$)")
 USUAL = {"Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
 NEGATIVE = "Negative prompt:"
+NEAR = 1e-6  # of a step: 0.7 of 10 are 7
 ENOUGH = 3  # settings that make a line one of settings, as AUTOMATIC1111 counts them
 
 
@@ -79,6 +82,7 @@ def read(text: str) -> Draft | None:
     program, neutral = _program(draft)
     program(draft)
     _read_hires(draft)
+    _read_refiner(draft)
     _read_variation(draft)
     _read_clip_skip(draft)
     _read_ours(draft)
@@ -371,6 +375,23 @@ def _read_hires(draft: Draft) -> None:
         steps=int(as_float(steps)) or None,
         strength=as_float(strength),
     )
+
+
+def _read_refiner(draft: Draft) -> None:
+    """Read the model that takes the last steps: those below a timestep, or from a step on (sd_samplers_common.py).
+
+    AUTOMATIC1111 counts timesteps since 1.10 unless it says otherwise, before that and in Forge steps.
+    """
+    name, switch = draft.take("Refiner"), as_float(draft.take("Refiner switch at", default="0.8"))
+    by_steps = str(draft.take("Refiner switch by sampling steps")) == "True"
+    if name is None:
+        return
+    version = re.match(r"v1\.(\d+)", str(draft.given.get("Version")))
+    steps = draft.default("steps")
+    where = f"switch at {switch:g}"
+    if isinstance(steps, int) and not _is_ours(draft) and (by_steps or version is None or int(version[1]) < 10):
+        switch = way_at(str(draft.default("schedule")), math.ceil(switch * steps - NEAR), steps)
+    draft.refiner(re.sub(r"\s*\[\w+\]$", "", str(name)), where, switch)
 
 
 def _larger(draft: Draft, width: int | None, height: int | None) -> dict[str, object]:

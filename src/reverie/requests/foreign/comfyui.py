@@ -1,18 +1,21 @@
 """ComfyUI's `prompt` graph: the sampler that the saved picture comes from, and what feeds it.
 
-Checked against ComfyUI 0.3.64 (nodes.py, comfy/samplers.py, comfy_extras/nodes_*.py).
+Checked against ComfyUI 0.3.64 (a125cd8: nodes.py, comfy/samplers.py, comfy_extras/nodes_*.py).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reverie.errors import ReverieError
 from reverie.requests.foreign.draft import COMFYUI_DISCARDS, START_IS_MISSING, Draft, as_number, shorten, stem_of
-from reverie.requests.foreign.graph import Graph, GraphPicture, Latent, Node, Prompt, Sampling
+from reverie.requests.foreign.graph import Graph, GraphPicture, Latent, Node, Prompt, Sampling, Sigmas
+from reverie.requests.foreign.levels import way_at
 from reverie.requests.foreign.nodes import NODES, unknown
+from reverie.requests.pictures import Hires
 
 WEIGHED = re.compile(r"(?<!\\)\(")
 FULL = 1 - 1e-4  # a denoise above this is the whole way (comfy/samplers.py, set_steps)
@@ -28,46 +31,155 @@ def read(data: Mapping[str, Any], size: tuple[int, int] | None = None) -> Draft:
 
     Raises ReverieError where no sampler leads to a picture, and where its prompt or seed cannot be resolved.
     """
-    graph, sampling, others = _choose_sampling(data, size)
-    if sampling is None:
+    graph, latent, others = _choose_latent(data, size)
+    if latent is None or latent.drawn is None:
         raise ReverieError("the picture's ComfyUI graph holds no sampler that leads to it; it cannot be replayed")
-    passes = [sampling]
-    while (before := passes[-1].start.drawn) is not None:
-        passes.append(before)
-    first = passes[-1]  # the farthest from the picture: later ones refine what it made
+    passes = [latent.drawn]
+    while (before := passes[0].start.drawn) is not None:
+        passes.insert(0, before)
     draft = Draft()
-    _read_sampling(draft, first)
-    _read_size(draft, first.start, size)
-    _read_prompts(draft, first)
-    for later in passes[:-1]:
-        sigmas = later.sigmas
-        draft.note(f"a further {later.node.kind} of {sigmas.steps} steps, denoise {sigmas.denoise}")
+    _read_passes(draft, passes, latent, size)
     if others:
         draft.note(f"the graph saves pictures of {others + 1} samplers; the one of this picture's size is read")
+    for node in latent.scaled:
+        _note_scaling(node)
     for one in (*(unread for each in passes for unread in _unread(each.node)), *graph.notes):
         draft.note(one)
     return draft
 
 
-def _choose_sampling(data: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[Graph, Sampling | None, int]:
-    """Return the sampler that the picture comes from, its graph as evaluated, and how many others there are.
+def _read_passes(draft: Draft, passes: list[Sampling], latent: Latent, size: tuple[int, int] | None) -> None:
+    """Read the first sampler, a refiner that goes on from it, and a second pass; others are noted."""
+    first, *later = passes
+    _read_sampling(draft, first)
+    _read_size(draft, first.start, size)
+    _read_prompts(draft, first)
+    if later and _goes_on(first, later[0]):
+        _read_refiner(draft, first, later.pop(0))
+    elif (interval := first.sigmas.interval) is not None and interval[:2] != (0, interval[2]):
+        draft.note(f"{first.node.kind}: steps {interval[0]} to {interval[1]} of {interval[2]} alone")
+    if not first.seed.added:
+        draft.note(f"{first.node.kind}: without noise of its own")
+    if later and _read_second(draft, first, later[0], size if len(later) == 1 and not latent.scaled else None):
+        later.pop(0)
+    for one in later:
+        draft.note(f"a further {one.node.kind} of {one.sigmas.steps} steps, denoise {shorten(one.sigmas.denoise)}")
+        for node in one.start.scaled:
+            _note_scaling(node)
+
+
+def _note_scaling(node: Node, *names: str) -> None:
+    """Note a node that gives another size, with some of its settings, or all."""
+    node.note("", *(names or [name for name in node.inputs if node.graph.source(node.inputs[name]) is None]))
+
+
+def _goes_on(first: Sampling, second: Sampling) -> bool:
+    """Tell whether a sampler goes on where another stopped: with as many steps, and with the noise that is left."""
+    one, other = first.sigmas.interval, second.sigmas.interval
+    left = one is not None and other is not None and one[2] == other[2] and 0 < one[1] == other[0] < one[2]
+    return left and not second.seed.added and not second.start.scaled
+
+
+def _read_refiner(draft: Draft, first: Sampling, second: Sampling) -> None:
+    """Read the model that goes on from a step; where it is the same, both are one."""
+    _note_differences(draft, "the steps from there on", first, second)
+    interval = second.sigmas.interval
+    assert interval is not None  # or it would not go on
+    step, last, steps = interval
+    if last < steps:
+        draft.note(f"{second.node.kind}: steps {step} to {last} of {steps} alone")
+    if second.guider.model.name != first.guider.model.name:
+        switch = way_at(str(draft.default("schedule")), step, steps)
+        draft.refiner(second.guider.model.name, f"from step {step} of {steps} on", switch)
+
+
+def _read_second(draft: Draft, first: Sampling, second: Sampling, size: tuple[int, int] | None) -> bool:
+    """Read a second pass over the picture of the first, enlarged; tell whether that is what it is.
+
+    `size` is that of the picture, for a graph that does not tell it.
+    """
+    steps, strength = _share_of(second.sigmas)
+    width, height = second.start.width, second.start.height
+    if not (isinstance(width, int) and isinstance(height, int)):
+        width, height = size or (None, None)
+    if steps is None or width is None or height is None or not second.seed.added:
+        return False
+    values = {"width": width // 8 * 8, "height": height // 8 * 8, "steps": steps, "strength": strength}
+    draft.part("hires", Hires, **values, upscaler=_upscaler(second.start))
+    if "hires" not in draft.fields:
+        return False
+    _note_differences(draft, "the second pass", first, second)
+    if first.guider.model != second.guider.model:
+        draft.note(f"the second pass: model {second.guider.model.name}, or other LoRAs")
+    if second.seed.seed != first.seed.seed:
+        draft.note(f"the second pass: seed {second.seed.seed}; here it has the first's")
+    return True
+
+
+def _share_of(sigmas: Sigmas) -> tuple[int | None, float]:
+    """Return as how many steps of how great a share our second pass takes those of a sampler.
+
+    ComfyUI takes its steps from the end of int(steps / denoise) (comfy/samplers.py, set_steps), or from a step on.
+    """
+    interval = sigmas.interval
+    try:
+        denoise = as_number(sigmas.denoise, float)
+    except ValueError:
+        return None, 0
+    if interval is None or interval[1] != interval[2] or not 0 < denoise <= 1:
+        return None, 0
+    first, _, steps = interval
+    steps, taken = int(steps / denoise) if denoise <= FULL else steps, steps - first
+    return steps, min(1.0, math.ceil(taken / steps * 10_000) / 10_000)
+
+
+def _upscaler(start: Latent) -> str:
+    """Say which of our ways enlarges as a graph does, and note another; latents are scaled before they are decoded."""
+    ours = "latent"
+    for node in start.scaled:
+        of_latents = "samples" in node.inputs
+        ours = ours if of_latents else "lanczos"
+        if node.scalar("upscale_method") != ("bilinear" if of_latents else "lanczos"):
+            _note_scaling(node, "upscale_method", "model_name")
+        if node.scalar("crop", "disabled") != "disabled":
+            _note_scaling(node, "crop")
+    return ours
+
+
+def _note_differences(draft: Draft, what: str, first: Sampling, second: Sampling) -> None:
+    """Note what a later sampler has of its own, where ours takes the first's."""
+    one, other = first.guider, second.guider
+    pairs = {
+        "sampler": (first.solver.name, second.solver.name),
+        "schedule": (first.sigmas.schedule, second.sigmas.schedule),
+        "guidance": (one.scale, other.scale),
+        "prompt": (one.positive and one.positive.text, other.positive and other.positive.text),
+        "negative prompt": (one.negative and one.negative.text, other.negative and other.negative.text),
+    }
+    for name, (before, after) in pairs.items():
+        if before != after:
+            draft.note(f"{what}: {name} {shorten(after)}; here it has the first's")
+
+
+def _choose_latent(data: Mapping[str, Any], size: tuple[int, int] | None) -> tuple[Graph, Latent | None, int]:
+    """Return the latents that the picture comes from, their graph as evaluated, and how many others there are.
 
     Saved pictures count before previews, and of several the one of the picture's size.
     """
-    found: dict[str, tuple[Graph, Sampling, bool]] = {}
+    found: dict[str, tuple[Graph, Latent, bool]] = {}
     for names in _ends(data):
         for name in names:
             graph = Graph(data, NODES, unknown)
             latent = _latent_of(graph, name)
             if latent is not None and latent.drawn is not None:
                 fits = size is not None and (latent.width, latent.height) == size
-                found.setdefault(latent.drawn.node.name, (graph, latent.drawn, fits))
+                found.setdefault(latent.drawn.node.name, (graph, latent, fits))
         if found:
             break
     else:
         return Graph(data, NODES, unknown), None, 0
-    graph, sampling, _ = max(found.values(), key=lambda one: one[2])
-    return graph, sampling, len(found) - 1
+    graph, latent, _ = max(found.values(), key=lambda one: one[2])
+    return graph, latent, len(found) - 1
 
 
 def _ends(data: Mapping[str, Any]) -> Iterator[list[str]]:
@@ -146,6 +258,9 @@ def _read_prompts(draft: Draft, sampling: Sampling) -> None:
                 draft.fields[prefix + name] = (int(as_number(first, int)), int(as_number(second, int)))
             except ValueError:
                 draft.note(f"{prefix}{name}: {shorten([first, second])} are no numbers")
+    for control in positive.controls:
+        values = {"weight": control.strength, "start": control.start, "end": control.end, "kind": control.kind}
+        draft.control(control.model, control.picture, **values)
     _read_loras(draft, guider.model.loras, positive)
     if guider.negative is not None and not negative.zeroed and negative.clip != positive.clip:
         draft.note("the negative prompt is read by another text encoder, or with other LoRAs or another layer")

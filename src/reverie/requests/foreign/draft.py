@@ -9,7 +9,8 @@ from typing import Any, Literal, TypeVar
 
 from reverie.errors import ReverieError
 from reverie.requests.base import MAX_SEED, Frozen
-from reverie.requests.pictures import TextToImage
+from reverie.requests.pictures import ControlInput, Refiner, TextToImage
+from reverie.requests.references import MODEL_FOLDERS, find_beside
 from reverie.requests.samplers import RECORDS, find_sampler, find_schedule
 
 SCHEDULE_OF_DIFFUSERS = "leading"  # the spacing that Stable Diffusion's files ask diffusers for
@@ -179,6 +180,32 @@ class Draft:
             self.fields[field] = kind.of(values)
         except ReverieError as error:
             self.note(f"{error}; it is left out")
+
+    def refiner(self, name: str, where: str, switch: float) -> None:
+        """Let another model take the last steps, where its file is here; `where` says in the program's words when."""
+        file = find_beside(name)
+        if file is None:
+            self.note(
+                f"Refiner: {shorten(name)}, {where}; its file is neither beside the picture nor in {MODEL_FOLDERS}"
+            )
+        else:
+            self.part("refiner", Refiner, model=str(file), switch=switch)
+
+    def control(self, model: object, picture: object, **values: object) -> None:
+        """Add a ControlNet, where it and the picture that it saw are here."""
+        files = [find_beside(str(name)) if name else None for name in (model, picture)]
+        if None in files:
+            said = ", ".join(f"{name} {shorten(value)}" for name, value in values.items() if value is not None)
+            seen = f"the picture '{picture}'" if picture else "a picture that is not in the file"
+            lacking = "they are" if files == [None, None] else f"'{model}' is" if files[0] is None else "the picture is"
+            here = f"neither beside the picture nor in {MODEL_FOLDERS}"
+            self.note(f"ControlNet: '{model}' with {seen}; {said}; {lacking} {here}")
+            return
+        try:
+            one = ControlInput.of({"model": str(files[0]), "image": files[1], **values})
+            self.fields["controls"] = (*self.fields.get("controls", ()), one)
+        except ReverieError as error:
+            self.note(f"ControlNet '{model}': {error}; it is left out")
 
     def rest(self, neutral: Collection[str] = (), prefix: str = "") -> None:
         """Note every setting that is in use, was not taken, and is none of those that change nothing."""

@@ -1,11 +1,13 @@
 """A small evaluator of ComfyUI's graphs: the value of a node's output, asked for from the saved picture backwards.
 
 A link is [node, output slot]. Whoever asks says what kind of value it wants: so a node that is not known passes on
-what it was given of that kind, and is noted.
+what it was given of that kind, and is noted. Nodes of numbers and texts stand here too: primitives, strings that are
+joined and changed, switches, wildcards.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
@@ -36,25 +38,48 @@ class GraphClip:
 
 
 @dataclass(frozen=True)
+class GraphControl:
+    """A ControlNet that acts: its file's name, that of the picture which it sees unchanged, strength and interval.
+
+    `kind` is what a union is said to see.
+    """
+
+    model: object
+    picture: object
+    strength: object
+    start: object = 0
+    end: object = 1
+    kind: object = None
+
+
+@dataclass(frozen=True)
 class Prompt:
-    """A conditioning: its text, its encoder, SDXL's sizes, whether it is zeroed, and whose way words are weighed in."""
+    """A conditioning: its text, its encoder, SDXL's sizes, whether it is zeroed, whose way words are weighed in.
+
+    ControlNets act where it does.
+    """
 
     text: str
     clip: GraphClip = GraphClip()
     sizes: Mapping[str, tuple[object, object]] = field(default_factory=dict)
     zeroed: bool = False
     weighed: str = "ComfyUI"
+    controls: tuple[GraphControl, ...] = ()
 
 
 @dataclass(frozen=True)
 class Latent:
-    """Latents: their size in pixels where it is known, how many, what drew them, and whether a picture is behind."""
+    """Latents: their size in pixels where it is known, how many, what drew them, and whether a picture is behind.
+
+    `scaled` are the nodes that gave them another size since.
+    """
 
     width: object = None
     height: object = None
     count: object = 1
     drawn: Sampling | None = None
     picture: bool = False
+    scaled: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,12 +91,25 @@ class GraphPicture:
 
 @dataclass(frozen=True)
 class Sigmas:
-    """The levels of noise: how many steps, the spacing's name, the share that is walked, and if KSampler made them."""
+    """The levels of noise: how many steps, the spacing's name, the share that is walked, and if KSampler made them.
+
+    Of the steps those from `first` on are taken, up to `last`, None the last of all.
+    """
 
     steps: object
     schedule: object
     denoise: object = 1
     of_the_sampler: bool = False
+    first: object = 0
+    last: object = None
+
+    @property
+    def interval(self) -> tuple[int, int, int] | None:
+        """Return the first step, the one after the last, and how many there are; None where that is not known."""
+        first, steps, last = self.first, self.steps, self.steps if self.last is None else self.last
+        if not (isinstance(first, int) and isinstance(last, int) and isinstance(steps, int)):
+            return None
+        return first, min(last, steps), steps
 
 
 @dataclass(frozen=True)
@@ -83,9 +121,10 @@ class Solver:
 
 @dataclass(frozen=True)
 class Seed:
-    """The noise that a seed gives; None is no noise at all."""
+    """The noise that a seed gives; `added` tells whether it is."""
 
     seed: object
+    added: bool = True
 
 
 @dataclass(frozen=True)
@@ -206,3 +245,67 @@ class Graph:
             self._values[key] = self.readers.get(node.kind, self.unknown)(node, slot, want)
             self._open.pop()
         return self._values[key]
+
+
+def value_of(*names: str) -> Reader:
+    """Read the first of some inputs that is there, whatever it is."""
+
+    def read(node: Node, slot: int, want: type) -> object:
+        name = next((name for name in names if name in node.inputs), names[0])
+        return node.scalar(name) if want is Scalar else node.get(name, want)
+
+    return read
+
+
+def join_texts(pattern: str, separator: str, default: str) -> Reader:
+    """Join the texts of the inputs whose names match a pattern, in the order of their names."""
+
+    def read(node: Node, slot: int, want: type) -> object:
+        between = (node.text(separator) if separator in node.inputs else default).replace("\\n", "\n")
+        names = sorted(name for name in node.inputs if re.fullmatch(pattern, name))
+        texts = [node.text(name) for name in names if node.inputs[name] not in (None, "undefined")]
+        return between.join(text for text in texts if text or default == "")
+
+    return read
+
+
+def replace_text(node: Node, slot: int, want: type) -> object:
+    return node.text("string").replace(node.text("find"), node.text("replace"))
+
+
+def trim_text(node: Node, slot: int, want: type) -> object:
+    sides = {"Left": str.lstrip, "Right": str.rstrip}
+    return sides.get(str(node.scalar("mode", "Both")), str.strip)(node.text("string"))
+
+
+def change_case(node: Node, slot: int, want: type) -> object:
+    cases = {"UPPERCASE": str.upper, "lowercase": str.lower, "Capitalize": str.capitalize, "Title Case": str.title}
+    return cases.get(str(node.scalar("mode")), str)(node.text("string"))
+
+
+def cut_text(node: Node, slot: int, want: type) -> object:
+    return node.text("string")[int(node.scalar("start", 0)) : int(node.scalar("end", 0))]
+
+
+def first_given(node: Node, slot: int, want: type) -> object:
+    """Read a switch that takes its first input with something in it."""
+    for name in sorted(node.inputs):
+        value = node.scalar(name) if want is Scalar else node.get(name, want)
+        if value is not None:
+            return value
+    return None
+
+
+def reroute(node: Node, slot: int, want: type) -> object:
+    """Pass on the only input."""
+    name = next(iter(node.inputs), "")
+    return node.scalar(name) if want is Scalar else node.get(name, want)
+
+
+def read_wildcard(node: Node, slot: int, want: type) -> object:
+    """Read Impact Pack's wildcards, which keep what they became."""
+    if want is Scalar:
+        return node.text("populated_text")
+    if want is Prompt:
+        return Prompt(node.text("populated_text"), node.get("clip", GraphClip) or GraphClip())
+    return node.get("model" if want is Model else "clip", want)

@@ -22,7 +22,7 @@ from reverie.requests.foreign.graph import (
 
 
 def _draw(node: Node, sampling: Sampling, want: type) -> object:
-    latent = replace(sampling.start, drawn=sampling, picture=False)
+    latent = replace(sampling.start, drawn=sampling, picture=False, scaled=())
     return GraphPicture(latent) if want is GraphPicture else latent if want is Latent else None
 
 
@@ -37,15 +37,19 @@ def ksampler(node: Node, slot: int, want: type) -> object:
         return node.get("positive" if slot == 1 else "negative", Prompt)
     if want not in (Latent, GraphPicture):
         return node.get("model", want) if "model" in node.inputs else None
-    steps, start, end = node.scalar("steps"), node.scalar("start_at_step", 0), node.scalar("end_at_step", 10_000)
-    if isinstance(steps, int) and isinstance(start, int) and isinstance(end, int) and (start > 0 or end < steps):
-        node.graph.note(f"node {node.kind}: steps {start} to {min(end, steps)} of {steps} alone")
-    if node.scalar("add_noise", "enable") in ("disable", False):
-        node.graph.note(f"node {node.kind}: without noise of its own")
     for name in ("return_with_leftover_noise", "control_after_generate"):
         node.unread.pop(name, None)
-    seed = Seed(node.scalar("seed", node.scalar("noise_seed")))
-    sigmas = Sigmas(steps, node.scalar("scheduler"), node.scalar("denoise", 1), of_the_sampler=True)
+    seed = Seed(
+        node.scalar("seed", node.scalar("noise_seed")), node.scalar("add_noise", True) not in ("disable", False)
+    )
+    sigmas = Sigmas(
+        node.scalar("steps"),
+        node.scalar("scheduler"),
+        node.scalar("denoise", 1),
+        of_the_sampler=True,
+        first=node.scalar("start_at_step", 0),
+        last=node.scalar("end_at_step"),
+    )
     latent = node.get("latent_image", Latent) or node.get("latent", Latent) or Latent(picture=True)
     solver = Solver(node.scalar("sampler_name"))
     return _draw(node, Sampling(node, _guider(node), seed, solver, sigmas, latent), want)
@@ -54,9 +58,9 @@ def ksampler(node: Node, slot: int, want: type) -> object:
 def custom(node: Node, slot: int, want: type) -> object:
     """Read SamplerCustom and SamplerCustomAdvanced, whose parts are nodes."""
     guider = node.get("guider", Guider) if "guider" in node.inputs else _guider(node)
-    seed = (node.get("noise", Seed) or Seed(None)) if "noise" in node.inputs else Seed(node.scalar("noise_seed"))
-    if node.scalar("add_noise", True) is False:
-        node.graph.note(f"node {node.kind}: without noise of its own")
+    seed = Seed(node.scalar("noise_seed"), node.scalar("add_noise", True) is not False)
+    if "noise" in node.inputs:
+        seed = node.get("noise", Seed) or Seed(None)
     solver = node.get("sampler", Solver) or Solver(_kind_of(node, "sampler"))
     sigmas = node.get("sigmas", Sigmas) or Sigmas(None, _kind_of(node, "sigmas"))
     latent = node.get("latent_image", Latent) or Latent(picture=True)
@@ -95,8 +99,7 @@ def random_noise(node: Node, slot: int, want: type) -> object:
 
 def no_noise(node: Node, slot: int, want: type) -> object:
     """Read that the latents hold all the noise."""
-    node.note("no noise is added")
-    return Seed(0)
+    return Seed(0, added=False)
 
 
 def basic_scheduler(node: Node, slot: int, want: type) -> object:
@@ -139,6 +142,10 @@ def ksampler_select(node: Node, slot: int, want: type) -> object:
 
 
 def split_sigmas(node: Node, slot: int, want: type) -> object:
-    """Read levels that are cut."""
-    node.note("a part of the levels alone", "step", "denoise")
-    return node.get("sigmas", Sigmas)
+    """Read levels that are cut at a step: those before it, and those from it on; or at a share of them."""
+    sigmas = node.get("sigmas", Sigmas)
+    step = node.scalar("step")
+    if sigmas is None or sigmas.first != 0 or sigmas.last is not None or not isinstance(step, int):
+        node.note("a part of the levels alone", "step", "denoise")
+        return sigmas
+    return replace(sigmas, last=step) if slot == 0 else replace(sigmas, first=step)

@@ -12,10 +12,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from reverie.requests.foreign import graph as values
 from reverie.requests.foreign import node_samplers as samplers
-from reverie.requests.foreign import node_values as values
 from reverie.requests.foreign.draft import OFF, shorten, stem_of
-from reverie.requests.foreign.graph import GraphClip, GraphPicture, Latent, Model, Node, Prompt, Reader, Scalar
+from reverie.requests.foreign.graph import (
+    GraphClip,
+    GraphControl,
+    GraphPicture,
+    Latent,
+    Model,
+    Node,
+    Prompt,
+    Reader,
+    Scalar,
+)
+from reverie.requests.pictures import CONTROL_KINDS
 
 UNPICTURED = "the pictures that it takes are not in the file"
 
@@ -177,13 +188,28 @@ def _two_sided(node: Node, slot: int, want: type) -> object:
 
 
 def _control(node: Node, slot: int, want: type) -> object:
-    """Read a ControlNet with its strength and interval."""
-    source = node.graph.source(node.inputs.get("control_net"))
-    name = source.scalar("control_net_name") if source is not None else None
-    node.note(f"a ControlNet '{name}', whose picture is not in the file", "strength", "start_percent", "end_percent")
-    if "conditioning" in node.inputs:
-        return node.get("conditioning", Prompt)
-    return node.get("positive" if slot == 0 else "negative", Prompt)
+    """Read a ControlNet with its strength and interval, and the picture where it is one that was loaded."""
+    given = node.get("conditioning" if "conditioning" in node.inputs else ("positive", "negative")[slot % 2], Prompt)
+    strength = node.scalar("strength", 1)
+    if given is None or strength == 0:
+        return given
+    name, kind = _control_net(node)
+    seen = node.graph.source(node.inputs.get("image"))
+    picture = seen.scalar("image") if seen is not None and seen.kind == "LoadImage" else None
+    if seen is not None and picture is None:
+        node.graph.note(f"node {seen.kind}: what makes the picture that the ControlNet '{name}' sees")
+    values = strength, node.scalar("start_percent", 0), node.scalar("end_percent", 1)
+    return replace(given, controls=(*given.controls, GraphControl(name, picture, *values, kind)))
+
+
+def _control_net(node: Node) -> tuple[object, object]:
+    """Return the name of a ControlNet's file, and what a union is said to see (comfy/cldm/control_types.py)."""
+    kind, source = None, node.graph.source(node.inputs.get("control_net"))
+    while source is not None and "control_net" in source.inputs:
+        named = str(source.scalar("type")).split("/")[0]
+        kind = {"hed": "softedge"}.get(named, named)
+        source = source.graph.source(source.inputs["control_net"])
+    return source.scalar("control_net_name") if source is not None else None, kind if kind in CONTROL_KINDS else None
 
 
 # ---- latents and pictures --------------------------------------------------------------------------------------------
@@ -209,7 +235,6 @@ def _encode_picture(node: Node, slot: int, want: type) -> object:
 
 def _enlarge(node: Node, slot: int, want: type) -> object:
     """Read latents or pictures that are scaled, to a size or by a factor."""
-    node.note("", *_settings(node))
     name = next((name for name in ("samples", "image", "images", "pixels") if name in node.inputs), "")
     if want is Latent:
         latent = node.get(name, Latent)
@@ -219,10 +244,30 @@ def _enlarge(node: Node, slot: int, want: type) -> object:
 
 
 def _scale(node: Node, latent: Latent) -> Latent:
-    width, height, factor = node.scalar("width"), node.scalar("height"), node.scalar("scale_by")
-    if isinstance(factor, int | float) and isinstance(latent.width, int) and isinstance(latent.height, int):
-        width, height = round(latent.width * factor), round(latent.height * factor)
-    return replace(latent, width=width, height=height)
+    """Give latents another size; a side of 0 follows from the other, and one that is not known stays unknown."""
+    scaled = replace(latent, width=None, height=None, scaled=(*latent.scaled, node))
+    sides, factor = (latent.width, latent.height), node.scalar("scale_by", _factor_of(node))
+    known = all(isinstance(side, int) for side in sides)
+    if "width" in node.inputs:
+        width, height = node.scalar("width"), node.scalar("height")
+        if known and not width and isinstance(height, int):
+            width = round(height * sides[0] / sides[1])  # type: ignore[operator]
+        elif known and not height and isinstance(width, int):
+            height = round(width * sides[1] / sides[0])  # type: ignore[operator]
+        return replace(scaled, width=width, height=height)
+    if not known or not isinstance(factor, int | float):
+        return scaled
+    cell = 8 if "samples" in node.inputs else 1  # pixels; latents are counted in cells
+    width, height = (cell * round(side * factor / cell) for side in sides)  # type: ignore[operator]
+    return replace(scaled, width=width, height=height)
+
+
+def _factor_of(node: Node) -> int | None:
+    """Return how many times as large a network makes a picture, as its file's name says: 4x-UltraSharp."""
+    loader = node.graph.source(node.inputs.get("upscale_model"))
+    name = str(loader.scalar("model_name")) if loader is not None else ""
+    match = re.search(r"(?<!\d)([2348])x|x([2348])(?!\d)", name, re.IGNORECASE)
+    return int(match[1] or match[2]) if match else None
 
 
 # ---- nodes that load everything --------------------------------------------------------------------------------------
@@ -379,7 +424,7 @@ _KNOWN: tuple[tuple[Reader, str], ...] = (
     (_empty, "EmptyLatentImage, EmptySD3LatentImage, EmptyLatentImagePresets, EmptyLatentAudio"),
     (_decode, "VAEDecode, VAEDecodeTiled, VAEDecodeAudio"),
     (_encode_picture, "VAEEncode, VAEEncodeTiled, VAEEncodeForInpaint"),
-    (_enlarge, "LatentUpscale, LatentUpscaleBy, ImageScale, ImageScaleBy"),
+    (_enlarge, "LatentUpscale, LatentUpscaleBy, ImageScale, ImageScaleBy, ImageUpscaleWithModel"),
     (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch, SetLatentNoiseMask"),
     # samplers
     (samplers.ksampler, "KSampler, KSamplerAdvanced, KSampler (Efficient), KSampler Adv. (Efficient)"),
