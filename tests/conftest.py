@@ -51,7 +51,7 @@ EPS = ScheduleConfig()
 V_ZERO_SNR = ScheduleConfig(prediction="v", zero_terminal_snr=True, timestep_spacing="trailing")
 
 CALCULATING = ("models", "diffusion", "codecs", "sound", "adapters", "generate", "animation", "music")
-"""The rooms in whose tests the shapes and types of each call are checked: in the others it would take half of the time."""
+"""The rooms in whose tests the shapes and types of each call are checked; it takes up to half of their time."""
 
 
 @pytest.hookimpl(tryfirst=True)
