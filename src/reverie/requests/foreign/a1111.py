@@ -57,6 +57,10 @@ DISCARDS = ("dpm2", "dpm2_ancestral", "dpmpp_3m_sde")
 NAME = re.compile(r"\s*([^\W\d][\w \-/.()]*?):[ \t]*")
 QUOTED = re.compile(r'"(?:\\.|[^"\\])*"')
 FIRST = re.compile(r"Steps: *\d+ *(,|$)")
+# A text whose line breaks were lost.
+FLAT = re.compile(
+    r"([^\n]*?) *(Negative prompt: [^\n]*?)?(?<=\S) +(Steps: *\d+, *(?:Sampler|CFG scale|Size|Seed): [^\n]*)"
+)
 USUAL = {"Sampler", "CFG scale", "Seed", "Size", "Model", "Model hash"}
 NEGATIVE = "Negative prompt:"
 NEAR = 1e-6  # of a step: 0.7 of 10 are 7
@@ -93,6 +97,8 @@ def read(text: str) -> Draft | None:
 def split(text: str) -> Infotext:
     """Cut the text into prompt, negative prompt and settings; each prompt may have several lines, or none."""
     lines = text.strip().splitlines()
+    if (flat := FLAT.fullmatch(text.strip())) is not None:
+        lines = [part for part in (flat[1], flat[2], flat[3]) if part]
     at = _settings_line(lines)
     settings = dict(_pairs("\n".join(lines[at:])))
     lines = [line.strip() for line in lines[:at]]

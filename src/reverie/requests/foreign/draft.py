@@ -84,11 +84,14 @@ class Draft:
         """Set the seed: of a larger one, torch's generator on the CPU takes the low 32 bits alone."""
         try:
             seed = int(as_number(value, int))
-            self.fields["seed"], self.long_seed = seed & MAX_SEED, seed > MAX_SEED
         except (ValueError, OverflowError):
             raise ReverieError(
                 f"the seed of the file is no number but {shorten(value)}; it cannot be replayed"
             ) from None
+        if seed < 0:
+            self.note(f"seed: {seed} stands for a random one, which the file does not name; another is drawn")
+        else:
+            self.fields["seed"], self.long_seed = seed & MAX_SEED, seed > MAX_SEED
 
     def size(self, width: object, height: object) -> None:
         """Set width and height in pixels, cut down to whole latents."""
@@ -284,9 +287,9 @@ def as_mapping(value: object) -> dict[str, Any]:
 
 
 def json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that a text is, or None where it is none."""
+    """Return the JSON object that a text is, or None where it is none; some writers end it as C ends texts."""
     try:
-        data = json.loads(text)
+        data = json.loads(text.rstrip("\0"))
     except (ValueError, RecursionError):
         return None
     return data if isinstance(data, dict) else None
