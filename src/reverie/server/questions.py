@@ -1,8 +1,4 @@
-<<<<<<< HEAD
-"""Questions to CLIP (comparison, classification, embedding, search), answered with values; models put in memory."""
-=======
 """Questions to CLIP: comparison, classification, embedding and search, answered with values; models put in memory."""
->>>>>>> main
 
 from __future__ import annotations
 
