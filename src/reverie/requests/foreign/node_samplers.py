@@ -8,6 +8,7 @@ from reverie.errors import ReverieError
 from reverie.requests.foreign.draft import shorten
 from reverie.requests.foreign.graph import (
     GraphPicture,
+    GraphStart,
     Guider,
     Latent,
     Model,
@@ -22,7 +23,7 @@ from reverie.requests.foreign.graph import (
 
 
 def _draw(node: Node, sampling: Sampling, want: type) -> object:
-    latent = replace(sampling.start, drawn=sampling, picture=False, scaled=())
+    latent = replace(sampling.start, drawn=sampling, picture=None, scaled=())
     return GraphPicture(latent) if want is GraphPicture else latent if want is Latent else None
 
 
@@ -50,7 +51,7 @@ def ksampler(node: Node, slot: int, want: type) -> object:
         first=node.scalar("start_at_step", 0),
         last=node.scalar("end_at_step"),
     )
-    latent = node.get("latent_image", Latent) or node.get("latent", Latent) or Latent(picture=True)
+    latent = node.get("latent_image", Latent) or node.get("latent", Latent) or Latent(picture=GraphStart())
     solver = Solver(node.scalar("sampler_name"))
     return _draw(node, Sampling(node, _guider(node), seed, solver, sigmas, latent), want)
 
@@ -63,7 +64,7 @@ def custom(node: Node, slot: int, want: type) -> object:
         seed = node.get("noise", Seed) or Seed(None)
     solver = node.get("sampler", Solver) or Solver(_kind_of(node, "sampler"))
     sigmas = node.get("sigmas", Sigmas) or Sigmas(None, _kind_of(node, "sigmas"))
-    latent = node.get("latent_image", Latent) or Latent(picture=True)
+    latent = node.get("latent_image", Latent) or Latent(picture=GraphStart())
     if guider is None:
         raise ReverieError(f"the guider of {node.kind} is {_kind_of(node, 'guider')}, which is not understood")
     return _draw(node, Sampling(node, guider, seed, solver, sigmas, latent), want)

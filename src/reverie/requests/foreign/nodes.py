@@ -18,7 +18,9 @@ from reverie.requests.foreign.draft import OFF, shorten, stem_of
 from reverie.requests.foreign.graph import (
     GraphClip,
     GraphControl,
+    GraphMask,
     GraphPicture,
+    GraphStart,
     Latent,
     Model,
     Node,
@@ -26,7 +28,8 @@ from reverie.requests.foreign.graph import (
     Reader,
     Scalar,
 )
-from reverie.requests.pictures import CONTROL_KINDS
+from reverie.requests.pictures import CONTROL_KINDS, Fill
+from reverie.requests.references import find_beside
 
 UNPICTURED = "the pictures that it takes are not in the file"
 
@@ -116,7 +119,10 @@ def _words(node: Node, *names: str) -> str:
     for tag in TAG.findall(text):
         node.graph.note(f"{tag} in the prompt: ComfyUI reads it as words; it is left out")
     for name in EMBEDDING.findall(text):
-        node.graph.note(f"embedding:{name}: a textual inversion, whose file is to be given")
+        if (file := find_beside(name)) is not None:
+            node.graph.embeddings[str(file)] = None
+        else:
+            node.graph.note(f"embedding:{name}: a textual inversion, whose file is to be given")
     if SYNTAX.search(text):
         node.graph.note("[...], AND or BREAK in the prompt: plain words in ComfyUI, and A1111's syntax here")
     return EMBEDDING.sub(lambda match: stem_of(match[1]), TAG.sub("", text))
@@ -183,7 +189,7 @@ def _two_sided(node: Node, slot: int, want: type) -> object:
     if want is Prompt and slot < 2:
         return node.get("positive" if slot == 0 else "negative", Prompt)
     if want is Latent:
-        return Latent(node.scalar("width"), node.scalar("height"), picture=True)
+        return Latent(node.scalar("width"), node.scalar("height"), picture=GraphStart())
     return None
 
 
@@ -195,7 +201,7 @@ def _control(node: Node, slot: int, want: type) -> object:
         return given
     name, kind = _control_net(node)
     seen = node.graph.source(node.inputs.get("image"))
-    picture = seen.scalar("image") if seen is not None and seen.kind == "LoadImage" else None
+    picture = _loaded(seen) if seen is not None and seen.kind == "LoadImage" else None
     if seen is not None and picture is None:
         node.graph.note(f"node {seen.kind}: what makes the picture that the ControlNet '{name}' sees")
     values = strength, node.scalar("start_percent", 0), node.scalar("end_percent", 1)
@@ -227,10 +233,39 @@ def _decode(node: Node, slot: int, want: type) -> object:
     return None if latent is None else GraphPicture(latent)
 
 
+def _load_picture(node: Node, slot: int, want: type) -> object:
+    """Read a picture, and its mask: a channel of it, or where it is transparent."""
+    if want is GraphMask:
+        return GraphMask(_loaded(node), node.scalar("channel", "alpha"))
+    return GraphPicture(Latent(picture=GraphStart(_loaded(node)))) if want is GraphPicture else None
+
+
+def _loaded(node: Node) -> str:
+    """Return the name of the picture that a node loads, without the folder that ComfyUI writes behind it."""
+    return re.sub(r" \[(input|output|temp)\]$", "", str(node.scalar("image")))
+
+
 def _encode_picture(node: Node, slot: int, want: type) -> object:
     """Read latents of a picture: of one that was drawn before, or of one that is not in the file."""
     picture = node.get("pixels", GraphPicture) or node.get("image", GraphPicture)
-    return picture.latent if picture is not None else Latent(picture=True)
+    latent = picture.latent if picture is not None else Latent(picture=GraphStart())
+    if "mask" not in node.inputs:
+        return latent
+    return _under_mask(node, latent, "nothing", node.scalar("grow_mask_by", 6))
+
+
+def _set_mask(node: Node, slot: int, want: type) -> object:
+    latent = node.get("samples", Latent)
+    return None if latent is None else _under_mask(node, latent, "original", 0)
+
+
+def _under_mask(node: Node, latent: Latent, fill: Fill, grow: object) -> Latent:
+    """Lay a mask over the latents of a picture; one that is not understood is noted, as is one over drawn latents."""
+    mask = node.get("mask", GraphMask)
+    if mask is None or latent.picture is None:
+        node.note("a mask that is not understood")
+        return latent
+    return replace(latent, picture=replace(latent.picture, mask=replace(mask, grow=grow), fill=fill))
 
 
 def _enlarge(node: Node, slot: int, want: type) -> object:
@@ -336,7 +371,9 @@ def _input_of(node: Node, want: type) -> object:
         if value is not None:
             return value
     if want is Latent:
-        return Latent(node.inputs.get("width"), node.inputs.get("height"), picture=bool(list(node.links())))
+        return Latent(
+            node.inputs.get("width"), node.inputs.get("height"), picture=GraphStart() if any(node.links()) else None
+        )
     return None
 
 
@@ -425,7 +462,9 @@ _KNOWN: tuple[tuple[Reader, str], ...] = (
     (_decode, "VAEDecode, VAEDecodeTiled, VAEDecodeAudio"),
     (_encode_picture, "VAEEncode, VAEEncodeTiled, VAEEncodeForInpaint"),
     (_enlarge, "LatentUpscale, LatentUpscaleBy, ImageScale, ImageScaleBy, ImageUpscaleWithModel"),
-    (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch, SetLatentNoiseMask"),
+    (_load_picture, "LoadImage, LoadImageMask"),
+    (_set_mask, "SetLatentNoiseMask"),
+    (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch"),
     # samplers
     (samplers.ksampler, "KSampler, KSamplerAdvanced, KSampler (Efficient), KSampler Adv. (Efficient)"),
     (samplers.custom, "SamplerCustom, SamplerCustomAdvanced"),
