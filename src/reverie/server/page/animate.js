@@ -92,6 +92,7 @@ function fillStrip(image) {
   const strip = $("#frames");
   strip.append(make("img", { src: image, alt: t("frame", strip.children.length + 1) }));
   strip.scrollLeft = strip.scrollWidth;
+  $(".screen .ghost").hidden = true;
   Object.assign($("#frame"), { src: image, hidden: false });
 }
 
@@ -99,7 +100,7 @@ function play(files) {
   const player = $("#player");
   player.replaceChildren(...files.filter(({ type }) => type.startsWith("video")).map(({ url, type }) => make("source", { src: url, type })));
   player.hidden = false;
-  $("#frame").hidden = true;
+  $("#frame").hidden = $(".screen .ghost").hidden = true;
   player.load();
   player.play().catch(() => {}); // where the browser lets nothing play by itself, its controls do
   $("#film-files").replaceChildren(...files.map(downloadLink));

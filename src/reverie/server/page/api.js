@@ -3,6 +3,8 @@
 import { $, dataUrl, make } from "./dom.js";
 import { t } from "./i18n.js";
 
+const AGAIN = 1000; // milliseconds until a lost connection is opened anew
+
 /** Who asks: the queue is fair between such names. */
 export const client = (localStorage.client ??= [...crypto.getRandomValues(new Uint8Array(8))].map((b) => b.toString(16).padStart(2, "0")).join(""));
 
@@ -41,19 +43,42 @@ export const inspect = async (file) => post("api/inspect", { file: await dataUrl
 export const chosenModel = () => $("#model").value || null;
 
 const ENDED = ["done", "failed", "cancelled"];
+const listeners = new Map(); // what hears the events of a job, by its id
+let socket = null; // one for all jobs: browsers open only a few streams to a server
+
+function watch(id) {
+  if (socket?.readyState === WebSocket.OPEN) return socket.send(JSON.stringify({ type: "watch", id }));
+  if (socket) return null; // it asks for all once it is open
+  socket = openSocket("api/ws");
+  socket.onopen = () => [...listeners.keys()].forEach(watch);
+  socket.onmessage = ({ data }) => {
+    const event = JSON.parse(data);
+    listeners.get(event.id)?.(event);
+  };
+  socket.onclose = () => {
+    socket = null;
+    if (listeners.size) setTimeout(() => listeners.size && watch(listeners.keys().next().value), AGAIN);
+  };
+  return null;
+}
+
+/** Open a WebSocket to a path of this server. */
+export function openSocket(path) {
+  const url = new URL(`${path}?client=${client}`, location.href);
+  url.protocol = url.protocol.replace("http", "ws");
+  return new WebSocket(url);
+}
 
 /** Follow a job; `on[type](event)` hears its events. Resolves to the job as it ended. */
 function follow(id, on) {
-  const source = new EventSource(`api/jobs/${id}/events`);
   return new Promise((resolve) => {
-    const hear = (message) => {
-      const event = JSON.parse(message.data);
+    listeners.set(id, (event) => {
       on[event.type]?.(event);
       if (event.type !== "state" || !ENDED.includes(event.job.state)) return;
-      source.close();
+      listeners.delete(id);
       resolve(event.job);
-    };
-    for (const type of ["state", "position", "progress", "preview", "note", "file"]) source.addEventListener(type, hear);
+    });
+    watch(id);
   });
 }
 
@@ -64,12 +89,13 @@ function follow(id, on) {
  * which `place` says in words.
  */
 export async function run(place, body, on = {}) {
-  const bar = make("progress", { max: 1 });
-  const says = make("span", { role: "status" });
+  const bar = make("progress", { max: 1, "aria-label": t("progressBar") });
+  const [says, counts] = [make("span", { role: "status" }), make("span")];
   const cancel = make("button", { type: "button", className: "quiet", textContent: t("cancel") });
-  const line = make("div", { className: "line" }, bar, says, cancel);
-  place.replaceChildren(line);
-  const note = (text, kind = "note") => place.append(make("p", { className: kind, textContent: text }));
+  const line = make("div", { className: "line" }, bar, says, counts, cancel);
+  const box = make("div", { className: "working" }, line);
+  place.replaceChildren(...place.querySelectorAll(".working"), box); // of what is over, nothing stays
+  const note = (text, kind = "note") => box.append(make("p", { className: kind, textContent: text }));
   try {
     says.textContent = t("sending");
     const job = await post("api/jobs", body);
@@ -81,18 +107,23 @@ export async function run(place, body, on = {}) {
       position: ({ position }) => waits(position),
       progress: (event) => {
         bar.value = event.done / event.total;
-        says.textContent = t("progress", event.done, event.total);
+        says.textContent = "";
+        counts.textContent = t("progress", event.done, event.total);
         on.progress?.(event);
       },
       note: ({ text }) => note(text),
     });
-    line.remove();
-    if (ended.state === "done") return ended;
+    if (ended.state === "done") {
+      box.append(make("p", { className: "unseen", role: "status", textContent: t("done") }));
+      return ended;
+    }
     note(ended.state === "cancelled" ? t("cancelled") : ended.error, ended.state === "failed" ? "error" : "note");
   } catch (error) {
-    line.remove();
     note(error.message, "error");
     if (error.field) place.closest("section")?.querySelector(`[name="${error.field}"]`)?.focus();
+  } finally {
+    line.remove();
+    box.classList.remove("working");
   }
   return null;
 }

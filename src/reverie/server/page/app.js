@@ -54,7 +54,7 @@ function bind() {
 async function loadModels() {
   try {
     const { models } = await get("api/models");
-    const choices = models.filter(({ makes, bundled }) => makes !== "music" && !bundled);
+    const choices = models.filter(({ makes, bundled, default: own }) => makes !== "music" && !(bundled && own));
     $("#model").replaceChildren(...["", ...choices.map(({ name }) => name)].map((name) => make("option", { value: name, textContent: name || t("defaultModel") })));
     $("#model").hidden = !choices.length;
   } catch (error) {

@@ -122,11 +122,21 @@ function asked() {
   return { best_of, ...onSheet(request) };
 }
 
+/** The model that draws: the chosen one, or the default. */
+const drawing = () => models.find(({ name }) => name === chosenModel()) ?? models.find((one) => one.makes === "pictures" && one.default);
+
 /** Give the sheet the size of the picture: as asked for, or the model's own. */
 function resize() {
-  const model = models.find(({ name }) => name === chosenModel()) ?? models.find((one) => one.makes === "pictures" && one.default);
-  const { width = model?.size ?? 256, height = model?.size ?? 256 } = fields(ask());
+  const own = drawing()?.size ?? 256;
+  const { width = own, height = own } = fields(ask());
   if (Math.min(width, height) >= LEAST && Math.max(width, height) <= MOST) sheet.resize(width, height);
+}
+
+/** Take the settings that the model recommends, and its size. */
+function suit() {
+  const { steps, sampler } = drawing() ?? {};
+  fill(ask(), { ...(steps && { steps }), ...(sampler && { sampler }) });
+  resize();
 }
 
 function onSheet(request) {
@@ -145,7 +155,8 @@ function bindAsk() {
   };
   ask().addEventListener("invalid", () => ($("details", ask()).open = true), true); // or nobody sees what is wrong
   ask().oninput = ({ target }) => target.name && live.changed();
-  ask().onchange = $("#model").onchange = resize;
+  ask().onchange = resize;
+  $("#model").onchange = suit;
   $("#live").onchange = ({ target }) => (target.checked ? goLive() : live.close());
   $("#restore").onclick = async () => (await choose("image/*")).forEach(restore);
   onFiles($("#main"), (files) => location.hash.startsWith("#draw") && restore(files[0]));
@@ -229,11 +240,20 @@ function goLive() {
   live.open();
 }
 
+/** The model that draws live: the chosen one, or the bundled one that takes the fewest steps. */
+function quickest() {
+  if (chosenModel()) return drawing();
+  const quick = models.filter((one) => one.makes === "pictures" && one.bundled && one.steps);
+  return quick.sort((a, b) => a.steps - b.steps)[0] ?? drawing();
+}
+
 function liveRequest() {
-  const { kind, request } = onSheet({ ...fields(ask()), steps: LIVE_STEPS });
+  const model = quickest();
+  const settings = { ...fields(ask()), steps: Math.min(model?.steps ?? LIVE_STEPS, LIVE_STEPS) };
+  const { kind, request } = onSheet({ ...settings, ...(model?.sampler && { sampler: model.sampler }) });
   const { count, best_of, ...one } = request;
   one.seed ??= liveSeed;
-  return { kind, request: { ...one, prompt: one.prompt ?? "" } };
+  return { model: model?.name ?? null, kind, request: { ...one, prompt: one.prompt ?? "" } };
 }
 
 function showLive({ image, seconds }) {
@@ -248,11 +268,11 @@ async function loadNames() {
   try {
     const [{ samplers, schedules, defaults }, known] = await Promise.all([get("api/samplers"), get("api/models")]);
     models = known.models;
-    resize();
     const option = ({ name, label }) => make("option", { value: name, textContent: label });
     ask().elements.sampler.replaceChildren(...samplers.map(option));
     ask().elements.schedule.replaceChildren(...schedules.map(option));
     fill(ask(), defaults);
+    suit();
   } catch (error) {
     toast(error.message);
   }

@@ -10,7 +10,7 @@ const WORDS = {
   music: ["Music", "音乐"],
   gallery: ["Gallery", "画廊"],
   model: ["Model", "模型"],
-  defaultModel: ["own models", "自带模型"],
+  defaultModel: ["own model", "默认模型"],
   theme: ["Light or dark", "浅色或深色"],
 
   sketch: ["Sketch", "草图"],
@@ -159,6 +159,8 @@ const WORDS = {
   sending: ["Sending…", "正在发送…"],
   starting: ["Starting…", "即将开始…"],
   waiting: ["Waiting: {0} before this one", "排队中：前面还有 {0} 个"],
+  done: ["Done.", "完成。"],
+  progressBar: ["How far it is", "进度"],
   progress: ["{0} of {1}", "{0} / {1}"],
   unreachable: ["The server does not answer. Is it still running?", "服务器没有响应。它还在运行吗？"],
   busy: ["Too much is waiting already. Try again in a moment.", "排队的任务太多，请稍后再试。"],

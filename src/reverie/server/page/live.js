@@ -1,6 +1,6 @@
 /** Drawing while one sketches: never more than one drawing in flight, always the newest canvas. */
 
-import { chosenModel, client } from "./api.js";
+import { openSocket } from "./api.js";
 import { t } from "./i18n.js";
 
 export class Live {
@@ -15,9 +15,7 @@ export class Live {
   }
 
   open() {
-    const url = new URL(`api/live?client=${client}`, location.href);
-    url.protocol = url.protocol.replace("http", "ws");
-    const socket = (this.#socket = new WebSocket(url));
+    const socket = (this.#socket = openSocket("api/live"));
     this.#flying = true; // until it is open
     socket.onopen = () => this.#next();
     socket.onmessage = ({ data }) => this.#hear(JSON.parse(data));
@@ -57,6 +55,6 @@ export class Live {
     if (!this.#flying) return;
     this.#wanted = false;
     this.#number += 1;
-    this.#socket.send(JSON.stringify({ number: this.#number, model: chosenModel(), ...this.request() }));
+    this.#socket.send(JSON.stringify({ number: this.#number, ...this.request() }));
   }
 }
