@@ -23,7 +23,7 @@ from reverie.server import api, live
 from reverie.server.dispatcher import Dispatcher, QueueFull
 from reverie.server.guard import Guard, error_body
 from reverie.server.metrics import Metrics
-from reverie.server.protocols import openai
+from reverie.server.protocols import comfy, openai
 from reverie.server.settings import Settings
 from reverie.server.store import JobStore
 
@@ -59,6 +59,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(api.router)
     app.include_router(live.router)
     app.include_router(openai.router)
+    app.include_router(comfy.router)
+    app.include_router(comfy.router, prefix="/api", include_in_schema=False)  # what is ours there comes first
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
