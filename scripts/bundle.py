@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from reverie.checkpoints.load import Components, load_autoencoder, load_clip, load_folder
+from reverie.checkpoints.load import Components, Recommended, load_autoencoder, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip, save_folder
 from reverie.cli.output import say
 from reverie.corpora.concepts import concepts
@@ -40,14 +40,14 @@ def arguments() -> argparse.Namespace:
     runs = ROOT / "runs"
     parser = argparse.ArgumentParser(description="Put trained models into the package's assets, in half precision.")
     parser.add_argument(
-        "--unet", type=Path, default=runs / "everyday" / "export", help="whole model, diffusers' layout"
+        "--unet", type=Path, default=runs / "everyday-on" / "export", help="whole model, diffusers' layout"
     )
     parser.add_argument(
-        "--decoder", type=Path, default=runs / "enlarge" / "export", help="autoencoder with the decoder that ships"
+        "--decoder", type=Path, default=runs / "forgiving" / "export", help="autoencoder with the decoder that ships"
     )
     parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
     parser.add_argument("--judge", type=Path, default=runs / "honest-judge" / "export", help="probe for the benchmark")
-    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "everyday.toml", help="names the concepts")
+    parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "everyday-on.toml", help="names the concepts")
     parser.add_argument("--root", type=Path, default=ROOT, help="repository to write into")
     return parser.parse_args()
 
@@ -99,7 +99,7 @@ def write_model(unet: Path, decoder: Path, target: Path) -> None:
     components, tuned = load_folder(unet), load_autoencoder(decoder)
     if not (same_latents(components.autoencoder, tuned) or enlarge.same_latents(components.autoencoder, tuned)):
         raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
-    components = replace(components, autoencoder=tuned, guidance=GUIDANCE)
+    components = replace(components, autoencoder=tuned, recommended=Recommended(guidance=GUIDANCE))
     check_finite(components)
     save_folder(components, target, HALF)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from bundle import HALF, ROOT, check_finite, check_sizes, copy_judge, put
 
-from reverie.checkpoints.load import load_folder
+from reverie.checkpoints.load import Recommended, load_folder
 from reverie.checkpoints.save import save_folder
 from reverie.corpora.music.captions import CHINESE, ENGLISH, MODE_WORDS, TEMPO_WORDS
 from reverie.corpora.music.clips import TEMPOS
@@ -44,7 +44,7 @@ def main() -> int:
             if components.spectrogram is None:
                 raise ReverieError(f"{options.model} is no model of music: it has no spectrogram.json")
             check_finite(components)
-            save_folder(replace(components, guidance=GUIDANCE), target, HALF)
+            save_folder(replace(components, recommended=Recommended(guidance=GUIDANCE)), target, HALF)
             write_known(target / "concepts.json")
             check_sizes(Path(staging), LARGEST)
             put(target, assets / "music")

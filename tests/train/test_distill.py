@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.checkpoints.configs import ScheduleConfig
-from reverie.checkpoints.load import Components
+from reverie.checkpoints.load import Components, Recommended
 from reverie.diffusion.denoiser import denoiser
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.onestep import euler
@@ -72,7 +72,7 @@ def toy(unet: nn.Module, **settings: Any) -> DistillObjective:
         unet=unet,  # type: ignore[arg-type]
         autoencoder=nn.Module(),  # type: ignore[arg-type]
         schedule_config=CONFIG,
-        guidance=1.0,
+        recommended=Recommended(guidance=1.0),
     )
     return DistillObjective(components, Samples(), DistillSettings(**settings), 0, SHEET)  # type: ignore[arg-type]
 

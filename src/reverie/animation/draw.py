@@ -243,7 +243,7 @@ def animate(
         raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
     if animation.pace == "perceptual" and distance is None:
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
-    film = _plan_film(system, animation.with_guidance(system.guidance), heard)
+    film = _plan_film(system, animation.with_recommended(system.recommended.fields()), heard)
     request = shared_request(film.animation, film.size)
     film = replace(film, notes=(*adapter_notes(system, animation), *model_limits(animation, system)))
     return in_turn(modify(system, request), partial(_frames, system, film, request, distance, store, batch))

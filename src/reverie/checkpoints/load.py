@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
-from pydantic import TypeAdapter, ValidationError
+from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
@@ -37,7 +37,7 @@ PIPELINES = (
     "LatentConsistencyModelPipeline",
 )
 CPU = torch.device("cpu")
-RECOMMENDED = "recommended.json"  # for drawing, such as {"guidance": 2.0}; diffusers does not know it
+RECOMMENDED = "recommended.json"  # the fields of Recommended; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
 CONCEPTS = "concepts.json"  # what the model was taught; diffusers does not know it
 SAFETY = "safety_checker"  # the folder's name inside a model
@@ -50,7 +50,20 @@ STEMS = {  # of the weights in the folders of a model's networks
 }
 # diffusers before 0.17 named the autoencoder's attention after CompVis; files of that time are still about.
 OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
-GUIDANCE = 5.0  # where a model recommends none
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recommended:
+    """Recommend values of requests' fields, which a request that leaves them open follows; None leaves its default."""
+
+    guidance: Annotated[float, Field(ge=0, le=100, strict=True, allow_inf_nan=False)] = 5.0
+    steps: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
+    sampler: str | None = None
+    schedule: str | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return what is recommended, by the names of requests' fields."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 @dataclass(frozen=True)
@@ -73,8 +86,8 @@ class Components:
 
     SD 1 and 2 have one tokenizer and text encoder, XL two of each, its refiner only the second. `zero_empty` says that
     an empty negative prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`). `spectrogram` says how a model
-    of music hears; one of pictures has none. `guidance` is the scale that it recommends. `known` are the things that it
-    says it knows; most models say nothing.
+    of music hears; one of pictures has none. `recommended` is for requests that leave it open. `known` are the things
+    that it says it knows; most models say nothing.
     """
 
     tokenizers: tuple[Tokenizer, ...]
@@ -84,9 +97,14 @@ class Components:
     schedule_config: ScheduleConfig = ScheduleConfig()
     zero_empty: bool = False
     spectrogram: SpectrogramParams | None = None
-    guidance: float = GUIDANCE
+    recommended: Recommended = Recommended()
     known: tuple[Known, ...] = ()
     name: str = "model"
+
+    @property
+    def guidance(self) -> float:
+        """Return the scale of classifier-free guidance that the model recommends."""
+        return self.recommended.guidance
 
 
 @dataclass(frozen=True, eq=False)
@@ -169,7 +187,7 @@ def load_folder(
         schedule_config=_config(path / "scheduler", configs.read_schedule, "scheduler_config.json"),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         spectrogram=_spectrogram(path / SPECTROGRAM),
-        guidance=_guidance(path / RECOMMENDED),
+        recommended=read_recommended(path / RECOMMENDED),
         known=read_known(path),
         name=path.resolve().name,
     )
@@ -182,7 +200,10 @@ def load_unet(
     dtype: torch.dtype | None = torch.float32,
     variant: str | None = None,
 ) -> UNet:
-    """Read a U-Net's folder: config.json and its weights."""
+    """Read a U-Net's folder, config.json and its weights of a `variant` ("fp16"), onto `device` in `dtype`.
+
+    None is the files' own dtype.
+    """
     folder = _folder(folder)
     config = _config(folder, configs.read_unet)
     return _load(lambda: UNet(config), folder, DIFFUSERS_STEM, device, dtype, variant)
@@ -195,7 +216,10 @@ def load_autoencoder(
     dtype: torch.dtype | None = torch.float32,
     variant: str | None = None,
 ) -> Autoencoder:
-    """Read an autoencoder's folder: config.json and its weights."""
+    """Read an autoencoder's folder, config.json and its weights of a `variant` ("fp16"), onto `device` in `dtype`.
+
+    None is the files' own dtype.
+    """
     folder = _folder(folder)
     config = _config(folder, configs.read_autoencoder)
     if config.force_upcast and dtype == torch.float16:
@@ -210,7 +234,7 @@ def load_text_encoder(
     dtype: torch.dtype | None = torch.float32,
     variant: str | None = None,
 ) -> TextTower:
-    """Read a text tower's folder, with the projection where config.json says that there is one."""
+    """Read a text tower's folder as `load_unet` does, with the projection where config.json says that there is one."""
     folder = _folder(folder)
     config = _config(folder, configs.read_text)
     architectures = read_json(folder / "config.json").get("architectures") or []
@@ -276,16 +300,21 @@ def _spectrogram(file: Path) -> SpectrogramParams | None:
     try:
         return TypeAdapter(SpectrogramParams).validate_python(read_json(file))
     except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(map(str, first["loc"]))
-        raise ReverieError(f"{file} describes no spectrogram: {where}: {first['msg']}") from error
+        raise ReverieError(f"{file} describes no spectrogram: {_first(error)}") from error
 
 
-def _guidance(file: Path) -> float:
-    found = read_json(file).get("guidance", GUIDANCE) if file.exists() else GUIDANCE
-    if isinstance(found, bool) or not isinstance(found, int | float) or not 0 <= found <= 100:
-        raise ReverieError(f"{file} recommends a guidance of {found!r}; it should be a number from 0 to 100")
-    return float(found)
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
+def read_recommended(file: Path) -> Recommended:
+    if not file.exists():
+        return Recommended()
+    try:
+        return TypeAdapter(Recommended).validate_python(read_json(file))
+    except ValidationError as error:
+        raise ReverieError(f"{file} recommends what cannot be: {_first(error)}") from error
 
 
 def _load(

@@ -20,12 +20,12 @@ from torch import Tensor, nn
 from reverie.checkpoints import configs
 from reverie.checkpoints.load import (
     DIFFUSERS_STEM,
-    GUIDANCE,
     RECOMMENDED,
     SPECTROGRAM,
     TRANSFORMERS_STEM,
     CLIPComponents,
     Components,
+    Recommended,
 )
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of
@@ -84,12 +84,12 @@ def save_folder(components: Components, path: str | Path, precision: Precision =
         _write_json(folder / "scheduler/scheduler_config.json", configs.write_schedule(components.schedule_config))
         if components.spectrogram is not None:
             _write_json(folder / SPECTROGRAM, asdict(components.spectrogram))
-        if components.guidance != GUIDANCE:
-            _write_json(folder / RECOMMENDED, {"guidance": components.guidance})
+        if components.recommended != Recommended():
+            _write_json(folder / RECOMMENDED, components.recommended.fields())
         _write_json(folder / "model_index.json", _index(components))
     if components.spectrogram is None:
         Path(path, SPECTROGRAM).unlink(missing_ok=True)  # of a model of music that was there before
-    if components.guidance == GUIDANCE:
+    if components.recommended == Recommended():
         Path(path, RECOMMENDED).unlink(missing_ok=True)
 
 

@@ -211,7 +211,8 @@ def find_weights(folder: Path, stem: str, dtype: torch.dtype | None, variant: st
     """List the files with a component's weights: one, or the shards of an index.
 
     Safetensors go before pickles. A variant that is asked for goes before plain files; else, for float16 the
-    half-precision one does, and for others it comes after them. `stem` is the file's name without variant and suffix.
+    half-precision one does, and for others (`dtype` None too) it comes after them. `stem` is the file's name without
+    variant and suffix.
     Raises ReverieError where there are none.
     """
     halves = (".fp16", "") if dtype == torch.float16 else ("", ".fp16")
@@ -263,7 +264,8 @@ def load_weights(
 
     Where device and dtype are the file's own, the tensors stay mapped: they take memory when they are used, and the
     file must not be changed in place while they live. Otherwise they are converted one by one, so the peak is about
-    what the module will take. Raises ReverieError, before anything is read, where names or shapes do not agree.
+    what the module will take. `rename` turns the files' names into the module's. Raises ReverieError, before anything
+    is read, where names or shapes do not agree.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     sources = [open_source(file) for file in files]

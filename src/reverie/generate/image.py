@@ -242,7 +242,7 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
         larger = hires.size(width, height, system.codec.factor)
         system.codec.latent_shape(*larger)
         hires = hires.replace(width=larger[0], height=larger[1])
-    return request.with_guidance(system.guidance).replace(width=width, height=height, hires=hires)
+    return request.with_recommended(system.recommended.fields()).replace(width=width, height=height, hires=hires)
 
 
 def _draw(

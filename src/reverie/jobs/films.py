@@ -81,7 +81,7 @@ class FilmJob:
         with watch.measure("draw"):
             kept, count, size = yield from self._draw(system, heard, tell)
         yield from map(Saved, self.outputs)
-        request = self.request.with_guidance(system.guidance)
+        request = self.request.with_recommended(system.recommended.fields())
         record = {"files": [str(output) for output in self.outputs], "frames": count, "kept": kept}
         record |= {"fps": request.fps, "seconds": count / request.fps, "size": size, "seed": request.seed}
         yield Finished(record | {"timings": watch.summary(), "request": request.to_record()})
@@ -93,7 +93,7 @@ class FilmJob:
         from reverie.animation.draw import BATCH
         from reverie.animation.store import FrameStore, cache, key_of, prune
 
-        request = self.request.with_guidance(system.guidance)
+        request = self.request.with_recommended(system.recommended.fields())
         texts = records.texts(request, system.name) if self.metadata else {}
         count, size = 0, (0, 0)
         with ExitStack() as stack:

@@ -8,17 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reverie.errors import ReverieError
-from reverie.jobs.events import (
-    Event,
-    Finished,
-    Load,
-    Note,
-    Saved,
-    Stopwatch,
-    ignore,
-    model_notes,
-    warnings_as_notes,
-)
+from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes, warnings_as_notes
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
@@ -77,7 +67,7 @@ class MusicJob:
             system = load(self.model or MUSIC_NAME)
             yield from model_notes(system, self.drawn_by)
             painter = None if self.film is None else load(self.film.model)
-        music = self.request.with_guidance(system.guidance)
+        music = self.request.with_recommended(system.recommended.fields())
         self._check_texts(music, system.name)
         clips: list[Recording] = []
         files: list[Path] = []
@@ -124,7 +114,7 @@ class MusicJob:
         from reverie.generate.identity import with_sum
         from reverie.media import video
 
-        film, changed = with_sum(system, (self.film or Film()).with_guidance(system.guidance))
+        film, changed = with_sum(system, (self.film or Film()).with_recommended(system.recommended.fields()))
         yield from map(Note, changed)
         texts = records.texts(clip.request, clip.model, film) if self.metadata else {}
         with video.recording(path, film.fps, texts=texts, sound=clip) as add:

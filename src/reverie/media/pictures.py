@@ -104,6 +104,7 @@ def unreadable(error: Exception) -> str:
     return reason_of(error) if by_system or isinstance(error, MemoryError) else "not a picture, or damaged"
 
 
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side: libjpeg's and libwebp's limits
 PARAMETERS = "parameters"  # AUTOMATIC1111's text chunk, which most tools read
@@ -197,6 +198,14 @@ def read_texts(picture: Image.Image) -> dict[str, str]:
     if isinstance(description, str) and description.startswith("{"):
         texts.setdefault(REQUEST, description)
     return texts
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """Return a picture as a PNG file, upright, of eight bits where PNG has no such mode."""
+    buffer = io.BytesIO()
+    picture = upright(picture)
+    (picture if picture.mode in PNG_MODES else eight_bits(picture)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def open_picture(path: Encoded) -> Image.Image:

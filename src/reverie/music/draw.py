@@ -116,7 +116,7 @@ def stream(system: StableDiffusion, music: Music) -> Iterator[MusicStep]:
     Drawings of one model take turns, see `generate.modified`. Raises ReverieError, before any work, for a model that
     draws no spectrograms and for sounds that cannot be read.
     """
-    params, music = hearing(system), music.with_guidance(system.guidance)
+    params, music = hearing(system), music.with_recommended(system.recommended.fields())
     given = read_given(music, params)
     laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
     shared, coders = _shared_request(music, laid), (system.autoencoder.encoder, system.autoencoder.decoder)

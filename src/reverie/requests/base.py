@@ -58,8 +58,10 @@ class Frozen(BaseModel):
         return cls(**fields)
 
     def replace(self, **changes: object) -> Self:
-        """Return a copy with some fields changed, checked again."""
-        return type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+        """Return a copy with some fields changed, checked again; the rest stay as given, or as open, as they were."""
+        copy = type(self)(**{**{name: getattr(self, name) for name in type(self).model_fields}, **changes})
+        copy.model_fields_set.intersection_update({*self.model_fields_set, *changes})
+        return copy
 
 
 def one_line(error: ValidationError, request: type[Frozen]) -> ReverieError:
@@ -123,9 +125,12 @@ class Request(Frozen):
             raise ValueError("the guidance is the model's, and nothing was asked of a model yet")
         return self.guidance
 
-    def with_guidance(self, own: float) -> Self:
-        """Fill in the guidance where the request leaves it open: `own`, the model's."""
-        return self if self.guidance is not None else self.replace(guidance=own)
+    def with_recommended(self, own: Mapping[str, Any]) -> Self:
+        """Fill in what the request leaves open, by default or by a guidance of None, with `own` values of a model."""
+        open_fields = type(self).model_fields.keys() - self.model_fields_set
+        if self.guidance is None:
+            open_fields.add("guidance")
+        return self.replace(**{name: value for name, value in own.items() if name in open_fields})
 
     def to_json(self) -> str:
         """Write the request as one line of JSON, with its kind, and its pictures as data URLs."""

@@ -21,7 +21,7 @@ from reverie.errors import ReverieError
 from reverie.files import lock_folder, reason_of, unwritable
 from reverie.server import api, live
 from reverie.server.dispatcher import Dispatcher, QueueFull
-from reverie.server.guard import Guard, error_body
+from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
 from reverie.server.protocols import comfy, openai
 from reverie.server.settings import Settings
@@ -47,7 +47,14 @@ def create_app(settings: Settings) -> FastAPI:
         finally:
             await app.state.dispatcher.close()
 
-    app = FastAPI(title="reverie", version=version("reverie"), lifespan=run_dispatcher, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title="reverie",
+        version=version("reverie"),
+        lifespan=run_dispatcher,
+        docs_url=None,
+        redoc_url=None,
+        responses={"default": {"model": ErrorBody}},
+    )
     app.state.settings = settings
     app.add_middleware(Guard, settings=settings, metrics=metrics)
     if settings.origins:

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
+from pydantic import BaseModel
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -51,10 +52,25 @@ class Refusal(HTTPException):
         self.param = param
 
 
+class ErrorDetail(BaseModel):
+    """What went wrong, in one line, and the field that it is about."""
+
+    message: str
+    type: str = "invalid_request_error"
+    param: str | None = None
+    code: str | None = None
+
+
+class ErrorBody(BaseModel):
+    """The JSON of an error: OpenAI's, and `detail`, which other programs read."""
+
+    error: ErrorDetail
+    detail: str
+
+
 def error_body(message: str, param: str | None = None, code: str | None = None) -> dict[str, object]:
-    """Return the JSON of an error: OpenAI's, and `detail`, which other programs read."""
-    kind = "invalid_request_error"
-    return {"error": {"message": message, "type": kind, "param": param, "code": code}, "detail": message}
+    """Return the JSON of an error."""
+    return ErrorBody(error=ErrorDetail(message=message, param=param, code=code), detail=message).model_dump()
 
 
 class Guard:

@@ -137,6 +137,7 @@ class Settings:
     def _model_paths(self) -> Iterator[Path]:
         for folders in (self.models, self.loras, self.embeddings, self.controlnets, self.folders):
             yield from folders
+        yield from filter(None, [self.index])
         yield from BUNDLED.values()
 
 

@@ -21,7 +21,7 @@ from PIL import Image
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from reverie.checkpoints.load import Components
+from reverie.checkpoints.load import Components, Recommended
 from reverie.data.loader import Batches
 from reverie.diffusion.denoiser import Network, Scalings
 from reverie.diffusion.guidance import guide, linear, together
@@ -36,7 +36,7 @@ from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import Share, section
 
 SHEET_STEPS = (1, 2, 4)  # of the pictures on a contact sheet, row after row
-UNGUIDED = 1.0
+UNGUIDED = Recommended(guidance=1.0, steps=4, sampler="euler", schedule="trailing")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class DistillObjective(DiffusionObjective):
         student, target = deepcopy(self.teacher).requires_grad_(True).train(), deepcopy(self.teacher)
         guidance = components.guidance if settings.guidance is None else settings.guidance
         networks = nn.ModuleDict({"unet": student, "target": target})
-        taught = replace(components, unet=student, guidance=UNGUIDED)
+        taught = replace(components, unet=student, recommended=UNGUIDED)
         super().__init__(taught, networks, batches, "uniform", seed, shown)
         self.averaged, self.target, self.settings, self.mix = student, target, settings, linear(guidance)
         self.sigmas = trailing(self.schedule, settings.levels)
@@ -101,7 +101,8 @@ class DistillObjective(DiffusionObjective):
     @torch.no_grad()
     def after_step(self) -> None:
         """Move the target towards the student."""
-        slow, fast = list(self.target.parameters()), list(self.averaged.parameters())
+        slow: list[Tensor] = list(self.target.parameters())
+        fast: list[Tensor] = list(self.averaged.parameters())
         torch._foreach_lerp_(slow, fast, 1 - self.settings.decay)
 
     def samples(self) -> Image.Image:
@@ -126,7 +127,10 @@ class DistillObjective(DiffusionObjective):
 def draw_levels(
     sigmas: Float[Tensor, " levels_and_1"], phases: int, count: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"], Float[Tensor, " count"]]:
-    """Draw neighbouring noise levels of a path, and the ends of their phases."""
+    """Draw `count` pairs of neighbouring noise levels of a path, whose levels fall into `phases` of one length.
+
+    Returns the higher levels, the lower ones and the last of their phases.
+    """
     levels = len(sigmas) - 1
     first = torch.randint(levels, (count,), generator=generator)
     phase = levels // phases
