@@ -206,6 +206,9 @@ def test_other_nodes_and_other_graphs_are_refused(http: httpx.Client) -> None:
         assert refused.status_code == 400
         assert "\n" not in refused.json()["error"]["details"]
     assert http.post("/prompt", json={"prompt": graph(), "prompt_id": "../../evil"}).status_code == 400
+    undrawn = http.post("/prompt", json={"prompt": graph(n8=node("VAEDecode", samples=["5", 0], vae=["4", 2]))}).json()
+    assert "holds no sampler" in undrawn["error"]["details"]
+    assert "ReverieError" not in undrawn["error"]["details"]
     loose = graph(n30=node("LoraLoader", lora_name="none"))  # leads to no picture, so it is not looked at
     assert http.post("/prompt", json={"prompt": loose}).status_code == 200
 

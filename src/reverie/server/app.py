@@ -67,7 +67,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(live.router)
     app.include_router(openai.router)
     app.include_router(comfy.router)
-    app.include_router(comfy.router, prefix="/api", include_in_schema=False)  # what is ours there comes first
+    app.include_router(comfy.router, prefix="/api")  # what is ours there comes first
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

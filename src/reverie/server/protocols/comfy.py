@@ -25,11 +25,12 @@ from fastapi.responses import JSONResponse
 from starlette.websockets import WebSocketDisconnect
 
 from reverie.errors import ReverieError
+from reverie.files import name_of
 from reverie.media.pictures import decode
 from reverie.requests.foreign import DAMAGE, comfyui, core_nodes
 from reverie.requests.foreign.core_nodes import of_class
 from reverie.requests.foreign.draft import stem_of
-from reverie.requests.references import looking_in, name_of
+from reverie.requests.references import looking_in
 from reverie.server.answers import Served, client_of, dispatcher_of
 from reverie.server.api import adapters, describe_model, download, receive_json
 from reverie.server.dispatcher import ALL, Dispatcher, Event, QueueFull
@@ -39,7 +40,7 @@ from reverie.server.store import FINAL, JobRecord
 from reverie.server.submissions import Submission
 
 Json = dict[str, Any]
-router = APIRouter()
+router = APIRouter(include_in_schema=False)  # it is ComfyUI's
 
 VERSION = "0.3.64"
 LOADERS, SAMPLERS = ("LoadImage", "LoadImageMask"), ("KSampler", "KSamplerAdvanced")
@@ -149,6 +150,8 @@ def _read(served: Dispatcher, graph: Json, client: str) -> tuple[Submission, lis
         try:
             draft = comfyui.read(copy)
             fields = json.loads(draft.request(None).replace(count=counts.pop()).to_json())
+        except ReverieError:
+            raise
         except DAMAGE as error:
             raise ReverieError(f"the graph cannot be read: {error!r}") from error
     if refused := [note for note in draft.notes if not note.startswith(TOLERATED)]:
