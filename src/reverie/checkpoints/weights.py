@@ -191,9 +191,13 @@ def open_source(file: Path) -> Source:
         return with_scales(open_safetensors(file))
     if head.startswith(PICKLES):
         return open_pickle(file)
-    if file.suffix == ".safetensors":
+    other = _other(head)
+    if file.suffix == ".safetensors" and other == NO_WEIGHTS:
         return open_safetensors(file)  # damaged, as it will say
-    raise ReverieError(f"{file} {_other(head)}; reverie reads .safetensors, GGUF and files of torch.save")
+    raise ReverieError(f"{file} {other}; reverie reads .safetensors, GGUF and files of torch.save")
+
+
+NO_WEIGHTS = "is no file of weights"
 
 
 def _other(head: bytes) -> str:
@@ -204,7 +208,7 @@ def _other(head: bytes) -> str:
         return "only points to weights that git-lfs should fetch (`git lfs pull`)"
     if head.lstrip()[:1] == b"<":
         return "is a web page"
-    return "is no file of weights"
+    return NO_WEIGHTS
 
 
 def find_weights(folder: Path, stem: str, dtype: torch.dtype | None, variant: str | None = None) -> list[Path]:

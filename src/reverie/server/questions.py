@@ -1,4 +1,4 @@
-"""Questions to CLIP: comparison, classification, embedding and search, answered with values; and models put in memory."""
+"""Questions to CLIP: comparison, classification, embedding and search, answered with values; models put in memory."""
 
 from __future__ import annotations
 

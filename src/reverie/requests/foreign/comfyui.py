@@ -15,7 +15,15 @@ from PIL import Image, ImageFilter, ImageOps
 from reverie.errors import ReverieError
 from reverie.media.masks import PAINTED
 from reverie.media.pictures import decode
-from reverie.requests.foreign.draft import COMFYUI_DISCARDS, START_IS_MISSING, Draft, as_number, shorten, stem_of
+from reverie.requests.foreign.draft import (
+    COMFYUI_DISCARDS,
+    START_IS_MISSING,
+    Draft,
+    as_number,
+    shorten,
+    stem_of,
+    way_at,
+)
 from reverie.requests.foreign.graph import (
     Graph,
     GraphMask,
@@ -27,7 +35,6 @@ from reverie.requests.foreign.graph import (
     Sampling,
     Sigmas,
 )
-from reverie.requests.foreign.levels import way_at
 from reverie.requests.foreign.nodes import NODES, unknown
 from reverie.requests.pictures import Hires, ImageToImage, Inpaint
 from reverie.requests.references import find_beside

@@ -133,9 +133,9 @@ async def queue_prompt(request: Request, served: Served) -> Json | Response:
 
 def _refuse(graph: Json, errors: Mapping[str, list[Json]], kind: str = "prompt_outputs_failed_validation") -> Response:
     savers = {"dependent_outputs": of_class(graph, *SHOWN)}
-    told = {name: {"errors": found, "class_type": graph[name]["class_type"]} | savers for name, found in errors.items()}
+    said = {name: {"errors": found, "class_type": graph[name]["class_type"]} | savers for name, found in errors.items()}
     lines = "; ".join(f"{one['message']}: {one['details']}" for found in errors.values() for one in found)
-    return JSONResponse({"error": core_nodes.error(kind, lines), "node_errors": told}, 400)
+    return JSONResponse({"error": core_nodes.error(kind, lines), "node_errors": said}, 400)
 
 
 def _read(served: Dispatcher, graph: Json, client: str) -> tuple[Submission, list[str]]:
@@ -189,7 +189,7 @@ async def _tell(served: Dispatcher, socket: WebSocket, client: str) -> None:
         if event["type"] == "state":
             await socket.send_json({"type": "status", "data": {"status": await queue_length(served)}})
         record = served.get(event["id"])
-        if record is None or _attached(record)[1] != client:
+        if record is None or _origin(record)[1] != client:
             continue
         if event["type"] == "preview":
             await socket.send_bytes(PREVIEW + content_of(event["image"]))
@@ -197,7 +197,7 @@ async def _tell(served: Dispatcher, socket: WebSocket, client: str) -> None:
             await socket.send_json({"type": kind, "data": data})
 
 
-def _attached(record: JobRecord) -> tuple[Json, str]:
+def _origin(record: JobRecord) -> tuple[Json, str]:
     """Return the graph of a job, empty for those of other protocols, and the client's id."""
     attached = record.submission.attached or {}
     return core_nodes.as_graph(attached.get("graph")), str(attached.get("client_id", ""))
@@ -205,7 +205,7 @@ def _attached(record: JobRecord) -> tuple[Json, str]:
 
 def _messages(record: JobRecord, event: Event) -> Iterator[tuple[str, Json]]:
     """Yield what ComfyUI tells where something happens to a job."""
-    graph, _ = _attached(record)
+    graph, _ = _origin(record)
     prompt, node = {"prompt_id": record.id}, next(iter(of_class(graph, *SAMPLERS)), "")
     now = prompt | {"timestamp": int(1000 * (record.finished or time.time()))}
     here = now | {"node_id": node, "node_type": graph.get(node, {}).get("class_type"), "executed": []}
@@ -231,7 +231,7 @@ def _messages(record: JobRecord, event: Event) -> Iterator[tuple[str, Json]]:
 
 def _outputs(record: JobRecord) -> Json:
     """Return the pictures of a job by the nodes that save or show them."""
-    graph, _ = _attached(record)
+    graph, _ = _origin(record)
     kinds = {name: SHOWN[graph[name]["class_type"]] for name in of_class(graph, *SHOWN)}
     return {
         name: {"images": [{"filename": file, "subfolder": "", "type": kind} for file in record.files]}
@@ -250,17 +250,17 @@ async def history(served: Served, max_items: Annotated[int, Query(ge=0, le=1000)
 async def history_of(id: str, served: Served) -> Json:
     """Tell of a prompt; nothing until it is over."""
     record = served.get(id)
-    if record is None or not record.is_over or not _attached(record)[0]:
+    if record is None or not record.is_over or not _origin(record)[0]:
         return {}
     events = [{"type": "state", "job": {"state": state}} for state in ("running", record.state)]
-    told = [message for event in events for message in _messages(record, event) if message[0].startswith("execution_")]
+    said = [message for event in events for message in _messages(record, event) if message[0].startswith("execution_")]
     done = record.state == "done"
-    status = {"status_str": "success" if done else "error", "completed": done, "messages": told}
+    status = {"status_str": "success" if done else "error", "completed": done, "messages": said}
     return {id: {"prompt": _item(record), "outputs": _outputs(record) if done else {}, "status": status, "meta": {}}}
 
 
 def _item(record: JobRecord) -> list[Any]:
-    graph, client = _attached(record)
+    graph, client = _origin(record)
     return [record.number, record.id, graph, {"client_id": client}, of_class(graph, *SHOWN)]
 
 
@@ -290,7 +290,7 @@ async def interrupt(request: Request, served: Served) -> Response:
 
 def _cancel(request: Request, served: Dispatcher, state: str, is_meant: Callable[[str], bool]) -> None:
     for record in list(served.active.values()):
-        own = f"{record.client} ".startswith(f"{client_of(request)} ") and _attached(record)[0]
+        own = f"{record.client} ".startswith(f"{client_of(request)} ") and _origin(record)[0]
         if own and record.state == state and is_meant(record.id):
             served.cancel(record)
 
@@ -307,9 +307,9 @@ async def free(request: Request, served: Served) -> Response:
 @router.get("/system_stats")
 async def system_stats(served: Served) -> Json:
     """Tell of the machine; bytes of memory are 0 where the system does not say."""
-    told = getattr(os, "sysconf_names", {})
+    said = getattr(os, "sysconf_names", {})
     names = ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
-    total, unused = (os.sysconf("SC_PAGE_SIZE") * os.sysconf(name) if name in told else 0 for name in names)
+    total, unused = (os.sysconf("SC_PAGE_SIZE") * os.sysconf(name) if name in said else 0 for name in names)
     system = {"os": os.name, "ram_total": total, "ram_free": unused, "comfyui_version": VERSION, "argv": []}
     system |= {"python_version": sys.version, "pytorch_version": "", "embedded_python": False}
     device = {"name": served.settings.device, "type": "cpu", "index": 0}
