@@ -158,7 +158,7 @@ def split_sigmas(node: Node, slot: int, want: type) -> object:
     return replace(sigmas, last=step) if slot == 0 else replace(sigmas, first=step)
 
 
-# ---- latents and pictures ----------------------------------------------------------------------------------------------
+# ---- latents and pictures --------------------------------------------------------------------------------------------
 
 
 def _empty(node: Node, slot: int, want: type) -> object:
