@@ -66,6 +66,13 @@ def test_a_key_is_needed(keyed: TestClient, headers: dict[str, Any], status: int
     assert keyed.get("/healthz").status_code == 200
 
 
+def test_nobody_gets_the_cookie_without_the_key(keyed: TestClient) -> None:
+    for method in ("GET", "HEAD", "OPTIONS", "POST"):
+        answer = keyed.request(method, "/")
+        assert "set-cookie" not in answer.headers, method
+    assert keyed.get("/").status_code == 401
+
+
 def test_the_page_gets_a_cookie_that_stands_for_the_key(keyed: TestClient) -> None:
     first = keyed.get("/", auth=("me", "secret"))
     assert "secret" not in first.headers["set-cookie"]

@@ -97,7 +97,8 @@ class Guard:
                 own = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     own.setdefault(name, value)
-                if scope["path"] == "/" and self._settings.tokens:
+                shown = scope["path"] == "/" and scope["method"] == "GET" and status < 400
+                if shown and self._settings.tokens:  # whoever gets the page has shown a key
                     own.append("set-cookie", f"{COOKIE}={self._sign(self._settings.tokens[0])}; Path=/; {_FLAGS}")
             elif message["type"] == "websocket.accept":
                 status = 101
