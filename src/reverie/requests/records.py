@@ -17,7 +17,6 @@ from reverie.errors import ReverieError
 from reverie.media.pictures import PARAMETERS, REQUEST, parameters_text
 from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
-from reverie.requests.foreign import read_draft
 from reverie.requests.foreign.draft import json_object
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
@@ -177,6 +176,8 @@ def _silence(carrier: Carrier) -> str:
 
 
 def _read_foreign(carrier: Carrier) -> Record | None:
+    from reverie.requests.foreign import read_draft  # a dozen readers, which drawing does not need
+
     if (draft := read_draft(carrier)) is None:
         return None
     picture = draft.request(carrier.size)
