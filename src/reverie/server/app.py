@@ -23,7 +23,7 @@ from reverie.server import api, live
 from reverie.server.dispatcher import Dispatcher, QueueFull
 from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
-from reverie.server.protocols import openai
+from reverie.server.protocols import a1111, huggingface, openai, riffusion
 from reverie.server.settings import Settings
 from reverie.server.store import JobStore
 
@@ -65,7 +65,8 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_exception_handler(kind, handler)
     app.include_router(api.router)
     app.include_router(live.router)
-    app.include_router(openai.router)
+    for protocol in (openai, a1111, huggingface, riffusion):
+        app.include_router(protocol.router)
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
