@@ -268,8 +268,10 @@ def throughput(home: Path, count: int = 32, steps: int = 20) -> None:
     """Print pictures a second of two workers beside `reverie image --count`, which uses all cores for one."""
     start = time.perf_counter()
     command = [sys.executable, "-m", "reverie", "image", "a panda", "-o", str(home / "alone.png"), "--json"]
-    told = subprocess.run([*command, "--seed", "0", "--count", str(count)], capture_output=True, text=True, check=True)
-    alone = count / json.loads(told.stdout)["timings"]["draw"]
+    printed = subprocess.run(
+        [*command, "--seed", "0", "--count", str(count)], capture_output=True, text=True, check=True
+    )
+    alone = count / json.loads(printed.stdout)["timings"]["draw"]
     with serve(home, "--workers", "2"), httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=600) as http:
         for _ in range(2):  # the first round loads
             bodies = [

@@ -17,8 +17,10 @@ RUNS = ROOT / "runs"
 REVERIE = Path(sys.executable).with_name("reverie")
 ORDER = (
     *("clip", "autoencoder", "features", "decoder"),
-    *("unet", "unet-pairs", "unet-common", "unet-more", "everyday", "enlarge", "honest-judge"),
+    *("unet", "unet-pairs", "unet-common", "unet-more", "everyday", "enlarge", "everyday-on", "forgiving"),
+    "honest-judge",
 )
+SAME_LATENTS = {"enlarge": "everyday", "forgiving": "everyday-on"}  # as those of an earlier run, which are copied
 DRAWINGS = RUNS / "noto" / "package"  # where corpora/drawings.py looks
 
 
@@ -31,9 +33,9 @@ def main() -> int:
         out = RUNS / name
         if (out / "export").is_dir():
             continue
-        if name == "enlarge" and not (out / "latents.safetensors").exists():
+        if (earlier := SAME_LATENTS.get(name)) and not (out / "latents.safetensors").exists():
             out.mkdir(exist_ok=True)
-            shutil.copyfile(RUNS / "everyday" / "latents.safetensors", out / "latents.safetensors")
+            shutil.copyfile(RUNS / earlier / "latents.safetensors", out / "latents.safetensors")
         resume = ["--resume"] if (out / "checkpoint.pt").exists() else []
         start = time.monotonic()
         command = [str(REVERIE), "train", f"recipes/{name}.toml", "--out", str(out), *resume]

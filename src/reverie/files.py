@@ -258,6 +258,19 @@ def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
     return [(int(part), "") if place % 2 else (0, part) for place, part in enumerate(parts)], name
 
 
+def path_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file, or of all the files in a folder."""
+    if not path.is_dir():
+        return file_sha256(path)
+    files = sorted((file for file in path.iterdir() if file.is_file()), key=lambda file: natural_order(file.name))
+    return sha256_of(file_sha256(file) for file in files)
+
+
+def name_of(path: str | Path) -> str:
+    """Return the last part of a path of any system."""
+    return re.split(r"[\\/]", str(path).rstrip("\\/"))[-1]
+
+
 class Member(NamedTuple):
     """A regular file of a tar archive: `size` bytes, of an uncompressed archive those from byte `offset` on."""
 

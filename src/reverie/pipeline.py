@@ -131,7 +131,9 @@ class Pipeline(StableDiffusion):
     ) -> Iterator[Frame]:
         """Draw a film and yield its frames in order; stop by closing the generator. See `animation.draw.animate`.
 
-        A perceptual pace is by `distance`, or where that is not given by the bundled CLIP.
+        A perceptual pace is by `distance`, or where that is not given by the bundled CLIP. `store` keeps frames over an
+        interruption; `heard` is the film's sound, [-1, 1], read from its file where it is not given; `batch` frames are
+        drawn at once.
         """
         if animation.pace == "perceptual" and distance is None:
             distance = angle(load_clip(device=self.device).embed_images)
@@ -186,11 +188,12 @@ def load(
     """Load a model to draw with: the bundled one where no path is given, else a folder, a file or a name on the hub.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
-    files hold. `prediction` says what the U-Net predicts where its file does not, or says it wrongly; `vae` and `unet`
-    are put in place of the model's; `fast` packs weights for the CPU; `int8` rounds the U-Net's; `offload`, "networks"
-    or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net and decoder for the GPU at the first
-    step of a size, which takes minutes once. See `system.load`. Raises ReverieError where there is no model or it is
-    damaged.
+    files hold. `config` says what a single file is (sd15, sdxl, ...) and `prediction` what its U-Net predicts (eps, v,
+    ...), where the file does not tell or tells it wrongly; `revision` and `variant` ("fp16") choose among what the hub
+    has. `vae` and `unet` are put in place of the model's; `fast` packs weights for the CPU; `int8` rounds the U-Net's;
+    `offload`, "networks" or "blocks", is for GPUs with little memory; `compile` lets torch compile U-Net and decoder
+    for the GPU at the first step of a size, which takes minutes once. See `system.load`. Raises ReverieError where
+    there is no model or it is damaged.
     """
     loaded = system.load(
         path,

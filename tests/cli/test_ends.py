@@ -25,6 +25,14 @@ def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
     return subprocess.run([*PROGRAM, *arguments], capture_output=True, check=False, env={**os.environ, **environment})
 
 
+def test_damaged_exif_is_no_matter_for_the_terminal(tmp_path: Path) -> None:
+    """Pillow warns of it, by its own file and line; the picture is as good."""
+    directory = b"Exif\0\0II*\0\x08\0\0\0\x05\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\x0f\x01\x02\0\xff\0\0\0\x90\x90\0\0"
+    Image.new("RGB", (16, 8)).save(tmp_path / "x.jpg", exif=directory)
+    done = command("inspect", str(tmp_path / "x.jpg"))
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
 def test_a_terminal_of_ascii_shows_what_it_can() -> None:
     done = command("concepts", PYTHONIOENCODING="ascii", PYTHONUTF8="0", LC_ALL="C")
     assert (done.returncode, done.stderr) == (0, b"")

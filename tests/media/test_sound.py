@@ -243,3 +243,32 @@ def test_a_full_disk_is_one_line(tmp_path: Path, suffix: str, capfd: pytest.Capt
             sound.write(given, target)
     assert list(tmp_path.iterdir()) == []
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("form", ["mp4", "matroska"])
+def test_what_ffmpeg_reads_is_heard(form: str, tmp_path: Path) -> None:
+    """Voice memos of telephones are AAC in MP4, which libsndfile does not read."""
+    av = pytest.importorskip("av")
+    given, file = tone(seconds=1, channels=1), tmp_path / "memo.m4a"
+    with av.open(str(file), "w", format=form) as made:
+        stream = made.add_stream("aac", rate=RATE, layout="mono", bit_rate=128_000)
+        frame = av.AudioFrame.from_ndarray(given.samples.numpy(), format="fltp", layout="mono")
+        frame.sample_rate = RATE
+        for packet in (*stream.encode(frame), *stream.encode()):
+            made.mux(packet)
+    heard = sound.read(file)
+    assert (heard.rate, heard.channels) == (RATE, 1)
+    spectrum = torch.fft.rfft(heard.samples[0, :RATE]).abs()
+    assert spectrum.argmax().item() == 440
+    assert sound.read(io.BytesIO(file.read_bytes())).samples.equal(heard.samples)
+
+
+def test_an_mp3_behind_junk_is_found(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    sound.write(tone(), tmp_path / "a.mp3")
+    stream = (tmp_path / "a.mp3").read_bytes()
+    (tmp_path / "junk.mp3").write_bytes(b"\0\0\0\0some words" + stream)
+    assert sound.read(tmp_path / "junk.mp3").samples.equal(sound.read(tmp_path / "a.mp3").samples)
+    (tmp_path / "words.mp3").write_bytes(b"only words, again and again. " * 99)
+    with pytest.raises(ReverieError, match="no sound that is known"):
+        sound.read(tmp_path / "words.mp3")
+    assert capfd.readouterr().err == ""  # libsndfile's decoder would have told of its search

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.jobs.replay import supply
 from reverie.media import sound
 from reverie.media.sound import Sound
 from reverie.requests.base import SampledRequest
@@ -20,7 +21,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, Refiner, TextToImage
 from reverie.requests.records import read_own, texts
-from reverie.requests.references import AllowedFolders, Picture, looking_in, references, resolving, supply
+from reverie.requests.references import AllowedFolders, Picture, looking_in, references, resolving
 
 
 def asked(init: object) -> ImageToImage:

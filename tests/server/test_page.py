@@ -147,6 +147,33 @@ def test_strokes_lead_the_picture_and_can_be_undone(visit: Callable[..., Page], 
 
 
 @pytest.mark.slow
+def test_settings_used_again_bring_back_the_sheet_and_what_the_form_does_not_show(
+    visit: Callable[..., Page], address: str
+) -> None:
+    page = visit()
+    set_steps(page, 6)
+    stroke(page, [(0.3, 0.3), (0.7, 0.7)])
+    page.click("#ask .primary")
+    page.locator("#recent img").wait_for()
+    page.click("#variations")
+    page.locator("#recent img").nth(4).wait_for()
+    first = gallery(address)[0]["request"]
+    page.click("#clear")
+    page.click("nav a[href='#gallery']")
+    page.click("#shelf .card >> nth=0")
+    page.click("#piece .primary")
+    page.locator("body.sketched").wait_for()
+    assert page.input_value("#ask [name=steps]") == "6"
+    assert "variation" in page.locator("#carried").text_content()
+    page.click("#ask .primary")
+    page.locator("#recent img").nth(8).wait_for()
+    again = gallery(address)[0]["request"]
+    assert {name: first[name] for name in again if name != "init"} == {
+        name: again[name] for name in again if name != "init"
+    }
+
+
+@pytest.mark.slow
 def test_the_keyboard_alone_sketches_and_draws(visit: Callable[..., Page], address: str) -> None:
     page = visit()
     set_steps(page)

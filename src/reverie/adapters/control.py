@@ -154,7 +154,7 @@ def load_controlnet(
     config: ControlNetConfig | None = None,
     base: UNet | None = None,
 ) -> ControlNet:
-    """Read a ControlNet, in `dtype` (None: the file's own).
+    """Read a ControlNet from a folder or a file at `path`, onto `device` in `dtype` (None: the file's own).
 
     What a single file is, is told from its names and shapes, unless `config` says. A file that holds a whole model
     beside it will do. `base` is the U-Net to which a file of differences is added. Raises ReverieError where there is

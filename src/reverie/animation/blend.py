@@ -26,7 +26,7 @@ MIXES: dict[str, Mix] = {"slerp": Conditioning.slerp, "linear": Conditioning.ler
 
 
 def between(a: Prompts, b: Prompts, w: float, mix: Mix) -> Prompts:
-    """Go the fraction w of the way between two prompts.
+    """Go the fraction `w` of the way from prompts `a` to `b`: their conditionings by `mix`, lerp or slerp.
 
     A part, as AND joins them, that one of them lacks has the weight 0 there; where the words change over the steps they
     do in the blend; of encodings of two lengths the shorter repeats its last token.

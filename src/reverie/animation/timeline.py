@@ -245,7 +245,10 @@ Render = Callable[[Sequence[float]], Iterable[Image.Image]]
 
 
 def by_sound(timeline: Timeline, fps: float, sound: Waveform, drive: str, smooth: float) -> tuple[float, ...]:
-    """Let the sound, which begins with the film, move the path between the keyframes."""
+    """Let the sound, which begins with the film, move the path between the keyframes; return each frame's place.
+
+    `fps` are frames a second; `drive` is one of DRIVES; `smooth` goes from 0, by the sound alone, to 1, evenly.
+    """
     knots, times = [stop / fps for stop in timeline.stops], [frame / fps for frame in range(timeline.count)]
     return tuple(beat_places(sound, knots, times, drive=drive, smooth=smooth))
 
@@ -253,7 +256,7 @@ def by_sound(timeline: Timeline, fps: float, sound: Waveform, drive: str, smooth
 def by_sight(
     timeline: Timeline, render: Render, distance: Distance[Image.Image], *, timed: bool = False
 ) -> tuple[float, ...]:
-    """Let the picture change at constant speed.
+    """Let the picture change at constant speed, as `distance` sees what `render` draws at places; return the places.
 
     Keyframes that have times of their own, `timed`, stay where they are, and the speed is constant from one to the
     next; else they move to where one speed for the whole film brings them, but each is on a frame.

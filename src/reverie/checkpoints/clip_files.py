@@ -81,7 +81,8 @@ def load_clip(
 ) -> FoundClip:
     """Read a CLIP from a folder, a file, or by its name: one of PUBLISHED, or `owner/name` on the hub.
 
-    `activation` ("gelu" or "quick_gelu") goes before what the files say or let suppose. Raises ReverieError.
+    Weights come onto `device` in `dtype`. `activation` ("gelu" or "quick_gelu") goes before what the files say or let
+    suppose; `revision` is a branch, tag or commit on the hub. Raises ReverieError.
     """
     if activation is not None and activation not in ACTIVATIONS:
         raise ReverieError(f"unknown activation {activation!r}; choose from {', '.join(sorted(ACTIVATIONS))}")
@@ -98,7 +99,10 @@ def load_clip(
 def load_clip_file(
     file: Path, name: str, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32, activation: str | None
 ) -> FoundClip:
-    """Read a CLIP from one file, in any of the layouts; sizes come from shapes. Raises ReverieError."""
+    """Read a CLIP, called `name`, from one file in any of the layouts, onto `device` in `dtype`.
+
+    Sizes come from shapes, `activation` from the file where it is None. Raises ReverieError.
+    """
     source = open_source(file)
     layout = identify_clip(source, str(file))
     settings = _settings(file)

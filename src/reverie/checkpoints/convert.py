@@ -39,7 +39,7 @@ def convert(
     What the target is called decides: `.safetensors` is a single file, a name without suffix a folder. `dtype` None
     keeps each weight's own; `config` and `prediction` name the family and the parameterisation of a single file where
     it does not tell; `ema` takes the running averages of its U-Net. What a training left is not written. Raises
-    ReverieError.
+    ReverieError, also where the target is there and `overwrite` is not set.
     """
     source, target = Path(source), Path(target)
     _check(source, target, overwrite)

@@ -75,7 +75,10 @@ def find(name: str, *, revision: str | None = None, variant: str | None = None, 
 
 
 def fetch(repo: str, files: Iterable[str], *, revision: str | None = None, report: Report = no_report) -> Path:
-    """Return the folder of a repository with at least these files of it. Raises ReverieError as `find` does."""
+    """Return the folder of a repository, owner/name, with at least these files of a `revision` of it.
+
+    `report` hears of each piece that is fetched. Raises ReverieError as `find` does.
+    """
     files = list(files)
     snapshot = _snapshot(repo, revision)
     if snapshot is not None and all((snapshot / file).is_file() for file in files):

@@ -200,7 +200,10 @@ def load_unet(
     dtype: torch.dtype | None = torch.float32,
     variant: str | None = None,
 ) -> UNet:
-    """Read a U-Net's folder: config.json and its weights."""
+    """Read a U-Net's folder, config.json and its weights of a `variant` ("fp16"), onto `device` in `dtype`.
+
+    None is the files' own dtype.
+    """
     folder = _folder(folder)
     config = _config(folder, configs.read_unet)
     return _load(lambda: UNet(config), folder, DIFFUSERS_STEM, device, dtype, variant)
@@ -213,7 +216,10 @@ def load_autoencoder(
     dtype: torch.dtype | None = torch.float32,
     variant: str | None = None,
 ) -> Autoencoder:
-    """Read an autoencoder's folder: config.json and its weights."""
+    """Read an autoencoder's folder, config.json and its weights of a `variant` ("fp16"), onto `device` in `dtype`.
+
+    None is the files' own dtype.
+    """
     folder = _folder(folder)
     config = _config(folder, configs.read_autoencoder)
     if config.force_upcast and dtype == torch.float16:
@@ -228,7 +234,7 @@ def load_text_encoder(
     dtype: torch.dtype | None = torch.float32,
     variant: str | None = None,
 ) -> TextTower:
-    """Read a text tower's folder, with the projection where config.json says that there is one."""
+    """Read a text tower's folder as `load_unet` does, with the projection where config.json says that there is one."""
     folder = _folder(folder)
     config = _config(folder, configs.read_text)
     architectures = read_json(folder / "config.json").get("architectures") or []

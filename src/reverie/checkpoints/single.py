@@ -191,10 +191,10 @@ def load_file(
 ) -> Components:
     """Read a model from a single file (.safetensors, .ckpt, .pt, .gguf), as CompVis and Stability publish them.
 
-    `config` names its family where names and shapes do not tell it, `prediction` its parameterisation, and `vae` an
-    autoencoder in place of its own. Running averages and what else a training left are ignored, where there are plain
-    weights. Weights stay mapped as `load_folder`'s do, and an autoencoder that overflows in half precision is likewise
-    read in float32. Raises ReverieError.
+    It comes onto `device` in `dtype`. `config` names its family where names and shapes do not tell it, `prediction` its
+    parameterisation, and `vae` an autoencoder in place of its own. Running averages and what else a training left are
+    ignored, where there are plain weights. Weights stay mapped as `load_folder`'s do, and an autoencoder that overflows
+    in half precision is likewise read in float32. Raises ReverieError.
     """
     path = Path(path)
     source = open_source(path)
@@ -224,7 +224,10 @@ def load_networks(
     vae: str | Path | None = None,
     ema: bool = False,
 ) -> Networks:
-    """Read the networks of a single file; dtype None keeps each tensor's own, `ema` takes the U-Net's averages."""
+    """Read the networks of a single file as `load_file` does.
+
+    `dtype` None keeps each tensor's own; `ema` takes the U-Net's running averages.
+    """
     source = open_source(path)
     return _read(path, source, identify(source, path, config, prediction), device, dtype, vae, ema)
 

@@ -191,9 +191,13 @@ def open_source(file: Path) -> Source:
         return with_scales(open_safetensors(file))
     if head.startswith(PICKLES):
         return open_pickle(file)
-    if file.suffix == ".safetensors":
+    other = _other(head)
+    if file.suffix == ".safetensors" and other == NO_WEIGHTS:
         return open_safetensors(file)  # damaged, as it will say
-    raise ReverieError(f"{file} {_other(head)}; reverie reads .safetensors, GGUF and files of torch.save")
+    raise ReverieError(f"{file} {other}; reverie reads .safetensors, GGUF and files of torch.save")
+
+
+NO_WEIGHTS = "is no file of weights"
 
 
 def _other(head: bytes) -> str:
@@ -204,14 +208,15 @@ def _other(head: bytes) -> str:
         return "only points to weights that git-lfs should fetch (`git lfs pull`)"
     if head.lstrip()[:1] == b"<":
         return "is a web page"
-    return "is no file of weights"
+    return NO_WEIGHTS
 
 
 def find_weights(folder: Path, stem: str, dtype: torch.dtype | None, variant: str | None = None) -> list[Path]:
     """List the files with a component's weights: one, or the shards of an index.
 
     Safetensors go before pickles. A variant that is asked for goes before plain files; else, for float16 the
-    half-precision one does, and for others it comes after them. `stem` is the file's name without variant and suffix.
+    half-precision one does, and for others (`dtype` None too) it comes after them. `stem` is the file's name without
+    variant and suffix.
     Raises ReverieError where there are none.
     """
     halves = (".fp16", "") if dtype == torch.float16 else ("", ".fp16")
@@ -263,7 +268,8 @@ def load_weights(
 
     Where device and dtype are the file's own, the tensors stay mapped: they take memory when they are used, and the
     file must not be changed in place while they live. Otherwise they are converted one by one, so the peak is about
-    what the module will take. Raises ReverieError, before anything is read, where names or shapes do not agree.
+    what the module will take. `rename` turns the files' names into the module's. Raises ReverieError, before anything
+    is read, where names or shapes do not agree.
     """
     wanted = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     sources = [open_source(file) for file in files]

@@ -6,6 +6,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Annotated
@@ -45,7 +46,7 @@ app.command("reverie.cli.spectrogram:sound", help="Turn a picture of a spectrogr
 app.command("reverie.cli.data:concepts", help="List what a bundled model knows, in English and Chinese.")
 app.command("reverie.cli.data:app", name="data", help="Make training data.")
 app.command("reverie.cli.inspect:inspect", help="Tell what a file of weights or a picture is.")
-app.command("reverie.cli.convert:convert", help="Turn a single file into a folder, or a folder into a single file.")
+app.command("reverie.cli.inspect:convert", help="Turn a single file into a folder, or a folder into a single file.")
 app.command("reverie.cli.train:train", help="Train a model from a recipe.")
 app.command("reverie.cli.train:finetune", help="Fine-tune a model on pictures or music, by a recipe.")
 app.command("reverie.cli.similarity:similarity", help="Tell how alike pictures and texts are.")
@@ -54,7 +55,7 @@ app.command("reverie.cli.index:index", help="Embed a collection of pictures, so 
 app.command("reverie.cli.index:search", help="Find pictures of an index by words and by example.")
 app.command("reverie.cli.curate:curate", help="Keep the samples of shards that are worth learning from.")
 app.command("reverie.cli.serve:serve", help="Serve a page to draw and play on, and what other programs speak.")
-app.command("reverie.cli.watermark:app", name="watermark", help="Read and write invisible watermarks.")
+app.command("reverie.cli.image:watermark_app", name="watermark", help="Read and write invisible watermarks.")
 
 
 @app.meta.default
@@ -133,6 +134,7 @@ def complain(message: str) -> None:
 
 def main() -> None:
     """Run the command line of this process."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of EXIF that is damaged, by files of Python and line numbers
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # for terminals of ASCII, and file names that are no Unicode
     sys.exit(run(sys.argv[1:]))

@@ -1,4 +1,4 @@
-"""`reverie image` and `reverie replay`: the job that a prompt, or a file that was made, asks for."""
+"""`reverie image`, `replay` and `watermark`: pictures of a prompt, files made again, and what is written in them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cyclopts import Parameter
+from cyclopts import App, Parameter
 
 from reverie.cli.flags import FurtherFlags, InitFlags, PictureAdapterFlags, PictureFlags
-from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, Several, Whole, parse_time
+from reverie.cli.options import FileOptions, Flag, ModelOptions, Output, ResultOptions, Several, Whole, parse_time
+from reverie.cli.output import say
 from reverie.errors import ReverieError
 
 PREVIEW_STEPS = 4  # steps between two previews
@@ -117,3 +118,42 @@ def replay(
     for note in notes:
         show(note)
     carry_out(job, model, result.as_json, result.preview)
+
+
+watermark_app = App(name="watermark", help="Read and write invisible watermarks.", help_format="plaintext")
+
+
+@watermark_app.command(name="read")
+def read_watermark(file: Path, /) -> None:
+    """Print the text of a picture's invisible watermark.
+
+    Parameters
+    ----------
+    file
+        A picture; one saved as JPEG since still tells.
+    """
+    from reverie.media import watermark
+
+    say(watermark.read(file))
+
+
+@watermark_app.command(name="write")
+def write_watermark(file: Path, /, *, output: Output, text: str = "reverie") -> None:
+    """Write an invisible watermark into a copy of a picture, whose metadata is kept.
+
+    Parameters
+    ----------
+    file
+        A picture.
+    output
+        Where the copy goes (.png, .jpg, .webp).
+    text
+        What it says: up to 12 bytes in 128 x 128 pixels, 60 in 256 x 256 and more.
+    """
+    from reverie.jobs.outputs import check_writable
+    from reverie.media import watermark
+    from reverie.media.pictures import open_picture, save
+
+    check_writable([output], [file])
+    save(watermark.write(open_picture(file), text), output)
+    say(str(output))

@@ -1,4 +1,4 @@
-"""`reverie inspect`: what a file is: a model or what goes beside one, a picture, a film or music."""
+"""`reverie inspect` and `reverie convert`: what a file is, and a model from a single file to a folder and back."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reverie.cli.options import Json
+from reverie.cli.options import Flag, Json
 from reverie.cli.output import say
 from reverie.errors import ReverieError
 
@@ -51,11 +51,31 @@ def _describe(path: Path) -> dict[str, Any]:
         return {"path": str(path), "kind": "music", **_describe_record(record)}
     if suffix in FILMS or suffix in ANIMATED - FORMATS.keys() or (record and isinstance(record.request, Animation)):
         return _film(path, record)
-    if suffix not in READABLE and suffix not in SOUNDS:
+    if suffix not in READABLE and suffix not in SOUNDS and not _seems_picture(path):
         return _weights(path)
-    if missing is not None and suffix in SOUNDS:
-        raise missing
-    return _picture(path, record, missing)
+    return (_sound if suffix in SOUNDS else _picture)(path, record, missing)
+
+
+def _sound(path: Path, record: Record | None, missing: ReverieError | None) -> dict[str, Any]:
+    from reverie.media import sound  # brings torch, which takes seconds
+
+    heard = sound.read(path)
+    form = {"seconds": round(heard.seconds, 3), "rate": heard.rate, "channels": heard.channels}
+    why = {} if missing is None else {"not_honoured": [str(missing)]}
+    return {"path": str(path), "kind": "sound", **form, **_describe_record(record), **why}
+
+
+def _seems_picture(path: Path) -> bool:
+    """Tell whether a file of another suffix is a picture: by what it begins with, or by a suffix that Pillow knows."""
+    from PIL import Image
+
+    from reverie.media.pictures import other_kind
+    from reverie.requests.adapter_files import SUFFIXES
+
+    suffix = path.suffix.lower()
+    if path.is_dir() or suffix in SUFFIXES:
+        return False
+    return other_kind(path) is not None or suffix in Image.registered_extensions()
 
 
 def _picture(path: Path, record: Record | None, missing: ReverieError | None) -> dict[str, Any]:
@@ -104,3 +124,42 @@ def _line(key: str, value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value))
     return f"{value:,}" if isinstance(value, int) and key in ("parameters", "tensors") else str(value)
+
+
+def convert(
+    source: str,
+    target: Path,
+    /,
+    *,
+    dtype: str | None = None,
+    config: str | None = None,
+    prediction: str | None = None,
+    ema: Flag = False,
+    force: Flag = False,
+) -> None:
+    """Write a model as a single file or as a folder in diffusers' layout, to the bit where no dtype is given.
+
+    Parameters
+    ----------
+    source
+        A single file (.safetensors, .ckpt), or a folder in diffusers' layout.
+    target
+        A name that ends in .safetensors for a single file, or one without suffix for a folder.
+    dtype
+        float32, float16 or bfloat16; if not given, that of each weight.
+    config
+        What a single file is, where it does not tell: sd15, sdxl, ...; an unknown name lists them all.
+    prediction
+        What a single file predicts, where it does not say: eps, v, v_zsnr, x0, edm, edm_v, flow.
+    ema
+        Take the running averages of the U-Net's weights, where the file has them.
+    force
+        Write over a target that is there.
+    """
+    from reverie.checkpoints import convert as checkpoints  # brings torch, which takes seconds
+    from reverie.errors import choose
+    from reverie.system import DTYPES
+
+    kind = None if dtype is None else choose("dtype", dtype, DTYPES)
+    checkpoints.convert(source, target, dtype=kind, config=config, prediction=prediction, ema=ema, overwrite=force)
+    say(str(target))

@@ -56,6 +56,8 @@ class ServedOptions:
     """Folder of ControlNets; may be given several times."""
     folders: Paths = ()
     """Folder of pictures, sounds and films that requests may start from; may be given several times."""
+    index: Path | None = None
+    """Folder of an index (`reverie index`) that the page searches with the bundled CLIP."""
     hub: Flag = False
     """Let requests name models of the hub, which are downloaded."""
 
@@ -146,6 +148,7 @@ def read_settings(
         tokens=access.token or tuple(filter(None, [os.environ.get("REVERIE_TOKEN")])),
         origins=access.allow_origin,
         hosts=access.allow_host,
+        index=None if served.index is None else _folders((served.index,))[0],
         hub=served.hub,
         workers=workers,
         memory=round(memory * GIB),

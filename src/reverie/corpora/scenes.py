@@ -148,7 +148,10 @@ def scene_at(
     default_share: float = 0.0,
     tint_share: float = 0.0,
 ) -> Scene:
-    """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`."""
+    """Return scene number `index` of the stream `seed`: free of held-out pairs, or with at least one if `held_out`.
+
+    The other options are those of `draw_scene`.
+    """
     rng = np.random.default_rng((seed, index))
     while True:
         scene = draw_scene(concepts, rng, pair_share, scatter, sizes, default_share, tint_share)

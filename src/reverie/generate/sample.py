@@ -165,6 +165,6 @@ def sample(
 def resume(
     denoise: Denoise, sigmas: Sigmas, noise: NoiseSource, sampler: Sampler, x: Latent, past: Past = ()
 ) -> Iterator[Step]:
-    """Denoise from a state of a sampler at sigmas[0], with what it remembers there, as `sample` does from noise."""
+    """Denoise from a sampler's state `x` at sigmas[0], with the `past` that it remembers; see `sample`."""
     for step in sampler(denoise, x, sigmas, noise, past):
         yield replace(step, x=to_vp(step.x, step.sigma)) if step.index == step.total - 1 else step

@@ -8,17 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reverie.errors import ReverieError
-from reverie.jobs.events import (
-    Event,
-    Finished,
-    Load,
-    Note,
-    Saved,
-    Stopwatch,
-    ignore,
-    model_notes,
-    warnings_as_notes,
-)
+from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes, warnings_as_notes
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress

@@ -6,21 +6,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.jobs.events import (
-    Event,
-    Finished,
-    Load,
-    Note,
-    Preview,
-    Saved,
-    Stopwatch,
-    ignore,
-    model_notes,
-)
+from reverie.jobs.events import Event, Finished, Load, Note, Preview, Saved, Stopwatch, ignore, model_notes
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths, numbering_note
 from reverie.media.pictures import grid, read_texts, save
 from reverie.progress import Progress
@@ -28,10 +19,15 @@ from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_own, texts
 
 if TYPE_CHECKING:
+    from reverie.codecs.image import LinearPreview
     from reverie.generate.image import Show
     from reverie.media.provenance import Sign
     from reverie.pipeline import Pipeline
     from reverie.similarity.embed import Ranking
+
+
+_FITTED: WeakKeyDictionary[object, LinearPreview] = WeakKeyDictionary()
+"""The previews of autoencoders that are in memory: fitting one takes as long as drawing a few steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -213,7 +209,9 @@ def look(system: Pipeline, taesd: Path | None) -> Show:
     from reverie.codecs.image import TinyPreview, fit_preview
 
     if taesd is None:
-        return fit_preview(system.codec).pictures
+        if (fitted := _FITTED.get(system.autoencoder)) is None:
+            fitted = _FITTED[system.autoencoder] = fit_preview(system.codec)
+        return fitted.pictures
     tiny = load_tiny(taesd, device=system.device, dtype=system.dtype)
     channels, own = tiny.config.latent_channels, system.autoencoder.config.latent_channels
     if tiny.decoder is None or channels != own:

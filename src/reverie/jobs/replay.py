@@ -16,7 +16,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
-from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, supply
+from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, FileReference, references
 
 
 def replay_job(
@@ -68,6 +68,28 @@ def _change(file: Path, request: SampledRequest, changes: Mapping[str, Any]) -> 
         return supply(request.replace(**others), files)
     except ReverieError as error:
         raise ReverieError(f"'{file}': {error}", field=error.field) from error
+
+
+def supply(request: SampledRequest, files: Mapping[str, object]) -> tuple[SampledRequest, tuple[str, ...]]:
+    """Put files in the place of those that a recorded request names; return it, and notes where one is another file.
+
+    `init` is the film where a request draws over one. Raises ReverieError for a field that the request has not, and
+    where a file that it needs is still missing.
+    """
+    named = {f"{name}_video" if hasattr(request, f"{name}_video") else name: file for name, file in files.items()}
+    for name in named:
+        if not isinstance(getattr(request, name, None), FileReference):
+            given = name.removesuffix("_video")
+            raise ReverieError(f"it was made without {given}", field=given, hint=f"leave out `{given}`")
+    supplied, notes = request.replace(**named), list[str]()
+    for name in named:
+        old: FileReference = getattr(request, name)
+        if getattr(supplied, name) != old:
+            notes.append(f"{name} is another file than it was made from, '{old.name}' with SHA-256 {old.sha256}")
+    for field, reference in references(supplied):
+        if not reference.is_here:
+            raise reference.missing(field)
+    return supplied, tuple(notes)
 
 
 def _check_model(file: Path, request: SampledRequest, drawn_by: str, model: str | None) -> None:

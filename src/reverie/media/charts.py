@@ -54,9 +54,10 @@ def heat_map(
     columns: Sequence[str],
     show: Callable[[float], str] = "{:.3f}".format,
 ) -> Image.Image:
-    """Draw a matrix. Cells shrink where there are many; names and numbers are left out where they would not be read.
+    """Draw a matrix of `values`, with the names of `rows` beside it and of `columns` above; `show` writes a value.
 
-    A name that no font of the system can write is its number, counted from 1.
+    Cells shrink where there are many; names and numbers are left out where they would not be read. A name that no font
+    of the system can write is its number, counted from 1.
     """
     cell = max(1, min(CELL, LARGEST // max(len(rows), len(columns), 1)))
     legible = cell >= LEGIBLE

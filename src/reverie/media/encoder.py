@@ -102,7 +102,9 @@ def ffmpeg_errors(path: Path, doing: str) -> Iterator[None]:
     try:
         yield
     except av.FFmpegError as error:
-        raise ReverieError(f"cannot {doing} '{path}': {reason_of(error)}") from error
+        by_system = isinstance(error, OSError)
+        reason = "no film that is known, or damaged" if doing == "read" and not by_system else reason_of(error)
+        raise ReverieError(f"cannot {doing} '{path}': {reason}") from error
 
 
 class StreamWriter:

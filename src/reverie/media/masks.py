@@ -38,7 +38,7 @@ def soft(mask: Image.Image, blur: int) -> Image.Image:
 
 
 def extend(picture: Image.Image, left: int, right: int, top: int, bottom: int) -> Image.Image:
-    """Lay a picture on a larger transparent one."""
+    """Lay a picture on a transparent one, larger by so many pixels on each side."""
     width, height = picture.size
     canvas = Image.new("RGBA", (left + width + right, top + height + bottom), (0, 0, 0, 0))
     canvas.paste(picture.convert("RGBA"), (left, top))

@@ -63,6 +63,12 @@ def with_length(data: bytes) -> tuple[bytes, float]:
     return b"".join([data[:first], frame, data[first:]]), 1.0
 
 
+def without_junk(data: bytes) -> bytes:
+    """Return an MP3 stream without what stands before its first frame; nothing where there is none."""
+    first, count = _count(data)
+    return data[first:] if count else b""
+
+
 def id3(texts: Mapping[str, str]) -> bytes:
     """Return an ID3v2.4 tag of texts in UTF-8, by libsndfile's names (title, comment, ...); nothing for none."""
     frames = b""

@@ -56,7 +56,7 @@ def read_stored(source: Encoded, name: str | None = None) -> Image.Image:
             return eight_bits(opened)
     except DAMAGED as error:
         name = name or ("the picture" if isinstance(source, bytes) else f"'{source}'")
-        raise ReverieError(f"cannot read {name}: {unreadable(error)}") from error
+        raise ReverieError(f"cannot read {name}: {unreadable(error, source)}") from error
 
 
 def upright(picture: Image.Image) -> Image.Image:
@@ -98,12 +98,48 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
-def unreadable(error: Exception) -> str:
-    """Return the system's reason where the file could not be read, else that it is no whole picture."""
-    by_system = isinstance(error, OSError) and error.errno is not None
-    return reason_of(error) if by_system or isinstance(error, MemoryError) else "not a picture, or damaged"
+# What files that people take for pictures begin with, from some byte on, and what they are.
+OTHERS = (
+    (4, (b"ftyphei", b"ftyphev", b"ftyphex", b"ftypmif1", b"ftypmsf1"), "a HEIC picture"),
+    (4, (b"ftypcrx ",), "a camera's raw picture"),
+    (8, (b"CR\2",), "a camera's raw picture"),
+    (0, (b"\0\0\0\x0cJXL ", b"\xff\x0a"), "a JPEG XL picture"),
+    (0, (b"v/1\x01",), "an OpenEXR picture"),
+    (0, (b"#?RADIANCE", b"#?RGBE"), "a Radiance HDR picture"),
+    (0, (b"gimp xcf",), "a picture of GIMP"),
+    (0, (b"<svg",), "an SVG drawing"),
+    (0, (b"%PDF",), "a PDF document"),
+    (0, (b"<!doctype", b"<!DOCTYPE", b"<html"), "a web page"),
+    (4, (b"ftyp",), "a film"),
+    (0, (b"\x1aE\xdf\xa3",), "a film"),
+)
+HEAD = 1024  # bytes
 
 
+def unreadable(error: Exception, source: Encoded = b"") -> str:
+    """Return why a picture could not be read: the system's reason, or what it is that is no whole picture."""
+    if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None):
+        return reason_of(error)
+    kind = other_kind(source)
+    return f"{kind}, which is not read as a picture; give PNG, JPEG or WebP" if kind else "not a picture, or damaged"
+
+
+def other_kind(source: Encoded) -> str | None:
+    """Return what a file is that people take for a picture and is none that is read; None for whatever else."""
+    if isinstance(source, bytes | io.BytesIO):
+        head = source[:HEAD] if isinstance(source, bytes) else source.getvalue()[:HEAD]
+    else:
+        try:
+            with Path(source).open("rb") as file:
+                head = file.read(HEAD)
+        except OSError:
+            return None
+    if head.lstrip().startswith(b"<?xml") and b"<svg" in head:
+        return "an SVG drawing"
+    return next((kind for at, marks, kind in OTHERS if head[at:].startswith(marks)), None)
+
+
+PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side: libjpeg's and libwebp's limits
 PARAMETERS = "parameters"  # AUTOMATIC1111's text chunk, which most tools read
@@ -197,6 +233,14 @@ def read_texts(picture: Image.Image) -> dict[str, str]:
     if isinstance(description, str) and description.startswith("{"):
         texts.setdefault(REQUEST, description)
     return texts
+
+
+def png_bytes(picture: Image.Image) -> bytes:
+    """Return a picture as a PNG file, upright, of eight bits where PNG has no such mode."""
+    buffer = io.BytesIO()
+    picture = upright(picture)
+    (picture if picture.mode in PNG_MODES else eight_bits(picture)).save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def open_picture(path: Encoded) -> Image.Image:

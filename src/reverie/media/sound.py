@@ -41,6 +41,8 @@ LONGEST = 1 << 30  # samples of all channels: 4 GB, three hours of stereo; more 
 BLOCK = 1 << 16  # frames at once: libsndfile's Vorbis encoder overflows its stack on a whole song
 FULL_SCALE = 1 << 15  # of sixteen bits
 ENDLESS = 0x7FFF0000  # bytes of samples from which a header speaks of a stream: sox writes this, FFmpeg 0xFFFFFFFF
+CONTAINERS = (b"RIFF", b"fLaC", b"OggS", b"FORM")  # that files of the suffix .mp3 may be all the same
+OTHERS = "mov,mp4,m4a,3gp,matroska,webm,aac,asf,amr"  # what FFmpeg reads for libsndfile
 WHOLE = 0.99  # share of the sound below which it is said to be cut off
 PEAK = -1.0  # dBFS: what lossy codecs overshoot stays below full scale
 Source = str | Path | io.BytesIO  # a sound file, or what it holds
@@ -211,9 +213,43 @@ def _open(source: Source) -> soundfile.SoundFile:
     except OSError as error:
         raise ReverieError(f"cannot read '{source}': {reason_of(error)}") from error
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: .raw asks for a form that nobody gave
+        if (decoded := _decode_others(source)) is not None:
+            return soundfile.SoundFile(decoded)
         raise ReverieError(
             f"cannot read '{source}': no sound that is known, or damaged; WAV, FLAC, OGG and MP3 are"
         ) from error
+
+
+def _decode_others(source: Source) -> io.BytesIO | None:
+    """Return the sound of what libsndfile does not read (M4A, AAC, films) as a WAV file; None where PyAV reads none."""
+    try:
+        import av
+    except ImportError:
+        return None
+    file = source if isinstance(source, io.BytesIO) else str(source)
+    if isinstance(file, io.BytesIO):
+        file.seek(0)
+    blocks: list[np.ndarray] = []
+    rate, total = 0, 0
+    try:
+        options = {"format_whitelist": OTHERS, "protocol_whitelist": "file"}
+        with av.open(file, options=options, metadata_errors="replace") as opened:
+            resampler = av.AudioResampler(format="flt")
+            for frame in opened.decode(audio=0):
+                for block in resampler.resample(frame):
+                    rate = block.rate
+                    blocks.append(block.to_ndarray().reshape(-1, block.layout.nb_channels))
+                    total += blocks[-1].size
+                    if total > LONGEST:
+                        raise ReverieError(f"'{source}': the sound is longer than {LONGEST / rate / 3600:.1f} hours")
+    except (av.FFmpegError, IndexError):  # of no such form, or without a sound
+        return None
+    if not blocks:
+        return None
+    decoded = io.BytesIO()
+    _soundfile().write(decoded, np.concatenate(blocks), rate, format="WAV", subtype="FLOAT")
+    decoded.seek(0)
+    return decoded
 
 
 def _with_true_length(source: Source) -> Source:
@@ -232,6 +268,8 @@ def _mend(source: Source, file: BinaryIO) -> Source:
         data, share = mp3.with_length(file.read())
         _warn_if_cut(source, share)
         return io.BytesIO(data)
+    if str(source).lower().endswith(".mp3") and head not in CONTAINERS:
+        return io.BytesIO(mp3.without_junk(file.read()))  # libsndfile's own search writes to stderr
     if head == b"RIFF" and (place := _wav_data(file)):
         source = _mend_wav(source, file, place)
     file.seek(0)

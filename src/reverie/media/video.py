@@ -218,7 +218,10 @@ def write(
 def recording(
     path: str | Path, fps: Rate, *, texts: Mapping[str, str] | None = None, sound: Waveform | None = None
 ) -> Iterator[Callable[[Image.Image], None]]:
-    """Yield the function that adds a frame to a film; the file is there once the context ends well. See `write`."""
+    """Yield the function that adds a frame to the film at `path`; it is there once the context ends well. See `write`.
+
+    `fps` are frames a second; `texts` and `sound` are written into it where its format holds them.
+    """
     path = Path(path)
     check(path, fps, sound=sound is not None)
     sweep(path)

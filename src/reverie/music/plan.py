@@ -229,9 +229,11 @@ class Loop(MusicPlan):
 
 
 def plan(music: Music, params: SpectrogramParams, factor: int, given: int | None = None) -> MusicPlan:
-    """Lay out a request for a model; `given` are the samples of the sound it starts from, at the model's rate.
+    """Lay out a request for a model that hears by `params` and whose latents span `factor` columns and bands.
 
-    Raises ReverieError for parameters that latents of `factor` columns and bands do not fill.
+    `given` are the samples of the sound that it starts from, at the model's rate.
+
+    Raises ReverieError for parameters that are no whole latents.
     """
     for name, count in (("bands", params.mels), ("columns", params.columns)):
         if count % factor:

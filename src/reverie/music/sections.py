@@ -39,7 +39,9 @@ class Section(Progress):
 def pieces(
     run: Callable[[Tensor], Tensor], x: Tensor, section: int, overlap: int, fade: Fade = lambda part: part
 ) -> Iterator[Section]:
-    """Apply `run`, which keeps the last axis or stretches it, to sections of it, and fade these into one another.
+    """Apply `run`, which keeps the last axis or stretches it, to sections of `x`, and fade these into one another.
+
+    `section` and `overlap` count along the last axis of `x`.
 
     What is no longer than a section is run as it is. The fade keeps the sum of what is alike on both sides of it.
     """

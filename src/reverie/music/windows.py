@@ -121,7 +121,10 @@ def _setting(system: StableDiffusion, stop: Stop, shared: TextToImage) -> Settin
 def denoiser(
     system: StableDiffusion, shared: TextToImage, sigmas: Sigmas, windows: Windows, settings: Sequence[Setting]
 ) -> Denoise:
-    """Denoise windows together, each towards what it is told."""
+    """Denoise `windows` together, each towards its own of the `settings`, at the noise levels `sigmas`.
+
+    `shared` has the guidance of all.
+    """
 
     @cache  # most windows are told what others are
     def of(*batch: Setting) -> Denoise:

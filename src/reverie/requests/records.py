@@ -18,6 +18,7 @@ from reverie.media.pictures import PARAMETERS, REQUEST, parameters_text
 from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.foreign import read_draft
+from reverie.requests.foreign.draft import json_object
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import looking_in, recorded_name
@@ -161,8 +162,18 @@ def read_record(file: Image.Image | str | Path) -> Record:
     except ReverieError as error:
         raise ReverieError(f"{named}: {error}", field=error.field) from error
     if record is None:
-        raise ReverieError(f"{named} does not say how it was made; give one that still has its metadata")
+        raise ReverieError(f"{named} {_silence(carrier)}")
     return record
+
+
+def _silence(carrier: Carrier) -> str:
+    """Say why a file's texts are no settings."""
+    if '"nodes"' in carrier.texts.get("workflow", ""):
+        return "holds the workflow of ComfyUI's editor without what was drawn by it; open it there, and save it anew"
+    for name, text in carrier.texts.items():
+        if data := json_object(text):
+            return f"says in '{name}' what no program that is known here writes (it holds {', '.join(list(data)[:4])})"
+    return "does not say how it was made; give one that still has its metadata"
 
 
 def _read_foreign(carrier: Carrier) -> Record | None:

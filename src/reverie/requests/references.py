@@ -20,17 +20,17 @@ from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from PIL import Image
 from pydantic import AfterValidator, Field, PlainSerializer, SerializationInfo, model_serializer, model_validator
 
 from reverie.errors import ReverieError
-from reverie.files import file_sha256, natural_order, reason_of, sha256_of
+from reverie.files import name_of, path_sha256, reason_of
 from reverie.media.masks import PAINTED
-from reverie.media.pictures import READABLE, decode, eight_bits, open_picture, upright
+from reverie.media.pictures import READABLE, decode, open_picture, png_bytes
 from reverie.requests.adapter_files import SUFFIXES, parse
-from reverie.requests.base import RECORDED, Frozen, Request
+from reverie.requests.base import RECORDED, Frozen
 
 if TYPE_CHECKING:
     from reverie.media.sound import Sound
@@ -40,7 +40,6 @@ HUB_PARTS = 2  # owner/name
 ASSETS = Path(__file__).parents[1] / "assets"
 BUNDLED_NAME, MUSIC_NAME = "reverie-emoji", "reverie-music"  # what the bundled models are asked for and told by
 MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the models that a record names are
-PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 
 Resolver = Callable[[str, str], str]
 """(what is named, its name) -> the path. What: picture, sound, film, model, controlnet, lora, embedding or folder."""
@@ -94,11 +93,6 @@ def looking_in(*folders: Path) -> Iterator[None]:
         yield
     finally:
         _FOLDERS.reset(before)
-
-
-def name_of(path: str | Path) -> str:
-    """Return the last part of a path of any system."""
-    return re.split(r"[\\/]", str(path).rstrip("\\/"))[-1]
 
 
 def recorded_name(name: str) -> str:
@@ -159,7 +153,7 @@ class FileReference(Frozen):
 
     @classmethod
     def _from_path(cls, path: Path) -> dict[str, Any]:
-        return {"sha256": _sum_of(path), "name": path.name, "path": str(path.absolute())}
+        return {"sha256": path_sha256(path), "name": path.name, "path": str(path.absolute())}
 
     @classmethod
     def _from_bytes(cls, data: bytes) -> dict[str, Any]:
@@ -248,7 +242,7 @@ class Picture(FileReference):
     def _from_memory(cls, given: object) -> dict[str, Any]:
         if not isinstance(given, Image.Image):
             raise ReverieError(f"{type(given).__name__} is no picture; give a path, a PIL image or a data URL")
-        return cls._from_bytes(_png(given))
+        return cls._from_bytes(png_bytes(given))
 
     def _content(self) -> str | None:
         if self.data is None:
@@ -336,21 +330,6 @@ def _read(file: Path | io.BytesIO, picture: bool) -> Sound | Image.Image:
     return sound.read(file)
 
 
-def _sum_of(path: Path) -> str:
-    """Return the SHA-256 of a file, or of all the files in a folder."""
-    if not path.is_dir():
-        return file_sha256(path)
-    files = sorted((file for file in path.iterdir() if file.is_file()), key=lambda file: natural_order(file.name))
-    return sha256_of(file_sha256(file) for file in files)
-
-
-def _png(image: Image.Image) -> bytes:
-    buffer = io.BytesIO()
-    image = upright(image)
-    (image if image.mode in PNG_MODES else eight_bits(image)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def _from_data_url(url: str, what: str) -> bytes:
     _, comma, text = url.partition(";base64,")
     try:
@@ -407,9 +386,6 @@ def resolve_adapters(field: str, given: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(new + text[len(path) :] for text, path, new in zip(given, paths, placed, strict=True))
 
 
-Asked = TypeVar("Asked", bound=Request)
-
-
 def references(part: Frozen) -> Iterator[tuple[str, FileReference]]:
     """Yield the files that a request or a part of one names, each after its field, such as "controls.0.image"."""
     for name in type(part).model_fields:
@@ -421,25 +397,3 @@ def references(part: Frozen) -> Iterator[tuple[str, FileReference]]:
                 yield field, one
             elif isinstance(one, Frozen):
                 yield from ((f"{field}.{inner}", found) for inner, found in references(one))
-
-
-def supply(request: Asked, files: Mapping[str, object]) -> tuple[Asked, tuple[str, ...]]:
-    """Put files in the place of those that a recorded request names; return it, and notes where one is another file.
-
-    `init` is the film where a request draws over one. Raises ReverieError for a field that the request has not, and
-    where a file that it needs is still missing.
-    """
-    named = {f"{name}_video" if hasattr(request, f"{name}_video") else name: file for name, file in files.items()}
-    for name in named:
-        if not isinstance(getattr(request, name, None), FileReference):
-            given = name.removesuffix("_video")
-            raise ReverieError(f"it was made without {given}", field=given, hint=f"leave out `{given}`")
-    supplied, notes = request.replace(**named), list[str]()
-    for name in named:
-        old: FileReference = getattr(request, name)
-        if getattr(supplied, name) != old:
-            notes.append(f"{name} is another file than it was made from, '{old.name}' with SHA-256 {old.sha256}")
-    for field, reference in references(supplied):
-        if not reference.is_here:
-            raise reference.missing(field)
-    return supplied, tuple(notes)

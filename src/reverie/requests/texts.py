@@ -24,7 +24,7 @@ from reverie.media.footage import DEMUXERS as FILM_DEMUXERS
 from reverie.media.footage import FILMS
 from reverie.media.pictures import DAMAGED, FORMATS, PARAMETERS, REQUEST
 
-SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus")
+SOUNDS = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".m4a", ".aac", ".aiff", ".aif", ".mka", ".wma")
 # The character code that opens a UserComment (EXIF 2.3, 4.6.5).
 CODES = {b"ASCII\0\0\0": "utf-8", b"UNICODE\0": "utf-16-be", b"JIS\0\0\0\0\0": "shift_jis", bytes(8): "utf-8"}
 XMP_TEXTS = {
@@ -39,7 +39,7 @@ STEALTH = {
     b"stealth_rgbinfo": ("RGB", False),
     b"stealth_rgbcomp": ("RGB", True),
 }
-DEMUXERS = f"{FILM_DEMUXERS},flac,wav,mp3"
+DEMUXERS = f"{FILM_DEMUXERS},flac,wav,mp3,aac,aiff,asf"
 LONGEST = 1 << 24  # bytes of a hidden text, and of what it unpacks to
 
 Kind = Literal["picture", "film", "sound"]
@@ -218,7 +218,8 @@ def _tags(path: Path) -> dict[str, str]:
     with suppress(ImportError):
         import soundfile
 
-        with suppress(soundfile.LibsndfileError), soundfile.SoundFile(path) as sound:
+        # Opened here, and so told by content alone: libsndfile searches what is called .mp3, and writes to stderr.
+        with suppress(soundfile.LibsndfileError, OSError), path.open("rb") as file, soundfile.SoundFile(file) as sound:
             texts = {name: text for name, text in sound.copy_metadata().items() if text}
             if REQUEST in (texts := _with_ours(texts)):
                 return texts

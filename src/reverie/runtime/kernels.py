@@ -60,7 +60,9 @@ def pack_conv2d(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
 ) -> Packed:
-    """Pack the weight of a convolution without groups, for inputs of a size (b, c, h, w).
+    """Pack the weight of a convolution without groups, for inputs of a `size` (b, c, h, w).
+
+    `stride`, `padding` and `dilation` are (vertical, horizontal), in pixels.
 
     It computes the same for other sizes, but the kernel for its order may then take up to 20 times as long.
     """
@@ -91,7 +93,10 @@ def conv2d(
     dilation: tuple[int, ...],
     add: Float[Tensor, "b out h2 w2"] | None = None,
 ) -> Float[Tensor, "b out h2 w2"]:
-    """Convolve, and add `add` in the same pass; an input in channels-last gives an output in channels-last."""
+    """Convolve with a weight of `pack_conv2d`, and add `add` in the same pass.
+
+    `stride`, `padding` and `dilation` are those that it was packed with. Channels-last gives channels-last.
+    """
     shape = (list(padding), list(stride), list(dilation), 1)
     if add is None:
         return torch.ops.mkldnn._convolution_pointwise.default(x, weight, bias, *shape, "none", NOTHING, "")

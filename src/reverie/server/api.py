@@ -325,6 +325,21 @@ class ClassificationBody(BaseModel):
     top: int = 5
 
 
+class SearchBody(BaseModel):
+    """A text, a picture by name or content, and what should count nothing."""
+
+    text: str = Field(default="", max_length=1000)
+    like: str | None = None
+    without: str = Field(default="", max_length=1000)
+    top: int = 20
+
+
+@router.post("/search")
+async def search(asked: SearchBody, request: Request) -> Json:
+    """Find pictures of the server's index."""
+    return await answer(request, "search", asked.model_dump())
+
+
 @router.post("/compare")
 async def compare(asked: ComparisonBody, request: Request) -> Json:
     """Return the cosines of pictures with texts, or of one kind with each other."""

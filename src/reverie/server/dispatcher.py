@@ -369,7 +369,8 @@ class Dispatcher:
                 events.put_nowait(event)
 
     def _tell_state(self, record: JobRecord) -> None:
-        self._tell(record, {"type": "state", "id": record.id, "job": self.describe(record)})
+        if self._listeners:
+            self._tell(record, {"type": "state", "id": record.id, "job": self.describe(record)})
 
     def _tell_positions(self) -> None:
         if self._listeners:

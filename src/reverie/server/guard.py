@@ -38,6 +38,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",  # asked for anew, so that after an upgrade the page's modules fit each other
 }
 
 log = logging.getLogger("reverie.server")

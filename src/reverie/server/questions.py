@@ -1,4 +1,4 @@
-"""Questions: what is asked of CLIP or of a model's place in memory, and answered with values rather than files."""
+"""Questions to CLIP: comparison, classification, embedding and search, answered with values; models put in memory."""
 
 from __future__ import annotations
 
@@ -13,8 +13,10 @@ from pydantic import Field
 
 from reverie.errors import ReverieError
 from reverie.jobs.events import Event, Finished, Load, ignore
+from reverie.media.pictures import decode
 from reverie.requests.base import Frozen
 from reverie.requests.references import Picture
+from reverie.server.shelf import data_url, encode_preview
 
 if TYPE_CHECKING:
     from reverie.similarity.embed import Clip
@@ -28,8 +30,8 @@ class Question(Frozen):
 
     kind: ClassVar[str] = ""
 
-    def answer(self, load: Load) -> dict[str, Any]:
-        """Return the answer."""
+    def answer(self, load: Load, index: Path | None) -> dict[str, Any]:
+        """Return the answer; `index` is the folder of the server's index."""
         raise NotImplementedError
 
 
@@ -41,7 +43,7 @@ class Comparison(Question):
     pictures: Pictures = ()
     texts: Texts = ()
 
-    def answer(self, load: Load) -> dict[str, Any]:
+    def answer(self, load: Load, index: Path | None) -> dict[str, Any]:
         """Return rows, columns, cosines and the CLIP's name."""
         if not self.pictures and not self.texts:
             raise ReverieError("nothing to compare; give `pictures` and `texts`")
@@ -60,7 +62,7 @@ class Classification(Question):
         default=None, description="sentences with {} for the label; CLIP's own if not given"
     )
 
-    def answer(self, load: Load) -> dict[str, Any]:
+    def answer(self, load: Load, index: Path | None) -> dict[str, Any]:
         """Return for each picture labels with their probabilities, the likeliest first."""
         named = clip().classify(_images(self.pictures), self.labels, self.templates, top=self.top)
         guesses = [[one._asdict() for one in found.guesses] for found in named]
@@ -75,10 +77,36 @@ class Embedding(Question):
     pictures: Pictures = ()
     texts: Texts = ()
 
-    def answer(self, load: Load) -> dict[str, Any]:
+    def answer(self, load: Load, index: Path | None) -> dict[str, Any]:
         """Return the vectors of the pictures and then of the texts."""
         rows = [*clip().embed_images(_images(self.pictures)).tolist(), *clip().embed_texts(self.texts).tolist()]
         return {"vectors": rows, "model": clip().name}
+
+
+class Search(Question):
+    """Ask for the pictures of the server's index that are most like a text and a picture, without what else is said."""
+
+    kind: ClassVar[str] = "search"
+
+    text: str = ""
+    like: Picture | None = None
+    without: str = ""
+    top: int = Field(default=20, ge=1, le=100)
+
+    def answer(self, load: Load, index: Path | None) -> dict[str, Any]:
+        """Return the names of what is found, with cosines and small pictures."""
+        if index is None:
+            raise ReverieError("this server has no index to search")
+        from reverie.similarity.index import open_index
+        from reverie.similarity.search import Query, find_picture, search
+
+        found = open_index(index)
+        like = () if self.like is None else (self.like.image(),)
+        query = Query((self.text,) if self.text else (), like, (self.without,) if self.without else ())
+        hits = search(found, clip(), query, top=self.top).hits
+        images = (_show(find_picture(found, hit.name)) for hit in hits)
+        rows = zip(hits, images, strict=True)
+        return {"hits": [{"name": hit.name, "cosine": hit.cosine, "image": image} for hit, image in rows]}
 
 
 class Presence(Question):
@@ -88,12 +116,14 @@ class Presence(Question):
 
     model: str
 
-    def answer(self, load: Load) -> dict[str, Any]:
+    def answer(self, load: Load, index: Path | None) -> dict[str, Any]:
         """Load it."""
         return {"name": load(self.model).name}
 
 
-QUESTIONS: dict[str, type[Question]] = {one.kind: one for one in (Comparison, Classification, Embedding, Presence)}
+QUESTIONS: dict[str, type[Question]] = {
+    one.kind: one for one in (Comparison, Classification, Embedding, Search, Presence)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,6 +131,7 @@ class AnswerJob:
     """Answer a question; the last event holds the answer."""
 
     request: Question
+    index: Path | None
     model: str | None = None
 
     def check(self) -> None:
@@ -108,7 +139,7 @@ class AnswerJob:
 
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Answer."""
-        yield Finished(self.request.answer(load))
+        yield Finished(self.request.answer(load, self.index))
 
 
 @lru_cache(maxsize=1)
@@ -121,3 +152,8 @@ def clip() -> Clip:
 
 def _images(pictures: tuple[Picture, ...]) -> list[Image.Image | str | Path]:
     return [picture.image() for picture in pictures]
+
+
+def _show(picture: Image.Image | str | Path) -> str:
+    """Return a small copy of a picture as a data URL."""
+    return data_url(encode_preview(picture if isinstance(picture, Image.Image) else decode(picture)), "image/jpeg")

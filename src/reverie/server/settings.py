@@ -131,12 +131,14 @@ class Settings:
     def describe(self, text: str) -> str:
         """Return a message without the folders of this machine."""
         for folder in (self.outputs, self.uploads, self.home, *self._model_paths(), Path.home()):
-            text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+            if folder.name:  # not the root
+                text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
         return text
 
     def _model_paths(self) -> Iterator[Path]:
         for folders in (self.models, self.loras, self.embeddings, self.controlnets, self.folders):
             yield from folders
+        yield from filter(None, [self.index])
         yield from BUNDLED.values()
 
 

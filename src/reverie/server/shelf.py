@@ -19,7 +19,7 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.files import atomic_write
-from reverie.media.pictures import DAMAGED
+from reverie.media.pictures import DAMAGED, to_rgb
 from reverie.requests.references import DATA_URL
 from reverie.server.settings import Settings
 
@@ -36,6 +36,7 @@ SIGNATURES = (
     (0, b"\x1a\x45\xdf\xa3", ".webm"),
 )
 INPUT_PIXELS = 16  # times the pixels that may be drawn, a picture that is given may have
+PREVIEW_SIDE, PREVIEW_QUALITY = 384, 75
 DAY = 86_400.0
 
 
@@ -118,6 +119,14 @@ def content_of(url: str) -> bytes:
 def data_url(data: bytes, media_type: str) -> str:
     """Return content as a data URL."""
     return f"{DATA_URL}{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def encode_preview(picture: Image.Image) -> bytes:
+    """Return a small JPEG of a picture."""
+    small, buffer = to_rgb(picture), io.BytesIO()
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    small.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
+    return buffer.getvalue()
 
 
 def describe_files(paths: Iterator[Path]) -> list[dict[str, Any]]:

@@ -95,7 +95,7 @@ class Submission(Frozen):
         request, options = self.read(settings), self.options
         outputs = tuple(settings.outputs / f"{name}.{suffix}" for suffix in options.formats)
         if isinstance(request, Question):
-            return AnswerJob(request=request)
+            return AnswerJob(request=request, index=settings.index)
         if isinstance(request, Animation):
             self._check_formats("films")
             job = FilmJob(request=request, outputs=outputs, model=self.model, previews=options.previews)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import io
 import logging
 import multiprocessing
 import os
@@ -18,21 +17,18 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from PIL import Image
-
 from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.jobs.events import Event, Finished, Load, Preview, Saved
-from reverie.media.pictures import to_rgb
 from reverie.progress import Progress
 from reverie.requests import adapter_files
 from reverie.server.settings import Settings
+from reverie.server.shelf import encode_preview
 from reverie.server.submissions import Submission
 
 if TYPE_CHECKING:
     from reverie.pipeline import Pipeline
 
-PREVIEW_SIDE, PREVIEW_QUALITY = 384, 75
 PREVIEW_INTERVAL = 0.1  # seconds between two previews at least
 
 log = logging.getLogger("reverie.server")
@@ -144,7 +140,10 @@ def _receive(connection: Connection, inbox: SimpleQueue[Any], cancelled: set[str
 def carry_out(
     task: Task, settings: Settings, load: Load, is_cancelled: Callable[[str], bool], say: Callable[[Said], None]
 ) -> None:
-    """Do a task and say how it goes; the last thing said is done, failed or cancelled."""
+    """Do a task and `say` how it goes; the last thing said is done, failed or cancelled.
+
+    `load` gives a model of a name, and `is_cancelled` tells of a task's name whether its client gave it up.
+    """
     shown = 0.0
 
     def tell(event: Event) -> None:
@@ -180,14 +179,6 @@ def _plain(event: Event, settings: Settings) -> tuple[str, Any]:
     if isinstance(event, Finished):
         return "done", {name: value for name, value in event.record.items() if name not in ("files", "request")}
     return "note", settings.describe(event.text)
-
-
-def encode_preview(picture: Image.Image) -> bytes:
-    """Return a small JPEG of a picture."""
-    small, buffer = to_rgb(picture), io.BytesIO()
-    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    small.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
-    return buffer.getvalue()
 
 
 class LoadedModels:

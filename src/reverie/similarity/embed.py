@@ -137,7 +137,10 @@ class Clip:
         *,
         top: int = 5,
     ) -> list[Guesses]:
-        """Name each picture by the likeliest of some labels, with their probabilities (zero-shot classification)."""
+        """Name each picture by the `top` likeliest of some labels, with their probabilities (zero-shot classification).
+
+        Each label is said in each of the `templates`, sentences with a {}; None takes its own.
+        """
         return self.classifier(labels, templates).name(images, top=top)
 
 

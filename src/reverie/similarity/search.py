@@ -137,7 +137,7 @@ class Results:
 def search(
     index: Index, clip: QueryEmbedder, query: Query, *, top: int = 10, nearest: Nearest | None = None
 ) -> Results:
-    """Find the pictures most like a query; `nearest` is `exact` if not given, or `by_faiss`.
+    """Find the `top` pictures most like a query, which `clip` embeds; `nearest` is `exact` if not given, or `by_faiss`.
 
     Raises ReverieError where the index is of another model.
     """

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from reverie.errors import ReverieError
-from reverie.files import reason_of, write_text
-from reverie.requests.references import name_of
+from reverie.files import name_of, reason_of, write_text
 
 RECIPE = "recipe.json"  # in the folder of a run
 LONGEST_NAME = 255  # of a file, in characters

@@ -211,7 +211,7 @@ class ClipObjective:
 def clip_config(
     text: TextSettings, vision: VisionSettings, contrast: ContrastSettings, *, vocabulary: int, length: int, eos: int
 ) -> CLIPConfig:
-    """Describe the network of a recipe, for a tokenizer of so many tokens, whose texts are so long and end in `eos`."""
+    """Describe a recipe's network, for a tokenizer of `vocabulary` tokens, `length` a text, which `eos` ends."""
     return CLIPConfig(
         text=CLIPTextConfig(
             hidden_size=text.width,

@@ -127,7 +127,10 @@ class DistillObjective(DiffusionObjective):
 def draw_levels(
     sigmas: Float[Tensor, " levels_and_1"], phases: int, count: int, generator: torch.Generator
 ) -> tuple[Float[Tensor, " count"], Float[Tensor, " count"], Float[Tensor, " count"]]:
-    """Draw neighbouring noise levels of a path, and the ends of their phases."""
+    """Draw `count` pairs of neighbouring noise levels of a path, whose levels fall into `phases` of one length.
+
+    Returns the higher levels, the lower ones and the last of their phases.
+    """
     levels = len(sigmas) - 1
     first = torch.randint(levels, (count,), generator=generator)
     phase = levels // phases

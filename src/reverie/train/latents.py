@@ -32,7 +32,9 @@ LATENTS = "latents.safetensors"  # in the folder of a run
 
 
 def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int = 0) -> Iterator[Progress]:
-    """Write the scaled latents of all examples to `path`, in half precision; yield how far it is.
+    """Write the scaled latents of all examples, as the autoencoder encodes them, to `path`, in half precision.
+
+    It yields how far it is; `workers` processes prepare the examples, 0 is this one.
 
     Nothing is done where the file is there already, for this encoder and these examples.
     """

@@ -290,7 +290,9 @@ def train(
     resume: bool = False,
     sections: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[TrainingStep]:
-    """Run the loop, yielding an event every `log_every` steps; write checkpoints, samples and at last the export.
+    """Run the loop on the objective that `build` makes, yielding an event every `log_every` steps of the `settings`.
+
+    Checkpoints, samples and at last the export are written into `out`.
 
     Of several processes that torchrun started only the first writes and yields; all read the same checkpoint.
     `sections` are the recipe's tables: a run that goes on with others than it had warns of what changed. Raises

@@ -147,7 +147,7 @@ def targets(things: tuple[Concept, ...], settings: ProbeSettings, seed: int) -> 
 def pool_features(
     things: tuple[Concept, ...], settings: ProbeSettings, seed: int, path: Path
 ) -> Float[Tensor, "n 1280"]:
-    """Return the ImageNet features of the degraded scenes of a pool; computed once, kept at `path`."""
+    """Return the ImageNet features of the degraded scenes of `things` in a pool; computed once, kept at `path`."""
     made_of = json.dumps([[thing.emoji for thing in things], asdict(settings) | {"batch": 0}, seed], ensure_ascii=False)
     if not is_kept(made_of, path):
         eyes = Probe(1, settings.side)

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.requests.foreign.levels import way_at
+from reverie.requests.foreign.draft import way_at
 from reverie.requests.pictures import Hires, Refiner, TextToImage, Variation
 from reverie.requests.records import Record, read_record, texts
 from reverie.requests.samplers import SAMPLERS
@@ -334,3 +334,18 @@ def test_a_refiner_takes_the_last_steps_where_its_file_is_here(
     record = read(text)
     assert record.notes == ()
     assert record.request.refiner == Refiner(model=str(tmp_path / "sd_xl_refiner_1.0.safetensors"), switch=switch)
+
+
+def test_a_text_whose_line_breaks_were_lost_keeps_its_prompts(read: Text) -> None:
+    settings = "Steps: 20, Sampler: Euler a, CFG scale: 7, Seed: 5, Size: 64x64, RNG: CPU, Version: v1.10.1"
+    whole = read(f"a cat, sitting\nNegative prompt: bad, worse\n{settings}")
+    assert whole.request.prompt == "a cat, sitting"
+    assert read(f"a cat, sitting Negative prompt: bad, worse {settings}") == whole
+    assert read(f"a cat, sitting {settings}").request == whole.request.replace(negative="")
+    kept = read(f"a cat, Steps: 5, walking\n{settings}")
+    assert kept.request.prompt == "a cat, Steps: 5, walking"
+
+
+def test_a_random_seed_is_said_to_be_another(read: Text) -> None:
+    record = read("a\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: -1, Size: 64x64, RNG: CPU, Version: v1.10.1")
+    assert record.notes == ("seed: -1 stands for a random one, which the file does not name; another is drawn",)

@@ -363,3 +363,18 @@ def test_whatever_stands_there_gives_a_request_or_one_line(data: st.DataObject) 
         picture.info.update(chunk)
         with suppress(ReverieError):  # and nothing else
             assert isinstance(read_record(picture).request, TextToImage)
+
+
+@pytest.mark.parametrize(
+    ("chunks", "told"),
+    [
+        ({"workflow": '{"nodes": [{"id": 1, "type": "KSampler"}], "links": []}'}, "workflow of ComfyUI's editor"),
+        ({"generation_data": '{"models": [], "baseModel": {}}\0'}, "'generation_data' what no program that is known"),
+        ({"Description": "a cat --ar 16:9 --v 6.0 Job ID: 1"}, "does not say how it was made"),
+    ],
+)
+def test_texts_that_are_no_settings_are_named(
+    chunks: dict[str, str], told: str, read_png: Callable[[dict[str, str]], Record]
+) -> None:
+    with pytest.raises(ReverieError, match=told):
+        read_png(chunks)

@@ -11,9 +11,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from reverie.errors import ReverieError
-from reverie.requests.foreign.draft import COMFYUI_DISCARDS, START_IS_MISSING, Draft, as_number, shorten, stem_of
+from reverie.requests.foreign.draft import (
+    COMFYUI_DISCARDS,
+    START_IS_MISSING,
+    Draft,
+    as_number,
+    shorten,
+    stem_of,
+    way_at,
+)
 from reverie.requests.foreign.graph import Graph, GraphPicture, Latent, Node, Prompt, Sampling, Sigmas
-from reverie.requests.foreign.levels import way_at
 from reverie.requests.foreign.nodes import NODES, unknown
 from reverie.requests.pictures import Hires
 

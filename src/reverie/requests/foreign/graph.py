@@ -309,3 +309,39 @@ def read_wildcard(node: Node, slot: int, want: type) -> object:
     if want is Prompt:
         return Prompt(node.text("populated_text"), node.get("clip", GraphClip) or GraphClip())
     return node.get("model" if want is Model else "clip", want)
+
+
+# Readers of numbers and texts, each with the names of its classes.
+KNOWN: tuple[tuple[Reader, str], ...] = (
+    (
+        value_of("value", "int", "float", "string", "Number", "Value"),
+        "PrimitiveInt, PrimitiveFloat, PrimitiveString, PrimitiveStringMultiline, PrimitiveBoolean, PrimitiveNode, "
+        "Int, INTConstant, FloatConstant, Float, ImpactInt, ImpactFloat, ImpactBoolean, String, easy int, easy float, "
+        "easy string, CR Integer, CR Float, JWInteger, JWFloat, FloatSlider",
+    ),
+    (
+        value_of("text", "string", "prompt", "Text", "value", "positive", "negative"),
+        "String Literal, StringConstant, StringConstantMultiline, Text Multiline, CR Text, CR Prompt Text, ttN text, "
+        "JWString, JWStringMultiline, ImpactString, Text box, TextBox, Simple String, Textbox, Text String, "
+        "easy positive, easy negative, CR Multiline Text, Text, DF_Text, StringInput",
+    ),
+    (
+        value_of("text", "source", "anything"),
+        "ShowText|pysssss, PreviewAny, easy showAnything, Display Any (rgthree), ShowAnything, Text to Console",
+    ),
+    (
+        value_of("seed", "value"),
+        "Seed (rgthree), easy seed, CR Seed, Seed, Seed Generator, SeedEverywhere, RandomSeed",
+    ),
+    (join_texts(r"string_[a-z]", "delimiter", ""), "StringConcatenate"),
+    (join_texts(r"text_[a-z]", "delimiter", ", "), "Text Concatenate"),
+    (join_texts(r"text\d", "separator", ""), "CR Text Concatenate"),
+    (join_texts(r"string_?\d+", "delimiter", " "), "JoinStrings, JoinStringMulti"),
+    (replace_text, "StringReplace"),
+    (trim_text, "StringTrim"),
+    (cut_text, "StringSubstring"),
+    (change_case, "CaseConverter"),
+    (read_wildcard, "ImpactWildcardProcessor, ImpactWildcardEncode"),
+    (reroute, "Reroute, Reroute (rgthree), ReroutePrimitive|pysssss"),
+    (first_given, "Any Switch (rgthree)"),
+)

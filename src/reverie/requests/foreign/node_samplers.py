@@ -149,3 +149,29 @@ def split_sigmas(node: Node, slot: int, want: type) -> object:
         node.note("a part of the levels alone", "step", "denoise")
         return sigmas
     return replace(sigmas, last=step) if slot == 0 else replace(sigmas, first=step)
+
+
+# Readers, each with the names of its classes.
+KNOWN: tuple[tuple[Reader, str], ...] = (
+    (ksampler, "KSampler, KSamplerAdvanced, KSampler (Efficient), KSampler Adv. (Efficient)"),
+    (custom, "SamplerCustom, SamplerCustomAdvanced"),
+    (cfg_guider, "CFGGuider"),
+    (basic_guider, "BasicGuider"),
+    (dual_guider, "DualCFGGuider"),
+    (random_noise, "RandomNoise"),
+    (no_noise, "DisableNoise"),
+    (ksampler_select, "KSamplerSelect"),
+    (basic_scheduler, "BasicScheduler"),
+    (split_sigmas, "SplitSigmas, SplitSigmasDenoise"),
+    (levels_of("karras", sigma_max=14.614642, sigma_min=0.0291675, rho=7.0), "KarrasScheduler"),
+    (levels_of("exponential", sigma_max=14.614642, sigma_min=0.0291675), "ExponentialScheduler"),
+    (levels_of("SDTurboScheduler"), "SDTurboScheduler"),
+    (levels_of("beta"), "BetaSamplingScheduler"),
+    (levels_of("AlignYourSteps"), "AlignYourStepsScheduler"),
+    (solver_of("euler_ancestral", eta=1.0, s_noise=1.0), "SamplerEulerAncestral"),
+    (solver_of("lms", order=4), "SamplerLMS"),
+    (solver_of("dpmpp_sde", eta=1.0, s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
+    (solver_of("dpmpp_2m_sde", solver_type="midpoint", eta=1.0, s_noise=1.0), "SamplerDPMPP_2M_SDE"),
+    (solver_of("dpmpp_3m_sde", eta=1.0, s_noise=1.0), "SamplerDPMPP_3M_SDE"),
+    (solver_of("dpmpp_2s_ancestral", eta=1.0, s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
+)

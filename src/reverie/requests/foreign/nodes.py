@@ -357,38 +357,6 @@ _NOTED_MODEL, _NOTED_PROMPT = pass_on("model", note=""), pass_on("conditioning",
 
 # Readers, each with the names of its classes.
 _KNOWN: tuple[tuple[Reader, str], ...] = (
-    # numbers and texts
-    (
-        values.value_of("value", "int", "float", "string", "Number", "Value"),
-        "PrimitiveInt, PrimitiveFloat, PrimitiveString, PrimitiveStringMultiline, PrimitiveBoolean, PrimitiveNode, "
-        "Int, INTConstant, FloatConstant, Float, ImpactInt, ImpactFloat, ImpactBoolean, String, easy int, easy float, "
-        "easy string, CR Integer, CR Float, JWInteger, JWFloat, FloatSlider",
-    ),
-    (
-        values.value_of("text", "string", "prompt", "Text", "value", "positive", "negative"),
-        "String Literal, StringConstant, StringConstantMultiline, Text Multiline, CR Text, CR Prompt Text, ttN text, "
-        "JWString, JWStringMultiline, ImpactString, Text box, TextBox, Simple String, Textbox, Text String, "
-        "easy positive, easy negative, CR Multiline Text, Text, DF_Text, StringInput",
-    ),
-    (
-        values.value_of("text", "source", "anything"),
-        "ShowText|pysssss, PreviewAny, easy showAnything, Display Any (rgthree), ShowAnything, Text to Console",
-    ),
-    (
-        values.value_of("seed", "value"),
-        "Seed (rgthree), easy seed, CR Seed, Seed, Seed Generator, SeedEverywhere, RandomSeed",
-    ),
-    (values.join_texts(r"string_[a-z]", "delimiter", ""), "StringConcatenate"),
-    (values.join_texts(r"text_[a-z]", "delimiter", ", "), "Text Concatenate"),
-    (values.join_texts(r"text\d", "separator", ""), "CR Text Concatenate"),
-    (values.join_texts(r"string_?\d+", "delimiter", " "), "JoinStrings, JoinStringMulti"),
-    (values.replace_text, "StringReplace"),
-    (values.trim_text, "StringTrim"),
-    (values.cut_text, "StringSubstring"),
-    (values.change_case, "CaseConverter"),
-    (values.read_wildcard, "ImpactWildcardProcessor, ImpactWildcardEncode"),
-    (values.reroute, "Reroute, Reroute (rgthree), ReroutePrimitive|pysssss"),
-    (values.first_given, "Any Switch (rgthree)"),
     # models and text encoders
     (
         _loader,
@@ -426,27 +394,7 @@ _KNOWN: tuple[tuple[Reader, str], ...] = (
     (_encode_picture, "VAEEncode, VAEEncodeTiled, VAEEncodeForInpaint"),
     (_enlarge, "LatentUpscale, LatentUpscaleBy, ImageScale, ImageScaleBy, ImageUpscaleWithModel"),
     (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch, SetLatentNoiseMask"),
-    # samplers
-    (samplers.ksampler, "KSampler, KSamplerAdvanced, KSampler (Efficient), KSampler Adv. (Efficient)"),
-    (samplers.custom, "SamplerCustom, SamplerCustomAdvanced"),
-    (samplers.cfg_guider, "CFGGuider"),
-    (samplers.basic_guider, "BasicGuider"),
-    (samplers.dual_guider, "DualCFGGuider"),
-    (samplers.random_noise, "RandomNoise"),
-    (samplers.no_noise, "DisableNoise"),
-    (samplers.ksampler_select, "KSamplerSelect"),
-    (samplers.basic_scheduler, "BasicScheduler"),
-    (samplers.split_sigmas, "SplitSigmas, SplitSigmasDenoise"),
-    (samplers.levels_of("karras", sigma_max=14.614642, sigma_min=0.0291675, rho=7.0), "KarrasScheduler"),
-    (samplers.levels_of("exponential", sigma_max=14.614642, sigma_min=0.0291675), "ExponentialScheduler"),
-    (samplers.levels_of("SDTurboScheduler"), "SDTurboScheduler"),
-    (samplers.levels_of("beta"), "BetaSamplingScheduler"),
-    (samplers.levels_of("AlignYourSteps"), "AlignYourStepsScheduler"),
-    (samplers.solver_of("euler_ancestral", eta=1.0, s_noise=1.0), "SamplerEulerAncestral"),
-    (samplers.solver_of("lms", order=4), "SamplerLMS"),
-    (samplers.solver_of("dpmpp_sde", eta=1.0, s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
-    (samplers.solver_of("dpmpp_2m_sde", solver_type="midpoint", eta=1.0, s_noise=1.0), "SamplerDPMPP_2M_SDE"),
-    (samplers.solver_of("dpmpp_3m_sde", eta=1.0, s_noise=1.0), "SamplerDPMPP_3M_SDE"),
-    (samplers.solver_of("dpmpp_2s_ancestral", eta=1.0, s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
 )
-NODES: dict[str, Reader] = {name: reader for reader, names in _KNOWN for name in names.split(", ")}
+NODES: dict[str, Reader] = {
+    name: reader for reader, names in (*values.KNOWN, *samplers.KNOWN, *_KNOWN) for name in names.split(", ")
+}

@@ -45,7 +45,7 @@ function bind() {
     const dark = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     chooseTheme((localStorage.theme = dark === "dark" ? "light" : "dark"));
   };
-  document.addEventListener("reuse", ({ detail: job }) => go(ROOM_OF[job.kind] ?? "draw").use(job.request));
+  document.addEventListener("reuse", ({ detail: job }) => go(ROOM_OF[job.kind] ?? "draw").use({ ...job.request, kind: job.kind }));
   document.addEventListener("keyframe", ({ detail }) => go("animate").take(detail));
   addEventListener("hashchange", enter);
   for (const event of ["dragover", "drop"]) addEventListener(event, (dropped) => dropped.preventDefault());

@@ -117,6 +117,20 @@ export class Sheet extends EventTarget {
     this.#changed(true);
   }
 
+  /** Take a picture in place of what is there, and a mask that is white where it is painted anew. */
+  load(picture, mask) {
+    this.clear();
+    if (mask) {
+      const context = this.mask.getContext("2d");
+      context.drawImage(mask, 0, 0, this.mask.width, this.mask.height);
+      const content = contentOf(this.mask);
+      const tint = rgb(MASK);
+      for (let at = 0; at < content.data.length; at += 4) content.data.set([...tint, content.data[at]], at);
+      context.putImageData(content, 0, 0);
+    }
+    this.place(picture);
+  }
+
   clear() {
     for (const layer of [this.sketch, this.mask]) {
       if (painted(layer)) this.#remember(layer);
@@ -279,13 +293,16 @@ function painted(layer) {
   return pixels.some((pixel) => pixel !== 0);
 }
 
+/** Return the parts of a colour written as #rrggbb. */
+const rgb = (colour) => [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+
 /** Fill the region of one colour around a point. */
 function flood(layer, { x, y }, colour) {
   const context = layer.getContext("2d");
   const content = contentOf(layer);
   const pixels = new Uint32Array(content.data.buffer);
   const { width, height } = layer;
-  const [red, green, blue] = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16));
+  const [red, green, blue] = rgb(colour);
   const paint = ((255 << 24) | (blue << 16) | (green << 8) | red) >>> 0;
   const start = Math.min(height - 1, Math.floor(y)) * width + Math.min(width - 1, Math.floor(x));
   const old = pixels[start];

@@ -5,9 +5,10 @@ import { Sheet } from "./canvas.js";
 import { $, $$, choose, fields, fill, make, onFiles, toast } from "./dom.js";
 import { language, t } from "./i18n.js";
 import { Live } from "./live.js";
+import { alsoAsked, carry, keepStyle, offerLoras, offerStyles, worded } from "./settings.js";
 
 const TOOLS = ["brush", "eraser", "line", "rectangle", "ellipse", "fill"];
-const SWATCHES = ["#1b1b1b", "#fdfdfb", "#8a5a2b", "#d8392b", "#f2c23e", "#3f9e4d", "#3b7dd8", "#e58fb0"];
+const SWATCHES = { black: "#1b1b1b", white: "#fdfdfb", brown: "#8a5a2b", red: "#d8392b", yellow: "#f2c23e", green: "#3f9e4d", blue: "#3b7dd8", pink: "#e58fb0" };
 const STARTERS = {
   en: ["🐼 a panda on a green background", "🚀 a rocket on a blue background", "🎹 a piano", "🍎 a red apple", "🐢 a small turtle on a yellow background"],
   zh: ["🐼 绿色背景上的一只熊猫", "🚀 蓝色背景上的火箭", "🎹 钢琴", "🍎 苹果", "🐢 黄色背景上的小龟"],
@@ -18,7 +19,8 @@ const NEAR = 0.2; // of the way to another seed: a variation
 
 let sheet, live;
 let models = [];
-let shown = null; // {job, file, seed} of the picture that is seen
+let mostSteps = 150;
+let shown = null; // {job, file, seed, at} of the picture that is seen
 const ask = () => $("#ask");
 
 export function open() {
@@ -42,8 +44,8 @@ function buildTools() {
     input.dataset.tLabel = tool;
     $("#tools").append(make("label", { className: "icon" }, input, icon(tool)));
   }
-  for (const colour of SWATCHES) {
-    const swatch = make("button", { type: "button", className: "swatch", "aria-label": colour, onclick: () => pick(colour) });
+  for (const [name, colour] of Object.entries(SWATCHES)) {
+    const swatch = make("button", { type: "button", className: "swatch", "data-t-label": name, onclick: () => pick(colour) });
     swatch.style.background = colour;
     $("#swatches").append(swatch);
   }
@@ -72,8 +74,8 @@ function pick(colour) {
 function bindSheet() {
   sheet.addEventListener("change", ({ detail }) => {
     live.changed();
-    if (!detail.done) return ($(".ghost").hidden = true);
-    $(".ghost").hidden = !sheet.empty;
+    if (!detail.done) return ($(".paper .ghost").hidden = true);
+    $(".paper .ghost").hidden = !sheet.empty;
     $("#undo").disabled = !sheet.undoable;
     $("#redo").disabled = !sheet.redoable;
     document.body.classList.toggle("sketched", !sheet.empty);
@@ -82,7 +84,8 @@ function bindSheet() {
   $("#strength").oninput = () => [sayFreedom(), live.changed()];
   onFiles($(".paper"), (files) => files.forEach(putOnSheet));
   document.addEventListener("keydown", (event) => {
-    if (!(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z" || event.target.matches("input:not([type=range]):not([type=radio]), textarea")) return;
+    const writing = event.target.matches("input:not([type=range]):not([type=radio]), textarea");
+    if (writing || $("#room-draw").hidden || !(event.ctrlKey || event.metaKey) || event.key.toLowerCase() !== "z") return;
     event.preventDefault();
     if (event.shiftKey) sheet.redo();
     else sheet.undo();
@@ -106,20 +109,21 @@ function sayFreedom() {
 
 // What is asked
 
-/** Let {red|blue} be one of the two. */
-function choosing(prompt) {
-  return prompt.replace(/\{([^{}]*\|[^{}]*)\}/g, (_, inner) => {
-    const choices = inner.split("|");
-    return choices[Math.floor(Math.random() * choices.length)];
-  });
+const randomSeed = () => Math.floor(Math.random() * 2 ** 31);
+
+/** Return what the form asks for; while it is drawn live, always the same seed and words. */
+function onForm() {
+  const { best_of, hires, count, ...request } = { ...alsoAsked(), ...fields(ask()) };
+  if (live.on) request.seed ??= liveSeed;
+  request.prompt = worded(request.prompt ?? "", (choices) => (live.on ? liveSeed : randomSeed()) % choices);
+  return { best_of, request, more: { count, ...(hires && { hires: { scale: hires } }) } };
 }
 
 /** Return the kind and the fields of the request that the form and the sheet make. */
 function asked() {
-  const { best_of, ...request } = fields(ask());
-  if (live.on) request.seed ??= liveSeed; // the picture that is seen, with all its steps
-  request.prompt = choosing(request.prompt ?? "");
-  return { best_of, ...onSheet(request) };
+  const { best_of, request, more } = onForm();
+  if (sheet.empty && sheet.masked) toast(t("maskAlone"));
+  return { best_of, ...onSheet({ ...request, ...more }) };
 }
 
 /** The model that draws: the chosen one, or the default. */
@@ -143,7 +147,7 @@ function onSheet(request) {
   if (sheet.empty) return { kind: "text_to_image", request };
   const free = strength();
   if (free === 0 && !sheet.masked) return { kind: "inpaint", request: { ...request, init: sheet.transparent(), strength: 1 } };
-  const picture = { ...request, init: sheet.filled(), strength: free || 1, steps: Math.ceil(request.steps / (free || 1)) };
+  const picture = { ...request, init: sheet.filled(), strength: free || 1, steps: Math.min(mostSteps, Math.ceil(request.steps / (free || 1))) };
   if (!sheet.masked) return { kind: "image_to_image", request: picture };
   return { kind: "inpaint", request: { ...picture, mask: sheet.maskUrl() } };
 }
@@ -156,6 +160,8 @@ function bindAsk() {
   ask().addEventListener("invalid", () => ($("details", ask()).open = true), true); // or nobody sees what is wrong
   ask().oninput = ({ target }) => target.name && live.changed();
   ask().onchange = resize;
+  $("#style").onchange = ({ target }) => offerStyles(target.value);
+  $("#keep-style").onclick = () => keepStyle(ask().elements.prompt.value.trim());
   $("#model").onchange = suit;
   $("#live").onchange = ({ target }) => (target.checked ? goLive() : live.close());
   $("#restore").onclick = async () => (await choose("image/*")).forEach(restore);
@@ -166,21 +172,38 @@ function bindAsk() {
 /** Take the settings of a picture that a file holds. */
 async function restore(file) {
   try {
-    const { request, notes } = await inspect(file);
-    use(request);
-    toast([t("restored", file.name), ...notes].join(" "));
+    const { kind, request, notes } = await inspect(file);
+    toast([t("restored", file.name), ...notes, ...(await use({ ...request, kind }))].join(" "));
   } catch (error) {
     toast(error instanceof Refusal && !error.field ? error.message : t("saysNothing", file.name));
   }
 }
 
-/** Put a request into the form. */
-export function use(request) {
+/** Put a request into the form and on the sheet; resolves to notes on what could not be. */
+export async function use(request) {
+  const { strength = 1, steps } = request.init ? request : {};
   const open = { negative: "", seed: "", guidance: "", width: "", height: "", best_of: "" };
-  fill(ask(), { ...open, ...request, count: request.count ?? 1 });
-  if (request.strength) $("#strength").value = request.strength;
+  const taken = steps ? { steps: Math.max(1, Math.round(steps * strength)) } : {};
+  fill(ask(), { ...open, ...request, ...taken, count: request.count ?? 1, hires: request.hires?.scale });
+  const lost = carry(request);
   resize();
+  sheet.clear();
+  const notes = lost.length ? [t("notTaken", lost.join(", "))] : [];
+  if (!request.init) return notes;
+  $("#strength").value = request.kind === "inpaint" && !request.mask && strength === 1 ? 0 : strength;
   sayFreedom();
+  try {
+    sheet.load(await fetched(request.init), request.mask && (await fetched(request.mask)));
+  } catch {
+    notes.push(t("initMissing"));
+  }
+  return notes;
+}
+
+/** Fetch a picture that a request names, or as files record it. */
+async function fetched(named) {
+  const answer = await fetch(`api/files/${encodeURIComponent(named.name ?? named)}`);
+  return createImageBitmap(await answer.blob());
 }
 
 // What comes
@@ -194,7 +217,7 @@ async function draw(changes = {}, options = {}) {
     { preview: ({ image }) => see(image, request.prompt) },
   );
   if (!job) return shown && show(shown);
-  const pieces = job.files.map((file, at) => ({ job, file, seed: job.result?.seeds?.[at] ?? job.request.seed }));
+  const pieces = job.files.map((file, at) => ({ job, file, at, seed: job.result?.seeds?.[at] ?? job.request.seed }));
   $("#recent").prepend(...pieces.map(thumbnail));
   show(options.explain ? pieces.at(-1) : pieces[0]);
 }
@@ -218,13 +241,17 @@ function show(piece) {
 }
 
 /** The request of the picture that is seen, alone. */
-const single = () => ({ kind: shown.job.kind, request: { ...shown.job.request, seed: shown.seed, count: 1 } });
+function single() {
+  const { job, seed, at } = shown;
+  const request = { ...job.request, seed, count: 1 };
+  if (request.variation) request.variation = { ...request.variation, seed: request.variation.seed + at };
+  return { kind: job.kind, request };
+}
 
 function bindDoings() {
   $("#variations").onclick = () => {
     const { kind, request } = single();
-    const seed = Math.floor(Math.random() * 2 ** 31);
-    draw({ kind, request: { ...request, count: 4, variation: { seed, strength: NEAR } } });
+    draw({ kind, request: { ...request, count: 4, variation: { seed: randomSeed(), strength: NEAR } } });
   };
   $("#explain").onclick = () => draw(single(), { explain: true });
   $("#paint-over").onclick = async () => putOnSheet(await (await fetch($("#picture").src)).blob());
@@ -236,7 +263,7 @@ function bindDoings() {
 let liveSeed = 0;
 
 function goLive() {
-  liveSeed = Math.floor(Math.random() * 2 ** 31);
+  liveSeed = randomSeed();
   live.open();
 }
 
@@ -248,12 +275,9 @@ function quickest() {
 }
 
 function liveRequest() {
-  const model = quickest();
-  const settings = { ...fields(ask()), steps: Math.min(model?.steps ?? LIVE_STEPS, LIVE_STEPS) };
-  const { kind, request } = onSheet({ ...settings, ...(model?.sampler && { sampler: model.sampler }) });
-  const { count, best_of, ...one } = request;
-  one.seed ??= liveSeed;
-  return { model: model?.name ?? null, kind, request: { ...one, prompt: one.prompt ?? "" } };
+  const [model, { request }] = [quickest(), onForm()];
+  const steps = Math.min(model?.steps ?? LIVE_STEPS, LIVE_STEPS);
+  return { model: model?.name ?? null, ...onSheet({ ...request, steps, ...(model?.sampler && { sampler: model.sampler }) }) };
 }
 
 function showLive({ image, seconds }) {
@@ -266,13 +290,16 @@ function showLive({ image, seconds }) {
 
 async function loadNames() {
   try {
-    const [{ samplers, schedules, defaults }, known] = await Promise.all([get("api/samplers"), get("api/models")]);
+    const asking = ["api/samplers", "api/info", "api/adapters"].map(get);
+    const [{ samplers, schedules, defaults }, known, { loras }] = await Promise.all(asking);
     models = known.models;
+    mostSteps = known.limits.steps;
     const option = ({ name, label }) => make("option", { value: name, textContent: label });
     ask().elements.sampler.replaceChildren(...samplers.map(option));
     ask().elements.schedule.replaceChildren(...schedules.map(option));
     fill(ask(), defaults);
     suit();
+    offerLoras(loras, ask().elements.prompt);
   } catch (error) {
     toast(error.message);
   }
@@ -309,5 +336,6 @@ function speak() {
       make("button", { type: "button", className: "chip", textContent: text, onclick: () => say(text.slice(text.indexOf(" ") + 1)) }),
     ),
   );
+  offerStyles($("#style").value);
   sayFreedom();
 }

@@ -82,18 +82,17 @@ function nowPlaying({ job, sound, buffer }) {
   Object.assign($("#music-save"), { href: sound.url, download: sound.name });
 }
 
-/** Play without end: clips of whole bars that go on into each other, made ahead, between two prompts or from seed to seed. */
+/** Play without end: clips of whole bars, made ahead, each following the one before, between two prompts or from seed to seed. */
 async function wander() {
   setEndless(true);
   player.wake();
-  player.stop();
   let seed = fields(form()).seed ?? Math.floor(Math.random() * 2 ** 31);
   let way = WANDER;
   while (endless) {
     const request = { ...asked(), loop: true, seed };
     const clip = await makeClip(request, false);
     if (!clip || !endless) break;
-    player.add(clip, { follow: true });
+    player.add(clip, { repeat: true, follow: true });
     if (request.to) way = step(way);
     else seed += 1;
     while (endless && player.waiting >= AHEAD) await new Promise((resolve) => setTimeout(resolve, 200));

@@ -2,17 +2,17 @@
 
 const LINE = "#ffffff";
 const COLOURS = ["#8fd3ff", "#a99bff", "#ff8fb1", "#ffd58a"]; // from the top, the high tones
+const SOON = 0.05; // seconds until a clip sounds
 const FADE = 0.06; // seconds in which a clip goes over into the next one
 
 export class Player {
-  #clips = []; // {clip, source, start, end}
+  #clips = []; // {clip, source, gain, start, end}
   #shown = null;
 
   /** `seen(clip)` hears of each clip when it begins to sound. */
   constructor(canvas, seen) {
     Object.assign(this, { canvas, seen });
     this.context = new AudioContext();
-    this.out = this.context.destination;
   }
 
   /** Let the browser play: to be called while it handles what the user did. */
@@ -35,28 +35,32 @@ export class Player {
   stop() {
     for (const { source } of this.#clips) source.stop();
     this.#clips = [];
+    this.#shown = null;
   }
 
-  /** Play a clip now, again and again with `repeat`; with `follow` after those before, faded into their loop. */
+  /**
+   * Play a clip once, or again and again with `repeat`: now, or with `follow` where the clip before it ends.
+   *
+   * A clip that repeats goes on until then in whole rounds, and fades out into its own beginning, in time with the next.
+   */
   add(clip, { repeat = false, follow = false } = {}) {
-    const source = new AudioBufferSourceNode(this.context, { buffer: clip.buffer, loop: repeat || follow });
+    const source = new AudioBufferSourceNode(this.context, { buffer: clip.buffer, loop: repeat });
     const gain = new GainNode(this.context);
-    source.connect(gain).connect(this.out);
-    const last = this.#clips.at(-1);
-    const now = this.context.currentTime + 0.05;
-    const start = follow && last ? Math.max(now, last.end) : now;
-    const end = repeat ? Infinity : start + clip.buffer.duration;
-    source.start(start);
-    if (follow) {
-      gain.gain.setValueAtTime(0, start);
-      gain.gain.linearRampToValueAtTime(1, start + FADE);
-      gain.gain.setValueAtTime(1, end);
-      gain.gain.linearRampToValueAtTime(0, end + FADE); // where the loop begins anew, in time with the next clip
-      source.stop(end + FADE);
+    source.connect(gain).connect(this.context.destination);
+    const now = this.context.currentTime + SOON;
+    const last = follow ? this.#clips.at(-1) : undefined;
+    const start = last ? endOf(last, now) : now;
+    if (last) {
+      last.end = start;
+      fade(last.gain, start, 1, 0);
+      fade(gain, start, 0, 1);
+      last.source.stop(start + FADE);
     }
-    this.#clips = [...this.#clips.filter((one) => one.end + FADE > now), { clip, source, start, end }];
-    if (this.#clips.length === 1) this.#shown = null;
-    requestAnimationFrame(() => this.#show());
+    source.start(start);
+    const end = repeat ? Infinity : start + clip.buffer.duration;
+    this.#clips = [...this.#clips.filter((one) => one.end + FADE > now), { clip, source, gain, start, end }];
+    cancelAnimationFrame(this.frame);
+    this.frame = requestAnimationFrame(() => this.#show());
   }
 
   #show() {
@@ -70,10 +74,7 @@ export class Player {
     const { buffer, image } = current.clip;
     const at = current.end < now ? 1 : (Math.max(0, now - current.start) / buffer.duration) % 1;
     this.#paint(image, at);
-    if (now < current.end || this.waiting) {
-      cancelAnimationFrame(this.frame);
-      this.frame = requestAnimationFrame(() => this.#show());
-    }
+    if (now < current.end || this.waiting) this.frame = requestAnimationFrame(() => this.#show());
   }
 
   #paint(image, at) {
@@ -86,6 +87,17 @@ export class Player {
     context.fillStyle = LINE;
     context.fillRect(at * width - 1, 0, 2 * devicePixelRatio, height);
   }
+}
+
+/** When a clip is over: where it repeats, after the round that is under way. */
+function endOf({ clip, start, end }, now) {
+  if (end !== Infinity) return Math.max(end, now);
+  return start + Math.max(1, Math.ceil((now - start) / clip.buffer.duration)) * clip.buffer.duration;
+}
+
+function fade({ gain }, start, from, to) {
+  gain.setValueAtTime(from, start);
+  gain.linearRampToValueAtTime(to, start + FADE);
 }
 
 /** Give a spectrogram, black on white, colours on black: low tones warm, high ones cold. */

@@ -132,6 +132,7 @@ def curate(
 ) -> Iterator[CurationStep]:
     """Write what is worth keeping of a folder of shards into another folder, with a report of what went and why.
 
+    Each sample is measured as `scoring` says, by `spread`: here, in processes or by Ray, and judged by `rules`.
     `folder` gets NAME.tar with the samples kept, as they were, NAME.jsonl with a line on every sample, and report.html
     and report.json. Raises ReverieError where the source holds no shards or `folder` holds something else.
     """
