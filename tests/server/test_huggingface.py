@@ -46,7 +46,7 @@ def test_text_to_image(hub: InferenceClient, url: str, model_folder: Path) -> No
 
 def test_image_to_image(hub: InferenceClient, model_folder: Path) -> None:
     given = Image.new("RGB", (32, 32), "red")
-    picture = hub.image_to_image(png(given), prompt="a bear", strength=0.5, num_inference_steps=4, seed=7)  # type: ignore[call-arg]
+    picture = hub.image_to_image(png(given), prompt="a bear", strength=0.5, num_inference_steps=4, seed=7)
     (own,) = reverie.load(model_folder / "tiny").image_to_image("a bear", given, strength=0.5, steps=4, seed=7)
     assert picture.tobytes() == own.tobytes()
     assert hub.image_to_image(png(given)).size == (32, 32)  # without anything else the body is the picture
@@ -59,12 +59,12 @@ def test_classification_and_embeddings_are_clips(hub: InferenceClient) -> None:
         guesses = hub.zero_shot_image_classification(
             png(picture),
             candidate_labels=labels,
-            hypothesis_template=template,  # type: ignore[arg-type]
+            hypothesis_template=template,
         )
         (own,) = clip.classify([picture], labels, template and [template])
         assert [one.label for one in guesses] == [one.label for one in own.guesses]
         assert [one.score for one in guesses] == pytest.approx([one.probability for one in own.guesses])
-    found = hub.feature_extraction(labels)  # type: ignore[arg-type]
+    found = hub.feature_extraction(labels)
     assert np.allclose(found, clip.embed_texts(labels), atol=1e-6)
     assert hub.feature_extraction("a bear").shape == (1, found.shape[1])
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from fastapi.testclient import TestClient
 from PIL import Image
 
-from reverie.requests.records import from_metadata
 from reverie.requests.music import Music
+from reverie.requests.records import from_metadata
 from reverie.server.settings import Settings
 from reverie.server.shelf import content_of
 
@@ -37,9 +37,16 @@ def test_a_clip_and_its_spectrogram(client: TestClient, settings: Settings) -> N
     assert (request.prompt, request.to[0].prompt, request.alpha) == ("jazz", "blues", 0.25)
     assert (request.seed, request.to[0].seed, request.guidance, request.to[0].guidance) == (42, 123, 7, 3)
 
-    upload = client.post("/api/files", files={"file": content_of(played["image"])}).json()["files"][0]["name"]
-    again = client.post("/run_inference/", json=BODY | {"seed_image_id": Path(upload).stem})
-    assert again.json()["reverie_notes"][0].startswith("there is no seed image")  # it is no PNG
+
+def test_a_seed_image_of_that_name_says_how_long_the_clip_is(client: TestClient) -> None:
+    spectrogram = io.BytesIO()
+    Image.linear_gradient("L").resize((256, 128)).save(spectrogram, "PNG")
+    (upload,) = client.post("/api/files", files={"file": spectrogram.getvalue()}).json()["files"]
+    answer = client.post("/run_inference/", json=BODY | {"seed_image_id": Path(upload["name"]).stem})
+    played = answer.json()
+    assert answer.status_code == 200, answer.text
+    assert not any("seed image" in note for note in played["reverie_notes"])
+    assert Image.open(io.BytesIO(content_of(played["image"]))).size == (256, 128)
 
 
 def test_what_is_missing_is_named(client: TestClient) -> None:

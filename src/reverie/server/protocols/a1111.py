@@ -25,8 +25,9 @@ from reverie.errors import ReverieError
 from reverie.media.masks import from_picture
 from reverie.media.pictures import PARAMETERS, decode, read_texts
 from reverie.requests.base import random_seed
-from reverie.requests.foreign.a1111 import pair, read_clip_skip, read_hires, read_sampler, split
+from reverie.requests.foreign.a1111 import read_clip_skip, read_hires, read_sampler
 from reverie.requests.foreign.draft import OFF, Draft, shorten
+from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.samplers import RECORDS, SPACINGS, find_sampler, find_schedule, schedule_label
 from reverie.requests.texts import picture_texts
 from reverie.server.answers import Served, answer, attend, client_of, dispatcher_of
@@ -148,8 +149,8 @@ class Drawing(Lenient):
 
     def units(self) -> list[ControlUnit]:
         """Return the ControlNets. Raises ReverieError for other scripts that are to do something."""
-        given = {name.lower(): one.get("args") or [] for name, one in self.alwayson_scripts.items()}
-        units = given.pop("controlnet", [])
+        given = {name: one.get("args") or [] for name, one in self.alwayson_scripts.items()}
+        units = next((given.pop(name) for name in list(given) if name.lower() == "controlnet"), [])
         for name, args in {**given, self.script_name: [self.script_name not in OFF]}.items():
             if not isinstance(args, list) or any(args):
                 raise ReverieError(f"there is no script '{name}' here", field="alwayson_scripts")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import binascii
 import json
-from collections.abc import Mapping
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -26,6 +24,7 @@ Json = dict[str, Any]
 # Ours by the API's names; what is not here is refused.
 SAME = {"negative_prompt": "negative", "num_inference_steps": "steps", "guidance_scale": "guidance"}
 SAME |= {"scheduler": "sampler"} | {name: name for name in ("prompt", "width", "height", "seed", "strength", "loras")}
+PICTURES = (b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8")  # how their files begin
 FITTING = {"normalize": True, "truncate": True, "encoding_format": "float"}  # what an embedding may be asked to be
 
 
@@ -33,10 +32,10 @@ FITTING = {"normalize": True, "truncate": True, "encoding_format": "float"}  # w
 @router.post("/models/{model:path}", response_model=None)
 async def infer(request: Request, model: str | None = None) -> Response | list[Any]:
     """Draw, draw anew, classify or embed."""
-    body = await _read(request)
+    body = _read(await request.body())
     inputs, parameters = body.pop("inputs", ""), body.pop("parameters", None)
-    picture = inputs if isinstance(inputs, bytes) else _decode(inputs)
-    if not isinstance(parameters or {}, Mapping):
+    picture = _picture(inputs)
+    if not isinstance(parameters or {}, dict):
         raise ReverieError("`parameters` is a JSON object", field="parameters")
     if picture is not None and "candidate_labels" in (parameters or {}):
         return await _classify(request, picture, parameters)
@@ -46,17 +45,16 @@ async def infer(request: Request, model: str | None = None) -> Response | list[A
     if picture is None:
         job = {"kind": "text_to_image", "request": fields | {"prompt": inputs}}
     else:
-        job = {"kind": "image_to_image", "request": fields | {"init": data_url(picture, "image/png")}}
+        job = {"kind": "image_to_image", "request": fields | {"init": picture}}
     record = await finish(request, job | {"model": model})
     (path,) = dispatcher_of(request).paths(record)
     return Response(await asyncio.to_thread(path.read_bytes), media_type="image/png")
 
 
-async def _read(request: Request) -> Json:
-    """Return the JSON of a request, or the picture that its body is."""
-    data = await request.body()
-    if "json" not in request.headers.get("content-type", "json"):
-        return {"inputs": data}
+def _read(data: bytes) -> Json:
+    """Return the JSON of a request, or as `inputs` the picture that its body is."""
+    if data.startswith(PICTURES):
+        return {"inputs": base64.b64encode(data).decode()}
     try:
         body = json.loads(data)
     except (ValueError, RecursionError):
@@ -66,28 +64,29 @@ async def _read(request: Request) -> Json:
     return body
 
 
-def _decode(inputs: object) -> bytes | None:
-    """Return the picture that base64 holds, or None for other text."""
+def _picture(inputs: object) -> str | None:
+    """Return as a data URL the picture that base64 holds, or None for other text."""
     try:
         data = base64.b64decode(inputs, validate=True) if isinstance(inputs, str) else b""
-    except (ValueError, binascii.Error):
+    except ValueError:
         return None
-    return data if data.startswith((b"\x89PNG", b"\xff\xd8\xff", b"RIFF", b"GIF8", b"BM")) else None
+    return data_url(data, "image/png") if data.startswith(PICTURES) else None
 
 
 def _fields(parameters: Json) -> Json:
     """Return the request's fields. Raises ReverieError for a parameter that is not honoured."""
-    given = parameters | (parameters.pop("target_size", None) or {})
+    size = parameters.pop("target_size", None) or {}
+    given = {name: one for name, one in {**parameters, **dict(size)}.items() if one is not None}
     for name in given:
         if name not in SAME:
             raise ReverieError(f"unknown parameter '{name}'; choose from {', '.join(SAME)}, target_size", field=name)
-    return {SAME[name]: value for name, value in given.items() if value is not None}
+    return {SAME[name]: value for name, value in given.items()}
 
 
-async def _classify(request: Request, picture: bytes, parameters: Json) -> list[Json]:
+async def _classify(request: Request, picture: str, parameters: Json) -> list[Json]:
     labels, template = parameters["candidate_labels"], parameters.get("hypothesis_template")
-    fields = {"pictures": [data_url(picture, "image/png")], "labels": labels, "top": 100}
-    found = await answer(request, "classify", fields | ({"templates": [template]} if template else {}))
+    fields = {"pictures": [picture], "labels": labels, "top": 100} | ({"templates": [template]} if template else {})
+    found = await answer(request, "classify", fields)
     return [{"label": one["label"], "score": one["probability"]} for one in found["guesses"][0]]
 
 
@@ -97,4 +96,4 @@ async def _embed(request: Request, inputs: object, options: Json) -> list[Any]:
         if value is not None and FITTING.get(name) != value:
             raise ReverieError(f"embeddings cannot be had with {name} {value!r}; leave it out", field=name)
     found = await answer(request, "embed", {"texts": inputs if isinstance(inputs, list) else [inputs]})
-    return found["vectors"]
+    return list(found["vectors"])

@@ -1,4 +1,4 @@
-"""Riffusion's `/run_inference/`, as riffusion-hobby's server has it: a clip between two prompts, and its spectrogram."""
+"""Riffusion's `/run_inference/`, as riffusion-hobby serves it: a clip between two prompts, and its spectrogram."""
 
 from __future__ import annotations
 
