@@ -169,7 +169,9 @@ def test_a_controlnet_steers(web_ui: WebUIApi, model_folder: Path, controlnets: 
 
 
 def test_what_is_not_honoured_is_told_or_refused(web_ui: WebUIApi) -> None:
-    told = web_ui.txt2img(prompt="a bear", restore_faces=True, s_churn=2, eta=0.5, styles=["ink"], **SMALL)
+    off: Json = {"ADetailer": {"args": [False, True, {"ad_model": "face_yolov8n.pt"}]}}
+    fields: Json = SMALL | {"restore_faces": True, "s_churn": 2, "eta": 0.5, "styles": ["ink"]}
+    told = web_ui.txt2img(prompt="a bear", alwayson_scripts=off, **fields)
     said = " ".join(told.info["reverie_notes"])
     assert all(name in said for name in ("restore_faces", "s_churn", "eta", "styles"))
     refused: dict[str, Json] = {
@@ -178,6 +180,7 @@ def test_what_is_not_honoured_is_told_or_refused(web_ui: WebUIApi) -> None:
         "no script 'x/y plot'": {"script_name": "x/y plot"},
         "no script 'ADetailer'": {"alwayson_scripts": {"ADetailer": {"args": [True, {}]}}},
         "no model 'other'": {"override_settings": {"sd_model_checkpoint": "other"}},
+        "sd_vae": {"override_settings": {"sd_vae": "other.safetensors"}},
         "hires scale 9": {"enable_hr": True, "hr_scale": 9},
     }
     for message, fields in refused.items():

@@ -81,7 +81,7 @@ class Lenient(BaseModel):
         return [f"{prefix}{name}: {shorten(found[name])} is not honoured here" for name in changing]
 
 
-class Options(Lenient):
+class WebOptions(Lenient):
     """The web UI's options that are known here."""
 
     sd_model_checkpoint: str = ""
@@ -90,9 +90,9 @@ class Options(Lenient):
     randn_source: Literal["CPU", "GPU", "NV"] = "CPU"
     samples_format: Literal["png", "jpg", "jpeg", "webp"] = "png"
 
-    def over(self, others: Options) -> Options:
+    def over(self, others: WebOptions) -> WebOptions:
         """Return other options with what is given of these in their place."""
-        return others.model_copy(update=self.model_dump(include=set(Options.model_fields), exclude_unset=True))
+        return others.model_copy(update=self.model_dump(include=set(WebOptions.model_fields), exclude_unset=True))
 
 
 class ControlUnit(Lenient):
@@ -139,7 +139,7 @@ class Drawing(Lenient):
     hr_resize_y: int = 0
     refiner_checkpoint: str = "None"
     refiner_switch_at: float = 0.8
-    override_settings: Options = Options()
+    override_settings: WebOptions = WebOptions()
     override_settings_restore_afterwards: bool = True
     script_name: str = "None"
     alwayson_scripts: dict[str, dict[str, Any]] = {}
@@ -152,7 +152,7 @@ class Drawing(Lenient):
         given = {name: one.get("args") or [] for name, one in self.alwayson_scripts.items()}
         units = next((given.pop(name) for name in list(given) if name.lower() == "controlnet"), [])
         for name, args in {**given, self.script_name: [self.script_name not in OFF]}.items():
-            if not isinstance(args, list) or any(args):
+            if not isinstance(args, list) or (any(args) and args[0] is not False):  # the first says whether it acts
                 raise ReverieError(f"there is no script '{name}' here", field="alwayson_scripts")
         try:
             return [unit for unit in TypeAdapter(list[ControlUnit]).validate_python(units) if unit.enabled]
@@ -186,7 +186,7 @@ class Enlarging(Lenient):
     upscaler_1: Literal["None", "Lanczos", "Nearest"] = "None"
 
 
-class Encoded(BaseModel):
+class EncodedPicture(BaseModel):
     """A picture as base64."""
 
     image: str
@@ -213,7 +213,7 @@ async def _draw(asked: Drawing, request: Request) -> Json:
     body, notes = await asyncio.to_thread(_submission, asked, options, served)
     record = await served.submit(body, client_of(request))
     if not asked.override_settings_restore_afterwards:
-        request.app.state.a1111 = options
+        request.app.state.a1111 = options.model_copy(update={"sd_model_checkpoint": record.submission.model})
     try:
         record = await attend(request, record)
     except Refusal:
@@ -223,7 +223,7 @@ async def _draw(asked: Drawing, request: Request) -> Json:
     return await asyncio.to_thread(_answer, served, record, asked, notes)
 
 
-def _submission(asked: Drawing, options: Options, served: Dispatcher) -> tuple[Json, list[str]]:
+def _submission(asked: Drawing, options: WebOptions, served: Dispatcher) -> tuple[Json, list[str]]:
     """Return the job's body, and what of it cannot be honoured."""
     draft = Draft()
     draft.fields = {ours: one for theirs, ours in SAME.items() if (one := getattr(asked, theirs)) not in (None, "")}
@@ -420,14 +420,14 @@ async def interrupt(request: Request, served: Served) -> Json:
     return {}
 
 
-# Options and models
+# WebOptions and models
 
 
-def _options(request: Request) -> Options:
+def _options(request: Request) -> WebOptions:
     """Return the options that all clients of this protocol share until the server ends."""
     state = request.app.state
     if not hasattr(state, "a1111"):
-        state.a1111 = Options(sd_model_checkpoint=dispatcher_of(request).settings.default("text_to_image"))
+        state.a1111 = WebOptions(sd_model_checkpoint=dispatcher_of(request).settings.default("text_to_image"))
     return state.a1111
 
 
@@ -438,7 +438,7 @@ async def options(request: Request) -> Json:
 
 
 @router.post(f"{API}/options")
-async def set_options(given: Options, request: Request, served: Served) -> Json:
+async def set_options(given: WebOptions, request: Request, served: Served) -> Json:
     """Set options; another checkpoint is loaded in the queue's order, and is there when this answers."""
     chosen = given.over(_options(request))
     model = served.settings.model_for("text_to_image", chosen.sd_model_checkpoint)
@@ -552,7 +552,7 @@ def _enlarge(asked: Enlarging, served: Served) -> Json:
 
 
 @router.post(f"{API}/png-info")
-async def png_info(given: Encoded, served: Served) -> Json:
+async def png_info(given: EncodedPicture, served: Served) -> Json:
     """Tell what a picture says of how it was made."""
 
     def read() -> Json:
