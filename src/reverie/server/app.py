@@ -26,7 +26,7 @@ from reverie.server import api, live
 from reverie.server.dispatcher import Dispatcher, QueueFull
 from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
-from reverie.server.protocols import openai
+from reverie.server.protocols import comfy, openai
 from reverie.server.settings import Settings
 from reverie.server.store import JobStore
 
@@ -71,6 +71,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(api.router)
     app.include_router(live.router)
     app.include_router(openai.router)
+    app.include_router(comfy.router)
+    app.include_router(comfy.router, prefix="/api")  # what is ours there comes first
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -122,12 +122,14 @@ class Dispatcher:
 
     # What protocols do
 
-    async def submit(self, body: Mapping[str, Any] | Submission, client: str) -> JobRecord:
-        """Queue what is asked for; once this returns it is not lost. Raises ReverieError, and QueueFull."""
+    async def submit(self, body: Mapping[str, Any] | Submission, client: str, id: str | None = None) -> JobRecord:
+        """Queue what is asked for, under a new id; once this returns it is not lost. Raises ReverieError, QueueFull."""
         self._check_room(client)
         submission = await asyncio.to_thread(self._check, body)  # decodes pictures
         self._check_room(client)
-        record = JobRecord.new(submission, client)
+        if id is not None and self.get(id) is not None:
+            raise ReverieError(f"there is a job of the id '{id}' already", field="id")
+        record = JobRecord.new(submission, client, id)
         if submission.options.keep:
             self.store.add(record)
         self._enqueue(record)
