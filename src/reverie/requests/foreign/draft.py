@@ -38,6 +38,7 @@ class Draft:
 
     def __init__(self, given: Mapping[str, object] | None = None) -> None:
         self.given: dict[str, Any] = dict(given or {})
+        self.kind: type[TextToImage] = TextToImage
         self.fields: dict[str, Any] = {}
         self.model = ""
         self.notes: list[str] = []
@@ -231,13 +232,15 @@ class Draft:
         fields = {name: value for name, value in self.fields.items() if self._is_possible(name, value)}
         for part in ("hires", "variation"):
             try:
-                return TextToImage(**fields)
+                return self.kind.of(fields)
             except ReverieError as error:
                 if fields.pop(part, None) is not None:
                     self.note(f"{error}; the {part} is left out")
-        return TextToImage(**fields)
+        return self.kind.of(fields)
 
     def _is_possible(self, name: str, value: object) -> bool:
+        if name not in TextToImage.model_fields:  # of a picture that is here, read already
+            return True
         try:
             TextToImage.of({"seed": 0, name: value})
         except ReverieError as error:
