@@ -206,6 +206,7 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         place = f"{settings.host}:{settings.port}"
-        raise ReverieError(f"cannot listen on {place}: {reason_of(error)}; choose another `port`") from error
+        reason = reason_of(error).rstrip(".")
+        raise ReverieError(f"cannot listen on {place}: {reason}; choose another `host` or `port`") from error
     with listener:
         yield listener
