@@ -146,12 +146,12 @@ def mcp(
         float32, float16 or bfloat16; if not given, what suits the device.
     """
     try:
-        from reverie.server.tools import Tools, run_here
+        from reverie.server import tools
     except ModuleNotFoundError as error:
         raise ReverieError(f"this needs {error.name}; install it with: pip install 'reverie[mcp]'") from error
     settings = read_settings(home, AccessOptions(), served, limits, 1, memory, device, dtype)
     logging.basicConfig(level=logging.WARNING)
-    Tools(run_here(replace(settings, folders=(Path.cwd(), *settings.folders)))).run("stdio")
+    tools.serve(replace(settings, folders=(Path.cwd(), *settings.folders)))
 
 
 def read_settings(

@@ -32,7 +32,7 @@ class Endpoint:
         except ModuleNotFoundError as error:
             app.set_exception(Refusal(501, f"this needs {error.name}: pip install 'reverie[mcp]'"))
             return
-        server = tools.Tools(tools.run_served)
+        server = tools.create_server(tools.run_served)
         server.streamable_http_app(stateless_http=True, max_request_body_size=served.settings.limits.body, host="")
         async with server.session_manager.run():
             app.set_result(server.session_manager.handle_request)
