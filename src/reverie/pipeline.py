@@ -90,7 +90,7 @@ class Pipeline(StableDiffusion):
     def best(self, request: TextToImage, *, of: int, clip: Clip | None = None) -> list[Image.Image]:
         """Draw `of` pictures and return the `request.count` most like the prompt, the best first, with their scores.
 
-        A CLIP ranks them: the bundled one where none is given. See `similarity.best`.
+        A CLIP ranks them: the bundled one where none is given. See `similarity.embed.Ranking`.
         """
         asked, ranking = rivals(request, of), Ranking(clip or load_clip(device=self.device), request)
         for step in warn_of_notes(self.stream(asked)):
