@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -146,12 +147,13 @@ def mcp(
         float32, float16 or bfloat16; if not given, what suits the device.
     """
     try:
-        from reverie.server import tools
+        import_module("mcp.server.stdio")
+        from reverie.server.protocols.mcp import serve as run
     except ModuleNotFoundError as error:
         raise ReverieError(f"this needs {error.name}; install it with: pip install 'reverie[mcp]'") from error
     settings = read_settings(home, AccessOptions(), served, limits, 1, memory, device, dtype)
     logging.basicConfig(level=logging.WARNING)
-    tools.serve(replace(settings, folders=(Path.cwd(), *settings.folders)))
+    run(replace(settings, folders=(Path.cwd(), *settings.folders)))
 
 
 def read_settings(
