@@ -14,6 +14,7 @@ import base64
 import io
 import itertools
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -287,22 +288,40 @@ def report(load: Load, took: float, *memories: dict[str, float]) -> None:
         print(" ", line)
 
 
-def overhead(home: Path, rounds: int = 40) -> None:
-    """Print what a request to the server takes beside the same drawing in process, in turns."""
-    model, ours, theirs = reverie.load(), list[float](), list[float]()
-    with serve(home), httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as http:
-        for seed in range(rounds):
-            body = {"prompt": "a panda", "seed": seed, "steps": 1, "response_format": "url"}
-            start = time.perf_counter()
+def overhead(home: Path, rounds: int = 60) -> None:
+    """Print the processor time of a request, in the web process and in the worker, and of the drawing in process."""
+    model, body = reverie.load(), {"prompt": "a panda", "steps": 1, "size": f"{SIDE}x{SIDE}", "response_format": "url"}
+
+    def draw(seed: int) -> None:
+        reverie.save(model.text_to_image("a panda", seed=seed, steps=1, width=SIDE, height=SIDE)[0], home / "alone.png")
+
+    with serve(home) as server, httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as http:
+        for seed in range(3):  # the first ones load
             http.post("/v1/images/generations", json=body).raise_for_status()
-            ours.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            reverie.save(model.text_to_image("a panda", seed=seed, steps=1)[0], home / "alone.png")
-            theirs.append(time.perf_counter() - start)
-    ours, theirs = ours[5:], theirs[5:]  # the first ones load
-    medians = [1000 * statistics.median(times) for times in (ours, theirs)]
-    least = 1000 * (min(ours) - min(theirs))
-    print(f"a request {medians[0]:.1f} ms, in process {medians[1]:.1f} ms; the least of each differ by {least:.1f} ms")
+            draw(seed)
+        before, alone = processor_time(server), time.process_time()
+        for seed in range(rounds):
+            draw(seed)
+        alone = time.process_time() - alone
+        start = time.perf_counter()
+        for seed in range(rounds):
+            http.post("/v1/images/generations", json=body | {"seed": seed}).raise_for_status()
+        took, after = time.perf_counter() - start, processor_time(server)
+    web, worker = (1000 * (later - sooner) / rounds for sooner, later in zip(before, after, strict=True))
+    drawing = 1000 * alone / rounds
+    print(f"processor time of a request: web {web:.1f} ms, worker {worker:.1f} ms; in process {drawing:.1f} ms")
+    print(f"wall-clock time of a request: {1000 * took / rounds:.1f} ms")
+
+
+def processor_time(server: subprocess.Popen[str]) -> tuple[float, float]:
+    """Return the seconds that the web process and the workers have computed."""
+    ticks = {"web": 0.0, "workers": 0.0}
+    for pid in map(int, filter(str.isdigit, _processes())):
+        with suppress(OSError):
+            values = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+            if server.pid in (pid, int(values[1])):
+                ticks["web" if pid == server.pid else "workers"] += int(values[11]) + int(values[12])
+    return ticks["web"] / os.sysconf("SC_CLK_TCK"), ticks["workers"] / os.sysconf("SC_CLK_TCK")
 
 
 def throughput(home: Path, count: int = 32, steps: int = 20) -> None:
