@@ -18,6 +18,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from PIL import Image
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -27,7 +28,7 @@ from reverie.server import api, live
 from reverie.server.dispatcher import Dispatcher, QueueFull
 from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
-from reverie.server.protocols import a1111, comfy, huggingface, openai, riffusion
+from reverie.server.protocols import a1111, comfy, huggingface, mcp, openai, riffusion
 from reverie.server.settings import Settings
 from reverie.server.shelf import INPUT_PIXELS
 from reverie.server.store import JobStore
@@ -75,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     for protocol in (openai, a1111, comfy, huggingface, riffusion):
         app.include_router(protocol.router)
     app.include_router(comfy.router, prefix="/api")  # what is ours there comes first
+    app.router.routes.append(Route("/mcp", mcp.Endpoint()))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:

@@ -22,13 +22,13 @@ from reverie.requests.foreign.draft import (
     as_mapping,
     as_number,
     is_large,
-    json_object,
     shorten,
     way_at,
 )
 from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.pictures import Hires, Variation
 from reverie.requests.samplers import RECORDS
+from reverie.requests.texts import json_object
 
 UPSCALERS = {"latent": "latent", "Latent": "latent", "lanczos": "lanczos", "Lanczos": "lanczos"}
 # What changes nothing, or is only a name or a sum of what else is there.
