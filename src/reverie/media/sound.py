@@ -233,7 +233,7 @@ def _decode_others(source: Source) -> io.BytesIO | None:
     rate, total = 0, 0
     try:
         options = {"format_whitelist": OTHERS, "protocol_whitelist": "file"}
-        with av.open(file, options=options, metadata_errors="replace") as opened:
+        with av.open(file, "r", options=options, metadata_errors="replace") as opened:
             resampler = av.AudioResampler(format="flt")
             for frame in opened.decode(audio=0):
                 for block in resampler.resample(frame):
