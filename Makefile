@@ -3,13 +3,16 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# Compiling all of torch, diffusers and transformers takes longer than the tests take to compile what they import.
+PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable
+RUN := film,sound,server
+TEST := $(RUN),gguf,faiss,c2pa,train,test
 
 .PHONY: help demo test lint check docs bench bench-quick models clean
 
 help:
 	@echo "make demo    draw a panda with the bundled model"
-	@echo "make test    run the tests"
+	@echo "make test    run the tests, or TESTS=tests/requests"
 	@echo "make lint    check format, style and types"
 	@echo "make check   lint and test, as scripts/check does"
 	@echo "make docs    write the documentation as a site into out/docs, links checked"
@@ -21,8 +24,9 @@ demo: $(VENV)/.run
 	$(BIN)/reverie image "a panda on a green background" -o demo.png --seed 7
 	@echo "The picture is $(CURDIR)/demo.png"
 
+# All tests are shared out to the cores; the ones that TESTS names run at once, in one process.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest $(TESTS)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(or $(TESTS),-n logical --dist worksteal)
 
 lint: $(VENV)/.dev
 	scripts/check lint
@@ -52,18 +56,19 @@ $(BIN)/python:
 	  $(PYTHON) -m venv --clear --without-pip $(VENV) && \
 	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 
+# One installation is enough: a larger one stands for the smaller.
 $(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
-	$(PIP) --editable ".[film,sound,server]"
+	$(PIP) ".[$(RUN)]"
 	@touch $@
 
-$(VENV)/.test: $(VENV)/.run
-	$(PIP) --editable ".[film,sound,server,gguf,faiss,c2pa,train,test]"
-	@touch $@
+$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) ".[$(TEST)]"
+	@touch $(VENV)/.run $@
 
-$(VENV)/.dev: $(VENV)/.test
-	$(PIP) --editable ".[film,sound,server,gguf,faiss,c2pa,train,test,dev]"
-	@touch $@
+$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) ".[$(TEST),dev]"
+	@touch $(VENV)/.run $(VENV)/.test $@
 
-$(VENV)/.docs: $(VENV)/.run
-	$(PIP) --editable ".[film,sound,server,docs]"
-	@touch $@
+$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) ".[$(RUN),docs]"
+	@touch $(VENV)/.run $@

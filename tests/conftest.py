@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import jaxtyping
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -48,6 +49,16 @@ UNET_XL = UNetConfig(
 AUTOENCODER = AutoencoderConfig(block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4)
 EPS = ScheduleConfig()
 V_ZERO_SNR = ScheduleConfig(prediction="v", zero_terminal_snr=True, timestep_spacing="trailing")
+
+CALCULATING = ("models", "diffusion", "codecs", "sound", "adapters", "generate", "animation", "music")
+"""The rooms in whose tests the shapes and types of each call are checked; it takes up to half of their time."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Switch the checks of shapes before a test's fixtures are made."""
+    room = item.path.relative_to(Path(__file__).parent).parts[0]
+    jaxtyping.config.jaxtyping_disable = room not in CALCULATING
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import jaxtyping
 import pytest
 import torch
 
@@ -17,9 +16,8 @@ BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """Import the benchmark; torch traces without the checks that the tests put around each function."""
+    """Import the benchmark."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
     torch._dynamo.reset()
     return importlib.import_module("gpu")
 
@@ -34,25 +32,29 @@ def measured(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, out: Path, *parts
     return {f"{row['name']} / {row['peer']}" if row["theirs"] else row["name"]: row for row in told["rows"]}
 
 
-def test_a_large_batch_and_offloading_are_measured(
-    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    rows = measured(gpu, monkeypatch, tmp_path, "batch", "offload")
-    shares = [rows[f"U-Net, batch 16, 64 px, {how} / the peak"]["gain"] for how in ("plain", "compiled")]
-    assert all(isinstance(share, float) and share > 0 for share in shares)  # of a rate that a busy machine may lower
+def test_offloading_is_measured(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    rows = measured(gpu, monkeypatch, tmp_path, "offload")
     offloads = ("no offload", "offload networks", "offload blocks")
     assert all(len(rows[f"SD 1.5, 64 px, 3 steps, {how}"]["ours"]) == 2 for how in offloads)
 
 
+def test_the_share_of_the_peak_is_that_of_the_median_call(gpu: ModuleType) -> None:
+    """12 G operations take 3 s of the 4 G a second that the fastest product reached; in no less than 3 s, at most 1."""
+    for times, share in (([9.0, 6.0, 3.0], 0.5), ([3.0], 1.0), ([3.5, 30.0], 3 / 16.75)):
+        row = gpu.share_of_peak("U-Net", times, 12 * 10**9, [1e9, 4e9, 2e9])
+        assert row.gain == pytest.approx(share)
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of diffusers, and of torch about what it traces there
-def test_pictures_are_measured_beside_diffusers(
+def test_pictures_are_measured_beside_diffusers_and_a_large_batch_beside_the_peak(
     gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    rows = measured(gpu, monkeypatch, tmp_path, "picture")
+    rows = measured(gpu, monkeypatch, tmp_path, "picture", "batch")
     title = "SD 1.5 prompt to picture, loaded, 64 px, 3 steps"
     wanted = ("plain / diffusers, eager", "compiled / diffusers, max-autotune", "compiled / the goal")
-    assert set(rows) == {f"{title}, {how}" for how in wanted}
+    batches = (f"U-Net, batch 16, 64 px, {how} / the peak" for how in ("plain", "compiled"))
+    assert set(rows) == {*(f"{title}, {how}" for how in wanted), *batches}
 
 
 @pytest.mark.parametrize(

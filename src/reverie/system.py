@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from jaxtyping import Float, Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from reverie.checkpoints import hub
 from reverie.checkpoints.configs import parameterise
@@ -27,7 +27,8 @@ from reverie.requests.references import ASSETS, BUNDLED_NAME, MUSIC_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
-from reverie.runtime.offload import HOST, OFFLOADS, Offloader
+from reverie.runtime.offload import HOST, Offloader, pick_offloader
+from reverie.runtime.transform import to_channels_last
 
 BUNDLED, MUSIC = ASSETS / "bundled", ASSETS / "music"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -380,23 +381,6 @@ def pick_device(name: str | torch.device) -> torch.device:
     if device.type not in found or (device.index or 0) >= count:
         raise ReverieError(f"device '{name}' is not available here; choose from auto, {', '.join(found)}")
     return device
-
-
-def pick_offloader(name: str | None, device: torch.device) -> Offloader | None:
-    """Make what offloads as a name says. Raises ReverieError for unknown names, and where memory is the host's."""
-    if name is None:
-        return None
-    split = choose("offload", name, OFFLOADS)
-    if device.type != "cuda":
-        raise ReverieError(f"offload is for GPUs with memory of their own, and this is {device}; leave it out")
-    return Offloader(device, split)
-
-
-def to_channels_last(network: nn.Module) -> None:
-    """Lay the kernels of convolutions out as GPUs convolve fastest; images follow the layout of the kernels."""
-    for module in network.modules():
-        if isinstance(module, nn.Conv2d):
-            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
 
 
 def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:

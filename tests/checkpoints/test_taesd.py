@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderTiny
 from safetensors.torch import save_file
 
-from reverie.checkpoints.single import load_tiny
+from reverie.checkpoints.load import load_tiny
 from reverie.errors import ReverieError
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracle warns of its own affairs

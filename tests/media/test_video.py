@@ -84,10 +84,16 @@ def test_the_same_frames_give_the_same_bytes(name: str, tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="glibc alone fills memory on request")
 def test_bytes_do_not_depend_on_what_memory_held(tmp_path: Path) -> None:
     """64 pixels are no whole stride of x264's widest kernels; glibc fills fresh memory with a byte of our choice."""
-    code = "import sys, test_video as test; test.video.write(test.moving(), sys.argv[1], 24)"
+    code = (
+        "import sys; from PIL import Image; from reverie.media import video;"
+        "video.write([Image.open(file) for file in sys.argv[2:]], sys.argv[1], 24)"
+    )
+    files = [str(tmp_path / f"{index:02}.png") for index in range(12)]
+    for frame, file in zip(moving(), files, strict=True):
+        frame.save(file)
     for fill in ("1", "170"):
-        run = [sys.executable, "-c", code, str(tmp_path / f"{fill}.mp4")]
-        subprocess.run(run, env={**os.environ, "MALLOC_PERTURB_": fill}, cwd=Path(__file__).parent, check=True)
+        run = [sys.executable, "-c", code, str(tmp_path / f"{fill}.mp4"), *files]
+        subprocess.run(run, env={**os.environ, "MALLOC_PERTURB_": fill}, check=True)
     assert (tmp_path / "1.mp4").read_bytes() == (tmp_path / "170.mp4").read_bytes()
 
 

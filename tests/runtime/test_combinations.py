@@ -10,7 +10,6 @@ from itertools import combinations
 
 import pytest
 import torch
-from jaxtyping import config
 from torch import Tensor, fx
 
 import reverie
@@ -49,8 +48,7 @@ class Calls:
 
 
 @pytest.fixture(autouse=True)
-def traceable(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+def traceable() -> Iterator[None]:
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

@@ -15,7 +15,6 @@ from typing import Any
 
 import pytest
 import torch
-from jaxtyping import config
 from torch import Tensor, fx
 from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
@@ -53,9 +52,8 @@ class Counting:
 
 
 @pytest.fixture(autouse=True)
-def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Let torch trace the networks without the checks of shapes, which the tests put around each function."""
-    monkeypatch.setattr(config, "jaxtyping_disable", True)
+def traced() -> Iterator[None]:
+    """Let torch trace the networks anew."""
     torch._dynamo.reset()
     yield
     torch._dynamo.reset()

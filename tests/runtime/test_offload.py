@@ -31,7 +31,7 @@ from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
 from reverie.runtime.offload import BLOCKS, OFFLOADS, Offloader, offloader_of
-from reverie.system import to_channels_last
+from reverie.runtime.transform import to_channels_last
 
 BEAR = TextToImage(prompt="a bear", negative="red", seed=7, steps=3)
 MODES = list(OFFLOADS)

@@ -9,6 +9,7 @@ import socket
 import struct
 import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.websockets import WebSocketDisconnect
 
+from reverie.server import app, guard
 from reverie.server.guard import Guard
 from reverie.server.metrics import Metrics
 from reverie.server.settings import Settings
@@ -62,6 +64,13 @@ def test_a_key_is_needed(keyed: TestClient, headers: dict[str, Any], status: int
     assert answer.status_code == status
     assert answer.headers["content-security-policy"].startswith("default-src 'self'")
     assert keyed.get("/healthz").status_code == 200
+
+
+def test_nobody_gets_the_cookie_without_the_key(keyed: TestClient) -> None:
+    for method in ("GET", "HEAD", "OPTIONS", "POST"):
+        answer = keyed.request(method, "/")
+        assert "set-cookie" not in answer.headers, method
+    assert keyed.get("/").status_code == 401
 
 
 def test_the_page_gets_a_cookie_that_stands_for_the_key(keyed: TestClient) -> None:
@@ -279,11 +288,33 @@ def test_websockets_of_other_pages_are_refused(client: TestClient) -> None:
             assert socket.receive_json()["type"] == "error"
 
 
-def test_a_slow_or_huge_head_is_cut_off(url: str) -> None:
+@contextmanager
+def connect(url: str) -> Iterator[socket.socket]:
     place = urlsplit(url)
     with socket.create_connection((place.hostname or "", place.port or 0), timeout=20) as raw:
+        yield raw
+
+
+def test_a_huge_head_is_refused(url: str) -> None:
+    with connect(url) as raw:
         raw.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\nX: " + b"y" * 200_000)
         assert raw.recv(100).split()[1] in (b"400", b"431")
+
+
+def test_who_sends_slowly_is_cut_off(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(guard, "BODY_SECONDS", 0.3)
+    head = b"POST /api/jobs HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+    for part in (b"", head):
+        with connect(url) as raw:
+            raw.sendall(part)
+            assert raw.recv(100) == b""
+    with connect(url) as raw:
+        raw.sendall(head + b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{")
+        assert raw.recv(100).split()[1] == b"408"
+    with connect(url) as raw:
+        raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        assert raw.recv(100).split()[1] == b"200"
 
 
 def test_an_upload_is_what_it_is_whatever_it_is_called(client: TestClient) -> None:

@@ -205,7 +205,7 @@ def settings_for(system: Pipeline, request: TextToImage, within: float) -> tuple
 
 def look(system: Pipeline, taesd: Path | None) -> Show:
     """Choose how previews are decoded: by a TAESD where one is given, by colours alone where not."""
-    from reverie.checkpoints.single import load_tiny
+    from reverie.checkpoints.load import load_tiny
     from reverie.codecs.image import TinyPreview, fit_preview
 
     if taesd is None:

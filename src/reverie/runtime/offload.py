@@ -18,6 +18,7 @@ from weakref import ReferenceType, WeakKeyDictionary, ref
 import torch
 from torch import Tensor, nn
 
+from reverie.errors import ReverieError, choose
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import Layer, TextEmbeddings
 from reverie.models.layers import Downsample, ResidualBlock, TransformerBlock, Upsample
@@ -148,3 +149,13 @@ def offloader_of(network: nn.Module) -> Offloader | None:
     """Return the offloader that a network was given to; None for one that stays where it is."""
     found = _OFFLOADERS.get(network)
     return None if found is None else found()
+
+
+def pick_offloader(name: str | None, device: torch.device) -> Offloader | None:
+    """Make what offloads as a name says. Raises ReverieError for unknown names, and where memory is the host's."""
+    if name is None:
+        return None
+    split = choose("offload", name, OFFLOADS)
+    if device.type != "cuda":
+        raise ReverieError(f"offload is for GPUs with memory of their own, and this is {device}; leave it out")
+    return Offloader(device, split)

@@ -20,8 +20,7 @@ from torch import nn
 from reverie.runtime import kernels
 from reverie.runtime.blocks import BLOCKS
 from reverie.runtime.kernels import let_go
-from reverie.runtime.layers import NARROW, EdgeConv2d, PackedConv2d, PackedLinear, PackedPointwise
-from reverie.runtime.weights import PackedLayer
+from reverie.runtime.layers import NARROW, EdgeConv2d, PackedConv2d, PackedLayer, PackedLinear, PackedPointwise
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -171,3 +170,10 @@ def quota(control: Path = CONTROL) -> float | None:
         return int(granted) / int(period) if granted not in ("max", "-1") else None
     except (OSError, ValueError, ZeroDivisionError):
         return None
+
+
+def to_channels_last(network: nn.Module) -> None:
+    """Lay the kernels of convolutions out as GPUs convolve fastest; images follow the layout of the kernels."""
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)

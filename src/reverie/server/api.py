@@ -40,7 +40,7 @@ Json = dict[str, Any]
 @router.post("/jobs", status_code=202)
 async def submit(submission: Submission, request: Request, response: Response, served: Served) -> Json:
     """Queue a job; once this answers it is not lost."""
-    record = await served.submit(submission, client_of(request))
+    record = await served.submit(submission.replace(attached=None), client_of(request))
     response.headers["Location"] = f"/api/jobs/{record.id}"
     return served.describe(record)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
@@ -9,6 +10,7 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
+import h11
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -16,6 +18,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, reason_of, unwritable
@@ -23,13 +26,15 @@ from reverie.server import api, live
 from reverie.server.dispatcher import Dispatcher, QueueFull
 from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
-from reverie.server.protocols import openai
+from reverie.server.protocols import comfy, openai
 from reverie.server.settings import Settings
 from reverie.server.store import JobStore
 
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE = 75  # seconds; webuiapi polls every five
 SHUTDOWN = 10  # seconds that open requests have
+HEAD_SECONDS = 30.0  # within which the head of a request must have come
+CONNECTIONS = 1024  # at once
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -66,6 +71,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(api.router)
     app.include_router(live.router)
     app.include_router(openai.router)
+    app.include_router(comfy.router)
+    app.include_router(comfy.router, prefix="/api")  # what is ours there comes first
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -120,6 +127,35 @@ HANDLERS: dict[type[Exception], Callable[[Request, Exception], Awaitable[JSONRes
 }
 
 
+class _Protocol(H11Protocol):
+    """Uvicorn's HTTP, which closes connections whose next request's head does not come in time."""
+
+    _timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._expect_head(True)
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        self._expect_head(self.cycle is None or self.cycle.response_complete)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        self._expect_head(False)
+        super().handle_websocket_upgrade(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._expect_head(False)
+        super().connection_lost(exc)
+
+    def _expect_head(self, waits: bool) -> None:
+        if self._timer is not None and not waits:
+            self._timer.cancel()
+            self._timer = None
+        elif self._timer is None and waits and not self.transport.is_closing():
+            self._timer = self.loop.call_later(HEAD_SECONDS, self.transport.close)
+
+
 class Server(uvicorn.Server):
     """Uvicorn's server, which says when it listens, and tells the dispatcher of a signal, so that streams end."""
 
@@ -156,7 +192,8 @@ def uvicorn_config(settings: Settings) -> uvicorn.Config:
         log_config=None,
         access_log=False,
         server_header=False,
-        http="h11",  # bounds the headers
+        http=_Protocol,
+        limit_concurrency=CONNECTIONS,
         ws_max_size=settings.limits.body,
     )
 

@@ -38,6 +38,7 @@ HEADERS = {
     "x-content-type-options": "nosniff",
     "referrer-policy": "no-referrer",
     "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-cache",  # asked for anew, so that after an upgrade the page's modules fit each other
 }
 
 log = logging.getLogger("reverie.server")
@@ -96,7 +97,8 @@ class Guard:
                 own = MutableHeaders(scope=message)
                 for name, value in HEADERS.items():
                     own.setdefault(name, value)
-                if scope["path"] == "/" and self._settings.tokens:
+                shown = scope["path"] == "/" and scope["method"] == "GET" and status < 400
+                if shown and self._settings.tokens:  # whoever gets the page has shown a key
                     own.append("set-cookie", f"{COOKIE}={self._sign(self._settings.tokens[0])}; Path=/; {_FLAGS}")
             elif message["type"] == "websocket.accept":
                 status = 101

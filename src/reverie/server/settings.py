@@ -131,7 +131,8 @@ class Settings:
     def describe(self, text: str) -> str:
         """Return a message without the folders of this machine."""
         for folder in (self.outputs, self.uploads, self.home, *self._model_paths(), Path.home()):
-            text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
+            if folder.name:  # not the root
+                text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
         return text
 
     def _model_paths(self) -> Iterator[Path]:

@@ -52,9 +52,9 @@ class JobRecord:
     status: int | None = None  # of HTTP, which an error means
 
     @classmethod
-    def new(cls, submission: Submission, client: str) -> JobRecord:
-        """Return a queued job with an id that cannot be guessed."""
-        return cls(secrets.token_hex(12), client, submission)
+    def new(cls, submission: Submission, client: str, id: str | None = None) -> JobRecord:
+        """Return a queued job; where nothing names an id, with one that cannot be guessed."""
+        return cls(id or secrets.token_hex(12), client, submission)
 
     @property
     def is_over(self) -> bool:
@@ -76,7 +76,7 @@ class JobStore:
         try:
             self._db = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
             self._db.row_factory = sqlite3.Row
-            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=FULL; PRAGMA busy_timeout=5000;")
+            self._db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL; PRAGMA busy_timeout=5000;")
             version = self._db.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 self._db.executescript(f"BEGIN; {SCHEMA} PRAGMA user_version={VERSION}; COMMIT;")
@@ -90,8 +90,10 @@ class JobStore:
         self._db.close()
 
     def add(self, record: JobRecord) -> None:
-        """Write a new job."""
+        """Write a new job, so that it outlives a power cut; what changes of it outlives the process."""
+        self._db.execute("PRAGMA synchronous=FULL")
         record.number = self._write(record, "INSERT INTO jobs ({names}) VALUES ({marks})") or 0
+        self._db.execute("PRAGMA synchronous=NORMAL")
 
     def update(self, record: JobRecord) -> None:
         """Write what has changed of a job."""

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.requests.foreign.levels import way_at
+from reverie.requests.foreign.draft import way_at
 from reverie.requests.pictures import Hires, Refiner, TextToImage, Variation
 from reverie.requests.records import Record, read_record, texts
 from reverie.requests.samplers import SAMPLERS

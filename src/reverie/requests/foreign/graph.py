@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from reverie.errors import ReverieError
 from reverie.requests.foreign.draft import shorten
+from reverie.requests.pictures import Fill
 
 Weights = tuple[tuple[str, object, object], ...]
 """LoRAs: the node that applies it, the file, the strength."""
@@ -68,8 +69,29 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class GraphMask:
+    """A mask: the name of its picture, which channel it is (of alpha the opposite), by how many pixels it grows."""
+
+    name: object
+    channel: object
+    grow: object = 0
+
+
+@dataclass(frozen=True)
+class GraphStart:
+    """What latents were made of: the name of a picture, None where it is not known, and the mask under it.
+
+    `fill` is what lies within the mask, as `Inpaint` calls it.
+    """
+
+    name: object = None
+    mask: GraphMask | None = None
+    fill: Fill = "original"
+
+
+@dataclass(frozen=True)
 class Latent:
-    """Latents: their size in pixels where it is known, how many, what drew them, and whether a picture is behind.
+    """Latents: their size in pixels where it is known, how many, what drew them, and what picture is behind.
 
     `scaled` are the nodes that gave them another size since.
     """
@@ -78,13 +100,13 @@ class Latent:
     height: object = None
     count: object = 1
     drawn: Sampling | None = None
-    picture: bool = False
+    picture: GraphStart | None = None
     scaled: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)
 class GraphPicture:
-    """Decoded latents."""
+    """Decoded latents, or a picture that was loaded."""
 
     latent: Latent
 
@@ -213,6 +235,7 @@ class Graph:
             if isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
         }
         self.notes: list[str] = []
+        self.embeddings: dict[str, None] = {}  # paths of those that prompts name
         self._values: dict[tuple[str, int, type], object] = {}
         self._open: list[tuple[str, int, type]] = []
 
@@ -309,3 +332,39 @@ def read_wildcard(node: Node, slot: int, want: type) -> object:
     if want is Prompt:
         return Prompt(node.text("populated_text"), node.get("clip", GraphClip) or GraphClip())
     return node.get("model" if want is Model else "clip", want)
+
+
+# Readers of numbers and texts, each with the names of its classes.
+KNOWN: tuple[tuple[Reader, str], ...] = (
+    (
+        value_of("value", "int", "float", "string", "Number", "Value"),
+        "PrimitiveInt, PrimitiveFloat, PrimitiveString, PrimitiveStringMultiline, PrimitiveBoolean, PrimitiveNode, "
+        "Int, INTConstant, FloatConstant, Float, ImpactInt, ImpactFloat, ImpactBoolean, String, easy int, easy float, "
+        "easy string, CR Integer, CR Float, JWInteger, JWFloat, FloatSlider",
+    ),
+    (
+        value_of("text", "string", "prompt", "Text", "value", "positive", "negative"),
+        "String Literal, StringConstant, StringConstantMultiline, Text Multiline, CR Text, CR Prompt Text, ttN text, "
+        "JWString, JWStringMultiline, ImpactString, Text box, TextBox, Simple String, Textbox, Text String, "
+        "easy positive, easy negative, CR Multiline Text, Text, DF_Text, StringInput",
+    ),
+    (
+        value_of("text", "source", "anything"),
+        "ShowText|pysssss, PreviewAny, easy showAnything, Display Any (rgthree), ShowAnything, Text to Console",
+    ),
+    (
+        value_of("seed", "value"),
+        "Seed (rgthree), easy seed, CR Seed, Seed, Seed Generator, SeedEverywhere, RandomSeed",
+    ),
+    (join_texts(r"string_[a-z]", "delimiter", ""), "StringConcatenate"),
+    (join_texts(r"text_[a-z]", "delimiter", ", "), "Text Concatenate"),
+    (join_texts(r"text\d", "separator", ""), "CR Text Concatenate"),
+    (join_texts(r"string_?\d+", "delimiter", " "), "JoinStrings, JoinStringMulti"),
+    (replace_text, "StringReplace"),
+    (trim_text, "StringTrim"),
+    (cut_text, "StringSubstring"),
+    (change_case, "CaseConverter"),
+    (read_wildcard, "ImpactWildcardProcessor, ImpactWildcardEncode"),
+    (reroute, "Reroute, Reroute (rgthree), ReroutePrimitive|pysssss"),
+    (first_given, "Any Switch (rgthree)"),
+)

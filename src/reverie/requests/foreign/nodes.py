@@ -19,6 +19,7 @@ from reverie.requests.foreign.graph import (
     GraphClip,
     GraphControl,
     GraphPicture,
+    GraphStart,
     Latent,
     Model,
     Node,
@@ -27,6 +28,7 @@ from reverie.requests.foreign.graph import (
     Scalar,
 )
 from reverie.requests.pictures import CONTROL_KINDS
+from reverie.requests.references import find_beside
 
 UNPICTURED = "the pictures that it takes are not in the file"
 
@@ -116,7 +118,10 @@ def _words(node: Node, *names: str) -> str:
     for tag in TAG.findall(text):
         node.graph.note(f"{tag} in the prompt: ComfyUI reads it as words; it is left out")
     for name in EMBEDDING.findall(text):
-        node.graph.note(f"embedding:{name}: a textual inversion, whose file is to be given")
+        if (file := find_beside(name)) is not None:
+            node.graph.embeddings[str(file)] = None
+        else:
+            node.graph.note(f"embedding:{name}: a textual inversion, whose file is to be given")
     if SYNTAX.search(text):
         node.graph.note("[...], AND or BREAK in the prompt: plain words in ComfyUI, and A1111's syntax here")
     return EMBEDDING.sub(lambda match: stem_of(match[1]), TAG.sub("", text))
@@ -183,7 +188,7 @@ def _two_sided(node: Node, slot: int, want: type) -> object:
     if want is Prompt and slot < 2:
         return node.get("positive" if slot == 0 else "negative", Prompt)
     if want is Latent:
-        return Latent(node.scalar("width"), node.scalar("height"), picture=True)
+        return Latent(node.scalar("width"), node.scalar("height"), picture=GraphStart())
     return None
 
 
@@ -195,7 +200,7 @@ def _control(node: Node, slot: int, want: type) -> object:
         return given
     name, kind = _control_net(node)
     seen = node.graph.source(node.inputs.get("image"))
-    picture = seen.scalar("image") if seen is not None and seen.kind == "LoadImage" else None
+    picture = samplers.picture_name(seen) if seen is not None and seen.kind == "LoadImage" else None
     if seen is not None and picture is None:
         node.graph.note(f"node {seen.kind}: what makes the picture that the ControlNet '{name}' sees")
     values = strength, node.scalar("start_percent", 0), node.scalar("end_percent", 1)
@@ -210,64 +215,6 @@ def _control_net(node: Node) -> tuple[object, object]:
         kind = {"hed": "softedge"}.get(named, named)
         source = source.graph.source(source.inputs["control_net"])
     return source.scalar("control_net_name") if source is not None else None, kind if kind in CONTROL_KINDS else None
-
-
-# ---- latents and pictures --------------------------------------------------------------------------------------------
-
-
-def _empty(node: Node, slot: int, want: type) -> object:
-    return Latent(node.scalar("width"), node.scalar("height"), node.scalar("batch_size", 1)) if want is Latent else None
-
-
-def _decode(node: Node, slot: int, want: type) -> object:
-    vae = node.graph.source(node.inputs.get("vae"))
-    if vae is not None and vae.kind == "VAELoader":
-        node.graph.note(f"node VAELoader: {shorten(vae.scalar('vae_name'))}")
-    latent = node.get("samples", Latent)
-    return None if latent is None else GraphPicture(latent)
-
-
-def _encode_picture(node: Node, slot: int, want: type) -> object:
-    """Read latents of a picture: of one that was drawn before, or of one that is not in the file."""
-    picture = node.get("pixels", GraphPicture) or node.get("image", GraphPicture)
-    return picture.latent if picture is not None else Latent(picture=True)
-
-
-def _enlarge(node: Node, slot: int, want: type) -> object:
-    """Read latents or pictures that are scaled, to a size or by a factor."""
-    name = next((name for name in ("samples", "image", "images", "pixels") if name in node.inputs), "")
-    if want is Latent:
-        latent = node.get(name, Latent)
-        return None if latent is None else _scale(node, latent)
-    picture = node.get(name, GraphPicture) if want is GraphPicture else None
-    return None if picture is None else GraphPicture(_scale(node, picture.latent))
-
-
-def _scale(node: Node, latent: Latent) -> Latent:
-    """Give latents another size; a side of 0 follows from the other, and one that is not known stays unknown."""
-    scaled = replace(latent, width=None, height=None, scaled=(*latent.scaled, node))
-    sides, factor = (latent.width, latent.height), node.scalar("scale_by", _factor_of(node))
-    known = all(isinstance(side, int) for side in sides)
-    if "width" in node.inputs:
-        width, height = node.scalar("width"), node.scalar("height")
-        if known and not width and isinstance(height, int):
-            width = round(height * sides[0] / sides[1])  # type: ignore[operator]
-        elif known and not height and isinstance(width, int):
-            height = round(width * sides[1] / sides[0])  # type: ignore[operator]
-        return replace(scaled, width=width, height=height)
-    if not known or not isinstance(factor, int | float):
-        return scaled
-    cell = 8 if "samples" in node.inputs else 1  # pixels; latents are counted in cells
-    width, height = (cell * round(side * factor / cell) for side in sides)  # type: ignore[operator]
-    return replace(scaled, width=width, height=height)
-
-
-def _factor_of(node: Node) -> int | None:
-    """Return how many times as large a network makes a picture, as its file's name says: 4x-UltraSharp."""
-    loader = node.graph.source(node.inputs.get("upscale_model"))
-    name = str(loader.scalar("model_name")) if loader is not None else ""
-    match = re.search(r"(?<!\d)([2348])x|x([2348])(?!\d)", name, re.IGNORECASE)
-    return int(match[1] or match[2]) if match else None
 
 
 # ---- nodes that load everything --------------------------------------------------------------------------------------
@@ -336,7 +283,9 @@ def _input_of(node: Node, want: type) -> object:
         if value is not None:
             return value
     if want is Latent:
-        return Latent(node.inputs.get("width"), node.inputs.get("height"), picture=bool(list(node.links())))
+        return Latent(
+            node.inputs.get("width"), node.inputs.get("height"), picture=GraphStart() if any(node.links()) else None
+        )
     return None
 
 
@@ -357,38 +306,6 @@ _NOTED_MODEL, _NOTED_PROMPT = pass_on("model", note=""), pass_on("conditioning",
 
 # Readers, each with the names of its classes.
 _KNOWN: tuple[tuple[Reader, str], ...] = (
-    # numbers and texts
-    (
-        values.value_of("value", "int", "float", "string", "Number", "Value"),
-        "PrimitiveInt, PrimitiveFloat, PrimitiveString, PrimitiveStringMultiline, PrimitiveBoolean, PrimitiveNode, "
-        "Int, INTConstant, FloatConstant, Float, ImpactInt, ImpactFloat, ImpactBoolean, String, easy int, easy float, "
-        "easy string, CR Integer, CR Float, JWInteger, JWFloat, FloatSlider",
-    ),
-    (
-        values.value_of("text", "string", "prompt", "Text", "value", "positive", "negative"),
-        "String Literal, StringConstant, StringConstantMultiline, Text Multiline, CR Text, CR Prompt Text, ttN text, "
-        "JWString, JWStringMultiline, ImpactString, Text box, TextBox, Simple String, Textbox, Text String, "
-        "easy positive, easy negative, CR Multiline Text, Text, DF_Text, StringInput",
-    ),
-    (
-        values.value_of("text", "source", "anything"),
-        "ShowText|pysssss, PreviewAny, easy showAnything, Display Any (rgthree), ShowAnything, Text to Console",
-    ),
-    (
-        values.value_of("seed", "value"),
-        "Seed (rgthree), easy seed, CR Seed, Seed, Seed Generator, SeedEverywhere, RandomSeed",
-    ),
-    (values.join_texts(r"string_[a-z]", "delimiter", ""), "StringConcatenate"),
-    (values.join_texts(r"text_[a-z]", "delimiter", ", "), "Text Concatenate"),
-    (values.join_texts(r"text\d", "separator", ""), "CR Text Concatenate"),
-    (values.join_texts(r"string_?\d+", "delimiter", " "), "JoinStrings, JoinStringMulti"),
-    (values.replace_text, "StringReplace"),
-    (values.trim_text, "StringTrim"),
-    (values.cut_text, "StringSubstring"),
-    (values.change_case, "CaseConverter"),
-    (values.read_wildcard, "ImpactWildcardProcessor, ImpactWildcardEncode"),
-    (values.reroute, "Reroute, Reroute (rgthree), ReroutePrimitive|pysssss"),
-    (values.first_given, "Any Switch (rgthree)"),
     # models and text encoders
     (
         _loader,
@@ -420,33 +337,9 @@ _KNOWN: tuple[tuple[Reader, str], ...] = (
         "ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetAreaStrength, ConditioningSetMask, "
         "ConditioningSetTimestepRange, unCLIPConditioning",
     ),
-    # latents and pictures
-    (_empty, "EmptyLatentImage, EmptySD3LatentImage, EmptyLatentImagePresets, EmptyLatentAudio"),
-    (_decode, "VAEDecode, VAEDecodeTiled, VAEDecodeAudio"),
-    (_encode_picture, "VAEEncode, VAEEncodeTiled, VAEEncodeForInpaint"),
-    (_enlarge, "LatentUpscale, LatentUpscaleBy, ImageScale, ImageScaleBy, ImageUpscaleWithModel"),
-    (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch, SetLatentNoiseMask"),
-    # samplers
-    (samplers.ksampler, "KSampler, KSamplerAdvanced, KSampler (Efficient), KSampler Adv. (Efficient)"),
-    (samplers.custom, "SamplerCustom, SamplerCustomAdvanced"),
-    (samplers.cfg_guider, "CFGGuider"),
-    (samplers.basic_guider, "BasicGuider"),
-    (samplers.dual_guider, "DualCFGGuider"),
-    (samplers.random_noise, "RandomNoise"),
-    (samplers.no_noise, "DisableNoise"),
-    (samplers.ksampler_select, "KSamplerSelect"),
-    (samplers.basic_scheduler, "BasicScheduler"),
-    (samplers.split_sigmas, "SplitSigmas, SplitSigmasDenoise"),
-    (samplers.levels_of("karras", sigma_max=14.614642, sigma_min=0.0291675, rho=7.0), "KarrasScheduler"),
-    (samplers.levels_of("exponential", sigma_max=14.614642, sigma_min=0.0291675), "ExponentialScheduler"),
-    (samplers.levels_of("SDTurboScheduler"), "SDTurboScheduler"),
-    (samplers.levels_of("beta"), "BetaSamplingScheduler"),
-    (samplers.levels_of("AlignYourSteps"), "AlignYourStepsScheduler"),
-    (samplers.solver_of("euler_ancestral", eta=1.0, s_noise=1.0), "SamplerEulerAncestral"),
-    (samplers.solver_of("lms", order=4), "SamplerLMS"),
-    (samplers.solver_of("dpmpp_sde", eta=1.0, s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
-    (samplers.solver_of("dpmpp_2m_sde", solver_type="midpoint", eta=1.0, s_noise=1.0), "SamplerDPMPP_2M_SDE"),
-    (samplers.solver_of("dpmpp_3m_sde", eta=1.0, s_noise=1.0), "SamplerDPMPP_3M_SDE"),
-    (samplers.solver_of("dpmpp_2s_ancestral", eta=1.0, s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
+    # latents
+    (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch"),
 )
-NODES: dict[str, Reader] = {name: reader for reader, names in _KNOWN for name in names.split(", ")}
+NODES: dict[str, Reader] = {
+    name: reader for reader, names in (*values.KNOWN, *samplers.KNOWN, *_KNOWN) for name in names.split(", ")
+}

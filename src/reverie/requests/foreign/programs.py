@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reverie.requests.foreign.a1111 import as_float, pair
+from reverie.requests.foreign.a1111 import as_float
 from reverie.requests.foreign.draft import (
     COMFYUI_DISCARDS,
     START_IS_MISSING,
@@ -22,6 +22,7 @@ from reverie.requests.foreign.draft import (
     shorten,
     stem_of,
 )
+from reverie.requests.foreign.infotext import pair
 from reverie.requests.pictures import Variation
 
 TILES = {"true": "xy", "x-only": "x", "y-only": "y", "x": "x", "y": "y", "xy": "xy"}

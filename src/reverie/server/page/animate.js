@@ -4,13 +4,18 @@ import { chosenModel, run } from "./api.js";
 import { $, $$, choose, fields, fill, make, onFiles } from "./dom.js";
 import { downloadLink, shrink } from "./files.js";
 import { language, t, translate } from "./i18n.js";
+import { Carried } from "./settings.js";
 
 const EASINGS = ["linear", "smooth", "ease_in", "ease_out", "hold", "jump"];
 const BEGIN = { en: ["a bear", "an apple"], zh: ["一只熊", "一个苹果"] };
 const FORMATS = ["mp4", "webm", "gif"];
+const HELD = ["keyframes", "seconds", "frames", "fps", "steps", "seed", "easing", "loop", "ping_pong", "fit"];
+
+let carried;
 
 export function open() {
   const form = $("#film");
+  carried = new Carried($("#film-carried"), HELD);
   form.elements.easing.append(...EASINGS.map((name) => translatable("option", { value: name }, name)));
   BEGIN[language()].forEach((prompt) => add({ prompt }));
   $("#add-keyframe").onclick = () => add({}).querySelector("input").focus();
@@ -27,14 +32,14 @@ function translatable(tag, properties, key) {
   return element;
 }
 
-/** Add a keyframe with a prompt, and perhaps a seed or a picture. */
-function add({ prompt = "", seed, image }) {
+/** Add a keyframe: a prompt, perhaps a picture, and whatever else it says. */
+function add({ prompt = "", image, ...more }) {
   const input = make("input", { value: prompt, autocomplete: "off", maxLength: 2000 });
   const picture = make("button", { type: "button", className: "thumb icon" });
   const item = make("li", {}, picture, input, make("button", { type: "button", className: "icon remove", textContent: "×" }));
-  if (seed !== undefined) item.dataset.seed = seed;
+  item.more = more;
   const lay = async (blob) => hang(item, await shrink(blob));
-  if (image) hang(item, image);
+  if (image) hang(item, image.name ?? image);
   picture.onclick = async () => {
     if (item.dataset.image) return hang(item, null);
     (await choose("image/*")).slice(0, 1).forEach(lay);
@@ -49,9 +54,11 @@ function add({ prompt = "", seed, image }) {
   return item;
 }
 
-function hang(item, url) {
-  item.dataset.image = url ?? "";
-  item.querySelector(".thumb").replaceChildren(url ? make("img", { src: url, alt: "" }) : "+");
+/** Hang a picture on a keyframe, by its data URL or its name on the server; null takes it off. */
+function hang(item, image) {
+  item.dataset.image = image ?? "";
+  const src = image?.startsWith("data:") ? image : `api/files/${image}`;
+  item.querySelector(".thumb").replaceChildren(image ? make("img", { src, alt: "" }) : "+");
 }
 
 function label() {
@@ -67,14 +74,13 @@ function label() {
 }
 
 function asked(form) {
-  const request = fields(form);
+  const request = { ...carried.fields, ...fields(form) };
   request.keyframes = $$("#keyframes li").map((item) => {
-    const keyframe = { prompt: item.querySelector("input").value };
-    if (item.dataset.seed) keyframe.seed = Number(item.dataset.seed);
+    const keyframe = { ...item.more, prompt: item.querySelector("input").value };
     if (item.dataset.image) keyframe.image = item.dataset.image;
     return keyframe;
   });
-  if (request.keyframes.some((one) => one.image)) request.fit = "crop";
+  if (request.keyframes.some((one) => one.image)) request.fit = "crop"; // whatever their sizes
   return request;
 }
 
@@ -112,9 +118,12 @@ export function take({ prompt, seed }) {
   add({ prompt, seed });
 }
 
-/** Put a request for a film into the room. */
+/** Put a request for a film into the room; returns notes. */
 export function use(request) {
-  fill($("#film"), { seed: "", loop: false, ping_pong: false, ...request });
+  const seconds = request.frames ? request.frames / (request.fps ?? 20) : request.seconds;
+  fill($("#film"), { seed: "", loop: false, ping_pong: false, ...request, ...(seconds && { seconds }) });
+  carried.take(request);
   $("#keyframes").replaceChildren();
-  request.keyframes.forEach(({ prompt, seed }) => add({ prompt, seed: seed ?? undefined }));
+  request.keyframes.forEach((keyframe) => add(typeof keyframe === "string" ? { prompt: keyframe } : keyframe));
+  return [];
 }

@@ -100,10 +100,10 @@ export async function run(place, body, on = {}) {
     says.textContent = t("sending");
     const job = await post("api/jobs", body);
     cancel.onclick = () => remove(`api/jobs/${job.id}`).catch((error) => note(error.message, "error"));
-    const waits = (position) => (says.textContent = position ? t("waiting", position) : t("starting"));
+    const waits = (position) => (says.textContent = position ? t("waiting", position) : t("next"));
     const ended = await follow(job.id, {
       ...on,
-      state: ({ job }) => job.state === "queued" && waits(job.position),
+      state: ({ job }) => (job.state === "queued" ? waits(job.position) : (says.textContent = t("starting"))),
       position: ({ position }) => waits(position),
       progress: (event) => {
         bar.value = event.done / event.total;

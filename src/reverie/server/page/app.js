@@ -45,7 +45,10 @@ function bind() {
     const dark = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     chooseTheme((localStorage.theme = dark === "dark" ? "light" : "dark"));
   };
-  document.addEventListener("reuse", ({ detail: job }) => go(ROOM_OF[job.kind] ?? "draw").use({ ...job.request, kind: job.kind }));
+  document.addEventListener("reuse", async ({ detail: { kind, request, notes = [] } }) => {
+    const more = await go(ROOM_OF[kind] ?? "draw").use({ ...request, kind });
+    toast([...notes, ...more].join(" "));
+  });
   document.addEventListener("keyframe", ({ detail }) => go("animate").take(detail));
   addEventListener("hashchange", enter);
   for (const event of ["dragover", "drop"]) addEventListener(event, (dropped) => dropped.preventDefault());

@@ -24,7 +24,7 @@ export function open() {
     event.preventDefault();
     search();
   };
-  get("api/info").then((info) => ($("#search").hidden = !info.search), () => {});
+  get("api/info").then((info) => ($("#search").hidden = !info.index), () => {});
   takeRecent();
 }
 
@@ -96,7 +96,7 @@ function bars(guess, picture, at) {
 async function search() {
   try {
     const { hits } = await post("api/search", { text: $("#search-text").value, top: 20 });
-    $("#found").replaceChildren(...hits.map(({ name, url, score }) => make("img", { src: url, alt: name, title: `${name}: ${score.toFixed(2)}` })));
+    $("#found").replaceChildren(...hits.map(({ name, image, cosine }) => make("img", { src: image, alt: name, title: `${name}: ${cosine.toFixed(2)}` })));
   } catch (error) {
     $("#compare-work").replaceChildren(make("p", { className: "error", textContent: error.message }));
   }

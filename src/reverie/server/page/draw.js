@@ -5,7 +5,7 @@ import { Sheet } from "./canvas.js";
 import { $, $$, choose, fields, fill, make, onFiles, toast } from "./dom.js";
 import { language, t } from "./i18n.js";
 import { Live } from "./live.js";
-import { alsoAsked, carry, keepStyle, offerLoras, offerStyles, worded } from "./settings.js";
+import { Carried, keepStyle, offerLoras, offerStyles, worded } from "./settings.js";
 
 const TOOLS = ["brush", "eraser", "line", "rectangle", "ellipse", "fill"];
 const SWATCHES = { black: "#1b1b1b", white: "#fdfdfb", brown: "#8a5a2b", red: "#d8392b", yellow: "#f2c23e", green: "#3f9e4d", blue: "#3b7dd8", pink: "#e58fb0" };
@@ -14,10 +14,12 @@ const STARTERS = {
   zh: ["🐼 绿色背景上的一只熊猫", "🚀 蓝色背景上的火箭", "🎹 钢琴", "🍎 苹果", "🐢 黄色背景上的小龟"],
 };
 const [LEAST, MOST] = [64, 2048]; // pixels of a side
+const HELD = ["prompt", "negative", "sampler", "schedule", "steps", "guidance", "seed", "width", "height", "count", "hires", "init", "mask", "strength"];
+const [OF_INPAINT, OF_OUTPAINT] = [["mask_blur", "only_masked", "padding", "fill"], ["left", "right", "top", "bottom"]];
 const LIVE_STEPS = 4;
 const NEAR = 0.2; // of the way to another seed: a variation
 
-let sheet, live;
+let sheet, live, carried;
 let models = [];
 let mostSteps = 150;
 let shown = null; // {job, file, seed, at} of the picture that is seen
@@ -26,6 +28,7 @@ const ask = () => $("#ask");
 export function open() {
   sheet = new Sheet($("#paper"));
   live = new Live(liveRequest, showLive, toast);
+  carried = new Carried($("#carried"), [...HELD, ...OF_OUTPAINT]);
   buildTools();
   bindSheet();
   bindAsk();
@@ -113,7 +116,7 @@ const randomSeed = () => Math.floor(Math.random() * 2 ** 31);
 
 /** Return what the form asks for; while it is drawn live, always the same seed and words. */
 function onForm() {
-  const { best_of, hires, count, ...request } = { ...alsoAsked(), ...fields(ask()) };
+  const { best_of, hires, count, ...request } = { ...carried.fields, ...fields(ask()) };
   if (live.on) request.seed ??= liveSeed;
   request.prompt = worded(request.prompt ?? "", (choices) => (live.on ? liveSeed : randomSeed()) % choices);
   return { best_of, request, more: { count, ...(hires && { hires: { scale: hires } }) } };
@@ -143,13 +146,14 @@ function suit() {
   resize();
 }
 
-function onSheet(request) {
+function onSheet(whole) {
+  const request = Object.fromEntries(Object.entries(whole).filter(([name]) => !OF_INPAINT.includes(name)));
   if (sheet.empty) return { kind: "text_to_image", request };
   const free = strength();
-  if (free === 0 && !sheet.masked) return { kind: "inpaint", request: { ...request, init: sheet.transparent(), strength: 1 } };
-  const picture = { ...request, init: sheet.filled(), strength: free || 1, steps: Math.min(mostSteps, Math.ceil(request.steps / (free || 1))) };
-  if (!sheet.masked) return { kind: "image_to_image", request: picture };
-  return { kind: "inpaint", request: { ...picture, mask: sheet.maskUrl() } };
+  if (free === 0 && !sheet.masked) return { kind: "inpaint", request: { ...whole, init: sheet.transparent(), strength: 1 } };
+  const drawn = { init: sheet.filled(), strength: free || 1, steps: Math.min(mostSteps, Math.ceil(request.steps / (free || 1))) };
+  if (!sheet.masked) return { kind: "image_to_image", request: { ...request, ...drawn } };
+  return { kind: "inpaint", request: { ...whole, ...drawn, mask: sheet.maskUrl() } };
 }
 
 function bindAsk() {
@@ -164,16 +168,16 @@ function bindAsk() {
   $("#keep-style").onclick = () => keepStyle(ask().elements.prompt.value.trim());
   $("#model").onchange = suit;
   $("#live").onchange = ({ target }) => (target.checked ? goLive() : live.close());
-  $("#restore").onclick = async () => (await choose("image/*")).forEach(restore);
+  $("#restore").onclick = async () => (await choose("image/*,video/*,audio/*")).forEach(restore);
   onFiles($("#main"), (files) => location.hash.startsWith("#draw") && restore(files[0]));
   $("#concept-filter").oninput = filterThings;
 }
 
-/** Take the settings of a picture that a file holds. */
+/** Take the settings that a file holds, in the room for it. */
 async function restore(file) {
   try {
     const { kind, request, notes } = await inspect(file);
-    toast([t("restored", file.name), ...notes, ...(await use({ ...request, kind }))].join(" "));
+    document.dispatchEvent(new CustomEvent("reuse", { detail: { kind, request, notes: [t("restored", file.name), ...notes] } }));
   } catch (error) {
     toast(error instanceof Refusal && !error.field ? error.message : t("saysNothing", file.name));
   }
@@ -185,7 +189,8 @@ export async function use(request) {
   const open = { negative: "", seed: "", guidance: "", width: "", height: "", best_of: "" };
   const taken = steps ? { steps: Math.max(1, Math.round(steps * strength)) } : {};
   fill(ask(), { ...open, ...request, ...taken, count: request.count ?? 1, hires: request.hires?.scale });
-  const lost = carry(request);
+  carried.take(request);
+  const lost = OF_OUTPAINT.filter((name) => request[name]);
   resize();
   sheet.clear();
   const notes = lost.length ? [t("notTaken", lost.join(", "))] : [];

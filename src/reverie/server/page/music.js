@@ -4,6 +4,7 @@ import { run } from "./api.js";
 import { $, choose, dataUrl, fields, fill, make, toast } from "./dom.js";
 import { language, t } from "./i18n.js";
 import { Player, coloured, decode, wav } from "./player.js";
+import { Carried } from "./settings.js";
 
 const TUNES = {
   en: ["jazz saxophone with drums", "funk bass with drums", "piano solo, minor", "techno synth with drums", "harp solo"],
@@ -12,14 +13,17 @@ const TUNES = {
 const WANDER = 0.25; // of the way between two prompts from clip to clip
 const AHEAD = 2; // clips that are made before they are needed
 
-let player;
-let seedSound = null; // a WAV file's data URL
+const HELD = ["prompt", "to", "alpha", "bpm", "seconds", "steps", "seed", "loop", "init", "strength"];
+
+let player, carried;
+let seedSound = null; // a WAV file's data URL, or its name on the server
 let endless = false;
 
 const form = () => $("#tune");
 
 export function open() {
   player = new Player($("#spectrogram"), nowPlaying);
+  carried = new Carried($("#music-carried"), HELD);
   form().onsubmit = (event) => {
     event.preventDefault();
     playOnce();
@@ -43,8 +47,8 @@ function suggest() {
 
 /** Return the request that the form makes. */
 function asked() {
-  const { to, alpha, strength, ...request } = fields(form());
-  if (to) Object.assign(request, { to: [{ prompt: to }], alpha });
+  const { to, alpha, strength, ...request } = { ...carried.fields, ...fields(form()) };
+  if (to) Object.assign(request, { to: [{ prompt: to }] }, !request.walk && { alpha });
   if (!seedSound) return request;
   const { seconds, bpm, ...over } = request;
   return { ...over, init: seedSound, strength };
@@ -125,14 +129,17 @@ function stop() {
 async function begin(blob, name) {
   try {
     const buffer = await decode(player.context, blob);
-    seedSound = await dataUrl(wav(buffer));
+    startFrom(await dataUrl(wav(buffer)), name);
   } catch {
-    return toast(t("notSound", name));
+    toast(t("notSound", name));
   }
+}
+
+function startFrom(sound, name) {
+  seedSound = sound;
   $("#seed-name").textContent = name;
   $("#seed-sound").textContent = t("forgetSound");
   $("#sound-strength").hidden = false;
-  return null;
 }
 
 function forget() {
@@ -170,8 +177,12 @@ function listening(on) {
   $("#record").textContent = t(on ? "stop" : "record");
 }
 
-/** Put a request for music into the room. */
+/** Put a request for music into the room; returns notes. */
 export function use(request) {
-  const to = request.to?.[0]?.prompt ?? "";
-  fill(form(), { seed: "", loop: false, ...request, to, alpha: request.alpha ?? 0 });
+  const [stop, ...others] = request.to ?? [];
+  fill(form(), { seed: "", loop: false, ...request, to: stop?.prompt ?? stop ?? "", alpha: request.alpha ?? 0 });
+  carried.take(request);
+  if (request.init) startFrom(request.init.name ?? request.init, request.init.name ?? request.init);
+  else forget();
+  return others.length ? [t("notTaken", others.map((one) => one.prompt ?? one).join(", "))] : [];
 }

@@ -3,27 +3,32 @@
 import { $, make } from "./dom.js";
 import { t } from "./i18n.js";
 
-// What the form or the sheet hold, and what says nothing: a request as files record it names everything.
-const HELD = ["kind", "prompt", "negative", "sampler", "schedule", "steps", "guidance", "seed", "width", "height", "count", "hires"];
-const ON_SHEET = ["init", "mask", "strength"];
-const NEUTRAL = { discard_penultimate: false, guidance_rescale: 0, guidance_interval: "0,1", cache_steps: 1, merge_tokens: 0, clip_skip: 1, rng: "cpu", tile: "none" };
-const OF_ONE_KIND = ["mask_blur", "only_masked", "padding", "fill", "left", "right", "top", "bottom"];
+// What says nothing: a request as files record it names every field.
+const NEUTRAL = {
+  discard_penultimate: false, guidance_rescale: 0, guidance_interval: "0,1", cache_steps: 1, merge_tokens: 0, clip_skip: 1, rng: "cpu", tile: "none",
+  interpolation: "slerp", in_between: 0, pace: "uniform", drive: "energy", smooth: 0, inversion: "edict", beats: 4, stereo: false,
+  mask_blur: 4, only_masked: false, padding: 32, fill: "original",
+};
+const ALWAYS = ["kind", "sums", "folders"];
 
-let carried = {}; // fields of a request that was taken over, which the form does not show
+const says = (name, value) => value !== null && !["", `${NEUTRAL[name]}`].includes(`${value}`) && !ALWAYS.includes(name);
 
-export const alsoAsked = () => carried;
+/** The fields of a request that was taken over, which the form does not show; a chip names them, and lets go of them. */
+export class Carried {
+  fields = {};
 
-/** Carry what else a request asks for, and show it; returns the names of what cannot be carried. */
-export function carry(request) {
-  const said = Object.entries(request).filter(([name, value]) => !HELD.includes(name) && !ON_SHEET.includes(name) && says(name, value));
-  carried = Object.fromEntries(said.filter(([name]) => !OF_ONE_KIND.includes(name)));
-  const names = Object.keys(carried).join(", ");
-  const away = make("button", { type: "button", className: "chip", textContent: `${t("alsoAsked", names)} ×`, onclick: () => carry({}) });
-  $("#carried").replaceChildren(...(names ? [away] : []));
-  return said.map(([name]) => name).filter((name) => OF_ONE_KIND.includes(name));
+  /** `held` are the fields that the room shows elsewhere. */
+  constructor(place, held) {
+    Object.assign(this, { place, held });
+  }
+
+  take(request) {
+    this.fields = Object.fromEntries(Object.entries(request).filter(([name, value]) => !this.held.includes(name) && says(name, value)));
+    const names = Object.keys(this.fields).join(", ");
+    const chip = make("button", { type: "button", className: "chip", textContent: `${t("alsoAsked", names)} ×`, onclick: () => this.take({}) });
+    this.place.replaceChildren(...(names ? [chip] : []));
+  }
 }
-
-const says = (name, value) => value !== null && `${value}` !== "" && `${value}` !== `${NEUTRAL[name]}` && JSON.stringify(value) !== "{}";
 
 /** Put the chosen style around the prompt, and let {red|blue} be one of the two, as `pick(count)` says. */
 export function worded(prompt, pick) {
