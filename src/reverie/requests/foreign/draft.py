@@ -293,15 +293,6 @@ def as_mapping(value: object) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that a text is, or None where it is none; some writers end it as C ends texts."""
-    try:
-        data = json.loads(text.rstrip("\0"))
-    except (ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
-
-
 TIMESTEPS = 1000
 BETAS = (0.00085, 0.012)  # of Stable Diffusion's schedule, whose square roots are spaced evenly
 RHO = 7.0
