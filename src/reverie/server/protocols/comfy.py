@@ -27,10 +27,9 @@ from starlette.websockets import WebSocketDisconnect
 from reverie.errors import ReverieError
 from reverie.files import name_of
 from reverie.media.pictures import decode
-from reverie.requests.foreign import DAMAGE, comfyui, core_nodes
+from reverie.requests.foreign import core_nodes
 from reverie.requests.foreign.core_nodes import of_class
 from reverie.requests.foreign.draft import stem_of
-from reverie.requests.references import looking_in
 from reverie.server.answers import Served, client_of, dispatcher_of
 from reverie.server.api import adapters, describe_model, download, receive_json
 from reverie.server.dispatcher import ALL, Dispatcher, Event, QueueFull
@@ -45,7 +44,6 @@ router = APIRouter(include_in_schema=False)  # it is ComfyUI's
 VERSION = "0.3.64"
 LOADERS, SAMPLERS = ("LoadImage", "LoadImageMask"), ("KSampler", "KSamplerAdvanced")
 SHOWN = {"SaveImage": "output", "PreviewImage": "temp"}
-TOLERATED = ("noise:", "seed:", "weights in the prompt:")  # notes on what only moves what a seed gives
 PREVIEW = struct.pack(">II", 1, 1)  # of the binary messages a preview, of the pictures a JPEG
 NAMES = 4096  # of uploads that are remembered
 # The upload that a client means by a name of its own, as scripts use it that do not read the answer.
@@ -141,27 +139,16 @@ def _refuse(graph: Json, errors: Mapping[str, list[Json]], kind: str = "prompt_o
 def _read(served: Dispatcher, graph: Json, client: str) -> tuple[Submission, list[str]]:
     """Return the job of a graph, and notes. Raises ReverieError for what is not honoured."""
     settings = served.settings
-    copy = {name: node | {"inputs": dict(node["inputs"])} for name, node in graph.items()}
-    counts = {copy[name]["inputs"].pop("batch_size", 1) for name in of_class(copy, "EmptyLatentImage")} or {1}
-    if len(counts) > 1 or len({str(copy[name]["inputs"]["images"]) for name in of_class(copy, *SHOWN)}) > 1:
-        raise ReverieError("a graph is of one picture or batch here; send another prompt for each of the others")
-    beside = {place.parent for place in settings.places().values()}
-    with looking_in(settings.uploads, settings.outputs, *settings.controlnets, *settings.embeddings, *sorted(beside)):
-        try:
-            draft = comfyui.read(copy)
-            fields = json.loads(draft.request(None).replace(count=counts.pop()).to_json())
-        except ReverieError:
-            raise
-        except DAMAGE as error:
-            raise ReverieError(f"the graph cannot be read: {error!r}") from error
-    if refused := [note for note in draft.notes if not note.startswith(TOLERATED)]:
-        raise ReverieError("; ".join(refused))
+    beside = sorted({place.parent for place in settings.places().values()})
+    folders = (settings.uploads, settings.outputs, *settings.controlnets, *settings.embeddings, *beside)
+    request, model, notes = core_nodes.request_of(graph, *folders)
+    fields = json.loads(request.to_json())
     for part in (*fields["controls"], *filter(None, [fields["refiner"]])):
         part["model"] = name_of(part["model"])  # not the place
     fields["embeddings"] = [name_of(file) for file in fields["embeddings"]]
-    body = {"kind": fields.pop("kind"), "request": fields, "model": name_of(draft.model)}
+    body = {"kind": fields.pop("kind"), "request": fields, "model": name_of(model)}
     attached = {"graph": graph, "client_id": client}
-    return Submission.of(body | {"options": {"previews": 2 if client else 0}, "attached": attached}), draft.notes
+    return Submission.of(body | {"options": {"previews": 2 if client else 0}, "attached": attached}), notes
 
 
 # What becomes of them
