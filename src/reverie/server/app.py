@@ -16,7 +16,9 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
+from PIL import Image
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -26,8 +28,9 @@ from reverie.server import api, live
 from reverie.server.dispatcher import Dispatcher, QueueFull
 from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
-from reverie.server.protocols import a1111, comfy, huggingface, openai, riffusion
+from reverie.server.protocols import a1111, comfy, huggingface, mcp, openai, riffusion
 from reverie.server.settings import Settings
+from reverie.server.shelf import INPUT_PIXELS
 from reverie.server.store import JobStore
 
 PAGE = Path(__file__).parent / "page"
@@ -73,6 +76,7 @@ def create_app(settings: Settings) -> FastAPI:
     for protocol in (openai, a1111, comfy, huggingface, riffusion):
         app.include_router(protocol.router)
     app.include_router(comfy.router, prefix="/api")  # what is ours there comes first
+    app.router.routes.append(Route("/mcp", mcp.Endpoint()))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -177,6 +181,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until a signal ends it; `ready` gets the address. Raises ReverieError where that or `home` is taken."""
+    Image.MAX_IMAGE_PIXELS = INPUT_PIXELS * settings.limits.pixels // 2  # Pillow refuses twice as many, anywhere
     with listen(settings) as listener, lock_folder(settings.home, "serving"):
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"
