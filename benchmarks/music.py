@@ -22,7 +22,7 @@ from rich.progress import track
 
 import reverie
 from figures import Figure, share, spread, write
-from reverie.codecs.spectrograms import AudioCodec, hear, to_picture
+from reverie.codecs.spectrograms import LIGHT, from_greys, hear, to_greys, to_picture
 from reverie.corpora.music.captions import chinese, english
 from reverie.corpora.music.clips import clip_at
 from reverie.corpora.music.instruments import BASSES, INSTRUMENTS
@@ -32,6 +32,7 @@ from reverie.media.sound import Sound
 from reverie.media.sound import write as write_sound
 from reverie.music.draw import hearing
 from reverie.requests.music import Music
+from reverie.sound.spectrogram import SpectrogramParams, waveform
 from reverie.train.listener import MusicJudge, Verdict, load_judge
 from sheets import contact_sheet
 
@@ -89,13 +90,23 @@ def main() -> int:
 
 def real_figures(options: argparse.Namespace, judge: MusicJudge, model: reverie.Pipeline) -> Iterator[Figure]:
     """Measure the judge on clips that it never heard, whole, and through each part of the way back to sound."""
-    codec = AudioCodec(model.codec, hearing(model))
+    params = hearing(model)
     clips = [clip_at(SEED, index) for index in spread(range(REAL), options.limit)]
-    sounds = [Sound(torch.from_numpy(render(clip)), codec.params.sample_rate) for clip in clips]
+    sounds = [Sound(torch.from_numpy(render(clip)), params.sample_rate) for clip in clips]
     yield from figures_of("real clips", judged(judge, clips, sounds))
-    latents = [codec.encode(sound) for sound in sounds]
-    again = map(codec.sounds, track(latents, "through the autoencoder"))
-    yield from figures_of("through the autoencoder", judged(judge, clips, [one for (one,) in again]))
+    again = [through_autoencoder(sound, model) for sound in track(sounds, "through the autoencoder")]
+    yield from figures_of("through the autoencoder", judged(judge, clips, again))
+
+
+@torch.no_grad()
+def through_autoencoder(sound: Sound, model: reverie.Pipeline) -> Sound:
+    """Encode a sound's spectrogram, filled up with silence to whole latents; decode it and give it phases."""
+    params, images = hearing(model), model.codec
+    mel = hear(sound, params)
+    mel = torch.nn.functional.pad(mel, (0, -mel.shape[-1] % images.factor))
+    latents = images.encode_tensor(to_greys(mel, params)[None] / (LIGHT / 2) - 1)
+    greys = (images.decode(latents) + 1) * (LIGHT / 2)
+    return Sound(waveform(from_greys(greys[0], params), params), params.sample_rate).normalised()
 
 
 def played_figures(options: argparse.Namespace, judge: MusicJudge, model: reverie.Pipeline) -> Iterator[Figure]:
@@ -156,11 +167,11 @@ def figures_of(
 
 def keep(folder: Path, name: str, played: Sequence[Played], model: reverie.Pipeline) -> None:
     """Write a sheet of spectrograms, each drawn above a real one of the same description, and some sounds."""
-    codec = AudioCodec(model.codec, hearing(model))
+    params = hearing(model)
     cells = []
     for one in played[:: max(1, len(played) // SHOWN)][:SHOWN]:
-        real = Sound(torch.from_numpy(render(clip_like(one.clip))), codec.params.sample_rate)
-        both = [picture_of(sound, codec) for sound in (one.sound, real)]
+        real = Sound(torch.from_numpy(render(clip_like(one.clip))), params.sample_rate)
+        both = [picture_of(sound, params) for sound in (one.sound, real)]
         cells.append((stacked(both), f"{one.text}\nheard: {one.heard.lead}, {one.heard.tempo}"))
     contact_sheet(cells, columns=3).save(folder / f"{name}.png")
     for number, one in enumerate(played[:: max(1, len(played) // LISTENED)][:LISTENED]):
@@ -173,9 +184,9 @@ def clip_like(clip: MusicClip) -> MusicClip:
     return next(one for one in candidates if (one.lead, one.has_drums) == (clip.lead, clip.has_drums))
 
 
-def picture_of(sound: Sound, codec: AudioCodec) -> Image.Image:
+def picture_of(sound: Sound, params: SpectrogramParams) -> Image.Image:
     """Draw a sound's spectrogram."""
-    return to_picture(hear(sound, codec.params), codec.params)
+    return to_picture(hear(sound, params), params)
 
 
 def stacked(pictures: Sequence[Image.Image]) -> Image.Image:

@@ -193,8 +193,8 @@ def draw_alone(steps: int) -> dict[tuple[str, int], bytes]:
     """Draw all the pictures in this process."""
     model = reverie.load()
     asked = [(prompt, seed) for prompt in PROMPTS for seed in range(SEEDS)]
-    size = {"width": SIDE, "height": SIDE, "steps": steps}
-    return {one: model.text_to_image(one[0], seed=one[1], **size)[0].tobytes() for one in asked}
+    drawn = [model.text_to_image(text, seed=seed, width=SIDE, height=SIDE, steps=steps)[0] for text, seed in asked]
+    return {one: picture.tobytes() for one, picture in zip(asked, drawn, strict=True)}
 
 
 async def run_load(load: Load, home: Path, workers: int) -> None:

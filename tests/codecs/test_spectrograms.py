@@ -11,9 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from reverie.codecs.spectrograms import LOUD, from_picture, to_picture
+from reverie.codecs.spectrograms import LOUD, from_picture, hear, to_picture
 from reverie.errors import ReverieError
 from reverie.media.pictures import open_picture, save
+from reverie.media.sound import Sound
 from reverie.sound.spectrogram import SMALL, SpectrogramParams, spectrogram
 
 SMALLER = SpectrogramParams(sample_rate=22_050, mels=64, high=8_000)
@@ -127,6 +128,13 @@ def test_tags_that_make_no_sense_are_refused(tag: int, value: object, told: str)
     exif[tag] = value
     with pytest.raises(ReverieError, match=told):
         from_picture(picture)
+
+
+def test_any_sound_is_heard() -> None:
+    """Of another rate and other channels."""
+    sound = Sound(torch.rand(2, round(0.64 * 44_100), generator=torch.Generator().manual_seed(0)) - 0.5, 44_100)
+    assert hear(sound, SMALL).shape == (1, SMALL.mels, 32)
+    assert hear(sound, replace(SMALL, stereo=True)).shape == (2, SMALL.mels, 32)
 
 
 def test_silence_is_white() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
+from safetensors.torch import save_file
 
+from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.pipeline import Pipeline
 from reverie.server.app import Server, create_app, listen, uvicorn_config
 from reverie.server.settings import Limits, Settings
@@ -27,12 +31,34 @@ def model_folder(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Pa
 
 
 @pytest.fixture(scope="session")
-def settings(model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def controlnets(tiny: Pipeline, model_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with "steer", a ControlNet of random weights."""
+    network = ControlNet(ControlNetConfig(tiny.unet.config, hint_widths=(4, 4, 4, 4)))
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("controlnets")
+    (folder / "steer").mkdir()
+    save_file(network.state_dict(), folder / "steer" / "diffusion_pytorch_model.safetensors")
+    config = json.loads((model_folder / "tiny" / "unet" / "config.json").read_text())
+    config = {name: value for name, value in config.items() if name not in ("up_block_types", "out_channels")}
+    told = {"_class_name": "ControlNetModel", "conditioning_embedding_out_channels": [4, 4, 4, 4]}
+    (folder / "steer" / "config.json").write_text(json.dumps(config | told))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(model_folder: Path, controlnets: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
     home, loras = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("loras")
     (loras / "broken.safetensors").write_bytes(b"nothing")
     limits = Limits(pixels=256 * 256, steps=1000, count=8, body=4 << 20, queue=40)
     return Settings(
-        home=home, models=(model_folder,), loras=(loras,), model="tiny", limits=limits, hosts=("testserver",)
+        home=home,
+        models=(model_folder,),
+        loras=(loras,),
+        controlnets=(controlnets,),
+        model="tiny",
+        limits=limits,
+        hosts=("testserver",),
     )
 
 

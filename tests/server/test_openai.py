@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,6 +100,19 @@ def test_edits_without_a_mask_and_variations_start_from_the_picture(sdk: OpenAI,
     with pytest.deprecated_call():  # with DALL-E 2, by the SDK
         varied = sdk.images.create_variation(image=file(drawn[0]), n=2, extra_body={"steps": 4})
     assert len(varied.data or []) == 2
+
+
+def test_a_client_that_goes_away_takes_its_job_with_it(sdk: OpenAI, url: str) -> None:
+    long = {"seed": 7, "steps": 1000}
+    with pytest.raises(openai.APITimeoutError):
+        sdk.images.generate(prompt="a bear that nobody waits for", n=8, timeout=0.5, extra_body=long)
+    with httpx.Client(base_url=url, auth=("", "secret")) as http:
+        for _ in range(500):
+            job = http.get("/api/jobs", params={"limit": 1}).json()["jobs"][0]
+            if job["state"] == "cancelled":
+                break
+            time.sleep(0.02)
+    assert (job["request"]["prompt"], job["state"]) == ("a bear that nobody waits for", "cancelled")
 
 
 def test_models_are_listed(sdk: OpenAI) -> None:

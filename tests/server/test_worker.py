@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -12,7 +13,9 @@ from typing import Any
 
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
+import reverie
 from reverie.pipeline import Pipeline
 from reverie.server.app import create_app
 from reverie.server.settings import Limits, Settings
@@ -101,3 +104,18 @@ def test_a_full_queue_says_when_to_come_again_and_long_jobs_are_stopped(settings
         assert client.get(f"/api/jobs/{jobs[0].json()['id']}/events").text
         job = client.get(f"/api/jobs/{jobs[0].json()['id']}").json()
         assert (job["state"], "stopped after 0.5 s" in job["error"]) == ("failed", True)
+
+
+@pytest.mark.slow
+def test_two_workers_draw_side_by_side_what_one_draws(settings: Settings, tmp_path: Path, model_folder: Path) -> None:
+    with TestClient(create_app(replace(settings, home=tmp_path, workers=2))) as client:
+        bodies = [{"kind": "text_to_image", "request": {**BEAR, "seed": seed, "steps": 50}} for seed in range(12)]
+        jobs = [client.post("/api/jobs", json=body).json()["id"] for body in bodies]
+        running = client.get("/api/jobs", params={"state": "running"}).json()["jobs"]
+        assert len(running) == 2
+        for id, body in zip(jobs, bodies, strict=True):
+            assert client.get(f"/api/jobs/{id}/events").text
+            (file,) = client.get(f"/api/jobs/{id}").json()["files"]
+            picture = Image.open(io.BytesIO(client.get(file["url"]).content))
+            (alone,) = reverie.load(model_folder / "tiny").text_to_image(**body["request"])
+            assert picture.tobytes() == alone.tobytes()

@@ -1,11 +1,10 @@
-"""The sound codec: mel spectrograms as pictures (rows are bands, with Riffusion's tags), and their latents."""
+"""Mel spectrograms as pictures and back: rows are bands, with the EXIF tags of Riffusion; and as charts."""
 
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,11 +12,10 @@ from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-from reverie.codecs.image import ImageCodec, to_pictures
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, warn
 from reverie.media.charts import BLACK, MARGIN, WHITE, viridis
 from reverie.media.sound import Sound
-from reverie.sound.spectrogram import PER_SECOND, Line, SpectrogramParams, spectrogram, to_mel, waveform
+from reverie.sound.spectrogram import PER_SECOND, SpectrogramParams, spectrogram, to_mel
 
 # riffusion/spectrogram_params.py: ExifTags
 TAGS = {
@@ -91,7 +89,7 @@ def from_picture(
         params, loudest = _read_tags(exif)
     else:
         params, loudest = untagged or SpectrogramParams(), LOUD
-        warnings.warn("the picture does not say that it is a spectrogram; it is taken for one", stacklevel=2)
+        warn("the picture does not say that it is a spectrogram; it is taken for one", stacklevel=2)
     greys = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32)).permute(2, 0, 1)
     return from_greys(greys + MIDDLE, params, loudest), params
 
@@ -107,44 +105,6 @@ def _read_tags(exif: Image.Exif) -> tuple[SpectrogramParams, float]:
     if not 0 <= loudest < math.inf:
         raise ReverieError(f"the picture's EXIF tags tell of a largest amplitude of {loudest}; export it anew")
     return replace(defaults, **read), loudest
-
-
-@dataclass(frozen=True, eq=False)
-class AudioCodec:
-    """Encode sounds to scaled latents and decode scaled latents to sounds, through an image codec."""
-
-    images: ImageCodec
-    params: SpectrogramParams
-
-    def latent_shape(self, columns: int) -> tuple[int, int, int]:
-        """Return (channels, height, width) of the latents of so many columns; raise ReverieError where not whole."""
-        return self.images.latent_shape(columns, self.params.mels)
-
-    @torch.no_grad()
-    def encode(self, sound: Sound) -> Float[Tensor, "1 c h w"]:
-        """Encode a sound, converted to the parameters' rate and channels, to float32 latents of about unit variance.
-
-        What does not fill a last latent's columns is padded with silence.
-        """
-        mel = hear(sound, self.params)
-        missing = -mel.shape[-1] % self.images.factor
-        mel = torch.nn.functional.pad(mel, (0, missing))
-        return self.images.encode_tensor(to_greys(mel, self.params)[None] / (LIGHT / 2) - 1)
-
-    @torch.no_grad()
-    def sounds(self, latents: Float[Tensor, "b c h w"], time: type[Line] = Line) -> list[Sound]:
-        """Decode scaled latents to sounds of columns * hop samples, each normalised to -1 dBFS.
-
-        With `time` Circle (sound/spectrogram.py) the end of each goes on at its beginning.
-        """
-        greys = (self.images.decode(latents) + 1) * (LIGHT / 2)
-        mels = [from_greys(one, self.params) for one in greys]
-        return [Sound(waveform(mel, self.params, time), self.params.sample_rate).normalised() for mel in mels]
-
-    @torch.no_grad()
-    def pictures(self, latents: Float[Tensor, "b c h w"]) -> list[Image.Image]:
-        """Decode scaled latents to pictures of spectrograms, with the EXIF tags that tell how they sound."""
-        return [add_tags(picture, self.params) for picture in to_pictures(self.images.decode(latents))]
 
 
 def hear(sound: Sound, params: SpectrogramParams) -> Float[Tensor, "c mels frames"]:

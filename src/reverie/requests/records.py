@@ -17,13 +17,11 @@ from reverie.errors import ReverieError
 from reverie.media.pictures import PARAMETERS, REQUEST, parameters_text
 from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
-from reverie.requests.foreign import read_draft
-from reverie.requests.foreign.draft import json_object
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import looking_in, recorded_name
 from reverie.requests.samplers import RECORDS, schedule_label
-from reverie.requests.texts import Carrier, read_carrier
+from reverie.requests.texts import Carrier, json_object, read_carrier
 
 KINDS: dict[str, type[SampledRequest]] = {
     kind.kind: kind for kind in (TextToImage, ImageToImage, Inpaint, Outpaint, Animation, Music)
@@ -177,6 +175,8 @@ def _silence(carrier: Carrier) -> str:
 
 
 def _read_foreign(carrier: Carrier) -> Record | None:
+    from reverie.requests.foreign import read_draft  # a dozen readers, which drawing does not need
+
     if (draft := read_draft(carrier)) is None:
         return None
     picture = draft.request(carrier.size)

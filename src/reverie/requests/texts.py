@@ -258,3 +258,12 @@ def _with_ours(texts: dict[str, str]) -> dict[str, str]:
     except (ValueError, RecursionError):
         data = {"kind": None}
     return texts | ({REQUEST: comment} if data.keys() & {"kind", "model", "request"} else {})
+
+
+def json_object(text: str) -> dict[str, Any] | None:
+    """Return the JSON object that a text is, or None where it is none; some writers end it as C ends texts."""
+    try:
+        data = json.loads(text.rstrip("\0"))
+    except (ValueError, RecursionError):
+        return None
+    return data if isinstance(data, dict) else None

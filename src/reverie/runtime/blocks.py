@@ -22,8 +22,7 @@ from reverie.models.layers import ResidualBlock, Upsample
 from reverie.runtime import kernels
 from reverie.runtime.changes import is_hooked
 from reverie.runtime.kernels import Packed, let_go, trim
-from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, project
-from reverie.runtime.weights import pack_together, version
+from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, pack_together, project, version
 
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from reverie.errors import ReverieError
 from reverie.runtime.kernels import native
-from reverie.runtime.layers import LAST, NARROW
-from reverie.runtime.weights import PackedLayer, pack_together
+from reverie.runtime.layers import LAST, NARROW, PackedLayer, pack_together
 
 M = TypeVar("M", bound=nn.Module)
 LARGEST = 127  # of a weight, so that the range is the same on both sides

@@ -20,8 +20,7 @@ from torch import nn
 from reverie.runtime import kernels
 from reverie.runtime.blocks import BLOCKS
 from reverie.runtime.kernels import let_go
-from reverie.runtime.layers import NARROW, EdgeConv2d, PackedConv2d, PackedLinear, PackedPointwise
-from reverie.runtime.weights import PackedLayer
+from reverie.runtime.layers import NARROW, EdgeConv2d, PackedConv2d, PackedLayer, PackedLinear, PackedPointwise
 
 M = TypeVar("M", bound=nn.Module)
 

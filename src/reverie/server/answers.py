@@ -54,7 +54,7 @@ async def attend(request: Request, record: JobRecord) -> JobRecord:
     finally:
         over.cancel()
         gone.cancel()
-        if not record.is_over and not dispatcher.closing.is_set():
+        if not record.is_over and not dispatcher.closing:
             dispatcher.cancel(record)
     if record.state != "done":
         raise failure(record)

@@ -40,7 +40,7 @@ Json = dict[str, Any]
 @router.post("/jobs", status_code=202)
 async def submit(submission: Submission, request: Request, response: Response, served: Served) -> Json:
     """Queue a job; once this answers it is not lost."""
-    record = await served.submit(submission, client_of(request))
+    record = await served.submit(submission.replace(attached=None), client_of(request))
     response.headers["Location"] = f"/api/jobs/{record.id}"
     return served.describe(record)
 
@@ -280,10 +280,11 @@ async def unload_model(name: str, served: Served) -> Json:
 async def adapters(served: Served) -> Json:
     """List the files of LoRAs, embeddings and ControlNets that requests may name."""
     kinds = ("loras", "embeddings", "controlnets")
-    return {kind: _names(getattr(served.settings, kind)) for kind in kinds}
+    return {kind: names_in(getattr(served.settings, kind)) for kind in kinds}
 
 
-def _names(folders: tuple[Path, ...]) -> list[str]:
+def names_in(folders: tuple[Path, ...]) -> list[str]:
+    """Return the names of what is in folders."""
     return sorted({path.name for folder in folders for path in folder.iterdir() if not path.name.startswith(".")})
 
 

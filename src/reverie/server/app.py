@@ -26,7 +26,7 @@ from reverie.server import api, live
 from reverie.server.dispatcher import Dispatcher, QueueFull
 from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
-from reverie.server.protocols import openai
+from reverie.server.protocols import a1111, comfy, huggingface, openai, riffusion
 from reverie.server.settings import Settings
 from reverie.server.store import JobStore
 
@@ -70,7 +70,9 @@ def create_app(settings: Settings) -> FastAPI:
         app.add_exception_handler(kind, handler)
     app.include_router(api.router)
     app.include_router(live.router)
-    app.include_router(openai.router)
+    for protocol in (openai, a1111, comfy, huggingface, riffusion):
+        app.include_router(protocol.router)
+    app.include_router(comfy.router, prefix="/api")  # what is ours there comes first
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
@@ -204,6 +206,7 @@ def listen(settings: Settings) -> Iterator[socket.socket]:
         listener = socket.create_server((settings.host, settings.port), family=family, backlog=2048)
     except (OSError, OverflowError) as error:
         place = f"{settings.host}:{settings.port}"
-        raise ReverieError(f"cannot listen on {place}: {reason_of(error)}; choose another `port`") from error
+        reason = reason_of(error).rstrip(".")
+        raise ReverieError(f"cannot listen on {place}: {reason}; choose another `host` or `port`") from error
     with listener:
         yield listener

@@ -96,9 +96,9 @@ class Dispatcher:
         self.active: dict[str, JobRecord] = {}  # queued and running, and what is not kept until it is forgotten
         self.workers: list[Worker] = []
         self.finished: dict[tuple[str, State], int] = {}
-        self.closing = asyncio.Event()
+        self.closing = False
         self._loop = asyncio.get_running_loop()
-        self._listeners: dict[str, set[asyncio.Queue[Event]]] = {}
+        self._listeners: dict[str, set[asyncio.Queue[Event | None]]] = {}  # None ends a stream
         self._timers: dict[str, asyncio.TimerHandle] = {}
         self._seconds = 5.0
         for record in self.store.pending():
@@ -109,11 +109,11 @@ class Dispatcher:
 
     def announce_close(self) -> None:
         """Let streams of events end; may be called from a signal's handler."""
-        self._loop.call_soon_threadsafe(self.closing.set)
+        self._loop.call_soon_threadsafe(self._end_streams)
 
     async def close(self) -> None:
         """End the workers; what they were doing is queued when the server starts again."""
-        self.closing.set()
+        self._end_streams()
         for timer in self._timers.values():
             timer.cancel()
         workers, self.workers = self.workers, []
@@ -122,12 +122,14 @@ class Dispatcher:
 
     # What protocols do
 
-    async def submit(self, body: Mapping[str, Any] | Submission, client: str) -> JobRecord:
-        """Queue what is asked for; once this returns it is not lost. Raises ReverieError, and QueueFull."""
+    async def submit(self, body: Mapping[str, Any] | Submission, client: str, id: str | None = None) -> JobRecord:
+        """Queue what is asked for, under a new id; once this returns it is not lost. Raises ReverieError, QueueFull."""
         self._check_room(client)
         submission = await asyncio.to_thread(self._check, body)  # decodes pictures
         self._check_room(client)
-        record = JobRecord.new(submission, client)
+        if id is not None and self.get(id) is not None:
+            raise ReverieError(f"there is a job of the id '{id}' already", field="id")
+        record = JobRecord.new(submission, client, id)
         if submission.options.keep:
             self.store.add(record)
         self._enqueue(record)
@@ -183,19 +185,10 @@ class Dispatcher:
                 yield {"type": "state", "id": id, "job": self.describe(record)}
                 if record.is_over:
                     return
-            closing = asyncio.ensure_future(self.closing.wait())
-            try:
-                while not closing.done():
-                    event = asyncio.ensure_future(events.get())
-                    await asyncio.wait({event, closing}, return_when=asyncio.FIRST_COMPLETED)
-                    if not event.done():
-                        event.cancel()
-                        return
-                    yield event.result()
-                    if id != ALL and event.result()["type"] == "state" and self._is_over(event.result()):
-                        return
-            finally:
-                closing.cancel()
+            while not self.closing and (event := await events.get()) is not None:
+                yield event
+                if id != ALL and event["type"] == "state" and event["job"]["state"] in FINAL:
+                    return
 
     def unload(self, model: str) -> None:
         """Let every worker let go of a model, after the job at hand."""
@@ -257,14 +250,13 @@ class Dispatcher:
     def _kill(self, record: JobRecord) -> None:
         for worker in self.workers:
             if worker.task == record.id:
-                worker.task = None
                 worker.kill()
         self._end(record, "failed" if record.error else "cancelled", record.error)
 
     # The workers
 
     def _hire(self) -> None:
-        if not self.closing.is_set():
+        if not self.closing:
             self.workers.append(Worker(self.settings, self._hear))
             self._assign()
 
@@ -280,15 +272,20 @@ class Dispatcher:
             self._replace(worker)
         elif said.what == "models":
             worker.models = said.value
-        elif said.id == worker.task and (record := self.active.get(said.id)) is not None:
+        elif record := self._running(worker):
             self._follow(worker, record, said)
+
+    def _running(self, worker: Worker) -> JobRecord | None:
+        """Return the job that a worker does, where that was not ended already."""
+        record = self.active.get(worker.task or "")
+        return record if record is not None and record.state == "running" else None
 
     def _replace(self, worker: Worker) -> None:
         """Do without a worker that died: its job is queued again, or fails where that happened before."""
         self.workers.remove(worker)
         log.error("a worker ended unexpectedly")
         self._loop.call_later(RESPAWN, self._hire)
-        if (record := self.active.get(worker.task or "")) is not None:
+        if record := self._running(worker):
             self._timers.pop(record.id).cancel()
             if record.attempts >= ATTEMPTS - 1:
                 self._end(record, "failed", "its worker ended unexpectedly, perhaps for want of memory")
@@ -353,8 +350,8 @@ class Dispatcher:
     # The listeners
 
     @contextmanager
-    def _listen(self, id: str) -> Iterator[asyncio.Queue[Event]]:
-        events: asyncio.Queue[Event] = asyncio.Queue()
+    def _listen(self, id: str) -> Iterator[asyncio.Queue[Event | None]]:
+        events: asyncio.Queue[Event | None] = asyncio.Queue()
         self._listeners.setdefault(id, set()).add(events)
         try:
             yield events
@@ -377,6 +374,7 @@ class Dispatcher:
             for place, id in enumerate(self.waiting.order()):
                 self._tell(self.active[id], {"type": "position", "id": id, "position": place})
 
-    @staticmethod
-    def _is_over(event: Event) -> bool:
-        return event["job"]["state"] in FINAL
+    def _end_streams(self) -> None:
+        self.closing = True
+        for events in (one for listening in self._listeners.values() for one in listening):
+            events.put_nowait(None)

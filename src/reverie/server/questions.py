@@ -58,10 +58,13 @@ class Classification(Question):
     pictures: Pictures
     labels: Annotated[tuple[str, ...], Field(min_length=1, max_length=4096)]
     top: int = Field(default=5, ge=1, le=100)
+    templates: Texts | None = Field(
+        default=None, description="sentences with {} for the label; CLIP's own if not given"
+    )
 
     def answer(self, load: Load, index: Path | None) -> dict[str, Any]:
         """Return for each picture labels with their probabilities, the likeliest first."""
-        named = clip().classify(_images(self.pictures), self.labels, top=self.top)
+        named = clip().classify(_images(self.pictures), self.labels, self.templates, top=self.top)
         guesses = [[one._asdict() for one in found.guesses] for found in named]
         return {"guesses": guesses, "model": clip().name}
 

@@ -100,10 +100,10 @@ class Settings:
             return self.default(kind)
         places = self.places()
         for known in (name, re.sub(r" \[\w+\]$", "", name)):
-            for stem in (known, known.removesuffix(Path(known).suffix)):
-                if stem in places:
+            for suffix in ("", *WEIGHTS):
+                if (stem := known.removesuffix(suffix)) in places:
                     return stem
-        if self.hub and len(name.split("/")) >= HUB_PARTS and ".." not in name and not Path(name).is_absolute():
+        if self.hub and len(name.split("/")) >= HUB_PARTS and ".." not in name and not Path(name).exists():
             return name
         raise ReverieError(f"there is no model '{name}' here", field="model", hint=f"choose from {', '.join(places)}")
 

@@ -52,9 +52,9 @@ class JobRecord:
     status: int | None = None  # of HTTP, which an error means
 
     @classmethod
-    def new(cls, submission: Submission, client: str) -> JobRecord:
-        """Return a queued job with an id that cannot be guessed."""
-        return cls(secrets.token_hex(12), client, submission)
+    def new(cls, submission: Submission, client: str, id: str | None = None) -> JobRecord:
+        """Return a queued job; where nothing names an id, with one that cannot be guessed."""
+        return cls(id or secrets.token_hex(12), client, submission)
 
     @property
     def is_over(self) -> bool:

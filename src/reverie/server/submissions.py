@@ -58,6 +58,7 @@ class Submission(Frozen):
     model: str | None = Field(default=None, description="a name of /api/models; the default if not given")
     film: dict[str, Any] | None = Field(default=None, description="music: the film to the clip")
     options: Options = Field(default=Options(), description="how the job finishes its files")
+    attached: dict[str, Any] | None = Field(default=None, description="what a protocol keeps with its jobs")
 
     def fill(self, settings: Settings) -> Submission:
         """Return it with nothing left open: its model and seed named, its content shelved. Raises ReverieError."""

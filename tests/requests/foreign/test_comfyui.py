@@ -18,7 +18,7 @@ from reverie.errors import ReverieError
 from reverie.generate.sample import level_at
 from reverie.requests.base import steps_taken
 from reverie.requests.music import Music
-from reverie.requests.pictures import ControlInput, Hires, TextToImage
+from reverie.requests.pictures import ControlInput, Hires, ImageToImage, Inpaint, TextToImage
 from reverie.requests.records import Record, read_record
 
 Graph = dict[str, Any]
@@ -537,3 +537,68 @@ def test_sounds(suffix: str, codec: str, on_stream: bool, tmp_path: Path) -> Non
     request = read_record(tmp_path / f"x{suffix}").request
     assert isinstance(request, Music)
     assert (request.prompt, request.seed, request.steps, request.sampler) == (REQUEST.prompt, 5, 25, "dpmpp_2m")
+
+
+def test_a_picture_that_is_drawn_over_is_read_where_its_file_is_here(read: Read, tmp_path: Path) -> None:
+    """comfy/samplers.py, set_steps: n steps of denoise d are the last n of int(n / d)."""
+    nodes = graph(
+        n20=node("LoadImage", image="start.png [input]"), n21=node("VAEEncode", pixels=["20", 0], vae=["4", 2])
+    )
+    nodes = changed(nodes, "3", latent_image=["21", 0], steps=7, denoise=0.35)
+    missing = read(nodes)
+    assert isinstance(missing.request, TextToImage)
+    assert missing.notes[0].startswith("denoise: 0.35; what it started from is not in the file")
+    picture = Image.linear_gradient("L").resize((64, 48))
+    colours = Image.merge("RGB", (picture, picture, Image.new("L", (64, 48), 200)))
+    colours.save(tmp_path / "start.png")
+    record = read(nodes)
+    assert record.notes == ()
+    assert isinstance(record.request, ImageToImage)
+    assert record.request.init.image().tobytes() == colours.tobytes()
+    assert (record.request.steps, steps_taken(20, record.request.strength)) == (20, 7)
+    colours.putalpha(picture)  # which ComfyUI drops
+    colours.save(tmp_path / "start.png")
+    hidden = read(nodes).request
+    assert isinstance(hidden, ImageToImage)
+    assert hidden.init.image().tobytes() == colours.convert("RGB").tobytes()
+
+
+def test_masks_of_a_picture_that_is_painted_over(read: Read, tmp_path: Path) -> None:
+    """nodes.py: LoadImage's mask is white where it is transparent; VAEEncodeForInpaint lets it grow by half."""
+    nodes = graph(
+        n20=node("LoadImage", image="start.png"),
+        n21=node("VAEEncodeForInpaint", pixels=["20", 0], vae=["4", 2], mask=["20", 1], grow_mask_by=6),
+    )
+    nodes = changed(nodes, "3", latent_image=["21", 0])
+    alpha = Image.new("L", (64, 48), 255)
+    alpha.paste(0, (24, 16, 40, 32))
+    picture = Image.new("RGB", (64, 48), "red")
+    picture.putalpha(alpha)
+    picture.save(tmp_path / "start.png")
+    request = read(nodes).request
+    assert isinstance(request, Inpaint)
+    assert request.mask is not None
+    mask = request.mask.image().convert("L")
+    assert mask.getbbox() == (21, 13, 43, 35)
+    assert (request.fill, request.mask_blur, request.strength) == ("nothing", 0, 1)
+    nodes |= {
+        "22": node("LoadImageMask", image="start.png", channel="red"),
+        "23": node("VAEEncode", pixels=["20", 0], vae=["4", 2]),
+        "21": node("SetLatentNoiseMask", samples=["23", 0], mask=["22", 0]),
+    }
+    request = read(nodes).request
+    assert isinstance(request, Inpaint)
+    assert request.mask is not None
+    assert request.mask.image().convert("L").getextrema() == (255, 255)
+    assert request.fill == "original"
+    picture.convert("RGB").save(tmp_path / "start.png")
+    record = read(changed(nodes | {"21": node("VAEEncodeForInpaint")}, "21", pixels=["20", 0], mask=["20", 1]))
+    assert "'start.png' is the mask, and it has no transparent part" in record.notes
+
+
+def test_an_embedding_is_taken_where_its_file_is_here(read: Read, tmp_path: Path) -> None:
+    nodes = changed(graph(), "6", text="a bear, embedding:sub/easy.pt")
+    assert read(nodes).notes == ("embedding:sub/easy.pt: a textual inversion, whose file is to be given",)
+    (tmp_path / "easy.pt").touch()
+    record = read(nodes)
+    assert (record.notes, record.request.embeddings) == ((), (str(tmp_path / "easy.pt"),))

@@ -7,8 +7,8 @@ from collections.abc import Callable, Iterator
 from reverie.errors import ReverieError
 from reverie.media.pictures import PARAMETERS
 from reverie.requests.foreign import a1111, comfyui, diffusers, invokeai, programs
-from reverie.requests.foreign.draft import Draft, json_object
-from reverie.requests.texts import Carrier
+from reverie.requests.foreign.draft import Draft
+from reverie.requests.texts import Carrier, json_object
 
 DAMAGE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 

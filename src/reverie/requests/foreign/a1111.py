@@ -22,13 +22,13 @@ from reverie.requests.foreign.draft import (
     as_mapping,
     as_number,
     is_large,
-    json_object,
     shorten,
     way_at,
 )
 from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.pictures import Hires, Variation
 from reverie.requests.samplers import RECORDS
+from reverie.requests.texts import json_object
 
 UPSCALERS = {"latent": "latent", "Latent": "latent", "lanczos": "lanczos", "Lanczos": "lanczos"}
 # What changes nothing, or is only a name or a sum of what else is there.
@@ -68,10 +68,10 @@ def read(text: str) -> Draft | None:
     _read_plain(draft)
     program, neutral = _program(draft)
     program(draft)
-    _read_hires(draft)
+    read_hires(draft)
     _read_refiner(draft)
     _read_variation(draft)
-    _read_clip_skip(draft)
+    read_clip_skip(draft)
     _read_ours(draft)
     draft.rest(NEUTRAL | neutral)
     return draft
@@ -106,7 +106,7 @@ def _program(draft: Draft) -> tuple[Callable[[Draft], None], set[str]]:
 
 def _read_a1111(draft: Draft) -> None:
     """Read sampler, schedule and noise of AUTOMATIC1111 and Forge, and of our own text."""
-    _read_sampler(draft)
+    read_sampler(draft)
     rngs: dict[str, Rng] = {"CPU": "cpu", "GPU": "gpu", "NV": "gpu"}
     name = draft.take("RNG", default="GPU")
     rng = rngs.get(name)
@@ -115,7 +115,7 @@ def _read_a1111(draft: Draft) -> None:
     draft.noise(rng, f"a program of RNG {name}" if rng is None else "AUTOMATIC1111")
 
 
-def _read_sampler(draft: Draft) -> None:
+def read_sampler(draft: Draft) -> None:
     """Read sampler and schedule, which before version 1.9 stood together: "DPM++ 2M Karras"."""
     label, schedule = draft.take("Sampler"), draft.take("Schedule type")
     if label is None:
@@ -245,7 +245,7 @@ def _read_civitai(draft: Draft) -> None:
     if str(draft.given.get("Sampler")) == "Undefined":
         draft.note("sampler: the file does not name it")
         draft.given.pop("Sampler")
-    _read_sampler(draft)
+    read_sampler(draft)
     if "RNG" in draft.given:
         _read_a1111(draft)
     else:
@@ -264,7 +264,7 @@ def _read_resource(draft: Draft, item: dict[str, Any]) -> None:
         draft.note(f"Civitai resources: {kind or 'resource'} '{name}'{weight}")
 
 
-def _read_hires(draft: Draft) -> None:
+def read_hires(draft: Draft) -> None:
     """Read the second pass; a denoising strength without one belongs to a picture that is not at hand."""
     scale, size = draft.take("Hires upscale"), pair(draft.take("Hires resize", default=""))
     steps, upscaler = draft.take("Hires steps"), draft.take("Hires upscaler")
@@ -327,7 +327,7 @@ def _read_variation(draft: Draft) -> None:
         draft.part("variation", Variation, **values, width=width or None, height=height or None)
 
 
-def _read_clip_skip(draft: Draft) -> None:
+def read_clip_skip(draft: Draft) -> None:
     """Read the CLIP layer, which AUTOMATIC1111 leaves out of account for SDXL (sd_hijack_clip.py, sdxl_clip_l_skip)."""
     layers = draft.take("Clip skip")
     if layers is not None and as_float(layers) > 1 and is_large(draft.fields):

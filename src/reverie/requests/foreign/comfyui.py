@@ -10,7 +10,11 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from PIL import Image, ImageFilter, ImageOps
+
 from reverie.errors import ReverieError
+from reverie.media.masks import PAINTED
+from reverie.media.pictures import decode
 from reverie.requests.foreign.draft import (
     COMFYUI_DISCARDS,
     START_IS_MISSING,
@@ -20,9 +24,20 @@ from reverie.requests.foreign.draft import (
     stem_of,
     way_at,
 )
-from reverie.requests.foreign.graph import Graph, GraphPicture, Latent, Node, Prompt, Sampling, Sigmas
+from reverie.requests.foreign.graph import (
+    Graph,
+    GraphMask,
+    GraphPicture,
+    GraphStart,
+    Latent,
+    Node,
+    Prompt,
+    Sampling,
+    Sigmas,
+)
 from reverie.requests.foreign.nodes import NODES, unknown
-from reverie.requests.pictures import Hires
+from reverie.requests.pictures import Hires, ImageToImage, Inpaint
+from reverie.requests.references import find_beside
 
 WEIGHED = re.compile(r"(?<!\\)\(")
 FULL = 1 - 1e-4  # a denoise above this is the whole way (comfy/samplers.py, set_steps)
@@ -46,6 +61,8 @@ def read(data: Mapping[str, Any], size: tuple[int, int] | None = None) -> Draft:
         passes.insert(0, before)
     draft = Draft()
     _read_passes(draft, passes, latent, size)
+    if graph.embeddings:
+        draft.fields["embeddings"] = tuple(graph.embeddings)
     if others:
         draft.note(f"the graph saves pictures of {others + 1} samplers; the one of this picture's size is read")
     for node in latent.scaled:
@@ -59,6 +76,7 @@ def _read_passes(draft: Draft, passes: list[Sampling], latent: Latent, size: tup
     """Read the first sampler, a refiner that goes on from it, and a second pass; others are noted."""
     first, *later = passes
     _read_sampling(draft, first)
+    _read_start(draft, first)
     _read_size(draft, first.start, size)
     _read_prompts(draft, first)
     if later and _goes_on(first, later[0]):
@@ -227,11 +245,58 @@ def _read_sampling(draft: Draft, sampling: Sampling) -> None:
     draft.schedule(sigmas.schedule)
     if sigmas.of_the_sampler:
         draft.discard(COMFYUI_DISCARDS)
-    if not _is_full(sigmas.denoise):
-        share = "of a node that is not understood" if sigmas.denoise is None else shorten(sigmas.denoise)
-        draft.note(f"denoise: {share}; what it started from is not in the file")
     draft.noise("cpu_then_gpu", "ComfyUI")
     draft.model = sampling.guider.model.name
+
+
+def _read_start(draft: Draft, first: Sampling) -> None:
+    """Read the picture that is drawn over, and the mask over it, where their files are here; else note that."""
+    start, (steps, strength) = first.start.picture, _share_of(first.sigmas)
+    if start is not None and steps is not None and first.seed.added:
+        try:
+            if (pictures := _pictures_of(start)) is not None:
+                draft.kind = Inpaint if "mask" in pictures else ImageToImage
+                draft.fields |= pictures | {"steps": steps, "strength": strength}
+                for node in first.start.scaled:
+                    _note_scaling(node)
+                return
+        except ReverieError as error:
+            draft.note(str(error))
+    if not _is_full(first.sigmas.denoise):
+        denoise = first.sigmas.denoise
+        share = "of a node that is not understood" if denoise is None else shorten(denoise)
+        draft.note(f"denoise: {share}; what it started from is not in the file")
+    if start is not None:
+        draft.note(START_IS_MISSING)
+
+
+def _pictures_of(start: GraphStart) -> dict[str, Any] | None:
+    """Return the fields of what is drawn over, or None where its files are not here.
+
+    ComfyUI's pictures have no transparency; that is a mask of its own (nodes.py, LoadImage, VAEEncodeForInpaint).
+    """
+    named = start.name, start.name if start.mask is None else start.mask.name
+    files = [find_beside(str(name)) if name else None for name in named]
+    if files[0] is None or files[1] is None:
+        return None
+    picture, masking = (decode(file.read_bytes(), f"'{file.name}'") for file in files if file is not None)
+    fields: dict[str, Any] = {"init": files[0] if picture.mode == "RGB" else picture.convert("RGB")}
+    if start.mask is None:
+        return fields
+    return fields | {"mask": _mask_of(masking, start.mask), "mask_blur": 0, "fill": start.fill}
+
+
+def _mask_of(picture: Image.Image, mask: GraphMask) -> Image.Image:
+    """Return a mask that is white where it is painted. Raises ReverieError where that is nowhere."""
+    if mask.channel != "alpha":
+        band = picture.convert("RGB").getchannel(str(mask.channel)[:1].upper())
+    elif picture.mode == "RGBA":
+        band = ImageOps.invert(picture.getchannel("A"))
+    else:
+        raise ReverieError(f"'{mask.name}' is the mask, and it has no transparent part")
+    grow = mask.grow if isinstance(mask.grow, int) else 0
+    whole = band.point(lambda value: 255 * (value >= PAINTED)) if grow else band
+    return whole.filter(ImageFilter.MaxFilter(grow | 1)) if grow else whole
 
 
 def _is_full(denoise: object) -> bool:
@@ -302,9 +367,7 @@ def _read_loras(draft: Draft, unet: tuple[tuple[str, object, object], ...], prom
 
 
 def _read_size(draft: Draft, start: Latent, size: tuple[int, int] | None) -> None:
-    if start.picture:
-        draft.note(START_IS_MISSING)
-    elif size is not None and (start.width is None or start.height is None):
+    if start.picture is None and size is not None and (start.width is None or start.height is None):
         draft.note("width, height: they come from a node that is not understood; the picture's own take their place")
     if start.width is not None and start.height is not None:
         draft.size(start.width, start.height)

@@ -16,9 +16,9 @@ from reverie.requests.foreign.draft import (
     START_IS_MISSING,
     Draft,
     as_mapping,
-    json_object,
     shorten,
 )
+from reverie.requests.texts import json_object
 
 SIGNS = {"num_inference_steps", "guidance_scale"}  # one of these names tells that the arguments are a pipeline's
 MODELS = ("model", "model_id", "model_name", "pretrained_model_name_or_path", "base_model", "_name_or_path")

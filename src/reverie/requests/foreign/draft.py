@@ -38,6 +38,7 @@ class Draft:
 
     def __init__(self, given: Mapping[str, object] | None = None) -> None:
         self.given: dict[str, Any] = dict(given or {})
+        self.kind: type[TextToImage] = TextToImage
         self.fields: dict[str, Any] = {}
         self.model = ""
         self.notes: list[str] = []
@@ -231,13 +232,15 @@ class Draft:
         fields = {name: value for name, value in self.fields.items() if self._is_possible(name, value)}
         for part in ("hires", "variation"):
             try:
-                return TextToImage(**fields)
+                return self.kind.of(fields)
             except ReverieError as error:
                 if fields.pop(part, None) is not None:
                     self.note(f"{error}; the {part} is left out")
-        return TextToImage(**fields)
+        return self.kind.of(fields)
 
     def _is_possible(self, name: str, value: object) -> bool:
+        if name not in TextToImage.model_fields:  # of a picture that is here, read already
+            return True
         try:
             TextToImage.of({"seed": 0, name: value})
         except ReverieError as error:
@@ -288,15 +291,6 @@ def shorten(value: object) -> str:
 def as_mapping(value: object) -> dict[str, Any]:
     """Return a mapping as it is, and an empty one for whatever else."""
     return value if isinstance(value, dict) else {}
-
-
-def json_object(text: str) -> dict[str, Any] | None:
-    """Return the JSON object that a text is, or None where it is none; some writers end it as C ends texts."""
-    try:
-        data = json.loads(text.rstrip("\0"))
-    except (ValueError, RecursionError):
-        return None
-    return data if isinstance(data, dict) else None
 
 
 TIMESTEPS = 1000

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from reverie.errors import ReverieError
 from reverie.requests.foreign.draft import shorten
+from reverie.requests.pictures import Fill
 
 Weights = tuple[tuple[str, object, object], ...]
 """LoRAs: the node that applies it, the file, the strength."""
@@ -68,8 +69,29 @@ class Prompt:
 
 
 @dataclass(frozen=True)
+class GraphMask:
+    """A mask: the name of its picture, which channel it is (of alpha the opposite), by how many pixels it grows."""
+
+    name: object
+    channel: object
+    grow: object = 0
+
+
+@dataclass(frozen=True)
+class GraphStart:
+    """What latents were made of: the name of a picture, None where it is not known, and the mask under it.
+
+    `fill` is what lies within the mask, as `Inpaint` calls it.
+    """
+
+    name: object = None
+    mask: GraphMask | None = None
+    fill: Fill = "original"
+
+
+@dataclass(frozen=True)
 class Latent:
-    """Latents: their size in pixels where it is known, how many, what drew them, and whether a picture is behind.
+    """Latents: their size in pixels where it is known, how many, what drew them, and what picture is behind.
 
     `scaled` are the nodes that gave them another size since.
     """
@@ -78,13 +100,13 @@ class Latent:
     height: object = None
     count: object = 1
     drawn: Sampling | None = None
-    picture: bool = False
+    picture: GraphStart | None = None
     scaled: tuple[Node, ...] = ()
 
 
 @dataclass(frozen=True)
 class GraphPicture:
-    """Decoded latents."""
+    """Decoded latents, or a picture that was loaded."""
 
     latent: Latent
 
@@ -213,6 +235,7 @@ class Graph:
             if isinstance(node, dict) and "class_type" in node and isinstance(node.get("inputs"), dict)
         }
         self.notes: list[str] = []
+        self.embeddings: dict[str, None] = {}  # paths of those that prompts name
         self._values: dict[tuple[str, int, type], object] = {}
         self._open: list[tuple[str, int, type]] = []
 

@@ -1,13 +1,19 @@
-"""ComfyUI's samplers, and the nodes that guiders, noise, solvers and levels are made of (nodes_custom_sampler.py)."""
+"""ComfyUI's samplers, and the nodes that guiders, noise, solvers and levels are made of (nodes_custom_sampler.py).
+
+And what they start from and end in: latents, and pictures that are loaded, masked, encoded, decoded and enlarged.
+"""
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 from reverie.errors import ReverieError
 from reverie.requests.foreign.draft import shorten
 from reverie.requests.foreign.graph import (
+    GraphMask,
     GraphPicture,
+    GraphStart,
     Guider,
     Latent,
     Model,
@@ -19,10 +25,11 @@ from reverie.requests.foreign.graph import (
     Sigmas,
     Solver,
 )
+from reverie.requests.pictures import Fill
 
 
 def _draw(node: Node, sampling: Sampling, want: type) -> object:
-    latent = replace(sampling.start, drawn=sampling, picture=False, scaled=())
+    latent = replace(sampling.start, drawn=sampling, picture=None, scaled=())
     return GraphPicture(latent) if want is GraphPicture else latent if want is Latent else None
 
 
@@ -50,7 +57,7 @@ def ksampler(node: Node, slot: int, want: type) -> object:
         first=node.scalar("start_at_step", 0),
         last=node.scalar("end_at_step"),
     )
-    latent = node.get("latent_image", Latent) or node.get("latent", Latent) or Latent(picture=True)
+    latent = node.get("latent_image", Latent) or node.get("latent", Latent) or Latent(picture=GraphStart())
     solver = Solver(node.scalar("sampler_name"))
     return _draw(node, Sampling(node, _guider(node), seed, solver, sigmas, latent), want)
 
@@ -63,7 +70,7 @@ def custom(node: Node, slot: int, want: type) -> object:
         seed = node.get("noise", Seed) or Seed(None)
     solver = node.get("sampler", Solver) or Solver(_kind_of(node, "sampler"))
     sigmas = node.get("sigmas", Sigmas) or Sigmas(None, _kind_of(node, "sigmas"))
-    latent = node.get("latent_image", Latent) or Latent(picture=True)
+    latent = node.get("latent_image", Latent) or Latent(picture=GraphStart())
     if guider is None:
         raise ReverieError(f"the guider of {node.kind} is {_kind_of(node, 'guider')}, which is not understood")
     return _draw(node, Sampling(node, guider, seed, solver, sigmas, latent), want)
@@ -151,6 +158,93 @@ def split_sigmas(node: Node, slot: int, want: type) -> object:
     return replace(sigmas, last=step) if slot == 0 else replace(sigmas, first=step)
 
 
+# ---- latents and pictures --------------------------------------------------------------------------------------------
+
+
+def _empty(node: Node, slot: int, want: type) -> object:
+    return Latent(node.scalar("width"), node.scalar("height"), node.scalar("batch_size", 1)) if want is Latent else None
+
+
+def _decode(node: Node, slot: int, want: type) -> object:
+    vae = node.graph.source(node.inputs.get("vae"))
+    if vae is not None and vae.kind == "VAELoader":
+        node.graph.note(f"node VAELoader: {shorten(vae.scalar('vae_name'))}")
+    latent = node.get("samples", Latent)
+    return None if latent is None else GraphPicture(latent)
+
+
+def _load_picture(node: Node, slot: int, want: type) -> object:
+    """Read a picture, and its mask: a channel of it, or where it is transparent."""
+    if want is GraphMask:
+        return GraphMask(picture_name(node), node.scalar("channel", "alpha"))
+    return GraphPicture(Latent(picture=GraphStart(picture_name(node)))) if want is GraphPicture else None
+
+
+def picture_name(node: Node) -> str:
+    """Return the name of the picture that a node loads, without the folder that ComfyUI writes behind it."""
+    return re.sub(r" \[(input|output|temp)\]$", "", str(node.scalar("image")))
+
+
+def _encode_picture(node: Node, slot: int, want: type) -> object:
+    """Read latents of a picture: of one that was drawn before, or of one that is not in the file."""
+    picture = node.get("pixels", GraphPicture) or node.get("image", GraphPicture)
+    latent = picture.latent if picture is not None else Latent(picture=GraphStart())
+    if "mask" not in node.inputs:
+        return latent
+    return _under_mask(node, latent, "nothing", node.scalar("grow_mask_by", 6))
+
+
+def _set_mask(node: Node, slot: int, want: type) -> object:
+    latent = node.get("samples", Latent)
+    return None if latent is None else _under_mask(node, latent, "original", 0)
+
+
+def _under_mask(node: Node, latent: Latent, fill: Fill, grow: object) -> Latent:
+    """Lay a mask over the latents of a picture; one that is not understood is noted, as is one over drawn latents."""
+    mask = node.get("mask", GraphMask)
+    if mask is None or latent.picture is None:
+        node.note("a mask that is not understood")
+        return latent
+    return replace(latent, picture=replace(latent.picture, mask=replace(mask, grow=grow), fill=fill))
+
+
+def _enlarge(node: Node, slot: int, want: type) -> object:
+    """Read latents or pictures that are scaled, to a size or by a factor."""
+    name = next((name for name in ("samples", "image", "images", "pixels") if name in node.inputs), "")
+    if want is Latent:
+        latent = node.get(name, Latent)
+        return None if latent is None else _scale(node, latent)
+    picture = node.get(name, GraphPicture) if want is GraphPicture else None
+    return None if picture is None else GraphPicture(_scale(node, picture.latent))
+
+
+def _scale(node: Node, latent: Latent) -> Latent:
+    """Give latents another size; a side of 0 follows from the other, and one that is not known stays unknown."""
+    scaled = replace(latent, width=None, height=None, scaled=(*latent.scaled, node))
+    sides, factor = (latent.width, latent.height), node.scalar("scale_by", _factor_of(node))
+    known = all(isinstance(side, int) for side in sides)
+    if "width" in node.inputs:
+        width, height = node.scalar("width"), node.scalar("height")
+        if known and not width and isinstance(height, int):
+            width = round(height * sides[0] / sides[1])  # type: ignore[operator]
+        elif known and not height and isinstance(width, int):
+            height = round(width * sides[1] / sides[0])  # type: ignore[operator]
+        return replace(scaled, width=width, height=height)
+    if not known or not isinstance(factor, int | float):
+        return scaled
+    cell = 8 if "samples" in node.inputs else 1  # pixels; latents are counted in cells
+    width, height = (cell * round(side * factor / cell) for side in sides)  # type: ignore[operator]
+    return replace(scaled, width=width, height=height)
+
+
+def _factor_of(node: Node) -> int | None:
+    """Return how many times as large a network makes a picture, as its file's name says: 4x-UltraSharp."""
+    loader = node.graph.source(node.inputs.get("upscale_model"))
+    name = str(loader.scalar("model_name")) if loader is not None else ""
+    match = re.search(r"(?<!\d)([2348])x|x([2348])(?!\d)", name, re.IGNORECASE)
+    return int(match[1] or match[2]) if match else None
+
+
 # Readers, each with the names of its classes.
 KNOWN: tuple[tuple[Reader, str], ...] = (
     (ksampler, "KSampler, KSamplerAdvanced, KSampler (Efficient), KSampler Adv. (Efficient)"),
@@ -174,4 +268,10 @@ KNOWN: tuple[tuple[Reader, str], ...] = (
     (solver_of("dpmpp_2m_sde", solver_type="midpoint", eta=1.0, s_noise=1.0), "SamplerDPMPP_2M_SDE"),
     (solver_of("dpmpp_3m_sde", eta=1.0, s_noise=1.0), "SamplerDPMPP_3M_SDE"),
     (solver_of("dpmpp_2s_ancestral", eta=1.0, s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
+    (_empty, "EmptyLatentImage, EmptySD3LatentImage, EmptyLatentImagePresets, EmptyLatentAudio"),
+    (_decode, "VAEDecode, VAEDecodeTiled, VAEDecodeAudio"),
+    (_load_picture, "LoadImage, LoadImageMask"),
+    (_encode_picture, "VAEEncode, VAEEncodeTiled, VAEEncodeForInpaint"),
+    (_set_mask, "SetLatentNoiseMask"),
+    (_enlarge, "LatentUpscale, LatentUpscaleBy, ImageScale, ImageScaleBy, ImageUpscaleWithModel"),
 )

@@ -19,6 +19,7 @@ from reverie.requests.foreign.graph import (
     GraphClip,
     GraphControl,
     GraphPicture,
+    GraphStart,
     Latent,
     Model,
     Node,
@@ -27,6 +28,7 @@ from reverie.requests.foreign.graph import (
     Scalar,
 )
 from reverie.requests.pictures import CONTROL_KINDS
+from reverie.requests.references import find_beside
 
 UNPICTURED = "the pictures that it takes are not in the file"
 
@@ -116,7 +118,10 @@ def _words(node: Node, *names: str) -> str:
     for tag in TAG.findall(text):
         node.graph.note(f"{tag} in the prompt: ComfyUI reads it as words; it is left out")
     for name in EMBEDDING.findall(text):
-        node.graph.note(f"embedding:{name}: a textual inversion, whose file is to be given")
+        if (file := find_beside(name)) is not None:
+            node.graph.embeddings[str(file)] = None
+        else:
+            node.graph.note(f"embedding:{name}: a textual inversion, whose file is to be given")
     if SYNTAX.search(text):
         node.graph.note("[...], AND or BREAK in the prompt: plain words in ComfyUI, and A1111's syntax here")
     return EMBEDDING.sub(lambda match: stem_of(match[1]), TAG.sub("", text))
@@ -183,7 +188,7 @@ def _two_sided(node: Node, slot: int, want: type) -> object:
     if want is Prompt and slot < 2:
         return node.get("positive" if slot == 0 else "negative", Prompt)
     if want is Latent:
-        return Latent(node.scalar("width"), node.scalar("height"), picture=True)
+        return Latent(node.scalar("width"), node.scalar("height"), picture=GraphStart())
     return None
 
 
@@ -195,7 +200,7 @@ def _control(node: Node, slot: int, want: type) -> object:
         return given
     name, kind = _control_net(node)
     seen = node.graph.source(node.inputs.get("image"))
-    picture = seen.scalar("image") if seen is not None and seen.kind == "LoadImage" else None
+    picture = samplers.picture_name(seen) if seen is not None and seen.kind == "LoadImage" else None
     if seen is not None and picture is None:
         node.graph.note(f"node {seen.kind}: what makes the picture that the ControlNet '{name}' sees")
     values = strength, node.scalar("start_percent", 0), node.scalar("end_percent", 1)
@@ -210,64 +215,6 @@ def _control_net(node: Node) -> tuple[object, object]:
         kind = {"hed": "softedge"}.get(named, named)
         source = source.graph.source(source.inputs["control_net"])
     return source.scalar("control_net_name") if source is not None else None, kind if kind in CONTROL_KINDS else None
-
-
-# ---- latents and pictures --------------------------------------------------------------------------------------------
-
-
-def _empty(node: Node, slot: int, want: type) -> object:
-    return Latent(node.scalar("width"), node.scalar("height"), node.scalar("batch_size", 1)) if want is Latent else None
-
-
-def _decode(node: Node, slot: int, want: type) -> object:
-    vae = node.graph.source(node.inputs.get("vae"))
-    if vae is not None and vae.kind == "VAELoader":
-        node.graph.note(f"node VAELoader: {shorten(vae.scalar('vae_name'))}")
-    latent = node.get("samples", Latent)
-    return None if latent is None else GraphPicture(latent)
-
-
-def _encode_picture(node: Node, slot: int, want: type) -> object:
-    """Read latents of a picture: of one that was drawn before, or of one that is not in the file."""
-    picture = node.get("pixels", GraphPicture) or node.get("image", GraphPicture)
-    return picture.latent if picture is not None else Latent(picture=True)
-
-
-def _enlarge(node: Node, slot: int, want: type) -> object:
-    """Read latents or pictures that are scaled, to a size or by a factor."""
-    name = next((name for name in ("samples", "image", "images", "pixels") if name in node.inputs), "")
-    if want is Latent:
-        latent = node.get(name, Latent)
-        return None if latent is None else _scale(node, latent)
-    picture = node.get(name, GraphPicture) if want is GraphPicture else None
-    return None if picture is None else GraphPicture(_scale(node, picture.latent))
-
-
-def _scale(node: Node, latent: Latent) -> Latent:
-    """Give latents another size; a side of 0 follows from the other, and one that is not known stays unknown."""
-    scaled = replace(latent, width=None, height=None, scaled=(*latent.scaled, node))
-    sides, factor = (latent.width, latent.height), node.scalar("scale_by", _factor_of(node))
-    known = all(isinstance(side, int) for side in sides)
-    if "width" in node.inputs:
-        width, height = node.scalar("width"), node.scalar("height")
-        if known and not width and isinstance(height, int):
-            width = round(height * sides[0] / sides[1])  # type: ignore[operator]
-        elif known and not height and isinstance(width, int):
-            height = round(width * sides[1] / sides[0])  # type: ignore[operator]
-        return replace(scaled, width=width, height=height)
-    if not known or not isinstance(factor, int | float):
-        return scaled
-    cell = 8 if "samples" in node.inputs else 1  # pixels; latents are counted in cells
-    width, height = (cell * round(side * factor / cell) for side in sides)  # type: ignore[operator]
-    return replace(scaled, width=width, height=height)
-
-
-def _factor_of(node: Node) -> int | None:
-    """Return how many times as large a network makes a picture, as its file's name says: 4x-UltraSharp."""
-    loader = node.graph.source(node.inputs.get("upscale_model"))
-    name = str(loader.scalar("model_name")) if loader is not None else ""
-    match = re.search(r"(?<!\d)([2348])x|x([2348])(?!\d)", name, re.IGNORECASE)
-    return int(match[1] or match[2]) if match else None
 
 
 # ---- nodes that load everything --------------------------------------------------------------------------------------
@@ -336,7 +283,9 @@ def _input_of(node: Node, want: type) -> object:
         if value is not None:
             return value
     if want is Latent:
-        return Latent(node.inputs.get("width"), node.inputs.get("height"), picture=bool(list(node.links())))
+        return Latent(
+            node.inputs.get("width"), node.inputs.get("height"), picture=GraphStart() if any(node.links()) else None
+        )
     return None
 
 
@@ -388,12 +337,8 @@ _KNOWN: tuple[tuple[Reader, str], ...] = (
         "ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetAreaStrength, ConditioningSetMask, "
         "ConditioningSetTimestepRange, unCLIPConditioning",
     ),
-    # latents and pictures
-    (_empty, "EmptyLatentImage, EmptySD3LatentImage, EmptyLatentImagePresets, EmptyLatentAudio"),
-    (_decode, "VAEDecode, VAEDecodeTiled, VAEDecodeAudio"),
-    (_encode_picture, "VAEEncode, VAEEncodeTiled, VAEEncodeForInpaint"),
-    (_enlarge, "LatentUpscale, LatentUpscaleBy, ImageScale, ImageScaleBy, ImageUpscaleWithModel"),
-    (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch, SetLatentNoiseMask"),
+    # latents
+    (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch"),
 )
 NODES: dict[str, Reader] = {
     name: reader for reader, names in (*values.KNOWN, *samplers.KNOWN, *_KNOWN) for name in names.split(", ")

@@ -18,12 +18,12 @@ from reverie.requests.foreign.draft import (
     START_IS_MISSING,
     Draft,
     as_mapping,
-    json_object,
     shorten,
     stem_of,
 )
 from reverie.requests.foreign.infotext import pair
 from reverie.requests.pictures import Variation
+from reverie.requests.texts import json_object
 
 TILES = {"true": "xy", "x-only": "x", "y-only": "y", "x": "x", "y": "y", "xy": "xy"}
 
