@@ -1,9 +1,17 @@
-"""The one exception that reverie raises for bad input: its message is a single line a user can act on."""
+"""The one exception that reverie raises for bad input, a single line a user can act on; and its warnings.
+
+A warning goes to whoever listens in the same thread, else to Python's warnings, whose filters are those of the process.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import TypeVar
+
+_listener: ContextVar[Callable[[str], object] | None] = ContextVar("listener", default=None)
 
 
 class ReverieError(ValueError):
@@ -31,3 +39,21 @@ def choose(kind: str, name: str, table: Mapping[str, T]) -> T:
     if name not in table:
         raise ReverieError(f"unknown {kind} {name!r}; choose from {', '.join(table)}")
     return table[name]
+
+
+def warn(message: str, category: type[Warning] = UserWarning, stacklevel: int = 1) -> None:
+    """Warn of something; `stacklevel` counts from who calls this, as of `warnings.warn`."""
+    if (listener := _listener.get()) is None:
+        warnings.warn(message, category, stacklevel=stacklevel + 1)
+    else:
+        listener(message)
+
+
+@contextmanager
+def listen(listener: Callable[[str], object]) -> Iterator[None]:
+    """Let a function have what is warned of within the block, in this thread; another thread's goes its own way."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)

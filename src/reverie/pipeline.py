@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance, angle
 from reverie.animation.store import Store
 from reverie.checkpoints.save import FULL, Precision
-from reverie.errors import RequestWarning
+from reverie.errors import RequestWarning, warn
 from reverie.files import cache_folder
 from reverie.generate import image
 from reverie.generate.explain import Explanation, explain
@@ -165,7 +164,7 @@ def warn_of_notes(events: Iterator[Event]) -> Iterator[Event]:
     """Pass events on, and warn of what they note."""
     for event in events:
         for note in event.notes:
-            warnings.warn(note, RequestWarning, stacklevel=4)
+            warn(note, RequestWarning, stacklevel=4)
         yield event
 
 

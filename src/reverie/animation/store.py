@@ -10,7 +10,6 @@ import io
 import json
 import os
 import shutil
-import warnings
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +24,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, warn
 from reverie.files import (
     CACHE_VARIABLE,
     InUse,
@@ -77,7 +76,7 @@ class FrameStore:
         except InUse:
             raise
         except ReverieError as error:
-            warnings.warn(
+            warn(
                 f"frames are not kept, so a film that breaks off begins anew: {error}; {CACHE_VARIABLE} names another "
                 "folder for them",
                 stacklevel=2,

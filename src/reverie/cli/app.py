@@ -13,6 +13,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
+from reverie.cli.output import tell_warnings
 from reverie.errors import ReverieError
 
 BAD_INPUT = 2
@@ -75,12 +76,13 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line (without the program's name) and return its exit status, 0 when all went well."""
     debug = "--debug" in arguments
     try:
-        app(
-            [argument for argument in arguments if argument != "--debug"],
-            exit_on_error=False,
-            print_error=False,
-            result_action="return_none",
-        )
+        with tell_warnings():
+            app(
+                [argument for argument in arguments if argument != "--debug"],
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_none",
+            )
         if sys.stdout is not None:  # as it is where the shell has closed it
             sys.stdout.flush()
     except KeyboardInterrupt:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TextIO
 
-from reverie.errors import RequestWarning
+from reverie.errors import listen
 
 
 def say(line: str) -> None:
@@ -27,18 +25,12 @@ def tell_numbered(names: Sequence[str]) -> None:
 @contextmanager
 def tell_warnings() -> Iterator[None]:
     """Say the library's warnings of the block on stderr, a line each, as they come; each of them once."""
+    said: set[str] = set()
 
-    def tell(
-        message: Warning | str,
-        category: type[Warning],
-        filename: str,
-        lineno: int,
-        file: TextIO | None = None,
-        line: str | None = None,
-    ) -> None:
-        print(message, file=sys.stderr)
+    def tell(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            print(line, file=sys.stderr)
 
-    with warnings.catch_warnings():
-        warnings.simplefilter("once", RequestWarning)
-        warnings.showwarning = tell
+    with listen(tell):
         yield

@@ -71,17 +71,12 @@ def sound(file: Path, /, *, output: Output, small: Flag = False, loop: Flag = Fa
     sounds.check_writable(output)
     import torch
 
-    from reverie.cli.jobs import show
     from reverie.codecs.spectrograms import from_picture
-    from reverie.jobs.events import warnings_as_notes
     from reverie.media.pictures import open_picture
     from reverie.music.sections import sounding
     from reverie.sound.spectrogram import SMALL, Circle, Line, SpectrogramParams
 
-    with warnings_as_notes() as notes:
-        mel, params = from_picture(open_picture(file), SMALL if small else SpectrogramParams())
-    for note in notes:
-        show(note)
+    mel, params = from_picture(open_picture(file), SMALL if small else SpectrogramParams())
     events = sounding(mel, params, Circle if loop else Line)
     pieces = [piece.x for piece in show_progress(events)]
     sounds.write(sounds.Sound(torch.cat(pieces, dim=-1), params.sample_rate).normalised(), output)

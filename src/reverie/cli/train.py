@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from reverie.cli.options import Flag
-from reverie.cli.output import say, tell_warnings
+from reverie.cli.output import say
 from reverie.cli.progress import show_progress
 
 
@@ -40,7 +40,7 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
     from reverie.train.parallel import is_first
     from reverie.train.recipe import folder_of
 
-    with tell_warnings(), resumable("--resume goes on from the last checkpoint"):
+    with resumable("--resume goes on from the last checkpoint"):
         for _ in show_progress(run(recipe, out, resume)):
             pass
     if is_first():

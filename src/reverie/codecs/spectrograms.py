@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 from reverie.codecs.image import ImageCodec, to_pictures
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, warn
 from reverie.media.charts import BLACK, MARGIN, WHITE, viridis
 from reverie.media.sound import Sound
 from reverie.sound.spectrogram import PER_SECOND, Line, SpectrogramParams, spectrogram, to_mel, waveform
@@ -91,7 +90,7 @@ def from_picture(
         params, loudest = _read_tags(exif)
     else:
         params, loudest = untagged or SpectrogramParams(), LOUD
-        warnings.warn("the picture does not say that it is a spectrogram; it is taken for one", stacklevel=2)
+        warn("the picture does not say that it is a spectrogram; it is taken for one", stacklevel=2)
     greys = torch.from_numpy(np.asarray(picture.convert("RGB"), dtype=np.float32)).permute(2, 0, 1)
     return from_greys(greys + MIDDLE, params, loudest), params
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -89,16 +88,6 @@ class Stopwatch:
     def summary(self) -> dict[str, float]:
         """Return the seconds of each part to the millisecond."""
         return {part: round(taken, 3) for part, taken in self.seconds.items()}
-
-
-@contextmanager
-def warnings_as_notes() -> Iterator[list[Note]]:
-    """Yield a list that holds the warnings of the block as notes once it has ended."""
-    notes: list[Note] = []
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield notes
-    notes += [Note(str(warning.message)) for warning in caught]
 
 
 def not_honoured(lines: Iterable[str]) -> Iterator[Note]:

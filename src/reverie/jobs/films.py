@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from reverie.errors import listen
 from reverie.jobs.events import (
     Event,
     Finished,
@@ -19,7 +20,6 @@ from reverie.jobs.events import (
     Stopwatch,
     ignore,
     model_notes,
-    warnings_as_notes,
 )
 from reverie.jobs.outputs import check_outputs
 from reverie.media import footage, video
@@ -96,10 +96,11 @@ class FilmJob:
         request = self.request.with_recommended(system.recommended.fields())
         texts = records.texts(request, system.name) if self.metadata else {}
         count, size = 0, (0, 0)
+        warned: list[str] = []
         with ExitStack() as stack:
-            with warnings_as_notes() as notes:
+            with listen(warned.append):
                 store = stack.enter_context(FrameStore(cache() / key_of(system, request, batch=BATCH)))
-            yield from notes
+            yield from map(Note, warned)
             kept = len(store)
             if kept:
                 yield Note(f"going on: {kept} pictures are there from an earlier run")

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reverie.errors import ReverieError
-from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes, warnings_as_notes
+from reverie.errors import ReverieError, listen
+from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
@@ -72,9 +72,10 @@ class MusicJob:
         clips: list[Recording] = []
         files: list[Path] = []
         with watch.measure("draw"):
-            with warnings_as_notes() as notes:
+            warned: list[str] = []
+            with listen(warned.append):
                 steps = system.play(music)
-            yield from notes
+            yield from map(Note, warned)
             for step in steps:
                 yield from map(Note, step.notes)
                 if step.clip is not None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, warn
 from reverie.files import atomic_write, check_place, reason_of
 from reverie.media import mp3
 from reverie.media.encoder import COMMENT
@@ -302,9 +301,7 @@ def _mend_wav(source: Source, file: BinaryIO, place: int) -> Source:
 
 def _warn_if_cut(source: Source, share: float) -> None:
     if share < WHOLE:
-        warnings.warn(
-            f"'{source}' is cut off: {share:.0%} of the sound that its header tells of is there", stacklevel=3
-        )
+        warn(f"'{source}' is cut off: {share:.0%} of the sound that its header tells of is there", stacklevel=3)
 
 
 def _samples(file: soundfile.SoundFile, frames: int) -> Float[Tensor, "channels n"]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import pickle
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from pydantic import NonNegativeInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reverie.errors import RequestWarning, ReverieError
+from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
 from reverie.train import begun
@@ -325,7 +324,7 @@ def _tell_changes(out: Path, recipe: Mapping[str, Any]) -> None:
     """Warn of what a run goes on with that decides the result and is not as it was."""
     if changed := begun.changes(out, recipe):
         said = f"going on with another recipe than {out} was trained with so far: {'; '.join(changed)}"
-        warnings.warn(said, RequestWarning, stacklevel=3)
+        warn(said, RequestWarning, stacklevel=3)
 
 
 def _steps(
