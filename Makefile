@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Compiling all of torch, diffusers and transformers takes longer than the tests take to compile what they import.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable
-RUN := film,sound,server
+RUN := film,sound,server,mcp
 TEST := $(RUN),gguf,faiss,c2pa,train,test
 
 .PHONY: help demo test lint check docs bench bench-quick models clean

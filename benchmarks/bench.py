@@ -10,11 +10,10 @@ from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
-import isa
 import networks
 import peer_sdcpp
 import processes
-from measure import Row, machine
+from measure import ISAS, Row, machine, restrict
 from processes import BUNDLED_MODEL, Model
 from report import markdown, write
 
@@ -33,7 +32,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pixels", nargs="+", type=int, help="sides of the pictures of U-Net and decoder (256 512)")
     parser.add_argument("--steps", nargs="+", type=int, default=(FEW, MANY), help="steps of SD 1.5's pictures")
     parser.add_argument("--rounds", type=int, help="rounds of A and B (5, and 3 of pictures; 2 with --quick)")
-    parser.add_argument("--isa", default="native", choices=list(isa.ISAS), help="compute as with these instructions")
+    parser.add_argument("--isa", default="native", choices=list(ISAS), help="compute as with these instructions")
     parser.add_argument("--folder", type=Path, help="SD 1.5 in diffusers' layout, in place of one of random weights")
     parser.add_argument("--openvino-python", type=Path, help="Python of an environment with openvino, to measure too")
     parser.add_argument("--sdcpp", type=Path, help="stable-diffusion.cpp's program sd-cli, to measure too")
@@ -123,7 +122,7 @@ ASKED_FOR = ("compiled", "xl")  # by name only: they take minutes
 def main() -> None:
     """Measure part by part; tell each row on stderr, and write all so far, as it comes."""
     options = arguments()
-    isa.restrict(options.isa)
+    restrict(options.isa)
     described, rows = machine(), []
     with tempfile.TemporaryDirectory() as scratch:
         bench = Bench(options, Path(scratch))

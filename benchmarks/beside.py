@@ -24,8 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 import reverie
-from distances import frechet_distance, kernel_distance
-from figures import SEED, Prompt, found, psnr, share, spread
+from figures import SEED, Prompt, found, frechet_distance, kernel_distance, psnr, share, spread
 from quality import ASSETS, ROOT, draw, keep, pictures_of
 from reverie.codecs.image import to_tensor
 from reverie.corpora.captions import chinese, english, with_article

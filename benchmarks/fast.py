@@ -13,9 +13,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-import isa
 import networks
-from measure import Row, machine
+from measure import ISAS, Row, machine, restrict
 from networks import QUICK, Call, Sizes
 from report import markdown, write
 from reverie.models.autoencoder import Autoencoder
@@ -42,7 +41,7 @@ def arguments() -> argparse.Namespace:
         choices=list(CLOCKS),
         help="cpu counts this process' own time: for one thread on a machine that others use too",
     )
-    parser.add_argument("--isa", default="native", choices=list(isa.ISAS), help="compute as with these instructions")
+    parser.add_argument("--isa", default="native", choices=list(ISAS), help="compute as with these instructions")
     parser.add_argument("--out", type=Path, default=OUT, help="folder for bench.md and bench.json")
     return parser.parse_args()
 
@@ -121,7 +120,7 @@ def compare(
 def main() -> None:
     """Measure what is asked for, telling each row on stderr as it comes."""
     options = arguments()
-    isa.restrict(options.isa)
+    restrict(options.isa)
     sizes = QUICK if options.quick else Sizes()
     if options.latents:
         sizes = Sizes(unet_latents=tuple(options.latents))

@@ -20,7 +20,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import floor
 import networks
 import peer_picture
 from architectures import ARCHITECTURES, FULL, Scale, build
@@ -108,7 +107,7 @@ class Bench:
         """Measure a U-Net at a large batch, as a share of the largest rate of products in the same run."""
         config, side = (SHALLOW, 8) if self.quick else (UNetConfig(), 64)
         given = tuple(part.repeat_interleave(ROWS // 2, 0) for part in networks.unet_inputs(config, side))
-        count = floor.operations(config, given)
+        count = networks.operations(config, given)
         unet = networks.random_unet(config).to(self.device, self.dtype)
         to_channels_last(unet)
         x, t, context = (part.to(self.device) for part in given)

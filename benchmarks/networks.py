@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,18 +12,20 @@ from pathlib import Path
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig as PeerTextConfig
 from transformers import CLIPTextModel
 
-import floor
 from measure import Remote, Row, alternate, seconds
 from reverie.checkpoints.configs import write_unet
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower
 from reverie.models.unet import UNETS, UNet, UNetConfig
-from reverie.runtime import pack, unpack
+from reverie.runtime import kernels, pack, unpack
 
 Call = Callable[[], Tensor]
+TRIES = 5  # of each product and convolution, of which the fastest tells the machine's best rate
+IMAGES = ((320, 64), (640, 32), (1280, 16))  # channels and sides of Stable Diffusion's convolutions, at 512 pixels
 
 
 @dataclass(frozen=True)
@@ -60,12 +62,12 @@ def rows(sizes: Sizes, rounds: int, openvino: Path | None = None) -> Iterator[Ro
 def unet_rows(sizes: Sizes, rounds: int, openvino: Path | None = None) -> Iterator[Row]:
     """Measure a U-Net step of batch 2 beside diffusers, the floor, and OpenVINO by the Python of its environment."""
     ours, theirs = unet_pair(sizes.unet)
-    rate = floor.best_rate()
+    rate = best_rate()
     for side in sizes.unet_latents:
         name, given = unet_name(sizes, side), unet_inputs(sizes.unet, side)
         step, eager_step = unet_calls(ours, theirs, given)
         yield (eager := compare(name, step, eager_step, rounds))
-        yield floor.row(name, eager.ours, sizes.unet, given, rate)
+        yield floor_row(name, eager.ours, sizes.unet, given, rate)
         if openvino is not None and sizes.unet == UNetConfig():
             yield beside_openvino(name, step, openvino, "unet", side, rounds)
 
@@ -74,7 +76,7 @@ def unet_rows(sizes: Sizes, rounds: int, openvino: Path | None = None) -> Iterat
 def large_unet_rows(sizes: Sizes, rounds: int) -> Iterator[Row]:
     """Measure a step of a U-Net that memory does not hold twice: the weights go from side to side at every turn."""
     ours, theirs = random_unet(sizes.unet), empty_peer(sizes.unet)
-    rate = floor.best_rate()
+    rate = best_rate()
     for side in sizes.unet_latents:
         given = unet_inputs(sizes.unet, side)
         step, eager_step = unet_calls(ours, theirs, given)
@@ -95,7 +97,7 @@ def large_unet_rows(sizes: Sizes, rounds: int) -> Iterator[Row]:
 
         row = Row(unet_name(sizes, side), "s", *alternate(mine, other, rounds))
         yield row
-        yield floor.row(row.name, row.ours, sizes.unet, given, rate)
+        yield floor_row(row.name, row.ours, sizes.unet, given, rate)
 
 
 def unet_name(sizes: Sizes, side: int) -> str:
@@ -245,3 +247,36 @@ def text_calls(config: CLIPTextConfig) -> tuple[Call, Call]:
     tokens[:, -1] = config.eos_token_id
     pack(ours)
     return lambda: ours(tokens).last, lambda: theirs(tokens).last_hidden_state
+
+
+def operations(config: UNetConfig, given: Sequence[Tensor]) -> int:
+    """Count the multiplications and additions of a step, attention's too, without computing any."""
+    with torch.device("meta"):
+        unet = UNet(config)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        unet(*(tensor.to("meta") for tensor in given))
+    return int(counter.get_total_flops())
+
+
+@torch.no_grad()
+def best_rate(dtype: torch.dtype = torch.float32) -> float:
+    """Return the operations a second of the fastest of the convolutions and products that a U-Net is made of."""
+    return max(max(_rates(channels, side, dtype)) for channels, side in IMAGES)
+
+
+def _rates(channels: int, side: int, dtype: torch.dtype) -> Iterator[float]:
+    x = torch.randn(2, channels, side, side, dtype=dtype).contiguous(memory_format=torch.channels_last)
+    shape = ((1, 1), (1, 1), (1, 1))  # stride, padding, dilation
+    kernel = kernels.pack_conv2d(torch.randn(channels, channels, 3, 3, dtype=dtype), x.shape, *shape)
+    weight = kernels.pack_linear(torch.randn(channels, channels, dtype=dtype))
+    pixels, count = x.permute(0, 2, 3, 1), 2 * x.numel() * channels
+    for _ in range(TRIES):
+        yield 9 * count / seconds(lambda: kernels.conv2d(x, kernel, None, *shape))
+        yield count / seconds(lambda: kernels.linear(pixels, weight, None))
+
+
+def floor_row(name: str, ours: list[float], config: UNetConfig, given: Sequence[Tensor], rate: float) -> Row:
+    """Tell how near a step's times come to the floor."""
+    count = operations(config, given)
+    note = f"{count / 1e9:.0f} G operations at {rate / 1e9:.0f} G a second; convolutions computed directly"
+    return Row(name, "s", ours, [count / rate], peer="the floor", note=note)

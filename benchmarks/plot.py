@@ -1,7 +1,7 @@
 """How many times as fast is each row? Draws bench.json as bars, with goals and noise; joins several and prints them.
 
 A bar is the ratio of the medians, the line across its end the least and the largest ratio of a single round, the
-triangle what issue 7 wants at least. `python benchmarks/plot.py out/bench.json --image docs/images/performance.png`
+triangle what is wanted at least. `python benchmarks/plot.py out/bench.json --image docs/images/performance.png`
 """
 
 from __future__ import annotations

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import torch
 
-import isa
 import networks
 import processes
-from measure import Row, alternate, machine, seconds
+from measure import ISAS, Row, alternate, machine, restrict, seconds
 from reverie.models.unet import UNet, UNetConfig
 from reverie.runtime import kernels, pack
 
@@ -55,8 +54,8 @@ def halved() -> Row:
 def main() -> None:
     """Print how many times as fast as its peer each row is, by the least times, as it comes."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--isa", default="native", choices=list(isa.ISAS), help="compute as with these instructions")
-    isa.restrict(parser.parse_args().isa)
+    parser.add_argument("--isa", default="native", choices=list(ISAS), help="compute as with these instructions")
+    restrict(parser.parse_args().isa)
     start = time.perf_counter()
     for row in rows():
         print(f"{min(row.theirs) / min(row.ours):5.2f} x {row.peer}: {row.name} ({row.note})", flush=True)

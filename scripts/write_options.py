@@ -18,6 +18,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, TextToImage, Variation
 from reverie.requests.references import FileReference
+from reverie.requests.samplers import SAMPLERS, SCHEDULES
 
 SOURCE = Path(__file__).parents[1] / "src/reverie"
 SINGULAR = {
@@ -215,8 +216,8 @@ LIKE = {
     "SoundFile": "str | Path",
     "FilmFile": "str | Path",
     "ModelName": "str",
-    "SamplerName": "SamplerName | str",
-    "ScheduleName": "ScheduleName | str",
+    "SamplerName": "SamplerLike",
+    "ScheduleName": "ScheduleLike",
     "Seed": "int | None",
     "Pixels": "int",
     "Border": "int",
@@ -242,11 +243,9 @@ def options_text() -> str:
 
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-    from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+    from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
     from PIL import Image
-
-    from reverie.requests.samplers import SamplerName, ScheduleName
 
     if TYPE_CHECKING:
         from reverie.media.sound import Sound
@@ -260,7 +259,14 @@ def options_text() -> str:
     KeyframeLike: TypeAlias = "Keyframe | Mapping[str, Any] | str"
     StopLike: TypeAlias = "Stop | Mapping[str, Any] | str"
     '''
-    return textwrap.dedent(head).strip() + "\n" + "".join(_options(*one) for one in OPTIONS)
+    names = _names("SamplerLike", SAMPLERS) + _names("ScheduleLike", SCHEDULES)
+    return textwrap.dedent(head).strip() + "\n" + names + "".join(_options(*one) for one in OPTIONS)
+
+
+def _names(title: str, names: tuple[str, ...]) -> str:
+    """Write names out, which an editor offers; those of other programs are taken too."""
+    lines = "".join(f'        "{name}",\n' for name in names)
+    return f"{title}: TypeAlias = (\n    Literal[\n{lines}    ]\n    | str\n)\n"
 
 
 def _options(name: str, request: type[Frozen], without: tuple[str, ...]) -> str:

@@ -203,7 +203,7 @@ def test_bundle_takes_a_tuned_decoder(
 
 
 def test_the_kernel_distance_is_the_mean_over_pairs() -> None:
-    distances = importlib.import_module("distances")
+    figures = importlib.import_module("figures")
     x, y = torch.randn(5, 3).double(), torch.randn(4, 3).double() + 1
 
     def kernel(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -212,14 +212,14 @@ def test_the_kernel_distance_is_the_mean_over_pairs() -> None:
     xx = np.mean([kernel(a, b) for i, a in enumerate(x) for j, b in enumerate(x) if i != j])
     yy = np.mean([kernel(a, b) for i, a in enumerate(y) for j, b in enumerate(y) if i != j])
     xy = np.mean([kernel(a, b) for a in x for b in y])
-    assert distances.kernel_distance(x, y) == pytest.approx(xx + yy - 2 * xy)
+    assert figures.kernel_distance(x, y) == pytest.approx(xx + yy - 2 * xy)
 
 
 def test_the_frechet_distance_is_that_of_scipys_root() -> None:
     linalg = pytest.importorskip("scipy.linalg")
-    distances = importlib.import_module("distances")
+    figures = importlib.import_module("figures")
     x, y = torch.randn(40, 5).double(), 2 * torch.randn(30, 5).double() + 1
     cx, cy = np.cov(x.numpy().T), np.cov(y.numpy().T)
     means = float((x.mean(0) - y.mean(0)).square().sum())
     expected = means + np.trace(cx + cy - 2 * linalg.sqrtm(cx @ cy).real)
-    assert distances.frechet_distance(x, y) == pytest.approx(expected)
+    assert figures.frechet_distance(x, y) == pytest.approx(expected)

@@ -79,5 +79,5 @@ def test_type_checkers_take_what_is_taken(tmp_path: Path) -> None:
     (tmp_path / "mypy.ini").write_text(CONFIG)
     command = [sys.executable, "-m", "mypy", "lines.py"]
     told = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False).stdout
-    assert 'lines.py:14: error: Unexpected keyword argument "lefft"' in told
+    assert f'lines.py:{len(LINES.splitlines())}: error: Unexpected keyword argument "lefft"' in told
     assert told.count("error:") == 1, told

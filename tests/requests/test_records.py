@@ -19,7 +19,6 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import Record, from_metadata, read_record, texts
-from reverie.requests.samplers import RECORDS, SAMPLERS
 from reverie.requests.texts import SOUNDS
 
 REQUEST = TextToImage(prompt="一只熊, a bear", negative="red", seed=7, width=128, height=64, guidance=5)
@@ -29,10 +28,6 @@ def picture_of(request: TextToImage) -> Image.Image:
     picture = Image.new("RGB", (8, 8))
     picture.info.update(texts(request, "my model"))
     return picture
-
-
-def test_every_sampler_has_a_label() -> None:
-    assert set(RECORDS) == set(SAMPLERS)
 
 
 def test_parameters_of_automatic1111() -> None:

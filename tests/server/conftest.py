@@ -47,7 +47,18 @@ def controlnets(tiny: Pipeline, model_folder: Path, tmp_path_factory: pytest.Tem
 
 
 @pytest.fixture(scope="session")
-def settings(model_folder: Path, controlnets: Path, tmp_path_factory: pytest.TempPathFactory) -> Settings:
+def embeddings(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a folder with "inkwash", a textual inversion of two random vectors."""
+    folder = tmp_path_factory.mktemp("embeddings")
+    vectors = torch.randn(2, tiny.text_encoders[0].config.hidden_size)
+    save_file({"emb_params": vectors}, folder / "inkwash.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def settings(
+    model_folder: Path, controlnets: Path, embeddings: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Settings:
     home, loras = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("loras")
     (loras / "broken.safetensors").write_bytes(b"nothing")
     limits = Limits(pixels=256 * 256, steps=1000, count=8, body=4 << 20, queue=40)
@@ -55,6 +66,7 @@ def settings(model_folder: Path, controlnets: Path, tmp_path_factory: pytest.Tem
         home=home,
         models=(model_folder,),
         loras=(loras,),
+        embeddings=(embeddings,),
         controlnets=(controlnets,),
         model="tiny",
         limits=limits,

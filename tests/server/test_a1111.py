@@ -18,7 +18,7 @@ from webuiapi import ControlNetUnit, WebUIApi, WebUIApiResult
 
 import reverie
 from reverie.requests.foreign import a1111
-from reverie.requests.pictures import ControlInput
+from reverie.requests.pictures import ControlInput, Refiner
 from reverie.requests.records import from_metadata
 
 Json = dict[str, Any]
@@ -168,6 +168,22 @@ def test_a_controlnet_steers(web_ui: WebUIApi, model_folder: Path, controlnets: 
     assert web_ui.txt2img(prompt="a bear", controlnet_units=[unit], alwayson_scripts={}, **SMALL).images
 
 
+def test_an_embedding_acts_where_the_prompt_names_it_and_a_refiner_at_the_end(
+    http: httpx.Client, model_folder: Path, embeddings: Path
+) -> None:
+    tiny = reverie.load(model_folder / "tiny")
+    asked: Json = SMALL | {"steps": 4}
+    body = asked | {"prompt": "a bear, inkwash", "refiner_checkpoint": "tiny", "refiner_switch_at": 0.5}
+    found = http.post("/sdapi/v1/txt2img", json=body).json()
+    refiner = Refiner(model=str(model_folder / "tiny"), switch=0.5)
+    file = str(embeddings / "inkwash.safetensors")
+    own = tiny.text_to_image("a bear, inkwash", embeddings=(file,), refiner=refiner, **asked)
+    assert decoded(found["images"][0]).tobytes() == own[0].tobytes()
+    assert json.loads(found["info"])["reverie_notes"] == []
+    plain = http.post("/sdapi/v1/txt2img", json=asked | {"prompt": "a bear, inkwashes"}).json()
+    assert from_metadata(decoded(plain["images"][0])).embeddings == ()
+
+
 def test_what_is_not_honoured_is_told_or_refused(web_ui: WebUIApi) -> None:
     off: Json = {"ADetailer": {"args": [False, True, {"ad_model": "face_yolov8n.pt"}]}}
     fields: Json = SMALL | {"restore_faces": True, "s_churn": 2, "eta": 0.5, "styles": ["ink"]}
@@ -255,7 +271,7 @@ def test_lists(web_ui: WebUIApi) -> None:
     assert {"None", "Lanczos"} <= {one["name"] for one in web_ui.get_upscalers()}
     assert [one["name"] for one in web_ui.get_latent_upscale_modes()] == ["Latent"]
     assert [one["name"] for one in web_ui.get_loras()] == ["broken"]
-    assert web_ui.get_embeddings()["loaded"] == {}
+    assert list(web_ui.get_embeddings()["loaded"]) == ["inkwash"]
     assert web_ui.get_memory()["ram"]["total"] > 0
     assert web_ui.refresh_checkpoints() is None
     assert web_ui.get_cmd_flags()["api"] is True

@@ -247,6 +247,6 @@ def test_what_is_known_is_what_the_reader_knows(http: httpx.Client) -> None:
     assert http.get("/models/other").status_code == 404
     assert {"checkpoints", "loras"} <= set(http.get("/models").json())
     assert "models" in http.get("/api/models").json()  # ours
-    assert http.get("/embeddings").json() == http.get("/extensions").json() == []
+    assert (http.get("/embeddings").json(), http.get("/extensions").json()) == (["inkwash"], [])
     assert http.get("/system_stats").json()["devices"][0]["vram_total"] > 0
     assert http.post("/free", json={"unload_models": True}).status_code == 200

@@ -1,4 +1,4 @@
-"""`reverie serve`: the page and the protocols on one port."""
+"""`reverie serve`: the page and the protocols on one port; and `reverie mcp`: tools over stdin and stdout."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import ipaddress
 import logging
 import os
 from dataclasses import dataclass, replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -119,6 +120,40 @@ def serve(
         kept = "with a key" if settings.tokens else "WITHOUT A KEY (--token): anyone who reaches it may draw and look"
         complain(f"warning: {settings.host} lets other machines in, {kept}; traffic is not encrypted")
     run(settings, lambda address: say(f"reverie serves on {address}"))
+
+
+def mcp(
+    *,
+    home: Path | None = None,
+    served: ServedOptions = ServedOptions(),
+    limits: LimitOptions = LimitOptions(),
+    memory: float = 8.0,
+    device: str = "auto",
+    dtype: str | None = None,
+) -> None:
+    """Offer tools to an assistant that starts this: draw, edit, animate, compare, music (Model Context Protocol).
+
+    It needs no server. Pictures are taken from the folder it is started in, from those of --folders, and from results.
+
+    Parameters
+    ----------
+    home
+        Folder for results; the user's data folder if not given.
+    memory
+        GiB of models that are held at once; the least recently used is let go of first.
+    device
+        cpu, cuda or mps; auto takes a GPU where there is one.
+    dtype
+        float32, float16 or bfloat16; if not given, what suits the device.
+    """
+    try:
+        import_module("mcp.server.stdio")
+        from reverie.server.protocols.mcp import serve as run
+    except ModuleNotFoundError as error:
+        raise ReverieError(f"this needs {error.name}; install it with: pip install 'reverie[mcp]'") from error
+    settings = read_settings(home, AccessOptions(), served, limits, 1, memory, device, dtype)
+    logging.basicConfig(level=logging.WARNING)
+    run(replace(settings, folders=(Path.cwd(), *settings.folders)))
 
 
 def read_settings(

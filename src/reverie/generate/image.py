@@ -254,8 +254,9 @@ def _draw(
     modification: Modification,
 ) -> Iterator[PictureStep]:
     run = prepare_run(system, request, refiner)
+    notes = adapter_notes(system, request)  # by the sums that were written down, before others join them
     request, changed = with_sums(system, request)
-    notes = (*adapter_notes(system, request), *changed, *model_limits(request, system))
+    notes = (*notes, *changed, *model_limits(request, system))
 
     def show(latents: Tensor) -> list[Image.Image]:
         with modification.active():

@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict
 
 from PIL import Image
-
-from reverie.requests.samplers import SamplerName, ScheduleName
 
 if TYPE_CHECKING:
     from reverie.media.sound import Sound
@@ -24,6 +22,48 @@ PictureLike: TypeAlias = "Picture | Image.Image | str | Path"
 SoundLike: TypeAlias = "SoundInput | Sound | Image.Image | str | Path"
 KeyframeLike: TypeAlias = "Keyframe | Mapping[str, Any] | str"
 StopLike: TypeAlias = "Stop | Mapping[str, Any] | str"
+SamplerLike: TypeAlias = (
+    Literal[
+        "ddpm",
+        "ddim",
+        "plms",
+        "euler",
+        "euler_ancestral",
+        "heun",
+        "dpm2",
+        "dpm2_ancestral",
+        "lms",
+        "dpmpp_2s_ancestral",
+        "dpmpp_2m",
+        "dpmpp_sde",
+        "dpmpp_2m_sde",
+        "dpmpp_3m_sde",
+        "unipc",
+        "unipc_bh1",
+        "unipc_bh2",
+        "lcm",
+    ]
+    | str
+)
+ScheduleLike: TypeAlias = (
+    Literal[
+        "normal",
+        "karras",
+        "exponential",
+        "sgm_uniform",
+        "linspace",
+        "leading",
+        "trailing",
+        "ddim",
+        "lcm",
+        "simple",
+        "ddim_uniform",
+        "a1111_ddim",
+        "a1111_unipc",
+        "a1111_lcm",
+    ]
+    | str
+)
 
 
 class SampledOptions(TypedDict, total=False):
@@ -33,8 +73,8 @@ class SampledOptions(TypedDict, total=False):
     negative: str
     seed: int | None
     steps: int
-    sampler: SamplerName | str
-    schedule: ScheduleName | str
+    sampler: SamplerLike
+    schedule: ScheduleLike
     discard_penultimate: bool
     guidance_rescale: float
     guidance_interval: tuple[float, float]

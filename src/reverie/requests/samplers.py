@@ -12,48 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
-
-SamplerName = Literal[
-    "ddpm",
-    "ddim",
-    "plms",
-    "euler",
-    "euler_ancestral",
-    "heun",
-    "dpm2",
-    "dpm2_ancestral",
-    "lms",
-    "dpmpp_2s_ancestral",
-    "dpmpp_2m",
-    "dpmpp_sde",
-    "dpmpp_2m_sde",
-    "dpmpp_3m_sde",
-    "unipc",
-    "unipc_bh1",
-    "unipc_bh2",
-    "lcm",
-]
-ScheduleName = Literal[
-    "normal",
-    "karras",
-    "exponential",
-    "sgm_uniform",
-    "linspace",
-    "leading",
-    "trailing",
-    "ddim",
-    "lcm",
-    "simple",
-    "ddim_uniform",
-    "a1111_ddim",
-    "a1111_unipc",
-    "a1111_lcm",
-]
-# Written out, as type checkers read them; a test compares them with the records and with diffusion's functions.
-SAMPLERS: tuple[SamplerName, ...] = get_args(SamplerName)
-SCHEDULES: tuple[ScheduleName, ...] = get_args(ScheduleName)
-DEFAULT_SCHEDULE: ScheduleName = "karras"
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 
 @dataclass(frozen=True)
@@ -66,11 +25,11 @@ class SamplerRecord:
 
     label: str
     others: tuple[str, ...] = ()
-    automatic: ScheduleName = "normal"
+    automatic: str = "normal"
     noise: Literal["none", "fresh", "brownian"] = "none"
 
 
-RECORDS: dict[SamplerName, SamplerRecord] = {
+RECORDS = {
     "ddpm": SamplerRecord("DDPM", ("DDPMScheduler",), noise="fresh"),
     "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="a1111_ddim"),
     "plms": SamplerRecord("PLMS", ("pndm", "PNDMScheduler"), automatic="a1111_ddim"),
@@ -93,7 +52,7 @@ RECORDS: dict[SamplerName, SamplerRecord] = {
     "lcm": SamplerRecord("LCM", ("LCMScheduler",), automatic="a1111_lcm", noise="fresh"),
 }
 # What AUTOMATIC1111 calls a spacing, and after it the names of others; ours itself is one of them.
-SPACINGS: dict[ScheduleName, tuple[str, ...]] = {
+SPACINGS: dict[str, tuple[str, ...]] = {
     "normal": ("Uniform", "Normal", "Discrete", "native"),
     "karras": ("Karras", "ka", "k"),
     "exponential": ("Exponential",),
@@ -109,6 +68,13 @@ SPACINGS: dict[ScheduleName, tuple[str, ...]] = {
     "a1111_unipc": (),
     "a1111_lcm": (),
 }
+DEFAULT_SCHEDULE = "karras"
+SAMPLERS, SCHEDULES = tuple(RECORDS), tuple(SPACINGS)
+if TYPE_CHECKING:  # the names written out for editors are in options.py
+    SamplerName: TypeAlias = str
+    ScheduleName: TypeAlias = str
+else:
+    SamplerName, ScheduleName = Literal[SAMPLERS], Literal[SCHEDULES]
 
 
 class FoundSampler(NamedTuple):

@@ -17,6 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
@@ -26,7 +27,7 @@ from reverie.server import api, live
 from reverie.server.dispatcher import Dispatcher, QueueFull
 from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
-from reverie.server.protocols import a1111, comfy, huggingface, openai, riffusion
+from reverie.server.protocols import a1111, comfy, huggingface, mcp, openai, riffusion
 from reverie.server.settings import Settings
 from reverie.server.store import JobStore
 
@@ -73,6 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
     for protocol in (openai, a1111, comfy, huggingface, riffusion):
         app.include_router(protocol.router)
     app.include_router(comfy.router, prefix="/api")  # what is ours there comes first
+    app.router.routes.append(Route("/mcp", mcp.Endpoint()))
 
     @app.get("/healthz")
     async def healthz() -> dict[str, str]:
