@@ -12,7 +12,9 @@ import argparse
 import asyncio
 import base64
 import io
+import itertools
 import json
+import os
 import random
 import statistics
 import subprocess
@@ -29,6 +31,7 @@ import httpx
 from PIL import Image
 
 import reverie
+from reverie.requests.pictures import TextToImage
 
 PROMPTS = ("a panda", "a rocket", "an apple", "a bear", "a star")
 SEEDS = 8  # of each prompt: so many different pictures are asked for, again and again
@@ -74,7 +77,7 @@ class Tally:
     """What happened: seconds of each request by protocol, pictures that were wrong, jobs that were acknowledged."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    acknowledged: dict[str, tuple[str, int]] = field(default_factory=dict)
+    acknowledged: dict[str, tuple[str, str, int]] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -86,14 +89,14 @@ class Load:
     clients: int
     requests: int
     steps: int
-    drawn: dict[tuple[str, int], bytes]
+    drawn: dict[tuple[bool, str, int], bytes]
     tally: Tally = field(default_factory=Tally)
     done: int = 0
 
     def check(self, protocol: str, asked: tuple[str, int], data: bytes) -> None:
         """Compare a picture with the one drawn alone."""
         with Image.open(io.BytesIO(data)) as picture:
-            if picture.tobytes() != self.drawn[asked]:
+            if picture.tobytes() != self.drawn[protocol == "comfy", *asked]:
                 self.tally.wrong.append(f"{protocol} {asked}")
 
     async def client(self, number: int) -> None:
@@ -141,7 +144,7 @@ async def by_jobs(load: Load, http: httpx.AsyncClient, asked: tuple[str, int]) -
     request = fields(load, asked) | {"width": SIDE, "height": SIDE}
     body = {"kind": "text_to_image", "request": request, "options": {"previews": 0}}
     answer = (await http.post("/api/jobs", json=body)).raise_for_status().json()
-    load.tally.acknowledged[answer["id"]] = asked
+    load.tally.acknowledged[answer["id"]] = "jobs", *asked
     while True:
         try:
             async with http.stream("GET", f"/api/jobs/{answer['id']}/events") as events:
@@ -178,6 +181,35 @@ async def by_huggingface(load: Load, http: httpx.AsyncClient, asked: tuple[str, 
     return (await http.post("/", json={"inputs": asked[0], "parameters": parameters})).raise_for_status().content
 
 
+async def by_comfy(load: Load, http: httpx.AsyncClient, asked: tuple[str, int]) -> bytes:
+    """Queue a graph as ComfyUI's scripts do, poll its history, and view the picture."""
+    answer = (await http.post("/prompt", json={"prompt": graph(load, asked)})).raise_for_status().json()
+    load.tally.acknowledged[answer["prompt_id"]] = "comfy", *asked
+    while True:
+        with suppress(httpx.TransportError):
+            history = (await http.get(f"/history/{answer['prompt_id']}")).json()
+            if (prompt := history.get(answer["prompt_id"])) and prompt["status"]["completed"]:
+                ((image,),) = (output["images"] for output in prompt["outputs"].values())
+                return (await http.get("/view", params=image)).raise_for_status().content
+        await asyncio.sleep(0.5)
+
+
+def graph(load: Load, asked: tuple[str, int]) -> dict[str, object]:
+    """Return ComfyUI's usual graph for what is asked."""
+    links = {"model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}
+    sampling = {"sampler_name": "dpmpp_2m", "scheduler": "karras", "cfg": own_guidance(), "denoise": 1.0}
+    nodes: dict[str, tuple[str, dict[str, object]]] = {
+        "3": ("KSampler", {"seed": asked[1], "steps": load.steps, **sampling, **links}),
+        "4": ("CheckpointLoaderSimple", {"ckpt_name": "reverie-emoji.safetensors"}),
+        "5": ("EmptyLatentImage", {"width": SIDE, "height": SIDE, "batch_size": 1}),
+        "6": ("CLIPTextEncode", {"text": asked[0], "clip": ["4", 1]}),
+        "7": ("CLIPTextEncode", {"text": "", "clip": ["4", 1]}),
+        "8": ("VAEDecode", {"samples": ["3", 0], "vae": ["4", 2]}),
+        "9": ("SaveImage", {"images": ["8", 0], "filename_prefix": "load"}),
+    }
+    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
+
+
 def own_guidance() -> float:
     """Return the bundled model's own guidance."""
     return float(
@@ -186,15 +218,25 @@ def own_guidance() -> float:
 
 
 Ask = Callable[[Load, httpx.AsyncClient, tuple[str, int]], Awaitable[bytes]]
-PROTOCOLS: dict[str, Ask] = {"jobs": by_jobs, "openai": by_openai, "a1111": by_a1111, "huggingface": by_huggingface}
+PROTOCOLS: dict[str, Ask] = {
+    "jobs": by_jobs,
+    "openai": by_openai,
+    "a1111": by_a1111,
+    "huggingface": by_huggingface,
+    "comfy": by_comfy,
+}
 
 
-def draw_alone(steps: int) -> dict[tuple[str, int], bytes]:
-    """Draw all the pictures in this process."""
+def draw_alone(steps: int) -> dict[tuple[bool, str, int], bytes]:
+    """Draw all the pictures in this process, as we do and as ComfyUI does."""
     model = reverie.load()
-    asked = [(prompt, seed) for prompt in PROMPTS for seed in range(SEEDS)]
-    drawn = [model.text_to_image(text, seed=seed, width=SIDE, height=SIDE, steps=steps)[0] for text, seed in asked]
-    return {one: picture.tobytes() for one, picture in zip(asked, drawn, strict=True)}
+    drawn = dict[tuple[bool, str, int], bytes]()
+    for comfy, text, seed in itertools.product((False, True), PROMPTS, range(SEEDS)):
+        request = TextToImage(prompt=text, seed=seed, width=SIDE, height=SIDE, steps=steps)
+        if comfy:
+            request = request.replace(rng="cpu_then_gpu", zero_negative=False)
+        drawn[comfy, text, seed] = model.draw(request)[0].tobytes()
+    return drawn
 
 
 async def run_load(load: Load, home: Path, workers: int) -> None:
@@ -212,20 +254,20 @@ async def run_load(load: Load, home: Path, workers: int) -> None:
         early = memory(server)
         await asyncio.gather(*clients)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", timeout=600) as http:
-            for id, asked in load.tally.acknowledged.items():
-                await check_job(load, http, id, asked)
+            for id, (protocol, text, seed) in load.tally.acknowledged.items():
+                await check_job(load, http, id, protocol, (text, seed))
         late = memory(server)
     report(load, time.perf_counter() - start, before, early, late)
 
 
-async def check_job(load: Load, http: httpx.AsyncClient, id: str, asked: tuple[str, int]) -> None:
+async def check_job(load: Load, http: httpx.AsyncClient, id: str, protocol: str, asked: tuple[str, int]) -> None:
     """Look whether a job that was acknowledged is done, with the right picture, whether or not its client waited."""
     while (job := (await http.get(f"/api/jobs/{id}")).json())["state"] in ("queued", "running"):
         await asyncio.sleep(0.2)
     if job["state"] != "done":
         load.tally.wrong.append(f"job {id} is {job['state']}: {job['error']}")
         return
-    load.check("job", asked, (await http.get(job["files"][0]["url"])).content)
+    load.check(protocol, asked, (await http.get(job["files"][0]["url"])).content)
 
 
 def report(load: Load, took: float, *memories: dict[str, float]) -> None:
@@ -246,22 +288,40 @@ def report(load: Load, took: float, *memories: dict[str, float]) -> None:
         print(" ", line)
 
 
-def overhead(home: Path, rounds: int = 40) -> None:
-    """Print what a request to the server takes beside the same drawing in process, in turns."""
-    model, ours, theirs = reverie.load(), list[float](), list[float]()
-    with serve(home), httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as http:
-        for seed in range(rounds):
-            body = {"prompt": "a panda", "seed": seed, "steps": 1, "response_format": "url"}
-            start = time.perf_counter()
+def overhead(home: Path, rounds: int = 60) -> None:
+    """Print the processor time of a request, in the web process and in the worker, and of the drawing in process."""
+    model, body = reverie.load(), {"prompt": "a panda", "steps": 1, "size": f"{SIDE}x{SIDE}", "response_format": "url"}
+
+    def draw(seed: int) -> None:
+        reverie.save(model.text_to_image("a panda", seed=seed, steps=1, width=SIDE, height=SIDE)[0], home / "alone.png")
+
+    with serve(home) as server, httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as http:
+        for seed in range(3):  # the first ones load
             http.post("/v1/images/generations", json=body).raise_for_status()
-            ours.append(time.perf_counter() - start)
-            start = time.perf_counter()
-            reverie.save(model.text_to_image("a panda", seed=seed, steps=1)[0], home / "alone.png")
-            theirs.append(time.perf_counter() - start)
-    ours, theirs = ours[5:], theirs[5:]  # the first ones load
-    medians = [1000 * statistics.median(times) for times in (ours, theirs)]
-    least = 1000 * (min(ours) - min(theirs))
-    print(f"a request {medians[0]:.1f} ms, in process {medians[1]:.1f} ms; the least of each differ by {least:.1f} ms")
+            draw(seed)
+        before, alone = processor_time(server), time.process_time()
+        for seed in range(rounds):
+            draw(seed)
+        alone = time.process_time() - alone
+        start = time.perf_counter()
+        for seed in range(rounds):
+            http.post("/v1/images/generations", json=body | {"seed": seed}).raise_for_status()
+        took, after = time.perf_counter() - start, processor_time(server)
+    web, worker = (1000 * (later - sooner) / rounds for sooner, later in zip(before, after, strict=True))
+    drawing = 1000 * alone / rounds
+    print(f"processor time of a request: web {web:.1f} ms, worker {worker:.1f} ms; in process {drawing:.1f} ms")
+    print(f"wall-clock time of a request: {1000 * took / rounds:.1f} ms")
+
+
+def processor_time(server: subprocess.Popen[str]) -> tuple[float, float]:
+    """Return the seconds that the web process and the workers have computed."""
+    ticks = {"web": 0.0, "workers": 0.0}
+    for pid in map(int, filter(str.isdigit, _processes())):
+        with suppress(OSError):
+            values = Path(f"/proc/{pid}/stat").read_text().rpartition(") ")[2].split()
+            if server.pid in (pid, int(values[1])):
+                ticks["web" if pid == server.pid else "workers"] += int(values[11]) + int(values[12])
+    return ticks["web"] / os.sysconf("SC_CLK_TCK"), ticks["workers"] / os.sysconf("SC_CLK_TCK")
 
 
 def throughput(home: Path, count: int = 32, steps: int = 20) -> None:

@@ -133,6 +133,20 @@ def test_the_socket_tells_as_comfyui_does(url: str, socket: ClientConnection) ->
     assert Image.open(io.BytesIO(previews[0][8:])).format == "JPEG"
 
 
+def test_a_prompt_that_fails_is_told_as_an_error(url: str, socket: ClientConnection, http: httpx.Client) -> None:
+    """A LoRA's file that holds nothing is found out by the worker; SillyTavern reads the error in the history."""
+    lora = node("LoraLoader", model=["4", 0], clip=["4", 1], lora_name="broken.safetensors", strength_model=0.5)
+    lora["inputs"]["strength_clip"] = 0.5
+    prompt = queue_prompt(url, graph({"model": ["10", 0]}, n10=lora))["prompt_id"]
+    texts = [one for one in messages(socket, prompt) if isinstance(one, dict)]
+    error = texts[-2]["data"] if texts[-1]["type"] == "executing" else {}
+    assert (texts[-2]["type"], error["node_id"], error["node_type"]) == ("execution_error", "3", "KSampler")
+    assert "broken" in error["exception_message"]
+    status = http.get(f"/history/{prompt}").json()[prompt]["status"]
+    assert (status["status_str"], status["completed"]) == ("error", False)
+    assert status["messages"][-1] == ["execution_error", error]
+
+
 def test_a_picture_that_was_uploaded_is_drawn_over_under_its_mask(
     url: str, socket: ClientConnection, http: httpx.Client
 ) -> None:

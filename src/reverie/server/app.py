@@ -16,6 +16,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
@@ -29,6 +30,7 @@ from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
 from reverie.server.protocols import a1111, comfy, huggingface, mcp, openai, riffusion
 from reverie.server.settings import Settings
+from reverie.server.shelf import INPUT_PIXELS
 from reverie.server.store import JobStore
 
 PAGE = Path(__file__).parent / "page"
@@ -179,6 +181,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings, ready: Callable[[str], None]) -> None:
     """Serve until a signal ends it; `ready` gets the address. Raises ReverieError where that or `home` is taken."""
+    Image.MAX_IMAGE_PIXELS = INPUT_PIXELS * settings.limits.pixels // 2  # Pillow refuses twice as many, anywhere
     with listen(settings) as listener, lock_folder(settings.home, "serving"):
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"

@@ -17,6 +17,7 @@ from reverie.diffusion.spacings import SPACINGS
 from reverie.errors import ReverieError
 from reverie.generate.sample import level_at
 from reverie.requests.base import steps_taken
+from reverie.requests.foreign import core_nodes
 from reverie.requests.music import Music
 from reverie.requests.pictures import ControlInput, Hires, ImageToImage, Inpaint, TextToImage
 from reverie.requests.records import Record, read_record
@@ -602,3 +603,30 @@ def test_an_embedding_is_taken_where_its_file_is_here(read: Read, tmp_path: Path
     (tmp_path / "easy.pt").touch()
     record = read(nodes)
     assert (record.notes, record.request.embeddings) == ((), (str(tmp_path / "easy.pt"),))
+
+
+def test_a_graph_to_be_drawn_is_honoured_whole_or_refused(tmp_path: Path) -> None:
+    """ComfyUI's examples of SDXL's refiner and of ControlNet, with the files that they name here or not."""
+    for name in ("canny.pth", "refiner.safetensors", "easy.pt"):
+        (tmp_path / name).touch()
+    Image.new("RGB", (64, 48), "white").save(tmp_path / "edges.png")
+    controlled = changed(graph(), "6", text="a (red:1.2) bear, embedding:easy") | {
+        "20": node("ControlNetApply", conditioning=["6", 0], control_net=["21", 0], image=["22", 0], strength=0.5),
+        "21": node("ControlNetLoader", control_net_name="canny.pth"),
+        "22": node("LoadImage", image="edges.png"),
+    }
+    controlled = changed(changed(controlled, "3", positive=["20", 0]), "5", batch_size=3)
+    request, model, notes = core_nodes.request_of(controlled, tmp_path)
+    assert (request.count, model) == (3, "sd/v1-5.safetensors")
+    assert (request.controls[0].weight, request.embeddings) == (0.5, (str(tmp_path / "easy.pt"),))
+    assert [note.partition(":")[0] for note in notes] == ["weights in the prompt"]
+    request, _, notes = core_nodes.request_of(handed_over(), tmp_path)
+    assert request.refiner is not None
+    assert (request.refiner.model, notes) == (str(tmp_path / "refiner.safetensors"), [])
+    with pytest.raises(ReverieError, match=r"ControlNet: 'canny\.pth'"):
+        core_nodes.request_of(controlled)
+    with pytest.raises(ReverieError, match="sampler euler"):
+        core_nodes.request_of(handed_over(sampler_name="euler"), tmp_path)
+    preview = changed(handed_over(), "9", filename_prefix="a") | {"40": node("PreviewImage", images=["41", 0])}
+    with pytest.raises(ReverieError, match="one picture or batch"):
+        core_nodes.request_of(preview, tmp_path)

@@ -11,12 +11,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from reverie.errors import ReverieError
+from reverie.requests.foreign import DAMAGE, comfyui
 from reverie.requests.foreign.draft import stem_of
+from reverie.requests.pictures import TextToImage
+from reverie.requests.references import looking_in
 
 Json = dict[str, Any]
 NODES = Path(__file__).with_name("core_nodes.json").read_text(encoding="utf-8")  # "$name" is a list of what is here
 NUMBERS: Mapping[str, tuple[type, ...]] = {"INT": (int,), "FLOAT": (int, float)}
 VALUES = (*NUMBERS, "STRING")
+SAVERS = ("SaveImage", "PreviewImage")
+TOLERATED = ("noise:", "seed:", "weights in the prompt:")
 
 
 def table(lists: Mapping[str, Sequence[str]]) -> dict[str, Json]:
@@ -70,6 +76,28 @@ def check(graph: Json, nodes: Mapping[str, Json], is_picture: Callable[[str], bo
 def error(kind: str, details: str, **extra: object) -> Json:
     """Return an error as ComfyUI writes it."""
     return {"type": kind, "message": kind.replace("_", " ").capitalize(), "details": details, "extra_info": extra}
+
+
+def request_of(graph: Json, *folders: Path) -> tuple[TextToImage, str, list[str]]:
+    """Return the request of a graph without errors, its model's name, and notes on what only a seed's noise differs in.
+
+    Files are looked for by their names in folders. Raises ReverieError for all else that is not honoured.
+    """
+    copy = {name: node | {"inputs": dict(node["inputs"])} for name, node in graph.items()}
+    counts = {copy[name]["inputs"].pop("batch_size") for name in of_class(copy, "EmptyLatentImage")} or {1}
+    if len(counts) > 1 or len({str(copy[name]["inputs"]["images"]) for name in of_class(copy, *SAVERS)}) > 1:
+        raise ReverieError("a graph is of one picture or batch here; send another one for each of the others")
+    with looking_in(*folders):
+        try:
+            draft = comfyui.read(copy)
+            request = draft.request(None).replace(count=counts.pop())
+        except ReverieError:
+            raise
+        except DAMAGE as error:
+            raise ReverieError(f"the graph cannot be read: {error!r}") from error
+    if refused := [note for note in draft.notes if not note.startswith(TOLERATED)]:
+        raise ReverieError("; ".join(refused))
+    return request, draft.model, draft.notes
 
 
 def _check_node(graph: Json, name: str, nodes: Mapping[str, Json], is_picture: Callable[[str], bool]) -> Iterator[Json]:

@@ -42,10 +42,19 @@ USUAL: dict[str, tuple[object, ...]] = {
 }
 # What belongs to the model, or acts with another setting alone.
 OF_THE_MODEL = {"_class_name", "_diffusers_version", "num_train_timesteps", "beta_start", "beta_end", "beta_schedule"}
-OF_THE_MODEL |= {"trained_betas", "steps_offset", "set_alpha_to_one", "skip_prk_steps", "timestep_type", "rho"}
+OF_THE_MODEL |= {
+    "_use_default_values",
+    "trained_betas",
+    "steps_offset",
+    "set_alpha_to_one",
+    "skip_prk_steps",
+    "timestep_type",
+    "rho",
+}
 OF_THE_MODEL |= {"sample_max_value", "dynamic_thresholding_ratio", "clip_sample_range", "original_inference_steps"}
 OF_THE_MODEL |= {"timestep_scaling", "disable_corrector", "sigma_min", "sigma_max", "noise_sampler_seed", "flow_shift"}
 OF_THE_MODEL |= {"use_karras_sigmas", "use_exponential_sigmas", "timestep_spacing", "max_shift", "base_shift"}
+OF_THE_MODEL |= {"time_shift_type"}
 
 
 def read(data: Mapping[str, Any]) -> Draft | None:

@@ -27,10 +27,9 @@ from starlette.websockets import WebSocketDisconnect
 from reverie.errors import ReverieError
 from reverie.files import name_of
 from reverie.media.pictures import decode
-from reverie.requests.foreign import DAMAGE, comfyui, core_nodes
+from reverie.requests.foreign import core_nodes
 from reverie.requests.foreign.core_nodes import of_class
 from reverie.requests.foreign.draft import stem_of
-from reverie.requests.references import looking_in
 from reverie.server.answers import Served, client_of, dispatcher_of
 from reverie.server.api import adapters, describe_model, download, receive_json
 from reverie.server.dispatcher import ALL, Dispatcher, Event, QueueFull
@@ -45,7 +44,6 @@ router = APIRouter(include_in_schema=False)  # it is ComfyUI's
 VERSION = "0.3.64"
 LOADERS, SAMPLERS = ("LoadImage", "LoadImageMask"), ("KSampler", "KSamplerAdvanced")
 SHOWN = {"SaveImage": "output", "PreviewImage": "temp"}
-TOLERATED = ("noise:", "seed:", "weights in the prompt:")  # notes on what only moves what a seed gives
 PREVIEW = struct.pack(">II", 1, 1)  # of the binary messages a preview, of the pictures a JPEG
 NAMES = 4096  # of uploads that are remembered
 # The upload that a client means by a name of its own, as scripts use it that do not read the answer.
@@ -141,27 +139,16 @@ def _refuse(graph: Json, errors: Mapping[str, list[Json]], kind: str = "prompt_o
 def _read(served: Dispatcher, graph: Json, client: str) -> tuple[Submission, list[str]]:
     """Return the job of a graph, and notes. Raises ReverieError for what is not honoured."""
     settings = served.settings
-    copy = {name: node | {"inputs": dict(node["inputs"])} for name, node in graph.items()}
-    counts = {copy[name]["inputs"].pop("batch_size", 1) for name in of_class(copy, "EmptyLatentImage")} or {1}
-    if len(counts) > 1 or len({str(copy[name]["inputs"]["images"]) for name in of_class(copy, *SHOWN)}) > 1:
-        raise ReverieError("a graph is of one picture or batch here; send another prompt for each of the others")
-    beside = {place.parent for place in settings.places().values()}
-    with looking_in(settings.uploads, settings.outputs, *settings.controlnets, *settings.embeddings, *sorted(beside)):
-        try:
-            draft = comfyui.read(copy)
-            fields = json.loads(draft.request(None).replace(count=counts.pop()).to_json())
-        except ReverieError:
-            raise
-        except DAMAGE as error:
-            raise ReverieError(f"the graph cannot be read: {error!r}") from error
-    if refused := [note for note in draft.notes if not note.startswith(TOLERATED)]:
-        raise ReverieError("; ".join(refused))
+    beside = sorted({place.parent for place in settings.places().values()})
+    folders = (settings.uploads, settings.outputs, *settings.controlnets, *settings.embeddings, *beside)
+    request, model, notes = core_nodes.request_of(graph, *folders)
+    fields = json.loads(request.to_json())
     for part in (*fields["controls"], *filter(None, [fields["refiner"]])):
         part["model"] = name_of(part["model"])  # not the place
     fields["embeddings"] = [name_of(file) for file in fields["embeddings"]]
-    body = {"kind": fields.pop("kind"), "request": fields, "model": name_of(draft.model)}
+    body = {"kind": fields.pop("kind"), "request": fields, "model": name_of(model)}
     attached = {"graph": graph, "client_id": client}
-    return Submission.of(body | {"options": {"previews": 2 if client else 0}, "attached": attached}), draft.notes
+    return Submission.of(body | {"options": {"previews": 2 if client else 0}, "attached": attached}), notes
 
 
 # What becomes of them
@@ -173,6 +160,7 @@ async def follow(socket: WebSocket, clientId: str = "") -> None:
     served, client = dispatcher_of(socket), clientId[:64] or secrets.token_hex(16)
     await socket.accept()
     telling = asyncio.create_task(_tell(served, socket, client))
+    telling.add_done_callback(lambda task: task.cancelled() or task.exception())  # a client that is gone
     await asyncio.sleep(0)  # it listens from here on
     await socket.send_json({"type": "status", "data": {"status": await queue_length(served), "sid": client}})
     try:
@@ -242,21 +230,25 @@ def _outputs(record: JobRecord) -> Json:
 @router.get("/history")
 async def history(served: Served, max_items: Annotated[int, Query(ge=0, le=1000)] = 64) -> Json:
     """Tell of the last prompts that are over, the newest last."""
-    found = served.store.page({}, limit=max_items)[::-1]
-    return {id: past for record in found for id, past in (await history_of(record.id, served)).items()}
+    return {id: past for one in served.store.page({}, limit=max_items)[::-1] for id, past in _past(one).items()}
 
 
 @router.get("/history/{id}")
 async def history_of(id: str, served: Served) -> Json:
     """Tell of a prompt; nothing until it is over."""
-    record = served.get(id)
-    if record is None or not record.is_over or not _origin(record)[0]:
+    return {} if (record := served.get(id)) is None else _past(record)
+
+
+def _past(record: JobRecord) -> Json:
+    if not record.is_over or not _origin(record)[0]:
         return {}
     events = [{"type": "state", "job": {"state": state}} for state in ("running", record.state)]
     said = [message for event in events for message in _messages(record, event) if message[0].startswith("execution_")]
     done = record.state == "done"
     status = {"status_str": "success" if done else "error", "completed": done, "messages": said}
-    return {id: {"prompt": _item(record), "outputs": _outputs(record) if done else {}, "status": status, "meta": {}}}
+    return {
+        record.id: {"prompt": _item(record), "outputs": _outputs(record) if done else {}, "status": status, "meta": {}}
+    }
 
 
 def _item(record: JobRecord) -> list[Any]:
