@@ -261,8 +261,8 @@ def walking(scheduler: Any, share: float) -> Iterator[None]:
     sigmas, first = levels(scheduler, share), float(scheduler.init_noise_sigma)
     start = (lambda x, sigma: x * first) if first != 1.0 else to_ve  # those of 1 keep the variance
     with (
-        mock.patch("reverie.generate.image.noise_levels", lambda system, request: sigmas),
-        mock.patch("reverie.generate.image.steps_taken", lambda steps, strength: len(sigmas) - 1),
+        mock.patch("reverie.generate.image.noise_levels", return_value=sigmas),
+        mock.patch("reverie.generate.image.steps_taken", return_value=len(sigmas) - 1),
         mock.patch("reverie.generate.sample.to_ve", start),
     ):
         yield
