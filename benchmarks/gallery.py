@@ -33,7 +33,7 @@ NEWCOMERS = (
     "一只熊猫",
     "music",
     "a princess",
-    "a mountain",
+    "a blue bear",
 )
 
 

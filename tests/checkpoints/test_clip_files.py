@@ -286,7 +286,7 @@ def test_published_sizes_from_shapes_alone(name: str) -> None:
     assert name in PUBLISHED
     layout = clip_files.CLIPLayout("open_clip", clip_files._open_clip)
     state = clip.state_dict()
-    source = Shapes(clip_files.compvis.stored(state, layout.ours(config).places(state)))
+    source = Shapes(clip_files.compvis.to_single_file(state, layout.ours(config).places(state)))
     assert identify_clip(source, "file") == layout
     assert clip_files.config_of(source, layout, "file", config.text.hidden_act) == config
 

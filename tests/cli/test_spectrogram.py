@@ -74,6 +74,12 @@ def test_a_picture_that_does_not_tell_is_taken_with_a_warning(
     assert sound.read(tmp_path / "a.wav").samples.shape[1] == 40 * 320
 
 
+def test_a_sound_that_is_cut_off_is_told_of_in_a_line(song: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    song.write_bytes(song.read_bytes()[: song.stat().st_size // 2])
+    assert run(["spectrogram", str(song), "-o", str(song.with_suffix(".png")), "--small"]) == 0
+    assert capsys.readouterr().err == f"'{song}' is cut off: 50% of the sound that its header tells of is there\n"
+
+
 def test_refusals(song: Path, capsys: pytest.CaptureFixture[str]) -> None:
     short, tall = song.with_name("short.wav"), song.with_name("tall.png")
     sound.write(Sound(torch.zeros(1, 100), 16_000), short)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from functools import partial
+from functools import cache, partial
 from itertools import combinations
 
 import pytest
@@ -47,7 +47,7 @@ class Calls:
         return run
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def traceable() -> Iterator[None]:
     torch._dynamo.reset()
     yield
@@ -60,16 +60,17 @@ def unet() -> UNet:
     return UNet(UNET).eval()
 
 
-def computing(unet: UNet, way: str, calls: Calls) -> UNet:
-    """Copy a U-Net and let the copy compute in a way."""
-    ours = copy.deepcopy(unet)
+@cache
+def computing(unet: UNet, way: str) -> tuple[UNet, Calls]:
+    """Copy a U-Net and let the copy, one for all tests, compute in a way; count what compiled code is called."""
+    ours, calls = copy.deepcopy(unet), Calls()
     if way == "offload":
         Offloader(torch.device("cpu"), OFFLOADS["blocks"]).take(ours)
     elif way == "compile":
         compile_network(ours, calls)
     else:
         {"fast": pack, "int8": quantize}[way](ours)
-    return ours
+    return ours, calls
 
 
 @torch.no_grad()
@@ -104,8 +105,7 @@ def test_what_excludes_each_other_is_refused_as_a_model_is_loaded(pair: tuple[st
 def test_each_change_of_a_drawing_takes_effect_however_the_network_computes(unet: UNet, way: str, change: str) -> None:
     if way == "int8" and not available():
         pytest.skip("this processor multiplies no 8-bit numbers")
-    calls = Calls()
-    ours = computing(unet, way, calls)
+    ours, calls = computing(unet, way)
     rounding = {"fast": 1e-4, "int8": 0.2, "offload": 0.0, "compile": 1e-5}[way]
     plain, changed = two_steps(unet), two_steps(unet, change)
     assert error(two_steps(ours), plain) <= rounding

@@ -240,6 +240,10 @@ class Workshop:
         ended = subprocess.run(arguments, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False, timeout=300)
         assert ended.returncode == -signal.SIGKILL
 
+    def stopped(self, name: str, out: Path, step: int) -> None:
+        """Carry out a recipe and let go of it right after a step."""
+        next(event for event in run(self.recipe(name), out) if event.step == step)
+
     def resumed(self, name: str, out: Path) -> None:
         """Carry a run on to its end."""
         list(run(self.recipe(name), out, resume=True))

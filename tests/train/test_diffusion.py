@@ -121,9 +121,9 @@ def test_unknown_prediction(workshop: Any, tmp_path: Path) -> None:
         build(sections, 3, tmp_path)
 
 
-def test_killed_and_resumed(workshop: Any, tmp_path: Path, same_run: Callable[[Path, Path], None]) -> None:
+def test_stopped_and_resumed(workshop: Any, tmp_path: Path, same_run: Callable[[Path, Path], None]) -> None:
     whole = workshop.trained("diffusion")
-    workshop.killed("diffusion", tmp_path, step=5)
+    workshop.stopped("diffusion", tmp_path, step=5)
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 4
     workshop.resumed("diffusion", tmp_path)
     same_run(whole, tmp_path)

@@ -160,6 +160,7 @@ async def follow(socket: WebSocket, clientId: str = "") -> None:
     served, client = dispatcher_of(socket), clientId[:64] or secrets.token_hex(16)
     await socket.accept()
     telling = asyncio.create_task(_tell(served, socket, client))
+    telling.add_done_callback(lambda task: task.cancelled() or task.exception())  # a client that is gone
     await asyncio.sleep(0)  # it listens from here on
     await socket.send_json({"type": "status", "data": {"status": await queue_length(served), "sid": client}})
     try:
@@ -229,21 +230,25 @@ def _outputs(record: JobRecord) -> Json:
 @router.get("/history")
 async def history(served: Served, max_items: Annotated[int, Query(ge=0, le=1000)] = 64) -> Json:
     """Tell of the last prompts that are over, the newest last."""
-    found = served.store.page({}, limit=max_items)[::-1]
-    return {id: past for record in found for id, past in (await history_of(record.id, served)).items()}
+    return {id: past for one in served.store.page({}, limit=max_items)[::-1] for id, past in _past(one).items()}
 
 
 @router.get("/history/{id}")
 async def history_of(id: str, served: Served) -> Json:
     """Tell of a prompt; nothing until it is over."""
-    record = served.get(id)
-    if record is None or not record.is_over or not _origin(record)[0]:
+    return {} if (record := served.get(id)) is None else _past(record)
+
+
+def _past(record: JobRecord) -> Json:
+    if not record.is_over or not _origin(record)[0]:
         return {}
     events = [{"type": "state", "job": {"state": state}} for state in ("running", record.state)]
     said = [message for event in events for message in _messages(record, event) if message[0].startswith("execution_")]
     done = record.state == "done"
     status = {"status_str": "success" if done else "error", "completed": done, "messages": said}
-    return {id: {"prompt": _item(record), "outputs": _outputs(record) if done else {}, "status": status, "meta": {}}}
+    return {
+        record.id: {"prompt": _item(record), "outputs": _outputs(record) if done else {}, "status": status, "meta": {}}
+    }
 
 
 def _item(record: JobRecord) -> list[Any]:
