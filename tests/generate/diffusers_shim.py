@@ -69,12 +69,12 @@ class CannotApplyError(Exception):
 
 
 def stand_in() -> CLIPTokenizer:
-    """Return a tokenizer of bytes, in CLIP's layout; the end is its largest number, where CLIP pools."""
+    """Return a tokenizer of bytes, in CLIP's layout; begin and end have the numbers that the tests' encoders say."""
     from transformers.models.clip.tokenization_clip import CLIPTokenizer as Kind
 
     letters = [chr(code) for code in (*range(33, 127), *range(161, 173), *range(174, 256))]
     letters += [chr(256 + k) for k in range(256 - len(letters))]
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
+    words = ["<|startoftext|>", "<|pad|>", "<|endoftext|>", *letters, *(f"{letter}</w>" for letter in letters)]
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "vocab.json").write_text(json.dumps({word: number for number, word in enumerate(words)}))
         Path(folder, "merges.txt").write_text("#version: 0.2\n")

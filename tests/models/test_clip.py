@@ -271,3 +271,20 @@ def test_full_size_equals_transformers(name: str) -> None:
     assert error(F.normalize(ours.encode_text(tokens), dim=-1), oracle.text_embeds) < TOLERANCE
     assert error(F.normalize(ours.encode_image(pixels), dim=-1), oracle.image_embeds) < TOLERANCE
     assert error(ours.text_model(tokens).last, oracle.text_model_output.last_hidden_state) < TOLERANCE
+
+
+def test_without_the_end_token_the_largest_is_pooled() -> None:
+    """As transformers pools where config.json says `eos_token_id` 2, whatever the vocabulary: modeling_clip.py."""
+    config = CLIPTextConfig(
+        vocab_size=20,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=6,
+        eos_token_id=19,
+    )
+    tower = TextTower(config).eval()
+    with torch.no_grad():
+        told = tower.text_model(torch.tensor([[0, 5, 9, 2, 2, 2], [0, 19, 3, 19, 2, 2]]))
+    assert told.pooled.equal(torch.stack([told.last[0, 2], told.last[1, 1]]))

@@ -230,7 +230,8 @@ class TextTransformer(nn.Module):
         """Return the features of texts, pooled at the first end-of-text token (padding may repeat it)."""
         hidden = self.encoder(self.embeddings(tokens))
         last = self.final_layer_norm(hidden[-1])
-        end = (tokens == self.config.eos_token_id).int().argmax(1)
+        ends = tokens == self.config.eos_token_id
+        end = torch.where(ends.any(1), ends.int().argmax(1), tokens.argmax(1))  # else the largest id, as in old files
         return TextFeatures(last, hidden, last[torch.arange(len(last), device=last.device), end])
 
 
