@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, Unpack
@@ -28,7 +28,7 @@ from reverie.music.draw import frames as film_frames
 from reverie.music.sections import Recording
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.pictures import PictureMethods, TextToImage
 from reverie.runtime import is_packed
 from reverie.runtime.compiled import is_compiled
 from reverie.runtime.offload import offloader_of
@@ -36,52 +36,18 @@ from reverie.similarity.embed import Clip, Ranking, load_clip, rivals
 from reverie.system import StableDiffusion
 
 if TYPE_CHECKING:
-    from reverie.requests.options import (
-        ImageToImageOptions,
-        InpaintOptions,
-        MusicOptions,
-        OutpaintOptions,
-        PictureLike,
-        TextToImageOptions,
-    )
+    from reverie.requests.options import MusicOptions
 
 Event = TypeVar("Event", PictureStep, player.MusicStep)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True, repr=False)
-class Pipeline(StableDiffusion):
+class Pipeline(PictureMethods, StableDiffusion):
     """Draw pictures and films, or play music, with a model.
 
     Each method asks for one kind of request, whose fields are its options, and raises ReverieError for values out of
     range. Each picture's `.info` holds the request that makes it alone.
     """
-
-    def text_to_image(
-        self, prompt: str | Sequence[str] = "", **options: Unpack[TextToImageOptions]
-    ) -> list[Image.Image]:
-        """Draw pictures of a prompt, or of each of several in order; the options are the fields of `TextToImage`.
-
-        With a seed, every prompt is drawn from that same seed. Every prompt is checked before any is drawn.
-        """
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        requests = [TextToImage.of({"prompt": one, **options}) for one in prompts]
-        return [picture for request in requests for picture in self.draw(request)]
-
-    def image_to_image(
-        self, prompt: str, init: PictureLike, **options: Unpack[ImageToImageOptions]
-    ) -> list[Image.Image]:
-        """Draw a picture anew; the options are the fields of `ImageToImage`."""
-        return self.draw(ImageToImage.of({"prompt": prompt, "init": init, **options}))
-
-    def inpaint(
-        self, prompt: str, init: PictureLike, mask: PictureLike | None = None, **options: Unpack[InpaintOptions]
-    ) -> list[Image.Image]:
-        """Paint anew what a mask shows in white, or what is transparent; the options are the fields of `Inpaint`."""
-        return self.draw(Inpaint.of({"prompt": prompt, "init": init, "mask": mask, **options}))
-
-    def outpaint(self, prompt: str, init: PictureLike, **options: Unpack[OutpaintOptions]) -> list[Image.Image]:
-        """Continue a picture beyond its edges; the options are the fields of `Outpaint`."""
-        return self.draw(Outpaint.of({"prompt": prompt, "init": init, **options}))
 
     def draw(self, request: TextToImage) -> list[Image.Image]:
         """Draw the pictures that a request asks for, in order; warn of what of it is not honoured."""

@@ -5,6 +5,7 @@ The parts are variations, the second pass, the refiner and ControlNets.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Unpack, get_args
 
 from pydantic import Field, model_validator
@@ -14,6 +15,8 @@ from reverie.requests.base import MAX_SEED, Fraction, Frozen, Pixels, SampledReq
 from reverie.requests.references import ControlNetName, ModelName, Picture
 
 if TYPE_CHECKING:
+    from PIL import Image
+
     from reverie.requests.options import (
         ImageToImageOptions,
         InpaintOptions,
@@ -311,3 +314,38 @@ class Outpaint(TextToImage):
         if self.hires is not None:
             raise ReverieError("a second pass does not go with outpainting; leave out one of them")
         return self
+
+
+class PictureMethods:
+    """Ask for pictures by methods, as of a loaded model and of a server: `draw` carries a request out."""
+
+    def text_to_image(
+        self, prompt: str | Sequence[str] = "", **options: Unpack[TextToImageOptions]
+    ) -> list[Image.Image]:
+        """Draw pictures of a prompt, or of each of several in order; the options are the fields of `TextToImage`.
+
+        With a seed, every prompt is drawn from that same seed. Every prompt is checked before any is drawn.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        requests = [TextToImage.of({"prompt": one, **options}) for one in prompts]
+        return [picture for request in requests for picture in self.draw(request)]
+
+    def image_to_image(
+        self, prompt: str, init: PictureLike, **options: Unpack[ImageToImageOptions]
+    ) -> list[Image.Image]:
+        """Draw a picture anew; the options are the fields of `ImageToImage`."""
+        return self.draw(ImageToImage.of({"prompt": prompt, "init": init, **options}))
+
+    def inpaint(
+        self, prompt: str, init: PictureLike, mask: PictureLike | None = None, **options: Unpack[InpaintOptions]
+    ) -> list[Image.Image]:
+        """Paint anew what a mask shows in white, or what is transparent; the options are the fields of `Inpaint`."""
+        return self.draw(Inpaint.of({"prompt": prompt, "init": init, "mask": mask, **options}))
+
+    def outpaint(self, prompt: str, init: PictureLike, **options: Unpack[OutpaintOptions]) -> list[Image.Image]:
+        """Continue a picture beyond its edges; the options are the fields of `Outpaint`."""
+        return self.draw(Outpaint.of({"prompt": prompt, "init": init, **options}))
+
+    def draw(self, request: TextToImage) -> list[Image.Image]:
+        """Draw the pictures that a request asks for, in order."""
+        raise NotImplementedError

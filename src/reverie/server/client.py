@@ -18,24 +18,17 @@ from reverie.media.pictures import open_picture
 from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Music
-from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.pictures import ImageToImage, PictureMethods, TextToImage
 from reverie.requests.references import Picture, SoundInput, references
 
 if TYPE_CHECKING:
     from reverie.media.sound import Sound
-    from reverie.requests.options import (
-        ImageToImageOptions,
-        InpaintOptions,
-        MusicOptions,
-        OutpaintOptions,
-        PictureLike,
-        TextToImageOptions,
-    )
+    from reverie.requests.options import MusicOptions, PictureLike
 
 Listener = Callable[[dict[str, Any]], None]
 
 
-class Client:
+class Client(PictureMethods):
     """Ask a server for what a `Pipeline` makes. Raises ReverieError for what the server refuses, or is not there.
 
     `token` is the server's key, `model` the one of its models that is asked for, where not its default. `listen` gets
@@ -65,30 +58,6 @@ class Client:
     def close(self) -> None:
         """Close the connections."""
         self._http.close()
-
-    def text_to_image(
-        self, prompt: str | Sequence[str] = "", **options: Unpack[TextToImageOptions]
-    ) -> list[Image.Image]:
-        """Draw pictures of a prompt, or of each of several in order; the options are the fields of `TextToImage`."""
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        requests = [TextToImage.of({"prompt": one, **options}) for one in prompts]
-        return [picture for request in requests for picture in self.draw(request)]
-
-    def image_to_image(
-        self, prompt: str, init: PictureLike, **options: Unpack[ImageToImageOptions]
-    ) -> list[Image.Image]:
-        """Draw a picture anew; the options are the fields of `ImageToImage`."""
-        return self.draw(ImageToImage.of({"prompt": prompt, "init": init, **options}))
-
-    def inpaint(
-        self, prompt: str, init: PictureLike, mask: PictureLike | None = None, **options: Unpack[InpaintOptions]
-    ) -> list[Image.Image]:
-        """Paint anew what a mask shows in white, or what is transparent; the options are the fields of `Inpaint`."""
-        return self.draw(Inpaint.of({"prompt": prompt, "init": init, "mask": mask, **options}))
-
-    def outpaint(self, prompt: str, init: PictureLike, **options: Unpack[OutpaintOptions]) -> list[Image.Image]:
-        """Continue a picture beyond its edges; the options are the fields of `Outpaint`."""
-        return self.draw(Outpaint.of({"prompt": prompt, "init": init, **options}))
 
     def draw(self, request: TextToImage) -> list[Image.Image]:
         """Draw the pictures that a request asks for; each carries its request in `.info`."""
