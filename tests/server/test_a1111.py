@@ -218,7 +218,7 @@ def test_override_settings_are_restored_unless_they_are_to_stay(web_ui: WebUIApi
 def test_models_are_switched(web_ui: WebUIApi) -> None:
     assert set(web_ui.util_get_model_names()) == {"tiny", "reverie-emoji", "reverie-turbo"}
     assert web_ui.util_get_current_model() == "tiny"
-    web_ui.util_set_model("reverie")
+    web_ui.util_set_model("reverie-emoji")
     assert web_ui.util_get_current_model() == "reverie-emoji"
     web_ui.util_wait_for_ready(check_interval=0.1)
     result = web_ui.txt2img(prompt="a bear", **SMALL)
