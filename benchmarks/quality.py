@@ -251,7 +251,8 @@ def drawn_figures(group: PromptSet, drawn: Sequence[Drawn]) -> Iterator[Figure]:
 
 def draw(model: reverie.Pipeline, asked: Sequence[Prompt], options: argparse.Namespace) -> list[Image.Image]:
     """Draw a picture of each prompt from the prompt's own seed."""
-    request = reverie.TextToImage(seed=0, steps=options.steps, guidance=options.guidance)
+    asked_of_all = reverie.TextToImage(seed=0, steps=options.steps, guidance=options.guidance)
+    request = asked_of_all.with_recommended(model.recommended.fields())
     sigmas, shape = noise_levels(model, request), model.codec.latent_shape(model.size, model.size)
     size = CPU_BATCH if model.device.type == "cpu" else GPU_BATCH
     empty = model.encode_negative([""])

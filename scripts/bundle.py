@@ -1,7 +1,7 @@
 """What ships? Puts the trained models into the package's assets, in half precision, and the judge beside the benchmark.
 
 The model is a whole folder written by train/diffusion.py; its decoder may come from a later run that left the encoder
-alone. Nothing is replaced unless everything fits.
+alone, its student in few steps from train/distill.py. Nothing is replaced unless everything fits.
 """
 
 from __future__ import annotations
@@ -45,6 +45,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--decoder", type=Path, default=runs / "forgiving" / "export", help="autoencoder with the decoder that ships"
     )
+    parser.add_argument("--turbo", type=Path, default=runs / "turbo" / "export", help="its student in few steps")
     parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
     parser.add_argument("--judge", type=Path, default=runs / "honest-judge" / "export", help="probe for the benchmark")
     parser.add_argument("--recipe", type=Path, default=ROOT / "recipes" / "everyday-on.toml", help="names the concepts")
@@ -63,9 +64,10 @@ def main() -> int:
             check_judge(options.judge, things)
             write_model(options.unet, options.decoder, Path(staging, "bundled"))
             write_concepts(things, Path(staging, "bundled", "concepts.json"))
+            write_student(options.turbo, Path(staging, "turbo"))
             save_clip(load_clip(options.clip), Path(staging, "clip"), HALF)
             check_sizes(Path(staging), LARGEST)
-            for name in ("bundled", "clip"):
+            for name in ("bundled", "turbo", "clip"):
                 put(Path(staging, name), assets / name)
         copy_judge(options.judge, options.root / "benchmarks" / "judge")
     except (ReverieError, OSError) as error:
@@ -102,6 +104,17 @@ def write_model(unet: Path, decoder: Path, target: Path) -> None:
     components = replace(components, autoencoder=tuned, recommended=Recommended(guidance=GUIDANCE))
     check_finite(components)
     save_folder(components, target, HALF)
+
+
+def write_student(student: Path, target: Path) -> None:
+    """Write what a model in few steps has of its own; the rest is the bundled model's, see requests/references.py."""
+    components = load_folder(student)
+    check_finite(components)
+    with tempfile.TemporaryDirectory(prefix=".student-", dir=target.parent) as whole:
+        save_folder(components, Path(whole, "model"), HALF)
+        target.mkdir()
+        for part in ("unet", "model_index.json", "recommended.json"):
+            Path(whole, "model", part).replace(target / part)
 
 
 def check_finite(components: Components) -> None:

@@ -112,8 +112,10 @@ def test_contact_sheet_holds_every_picture() -> None:
 
 @pytest.fixture
 def runs(tiny: Pipeline, tmp_path: Path) -> Path:
-    """Lay out what training leaves: a model, its CLIP, a judge and a recipe, all tiny and untrained."""
+    """Lay out what training leaves: a model, its student, CLIP, a judge and a recipe, all tiny and untrained."""
     tiny.save(tmp_path / "unet")
+    tiny.save(tmp_path / "turbo")
+    (tmp_path / "turbo" / "recommended.json").write_text('{"guidance": 1.0, "steps": 2}')
     text = tiny.text_encoders[0].config
     vision = CLIPVisionConfig(
         hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=1, image_size=32, patch_size=16
@@ -132,7 +134,7 @@ def call(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> in
 
 
 def bundle(monkeypatch: pytest.MonkeyPatch, runs: Path, root: Path, *more: object) -> int:
-    given = [f"--{name}={runs / name}" for name in ("unet", "clip", "judge")]
+    given = [f"--{name}={runs / name}" for name in ("unet", "turbo", "clip", "judge")]
     given.append(f"--decoder={runs / 'unet' / 'vae'}")
     return call(monkeypatch, "bundle", *given, f"--recipe={runs / 'recipe.toml'}", f"--root={root}", *more)
 
@@ -147,6 +149,8 @@ def test_bundle_loads_and_is_measured(runs: Path, tmp_path: Path, monkeypatch: p
     assert all("instrument" in thing["keywords"] for thing in known if thing["emoji"] in "🎷🎸🎹")
     assert len(known) == len(concepts(SUBSET))
     assert load(assets / "bundled", device="cpu").size == 32
+    assert {path.name for path in (assets / "turbo").iterdir()} == {"unet", "model_index.json", "recommended.json"}
+    assert json.loads((assets / "turbo" / "recommended.json").read_text()) == {"guidance": 1.0, "steps": 2}
     assert load_clip(assets / "clip").clip.config.vision.image_size == 32
 
     places = [f"--model={assets / 'bundled'}", f"--clip={assets / 'clip'}", f"--judge={root / 'benchmarks' / 'judge'}"]

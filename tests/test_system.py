@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -12,8 +13,10 @@ import pytest
 import torch
 
 import reverie
+from reverie.checkpoints.load import Recommended
 from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
+from reverie.requests.pictures import TextToImage
 from reverie.system import BUNDLED, BUNDLED_NAME, MUSIC_NAME, Conditioning, pick_device, pick_dtype
 
 
@@ -143,6 +146,24 @@ def test_bundled_models_have_names(tiny: Pipeline, tmp_path: Path, monkeypatch: 
     monkeypatch.setattr("reverie.system.MUSIC", tmp_path / "none")
     with pytest.raises(ReverieError, match=r"^this installation holds no bundled model reverie-music; give a folder"):
         reverie.load(MUSIC_NAME)
+
+
+def test_a_bundled_model_takes_the_parts_that_it_lacks_from_another(
+    tiny: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    tiny.save(whole)
+    few = replace(tiny, recommended=Recommended(guidance=1.0, steps=2))
+    few.save(part)
+    for name in ("vae", "text_encoder", "tokenizer", "scheduler"):
+        shutil.rmtree(part / name)
+    with pytest.raises(ReverieError):
+        reverie.load(part, device="cpu")
+    monkeypatch.setattr("reverie.requests.references.SHARED", {part: whole})
+    model = reverie.load(part, device="cpu")
+    asked = TextToImage(prompt="a bear", seed=7)
+    assert model.recommended == few.recommended
+    assert model.draw(asked)[0].tobytes() == tiny.draw(asked.replace(steps=2, guidance=1.0))[0].tobytes()
 
 
 def test_importing_costs_nothing() -> None:

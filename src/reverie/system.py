@@ -23,14 +23,15 @@ from reverie.diffusion.denoiser import Network, Scalings
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError, choose
-from reverie.requests.references import ASSETS, BUNDLED_NAME, MUSIC_NAME
+from reverie.requests.references import BUNDLED as FOLDERS
+from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, TURBO_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, Offloader, pick_offloader
 from reverie.runtime.transform import to_channels_last
 
-BUNDLED, MUSIC = ASSETS / "bundled", ASSETS / "music"
+BUNDLED, TURBO, MUSIC = FOLDERS[BUNDLED_NAME], FOLDERS[TURBO_NAME], FOLDERS[MUSIC_NAME]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PACKED_FROM = 256  # widest level from which a U-Net gains by packing; the bundled one would take twice as long
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
@@ -314,7 +315,7 @@ def _quicken(components: Components, *, int8: bool) -> None:
 
 def bundled_models() -> dict[str, Path]:
     """Return the folders of the models that come with reverie, by name."""
-    return {BUNDLED_NAME: BUNDLED, MUSIC_NAME: MUSIC}
+    return {BUNDLED_NAME: BUNDLED, TURBO_NAME: TURBO, MUSIC_NAME: MUSIC}
 
 
 def _locate(path: str | Path | None, revision: str | None, variant: str | None) -> tuple[Path, str]:

@@ -105,6 +105,35 @@ def test_the_second_size_is_filled_in_before_any_work(tiny: Pipeline) -> None:
         tiny.stream(ASKED["hires_latent"].replace(width=1600, height=32, hires=Hires(scale=8)))
 
 
+def keys(t: float, a: float) -> float:
+    """Return Keys' cubic convolution kernel (1981), eq. 4 of its general a."""
+    t = abs(t)
+    near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * (t**3 - 5 * t**2 + 8 * t - 4)
+    return near if t < 1 else far if t < 2 else 0.0
+
+
+@pytest.mark.parametrize(
+    ("upscaler", "kernel"),
+    [
+        ("latent", lambda t: max(0.0, 1 - abs(t))),
+        ("latent-antialiased", lambda t: max(0.0, 1 - abs(t))),
+        ("latent-bicubic", lambda t: keys(t, -0.75)),
+        ("latent-bicubic-antialiased", lambda t: keys(t, -0.5)),  # torch's other a: findings/bicubic-has-two-shapes.sh
+        ("latent-nearest", lambda t: float(-0.5 <= t < 0.5)),
+        ("latent-nearest-exact", lambda t: float(-0.5 <= t < 0.5)),
+    ],
+)
+def test_latents_are_enlarged_by_the_kernel_of_their_name(
+    tiny: Pipeline, upscaler: str, kernel: Callable[[float], float]
+) -> None:
+    codec, latents = tiny.codec, torch.zeros(1, 4, 8, 8)
+    latents[..., 4] = 1
+    size = 32 * codec.factor
+    row = image.UPSCALERS[upscaler](codec, (size, size), latents)[0, 0, 0, 10:26]
+    expected = [kernel((column + 0.5) / 4 - 0.5 - 4) for column in range(10, 26)]
+    assert row.tolist() == pytest.approx(expected, abs=1e-6)
+
+
 def test_a_weak_strength_keeps_the_latents(tiny: Pipeline) -> None:
     request = ImageToImage(**BEAR | {"steps": 1000}, init=INIT, strength=0.001, schedule="normal")
     *_, last = tiny.stream(request)
@@ -317,7 +346,7 @@ def test_parameters_of_automatic1111() -> None:
         "Variation seed strength: 0.25",
         "Seed resize from: 64x64",
         "Hires resize: 64x64",
-        "Hires upscaler: latent",
+        "Hires upscaler: Latent",
         "Hires steps: 9",
         "Hires denoising strength: 0.7",
         "Refiner: refiner",

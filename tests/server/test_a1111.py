@@ -216,9 +216,9 @@ def test_override_settings_are_restored_unless_they_are_to_stay(web_ui: WebUIApi
 
 
 def test_models_are_switched(web_ui: WebUIApi) -> None:
-    assert set(web_ui.util_get_model_names()) == {"tiny", "reverie-emoji"}
+    assert set(web_ui.util_get_model_names()) == {"tiny", "reverie-emoji", "reverie-turbo"}
     assert web_ui.util_get_current_model() == "tiny"
-    web_ui.util_set_model("reverie")
+    web_ui.util_set_model("reverie-emoji")
     assert web_ui.util_get_current_model() == "reverie-emoji"
     web_ui.util_wait_for_ready(check_interval=0.1)
     result = web_ui.txt2img(prompt="a bear", **SMALL)
@@ -269,7 +269,7 @@ def test_lists(web_ui: WebUIApi) -> None:
     assert "DPM++ 2M" in web_ui.util_get_sampler_names()
     assert {"automatic", "karras"} <= set(web_ui.util_get_scheduler_names())
     assert {"None", "Lanczos"} <= {one["name"] for one in web_ui.get_upscalers()}
-    assert [one["name"] for one in web_ui.get_latent_upscale_modes()] == ["Latent"]
+    assert [one["name"] for one in web_ui.get_latent_upscale_modes()] == LATENT_MODES
     assert [one["name"] for one in web_ui.get_loras()] == ["broken"]
     assert list(web_ui.get_embeddings()["loaded"]) == ["inkwash"]
     assert web_ui.get_memory()["ram"]["total"] > 0
@@ -294,6 +294,12 @@ def test_open_webui(http: httpx.Client) -> None:
     assert json.loads(found["info"])["cfg_scale"] == 4
 
 
+LATENT_MODES = [  # modules/shared_items.py of 1.10
+    *("Latent", "Latent (antialiased)", "Latent (bicubic)", "Latent (bicubic antialiased)"),
+    *("Latent (nearest)", "Latent (nearest-exact)"),
+]
+
+
 def test_sillytavern(http: httpx.Client) -> None:
     """What 02903fd, src/endpoints/stable-diffusion.js, and public/scripts/extensions/stable-diffusion/index.js send."""
     upscalers, modes, samplers, schedulers, vaes, models = (
@@ -303,7 +309,7 @@ def test_sillytavern(http: httpx.Client) -> None:
             *(("sd-vae", "model_name"), ("sd-models", "title")),
         )
     )
-    assert (upscalers[0], modes, vaes) == ("None", ["Latent"], [])
+    assert (upscalers[0], modes, vaes) == ("None", LATENT_MODES, [])
     assert http.get("/sdapi/v1/sd-modules").status_code == 404  # Forge's, which it does without
     http.post("/sdapi/v1/options", json={"sd_model_checkpoint": models[0]}).raise_for_status()
     state = http.get("/sdapi/v1/progress").json()

@@ -21,6 +21,7 @@ from reverie.models.autoencoder import Autoencoder, TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
+from reverie.requests.references import locate_part
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.tokenizer import Tokenizer
 
@@ -117,7 +118,7 @@ class CLIPComponents:
 
 def read_known(folder: Path) -> tuple[Known, ...]:
     """Read what a model knows; nothing where its folder does not say. Raises ReverieError where that is damaged."""
-    file = folder / CONCEPTS
+    file = locate_part(folder, CONCEPTS)
     if not file.is_file():
         return ()
     try:
@@ -174,17 +175,17 @@ def load_folder(
         raise ReverieError(f"{path / 'model_index.json'} describes a {kind}; reverie reads {', '.join(PIPELINES)}")
     suffixes = [suffix for suffix in ("", "_2") if (index.get(f"text_encoder{suffix}") or [None])[0]]
     towers = [
-        load_text_encoder(path / f"text_encoder{suffix}", device=device, dtype=dtype, variant=variant)
+        load_text_encoder(locate_part(path, f"text_encoder{suffix}"), device=device, dtype=dtype, variant=variant)
         for suffix in suffixes
     ]
     if not towers:
         raise ReverieError(f"{path / 'model_index.json'} names no text_encoder")
     return Components(
-        tokenizers=tuple(Tokenizer.load(path / f"tokenizer{suffix}") for suffix in suffixes),
+        tokenizers=tuple(Tokenizer.load(locate_part(path, f"tokenizer{suffix}")) for suffix in suffixes),
         text_encoders=tuple(towers),
-        unet=load_unet(path / "unet", device=device, dtype=dtype, variant=variant),
-        autoencoder=load_autoencoder(path / "vae", device=device, dtype=dtype, variant=variant),
-        schedule_config=_config(path / "scheduler", configs.read_schedule, "scheduler_config.json"),
+        unet=load_unet(locate_part(path, "unet"), device=device, dtype=dtype, variant=variant),
+        autoencoder=load_autoencoder(locate_part(path, "vae"), device=device, dtype=dtype, variant=variant),
+        schedule_config=_config(locate_part(path, "scheduler"), configs.read_schedule, "scheduler_config.json"),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         spectrogram=_spectrogram(path / SPECTROGRAM),
         recommended=read_recommended(path / RECOMMENDED),

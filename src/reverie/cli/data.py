@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, TypedDict
 
@@ -87,15 +86,17 @@ class ConceptRow(TypedDict, total=False):
 
 def known_concepts(model: str | None = None) -> list[ConceptRow]:
     """Read what a model was trained on. Raises ReverieError where it does not say, and where there is no model."""
-    source = files("reverie") / "assets" / "bundled" if model is None else _folder(model)
+    from reverie.requests.references import BUNDLED, BUNDLED_NAME, locate_part
+
+    file = locate_part(BUNDLED[BUNDLED_NAME] if model is None else _folder(model), "concepts.json")
     try:
-        known: list[ConceptRow] = json.loads((source / "concepts.json").read_text(encoding="utf-8"))
+        known: list[ConceptRow] = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         if model is None:
             raise ReverieError("this installation holds no bundled model; train one with `reverie train`") from error
         raise ReverieError(f"'{model}' does not say what it knows: it has no concepts.json") from error
     except ValueError as error:
-        raise ReverieError(f"'{source / 'concepts.json'}' is no list of concepts; remove or repair it") from error
+        raise ReverieError(f"'{file}' is no list of concepts; remove or repair it") from error
     return known
 
 

@@ -178,8 +178,10 @@ def _passes(
     return first, plan(larger, hires.strength, blank_channels(system, codec, (width, height)), request.steps, enlarge)
 
 
-def _larger_latents(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:
-    return F.interpolate(latents, codec.latent_shape(*size)[1:], mode="bilinear")
+def _larger_latents(
+    codec: ImageCodec, size: tuple[int, int], latents: Tensor, *, mode: str = "bilinear", antialias: bool = False
+) -> Tensor:
+    return F.interpolate(latents, codec.latent_shape(*size)[1:], mode=mode, antialias=antialias)
 
 
 def _larger_pictures(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:
@@ -188,6 +190,11 @@ def _larger_pictures(codec: ImageCodec, size: tuple[int, int], latents: Tensor) 
 
 UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
     "latent": _larger_latents,
+    "latent-antialiased": partial(_larger_latents, antialias=True),
+    "latent-bicubic": partial(_larger_latents, mode="bicubic"),
+    "latent-bicubic-antialiased": partial(_larger_latents, mode="bicubic", antialias=True),
+    "latent-nearest": partial(_larger_latents, mode="nearest"),
+    "latent-nearest-exact": partial(_larger_latents, mode="nearest-exact"),
     "lanczos": _larger_pictures,
 }
 

@@ -25,7 +25,25 @@ if TYPE_CHECKING:
         TextToImageOptions,
     )
 
-Upscaler = Literal["latent", "lanczos"]
+Upscaler = Literal[
+    "latent",
+    "latent-antialiased",
+    "latent-bicubic",
+    "latent-bicubic-antialiased",
+    "latent-nearest",
+    "latent-nearest-exact",
+    "lanczos",
+]
+# What A1111 calls each (modules/shared_items.py, latent_upscale_modes).
+UPSCALER_NAMES: dict[Upscaler, str] = {
+    "latent": "Latent",
+    "latent-antialiased": "Latent (antialiased)",
+    "latent-bicubic": "Latent (bicubic)",
+    "latent-bicubic-antialiased": "Latent (bicubic antialiased)",
+    "latent-nearest": "Latent (nearest)",
+    "latent-nearest-exact": "Latent (nearest-exact)",
+    "lanczos": "Lanczos",
+}
 Preprocessor = Literal["none", "canny", "lineart", "blurred"]
 
 
@@ -50,7 +68,8 @@ class Variation(Frozen):
 class Hires(Frozen):
     """Ask for a second pass over the picture enlarged: by `scale`, or to `width` and `height` where they are given.
 
-    `upscaler` "latent" enlarges the latents (bilinear), "lanczos" the picture. `steps` are the request's where None.
+    `upscaler` "latent" enlarges the latents (bilinear, or as its name goes on), "lanczos" the picture. `steps` are the
+    request's where None.
     """
 
     part: ClassVar[str] = "hires "
@@ -60,7 +79,9 @@ class Hires(Frozen):
     )
     width: Pixels | None = None
     height: Pixels | None = None
-    upscaler: Upscaler = Field(default="latent", description="what enlarges: latent or lanczos")
+    upscaler: Upscaler = Field(
+        default="latent", description="what enlarges: the latents, by one of six filters, or lanczos the picture"
+    )
     steps: int | None = Field(
         default=None, ge=1, le=1000, description="steps of the second pass; those of the first if not given"
     )

@@ -18,7 +18,7 @@ from reverie.media.pictures import PARAMETERS, REQUEST, parameters_text
 from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.pictures import UPSCALER_NAMES, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import looking_in, recorded_name
 from reverie.requests.samplers import RECORDS, schedule_label
 from reverie.requests.texts import Carrier, json_object, read_carrier
@@ -116,7 +116,7 @@ def _further(request: TextToImage) -> dict[str, object]:
             fields["Seed resize from"] = f"{variation.width}x{variation.height}"
     if hires := request.hires:
         larger = hires.size(request.width or 0, request.height or 0, 8)
-        fields |= {"Hires resize": f"{larger[0]}x{larger[1]}", "Hires upscaler": hires.upscaler}
+        fields |= {"Hires resize": f"{larger[0]}x{larger[1]}", "Hires upscaler": UPSCALER_NAMES[hires.upscaler]}
         fields |= {"Hires steps": hires.steps, "Hires denoising strength": f"{hires.strength:g}"}
     if refiner := request.refiner:
         fields |= {"Refiner": recorded_name(refiner.model), "Refiner switch at": f"{refiner.switch:g}"}

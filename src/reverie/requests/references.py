@@ -38,11 +38,20 @@ if TYPE_CHECKING:
 DATA_URL = "data:"
 HUB_PARTS = 2  # owner/name
 ASSETS = Path(__file__).parents[1] / "assets"
-BUNDLED_NAME, MUSIC_NAME = "reverie-emoji", "reverie-music"  # what the bundled models are asked for and told by
+# What the bundled models are asked for and told by.
+BUNDLED_NAME, TURBO_NAME, MUSIC_NAME = "reverie-emoji", "reverie-turbo", "reverie-music"
+BUNDLED = {BUNDLED_NAME: ASSETS / "bundled", TURBO_NAME: ASSETS / "turbo", MUSIC_NAME: ASSETS / "music"}
+SHARED = {BUNDLED[TURBO_NAME]: BUNDLED[BUNDLED_NAME]}  # the parts that the first lacks are the second's
 MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the models that a record names are
 
 Resolver = Callable[[str, str], str]
 """(what is named, its name) -> the path. What: picture, sound, film, model, controlnet, lora, embedding or folder."""
+
+
+def locate_part(folder: Path, part: str) -> Path:
+    """Return where a part of a model in diffusers' layout is: in its folder, or in that of the model it shares with."""
+    own = folder / part
+    return own if own.exists() else SHARED.get(folder, folder) / part
 
 
 def any_path(what: str, name: str) -> str:

@@ -17,12 +17,12 @@ from starlette.websockets import WebSocketDisconnect
 
 from reverie.requests.base import SampledRequest
 from reverie.requests.records import read_record
-from reverie.requests.references import BUNDLED_NAME, DATA_URL, resolving
+from reverie.requests.references import BUNDLED, BUNDLED_NAME, DATA_URL, locate_part, resolving
 from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
 from reverie.server.answers import Served, answer, client_of, dispatcher_of
 from reverie.server.dispatcher import ALL, Dispatcher
 from reverie.server.guard import Refusal
-from reverie.server.settings import BUNDLED, SPECTROGRAM
+from reverie.server.settings import SPECTROGRAM
 from reverie.server.shelf import content_of, describe_files, media_type
 from reverie.server.store import JobRecord
 from reverie.server.submissions import FORMATS, Submission
@@ -246,7 +246,7 @@ def _models(served: Dispatcher) -> list[Json]:
 @lru_cache(maxsize=256)
 def describe_model(place: Path) -> Json:
     """Return what a model makes, at which size in pixels, and what is recommended; None where nothing says so."""
-    found = {name: _read(place / file) for name, file in DESCRIPTIONS.items()}
+    found = {name: _read(locate_part(place, file)) for name, file in DESCRIPTIONS.items()}
     makes = "music" if (place / SPECTROGRAM).is_file() else "pictures"
     side, widths = found["unet"].get("sample_size"), found["vae"].get("block_out_channels", [])
     size = side * 2 ** (len(widths) - 1) if makes == "pictures" and isinstance(side, int) and widths else None

@@ -11,10 +11,9 @@ from pathlib import Path
 
 from reverie.errors import ReverieError
 from reverie.requests import adapter_files
-from reverie.requests.references import ASSETS, BUNDLED_NAME, HUB_PARTS, MUSIC_NAME, AllowedFolders, Resolver
+from reverie.requests.references import BUNDLED, BUNDLED_NAME, HUB_PARTS, MUSIC_NAME, AllowedFolders, Resolver
 
 GIB = 1 << 30
-BUNDLED = {BUNDLED_NAME: ASSETS / "bundled", MUSIC_NAME: ASSETS / "music"}
 WEIGHTS = (".safetensors", ".ckpt", ".gguf")
 MODEL_INDEX, SPECTROGRAM = "model_index.json", "spectrogram.json"  # the second makes it one of music
 

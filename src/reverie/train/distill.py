@@ -36,7 +36,6 @@ from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import Share, section
 
 SHEET_STEPS = (1, 2, 4)  # of the pictures on a contact sheet, row after row
-UNGUIDED = Recommended(guidance=1.0, steps=4, sampler="euler", schedule="trailing")
 
 
 @dataclass(frozen=True)
@@ -65,7 +64,8 @@ class DistillObjective(DiffusionObjective):
         student, target = deepcopy(self.teacher).requires_grad_(True).train(), deepcopy(self.teacher)
         guidance = components.guidance if settings.guidance is None else settings.guidance
         networks = nn.ModuleDict({"unet": student, "target": target})
-        taught = replace(components, unet=student, recommended=UNGUIDED)
+        few = Recommended(guidance=1.0, steps=settings.phases, sampler="euler", schedule="trailing")
+        taught = replace(components, unet=student, recommended=few)
         super().__init__(taught, networks, batches, "uniform", seed, shown)
         self.averaged, self.target, self.settings, self.mix = student, target, settings, linear(guidance)
         self.sigmas = trailing(self.schedule, settings.levels)

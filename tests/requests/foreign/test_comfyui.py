@@ -292,6 +292,8 @@ def test_a_second_pass_over_enlarged_latents(read: Read) -> None:
     by = changed(second_pass(), "22", scale_by=1.5, width=None, height=None)
     by["22"] = node("LatentUpscaleBy", samples=["3", 0], upscale_method="bilinear", scale_by=1.5)
     assert read(by).request.hires == hires
+    sharp = changed(second_pass(), "22", upscale_method="bicubic")
+    assert read(sharp) == Record(REQUEST.replace(hires=hires.replace(upscaler="latent-bicubic")), "sd/v1-5.safetensors")
 
 
 def test_what_a_second_pass_has_of_its_own_is_noted(read: Read) -> None:

@@ -26,11 +26,11 @@ from reverie.requests.foreign.draft import (
     way_at,
 )
 from reverie.requests.foreign.infotext import pair, split
-from reverie.requests.pictures import Hires, Variation
+from reverie.requests.pictures import UPSCALER_NAMES, Hires, Variation
 from reverie.requests.samplers import RECORDS
 from reverie.requests.texts import json_object
 
-UPSCALERS = {"latent": "latent", "Latent": "latent", "lanczos": "lanczos", "Lanczos": "lanczos"}
+UPSCALERS = {name: ours for ours, told in UPSCALER_NAMES.items() for name in (ours, told)}
 # What changes nothing, or is only a name or a sum of what else is there.
 NEUTRAL = {"Version", "Model hash", "Lora hashes", "TI hashes", "Hashes", "User", "Batch size", "Batch pos", "Template"}
 NEUTRAL |= {"Created Date", "VAE hash", "Parser", "Backend", "App", "Negative Template", "Negative template"}

@@ -40,6 +40,8 @@ from reverie.requests.pictures import Hires, ImageToImage, Inpaint
 from reverie.requests.references import find_beside
 
 WEIGHED = re.compile(r"(?<!\\)\(")
+# How it enlarges latents (comfy/utils.py, common_upscale), by our names; "area" and "bislerp" are its own.
+LATENT_METHODS = {"bilinear": "latent", "bicubic": "latent-bicubic", "nearest-exact": "latent-nearest-exact"}
 FULL = 1 - 1e-4  # a denoise above this is the whole way (comfy/samplers.py, set_steps)
 
 
@@ -162,9 +164,9 @@ def _upscaler(start: Latent) -> str:
     """Say which of our ways enlarges as a graph does, and note another; latents are scaled before they are decoded."""
     ours = "latent"
     for node in start.scaled:
-        of_latents = "samples" in node.inputs
-        ours = ours if of_latents else "lanczos"
-        if node.scalar("upscale_method") != ("bilinear" if of_latents else "lanczos"):
+        of_latents, method = "samples" in node.inputs, str(node.scalar("upscale_method"))
+        ours = LATENT_METHODS.get(method, "latent") if of_latents and ours != "lanczos" else "lanczos"
+        if method not in (LATENT_METHODS if of_latents else ("lanczos",)):
             _note_scaling(node, "upscale_method", "model_name")
         if node.scalar("crop", "disabled") != "disabled":
             _note_scaling(node, "crop")

@@ -28,6 +28,7 @@ from reverie.requests.base import random_seed
 from reverie.requests.foreign.a1111 import read_clip_skip, read_hires, read_sampler
 from reverie.requests.foreign.draft import OFF, Draft, shorten
 from reverie.requests.foreign.infotext import pair, split
+from reverie.requests.pictures import UPSCALER_NAMES
 from reverie.requests.samplers import RECORDS, SPACINGS, find_sampler, find_schedule, schedule_label
 from reverie.requests.texts import picture_texts
 from reverie.server.answers import Served, answer, attend, client_of, dispatcher_of
@@ -505,7 +506,7 @@ FIXED: dict[str, Any] = {
         for name, label in [("automatic", AUTOMATIC), *((key, schedule_label(key)) for key in SPACINGS)]
     ],
     f"{API}/upscalers": [{"name": name, "scale": 4, **NO_FILE} for name in ("None", *RESAMPLING)],
-    f"{API}/latent-upscale-modes": [{"name": "Latent"}],
+    f"{API}/latent-upscale-modes": [{"name": name} for name in UPSCALER_NAMES.values() if name.startswith("Latent")],
     f"{API}/scripts": {"txt2img": ["controlnet"], "img2img": ["controlnet"]},
     f"{API}/cmd-flags": {"api": True},
     "/controlnet/module_list": {"module_list": list(MODULES)},

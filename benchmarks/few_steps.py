@@ -1,0 +1,77 @@
+"""What is lost in few steps, and what is won? The turbo model in 4, 2 and 1 steps beside its teacher in 20 guided ones.
+
+The judge and its shares are those of beside.py, of one run; seconds are the medians of pictures drawn in turns by the
+loaded models, with all threads.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from statistics import median
+
+import torch
+
+import reverie
+from beside import measured, prompt_kinds
+from figures import spread
+from quality import ASSETS, ROOT
+from reverie.corpora.concepts import concepts
+from reverie.train.probe import load_probe
+
+TEACHER, STUDENT = ASSETS / "bundled", ASSETS / "turbo"
+PROMPT = "a panda on a green background"
+
+
+def main() -> int:
+    """Print the table, a row for each number of steps; return the exit status."""
+    parser = argparse.ArgumentParser(description="Measure the turbo model beside its teacher.")
+    parser.add_argument("--student", type=Path, default=STUDENT, help="model in few steps, a folder")
+    parser.add_argument("--judge", type=Path, default=ROOT / "benchmarks" / "judge", help="folder of the probe")
+    parser.add_argument("--limit", type=int, default=52, help="at most so many prompts of a kind")
+    parser.add_argument(
+        "--kinds", nargs="*", default=["named", "bare", "coloured"], help="which prompts, see beside.py"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="timed pictures of each row")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "few-steps", help="folder for the sheets")
+    options = parser.parse_args()
+    rows = [(TEACHER, 20), *((options.student, steps) for steps in (4, 2, 1))]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    drawn = [shares(folder, steps, options) for folder, steps in rows]
+    torch.set_num_threads(threads)
+    took = seconds(rows, options.rounds)
+    print("| model | steps | " + " | ".join(options.kinds) + " | seconds | times as fast |")
+    print("|---|---:|" + "---:|" * (len(options.kinds) + 2))
+    for (folder, steps), row, own in zip(rows, drawn, took, strict=True):
+        cells = [f"{row[kind]:.2f} ({100 * row[kind] / first:.0f} %)" for kind, first in drawn[0].items()]
+        print(f"| {folder.name} | {steps} | {' | '.join(cells)} | {own:.3f} | {took[0] / own:.1f} |")
+    return 0
+
+
+def shares(folder: Path, steps: int, options: argparse.Namespace) -> dict[str, float]:
+    """Return the share of the judge's ceiling that a model reaches in so many steps, by kind of prompt."""
+    judge, names = load_probe(options.judge)
+    asked = {kind: spread(prompts, options.limit) for kind, prompts in prompt_kinds(concepts("common")).items()}
+    chosen = {kind: asked[kind] for kind in options.kinds}
+    given = argparse.Namespace(steps=steps, guidance=None, out=options.out / f"{folder.name}-{steps}")
+    figures = dict(measured(folder, chosen, judge, names, given))
+    return {kind: figures[f"{kind}: share of the ceiling"] for kind in options.kinds}
+
+
+def seconds(rows: list[tuple[Path, int]], rounds: int) -> list[float]:
+    """Return the median seconds of one picture of each row, drawn in turns."""
+    models = {folder: reverie.load(folder, device="cpu") for folder, _ in rows}
+    took: list[list[float]] = [[] for _ in rows]
+    for turn in range(rounds + 1):
+        for (folder, steps), own in zip(rows, took, strict=True):
+            start = time.perf_counter()
+            models[folder].text_to_image(PROMPT, seed=turn, steps=steps)
+            own.append(time.perf_counter() - start)
+    return [median(own[1:]) for own in took]  # the first of each warms up
+
+
+if __name__ == "__main__":
+    sys.exit(main())
