@@ -207,6 +207,8 @@ def request_fields(pipe: Any, fields: dict[str, Any], usual: dict[str, Any], fol
         said |= {"mask": value("mask_image").convert("L"), "mask_blur": 0}
     if "ControlNet" in type(pipe).__name__:
         said["controls"] = controls(fields, value, folder)
+        if any(takes_other_steps(pipe.scheduler, control) for control in said["controls"]):
+            raise CannotApplyError("a control's start and end choose by the share of steps, here by the timestep")
     return said
 
 
@@ -230,6 +232,16 @@ def controls(fields: dict[str, Any], value: Callable[[str], Any], folder: Path) 
         ControlInput(model=str(name), image=picture, weight=weight, start=start, end=end)
         for name, picture, weight, start, end in rows
     )
+
+
+def takes_other_steps(scheduler: Any, control: ControlInput) -> bool:
+    """Tell whether diffusers' rule for a control's start and end takes other steps than ours does.
+
+    Theirs takes step i of n where i / n >= start and (i + 1) / n <= end; ours, as ComfyUI's, goes by the timestep.
+    """
+    count, last = len(scheduler.timesteps), len(scheduler.alphas_cumprod) - 1
+    theirs = [control.start <= i / count and (i + 1) / count <= control.end for i in range(count)]
+    return theirs != [control.start <= 1 - t / last <= control.end for t in scheduler.timesteps.tolist()]
 
 
 def levels(scheduler: Any, share: float) -> Tensor:

@@ -45,6 +45,7 @@ CANNOT = (
     "scheduler: ",
     "a step of no length alone",
     "PNDM takes its first step twice",
+    "a control's start and end choose by the share of steps",
 )
 
 
