@@ -16,12 +16,13 @@ import pytest
 from PIL import Image, ImageChops
 
 import reverie
-from reverie.cli import data, progress
+from reverie.cli import progress
 from reverie.cli.app import app, run
 from reverie.cli.options import ModelOptions, ResultOptions
 from reverie.jobs.outputs import numbered_paths, slug
 from reverie.pipeline import Pipeline
 from reverie.progress import Progress
+from reverie.requests import references
 from reverie.requests.base import MAX_SEED
 from reverie.requests.pictures import TextToImage
 
@@ -293,14 +294,13 @@ def test_slugs_and_numbers() -> None:
 def test_concepts_are_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(data, "files", lambda _: tmp_path)
+    monkeypatch.setitem(references.BUNDLED, references.BUNDLED_NAME, tmp_path)
     assert "no bundled model" in refusal(capsys, "concepts")
     known = [
         {"emoji": "🐻", "en": ["bear", "brown bear"], "zh": ["熊"]},
         {"emoji": "🍎", "en": ["apple"], "zh": ["苹果", "红苹果"]},
     ]
-    (tmp_path / "assets" / "bundled").mkdir(parents=True)
-    (tmp_path / "assets" / "bundled" / "concepts.json").write_text(json.dumps(known))
+    (tmp_path / "concepts.json").write_text(json.dumps(known))
     assert run(["concepts"]) == 0
     assert capsys.readouterr().out == "🐻\tbear, brown bear\t熊\n🍎\tapple\t苹果, 红苹果\n"
     assert run(["concepts", "--json"]) == 0

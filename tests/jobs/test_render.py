@@ -36,7 +36,7 @@ def loads(tiny: Pipeline, monkeypatch: pytest.MonkeyPatch) -> list[str | None]:
         asked.append(name)
         return tiny
 
-    monkeypatch.setattr(rendering, "_loaded", loaded)
+    monkeypatch.setattr(rendering, "_load", loaded)
     return asked
 
 

@@ -140,17 +140,17 @@ def render(
     for request in asked:
         _check_request(request)
     folder = Path(folder).absolute()
-    drawing = Drawing(folder, model, tuple(sorted(options.items())))
+    worker = ShardWorker(folder, model, tuple(sorted(options.items())))
     lines = [_line(request) for request in asked]
     shards = [
         json.dumps({"number": number, "start": start, "requests": lines[start : start + shard_size]})
         for number, start in enumerate(range(0, len(lines), shard_size))
     ]
     with lock_folder(folder):
-        drawing.check(shards)
+        worker.check(shards)
         done = 0
         yield Rendered(0, len(lines), "requests")
-        for message in spread(drawing, shards):
+        for message in spread(worker, shards):
             done += message["count"]
             yield Rendered(done, len(lines), "requests", {int(n): why for n, why in message["failed"].items()})
 
@@ -162,7 +162,7 @@ def _line(request: SampledRequest) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Drawing:
+class ShardWorker:
     """Draw a shard: call it with its number, its first request's, and its requests. It goes to other processes."""
 
     folder: Path
@@ -171,7 +171,7 @@ class Drawing:
 
     def __call__(self, shard: str) -> Message:
         """Draw what is not drawn yet; return how many requests there were, and what those that failed said."""
-        if (stats := self._finished(shard)) is None:
+        if (stats := self._find_whole(shard)) is None:
             stats = self._draw(shard)
         return {"count": stats["count"], "failed": stats["failed"]}
 
@@ -191,7 +191,7 @@ class Drawing:
     def _sum(self, shard: str) -> str:
         return sha256_of([shard, self.model or "", repr(self.options)])
 
-    def _finished(self, shard: str) -> Message | None:
+    def _find_whole(self, shard: str) -> Message | None:
         path = self._path(json.loads(shard)["number"])
         stats = _stats(path)
         whole = stats.get("sum") == self._sum(shard) and not stats["failed"] and path.is_file()
@@ -205,7 +205,7 @@ class Drawing:
         asked = json.loads(shard)
         path, failed = self._path(asked["number"]), dict[str, str]()
         for line in asked["requests"]:  # without its model no request of the shard can be drawn
-            _loaded(self.model or (MUSIC_NAME if line["kind"] == Music.kind else None), self.options)
+            _load(self.model or (MUSIC_NAME if line["kind"] == Music.kind else None), self.options)
         path.unlink(missing_ok=True)  # one that lacks what failed would pass for whole beside the new statistics
         with (
             tempfile.TemporaryDirectory(dir=self.folder, prefix=".", suffix=PART) as scratch,
@@ -231,16 +231,16 @@ class Drawing:
         request = KINDS[line["kind"]].of(line["request"])
         job, output = _job(request, scratch / key, self.model)
         record: dict[str, Any] = {}
-        for event in job.run(lambda name: _loaded(name, self.options)):
+        for event in job.run(lambda name: _load(name, self.options)):
             if isinstance(event, Finished):
                 record = event.record
         content = output.read_bytes()
         output.unlink()
-        told = {"key": key, "kind": request.kind, "model": self.model, "request": record["request"]}
+        sample = {"key": key, "kind": request.kind, "model": self.model, "request": record["request"]}
         return [
             (output.name, content),
             (f"{key}.txt", "\n".join(request.prompts).encode()),
-            (f"{key}.json", json.dumps(told, ensure_ascii=False).encode()),
+            (f"{key}.json", json.dumps(sample, ensure_ascii=False).encode()),
         ]
 
 
@@ -257,7 +257,7 @@ def _job(request: SampledRequest, base: Path, model: str | None) -> tuple[Job, P
 
 
 @lru_cache(maxsize=3)  # pictures, music, and the picture model of a film
-def _loaded(name: str | None, options: tuple[tuple[str, Any], ...]) -> Pipeline:
+def _load(name: str | None, options: tuple[tuple[str, Any], ...]) -> Pipeline:
     from reverie.pipeline import load  # brings torch, which takes seconds
 
     return load(name, **dict(options))

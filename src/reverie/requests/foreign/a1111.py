@@ -30,7 +30,7 @@ from reverie.requests.pictures import UPSCALER_NAMES, Hires, Variation
 from reverie.requests.samplers import RECORDS
 from reverie.requests.texts import json_object
 
-UPSCALERS = {name: ours for ours, told in UPSCALER_NAMES.items() for name in (ours, told)}
+UPSCALERS = {name: ours for ours, theirs in UPSCALER_NAMES.items() for name in (ours, theirs)}
 # What changes nothing, or is only a name or a sum of what else is there.
 NEUTRAL = {"Version", "Model hash", "Lora hashes", "TI hashes", "Hashes", "User", "Batch size", "Batch pos", "Template"}
 NEUTRAL |= {"Created Date", "VAE hash", "Parser", "Backend", "App", "Negative Template", "Negative template"}
