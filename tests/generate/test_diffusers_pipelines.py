@@ -31,7 +31,7 @@ MODULES = (
 )
 # Of those tests these are about something else than what is drawn.
 ELSEWHERE = "ip_adapter IPAdapter offload layerwise batch Memory num_images callback save_load to_d float16 xformers"
-ELSEWHERE += " dict_tuple encode_prompt attention device_map multi_vae freeu"
+ELSEWHERE += " dict_tuple encode_prompt attention device_map multi_vae freeu fused"
 """Why a call of theirs has no request that says it, by how the reason begins."""
 CANNOT = (
     "a batch: its noise is one draw of one generator",
