@@ -28,7 +28,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import KINDS
-from reverie.requests.references import MUSIC_NAME, references
+from reverie.requests.references import MUSIC_NAME, recorded_name, references
 from reverie.similarity.curation.samples import Message, Spread, here
 
 if TYPE_CHECKING:
@@ -230,7 +230,8 @@ class ShardWorker:
                 record = event.record
         content = output.read_bytes()
         output.unlink()
-        sample = {"key": key, "kind": request.kind, "model": self.model, "request": record["request"]}
+        model = self.model and recorded_name(self.model)  # no folder of this machine
+        sample = {"key": key, "kind": request.kind, "model": model, "request": record["request"]}
         return [
             (output.name, content),
             (f"{key}.txt", "\n".join(request.prompts).encode()),
