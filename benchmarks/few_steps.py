@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 
@@ -16,10 +17,10 @@ import torch
 
 import reverie
 from beside import measured, prompt_kinds
-from figures import spread
+from figures import Prompt, spread
 from quality import ASSETS, ROOT
 from reverie.corpora.concepts import concepts
-from reverie.train.probe import load_probe
+from reverie.train.probe import Probe, load_probe
 
 TEACHER, STUDENT = ASSETS / "bundled", ASSETS / "turbo"
 PROMPT = "a panda on a green background"
@@ -38,9 +39,14 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "few-steps", help="folder for the sheets")
     options = parser.parse_args()
     rows = [(TEACHER, 20), *((options.student, steps) for steps in (4, 2, 1))]
+    judge, names = load_probe(options.judge)
+    every = prompt_kinds(concepts("common"))
+    asked = {kind: spread(every[kind], options.limit) for kind in options.kinds}
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    drawn = [shares(folder, steps, options) for folder, steps in rows]
+    drawn = [
+        shares(folder, steps, asked, judge, names, options.out / f"{folder.name}-{steps}") for folder, steps in rows
+    ]
     torch.set_num_threads(threads)
     took = seconds(rows, options.rounds)
     print("| model | steps | " + " | ".join(options.kinds) + " | seconds | times as fast |")
@@ -51,14 +57,13 @@ def main() -> int:
     return 0
 
 
-def shares(folder: Path, steps: int, options: argparse.Namespace) -> dict[str, float]:
+def shares(
+    folder: Path, steps: int, asked: Mapping[str, Sequence[Prompt]], judge: Probe, names: Sequence[str], out: Path
+) -> dict[str, float]:
     """Return the share of the judge's ceiling that a model reaches in so many steps, by kind of prompt."""
-    judge, names = load_probe(options.judge)
-    asked = {kind: spread(prompts, options.limit) for kind, prompts in prompt_kinds(concepts("common")).items()}
-    chosen = {kind: asked[kind] for kind in options.kinds}
-    given = argparse.Namespace(steps=steps, guidance=None, out=options.out / f"{folder.name}-{steps}")
-    figures = dict(measured(folder, chosen, judge, names, given))
-    return {kind: figures[f"{kind}: share of the ceiling"] for kind in options.kinds}
+    given = argparse.Namespace(steps=steps, guidance=None, out=out)
+    figures = dict(measured(folder, dict(asked), judge, names, given))
+    return {kind: figures[f"{kind}: share of the ceiling"] for kind in asked}
 
 
 def seconds(rows: list[tuple[Path, int]], rounds: int) -> list[float]:

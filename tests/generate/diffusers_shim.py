@@ -16,7 +16,7 @@ import json
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -207,8 +207,6 @@ def request_fields(pipe: Any, fields: dict[str, Any], usual: dict[str, Any], fol
         said |= {"mask": value("mask_image").convert("L"), "mask_blur": 0}
     if "ControlNet" in type(pipe).__name__:
         said["controls"] = controls(fields, value, folder)
-        if any(takes_other_steps(pipe.scheduler, control) for control in said["controls"]):
-            raise CannotApplyError("a control's start and end choose by the share of steps, here by the timestep")
     return said
 
 
@@ -234,14 +232,15 @@ def controls(fields: dict[str, Any], value: Callable[[str], Any], folder: Path) 
     )
 
 
-def takes_other_steps(scheduler: Any, control: ControlInput) -> bool:
+def takes_other_steps(control: ControlInput, ways: Sequence[float]) -> bool:
     """Tell whether diffusers' rule for a control's start and end takes other steps than ours does.
 
-    Theirs takes step i of n where i / n >= start and (i + 1) / n <= end; ours, as ComfyUI's, goes by the timestep.
+    Theirs takes step i of n where i / n >= start and (i + 1) / n <= end; ours, as ComfyUI's, goes by the way to the
+    last timestep that each step begins at.
     """
-    count, last = len(scheduler.timesteps), len(scheduler.alphas_cumprod) - 1
+    count = len(ways)
     theirs = [control.start <= i / count and (i + 1) / count <= control.end for i in range(count)]
-    return theirs != [control.start <= 1 - t / last <= control.end for t in scheduler.timesteps.tolist()]
+    return theirs != [control.start <= way <= control.end for way in ways]
 
 
 def levels(scheduler: Any, share: float) -> Tensor:
@@ -286,6 +285,9 @@ def draw(pipe: Any, folder: Path, fields: dict[str, Any], state: Tensor) -> Tens
     system = load(folder, device="cpu", dtype="float32", fast=False)
     kind = Inpaint if "mask" in fields else ImageToImage if "init" in fields else TextToImage
     request = fill_in(system, kind(**fields))
+    ways = [system.progress(t) for t in pipe.scheduler.timesteps.tolist()]
+    if any(takes_other_steps(control, ways) for control in request.controls):
+        raise CannotApplyError("a control's start and end choose by the share of steps, here by the timestep")
     noise = mock.patch.dict(SOURCES, cpu=lambda seed: partial(torch.randn, generator=going_on(state)))
     with noise, walking(pipe.scheduler, fields.get("strength", 1.0)), picture_run(system, request, None) as run:
         *_, last = run.steps(run.passes[0], [request], None)

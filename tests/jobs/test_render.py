@@ -57,6 +57,16 @@ def test_a_shard_holds_each_picture_with_its_request(tiny: Pipeline, loads: list
         assert sample.text == request.prompt
 
 
+def test_nothing_written_names_a_folder(loads: list[str | None], tmp_path: Path) -> None:
+    model = tmp_path / "someone" / "tiny.safetensors"
+    model.parent.mkdir()
+    model.touch()
+    list(render(BEARS[:1], tmp_path / "shards", model=str(model)))
+    (sample,) = read_samples(tmp_path / "shards" / "00000.tar")
+    assert json.loads(sample.content("json") or b"")["model"] == "tiny.safetensors"
+    assert all(b"someone" not in content for content in shards(tmp_path / "shards").values())
+
+
 def test_what_is_whole_is_not_drawn_again(loads: list[str | None], tmp_path: Path) -> None:
     list(render(BEARS, tmp_path / "whole", shard_size=2))
     events = render(BEARS, tmp_path / "stopped", shard_size=2)

@@ -134,6 +134,8 @@ def test_json_names_its_kind_and_is_read_as_that() -> None:
         TextToImage.from_json(requests[3].to_json())
     with pytest.raises(ReverieError, match="unknown kind ''"):
         Request.from_json("{}")
+    with pytest.raises(ReverieError, match=r"unknown kind \['music'\]"):
+        Request.from_json('{"kind": ["music"]}')
 
 
 def test_errors_name_their_field() -> None:

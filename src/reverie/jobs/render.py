@@ -11,7 +11,6 @@ import io
 import json
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -29,7 +28,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import KINDS
-from reverie.requests.references import MUSIC_NAME, references
+from reverie.requests.references import MUSIC_NAME, recorded_name, references
 from reverie.similarity.curation.samples import Message, Spread, here
 
 if TYPE_CHECKING:
@@ -92,12 +91,9 @@ def _cell(name: str, cell: str) -> Any:
 
 
 def _request(fields: dict[str, Any], seed: int) -> SampledRequest:
-    kind = fields.pop("kind", TextToImage.kind)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ReverieError(f"unknown kind {kind!r}; choose from {', '.join(KINDS)}", field="kind")
     if fields.get("seed") in (None, RANDOM_SEED, str(RANDOM_SEED)):
         fields["seed"] = seed
-    request = KINDS[kind].of(fields)
+    request = SampledRequest.of_kind({"kind": TextToImage.kind} | fields)
     _check_request(request)
     return request
 
@@ -171,13 +167,16 @@ class ShardWorker:
 
     def __call__(self, shard: str) -> Message:
         """Draw what is not drawn yet; return how many requests there were, and what those that failed said."""
-        if (stats := self._find_whole(shard)) is None:
-            stats = self._draw(shard)
+        asked = json.loads(shard)
+        path, key = self._path(asked["number"]), self._sum(shard)
+        stats = _stats(path)
+        if stats.get("sum") != key or stats["failed"] or not path.is_file():
+            stats = self._draw(asked, path, key)
         return {"count": stats["count"], "failed": stats["failed"]}
 
     def check(self, shards: list[str]) -> None:
         """Raise ReverieError where the folder holds shards that are not of these requests, or that others follow."""
-        own = {self._path(json.loads(shard)["number"]): self._sum(shard) for shard in shards}
+        own = {self._path(number): self._sum(shard) for number, shard in enumerate(shards)}
         for path in sorted(self.folder.glob(f"*{SHARD}")):
             if path not in own or _stats(path).get("sum") != own[path]:
                 raise ReverieError(
@@ -191,26 +190,21 @@ class ShardWorker:
     def _sum(self, shard: str) -> str:
         return sha256_of([shard, self.model or "", repr(self.options)])
 
-    def _find_whole(self, shard: str) -> Message | None:
-        path = self._path(json.loads(shard)["number"])
-        stats = _stats(path)
-        whole = stats.get("sum") == self._sum(shard) and not stats["failed"] and path.is_file()
-        return stats if whole else None
-
-    def _draw(self, shard: str) -> Message:
+    def _draw(self, asked: dict[str, Any], path: Path, key: str) -> Message:
         """Write a shard; its statistics come first, so that no shard is without them.
 
         One of which nothing was drawn is not written: readers of webdataset take an empty one for damaged.
         """
-        asked = json.loads(shard)
-        path, failed = self._path(asked["number"]), dict[str, str]()
+        from reverie.runtime import one_thread  # brings torch, which takes seconds
+
+        failed = dict[str, str]()
         for line in asked["requests"]:  # without its model no request of the shard can be drawn
             _load(self.model or (MUSIC_NAME if line["kind"] == Music.kind else None), self.options)
         path.unlink(missing_ok=True)  # one that lacks what failed would pass for whole beside the new statistics
         with (
             tempfile.TemporaryDirectory(dir=self.folder, prefix=".", suffix=PART) as scratch,
             tar_writer(path) as add,
-            _one_thread(),
+            one_thread(),
         ):
             for place, line in enumerate(asked["requests"]):
                 try:
@@ -221,7 +215,7 @@ class ShardWorker:
                 for name, content in members:
                     add(name, content)
             count = len(asked["requests"])
-            stats = {"count": count, "successes": count - len(failed), "failed": failed, "sum": self._sum(shard)}
+            stats = {"count": count, "successes": count - len(failed), "failed": failed, "sum": key}
             write_text(_stats_path(path), json.dumps(stats, indent=1, ensure_ascii=False))
         if not stats["successes"]:
             path.unlink()
@@ -236,7 +230,8 @@ class ShardWorker:
                 record = event.record
         content = output.read_bytes()
         output.unlink()
-        sample = {"key": key, "kind": request.kind, "model": self.model, "request": record["request"]}
+        model = self.model and recorded_name(self.model)  # no folder of this machine
+        sample = {"key": key, "kind": request.kind, "model": model, "request": record["request"]}
         return [
             (output.name, content),
             (f"{key}.txt", "\n".join(request.prompts).encode()),
@@ -261,19 +256,6 @@ def _load(name: str | None, options: tuple[tuple[str, Any], ...]) -> Pipeline:
     from reverie.pipeline import load  # brings torch, which takes seconds
 
     return load(name, **dict(options))
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: sums over several are rounded otherwise, and processes share the cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def _stats_path(path: Path) -> Path:

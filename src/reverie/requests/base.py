@@ -152,14 +152,23 @@ class Request(Frozen):
             raise ReverieError(f"request is not JSON: {error}") from error
         if not isinstance(data, dict):
             raise ReverieError(f"request must be a JSON object, not {type(data).__name__}")
-        if (kind := data.pop("kind", cls.kind)) == cls.kind and kind:
-            return cls.of(data)
+        return cls.of_kind(data)
+
+    @classmethod
+    def of_kind(cls, fields: Mapping[str, Any]) -> Self:
+        """Make a request of what `kind` and the other fields say; without a kind, of this class.
+
+        Raises ReverieError for a kind that is not one of this class, and as `of` does.
+        """
+        given = dict(fields)
+        if (kind := given.pop("kind", cls.kind)) == cls.kind and kind:
+            return cls.of(given)
         from reverie.requests.records import KINDS  # which imports this module
 
         kinds = {name: known for name, known in KINDS.items() if issubclass(known, cls)}
-        if kind not in kinds:
+        if not isinstance(kind, str) or kind not in kinds:
             raise ReverieError(_unknown("kind", kind, list(kinds)), field="kind")
-        return kinds[kind].of(data)
+        return kinds[kind].of(given)
 
 
 def random_seed() -> int:

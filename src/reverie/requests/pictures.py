@@ -80,7 +80,7 @@ class Hires(Frozen):
     width: Pixels | None = None
     height: Pixels | None = None
     upscaler: Upscaler = Field(
-        default="latent", description="what enlarges: the latents, by one of six filters, or lanczos the picture"
+        default="latent", description=f"what enlarges the latents, or the picture: {', '.join(UPSCALER_NAMES)}"
     )
     steps: int | None = Field(
         default=None, ge=1, le=1000, description="steps of the second pass; those of the first if not given"

@@ -2,6 +2,16 @@
 
 from reverie.runtime.int8 import quantize
 from reverie.runtime.kernels import native
-from reverie.runtime.transform import is_packed, limit_threads, pack, pack_after, spare_threads, unpack
+from reverie.runtime.transform import is_packed, limit_threads, one_thread, pack, pack_after, spare_threads, unpack
 
-__all__ = ["is_packed", "limit_threads", "native", "pack", "pack_after", "quantize", "spare_threads", "unpack"]
+__all__ = [
+    "is_packed",
+    "limit_threads",
+    "native",
+    "one_thread",
+    "pack",
+    "pack_after",
+    "quantize",
+    "spare_threads",
+    "unpack",
+]

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from threading import local
 from typing import Any, TypeVar
@@ -132,6 +133,17 @@ def limit_threads(environment: Mapping[str, str] = os.environ, control: Path = C
     limit = quota(control)
     if limit is not None and not _threads_chosen(environment):
         torch.set_num_threads(max(1, min(torch.get_num_threads(), math.ceil(limit))))
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Compute on one thread: its sums are the same on every machine, and processes that share the cores do not wait."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def spare_threads(network: nn.Module, environment: Mapping[str, str] = os.environ) -> None:

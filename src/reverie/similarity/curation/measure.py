@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property, lru_cache
 from itertools import islice
@@ -21,6 +20,7 @@ from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of, write_text
 from reverie.media.pictures import read_stored, upright
+from reverie.runtime import one_thread
 from reverie.similarity.curation.rules import Measurement
 from reverie.similarity.curation.samples import Message, Sample, read_samples
 from reverie.similarity.embed import Clip, load_clip
@@ -123,7 +123,7 @@ class Measuring:
         found = read_measured(target)
         # What a CLIP measured is good also where none is asked for: it cost much, and may be asked for again.
         if found is None or found["key"] != key or (self.scoring and found["identity"] != self.identity):
-            with _one_thread():
+            with one_thread():
                 measured, vectors, damage = self._measure(path)
             with atomic_write(target.with_suffix(".npy")) as temporary, temporary.open("wb") as file:
                 np.save(file, vectors)
@@ -152,17 +152,6 @@ class Measuring:
             measured += some
             vectors.append(rows)
         return measured, np.concatenate(vectors), samples.damage
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """Compute on one thread: many processes share the cores, and the sums of one thread are the same everywhere."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 class _Samples:

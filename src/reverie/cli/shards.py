@@ -1,23 +1,44 @@
-"""`reverie curate`: keep the samples of shards that are worth learning from."""
+"""`reverie curate` and `reverie render`: shards filtered and shards drawn, by processes or machines."""
 
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from reverie.cli.options import Json, Whole
+from reverie.cli.options import Json, ModelOptions, Whole
 from reverie.cli.output import say
-from reverie.cli.progress import show_progress
+from reverie.cli.progress import fetch, show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:
     from reverie.similarity.curation.report import Curated
     from reverie.similarity.curation.rules import Rules
+    from reverie.similarity.curation.samples import Spread
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class SpreadOptions:
+    """Share the work, a shard at a time."""
+
+    workers: Whole = 1
+    """How many processes of this machine share the work."""
+    ray: str | None = None
+    """Share it by Ray instead: "local" starts it here, else the address of a cluster that sees the same folders."""
+
+    def spread(self) -> Spread:
+        """Return what spreads it. Raises ReverieError for no workers, and where Ray is missing."""
+        from reverie.similarity.curation.samples import by_processes, by_ray
+
+        if self.workers < 1:
+            raise ReverieError(f"--workers {self.workers} should be 1 or more")
+        return by_processes(self.workers) if self.ray is None else by_ray(self.ray)
 
 
 @Parameter(name="*")
@@ -54,8 +75,7 @@ def curate(
     output: Annotated[Path, Parameter(("--output", "-o"))],
     limits: RuleOptions = RuleOptions(),
     aesthetic: Path | None = None,
-    workers: Whole = 1,
-    ray: str | None = None,
+    sharing: SpreadOptions = SpreadOptions(),
     clip: ClipOptions = ClipOptions(),
     as_json: Json = False,
 ) -> None:
@@ -71,27 +91,21 @@ def curate(
         Folder for the filtered shards, a .jsonl beside each that tells of every sample, and report.html.
     aesthetic
         Weights of LAION's aesthetic predictor, for ViT-L/14.
-    workers
-        How many processes of this machine share the work.
-    ray
-        Share the work by Ray instead: "local" starts it here, else the address of a cluster that sees the same folders.
     as_json
         Print the report as one JSON object.
     """
-    if workers < 1:
-        raise ReverieError(f"--workers {workers} should be 1 or more")
+    spread = sharing.spread()
     if aesthetic is not None and not aesthetic.is_file():
         raise ReverieError(f"no aesthetic head '{aesthetic}': there is no such file")
     if limits.min_aesthetic is not None and aesthetic is None:
         raise ReverieError("--min-aesthetic needs the weights of a head; give them with --aesthetic")
     rules = limits.rules()
-    from reverie.similarity.curation.samples import by_processes, by_ray, find_shards
+    from reverie.similarity.curation.samples import find_shards
 
     find_shards(source)  # what is wrong is said before a model is loaded
     from reverie.similarity.curation.measure import Scoring
     from reverie.similarity.curation.run import curate as run
 
-    spread = by_processes(workers) if ray is None else by_ray(ray)
     scoring = Scoring(**vars(clip) | {"model": _absolute(clip.model), "aesthetic": _absolute(aesthetic)})
     *_, last = show_progress(run(source, output, rules, scoring=scoring, spread=spread))
     assert last.outcome is not None
@@ -107,6 +121,43 @@ def _tell(outcome: Curated, output: Path) -> None:
         say(f"{count:8}  {reason}")
     for shard, damage in outcome.damaged.items():
         say(f"damaged {shard}: {damage}")
+
+
+def render(
+    requests: Path,
+    *,
+    output: Annotated[Path, Parameter(("--output", "-o"))],
+    sharing: SpreadOptions = SpreadOptions(),
+    shard_size: Whole = 100,
+    seed: Whole = 0,
+    model: ModelOptions = ModelOptions(),
+) -> None:
+    """Draw a file of requests to webdataset shards. Run again, it goes on where it was.
+
+    Parameters
+    ----------
+    requests
+        JSON lines of requests for pictures, films and music, or a .csv with a column per field.
+    output
+        Folder for the shards.
+    shard_size
+        How many requests a shard holds.
+    seed
+        Seed of the first request, where it names none; request n, from 0, has this plus n.
+    """
+    from reverie.jobs.render import read_requests
+    from reverie.jobs.render import render as run
+
+    asked, spread = read_requests(requests, seed), sharing.spread()
+    fetch(model)
+    failed = 0
+    for event in show_progress(run(asked, output, spread=spread, shard_size=shard_size, **vars(model))):
+        for number, why in event.failed.items():
+            print(f"request {number} failed: {why}", file=sys.stderr)
+        failed += len(event.failed)
+    say(f"{len(asked) - failed} of {len(asked)} requests drawn in {output}")
+    if failed:
+        raise ReverieError(f"{failed} of {len(asked)} requests failed; the others are drawn")
 
 
 def _absolute(path: str | Path | None) -> str | None:
