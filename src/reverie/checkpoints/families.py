@@ -75,11 +75,15 @@ def unet_layout(names: Collection[str]) -> Layout | None:
     return next((layout for layout in UNET_LAYOUTS if layout.first in names), None)
 
 
+SELF_KEYS = "attn1to_kweight"  # as wide as the image, where it attends to itself
 RESIDUAL = re.compile(r"(in_layers0|resnets\d+norm1)weight$")  # of a residual block, CompVis' and diffusers'
 
 
 class UNetShape(NamedTuple):
-    """Tell U-Nets apart: by width, channels, prompt's width, added embedding, embedded guidance, and their blocks."""
+    """Tell U-Nets apart: by width, channels, prompt's width, added embedding, embedded guidance, and their blocks.
+
+    `crossed` says that some image never attends to itself.
+    """
 
     width: int
     in_channels: int
@@ -88,6 +92,7 @@ class UNetShape(NamedTuple):
     guided: bool
     residuals: int
     transformers: int
+    crossed: bool
 
     @classmethod
     def of(cls, config: UNetConfig) -> UNetShape:
@@ -102,6 +107,7 @@ class UNetShape(NamedTuple):
             config.time_cond_proj_dim is not None,
             levels * config.layers_per_block + sum(map(len, up)) + (0 if middle is None else 2 if middle else 1),
             config.layers_per_block * sum(config.transformer_depth) + sum(map(sum, up)) + (middle or 0),
+            config.only_cross_attention is not None,
         )
 
     @classmethod
@@ -123,6 +129,7 @@ class UNetShape(NamedTuple):
             any(short.endswith("cond_projweight") for short in inside),
             sum(RESIDUAL.search(short) is not None for short in inside),
             sum(short.endswith("attn2to_kweight") for short in inside),
+            any(len(set(source.shape(name)[:2])) > 1 for short, name in inside.items() if short.endswith(SELF_KEYS)),
         )
 
 
