@@ -132,8 +132,8 @@ def unet_down(config: UNetConfig) -> Table:
         if down != last:
             table[f"down_blocks.{down}.downsamplers.0.conv"] = Place(f"input_blocks.{block}.0.op")
             block += 1
-    if (depth := config.mid_transformer_depth) is not None:
-        table |= _layer("mid_block", 0, "middle_block", depth)
+    if config.mid_transformer_depth is not None:
+        table |= _layer("mid_block", 0, "middle_block", config.mid_transformer_depth)
     return table | _residual("mid_block.resnets.1", "middle_block.2")
 
 

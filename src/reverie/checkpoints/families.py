@@ -323,9 +323,7 @@ SMALLXL = {
 
 def _small(base: Family, titles: dict[str, str]) -> list[Family]:
     """List the families of smaller U-Nets that were distilled from one."""
-    return [
-        replace(base, name=name, title=title, unet=UNETS[name], ambiguous=False) for name, title in titles.items()
-    ]
+    return [replace(base, name=name, title=title, unet=UNETS[name], ambiguous=False) for name, title in titles.items()]
 
 
 FAMILIES: dict[str, Family] = {

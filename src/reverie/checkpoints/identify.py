@@ -206,7 +206,7 @@ def identify(
     if not found:
         blocks = f"{shape.residuals} residual and {shape.transformers} transformer blocks"
         title = (
-            f"a U-Net of width {shape.width} with {shape.in_channels} input channels, {blocks} that reverie does not know"
+            f"a U-Net of width {shape.width} with {shape.in_channels} input channels, {blocks}, that is not known here"
         )
         return Contents("unknown", title, f"it reads single files of {', '.join(FAMILIES)}")
     whole = [family for family in found if all(tower.fits(source, names) for tower in family.towers)]

@@ -75,7 +75,9 @@ class UNetConfig:
         if any(0 in layers and any(layers) for layers in up or ()):
             raise ReverieError(f"U-Net with transformer depths {up} on the way up; give a level 0 alone, or none")
         if crossed is not None and len(crossed) != levels:
-            raise ReverieError(f"U-Net of {levels} levels with {len(crossed)} of only_cross_attention; give one a level")
+            raise ReverieError(
+                f"U-Net of {levels} levels with {len(crossed)} of only_cross_attention; give one a level"
+            )
 
     def up_depths(self, level: int) -> tuple[int, ...]:
         """Count the transformer blocks after each residual block of a level on the way up."""
