@@ -30,8 +30,8 @@ SINGULAR = {
 }
 SIZES = ("width", "scale")  # fields whose flag is WIDTHxHEIGHT, or such a text among others
 SAMPLED = (
-    *("negative", "seed", "steps", "guidance", "sampler", "schedule", "discard_penultimate", "guidance_rescale"),
-    *("guidance_interval", "cache_steps", "merge_tokens", "threshold"),
+    *("negative", "seed", "steps", "guidance", "sampler", "schedule", "eta"),
+    *("discard_penultimate", "guidance_rescale", "guidance_interval", "cache_steps", "merge_tokens", "threshold"),
 )
 
 

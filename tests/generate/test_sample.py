@@ -135,6 +135,6 @@ def test_every_sampler_meets_every_stage(tiny: Pipeline, sampler: str) -> None:
         return lambda x, t: torch.zeros_like(x)
 
     noise = Noise([0], (4, 4, 4))
-    list(sample(guided_denoiser(tiny, request, prompts, sigmas, bind=bind), sigmas, noise, sampler))
+    list(sample(guided_denoiser(tiny, request, prompts, sigmas, bind=bind), sigmas, noise, SAMPLERS[sampler]))
     assert sorted(set(bound)) == [0, 2, 3, 4, 5]
     assert len(bound) == 5  # each is bound once

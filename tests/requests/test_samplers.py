@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 
+from reverie.diffusion.samplers import SAMPLERS as SOLVERS
 from reverie.errors import ReverieError
 from reverie.requests.films import Animation
 from reverie.requests.pictures import TextToImage
-from reverie.requests.samplers import SAMPLERS, SCHEDULES, find_sampler, find_schedule
+from reverie.requests.samplers import RECORDS, SAMPLERS, SCHEDULES, find_sampler, find_schedule
 
 
 def test_every_name_is_found_as_it_is() -> None:
@@ -39,6 +42,9 @@ def test_every_name_is_found_as_it_is() -> None:
         ("UniPC Trailing", "unipc", "trailing"),
         ("pndm", "plms", None),
         ("LCMScheduler", "lcm", None),
+        ("TCDScheduler", "tcd", None),
+        ("TCD", "tcd", None),
+        ("ddim_trailing", "ddim", "trailing"),
     ],
 )
 def test_names_of_other_programs(name: str, sampler: str, schedule: str | None) -> None:
@@ -71,3 +77,12 @@ def test_a_given_schedule_counts_before_that_of_the_name() -> None:
         {"prompt": "a", "sampler": "DPM++ 2M SDE Exponential", "schedule": "karras"}
     )  # the default
     assert (request.sampler, request.schedule) == ("dpmpp_2m_sde", "exponential")
+
+
+def test_eta_is_for_samplers_whose_own_it_can_replace() -> None:
+    assert TextToImage(prompt="a", sampler="tcd", eta=0.5).eta == 0.5
+    with pytest.raises(ReverieError, match="euler takes no eta; choose from ddim, euler_ancestral, "):
+        TextToImage(prompt="a", sampler="euler", eta=0.5)
+    for name, record in RECORDS.items():
+        takes = inspect.signature(SOLVERS[name]).parameters.get("eta")
+        assert record.eta is None or (takes is not None and takes.default == record.eta)

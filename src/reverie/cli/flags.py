@@ -30,6 +30,8 @@ class SampledFlags:
     """Sampler: dpmpp_2m, euler, heun, ..., or as other programs call it; an unknown name lists them all; dpmpp_2m if not given."""
     schedule: str | None = None
     """Spacing of the noise levels: karras, exponential, ...; an unknown name lists them all; karras if not given."""
+    eta: float | None = None
+    """0 to 1, share of the noise that a step takes out and draws afresh (DDIM's eta, TCD's gamma); the sampler's own if not given."""
     discard_penultimate: Flag = False
     """Leave out the noise level before the last, of one step more, as A1111 does for DPM2 and 3M SDE."""
     guidance_rescale: float | None = None

@@ -15,7 +15,7 @@ from __future__ import annotations
 from functools import partial
 
 from reverie.diffusion.multistep import bh1, dpmpp_2m, dpmpp_3m, lms, plms, unipc
-from reverie.diffusion.onestep import dpm2, dpmpp_2s, dpmpp_sde, euler, heun, lcm
+from reverie.diffusion.onestep import dpm2, dpmpp_2s, dpmpp_sde, euler, heun, lcm, tcd
 from reverie.diffusion.step import Sampler
 
 SAMPLERS: dict[str, Sampler] = {
@@ -37,4 +37,5 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc_bh1": partial(unipc, order=3, variant=bh1),
     "unipc_bh2": partial(unipc, order=3),
     "lcm": lcm,
+    "tcd": tcd,
 }

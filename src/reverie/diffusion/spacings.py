@@ -1,7 +1,7 @@
 """Spacings: the noise levels that a sampler of so many steps visits, (schedule, steps) -> sigmas [steps + 1], falling.
 
-All end at 0 but `ddim`, which ends where CompVis does, and those of AUTOMATIC1111, which end where it does and may
-have other than [steps + 1] levels, as `ddim_uniform` has. The result is float64 on the CPU.
+All end at 0 but `ddim` and `tcd`, which end at the first timestep as their authors do, and those of AUTOMATIC1111, which
+end where it does and may have other than [steps + 1] levels, as `ddim_uniform` has. The result is float64 on the CPU.
 """
 
 from __future__ import annotations
@@ -76,6 +76,11 @@ def lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
     return _end(trained[torch.arange(_check(steps, distilled)) * distilled // steps])
 
 
+def tcd(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
+    """Visit the timesteps of `lcm` and end on alpha_bar[0], not on 1 (diffusers: TCDScheduler)."""
+    return torch.cat([lcm(schedule, steps, distilled)[:-1], schedule.sigmas[:1]])
+
+
 def simple(schedule: Schedule, steps: int) -> Sigmas:
     """Visit the levels at len - 1 - int(k len / steps), k = 0 to steps - 1 (ComfyUI: samplers.py, simple_scheduler)."""
     k = torch.arange(_check(steps, len(schedule)), dtype=torch.float64)
@@ -146,6 +151,7 @@ SPACINGS: dict[str, Spacing] = {
     "trailing": trailing,
     "ddim": ddim,
     "lcm": lcm,
+    "tcd": tcd,
     "simple": simple,
     "ddim_uniform": ddim_uniform,
     "a1111_ddim": a1111_ddim,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +30,7 @@ from reverie.diffusion.schedule import Schedule, to_ve, to_vp
 from reverie.diffusion.spacings import SPACINGS
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
 from reverie.generate.conditioning import Prompts
+from reverie.requests.base import SampledRequest
 from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning, StableDiffusion
 
@@ -149,8 +151,16 @@ def noise_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
     return torch.cat([sigmas[:-2], sigmas[-1:]])
 
 
+def sampler_of(system: StableDiffusion, request: SampledRequest) -> Sampler:
+    """Return the sampler that a request names, with the request's `eta`, for the schedule of the model."""
+    options: dict[str, Any] = {} if request.eta is None else {"eta": request.eta}
+    if request.sampler == "tcd":
+        options["schedule"] = system.schedule
+    return partial(SAMPLERS[request.sampler], **options)
+
+
 def sample(
-    denoise: Denoise, sigmas: Sigmas, noise: Noise, sampler: str, init: Float[Tensor, "b c h w"] | None = None
+    denoise: Denoise, sigmas: Sigmas, noise: Noise, sampler: Sampler, init: Float[Tensor, "b c h w"] | None = None
 ) -> Iterator[Step]:
     """Denoise from sigmas[0] to sigmas[-1] and yield every step; the last step's x is the finished latents.
 
@@ -158,7 +168,7 @@ def sample(
     """
     first = sigmas[0].item()
     x = to_ve(noise.initial(), first) if init is None else init + first * noise.initial()
-    return resume(denoise, sigmas, noise, SAMPLERS[sampler], x)
+    return resume(denoise, sigmas, noise, sampler, x)
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from reverie.errors import ReverieError
 from reverie.generate.conditioning import adapter_notes
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
-from reverie.generate.sample import SAME, noise_levels, sample
+from reverie.generate.sample import SAME, noise_levels, sample, sampler_of
 from reverie.media.pictures import REQUEST
 from reverie.media.sound import Sound
 from reverie.music.plan import MusicPlan, plan
@@ -152,7 +152,7 @@ def _play(
     for index in range(music.count):
         single = music.only(index)
         noise = run.noise(single)
-        for step in sample(run.denoiser(noise), run.sigmas, noise, music.sampler, run.begin()):
+        for step in sample(run.denoiser(noise), run.sigmas, noise, sampler_of(system, music), run.begin()):
             last = step.index == step.total - 1
             clip, done = _finish(run, single, step.x) if last else None, done + 1
             yield MusicStep(done, total, "steps", step.denoised, clip, notes=notes)

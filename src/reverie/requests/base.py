@@ -22,7 +22,7 @@ from pydantic_core import ErrorDetails
 
 from reverie.errors import ReverieError
 from reverie.requests import adapter_files
-from reverie.requests.samplers import DEFAULT_SCHEDULE, SamplerName, ScheduleName, resolve_names
+from reverie.requests.samplers import DEFAULT_SCHEDULE, RECORDS, SamplerName, ScheduleName, resolve_names
 
 # torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
@@ -201,6 +201,11 @@ class SampledRequest(Request):
         default=DEFAULT_SCHEDULE,
         description="spacing of the noise levels: karras, exponential, ...; an unknown name lists them all",
     )
+    eta: Fraction | None = Field(
+        default=None,
+        description="0 to 1, share of the noise that a step takes out and draws afresh (DDIM's eta, TCD's gamma); the "
+        "sampler's own if not given",
+    )
     discard_penultimate: bool = Field(
         default=False,
         description="leave out the noise level before the last, of one step more, as A1111 does for DPM2 and 3M SDE",
@@ -274,6 +279,13 @@ class SampledRequest(Request):
                 f"guidance from {start:g} to {end:g} never acts; give the smaller first, as 0.2,0.8",
                 field="guidance_interval",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_eta(self) -> Self:
+        if self.eta is not None and RECORDS[self.sampler].eta is None:
+            fitting = ", ".join(name for name, record in RECORDS.items() if record.eta is not None)
+            raise ReverieError(f"{self.sampler} takes no eta; choose from {fitting}, or leave eta out", field="eta")
         return self
 
     @property

@@ -42,6 +42,7 @@ SamplerLike: TypeAlias = (
         "unipc_bh1",
         "unipc_bh2",
         "lcm",
+        "tcd",
     ]
     | str
 )
@@ -56,6 +57,7 @@ ScheduleLike: TypeAlias = (
         "trailing",
         "ddim",
         "lcm",
+        "tcd",
         "simple",
         "ddim_uniform",
         "a1111_ddim",
@@ -75,6 +77,7 @@ class SampledOptions(TypedDict, total=False):
     steps: int
     sampler: SamplerLike
     schedule: ScheduleLike
+    eta: float | None
     discard_penultimate: bool
     guidance_rescale: float
     guidance_interval: tuple[float, float]

@@ -21,35 +21,38 @@ class SamplerRecord:
 
     `automatic` is the spacing that AUTOMATIC1111's "Automatic" stands for. `noise` is "none" for samplers that draw
     noise at the start alone, "fresh" for a draw per step, "brownian" where k-diffusion reads it off a Brownian path.
+    `eta` is the share of noise that a step draws afresh, None for samplers in which it is fixed.
     """
 
     label: str
     others: tuple[str, ...] = ()
     automatic: str = "normal"
     noise: Literal["none", "fresh", "brownian"] = "none"
+    eta: float | None = None
 
 
 RECORDS = {
     "ddpm": SamplerRecord("DDPM", ("DDPMScheduler",), noise="fresh"),
-    "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="a1111_ddim"),
+    "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="a1111_ddim", eta=0.0),
     "plms": SamplerRecord("PLMS", ("pndm", "PNDMScheduler"), automatic="a1111_ddim"),
     "euler": SamplerRecord("Euler", ("EulerDiscreteScheduler",)),
-    "euler_ancestral": SamplerRecord("Euler a", ("EulerAncestralDiscreteScheduler",), noise="fresh"),
+    "euler_ancestral": SamplerRecord("Euler a", ("EulerAncestralDiscreteScheduler",), noise="fresh", eta=1.0),
     "heun": SamplerRecord("Heun", ("HeunDiscreteScheduler",)),
     "dpm2": SamplerRecord("DPM2", ("kdpm_2", "KDPM2DiscreteScheduler"), automatic="karras"),
     "dpm2_ancestral": SamplerRecord(
-        "DPM2 a", ("kdpm_2_a", "KDPM2AncestralDiscreteScheduler"), automatic="karras", noise="fresh"
+        "DPM2 a", ("kdpm_2_a", "KDPM2AncestralDiscreteScheduler"), automatic="karras", noise="fresh", eta=1.0
     ),
     "lms": SamplerRecord("LMS", ("LMSDiscreteScheduler",)),
-    "dpmpp_2s_ancestral": SamplerRecord("DPM++ 2S a", automatic="karras", noise="fresh"),
+    "dpmpp_2s_ancestral": SamplerRecord("DPM++ 2S a", automatic="karras", noise="fresh", eta=1.0),
     "dpmpp_2m": SamplerRecord("DPM++ 2M", ("DPMSolverMultistepScheduler",), automatic="karras"),
-    "dpmpp_sde": SamplerRecord("DPM++ SDE", ("DPMSolverSDEScheduler",), automatic="karras", noise="brownian"),
-    "dpmpp_2m_sde": SamplerRecord("DPM++ 2M SDE", automatic="exponential", noise="brownian"),
-    "dpmpp_3m_sde": SamplerRecord("DPM++ 3M SDE", automatic="exponential", noise="brownian"),
+    "dpmpp_sde": SamplerRecord("DPM++ SDE", ("DPMSolverSDEScheduler",), automatic="karras", noise="brownian", eta=1.0),
+    "dpmpp_2m_sde": SamplerRecord("DPM++ 2M SDE", automatic="exponential", noise="brownian", eta=1.0),
+    "dpmpp_3m_sde": SamplerRecord("DPM++ 3M SDE", automatic="exponential", noise="brownian", eta=1.0),
     "unipc": SamplerRecord("UniPC", ("UniPCMultistepScheduler",), automatic="a1111_unipc"),
     "unipc_bh1": SamplerRecord("UniPC bh1", ("uni_pc",)),
     "unipc_bh2": SamplerRecord("UniPC bh2"),
     "lcm": SamplerRecord("LCM", ("LCMScheduler",), automatic="a1111_lcm", noise="fresh"),
+    "tcd": SamplerRecord("TCD", ("TCDScheduler", "sample_tcd"), automatic="sgm_uniform", noise="fresh", eta=0.3),
 }
 # What AUTOMATIC1111 calls a spacing, and after it the names of others; ours itself is one of them.
 SPACINGS: dict[str, tuple[str, ...]] = {
@@ -62,6 +65,7 @@ SPACINGS: dict[str, tuple[str, ...]] = {
     "trailing": (),
     "ddim": (),
     "lcm": (),
+    "tcd": (),
     "simple": ("Simple",),
     "ddim_uniform": ("DDIM", "DDIM uniform"),
     "a1111_ddim": (),

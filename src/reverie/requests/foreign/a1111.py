@@ -121,6 +121,8 @@ def read_sampler(draft: Draft) -> None:
     if label is None:
         return
     spacing = draft.sampler(label)
+    if RECORDS[draft.fields["sampler"]].eta is not None:
+        draft.eta(draft.take("Eta DDIM" if draft.fields["sampler"] == "ddim" else "Eta"))
     if schedule is not None and _is_ours(draft):
         draft.schedule(schedule)
         return

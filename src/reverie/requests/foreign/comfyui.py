@@ -244,6 +244,7 @@ def _read_sampling(draft: Draft, sampling: Sampling) -> None:
             draft.set_number(field, value, number)
     name = sampling.solver.name
     draft.sampler("of a node that is not understood" if name is None else name)
+    draft.eta(sampling.solver.eta)
     draft.schedule(sigmas.schedule)
     if sigmas.of_the_sampler:
         draft.discard(COMFYUI_DISCARDS)

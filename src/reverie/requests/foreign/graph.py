@@ -136,9 +136,10 @@ class Sigmas:
 
 @dataclass(frozen=True)
 class Solver:
-    """A sampler by its name."""
+    """A sampler by its name, and its eta where it is told."""
 
     name: object
+    eta: object = None
 
 
 @dataclass(frozen=True)

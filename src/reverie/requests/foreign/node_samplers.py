@@ -126,13 +126,23 @@ def levels_of(name: str, **usual: object) -> Reader:
 
 
 def solver_of(name: str, **usual: object) -> Reader:
-    """Read a node that is one sampler; settings that are not the usual ones are noted."""
+    """Read a node that is one sampler, and its eta; settings that are not the usual ones are noted."""
 
     def read(node: Node, slot: int, want: type) -> object:
         _note_unusual(node, usual)
-        return Solver(name)
+        return Solver(name, node.scalar("eta"))
 
     return read
+
+
+def tcd_sampling(node: Node, slot: int, want: type) -> object:
+    """Read ComfyUI-TCD's sampler and its levels, "simple" ones of 50 distilled timesteps; its model passes through."""
+    if want is Solver:
+        return Solver("tcd", node.scalar("eta"))
+    if want is Sigmas:
+        _note_unusual(node, {"scheduler": "simple"})
+        return Sigmas(node.scalar("steps"), "tcd", node.scalar("denoise", 1))
+    return node.get("model", want)
 
 
 def _note_unusual(node: Node, usual: dict[str, object]) -> None:
@@ -262,12 +272,13 @@ KNOWN: tuple[tuple[Reader, str], ...] = (
     (levels_of("SDTurboScheduler"), "SDTurboScheduler"),
     (levels_of("beta"), "BetaSamplingScheduler"),
     (levels_of("AlignYourSteps"), "AlignYourStepsScheduler"),
-    (solver_of("euler_ancestral", eta=1.0, s_noise=1.0), "SamplerEulerAncestral"),
+    (solver_of("euler_ancestral", s_noise=1.0), "SamplerEulerAncestral"),
     (solver_of("lms", order=4), "SamplerLMS"),
-    (solver_of("dpmpp_sde", eta=1.0, s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
-    (solver_of("dpmpp_2m_sde", solver_type="midpoint", eta=1.0, s_noise=1.0), "SamplerDPMPP_2M_SDE"),
-    (solver_of("dpmpp_3m_sde", eta=1.0, s_noise=1.0), "SamplerDPMPP_3M_SDE"),
-    (solver_of("dpmpp_2s_ancestral", eta=1.0, s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
+    (solver_of("dpmpp_sde", s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
+    (solver_of("dpmpp_2m_sde", solver_type="midpoint", s_noise=1.0), "SamplerDPMPP_2M_SDE"),
+    (solver_of("dpmpp_3m_sde", s_noise=1.0), "SamplerDPMPP_3M_SDE"),
+    (solver_of("dpmpp_2s_ancestral", s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
+    (tcd_sampling, "TCDModelSamplingDiscrete"),
     (_empty, "EmptyLatentImage, EmptySD3LatentImage, EmptyLatentImagePresets, EmptyLatentAudio"),
     (_decode, "VAEDecode, VAEDecodeTiled, VAEDecodeAudio"),
     (_load_picture, "LoadImage, LoadImageMask"),
