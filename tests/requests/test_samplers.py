@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
 import pytest
 
@@ -86,3 +87,31 @@ def test_eta_is_for_samplers_whose_own_it_can_replace() -> None:
     for name, record in RECORDS.items():
         takes = inspect.signature(SOLVERS[name]).parameters.get("eta")
         assert record.eta is None or (takes is not None and takes.default == record.eta)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"timesteps": (999, 499), "sigmas": (9, 0)}, "all the noise levels that are visited; leave out timesteps"),
+        ({"timesteps": (999, 499), "schedule": "trailing"}, "leave out schedule trailing"),
+        ({"sigmas": (9, 0), "discard_penultimate": True}, "leave out discard_penultimate"),
+        ({"timesteps": (499, 999)}, "timesteps 499,999 do not fall; give falling ones, such as 999,749"),
+        ({"sigmas": (9,)}, "sigmas 9 do not fall; give falling ones, such as 14.6"),
+        ({"timesteps": (999, 499), "steps": 3}, "timesteps 999,499 are 2 steps, not 3; leave steps out"),
+    ],
+)
+def test_free_levels_that_contradict_are_refused(fields: dict[str, Any], message: str) -> None:
+    with pytest.raises(ReverieError, match=message):
+        TextToImage.of({"prompt": "a", **fields})
+
+
+def test_free_levels_are_counted_and_replace_a_model_s_own_spacing() -> None:
+    own = {"steps": 2, "schedule": "trailing", "sampler": "lcm", "timesteps": (999, 499)}
+    open_request = TextToImage.of({"prompt": "a", "seed": 1, "timesteps": None})
+    followed = open_request.with_recommended(own)
+    assert (followed.timesteps, followed.steps, followed.schedule) == ((999, 499), 2, "karras")
+    assert TextToImage.from_json(followed.to_json()) == followed
+    four = open_request.replace(steps=4).with_recommended(own)
+    assert (four.timesteps, four.steps, four.schedule, four.sampler) == ((), 4, "trailing", "lcm")
+    free = TextToImage(prompt="a", seed=1, sigmas=(9, 3, 1, 0)).with_recommended(own)
+    assert (free.timesteps, free.steps, free.schedule, free.sampler) == ((), 3, "karras", "lcm")

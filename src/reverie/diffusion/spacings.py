@@ -1,7 +1,8 @@
 """Spacings: the noise levels that a sampler of so many steps visits, (schedule, steps) -> sigmas [steps + 1], falling.
 
-All end at 0 but `ddim` and `tcd`, which end at the first timestep as their authors do, and those of AUTOMATIC1111, which
-end where it does and may have other than [steps + 1] levels, as `ddim_uniform` has. The result is float64 on the CPU.
+All end at 0 but `ddim` and `tcd`, which end at the first timestep as their authors do, and those of AUTOMATIC1111,
+which end where it does and may have other than [steps + 1] levels, as `ddim_uniform` has. The result is float64 on the
+CPU.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Spacing = Callable[[Schedule, int], Sigmas]
 
 def normal(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly from the last timestep to the first, fractions included (k-diffusion: get_sigmas)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps)))
+    return visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps)))
 
 
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Sigmas:
@@ -37,12 +38,12 @@ def exponential(schedule: Schedule, steps: int) -> Sigmas:
 
 def sgm_uniform(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly as if for one step more, and leave out the last (Stability's generative-models; ComfyUI)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps) + 1)[:-1])
+    return visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps) + 1)[:-1])
 
 
 def linspace(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly from the last timestep to the first, rounded (Lin et al. 2305.08891, table 2)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps, len(schedule))).round())
+    return visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps, len(schedule))).round())
 
 
 def leading(schedule: Schedule, steps: int) -> Sigmas:
@@ -52,13 +53,13 @@ def leading(schedule: Schedule, steps: int) -> Sigmas:
     """
     stride = len(schedule) // _check(steps, len(schedule) - 1)
     t = 1 + stride * torch.arange(steps - 1, -1, -1)
-    return _visit(schedule, t if steps > 1 else torch.tensor([len(schedule) - 1]))
+    return visit(schedule, t if steps > 1 else torch.tensor([len(schedule) - 1]))
 
 
 def trailing(schedule: Schedule, steps: int) -> Sigmas:
     """Visit every (timesteps / steps)-th t, the last timestep being the first visited (2305.08891, table 2)."""
     ramp = _ramp(len(schedule), 0, _check(steps, len(schedule)) + 1)[:-1]
-    return _visit(schedule, ramp.round() - 1)
+    return visit(schedule, ramp.round() - 1)
 
 
 def ddim(schedule: Schedule, steps: int) -> Sigmas:
@@ -84,7 +85,7 @@ def tcd(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
 def simple(schedule: Schedule, steps: int) -> Sigmas:
     """Visit the levels at len - 1 - int(k len / steps), k = 0 to steps - 1 (ComfyUI: samplers.py, simple_scheduler)."""
     k = torch.arange(_check(steps, len(schedule)), dtype=torch.float64)
-    return _visit(schedule, len(schedule) - 1 - (k * (len(schedule) / steps)).floor())
+    return visit(schedule, len(schedule) - 1 - (k * (len(schedule) / steps)).floor())
 
 
 def ddim_uniform(schedule: Schedule, steps: int) -> Sigmas:
@@ -133,7 +134,8 @@ def _ramp(first: float | int, last: float | int, count: int) -> Float[Tensor, " 
     return torch.linspace(first, last, count, dtype=torch.float64)
 
 
-def _visit(schedule: Schedule, t: Real[Tensor, " steps"]) -> Sigmas:
+def visit(schedule: Schedule, t: Real[Tensor, " steps"]) -> Sigmas:
+    """Visit given timesteps, falling, and end at 0."""
     return _end(schedule.t_to_sigma(t))
 
 

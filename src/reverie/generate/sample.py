@@ -27,8 +27,9 @@ from reverie.diffusion.guidance import (
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp
-from reverie.diffusion.spacings import SPACINGS
+from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
+from reverie.errors import ReverieError
 from reverie.generate.conditioning import Prompts
 from reverie.requests.base import SampledRequest
 from reverie.requests.pictures import TextToImage
@@ -143,12 +144,30 @@ def _denoiser(system: StableDiffusion, request: TextToImage, predict: Network) -
 
 
 def noise_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
-    """Return the noise levels that a request visits, falling."""
+    """Return the noise levels that a request visits, falling.
+
+    Sigmas of rectified flow are the t of x_t = (1 - t) x0 + t eps. Raises ReverieError for timesteps that the model
+    does not have.
+    """
+    if request.timesteps or request.sigmas:
+        return _free_levels(system, request)
     space = SPACINGS[request.schedule]
     if not request.discard_penultimate:
         return space(system.schedule, request.steps)
     sigmas = space(system.schedule, request.steps + 1)
     return torch.cat([sigmas[:-2], sigmas[-1:]])
+
+
+def _free_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
+    schedule, config = system.schedule, system.schedule_config
+    if request.timesteps and (config.is_edm or request.timesteps[0] >= len(schedule)):
+        has = "noise levels alone; give sigmas" if config.is_edm else f"timesteps from 0 to {len(schedule) - 1}"
+        raise ReverieError(f"timestep {request.timesteps[0]:g} is not possible: {system.name} has {has}")
+    levels = torch.tensor(request.timesteps or request.sigmas, dtype=torch.float64)
+    if config.prediction == "flow":
+        t = torch.cat([levels / len(schedule), levels.new_zeros(1)]) if request.timesteps else levels
+        return (t / (1 - t)).clamp(max=schedule.sigma_max)
+    return visit(schedule, levels) if request.timesteps else levels
 
 
 def sampler_of(system: StableDiffusion, request: SampledRequest) -> Sampler:

@@ -77,6 +77,8 @@ class SampledOptions(TypedDict, total=False):
     steps: int
     sampler: SamplerLike
     schedule: ScheduleLike
+    timesteps: Sequence[float]
+    sigmas: Sequence[float]
     eta: float | None
     discard_penultimate: bool
     guidance_rescale: float

@@ -342,6 +342,9 @@ def _read_ours(draft: Draft) -> None:
     """Read what AUTOMATIC1111 has no name for and our own text says."""
     if draft.take("Discard penultimate sigma") == "True":
         draft.fields["discard_penultimate"] = True
+    for name in ("timesteps", "sigmas"):
+        if levels := re.findall(r"[\d.]+(?:e-?\d+)?", str(draft.take(name.capitalize(), default=""))):
+            draft.fields[name] = tuple(map(float, levels))
     draft.number("cache_steps", "Cache steps", kind=int)
     draft.number("merge_tokens", "Token merging ratio")
     interval = re.fullmatch(r"([\d.]+) to ([\d.]+)", str(draft.given.get("Guidance interval", "")))

@@ -245,7 +245,10 @@ def _read_sampling(draft: Draft, sampling: Sampling) -> None:
     name = sampling.solver.name
     draft.sampler("of a node that is not understood" if name is None else name)
     draft.eta(sampling.solver.eta)
-    draft.schedule(sigmas.schedule)
+    if sigmas.levels:
+        draft.fields["sigmas"] = sigmas.levels
+    else:
+        draft.schedule(sigmas.schedule)
     if sigmas.of_the_sampler:
         draft.discard(COMFYUI_DISCARDS)
     draft.noise("cpu_then_gpu", "ComfyUI")

@@ -125,6 +125,12 @@ def levels_of(name: str, **usual: object) -> Reader:
     return read
 
 
+def manual_sigmas(node: Node, slot: int, want: type) -> object:
+    """Read levels that are written out."""
+    levels = tuple(map(float, re.findall(r"\d*\.?\d+(?:e-?\d+)?", node.text("sigmas"))))
+    return Sigmas(len(levels) - 1, "", levels=levels)
+
+
 def solver_of(name: str, **usual: object) -> Reader:
     """Read a node that is one sampler, and its eta; settings that are not the usual ones are noted."""
 
@@ -269,6 +275,7 @@ KNOWN: tuple[tuple[Reader, str], ...] = (
     (split_sigmas, "SplitSigmas, SplitSigmasDenoise"),
     (levels_of("karras", sigma_max=14.614642, sigma_min=0.0291675, rho=7.0), "KarrasScheduler"),
     (levels_of("exponential", sigma_max=14.614642, sigma_min=0.0291675), "ExponentialScheduler"),
+    (manual_sigmas, "ManualSigmas"),
     (levels_of("SDTurboScheduler"), "SDTurboScheduler"),
     (levels_of("beta"), "BetaSamplingScheduler"),
     (levels_of("AlignYourSteps"), "AlignYourStepsScheduler"),
