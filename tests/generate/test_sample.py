@@ -19,6 +19,8 @@ from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning
 
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers, numpy 2
+
 X = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
 

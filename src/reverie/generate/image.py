@@ -24,14 +24,14 @@ from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
 from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_noise
-from reverie.generate.conditioning import Prompts, adapter_notes
+from reverie.generate.conditioning import Prompts, adapter_notes, follow_recommended
 from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample, sampler_of
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
-from reverie.requests.base import steps_taken
+from reverie.requests.base import FREE_LEVELS, steps_taken
 from reverie.requests.pictures import ControlInput, ImageToImage, Outpaint, TextToImage
 from reverie.requests.records import texts
 from reverie.runtime import is_packed, pack
@@ -171,6 +171,8 @@ def _passes(
     hires = request.hires
     width, height = hires.size(request.width or 0, request.height or 0, codec.factor)
     changes: dict[str, object] = {"width": width, "height": height, "steps": hires.steps or request.steps}
+    if hires.steps is not None:
+        changes |= dict.fromkeys(FREE_LEVELS, ())  # of the first pass alone
     if isinstance(request, ImageToImage):
         changes["strength"] = hires.strength  # the first pass's may leave none of so few steps
     larger = request.replace(**changes)
@@ -249,7 +251,7 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
         larger = hires.size(width, height, system.codec.factor)
         system.codec.latent_shape(*larger)
         hires = hires.replace(width=larger[0], height=larger[1])
-    return request.with_recommended(system.recommended.fields()).replace(width=width, height=height, hires=hires)
+    return follow_recommended(system, request).replace(width=width, height=height, hires=hires)
 
 
 def _draw(

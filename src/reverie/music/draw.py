@@ -23,7 +23,7 @@ from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.guidance import hold_known
 from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import adapter_notes
+from reverie.generate.conditioning import adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
 from reverie.generate.sample import SAME, noise_levels, sample, sampler_of
@@ -116,7 +116,7 @@ def stream(system: StableDiffusion, music: Music) -> Iterator[MusicStep]:
     Drawings of one model take turns, see `generate.modified`. Raises ReverieError, before any work, for a model that
     draws no spectrograms and for sounds that cannot be read.
     """
-    params, music = hearing(system), music.with_recommended(system.recommended.fields())
+    params, music = hearing(system), follow_recommended(system, music)
     given = read_given(music, params)
     laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
     shared, coders = _shared_request(music, laid), (system.autoencoder.encoder, system.autoencoder.decoder)

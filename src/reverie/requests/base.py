@@ -142,6 +142,8 @@ class Request(Frozen):
             fields = {name: value for name, value in fields.items() if name not in FREE_LEVELS}
         if (named | fields.keys()) & FREE_LEVELS:
             fields.pop("schedule", None)
+        if "sampler" in named:
+            fields.pop("eta", None)
         return self.replace(**fields)
 
     def to_json(self) -> str:
