@@ -14,9 +14,9 @@ from torch import Tensor
 
 from reverie.checkpoints import hub
 from reverie.checkpoints.configs import parameterise
-from reverie.checkpoints.load import STEMS, Components, Recommended, load_folder
+from reverie.checkpoints.load import STEMS, Components, load_folder
 from reverie.checkpoints.save import FULL, Precision, save_folder
-from reverie.checkpoints.single import load_file, load_vae, replace_unet
+from reverie.checkpoints.single import load_file, load_vae, recommended_for, replace_unet
 from reverie.checkpoints.weights import content_hash, find_weights
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Network, Scalings
@@ -25,7 +25,6 @@ from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError, choose
 from reverie.requests.references import BUNDLED as FOLDERS
 from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, TURBO_NAME
-from reverie.requests.samplers import LATENT_CONSISTENCY, few_steps
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
@@ -260,7 +259,7 @@ def load(
     components = _read(found, place, kind, variant, config, prediction, vae)
     if unet is not None:
         components = replace_unet(components, unet, prediction)
-    components = replace(components, recommended=_recommended(components, name, unet))
+    components = replace(components, recommended=recommended_for(components, name, unet))
     name = _with_hash(name, _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part], kind)
     if target.type == "cuda":
         to_channels_last(components.unet)
@@ -299,15 +298,6 @@ def _read(
         return components
     autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
     return replace(components, autoencoder=autoencoder)
-
-
-def _recommended(components: Components, name: str, unet: str | Path | None) -> Recommended:
-    """Return what is recommended for the U-Net that was put in, by the model's folder, or for the model's family."""
-    family = None if unet is None else few_steps(Path(unet).stem)
-    if family is None and components.recommended == Recommended():
-        consistent = components.unet.config.time_cond_proj_dim is not None
-        family = few_steps(name) or (LATENT_CONSISTENCY if consistent else None)
-    return components.recommended if family is None else Recommended(**family.fields(), family=family.title)
 
 
 def _quicken(components: Components, *, int8: bool) -> None:
