@@ -282,7 +282,7 @@ def replace_unet(components: Components, path: str | Path, prediction: str | Non
     return replace(components, unet=unet, schedule_config=schedule)
 
 
-def recommended_for(components: Components, name: str, unet: str | Path | None = None) -> Recommended:
+def recommendation_for(components: Components, name: str, unet: str | Path | None = None) -> Recommended:
     """Return what is recommended for the U-Net that was put in, by the model's folder, or for the model's kind.
 
     That is a family of few-step models, told by the file's or the model's name, or rectified flow, whose levels lie

@@ -288,14 +288,14 @@ def _few_steps_notes(system: StableDiffusion, request: SampledRequest) -> Iterat
     fields = (lora_family or system.recommended).fields()
     instead = {"schedule"} if request.timesteps or request.sigmas else set()
     others = [name for name, value in fields.items() if getattr(request, name) != value and name not in instead]
-    asked = ", ".join(f"{name} {_written(value)}" for name, value in fields.items() if name not in instead)
-    kept = ", ".join(f"{name} {_written(getattr(request, name))}" for name in others)
+    asked = ", ".join(f"{name} {_text_of(value)}" for name, value in fields.items() if name not in instead)
+    kept = ", ".join(f"{name} {_text_of(getattr(request, name))}" for name in others)
     yield f"{title} is made for {asked}" + (f"; the request has {kept}" if kept else "")
 
 
-def _written(value: object) -> str:
+def _text_of(value: object) -> str:
     if isinstance(value, tuple):
-        return ",".join(map(_written, value)) or "none"
+        return ",".join(map(_text_of, value)) or "none"
     return f"{value:g}" if isinstance(value, float) else str(value).lower()
 
 

@@ -20,6 +20,7 @@ from reverie.adapters.control import Control, bind_controls, load_controlnet
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
+from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
@@ -28,7 +29,7 @@ from reverie.generate.conditioning import Prompts, adapter_notes, follow_recomme
 from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
-from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample, sampler_of
+from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
 from reverie.requests.base import FREE_LEVELS, steps_taken
@@ -77,7 +78,7 @@ class PictureRun:
         noise = starting_noise(singles, shape, self.codec.factor, self.system.device)
         denoise = self._denoiser(one, noise.initial())
         init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
-        return sample(denoise, one.sigmas, noise, sampler_of(self.system, one.request), init)
+        return sample(denoise, one.sigmas, noise, pick_sampler(one.request.sampler, self.system.schedule, one.request.eta), init)
 
     def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"]) -> Denoise:
         """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import cache, partial
-from typing import Any
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -25,13 +24,11 @@ from reverie.diffusion.guidance import (
     within,
 )
 from reverie.diffusion.noise import Noise
-from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp
 from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import Prompts
-from reverie.requests.base import SampledRequest
 from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning, StableDiffusion
 
@@ -168,14 +165,6 @@ def _free_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
         t = torch.cat([levels / len(schedule), levels.new_zeros(1)]) if request.timesteps else levels
         return (t / (1 - t)).clamp(max=schedule.sigma_max)
     return visit(schedule, levels) if request.timesteps else levels
-
-
-def sampler_of(system: StableDiffusion, request: SampledRequest) -> Sampler:
-    """Return the sampler that a request names, with the request's `eta`, for the schedule of the model."""
-    options: dict[str, Any] = {} if request.eta is None else {"eta": request.eta}
-    if request.sampler == "tcd":
-        options["schedule"] = system.schedule
-    return partial(SAMPLERS[request.sampler], **options)
 
 
 def sample(
