@@ -78,7 +78,8 @@ class PictureRun:
         noise = starting_noise(singles, shape, self.codec.factor, self.system.device)
         denoise = self._denoiser(one, noise.initial())
         init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
-        return sample(denoise, one.sigmas, noise, pick_sampler(one.request.sampler, self.system.schedule, one.request.eta), init)
+        sampler = pick_sampler(one.request.sampler, self.system.schedule, one.request.eta)
+        return sample(denoise, one.sigmas, noise, sampler, init)
 
     def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"]) -> Denoise:
         """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
