@@ -8,7 +8,8 @@ CPU.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Real
@@ -93,6 +94,23 @@ def ddim_uniform(schedule: Schedule, steps: int) -> Sigmas:
     return _end(_strided_levels(schedule, steps))
 
 
+# The levels of 10 steps that were optimised for SD 1.5 and for SDXL (the authors' page, AlignYourSteps/howto.html).
+ALIGNED = (14.6146412293, 6.4745760956, 3.8636745985, 2.694615152, 1.8841921177, 1.3943805092, 0.9642583904)
+ALIGNED += (0.6523686016, 0.3977456272, 0.1515232662, 0.0291671582)
+ALIGNED_XL = (14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141, 0.5550693289)
+ALIGNED_XL += (0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582)
+
+
+def align_your_steps(schedule: Schedule, steps: int, *, levels: Sequence[float] = ALIGNED) -> Sigmas:
+    """Visit the levels optimised for 10 steps, or between them in log sigma, the last as 0 (Sabour et al. 2404.14507).
+
+    They are those of Stable Diffusion's schedule, whatever the model's is. The last step is as in ComfyUI and diffusers.
+    """
+    optimal, places = torch.tensor(levels, dtype=torch.float64).log(), _ramp(0, len(levels) - 1, _check(steps) + 1)
+    low = places.floor().long().clamp(max=len(levels) - 2)
+    return _end(torch.lerp(optimal[low], optimal[low + 1], places - low).exp()[:-1])
+
+
 def a1111_ddim(schedule: Schedule, steps: int) -> Sigmas:
     """Visit the timesteps of `ddim_uniform` and stop at t = 1 (stable-diffusion-webui: sd_samplers_timesteps.py)."""
     sigmas = _strided_levels(schedule, steps)
@@ -156,6 +174,8 @@ SPACINGS: dict[str, Spacing] = {
     "tcd": tcd,
     "simple": simple,
     "ddim_uniform": ddim_uniform,
+    "align_your_steps": align_your_steps,
+    "align_your_steps_xl": partial(align_your_steps, levels=ALIGNED_XL),
     "a1111_ddim": a1111_ddim,
     "a1111_unipc": a1111_unipc,
     "a1111_lcm": a1111_lcm,

@@ -60,6 +60,8 @@ ScheduleLike: TypeAlias = (
         "tcd",
         "simple",
         "ddim_uniform",
+        "align_your_steps",
+        "align_your_steps_xl",
         "a1111_ddim",
         "a1111_unipc",
         "a1111_lcm",

@@ -70,6 +70,8 @@ SPACINGS: dict[str, tuple[str, ...]] = {
     "tcd": (),
     "simple": ("Simple",),
     "ddim_uniform": ("DDIM", "DDIM uniform"),
+    "align_your_steps": ("Align Your Steps",),
+    "align_your_steps_xl": (),
     "a1111_ddim": (),
     "a1111_unipc": (),
     "a1111_lcm": (),

@@ -309,6 +309,14 @@ def test_eta_is_read_where_it_was_in_force(read: Text) -> None:
     assert read(text.format("Euler", "Eta: 0.67")).notes == ("Eta: 0.67",)
 
 
+def test_aligned_steps_are_those_of_the_size_s_family(read: Text) -> None:
+    text = "a\nSteps: 12, Sampler: Euler, Schedule type: Align Your Steps, CFG scale: 7, Seed: 1, Size: {}, RNG: CPU, "
+    for size, schedule in (("512x512", "align_your_steps"), ("1024x1024", "align_your_steps_xl")):
+        record = read(text.format(size) + "Version: v1.10.1")
+        assert record.request.schedule == schedule
+        assert record.notes == ("schedule: Align Your Steps has a level more above 0 there, of as many steps",)
+
+
 def test_our_own_parameters_miss_nothing(read: Text) -> None:
     """As after another program has kept AUTOMATIC1111's text and dropped ours."""
     free = TextToImage(prompt="a", seed=7, guidance=3, width=64, height=48, sampler="tcd", eta=0.5)

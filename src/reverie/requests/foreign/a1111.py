@@ -137,6 +137,9 @@ def read_sampler(draft: Draft) -> None:
     else:
         draft.schedule(record.automatic if schedule == "Automatic" else schedule)
     draft.discard(DISCARDS)
+    if draft.fields.get("schedule") == "align_your_steps":
+        draft.fields["schedule"] += "_xl" * is_large(draft.fields)
+        draft.note("schedule: Align Your Steps has a level more above 0 there, of as many steps")
 
 
 def _is_ours(draft: Draft) -> bool:

@@ -125,6 +125,13 @@ def levels_of(name: str, **usual: object) -> Reader:
     return read
 
 
+def align_your_steps(node: Node, slot: int, want: type) -> object:
+    """Read the levels that were optimised for a kind of model."""
+    names = {"SD1": "align_your_steps", "SDXL": "align_your_steps_xl"}
+    kind = node.scalar("model_type")
+    return Sigmas(node.scalar("steps"), names.get(kind, f"AlignYourSteps of {kind}"), node.scalar("denoise", 1))
+
+
 def manual_sigmas(node: Node, slot: int, want: type) -> object:
     """Read levels that are written out."""
     levels = tuple(map(float, re.findall(r"\d*\.?\d+(?:e-?\d+)?", node.text("sigmas"))))
@@ -278,7 +285,7 @@ KNOWN: tuple[tuple[Reader, str], ...] = (
     (manual_sigmas, "ManualSigmas"),
     (levels_of("SDTurboScheduler"), "SDTurboScheduler"),
     (levels_of("beta"), "BetaSamplingScheduler"),
-    (levels_of("AlignYourSteps"), "AlignYourStepsScheduler"),
+    (align_your_steps, "AlignYourStepsScheduler"),
     (solver_of("euler_ancestral", s_noise=1.0), "SamplerEulerAncestral"),
     (solver_of("lms", order=4), "SamplerLMS"),
     (solver_of("dpmpp_sde", s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
