@@ -104,7 +104,7 @@ ALIGNED_XL += (0.3798540708, 0.2332364134, 0.1114188177, 0.0291671582)
 def align_your_steps(schedule: Schedule, steps: int, *, levels: Sequence[float] = ALIGNED) -> Sigmas:
     """Visit the levels optimised for 10 steps, or between them in log sigma, the last as 0 (Sabour et al. 2404.14507).
 
-    They are those of Stable Diffusion's schedule, whatever the model's is. The last step is as in ComfyUI and diffusers.
+    They are those of Stable Diffusion's schedule, whatever the model's is; the last is as in ComfyUI and diffusers.
     """
     optimal, places = torch.tensor(levels, dtype=torch.float64).log(), _ramp(0, len(levels) - 1, _check(steps) + 1)
     low = places.floor().long().clamp(max=len(levels) - 2)
