@@ -6,6 +6,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import torch
@@ -301,9 +302,11 @@ def follow_recommended(system: StableDiffusion, request: Sampled) -> Sampled:
 
 
 def _few_steps_lora(request: SampledRequest) -> FewSteps | None:
-    """Return the family of the request's first LoRA for few steps; files as the hub names them go by their folder."""
-    files = [path for path, unet, _ in loras_of(request) if unet]
-    names = [path.parent.name if path.name in adapter_files.FOLDER_WEIGHTS else path.stem for path in files]
+    """Return the family of the request's first LoRA for few steps; a file as the hub names them goes by its folder."""
+    listed = [(path, unet) for path, unet, _ in map(adapter_files.parse, request.loras)]
+    tags = [(Path(tag.name), tag.unet) for text in request.prompts for tag in extract(text).loras]
+    files = [path for path, unet in (*listed, *tags) if unet]
+    names = [path.parent.name if path.name in adapter_files.FOLDER_WEIGHTS else path.name for path in files]
     return next(filter(None, map(few_steps, names)), None)
 
 
