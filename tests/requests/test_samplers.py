@@ -135,7 +135,7 @@ def test_free_levels_are_counted_and_replace_a_model_s_own_spacing() -> None:
         ("TCD-SD15-LoRA", "TCD", {"sampler": "tcd", "schedule": "tcd", "eta": 0.3, "steps": 4, "guidance": 1}),
         ("dmd2_sdxl_4step_lora_fp16", "DMD2", {"sampler": "lcm", "schedule": "trailing", "steps": 4}),
         ("dmd2_sdxl_1step_unet_fp16", "DMD2 in one step", {"sampler": "lcm", "timesteps": (399,), "steps": 1}),
-        ("pcm_sd15_smallcfg_2step_converted", "PCM", {"sampler": "tcd", "steps": 2, "guidance": 1}),
+        ("pcm_sd15_smallcfg_2step_converted", "PCM", {"sampler": "tcd", "steps": 2, "eta": 0}),
         ("pcm_sdxl_normalcfg_8step_converted", "PCM with guidance", {"steps": 8, "guidance": 7.5}),
         ("sdxs-512-0.9", "SDXS", {"steps": 1, "guidance": 1}),
     ],

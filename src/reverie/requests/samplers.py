@@ -180,8 +180,8 @@ FEW_STEPS = (
     FewSteps("TCD", "tcd-sd(?:15|21-base|xl)-lora", "tcd", "tcd", 4, eta=0.3),
     FewSteps("DMD2 in one step", "dmd2-sdxl-1step", "lcm", timesteps=(399,)),
     FewSteps("DMD2", r"dmd2-sdxl-(\d)step", "lcm"),  # of 4 steps the trailing timesteps are 999, 749, 499, 249
-    FewSteps("PCM", r"pcm-sd(?:15|xl)-smallcfg-(\d+)step", "tcd", "tcd", eta=0.3),
-    FewSteps("PCM with guidance", r"pcm-sd(?:15|xl)-normalcfg-(\d+)step", "tcd", "tcd", eta=0.3, guidance=7.5),
+    FewSteps("PCM", r"pcm-sd(?:15|xl)-smallcfg-(\d+)step", "tcd", "tcd", eta=0),
+    FewSteps("PCM with guidance", r"pcm-sd(?:15|xl)-normalcfg-(\d+)step", "tcd", "tcd", eta=0, guidance=7.5),
     FewSteps("PCM like LCM", "pcm-sd(?:15|xl)-lcmlike-lora", "lcm", "lcm", 4),
     FewSteps("SDXS", "sdxs-512", "euler"),
 )
