@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import Parameter
 
 from reverie.cli.flags import FurtherFlags, InitFlags, PictureAdapterFlags, PictureFlags
 from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, Whole, parse_time
 from reverie.errors import ReverieError
+
+if TYPE_CHECKING:
+    from reverie.jobs.batches import BatchJob
+    from reverie.jobs.events import Job
+    from reverie.requests.pictures import TextToImage
 
 PREVIEW_STEPS = 4  # steps between two previews
 
@@ -28,6 +34,17 @@ class JudgeOptions:
     """Draw beside each picture, in NAME-explained.png, where the attention to each word was; draws it once more."""
 
 
+@Parameter(name="*", group="Draw many")
+@dataclass(frozen=True, kw_only=True)
+class ManyOptions:
+    """Draw pictures that differ in more than their seeds."""
+
+    dynamic: Flag = False
+    """Draw each picture's prompts by its seed: {a|b}, {2$$a|b|c}, {3::a|b}, as A1111's extension dynamic prompts."""
+    wildcards: Path | None = None
+    """Folder of wildcards for --dynamic, which it implies: __animals__ is a line of animals.txt."""
+
+
 def image(
     prompt: str,
     /,
@@ -36,6 +53,7 @@ def image(
     init: InitFlags = InitFlags(),
     adapters: PictureAdapterFlags = PictureAdapterFlags(),
     further: FurtherFlags = FurtherFlags(),
+    many: ManyOptions = ManyOptions(),
     judge: JudgeOptions = JudgeOptions(),
     model: ModelOptions = ModelOptions(),
     result: ResultOptions = ResultOptions(),
@@ -59,15 +77,48 @@ def image(
     request, within = ask_picture(prompt, drawing, init, adapters, further), parse_time(time_budget)
     if within is not None and model.compile:
         raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
-    job = PictureJob(
-        request=request,
-        output=result.output or Path(f"{slug(prompt)}-{request.seed}.png"),
-        model=model.model,
-        time_budget=within,
-        **vars(judge),
-        **finishing(model, result, files),
-    )
+    output = result.output or Path(f"{slug(prompt)}-{request.seed}.png")
+    options = {"model": model.model, "time_budget": within, **vars(judge), **finishing(model, result, files)}
+    requests = draw_many(request, many)
+    if len(requests) == 1:
+        job: Job = PictureJob(request=requests[0], output=output, **options)
+    else:
+        job = batch(requests, output, options)
+    check_preview(result.preview, requests)
     carry_out(job, model, result.as_json, result.preview)
+
+
+def draw_many(request: TextToImage, many: ManyOptions) -> tuple[TextToImage, ...]:
+    """Return the requests that a request becomes by the options; itself where they ask for nothing."""
+    if not many.dynamic and many.wildcards is None:
+        return (request,)
+    from reverie.requests.templates import Wildcards, draw_prompts
+
+    return draw_prompts(request, Wildcards(many.wildcards))
+
+
+def batch(requests: tuple[TextToImage, ...], output: Path, options: dict[str, Any]) -> BatchJob:
+    """Return the job for several requests, with `options` of a `PictureJob`; a grid is one file more."""
+    from reverie.jobs.batches import BatchJob
+    from reverie.jobs.outputs import numbered_paths
+    from reverie.jobs.pictures import PictureJob
+
+    if options["best_of"] is not None:
+        raise ReverieError("--best-of compares pictures of one prompt; leave it out where prompts differ")
+    sheet, options = output if options["grid"] else None, {**options, "grid": False}
+    paths = zip(requests, numbered_paths(output, len(requests)), strict=True)
+    jobs = tuple(PictureJob(request=request, output=path, **options) for request, path in paths)
+    return BatchJob(jobs=jobs, sheet=sheet)
+
+
+def check_preview(preview: Path | None, requests: Iterable[TextToImage]) -> None:
+    """Raise ReverieError where a preview cannot be written, or is a file that a request starts from."""
+    from reverie.jobs.outputs import check_outputs, check_writable
+
+    if preview is not None:
+        check_writable([preview])
+        for request in requests:
+            check_outputs([preview], request)
 
 
 def finishing(model: ModelOptions, result: ResultOptions, files: FileOptions) -> dict[str, Any]:

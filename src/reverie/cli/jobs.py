@@ -14,8 +14,6 @@ from reverie.cli.output import say
 from reverie.cli.progress import fetch, show_progress
 from reverie.jobs.events import Event, Finished, Job, Note, Preview, Saved
 from reverie.jobs.films import FilmJob
-from reverie.jobs.outputs import check_outputs, check_writable
-from reverie.jobs.pictures import PictureJob
 from reverie.media.pictures import save
 from reverie.progress import Progress
 
@@ -24,11 +22,8 @@ if TYPE_CHECKING:
 
 
 def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None = None) -> None:
-    """Check where to write, load the model, show what happens, and report; `preview` is written over by previews."""
+    """Check the job, load the model, show what happens, and report; `preview` is written over by previews."""
     job.check()
-    if preview is not None and isinstance(job, PictureJob):
-        check_writable([preview])
-        check_outputs([preview], job.request)
     saved: list[Path] = []
     done, finished = 0, Finished({})
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cyclopts import App
 
-from reverie.cli.image import finishing
+from reverie.cli.image import check_preview, finishing
 from reverie.cli.options import FileOptions, ModelOptions, Output, ResultOptions, Several, Whole
 from reverie.cli.output import say
 
@@ -42,6 +42,7 @@ def replay(
         File of a LoRA, or FILE:weight, in place of the file's; may be given several times.
     """
     from reverie.cli.jobs import carry_out, show
+    from reverie.jobs.pictures import PictureJob
     from reverie.jobs.replay import replay_job
 
     given = {"init": init, "mask": mask, "seed": seed, "steps": steps, "loras": lora or None}
@@ -50,6 +51,8 @@ def replay(
     job, notes = replay_job(file, changes, output=result.output, model=model.model, **options)
     for note in notes:
         show(note)
+    if isinstance(job, PictureJob):
+        check_preview(result.preview, [job.request])
     carry_out(job, model, result.as_json, result.preview)
 
 
