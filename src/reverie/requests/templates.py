@@ -153,10 +153,10 @@ class _Parser:
             if self.at("%{"):
                 raise self.error("%{ } is not read; write what it wraps")
             if found := self.take(_SETTING):
-                value = self.closed(self.sequence("}"), found[0])
+                value = self.close(self.sequence("}"), found[0])
                 nodes.append(Setting(found[1], value, found[2] is not None, found[3] is not None))
             elif found := self.take(_USE):
-                value = self.closed(self.sequence("}"), found[0])
+                value = self.close(self.sequence("}"), found[0])
                 nodes.append(Use(found[1], value if found[2] else None))
             elif rest == "{":
                 nodes.append(self.choice())
@@ -208,7 +208,7 @@ class _Parser:
         self.place += 2
         return Wildcard(name)
 
-    def closed(self, found: Template, opening: str) -> Template:
+    def close(self, found: Template, opening: str) -> Template:
         if not self.at("}"):
             raise self.error(f"'{opening}' is not closed; write }} behind it")
         self.place += 1
