@@ -61,7 +61,7 @@ class Wildcard:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Definition:
     """Say what a variable stands for: `once` draws it now, `keep` leaves one that is there."""
 
     name: str
@@ -78,7 +78,7 @@ class Use:
     otherwise: Template | None
 
 
-Template = tuple["str | Choice | Wildcard | Setting | Use", ...]
+Template = tuple["str | Choice | Wildcard | Definition | Use", ...]
 
 
 class Wildcards:
@@ -143,7 +143,7 @@ class _Parser:
 
     def sequence(self, ends: str, *, within: bool = False) -> Template:
         """Read up to one of the `ends`, or to the end of the text; `within` a wildcard's name, to its underscores."""
-        nodes: list[str | Choice | Wildcard | Setting | Use] = []
+        nodes: list[str | Choice | Wildcard | Definition | Use] = []
         while self.place < len(self.text):
             rest = self.text[self.place]
             if rest in ends or (within and self.at("__")):
@@ -154,7 +154,7 @@ class _Parser:
                 raise self.error("%{ } is not read; write what it wraps")
             if found := self.take(_SETTING):
                 value = self.close(self.sequence("}"), found[0])
-                nodes.append(Setting(found[1], value, found[2] is not None, found[3] is not None))
+                nodes.append(Definition(found[1], value, found[2] is not None, found[3] is not None))
             elif found := self.take(_USE):
                 value = self.close(self.sequence("}"), found[0])
                 nodes.append(Use(found[1], value if found[2] else None))
@@ -239,7 +239,7 @@ def _draw(nodes: Template, rng: Random, wildcards: Wildcards, known: Mapping[str
         return _draw(nodes, rng, wildcards, known, depth + 1)
 
     for node in nodes:
-        if isinstance(node, Setting) and not (node.keep and node.name in known):
+        if isinstance(node, Definition) and not (node.keep and node.name in known):
             known = {**known, node.name: (draw(node.value),) if node.once else node.value}
     drawn = []
     for node in nodes:
