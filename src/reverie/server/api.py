@@ -250,7 +250,7 @@ def describe_model(place: Path) -> Json:
     makes = "music" if (place / SPECTROGRAM).is_file() else "pictures"
     side, widths = found["unet"].get("sample_size"), found["vae"].get("block_out_channels", [])
     size = side * 2 ** (len(widths) - 1) if makes == "pictures" and isinstance(side, int) and widths else None
-    recommended = {name: found["recommended"].get(name) for name in ("steps", "guidance", "sampler")}
+    recommended = {name: found["recommended"].get(name) for name in ("steps", "guidance", "sampler", "schedule")}
     return {"makes": makes, "size": size} | recommended
 
 
