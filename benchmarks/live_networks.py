@@ -98,15 +98,20 @@ def answer(draw: Callable[[], object]) -> None:
         print(time.perf_counter() - wall, time.process_time() - processor, flush=True)
 
 
-def main() -> None:
-    """Write the weights, or draw with them."""
+def side_options() -> argparse.Namespace:
+    """Read what either side is told."""
     parser = argparse.ArgumentParser()
     parser.add_argument("what", choices=("write", "draw"))
     parser.add_argument("name", choices=NAMES)
     parser.add_argument("folder", type=Path)
     parser.add_argument("threads", type=int)
     parser.add_argument("dtype", choices=("float32", "bfloat16"))
-    options = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Write the weights, or draw with them."""
+    options = side_options()
     torch.set_num_threads(options.threads)
     if options.what == "write":
         write(options.folder, options.name)

@@ -6,27 +6,20 @@ into files, and then, in a process that has read nothing else, to draw with them
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 import openvino
 import torch
 
-from live_networks import NAMES, NOISE, SIGNAL, answer, given, parts
+from live_networks import NOISE, SIGNAL, answer, given, parts, side_options
 
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 
 def main() -> None:
     """Convert, or draw."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("what", choices=("write", "draw"))
-    parser.add_argument("name", choices=NAMES)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("threads", type=int)
-    parser.add_argument("dtype", choices=HINTS)
-    options = parser.parse_args()
+    options = side_options()
     files = {part: options.folder / f"{options.name}-{part}.xml" for part in given(options.name)}
     if options.what == "write":
         convert(options.folder, options.name, files)
