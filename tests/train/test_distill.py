@@ -110,12 +110,12 @@ def ends(unet: nn.Module, steps: int) -> Tensor:
 
 
 @cache
-def distilled(phases: int, ending: str, weight: float = 0.0) -> tuple[nn.Module, nn.Module]:
+def distilled(phases: int, ending: str, weight: float = 0.0, lr: float = 2e-2) -> tuple[nn.Module, nn.Module]:
     """Return a teacher and the student that it taught, against an adversary of a weight; tests must not change them."""
     torch.manual_seed(0)
     teacher, adversary = Mixture(), Adversary(features, Critic(), weight) if weight else None
     objective = toy(teacher, adversary, phases=phases, ending=ending, levels=8, decay=0.0, huber=0.1)
-    learner = Learner(objective, RunSettings(steps=300, lr=2e-2, warmup=10, ema=0.98))
+    learner = Learner(objective, RunSettings(steps=300, lr=lr, warmup=10, ema=0.98, betas=(0.5, 0.99)))
     for step in range(300):
         learner.step(step)
     with learner.ema_weights():
@@ -143,10 +143,9 @@ def test_a_students_steps_lead_where_many_of_the_teacher_lead(phases: int, endin
 
 def test_an_adversary_brings_a_single_step_nearer_to_the_data() -> None:
     """One prediction that serves all ends blurs the furthest jump; what is told from data is sharpened."""
-    (teacher, alone), (_, against) = distilled(1, "later"), distilled(1, "later", 1.0)
+    (teacher, alone), (_, against) = distilled(1, "later"), distilled(1, "later", 3.0, 1e-2)
     wanted = ends(teacher, 8)
     far, near = (energy_distance(ends(student, 1), wanted) for student in (alone, against))
-    print(far, near)
     assert near < 0.75 * far < 0.25 * energy_distance(ends(teacher, 1), wanted)
 
 
@@ -226,14 +225,15 @@ def test_the_student_learns_to_fool_the_judge_and_the_judge_from_both() -> None:
     nn.init.normal_(objective.networks["discriminator"].last.weight)  # type: ignore[arg-type, union-attr]
     (student, loss, _), (judge, against, _) = objective.losses(0)
     assert (student, judge) == ("unet", "discriminator")
-    groups = {name: parameters for name, parameters in objective.groups().items()}
+    groups = objective.groups()
     assert torch.autograd.grad(loss, groups["unet"][-1])[0].abs().sum() > 0
     moved = torch.autograd.grad(against, [groups["discriminator"][0], groups["unet"][-1]], allow_unused=True)
-    assert moved[0].abs().sum() > 0 and moved[1] is None
+    assert moved[0].abs().sum() > 0
+    assert moved[1] is None
 
 
 def test_jumps_are_those_of_diffusers_tcd() -> None:
-    """Without new noise: its eta of 0."""
+    """Without new noise, which is its eta of 0; it ends with the noise of timestep 0."""
     from diffusers import TCDScheduler
 
     torch.manual_seed(3)
@@ -241,15 +241,15 @@ def test_jumps_are_those_of_diffusers_tcd() -> None:
     scheduler.set_timesteps(4)  # of the 50 levels: 999, 759, 499, 259
     unet, x = Mixture(), torch.randn(5, 1, 1, 1)
     objective = toy(unet)
-    for t, following in zip(scheduler.timesteps, [*scheduler.timesteps[1:], None], strict=True):
+    for t, following in zip(scheduler.timesteps, [*scheduler.timesteps[1:], torch.tensor(0)], strict=True):
         with torch.no_grad():
             v = unet(x, t.expand(5), x)
             wanted = scheduler.step(v, t, x, eta=0.0).prev_sample
-            sigma, end = (SCHEDULE.t_to_sigma(t) if t is not None else torch.zeros(()) for t in (t, following))
+            sigma, end = map(SCHEDULE.t_to_sigma, (t, following))
             start = x * (1 + sigma**2).sqrt()
             network = partial(unet, context=x)
-            found = jump(network, objective.scalings, start.float(), sigma.expand(5), end.expand(5).double())
-        assert torch.allclose(found / (1 + end**2).sqrt(), wanted.to(found), atol=2e-3), (t, following)
+            found = jump(network, objective.scalings, start.float(), sigma.expand(5), end.expand(5))
+        assert torch.allclose(found / (1 + end**2).sqrt(), wanted.to(found), atol=1e-4), (t, following)
         x = wanted
 
 

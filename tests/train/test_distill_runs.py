@@ -105,24 +105,20 @@ def test_a_thin_students_file_is_the_lora_that_it_learned(folder: Path) -> None:
 
 def test_the_adversary_sees_each_level_of_the_teacher(folder: Path) -> None:
     objective = build(read(folder / "whole.toml"), 3, folder / "whole")
-    assert objective.adversary is not None
-    x, t, context = torch.randn(2, 4, 4, 4), torch.tensor([7, 900]), torch.randn(2, 77, 8)
-    found: list[torch.Tensor] = []
-    unet = objective.teacher
-    blocks = [*unet.down_blocks, unet.mid_block]
-    context = context[..., :1].expand(-1, -1, unet.config.cross_attention_dim)
-    hooks = [
-        block.register_forward_hook(lambda _, __, out: found.append(out if isinstance(out, torch.Tensor) else out[-1]))
-        for block in blocks
-    ]
+    adversary, unet = objective.adversary, objective.teacher
+    assert adversary is not None
+    x, t = torch.randn(2, 4, 4, 4), torch.tensor([7, 900])
+    context, found = torch.randn(2, 77, unet.config.cross_attention_dim), list[torch.Tensor]()
+    for block in unet.down_blocks[:-1]:
+        block.register_forward_hook(lambda block, given, outputs: found.append(outputs[-1]))
+    unet.mid_block.register_forward_hook(lambda block, given, output: found.append(output))
     with torch.no_grad():
         unet(x, t, context)
-        for hook in hooks:
-            hook.remove()
-        features = objective.adversary.features(x, t, context)
-        logits = objective.adversary.discriminator(features)
-    assert len(features) == len(found) == len(unet.config.block_out_channels) + 1
-    assert all(torch.equal(ours, theirs) for ours, theirs in zip(features, found, strict=True))
+        expected = list(found)
+        features = adversary.features(x, t, context)
+        logits = adversary.discriminator(features)
+    assert len(features) == len(unet.config.block_out_channels)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(features, expected, strict=True))
     assert logits.shape == (2, sum(feature[0, 0].numel() for feature in features))
     assert not logits.any()  # it has no say before it has learned
 

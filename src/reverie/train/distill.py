@@ -167,8 +167,8 @@ class DistillObjective(DiffusionObjective):
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the student's parameters, and the discriminator's."""
-        names = {"unet", "discriminator"} & self.networks.keys()
-        return {name: list(self.networks[name].parameters()) for name in sorted(names, reverse=True)}
+        learning = (name for name in ("unet", "discriminator") if name in self.networks)
+        return {name: list(self.networks[name].parameters()) for name in learning}
 
     def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield how far apart two neighbouring points of a path lead, then the discriminator's loss."""
@@ -302,5 +302,5 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
 
 def adversary_of(teacher: UNet, settings: AdversarySettings) -> Adversary:
     """Return an adversary with heads on each level of a teacher's way down and its middle."""
-    widths = teacher.config.block_out_channels
-    return Adversary(teacher.features, FeatureDiscriminator((*widths, widths[-1]), settings.width), settings.weight)
+    discriminator = FeatureDiscriminator(teacher.config.block_out_channels, settings.width)
+    return Adversary(teacher.features, discriminator, settings.weight)
