@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
@@ -23,7 +24,7 @@ from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
-from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_noise
+from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise
 from reverie.generate.conditioning import Prompts, adapter_notes
 from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
@@ -45,7 +46,8 @@ Enlarge = Callable[[Tensor], Tensor]
 class Pass:
     """Hold one run of the sampler: the request with the size and steps of this run, its levels and its prompts.
 
-    `bind` gives its network; `enlarge` makes the latents to start from of those of the pass before.
+    `bind` gives its network, and `blind` one that does not see the picture which is edited; `enlarge` makes the latents
+    to start from of those of the pass before.
     """
 
     request: TextToImage
@@ -53,6 +55,7 @@ class Pass:
     prompts: Prompts
     refined: Prompts | None
     bind: Bind
+    blind: Bind | None
     enlarge: Enlarge
 
     def __len__(self) -> int:
@@ -82,12 +85,12 @@ class PictureRun:
     def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"]) -> Denoise:
         """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
         request, rows = one.request, len(eps)
-        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind)
+        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind, one.blind)
         if self.refiner is not None and request.refiner is not None and one.refined is not None:
             refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
             denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
         mask, known = self.canvas.mask, self.canvas.known
-        if mask is None or known is None or self.canvas.extra is not None:
+        if mask is None or known is None:
             return denoise
         below = math.inf if self.canvas.start is not None else one.sigmas[0].item() * (1 - SAME)
         return hold_known(denoise, mask.expand(rows, -1, -1, -1), known.expand_as(eps), eps, below)
@@ -135,7 +138,7 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control:
 
 
 def _bind_extra(bind: Bind, extra: Tensor | None) -> Bind:
-    """Bind an inpainting U-Net with its further channels."""
+    """Bind a U-Net with its further channels."""
     if extra is None:
         return bind
 
@@ -162,7 +165,8 @@ def _passes(
         sigmas = noise_levels(system, request)[-steps_taken(request.steps, strength) - 1 :]
         prompts = conditioning.encode(system, request, after)
         refined = conditioning.encode(refiner, request, after) if refiner else None
-        return Pass(request, sigmas, prompts, refined, _bind_extra(bind, extra), enlarge)
+        blind = _bind_extra(bind, torch.zeros_like(extra)) if edits(system) and extra is not None else None
+        return Pass(request, sigmas, prompts, refined, _bind_extra(bind, extra), blind, enlarge)
 
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
     first = plan(request, strength, extra, None, lambda latents: latents)
@@ -175,7 +179,7 @@ def _passes(
         changes["strength"] = hires.strength  # the first pass's may leave none of so few steps
     larger = request.replace(**changes)
     enlarge = partial(UPSCALERS[hires.upscaler], codec, (width, height))
-    return first, plan(larger, hires.strength, blank_channels(system, codec, (width, height)), request.steps, enlarge)
+    return first, plan(larger, hires.strength, further_channels(system, codec, larger), request.steps, enlarge)
 
 
 def _larger_latents(
@@ -241,15 +245,24 @@ def stream(
     return in_turn(modify(system, request, refiner=refiner), draw)
 
 
+EDITING = {"strength": 1.0, "image_guidance": 1.5}  # what a model that edits pictures recommends (2211.09800)
+
+
 def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
-    """Fill in the sizes and guidance that are left to the model. Raises ReverieError for a size that does not fit."""
+    """Fill in what is left to the model: sizes, guidance and what it recommends.
+
+    Raises ReverieError for a size that does not fit, and where a model is to be led by a picture that edits none.
+    """
+    if not edits(system) and getattr(request, "image_guidance", None) is not None:
+        raise ReverieError(f"{system.name} edits no pictures, as InstructPix2Pix does; leave out image_guidance")
+    own = system.recommended.fields() | (EDITING if edits(system) else {})
     width, height = canvas.size_of(system, request)
     hires = request.hires
     if hires is not None:
         larger = hires.size(width, height, system.codec.factor)
         system.codec.latent_shape(*larger)
         hires = hires.replace(width=larger[0], height=larger[1])
-    return request.with_recommended(system.recommended.fields()).replace(width=width, height=height, hires=hires)
+    return request.with_recommended(own).replace(width=width, height=height, hires=hires)
 
 
 def _draw(
