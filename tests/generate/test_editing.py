@@ -67,7 +67,7 @@ def test_draws_what_diffusers_draws(name: str, systems: dict[str, Pipeline], tmp
     pipeline.set_progress_bar_config(disable=True)
     latents = torch.randn((1, 4, 4, 4), generator=torch.Generator("cpu").manual_seed(SEED))
     guidance = {"guidance_scale": 6.0, "image_guidance_scale": 1.7, "num_inference_steps": 4}
-    b = pipeline("a bear", PICTURE, negative_prompt="blue", latents=latents, output_type="pt", **guidance).images
+    b = pipeline("a bear", image=PICTURE, negative_prompt="blue", latents=latents, output_type="pt", **guidance).images
     a = drawn(system, request(image_guidance=1.7))
     assert b.std() > 0.01
     assert (a - (b * 2 - 1)).abs().max() < 1e-3
