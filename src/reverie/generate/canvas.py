@@ -150,7 +150,7 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
             return _inpaint(system, codec, request, size)
         case ImageToImage():
             latents = codec.encode([_resize(request.init.image(), size)])
-            extra = _seen(system, latents) if edits(system) else further_channels(system, codec, request)
+            extra = _to_edit(system, latents) if edits(system) else further_channels(system, codec, request)
             return Canvas(start=latents if request.strength < 1 else None, extra=extra)
         case _:
             return Canvas(extra=further_channels(system, codec, request))
@@ -210,7 +210,7 @@ def _mask_canvas(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> C
     finish = partial(_compose, picture, paint.edge)
     start_or_noise = start if paint.strength < 1 else None
     if system.unet.config.in_channels != INPAINTING_CHANNELS:
-        seen = _seen(system, known) if edits(system) else None
+        seen = _to_edit(system, known) if edits(system) else None
         return Canvas(start_or_noise, known, cells, seen, paint.fill, finish)
     images = to_tensor([picture]).to(opened.device)
     hidden = codec.encode_tensor(images.where(opened < 0.5, torch.zeros_like(images)))
@@ -234,14 +234,14 @@ def further_channels(
     if edits(system):
         if not isinstance(request, ImageToImage):
             raise ReverieError(f"{system.name} edits pictures, and the prompt says what to change; give one as init")
-        return _seen(system, codec.encode([_resize(request.init.image(), size)]))
+        return _to_edit(system, codec.encode([_resize(request.init.image(), size)]))
     if system.unet.config.in_channels != INPAINTING_CHANNELS:
         return None
     hidden = codec.encode_tensor(torch.zeros(1, 3, size[1], size[0], device=system.device))
     return torch.cat([torch.ones_like(hidden[:, :1]), hidden], dim=1)
 
 
-def _seen(system: StableDiffusion, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
+def _to_edit(system: StableDiffusion, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
     """Return the latents of a picture as a U-Net that edits sees them: CosXL Edit scaled, others not (diffusers)."""
     return latents if system.schedule_config.is_edm else unscale_latents(latents, system.autoencoder.config)
 
