@@ -45,11 +45,13 @@ def test_batches_agree_but_for_rounding(tiny: Pipeline) -> None:
     request = image.fill_in(tiny, BEAR.replace(count=3, sampler="euler_ancestral"))
     alone = [
         progress.latents
-        for progress in image._draw(tiny, request, 1, None, None, Modification(tiny))
+        for progress in image._draw(tiny, request, 1, None, None, encode, Modification(tiny))
         if progress.pictures
     ]
     batches = [
-        progress for progress in image._draw(tiny, request, 2, None, None, Modification(tiny)) if progress.pictures
+        progress
+        for progress in image._draw(tiny, request, 2, None, None, encode, Modification(tiny))
+        if progress.pictures
     ]
     assert [progress.seeds for progress in batches] == [(7, 8), (9,)]
     assert torch.allclose(torch.cat([progress.latents for progress in batches]), torch.cat(alone), atol=1e-4)
