@@ -10,6 +10,8 @@ import pytest
 import reverie
 from reverie import Pipeline, ReverieError, TextToImage
 from reverie.checkpoints.load import RECOMMENDED, Recommended
+from reverie.generate.conditioning import follow_recommended
+from reverie.requests.pictures import Hires
 from reverie.requests.records import from_metadata
 
 BEAR = TextToImage(prompt="a bear", seed=7, steps=2)
@@ -52,3 +54,43 @@ def test_what_a_request_leaves_open_is_the_models(tiny: Pipeline, tmp_path: Path
 def test_the_bundled_models_recommend_theirs() -> None:
     assert reverie.load(device="cpu").guidance == 2
     assert reverie.load("reverie-music", device="cpu").guidance == 3
+
+
+def test_a_family_of_few_steps_is_known_by_its_name(tiny: Pipeline, tmp_path: Path) -> None:
+    tiny.save(tmp_path / "sd-turbo")
+    model = reverie.load(tmp_path / "sd-turbo", device="cpu")
+    *_, step = model.stream(TextToImage(prompt="a bear", seed=7))
+    (picture,) = step.pictures
+    made = from_metadata(picture)
+    assert (made.sampler, made.schedule, made.steps, made.guidance) == ("euler", "trailing", 1, 1)
+    assert picture.tobytes() == tiny.draw(made)[0].tobytes()
+    first = next(iter(model.stream(TextToImage(prompt="a bear", seed=7))))
+    assert first.notes == ("SD-Turbo is made for guidance 1, steps 1, sampler euler, schedule trailing",)
+    first = next(iter(model.stream(TextToImage(prompt="a bear", seed=7, steps=3, guidance=2))))
+    assert first.total == 3
+    assert first.notes[0].endswith("trailing; the request has guidance 2, steps 3")
+
+
+def test_a_lora_for_few_steps_brings_its_settings(tiny: Pipeline, ink: Path, tmp_path: Path) -> None:
+    file = ink.rename(tmp_path / "Hyper-SD15-4steps-lora.safetensors")
+    request = TextToImage(prompt="a bear", seed=7, loras=(f"{file}:0.5",))
+    made = from_metadata(tiny.draw(request)[0])
+    assert (made.sampler, made.schedule, made.steps, made.guidance) == ("ddim", "trailing", 4, 1)
+    tagged = TextToImage(prompt=f"a bear <lora:{file.stem}:0.5>", seed=7, guidance=3, folders=(str(tmp_path),))
+    assert follow_recommended(tiny, tagged).guidance == 3
+    assert follow_recommended(tiny, tagged).steps == 4
+    assert follow_recommended(tiny, tagged.replace(prompt=f"a bear <lora:{file.stem}:0>")).steps == 20
+    (tmp_path / "lcm-lora-sdxl").mkdir()
+    folder = file.rename(tmp_path / "lcm-lora-sdxl" / "pytorch_lora_weights.safetensors")
+    assert follow_recommended(tiny, request.replace(loras=(str(folder),))).sampler == "lcm"
+
+
+def test_timesteps_are_recommended_as_a_list(tiny: Pipeline, tmp_path: Path) -> None:
+    tiny.save(tmp_path)
+    (tmp_path / RECOMMENDED).write_text('{"sampler": "lcm", "steps": 2, "guidance": 1.0, "timesteps": [999, 399]}')
+    model = reverie.load(tmp_path, device="cpu")
+    made = from_metadata(model.draw(TextToImage(prompt="a bear", seed=7))[0])
+    assert (made.timesteps, made.steps, made.sampler) == ((999, 399), 2, "lcm")
+    hires = TextToImage(prompt="a bear", seed=7, hires=Hires(steps=3, strength=1.0))
+    first = next(iter(model.stream(hires)))
+    assert first.total == 2 + 3

@@ -10,6 +10,7 @@ from PIL import Image
 
 from reverie.diffusion.denoiser import denoiser
 from reverie.diffusion.noise import Noise
+from reverie.diffusion.samplers import SAMPLERS as SOLVERS
 from reverie.errors import ReverieError
 from reverie.generate import image
 from reverie.generate.conditioning import encode
@@ -199,7 +200,7 @@ def test_sampling_can_start_from_an_image(tiny: Pipeline) -> None:
     request, init = image.fill_in(tiny, BEAR), torch.ones(1, 4, 4, 4)
     sigmas = torch.tensor([0.01, 0.0], dtype=torch.float64)
     denoise = guided_denoiser(tiny, request, encode(tiny, request), sigmas)
-    *_, step = sample(denoise, sigmas, Noise([1], (4, 4, 4)), "euler", init)
+    *_, step = sample(denoise, sigmas, Noise([1], (4, 4, 4)), SOLVERS["euler"], init)
     assert (step.x - init).abs().max() < 0.2
 
 

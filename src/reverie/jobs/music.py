@@ -61,13 +61,15 @@ class MusicJob:
 
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Play, and yield what happens; the last event is `Finished`."""
+        from reverie.generate.conditioning import follow_recommended  # which brings torch
+
         self.check()
         watch = Stopwatch()
         with watch.measure("load"):
             system = load(self.model or MUSIC_NAME)
             yield from model_notes(system, self.drawn_by)
             painter = None if self.film is None else load(self.film.model)
-        music = self.request.with_recommended(system.recommended.fields())
+        music = follow_recommended(system, self.request)
         self._check_texts(music, system.name)
         clips: list[Recording] = []
         files: list[Path] = []
