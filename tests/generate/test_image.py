@@ -44,16 +44,11 @@ def test_picture_k_is_that_of_seed_plus_k_alone_to_the_bit(tiny: Pipeline, sampl
 
 def test_batches_agree_but_for_rounding(tiny: Pipeline) -> None:
     request = image.fill_in(tiny, BEAR.replace(count=3, sampler="euler_ancestral"))
-    alone = [
-        progress.latents
-        for progress in image._draw(tiny, request, 1, None, None, encode, Modification(tiny))
-        if progress.pictures
+    drawn = [
+        [one for one in image._draw(tiny, request, size, None, None, encode, Modification(tiny)) if one.pictures]
+        for size in (1, 2)
     ]
-    batches = [
-        progress
-        for progress in image._draw(tiny, request, 2, None, None, encode, Modification(tiny))
-        if progress.pictures
-    ]
+    alone, batches = [one.latents for one in drawn[0]], drawn[1]
     assert [progress.seeds for progress in batches] == [(7, 8), (9,)]
     assert torch.allclose(torch.cat([progress.latents for progress in batches]), torch.cat(alone), atol=1e-4)
 

@@ -121,7 +121,7 @@ def tcd(
     for at in intervals(sigmas):
         x0 = denoise(x, at.sigma)
         down = at.next
-        if at.index < at.total - 1:
+        if eta > 0 and at.index < at.total - 1:
             t = (1 - eta) * round(schedule.sigma_to_t(at.next).item(), 4)
             down = min(down, schedule.t_to_sigma(float(math.floor(t))).item())
         x = renoise(toward(x0, x, down / at.sigma), math.sqrt(at.next**2 - down**2), noise)

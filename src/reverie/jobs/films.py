@@ -86,7 +86,13 @@ class FilmJob:
         yield from map(Saved, self.outputs)
         record = {"files": [str(output) for output in self.outputs], "frames": count, "kept": kept}
         record |= {"fps": request.fps, "seconds": count / request.fps, "size": size, "seed": request.seed}
-        yield Finished(record | {"timings": watch.summary(), "request": request.to_record()})
+        timings = watch.summary()
+        rate = count / max(timings["draw"], 1e-9)
+        summary = (
+            f"{count} frames, {count / request.fps:.1f} s, seed {request.seed}; "
+            f"loaded in {timings['load']:.1f} s, drawn in {timings['draw']:.1f} s ({rate:.1f} frames a second)"
+        )
+        yield Finished(record | {"timings": timings, "request": request.to_record()}, summary)
 
     def _draw(
         self, system: Pipeline, request: Animation, heard: Waveform | None, tell: Callable[[Event], None]

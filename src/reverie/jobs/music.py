@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reverie.errors import ReverieError, listen
-from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes
+from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes, seeds_text
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
@@ -90,11 +90,16 @@ class MusicJob:
                 yield from self._draw_film(painter, clips[0], self.film_output)
             files.append(self.film_output)
         seconds = [clip.seconds for clip in clips]
-        record = {"files": [str(path) for path in files], "seeds": [clip.request.seed for clip in clips]}
+        seeds, timings = [clip.request.seed for clip in clips], watch.summary()
+        record = {"files": [str(path) for path in files], "seeds": seeds}
         record |= {"seconds": seconds, "rate": clips[0].rate, "channels": clips[0].channels}
         factor = sum(seconds) / max(watch.seconds["draw"], 1e-9)
-        record |= {"timings": watch.summary(), "real_time_factor": round(factor, 3), "request": music.to_record()}
-        yield Finished(record)
+        record |= {"timings": timings, "real_time_factor": round(factor, 3), "request": music.to_record()}
+        summary = (
+            f"{sum(seconds):.2f} s, {seeds_text(seeds)}; loaded in {timings['load']:.1f} s, "
+            f"played in {timings['draw']:.1f} s ({factor:.2f} s of sound a second)"
+        )
+        yield Finished(record, summary)
 
     def _check_texts(self, music: Music, model: str) -> None:
         """Raise ReverieError, before anything is played, where a WAV file cannot hold the request."""

@@ -101,6 +101,8 @@ class TextToImageOptions(SampledOptions, total=False):
     width: int | None
     height: int | None
     count: int
+    template: str
+    negative_template: str
     controls: Sequence[ControlInput]
     variation: Variation | None
     hires: Hires | None

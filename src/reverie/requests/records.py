@@ -102,6 +102,8 @@ def _further(request: TextToImage) -> dict[str, object]:
         "Sampler RNG": "GPU" if request.rng == "cpu_then_gpu" else None,
         "Discard penultimate sigma": request.discard_penultimate or None,
         "Tiling": request.tile if request.tile != "none" else None,
+        "Template": request.template or None,  # as the extension "dynamic prompts" calls them
+        "Negative Template": request.negative_template or None,
     }
     if request.guidance_interval != (0.0, 1.0):
         fields["Guidance interval"] = "{:g} to {:g}".format(*request.guidance_interval)
