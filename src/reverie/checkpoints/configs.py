@@ -259,7 +259,7 @@ def write_autoencoder(config: AutoencoderConfig | TinyConfig) -> Json:
 
 
 def check_tiny(raw: Json, where: str) -> None:
-    """Raise ReverieError where diffusers' AutoencoderTiny config asks for what is not computed; shapes tell the rest."""
+    """Raise ReverieError where an AutoencoderTiny's config asks for what is not computed; shapes tell the rest."""
     _expect(raw, TINY_FIXED, where)
 
 

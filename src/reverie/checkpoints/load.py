@@ -18,7 +18,7 @@ from reverie.checkpoints import configs
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.weights import Rename, Source, find_weights, load_weights, open_source, read_json, same
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import Autoencoder, TinyAutoencoder, TinyConfig
+from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
@@ -95,7 +95,7 @@ class Components:
     tokenizers: tuple[Tokenizer, ...]
     text_encoders: tuple[TextTower, ...]
     unet: UNet
-    autoencoder: Autoencoder
+    autoencoder: ImageAutoencoder
     schedule_config: ScheduleConfig = ScheduleConfig()
     zero_empty: bool = False
     spectrogram: SpectrogramParams | None = None
@@ -217,12 +217,14 @@ def load_autoencoder(
     device: torch.device = CPU,
     dtype: torch.dtype | None = torch.float32,
     variant: str | None = None,
-) -> Autoencoder:
+) -> ImageAutoencoder:
     """Read an autoencoder's folder, config.json and its weights of a `variant` ("fp16"), onto `device` in `dtype`.
 
-    None is the files' own dtype.
+    It is diffusers' AutoencoderKL or AutoencoderTiny. None is the files' own dtype.
     """
     folder = _folder(folder)
+    if read_json(folder / "config.json").get("_class_name") == "AutoencoderTiny":
+        return load_tiny(folder, device=device, dtype=dtype, variant=variant)
     config = _config(folder, configs.read_autoencoder)
     if config.force_upcast and dtype == torch.float16:
         dtype = torch.float32
@@ -336,7 +338,13 @@ def _load(
 HALVES = ("encoder", "decoder")
 
 
-def load_tiny(path: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> TinyAutoencoder:
+def load_tiny(
+    path: str | Path,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = torch.float32,
+    variant: str | None = None,
+) -> TinyAutoencoder:
     """Read a TAESD, a file or diffusers' folder; which halves it has and their shape are told from names and shapes.
 
     Raises ReverieError where there is none, or where the folder's config.json asks for what is not computed.
@@ -344,7 +352,7 @@ def load_tiny(path: str | Path, *, device: torch.device = CPU, dtype: torch.dtyp
     path = Path(path)
     if (path / "config.json").is_file():
         configs.check_tiny(read_json(path / "config.json"), str(path / "config.json"))
-    file = find_weights(path, DIFFUSERS_STEM, dtype)[0] if path.is_dir() else path
+    file = find_weights(path, DIFFUSERS_STEM, dtype, variant)[0] if path.is_dir() else path
     source = open_source(file)
     shapes = {today(name, source): source.shape(name) for name in source.names()}
     halves = [half for half in HALVES if f"{half}.layers.0.weight" in shapes]

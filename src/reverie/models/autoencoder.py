@@ -174,6 +174,8 @@ class ImageAutoencoder(nn.Module):
     """
 
     config: AutoencoderConfig | TinyConfig
+    encoder: Any
+    decoder: Any
 
     @property
     def factor(self) -> int:
@@ -219,6 +221,8 @@ class Autoencoder(ImageAutoencoder):
     """Encode images to distributions of latents and decode latents to images: diffusers' AutoencoderKL."""
 
     config: AutoencoderConfig
+    encoder: Encoder
+    decoder: Decoder
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -291,7 +295,7 @@ class TinyBlock(nn.Module):
 
 
 class TinyEncoder(nn.Module):
-    """Map images in [-1, 1] to scaled latents."""
+    """Map images in [0, 1] to scaled latents."""
 
     def __init__(self, config: TinyConfig):
         super().__init__()
@@ -304,11 +308,11 @@ class TinyEncoder(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.latent_channels, 3, padding=1))
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
-        return self.layers((x + 1) / 2)
+        return self.layers(x)
 
 
 class TinyDecoder(nn.Module):
-    """Map scaled latents to images, mostly within [-1, 1]."""
+    """Map scaled latents within [-BOUND, BOUND] to images, mostly within [0, 1]."""
 
     def __init__(self, config: TinyConfig):
         super().__init__()
@@ -321,7 +325,11 @@ class TinyDecoder(nn.Module):
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.in_channels, 3, padding=1))
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        return self.layers(torch.tanh(z / BOUND) * BOUND) * 2 - 1
+        return self.layers(z)
+
+
+RunHalf = Callable[[Any, Tensor], Tensor]
+"""(encoder or decoder, its input) -> its output."""
 
 
 class TinyAutoencoder(ImageAutoencoder):
@@ -342,20 +350,23 @@ class TinyAutoencoder(ImageAutoencoder):
         """Return how many pixels a latent spans in height and in width."""
         return 2 ** (len(self.config.num_decoder_blocks) - 1)
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> DiagonalGaussian:
-        """Encode images in [-1, 1]; their posterior has no spread.
+    def encode(self, images: Float[Tensor, "b 3 h w"], run: RunHalf = nn.Module.__call__) -> DiagonalGaussian:
+        """Encode images in [-1, 1], by another way to `run` the encoder where one is given; there is no spread.
 
         Raises ReverieError where there is no encoder or the images do not fit.
         """
         if self.encoder is None:
             raise ReverieError("this TAESD has only a decoder; give taesd_encoder, or diffusers' file, which has both")
         self._check_images(images)
-        latents = self.encoder(images)
+        latents = run(self.encoder, (images + 1) / 2)
         return DiagonalGaussian(latents, torch.full_like(latents, -math.inf))
 
-    def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """Decode scaled latents; raise ReverieError where there is no decoder or the channels are not its own."""
+    def decode(self, z: Float[Tensor, "b c h w"], run: RunHalf = nn.Module.__call__) -> Float[Tensor, "b 3 h2 w2"]:
+        """Decode scaled latents, by another way to `run` the decoder where one is given.
+
+        Raises ReverieError where there is no decoder or the channels are not its own.
+        """
         if self.decoder is None:
             raise ReverieError("this TAESD has only an encoder; give taesd_decoder, or diffusers' file, which has both")
         self._check_latents(z)
-        return self.decoder(z)
+        return run(self.decoder, torch.tanh(z / BOUND) * BOUND) * 2 - 1

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from reverie.models import clip, layers
-from reverie.models.autoencoder import BOUND, TinyBlock, TinyDecoder, TinyEncoder
+from reverie.models.autoencoder import TinyBlock, TinyDecoder, TinyEncoder
 from reverie.models.layers import ResidualBlock, Upsample
 from reverie.runtime import kernels
 from reverie.runtime.changes import is_hooked
@@ -268,9 +268,9 @@ class FastTinyEncoder(TinyEncoder):
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
         head, blocks = split_encoder(self)
-        if computes_plainly(*head) or len(head) == 1 or min(x.shape[2:]) < 3 * scale_of(head):
+        if computes_plainly(*head) or len(head) < 2 or min(x.shape[2:]) < 3 * scale_of(head):
             return super().forward(x)
-        cells = F.pixel_unshuffle((x + 1) / 2, scale_of(head))
+        cells = F.pixel_unshuffle(x, scale_of(head))
         self.composed = _renew(self.composed, head, lambda: compose_head(head, cells.shape[1]))
         return blocks(convolve(cells, self.composed[1]))
 
@@ -282,11 +282,11 @@ class FastTinyDecoder(TinyDecoder):
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         blocks, tail = split_decoder(self)
-        x = blocks(torch.tanh(z / BOUND) * BOUND)
+        x = blocks(z)
         if computes_plainly(*tail) or len(tail) == 1 or min(x.shape[2:]) < 3:
-            return tail(x) * 2 - 1
+            return tail(x)
         self.composed = _renew(self.composed, tail, lambda: compose_tail(tail, x.shape[1]))
-        return F.pixel_shuffle(convolve(x, self.composed[1]), scale_of(tail)) * 2 - 1
+        return F.pixel_shuffle(convolve(x, self.composed[1]), scale_of(tail))
 
 
 Composed = tuple[Float[Tensor, "3 3 out in 3 3"], Float[Tensor, "out 3 3"]]
@@ -294,22 +294,26 @@ Composed = tuple[Float[Tensor, "3 3 out in 3 3"], Float[Tensor, "out 3 3"]]
 
 
 def draw_composed(decoder: TinyDecoder, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-    """Decode as `decoder` does, its last layers composed anew; differentiable. Latents are at least 3x3."""
+    """Compute as `decoder` does, its last layers composed anew; differentiable. Latents are at least 3x3."""
     blocks, tail = split_decoder(decoder)
-    x = blocks(torch.tanh(z / BOUND) * BOUND)
-    return F.pixel_shuffle(convolve(x, compose_tail(tail, x.shape[1])), scale_of(tail)) * 2 - 1
+    x = blocks(z)
+    return F.pixel_shuffle(convolve(x, compose_tail(tail, x.shape[1])), scale_of(tail))
 
 
 def split_encoder(encoder: TinyEncoder) -> tuple[nn.Sequential, nn.Sequential]:
     """Return the layers before the first block, and the others."""
     first = next((n for n, layer in enumerate(encoder.layers) if isinstance(layer, TinyBlock)), 0)
-    return encoder.layers[:first], encoder.layers[first:]
+    return _cut(encoder.layers, first)
 
 
 def split_decoder(decoder: TinyDecoder) -> tuple[nn.Sequential, nn.Sequential]:
     """Return the layers up to the last block, and those after it."""
     last = max((n for n, layer in enumerate(decoder.layers) if isinstance(layer, TinyBlock)), default=1)
-    return decoder.layers[: last + 1], decoder.layers[last + 1 :]
+    return _cut(decoder.layers, last + 1)
+
+
+def _cut(layers: nn.Sequential, at: int) -> tuple[nn.Sequential, nn.Sequential]:
+    return nn.Sequential(*list(layers)[:at]), nn.Sequential(*list(layers)[at:])
 
 
 def scale_of(layers: nn.Sequential) -> int:
@@ -320,12 +324,28 @@ def scale_of(layers: nn.Sequential) -> int:
 
 def compose_head(head: nn.Sequential, channels: int) -> Composed:
     """Compose convolutions that halve into one, of the image's pixels taken together."""
-    return _compose(lambda x: head(F.pixel_shuffle(x, scale_of(head))), head[0].weight.new_zeros(1, channels, 3, 3))
+    return _compose(lambda x: head(F.pixel_shuffle(x, scale_of(head))), _blank(head, channels))
 
 
 def compose_tail(tail: nn.Sequential, channels: int) -> Composed:
     """Compose doublings and convolutions into one, which makes all pixels of a place at once."""
-    return _compose(lambda x: F.pixel_unshuffle(tail(x), scale_of(tail)), tail[-1].weight.new_zeros(1, channels, 3, 3))
+    return _compose(lambda x: F.pixel_unshuffle(tail(x), scale_of(tail)), _blank(tail, channels))
+
+
+def _blank(run: nn.Sequential, channels: int) -> Float[Tensor, "1 in 3 3"]:
+    return next(run.parameters()).new_zeros(1, channels, 3, 3)
+
+
+def _renew(
+    composed: tuple[Any, Composed] | None, run: nn.Sequential, compose: Callable[[], Composed]
+) -> tuple[Any, Composed]:
+    """Return what was composed, with the weights that it is of: anew where they are others or were written to."""
+    weights = [(weight, version(weight)) for weight in run.parameters()]
+    if composed is None or any(
+        a is not b or then != now for (a, then), (b, now) in zip(composed[0], weights, strict=True)
+    ):
+        return weights, compose()
+    return composed
 
 
 def _compose(run: Callable[[Tensor], Tensor], nothing: Float[Tensor, "1 in 3 3"]) -> Composed:

@@ -35,7 +35,7 @@ from reverie.errors import choose
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder
 from reverie.models.lpips import FeatureDistance
-from reverie.train.autoencoder import as_images
+from reverie.train.autoencoder import as_images, require_kl
 from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.finetune import SceneSettings
 from reverie.train.imagenet import perceptual_features
@@ -156,12 +156,12 @@ class DecoderObjective:
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
         """Return the PSNR of held-out scenes, in dB."""
-        images = self.held_out()
+        images = self.held_out_images()
         decoded = self.averaged.decode(self.averaged.encode(images).mode())
         error = (decoded.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
         return {"held_out_psnr": (-10 * error.log10()).mean().item()}
 
-    def held_out(self) -> Float[Tensor, "b 3 h w"]:
+    def held_out_images(self) -> Float[Tensor, "b 3 h w"]:
         """Draw scenes that are not learned from."""
         held_out = replace(self.scenes, seed=HELD_OUT_SEED)
         return torch.stack([_image(held_out, index) for index in range(SHOWN)])
@@ -205,7 +205,7 @@ class EnlargeObjective(DecoderObjective):
         measured = super().measures()
         if self.small is None:
             return measured
-        images = self.held_out()
+        images = self.held_out_images()
         small = self.small.encode(F.avg_pool2d(images, SCALE)).mode()
         error = (self.averaged.encode(images).mode() - small).square().mean() / small.var()
         return measured | {"latent_error": error.item()}
@@ -289,7 +289,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> EnlargeObjective:
     """Build the objective from a recipe's tables [enlarge] and [scenes]."""
     settings, scenes = section(sections, "enlarge", EnlargeSettings), section(sections, "scenes", SceneSettings)
     base = Components(**vars(system.load(settings.base, device="cpu", dtype="float32", fast=False)))
-    small = base.autoencoder.requires_grad_(False)
+    small = require_kl(base.autoencoder).requires_grad_(False)
     shown = scenes.open(scenes.seed or seed, base.unet.config.sample_size * small.factor)
     torch.manual_seed(seed)
     latents = latent_pool(small, shown, out / LATENTS)
