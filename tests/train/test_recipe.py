@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import AutoencoderConfig
+from reverie.models.autoencoder import AutoencoderConfig, TinyConfig
 from reverie.models.unet import UNetConfig
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train import (
@@ -56,6 +56,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "spectrogram": SpectrogramParams,
         "distill": distill.DistillSettings,
     },
+    "tiny": {"tiny": enlarge.DecoderSettings, "model": TinyConfig, "scenes": finetune.SceneSettings},
     "enlarge": {"enlarge": enlarge.EnlargeSettings, "scenes": finetune.SceneSettings},
     "probe": {"probe": probe.ProbeSettings},
     "finetune": {
