@@ -237,14 +237,8 @@ class ImageCodec:
 
         They pass the decoder one by one, so a picture does not depend on its batch, and memory does not grow with it.
         """
-<<<<<<< HEAD
-        scale, mean = _moments(self.autoencoder.config, latents)
-        z = latents / scale + mean
-        run = decode_in_strips if z[0, 0].numel() * self.factor**2 > self.whole else type(self.autoencoder).decode
-=======
         z = unscale_latents(latents, self.autoencoder.config)
-        run = decode_in_strips if z[0, 0].numel() * self.factor**2 > self.whole else Autoencoder.decode
->>>>>>> main
+        run = decode_in_strips if z[0, 0].numel() * self.factor**2 > self.whole else type(self.autoencoder).decode
         return torch.cat([self._finite(run, one) for one in z.split(1)]).clamp(-1, 1)
 
     def _finite(self, run: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
@@ -267,17 +261,15 @@ def scale_latents(z: Float[Tensor, "b c h w"], config: AutoencoderConfig | TinyC
     return (z - mean) * scale
 
 
-<<<<<<< HEAD
-def _moments(config: AutoencoderConfig | TinyConfig, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
-=======
-def unscale_latents(latents: Float[Tensor, "b c h w"], config: AutoencoderConfig) -> Float[Tensor, "b c h w"]:
+def unscale_latents(
+    latents: Float[Tensor, "b c h w"], config: AutoencoderConfig | TinyConfig
+) -> Float[Tensor, "b c h w"]:
     """Undo `scale_latents`."""
     scale, mean = _moments(config, latents)
     return latents / scale + mean
 
 
-def _moments(config: AutoencoderConfig, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
->>>>>>> main
+def _moments(config: AutoencoderConfig | TinyConfig, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """Return what latents are multiplied by, and their mean, which is taken off before (diffusers: SDXL's pipeline)."""
     if config.latents_mean is None or config.latents_std is None:
         return config.scaling_factor, 0.0
