@@ -12,8 +12,10 @@ import reverie
 from reverie import Pipeline, ReverieError, TextToImage
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import RECOMMENDED, Recommended
+from reverie.checkpoints.single import recommendation_for
 from reverie.generate.conditioning import follow_recommended
 from reverie.generate.sample import noise_levels
+from reverie.models.unet import UNet
 from reverie.requests.pictures import Hires
 from reverie.requests.records import from_metadata
 
@@ -112,3 +114,14 @@ def test_rectified_flow_is_drawn_over_even_times(tiny: Pipeline, tmp_path: Path)
     assert free.tolist() == [model.schedule.sigma_max, 1.0, 0.0]
     times = noise_levels(model, TextToImage(prompt="a bear", timesteps=(750, 500)))
     torch.testing.assert_close(times, torch.tensor([3.0, 1.0, 0.0], dtype=torch.float64))
+
+
+def test_the_u_net_that_was_put_in_goes_first_then_the_folder_then_names_and_keys(tiny: Pipeline) -> None:
+    own = replace(tiny, recommended=Recommended(guidance=1.5))
+    assert recommendation_for(own, "sd-turbo") == own.recommended
+    found = recommendation_for(own, "sd-turbo", "unets/dmd2_sdxl_1step_unet_fp16.bin")
+    assert (found.family, found.sampler, found.timesteps, found.guidance) == ("DMD2 in one step", "lcm", (399,), 1)
+    assert recommendation_for(own, "v1-5", "other.safetensors") == own.recommended
+    consistent = replace(tiny, unet=UNet(replace(tiny.unet.config, time_cond_proj_dim=8)))
+    assert recommendation_for(consistent, "mine").family == "LCM"
+    assert recommendation_for(tiny, "mine") == Recommended()
