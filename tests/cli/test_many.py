@@ -61,3 +61,13 @@ def test_styles_go_before_what_is_drawn(model: str, capsys: pytest.CaptureFixtur
     assert draw(model, "a bear", "--style", "oil", "--styles", "styles.csv") == 2
     assert "no style 'oil' in 'styles.csv'; it has ink" in capsys.readouterr().err
     assert draw(model, "a bear", "--style", "ink") == 2
+
+
+def test_variations_of_a_picture_keep_its_seed(model: str) -> None:
+    assert draw(model, "a bear") == 0
+    assert run(["replay", "out.png", "--model", model, "--variations", "2"]) == 0
+    first, second = (asked(f"out-replay-{number}.png") for number in range(2))
+    assert first.variation is not None
+    assert second.variation is not None
+    assert (first.seed, second.seed, first.prompt) == (1, 1, "a bear")
+    assert (first.variation.strength, second.variation.seed - first.variation.seed) == (0.2, 1)
