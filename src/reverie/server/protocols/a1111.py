@@ -51,7 +51,13 @@ SAME |= {"width": "width", "height": "height"}
 SAME_MASKED = {"mask_blur": "mask_blur", "inpaint_full_res": "only_masked", "inpaint_full_res_padding": "padding"}
 FILLS = ("surroundings", "original", "noise", "nothing")  # by inpainting_fill
 FORMATS = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
-MODULES = {"none": "none", "None": "none", "canny": "canny", "blur_gaussian": "blurred"}  # ControlNet's preprocessors
+MODULES = {
+    "none": "none",
+    "None": "none",
+    "canny": "canny",
+    "blur_gaussian": "blurred",
+    "scribble_xdog": "scribble",
+}  # ControlNet's preprocessors
 MODULES |= {"lineart_standard": "lineart", "lineart_standard (from white bg & black line)": "lineart"}
 RESAMPLING = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 
