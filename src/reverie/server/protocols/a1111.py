@@ -63,9 +63,10 @@ RESAMPLING = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.N
 
 # Fields that are not named below: values that change nothing, and fields that change nothing whatever they hold.
 NEUTRAL: Json = {"initial_noise_multiplier": 1, "inpainting_mask_weight": 1, "mask_round": True}
+NEUTRAL |= {"image_cfg_scale": 1.5}  # what a model that edits pictures takes by itself, and others do not look at
 NEUTRAL |= {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}
 NEUTRAL |= {"hr_checkpoint_name": "Use same checkpoint", "hr_additional_modules": ["Use same choices"]}
-INERT = {"url", "auth", "force_task_id", "do_not_save_samples", "do_not_save_grid", "script_args", "image_cfg_scale"}
+INERT = {"url", "auth", "force_task_id", "do_not_save_samples", "do_not_save_grid", "script_args"}
 NEUTRAL_UNIT: Json = {"control_mode": "Balanced", "hr_option": "Both", "resize_mode": "Just Resize"}
 NEUTRAL_UNIT |= dict.fromkeys(("threshold_a", "threshold_b", "processor_res"), -1)
 INERT_UNIT = {"low_vram", "pixel_perfect", "save_detected_map"}
