@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App
 
@@ -52,7 +53,7 @@ def replay(
     from reverie.jobs.replay import replay_job
 
     given = {"init": init, "mask": mask, "seed": seed, "steps": steps, "loras": lora or None}
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if variations is not None:
         from reverie.requests.base import MAX_SEED, random_seed
         from reverie.requests.pictures import Variation
