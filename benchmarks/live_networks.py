@@ -38,7 +38,7 @@ class Encode(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Encode."""
-        return self.tiny.encode(images)
+        return self.tiny.encode(images).mode()
 
 
 class Decode(Encode):
