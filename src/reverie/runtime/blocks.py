@@ -20,8 +20,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.models import clip, layers
 from reverie.models.layers import ResidualBlock, Upsample
 from reverie.runtime import kernels
+from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
-from reverie.runtime.kernels import Packed, let_go, trim
+from reverie.runtime.kernels import Packed, trim
 from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, pack_together, project, version
 
 CORNERS = tuple(product((0, 1), repeat=2))
@@ -64,9 +65,8 @@ class FastUpsample(Upsample):
         weight = self.conv.weight
         state = version(weight), size[2:]
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
-            kept = [kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE) for corner in CORNERS]
+            kept = keep([weight], f"corners {size}", lambda: [_pack_corner(weight, corner, size) for corner in CORNERS])
             self.corners = weight, state, kept
-            let_go(weight)
         return self.corners[2]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -76,6 +76,10 @@ class FastUpsample(Upsample):
 def corner_kernel(weight: Float[Tensor, "out in 3 3"], top: int, left: int) -> Float[Tensor, "out in 2 2"]:
     """Add up the rows and columns of a kernel that fall on one pixel, seen from a corner of a doubled pixel."""
     return _pairs(_pairs(weight, 2, top), 3, left)
+
+
+def _pack_corner(weight: Tensor, corner: tuple[int, int], size: torch.Size) -> Packed:
+    return kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE)
 
 
 def _pairs(weight: Tensor, axis: int, last: int) -> Tensor:
