@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar, Unpack
 
@@ -16,9 +16,10 @@ from reverie.animation.draw import animate as draw_film
 from reverie.animation.pacing import Distance, angle
 from reverie.animation.store import Store
 from reverie.checkpoints.save import FULL, Precision
-from reverie.errors import RequestWarning, warn
+from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.files import cache_folder
-from reverie.generate import image
+from reverie.generate import conditioning, image
+from reverie.generate.conditioning import Encode, Encodings
 from reverie.generate.explain import Explanation, explain
 from reverie.generate.image import PictureStep, Show
 from reverie.generate.modified import Modification
@@ -28,7 +29,7 @@ from reverie.music.draw import frames as film_frames
 from reverie.music.sections import Recording
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.pictures import PictureMethods, TextToImage
+from reverie.requests.pictures import ImageToImage, PictureMethods, TextToImage
 from reverie.runtime import is_packed
 from reverie.runtime.compiled import is_compiled
 from reverie.runtime.offload import offloader_of
@@ -36,7 +37,7 @@ from reverie.similarity.embed import Clip, Ranking, load_clip, rivals
 from reverie.system import StableDiffusion
 
 if TYPE_CHECKING:
-    from reverie.requests.options import MusicOptions
+    from reverie.requests.options import ImageToImageOptions, MusicOptions, PictureLike
 
 Event = TypeVar("Event", PictureStep, player.MusicStep)
 
@@ -46,8 +47,10 @@ class Pipeline(PictureMethods, StableDiffusion):
     """Draw pictures and films, or play music, with a model.
 
     Each method asks for one kind of request, whose fields are its options, and raises ReverieError for values out of
-    range. Each picture's `.info` holds the request that makes it alone.
+    range. Each picture's `.info` holds the request that makes it alone. `encode` encodes the prompts of pictures.
     """
+
+    encode: Encode = conditioning.encode
 
     def draw(self, request: TextToImage) -> list[Image.Image]:
         """Draw the pictures that a request asks for, in order; warn of what of it is not honoured."""
@@ -83,7 +86,16 @@ class Pipeline(PictureMethods, StableDiffusion):
                 offload=offloader_of(self.unet),
                 compile=compile_cache(is_compiled(self.unet)),
             )
-        return image.stream(self, request, refiner=refiner, preview=preview)
+        return image.stream(self, request, refiner=refiner, preview=preview, encode=self.encode)
+
+    def live(self, prompt: str = "", **options: Unpack[ImageToImageOptions]) -> Live:
+        """Begin to draw one sketch after another; the options are the fields of `ImageToImage`, but for its `count`."""
+        blank = Image.new("RGB", (8, 8))
+        return Live(self.remember_prompts(), ImageToImage.of({"prompt": prompt, "init": blank, **options}))
+
+    def remember_prompts(self) -> Pipeline:
+        """Return this model with a memory for the last prompts' encodings: its weights may not change from now on."""
+        return replace(self, encode=Encodings())
 
     def animate(
         self,
@@ -124,6 +136,34 @@ class Pipeline(PictureMethods, StableDiffusion):
         """Write the model as a folder that reverie and diffusers load. See `checkpoints.save.save_folder`."""
         with Modification(self).active():
             super().save(path, precision)
+
+
+class Live:
+    """Draw one sketch after another by the same request, whose seed is fixed and whose other fields may change.
+
+    Each picture is, to the bit, what `image_to_image` makes of its sketch. Kept are the encodings of prompts, and the
+    last picture, which is given again where nothing changed. Raises ReverieError for a `count` of several pictures.
+    """
+
+    def __init__(self, pipeline: Pipeline, request: ImageToImage) -> None:
+        self._pipeline, self._request = pipeline, request
+        self._drawn: tuple[ImageToImage, Image.Image] | None = None
+        self.change()
+
+    def change(self, prompt: str | None = None, **options: Unpack[ImageToImageOptions]) -> None:
+        """Draw from now on what another prompt says, or with other options, such as a `strength`; the rest stay."""
+        request = self._request.replace(prompt=self._request.prompt if prompt is None else prompt, **options)
+        if request.count != 1:
+            raise ReverieError(f"a live picture is one; leave out a count of {request.count}", field="count")
+        self._request = request
+
+    def draw(self, sketch: PictureLike) -> Image.Image:
+        """Draw a sketch anew; warn of what of the request is not honoured."""
+        request = self._request.replace(init=sketch)
+        if self._drawn is None or self._drawn[0] != request:
+            (picture,) = self._pipeline.draw(request)
+            self._drawn = request, picture
+        return self._drawn[1].copy()
 
 
 def warn_of_notes(events: Iterator[Event]) -> Iterator[Event]:

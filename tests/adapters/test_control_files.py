@@ -98,7 +98,7 @@ def test_a_folder_that_diffusers_saves(controlnet: ControlNet, tmp_path: Path) -
     assert_same(controlnet, load_controlnet(tmp_path))
     assert_same(controlnet, load_controlnet(tmp_path / "diffusion_pytorch_model.safetensors", config=TINY))
     config = json.loads((tmp_path / "config.json").read_text())
-    for key, value in (("controlnet_conditioning_channel_order", "bgr"), ("mid_block_type", "UNetMidBlock2D")):
+    for key, value in (("controlnet_conditioning_channel_order", "bgr"), ("mid_block_type", "MidBlock")):
         with pytest.raises(ReverieError, match=f"{key} is '{value}', which is not supported"):
             read_controlnet({**config, key: value}, "x")
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from reverie.checkpoints import families
 from reverie.checkpoints.families import FAMILIES, Family
 from reverie.checkpoints.single import Networks
 from reverie.models.autoencoder import Autoencoder
@@ -24,6 +25,7 @@ TINY_LEVELS = {
     "num_heads": (1, 2),
     "norm_num_groups": 4,
 }
+SMALL = tuple(name for names in (families.SMALL, families.SMALL2, families.SMALLXL) for name in names)
 
 
 @pytest.fixture(scope="session")
@@ -51,11 +53,22 @@ def tiny_family(tokenizer: Tokenizer) -> Callable[[str], Family]:
         )
         xl = family.unet.projection_input_dim is not None
         sizes = 5 if name == "sdxl-refiner" else 6
+        levels = len(family.unet.block_out_channels)
+        structure = {
+            **TINY_LEVELS,
+            "transformer_depth": (0, 2) if xl else (1, 0),
+            "mid_transformer_depth": 2 if xl else 1,
+        }
+        if name in SMALL:  # which their blocks tell apart
+            structure = {
+                "sample_size": 4,
+                "block_out_channels": (8,) * levels,
+                "num_heads": (1,) * levels,
+                "norm_num_groups": 4,
+            }
         unet = replace(
             family.unet,
-            **TINY_LEVELS,
-            transformer_depth=(0, 2) if xl else (1, 0),
-            mid_transformer_depth=2 if xl else 1,
+            **structure,
             cross_attention_dim=16 * len(towers),
             addition_time_embed_dim=4 if xl else None,
             projection_input_dim=16 + sizes * 4 if xl else None,

@@ -57,7 +57,9 @@ DIFFUSERS_KINDS = {
     "sdxl-inpainting": "xl_inpaint",
     "sdxl-refiner": "xl_refiner",
 }
-STRUCTURES = ["sd15", "sd15-inpainting", "sd2", "sdxl", "sdxl-inpainting", "sdxl-refiner"]  # the others share one
+# The others share one.
+STRUCTURES = ["sd15", "sd15-inpainting", "sd2", "sdxl", "sdxl-inpainting", "sdxl-refiner"]
+STRUCTURES += ["bk-sdm-base", "bk-sdm-tiny", "sdxs", "sdxs-0.9", "ssd-1b", "koala-700m"]
 
 
 def on_meta(part: FilePart) -> dict[str, Tensor]:

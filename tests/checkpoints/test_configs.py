@@ -40,8 +40,9 @@ def test_unet(config: UNetConfig) -> None:
     assert read_unet(via_json(write_unet(config)), "") == config
 
 
-def test_diffusers_builds_the_same_unet() -> None:
-    config = UNETS["sdxl"]
+@pytest.mark.parametrize("name", ["sdxl", "bk-sdm-tiny", "sdxs-0.9", "ssd-1b", "koala-1b"])
+def test_diffusers_builds_the_same_unet(name: str) -> None:
+    config = UNETS[name]
     with torch.device("meta"):
         ours, theirs = UNet(config), UNet2DConditionModel.from_config(via_json(write_unet(config)))
     shapes = ({name: tensor.shape for name, tensor in net.state_dict().items()} for net in (ours, theirs))
@@ -107,6 +108,25 @@ def test_the_published_files_of_sd() -> None:
     assert read_schedule({**pndm, "steps_offset": 1}, "") == ScheduleConfig()
 
 
+def test_the_published_files_of_smaller_unets() -> None:
+    """As BK-SDM's repository has them (e13670c), and SSD-1B's names the depths layer by layer."""
+    down, up = ["CrossAttnDownBlock2D"] * 3, ["CrossAttnUpBlock2D"] * 3
+    tiny = {"block_out_channels": [320, 640, 1280], "down_block_types": down, "up_block_types": up}
+    tiny |= {"layers_per_block": 1, "cross_attention_dim": 768, "sample_size": 64, "mid_block_type": None}
+    assert read_unet(tiny, "") == UNETS["bk-sdm-tiny"]
+    v2 = {"attention_head_dim": [5, 10, 20], "cross_attention_dim": 1024, "use_linear_projection": True}
+    assert read_unet({**tiny, **v2}, "") == UNETS["bk-sdm-v2-tiny"]
+    layerwise = {
+        "mid_block_type": "UNetMidBlock2D",
+        "transformer_layers_per_block": [1, [2, 2], [4, 4]],
+        "reverse_transformer_layers_per_block": [[4, 4, 10], [2, 1, 1], 1],
+    }
+    xl = write_unet(UNETS["sdxl"])
+    assert read_unet({**xl, **layerwise}, "") == UNETS["ssd-1b"]
+    vega = {"transformer_layers_per_block": [1, 1, 2], "reverse_transformer_layers_per_block": [[2, 2, 2], 1, 1]}
+    assert read_unet({**xl, **layerwise, **vega}, "") == UNETS["segmind-vega"]
+
+
 SD15 = write_unet(UNETS["sd15"])
 
 
@@ -120,7 +140,20 @@ SD15 = write_unet(UNETS["sd15"])
             "down_block_types is 'AttnDownBlock2D', which is not supported",
         ),
         ({"up_block_types": ["UpBlock2D"] * 4}, "up_block_types is ['UpBlock2D', "),
-        ({"mid_block_type": None}, "mid_block_type is None, which is not supported; it should be 'UNetMidBlock2DC"),
+        ({"mid_block_type": "UNetMidBlock2DSimpleCrossAttn"}, "mid_block_type is 'UNetMidBlock2DSimpleCrossAttn', w"),
+        ({"only_cross_attention": [True]}, "only_cross_attention is [True], which is not supported; it should be a w"),
+        (
+            {"transformer_layers_per_block": [[1, 2], 1, 1, 1]},
+            "transformer_layers_per_block is [[1, 2], 1, 1, 1], which is not supported",
+        ),
+        (
+            {"reverse_transformer_layers_per_block": [1, 1]},
+            "reverse_transformer_layers_per_block is [1, 1], which is not supported; it should be 4 numbers or lists",
+        ),
+        (
+            {"reverse_transformer_layers_per_block": [1, [1, 1], 1, 1]},
+            "reverse_transformer_layers_per_block is [1, 1], which is not supported; it should be a whole number, or 3",
+        ),
         ({"attention_head_dim": [8, 8]}, "attention_head_dim is [8, 8], which is not supported; it should be a whole"),
         (
             {"layers_per_block": [1, 2, 2, 2]},

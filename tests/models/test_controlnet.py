@@ -28,7 +28,11 @@ SDXL = UNetConfig(
     addition_time_embed_dim=8,
     projection_input_dim=10 + 6 * 8,
 )
-TINY = {"sd15": ControlNetConfig(SD1, hint_widths=(4, 6, 8, 12)), "sdxl": ControlNetConfig(SDXL)}
+TINY = {
+    "sd15": ControlNetConfig(SD1, hint_widths=(4, 6, 8, 12)),
+    "sdxl": ControlNetConfig(SDXL),
+    "sdxl-small": ControlNetConfig(replace(SDXL, transformer_depth=(0, 0, 0), mid_transformer_depth=0)),
+}
 
 
 def shared(unet: UNetConfig) -> dict[str, Any]:
@@ -38,6 +42,7 @@ def shared(unet: UNetConfig) -> dict[str, Any]:
         "block_out_channels": unet.block_out_channels,
         "layers_per_block": unet.layers_per_block,
         "down_block_types": tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in unet.transformer_depth),
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if unet.mid_transformer_depth else "UNetMidBlock2D",
         "transformer_layers_per_block": (*(d or 1 for d in unet.transformer_depth[:-1]), unet.mid_transformer_depth),
         "attention_head_dim": unet.num_heads,
         "cross_attention_dim": unet.cross_attention_dim,

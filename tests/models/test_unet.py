@@ -53,9 +53,37 @@ TINY = {
 }
 
 
+SMALL = replace(SD1, layers_per_block=1)
+TINY |= {
+    "bk-sdm-base": SMALL,
+    "bk-sdm-small": replace(SMALL, mid_transformer_depth=None),
+    "bk-sdm-tiny": replace(
+        SMALL,
+        block_out_channels=(8, 16, 24),
+        transformer_depth=(1, 1, 1),
+        num_heads=(2, 2, 2),
+        mid_transformer_depth=None,
+    ),
+    "ssd-1b": replace(
+        SDXL,
+        transformer_depth=(0, 2, 4),
+        mid_transformer_depth=0,
+        up_transformer_depth=((0, 0, 0), (2, 1, 1), (4, 4, 5)),
+    ),
+    "segmind-vega": replace(SDXL, transformer_depth=(0, 1, 2), mid_transformer_depth=0),
+    "koala-700m": replace(SDXL, layers_per_block=1, transformer_depth=(0, 2, 5), mid_transformer_depth=None),
+    "koala-1b": replace(SDXL, layers_per_block=1, transformer_depth=(0, 2, 6), mid_transformer_depth=6),
+}
+TINY["sdxs"] = replace(TINY["bk-sdm-tiny"], transformer_depth=(0, 1, 1))
+TINY["sdxs-0.9"] = replace(
+    TINY["bk-sdm-tiny"], use_linear_projection=True, only_cross_attention=(True, False, False), num_heads=(1, 2, 3)
+)
+
+
 def oracle_of(config: UNetConfig) -> UNet2DConditionModel:
     """Build diffusers' model of the same structure; it takes the middle's depth from the last level's."""
-    depths = (*(depth or 1 for depth in config.transformer_depth[:-1]), config.mid_transformer_depth)
+    middle, up = config.mid_transformer_depth, config.up_transformer_depth
+    depths = [depth or 1 for depth in (*config.transformer_depth[:-1], middle or config.transformer_depth[-1])]
     added = config.projection_input_dim is not None
     return UNet2DConditionModel(
         in_channels=config.in_channels,
@@ -64,8 +92,11 @@ def oracle_of(config: UNetConfig) -> UNet2DConditionModel:
         block_out_channels=config.block_out_channels,
         layers_per_block=config.layers_per_block,
         down_block_types=tuple("CrossAttnDownBlock2D" if d else "DownBlock2D" for d in config.transformer_depth),
+        mid_block_type=None if middle is None else "UNetMidBlock2DCrossAttn" if middle else "UNetMidBlock2D",
         up_block_types=tuple("CrossAttnUpBlock2D" if d else "UpBlock2D" for d in config.transformer_depth[::-1]),
         transformer_layers_per_block=depths,
+        reverse_transformer_layers_per_block=up and [[depth or 1 for depth in level] for level in up[::-1]],
+        only_cross_attention=config.only_cross_attention or False,
         attention_head_dim=config.num_heads,
         cross_attention_dim=config.cross_attention_dim,
         use_linear_projection=config.use_linear_projection,

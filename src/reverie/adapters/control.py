@@ -123,12 +123,8 @@ MARK = "input_hint_block.0.weight"  # theirs alone
 UNION = ("task_embedding", "transformer_layes", "spatial_ch_projs", "control_add_embedding")
 UNION_KINDS = "task_embedding"  # of a union, a row for each kind of pictures
 DIFFERENCE = "difference"  # says that weights are to be added to the U-Net's (sd-webui-controlnet, ComfyUI)
-# What our network cannot do otherwise; "bgr" was one early release, "UNetMidBlock2D" is in the small ones for SDXL.
 CLASSES = ("ControlNetModel", "ControlNetUnionModel")
-FIXED = {
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
-    "controlnet_conditioning_channel_order": "rgb",
-}
+FIXED = {"controlnet_conditioning_channel_order": "rgb"}  # "bgr" was one early release
 # What steers otherwise, by a part of a name that only it has.
 OTHERS = {
     "lora_controlnet": "a Control-LoRA",

@@ -111,8 +111,8 @@ def unet(config: UNetConfig) -> Table:
         **unet_down(config),
     }
     block, last = 0, len(config.block_out_channels) - 1
-    for up, depth in enumerate(reversed(config.transformer_depth)):
-        for layer in range(config.layers_per_block + 1):
+    for up in range(last + 1):
+        for layer, depth in enumerate(config.up_depths(last - up)):
             theirs = f"output_blocks.{block}"
             table |= _layer(f"up_blocks.{up}", layer, theirs, depth)
             block += 1
@@ -132,9 +132,9 @@ def unet_down(config: UNetConfig) -> Table:
         if down != last:
             table[f"down_blocks.{down}.downsamplers.0.conv"] = Place(f"input_blocks.{block}.0.op")
             block += 1
-    attended = config.mid_transformer_depth > 0
-    table |= _layer("mid_block", 0, "middle_block", config.mid_transformer_depth)
-    return table | _residual("mid_block.resnets.1", f"middle_block.{2 if attended else 1}")
+    if config.mid_transformer_depth is not None:
+        table |= _layer("mid_block", 0, "middle_block", config.mid_transformer_depth)
+    return table | _residual("mid_block.resnets.1", "middle_block.2")
 
 
 def _layer(ours: str, index: int, theirs: str, depth: int) -> Table:

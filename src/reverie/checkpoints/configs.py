@@ -103,13 +103,11 @@ UNET_FIXED: Json = {
     "center_input_sample": False,
     "flip_sin_to_cos": True,
     "freq_shift": 0,
-    "only_cross_attention": False,
     "mid_block_only_cross_attention": None,
     "downsample_padding": 1,
     "mid_block_scale_factor": 1,
     "act_fn": "silu",
     "norm_eps": 1e-5,
-    "reverse_transformer_layers_per_block": None,
     "encoder_hid_dim": None,
     "encoder_hid_dim_type": None,
     "num_attention_heads": None,
@@ -128,7 +126,6 @@ UNET_FIXED: Json = {
     "attention_type": "default",
     "class_embeddings_concat": False,
     "cross_attention_norm": None,
-    "mid_block_type": "UNetMidBlock2DCrossAttn",
 }
 AUTOENCODER_FIXED: Json = {"act_fn": "silu", "shift_factor": None}
 TEXT_DEFAULTS: Json = {
@@ -152,6 +149,7 @@ VISION_DEFAULTS: Json = {
     "image_size": 224,
     "patch_size": 32,
 }
+ATTENDED_MIDDLE, PLAIN_MIDDLE = "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
 UNET_BLOCKS = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 
 
@@ -164,7 +162,13 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
         if block not in UNET_BLOCKS:
             raise _unsupported_value(where, "down_block_types", block, f"one of {', '.join(UNET_BLOCKS)}")
     _expect(raw, {"up_block_types": [UNET_BLOCKS[block] for block in reversed(down)]}, where)
-    depths = _per_level(raw, "transformer_layers_per_block", 1, len(widths), where)
+    layers = _one_for_all(raw, "layers_per_block", 2, len(widths), where)
+    given = _transformer_depths(raw, len(widths), layers, where)
+    depths = tuple(depth if block.startswith("CrossAttn") else 0 for block, depth in zip(down, given, strict=True))
+    middle = raw.get("mid_block_type", ATTENDED_MIDDLE)
+    if middle not in (middles := {ATTENDED_MIDDLE: given[-1], PLAIN_MIDDLE: 0, None: None}):
+        raise _unsupported_value(where, "mid_block_type", middle, f"{ATTENDED_MIDDLE!r}, {PLAIN_MIDDLE!r} or null")
+    crossed = _per_level(raw, "only_cross_attention", False, len(widths), where)
     added = raw.get("addition_embed_type")
     if added not in (None, "text_time"):
         raise _unsupported_value(where, "addition_embed_type", added, "null or 'text_time'")
@@ -173,11 +177,11 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
         out_channels=raw.get("out_channels", 4),
         sample_size=_need(raw, "sample_size", where),
         block_out_channels=widths,
-        layers_per_block=_one_for_all(raw, "layers_per_block", 2, len(widths), where),
-        transformer_depth=tuple(
-            depth if block.startswith("CrossAttn") else 0 for block, depth in zip(down, depths, strict=True)
-        ),
-        mid_transformer_depth=depths[-1],
+        layers_per_block=layers,
+        transformer_depth=depths,
+        mid_transformer_depth=middles[middle],
+        up_transformer_depth=_up_depths(raw, depths, layers, where),
+        only_cross_attention=tuple(map(bool, crossed)) if any(crossed) else None,
         # The key is named wrongly in every file, and diffusers reads it as the number of heads (its issue 2011).
         num_heads=_per_level(raw, "attention_head_dim", 8, len(widths), where),
         cross_attention_dim=_one_for_all(raw, "cross_attention_dim", 1280, len(widths), where),
@@ -189,13 +193,39 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
     )
 
 
+def _transformer_depths(raw: Json, levels: int, layers: int, where: str) -> tuple[int, ...]:
+    """Read a number a level; a list, one a layer, is of equal ones in all models that there are."""
+    key = "transformer_layers_per_block"
+    given = raw.get(key, 1)
+    if isinstance(given, list):
+        given = [depth[0] if isinstance(depth, list) and depth == depth[:1] * layers else depth for depth in given]
+    return _per_level({key: given}, key, 1, levels, where)
+
+
+def _up_depths(raw: Json, depths: tuple[int, ...], layers: int, where: str) -> tuple[tuple[int, ...], ...] | None:
+    """Read the depths of the way up, from the picture on, as UNetConfig has them; None where the way down tells them.
+
+    diffusers begins with the lowest level, and does not look at those of a level without attention.
+    """
+    key = "reverse_transformer_layers_per_block"
+    if (given := raw.get(key)) is None:
+        return None
+    if not isinstance(given, list) or len(given) != len(depths):
+        raise _unsupported_value(where, key, given, f"{len(depths)} numbers or lists of {layers + 1}")
+    up = tuple(
+        _per_level({key: level if depth else 0}, key, 0, layers + 1, where)
+        for level, depth in zip(reversed(given), depths, strict=True)
+    )
+    return None if up == tuple((depth,) * (layers + 1) for depth in depths) else up
+
+
 def write_unet(config: UNetConfig) -> Json:
     """Write a U-Net's config as diffusers reads it. Raises ReverieError for shapes that diffusers cannot express."""
-    depths, middle = list(config.transformer_depth), config.mid_transformer_depth
-    if middle == 0 or depths[-1] not in (0, middle):
+    depths, middle, up = list(config.transformer_depth), config.mid_transformer_depth, config.up_transformer_depth
+    if middle and depths[-1] not in (0, middle):
         raise ReverieError(
             f"diffusers has no U-Net with transformer depth {depths[-1]} in its last level and {middle} in the middle; "
-            "make the middle's depth at least 1, and the last level's the same or 0"
+            "make the last level's the same or 0"
         )
     attended = [depth > 0 for depth in depths]
     down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attended]
@@ -209,8 +239,11 @@ def write_unet(config: UNetConfig) -> Json:
         "layers_per_block": config.layers_per_block,
         "down_block_types": down,
         "up_block_types": [UNET_BLOCKS[block] for block in reversed(down)],
+        "mid_block_type": None if middle is None else ATTENDED_MIDDLE if middle else PLAIN_MIDDLE,
         # A level without attention does not look at its depth; the last one's is also the middle's.
-        "transformer_layers_per_block": [depth or 1 for depth in depths[:-1]] + [middle],
+        "transformer_layers_per_block": [depth or 1 for depth in (*depths[:-1], middle or depths[-1])],
+        "reverse_transformer_layers_per_block": up and [[depth or 1 for depth in level] for level in reversed(up)],
+        "only_cross_attention": list(config.only_cross_attention or [False] * len(depths)),
         "attention_head_dim": list(config.num_heads),
         "cross_attention_dim": config.cross_attention_dim,
         "use_linear_projection": config.use_linear_projection,

@@ -75,22 +75,40 @@ def unet_layout(names: Collection[str]) -> Layout | None:
     return next((layout for layout in UNET_LAYOUTS if layout.first in names), None)
 
 
+SELF_KEYS = "attn1to_kweight"  # as wide as the image, where it attends to itself
+RESIDUAL = re.compile(r"(in_layers0|resnets\d+norm1)weight$")  # of a residual block, CompVis' and diffusers'
+
+
 class UNetShape(NamedTuple):
-    """Tell U-Nets apart: by their first width, channels, prompt's width, added embedding, depth, embedded guidance."""
+    """Tell U-Nets apart: by width, channels, prompt's width, added embedding, embedded guidance, and their blocks.
+
+    `crossed` says that some image never attends to itself.
+    """
 
     width: int
     in_channels: int
     context: int
     added: int | None
-    depth: int
     guided: bool
+    residuals: int
+    transformers: int
+    crossed: bool
 
     @classmethod
     def of(cls, config: UNetConfig) -> UNetShape:
         """Return a config's."""
-        depth = max(config.mid_transformer_depth, *config.transformer_depth)
-        added, guided = config.projection_input_dim, config.time_cond_proj_dim is not None
-        return cls(config.block_out_channels[0], config.in_channels, config.cross_attention_dim, added, depth, guided)
+        levels, middle = len(config.block_out_channels), config.mid_transformer_depth
+        up = [config.up_depths(level) for level in range(levels)]
+        return cls(
+            config.block_out_channels[0],
+            config.in_channels,
+            config.cross_attention_dim,
+            config.projection_input_dim,
+            config.time_cond_proj_dim is not None,
+            levels * config.layers_per_block + sum(map(len, up)) + (0 if middle is None else 2 if middle else 1),
+            config.layers_per_block * sum(config.transformer_depth) + sum(map(sum, up)) + (middle or 0),
+            config.only_cross_attention is not None,
+        )
 
     @classmethod
     def read(cls, source: Source, layout: Layout) -> UNetShape:
@@ -103,14 +121,15 @@ class UNetShape(NamedTuple):
             shape = () if name is None else source.shape(name)
             return shape[index] if len(shape) > index else None
 
-        blocks = (re.search(r"transformer_blocks(\d+)(?=attn|norm|ff)", short) for short in inside)
         return cls(
             (source.shape(layout.first) or (0,))[0],
             (*source.shape(layout.first), 0, 0)[1],
             axis(1, "attn2to_kweight") or 0,
             axis(1, "label_emb00weight", "add_embeddinglinear_1weight", "class_embeddinglinear_1weight"),
-            max((int(match[1]) + 1 for match in blocks if match), default=0),
             any(short.endswith("cond_projweight") for short in inside),
+            sum(RESIDUAL.search(short) is not None for short in inside),
+            sum(short.endswith("attn2to_kweight") for short in inside),
+            any(len(set(source.shape(name)[:2])) > 1 for short, name in inside.items() if short.endswith(SELF_KEYS)),
         )
 
 
@@ -282,6 +301,31 @@ SD21_V = Family(
 )
 SDXL = Family("sdxl", "Stable Diffusion XL", UNETS["sdxl"], XL_TOWERS, AUTOENCODERS["sdxl"], zero_empty=True)
 
+SMALL = {
+    "bk-sdm-base": "BK-SDM base or small-sd",
+    "bk-sdm-small": "BK-SDM small",
+    "bk-sdm-tiny": "BK-SDM tiny or tiny-sd",
+    "sdxs": "SDXS-512 (DreamShaper)",
+}
+SMALL2 = {
+    "bk-sdm-v2-base": "BK-SDM v2 base",
+    "bk-sdm-v2-small": "BK-SDM v2 small",
+    "bk-sdm-v2-tiny": "BK-SDM v2 tiny",
+    "sdxs-0.9": "SDXS-512 0.9",
+}
+SMALLXL = {
+    "ssd-1b": "SSD-1B",
+    "segmind-vega": "Segmind Vega",
+    "koala-700m": "KOALA 700M",
+    "koala-1b": "KOALA 1B",
+}
+
+
+def _small(base: Family, titles: dict[str, str]) -> list[Family]:
+    """List the families of smaller U-Nets that were distilled from one."""
+    return [replace(base, name=name, title=title, unet=UNETS[name], ambiguous=False) for name, title in titles.items()]
+
+
 FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
@@ -318,6 +362,9 @@ FAMILIES: dict[str, Family] = {
             (REFINER_TOWER,),
             AUTOENCODERS["sdxl"],
         ),
+        *_small(SD15, SMALL),
+        *_small(SD2, SMALL2),
+        *_small(SDXL, SMALLXL),
     )
 }
 

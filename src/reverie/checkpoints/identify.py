@@ -169,9 +169,6 @@ OTHER_UNETS: tuple[tuple[str, Callable[[UNetShape], bool], tuple[str, ...]], ...
     ("Stable Diffusion 2.1 unCLIP", lambda unet: unet.context == 1024 and unet.added in (1536, 2048), ()),
     ("Stable Diffusion 2 depth", lambda unet: (unet.in_channels, unet.context) == (5, 1024), ()),
     ("Stable Diffusion x4 upscaler", lambda unet: (unet.in_channels, unet.context) == (7, 1024), ()),
-    ("SSD-1B", lambda unet: (unet.context, unet.added, unet.depth) == (2048, 2816, 4), ()),
-    ("Segmind Vega", lambda unet: (unet.context, unet.added, unet.depth) == (2048, 2816, 2), ()),
-    ("KOALA", lambda unet: (unet.context, unet.added) == (2048, 2816) and unet.depth in (5, 6), ()),
     ("Kolors", lambda unet: (unet.context, unet.added) == (2048, 5632), ()),
     ("CompVis' latent diffusion of 2021", lambda unet: (unet.width, unet.context) == (320, 1280), ()),
 )
@@ -207,7 +204,10 @@ def identify(
             return Contents("model", title, NOT_DRAWN)
     found = [family for family in families or FAMILIES.values() if UNetShape.of(family.unet) == shape]
     if not found:
-        title = f"a U-Net of width {shape.width} with {shape.in_channels} input channels that reverie does not know"
+        blocks = f"{shape.residuals} residual and {shape.transformers} transformer blocks"
+        title = (
+            f"a U-Net of width {shape.width} with {shape.in_channels} input channels, {blocks}, that is not known here"
+        )
         return Contents("unknown", title, f"it reads single files of {', '.join(FAMILIES)}")
     whole = [family for family in found if all(tower.fits(source, names) for tower in family.towers)]
     return _model(source, Path(path), names, whole or found, prediction)

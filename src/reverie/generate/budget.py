@@ -121,7 +121,8 @@ def _key(system: StableDiffusion, request: TextToImage) -> str:
     """Name all that the times depend on."""
     capabilities = torch.backends.cpu.get_cpu_capability()
     machine = (platform.node(), torch.__version__, capabilities, torch.get_num_threads(), str(system.device))
-    model = (system.name, str(system.dtype), str(system.unet.config), type(system.unet.mid_block.resnets[0]).__name__)
+    block = system.unet.down_blocks[-1].get_submodule("resnets.0")
+    model = (system.name, str(system.dtype), str(system.unet.config), type(block).__name__)
     drawing = (request.width, request.height, request.guidance == 1, request.guidance_interval, request.merge_tokens)
     return hashlib.sha256(repr((machine, model, drawing)).encode()).hexdigest()[:32]
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -225,6 +226,33 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
         zero = system.zero_empty if request.zero_negative is None else request.zero_negative
         away = encoder.guide(request.negative, 1.0, request.steps, after, negative, zero=zero)
         return Prompts(guides, away)
+
+
+Encode = Callable[[StableDiffusion, TextToImage, int | None], Prompts]
+"""What gives a request's prompts, as `encode` does."""
+REMEMBERED = 8  # encodings: those of a few prompts, of two passes and of a refiner
+
+
+class Encodings:
+    """Encode as `encode` does, and remember the last few: for a model whose weights nobody changes meanwhile.
+
+    Prompts with adapters, whose files may change, are encoded anew.
+    """
+
+    def __init__(self) -> None:
+        self._known: OrderedDict[tuple[object, ...], Prompts] = OrderedDict()
+
+    def __call__(self, system: StableDiffusion, request: TextToImage, after: int | None = None) -> Prompts:
+        """Return what `encode` returns."""
+        if request.embeddings or loras_of(request):
+            return encode(system, request, after)
+        key = (system.unet, after, *(getattr(request, name) for name in TextToImage.model_fields if name != "seed"))
+        if key not in self._known:
+            self._known[key] = encode(system, request, after)
+            if len(self._known) > REMEMBERED:
+                self._known.popitem(last=False)
+        self._known.move_to_end(key)
+        return self._known[key]
 
 
 def _told_guidance(system: StableDiffusion, request: TextToImage) -> Tensor | None:

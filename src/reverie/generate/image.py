@@ -24,7 +24,7 @@ from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
 from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_noise
-from reverie.generate.conditioning import Prompts, adapter_notes
+from reverie.generate.conditioning import Encode, Prompts, adapter_notes
 from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
@@ -102,18 +102,24 @@ def picture_run(
         yield prepare_run(system, request, refiner)
 
 
-def prepare_run(system: StableDiffusion, request: TextToImage, refiner: StableDiffusion | None = None) -> PictureRun:
+def prepare_run(
+    system: StableDiffusion,
+    request: TextToImage,
+    refiner: StableDiffusion | None = None,
+    encode: Encode = conditioning.encode,
+) -> PictureRun:
     """Make ready what a request's pictures share; its size is filled in, and its changes to the model are active.
 
-    Raises ReverieError where files of the request are missing or do not fit the model, and where the request asks for
-    a refiner and none is given.
+    `encode` encodes its prompts. Raises ReverieError where files of the request are missing or do not fit the model,
+    and where the request asks for a refiner and none is given.
     """
     if request.refiner is not None and refiner is None:
         raise ReverieError("the request hands over to a refiner; give the model that it names")
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
     bind = bind_controls(system, [load_control(system, control) for control in request.controls])
-    return PictureRun(system, codec, canvas, _passes(system, codec, request, refiner, bind, canvas.extra), refiner)
+    planned = _passes(system, codec, request, refiner, bind, canvas.extra, encode)
+    return PictureRun(system, codec, canvas, planned, refiner)
 
 
 def load_control(system: StableDiffusion, control: ControlInput) -> Control:
@@ -152,6 +158,7 @@ def _passes(
     refiner: StableDiffusion | None,
     bind: Bind,
     extra: Tensor | None,
+    encode: Encode,
 ) -> tuple[Pass, ...]:
     """Plan the first pass, and the second where the request asks for one.
 
@@ -160,8 +167,8 @@ def _passes(
 
     def plan(request: TextToImage, strength: float, extra: Tensor | None, after: int | None, enlarge: Enlarge) -> Pass:
         sigmas = noise_levels(system, request)[-steps_taken(request.steps, strength) - 1 :]
-        prompts = conditioning.encode(system, request, after)
-        refined = conditioning.encode(refiner, request, after) if refiner else None
+        prompts = encode(system, request, after)
+        refined = encode(refiner, request, after) if refiner else None
         return Pass(request, sigmas, prompts, refined, _bind_extra(bind, extra), enlarge)
 
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
@@ -225,6 +232,7 @@ def stream(
     *,
     refiner: StableDiffusion | None = None,
     preview: Show | None = None,
+    encode: Encode = conditioning.encode,
 ) -> Iterator[PictureStep]:
     """Draw a request's pictures and yield every step; closing the generator stops the work.
 
@@ -232,12 +240,13 @@ def stream(
     the pictures are drawn one after another: kernels sum in another order for another batch, which moves the last bits
     and, over many steps, more. On a GPU, where a batch is worth it, up to GPU_BATCH are drawn together, unless it is
     short of memory (`offload`), and agree with the pictures made alone but for rounding. `refiner` is the model that
-    the request hands over to; `preview` decodes in full where None. Drawings of one model take turns, step by step:
-    see `generate.modified`. Raises ReverieError, before any work, where the size does not fit.
+    the request hands over to; `preview` decodes in full where None; `encode` encodes the prompts. Drawings of one
+    model take turns, step by step: see `generate.modified`. Raises ReverieError, before any work, where the size does
+    not fit.
     """
     request = fill_in(system, request)
     scarce = system.device.type == "cpu" or offloader_of(system.unet) is not None
-    draw = partial(_draw, system, request, 1 if scarce else GPU_BATCH, refiner, preview)
+    draw = partial(_draw, system, request, 1 if scarce else GPU_BATCH, refiner, preview, encode)
     return in_turn(modify(system, request, refiner=refiner), draw)
 
 
@@ -258,9 +267,10 @@ def _draw(
     batch: int,
     refiner: StableDiffusion | None,
     preview: Show | None,
+    encode: Encode,
     modification: Modification,
 ) -> Iterator[PictureStep]:
-    run = prepare_run(system, request, refiner)
+    run = prepare_run(system, request, refiner, encode)
     notes = adapter_notes(system, request)  # by the sums that were written down, before others join them
     request, changed = with_sums(system, request)
     notes = (*notes, *changed, *model_limits(request, system))

@@ -196,19 +196,23 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Add self-attention, attention to the context and a feed-forward layer, each after a LayerNorm."""
+    """Add self-attention, attention to the context and a feed-forward layer, each after a LayerNorm.
 
-    def __init__(self, dim: int, heads: int, context_dim: int):
+    `only_cross` attends to the context in place of the tokens themselves, too.
+    """
+
+    def __init__(self, dim: int, heads: int, context_dim: int, *, only_cross: bool = False):
         super().__init__()
+        self.only_cross = only_cross
         self.norm1 = nn.LayerNorm(dim)
-        self.attn1 = Attention(dim, heads)
+        self.attn1 = Attention(dim, heads, context_dim if only_cross else None)
         self.norm2 = nn.LayerNorm(dim)
         self.attn2 = Attention(dim, heads, context_dim)
         self.norm3 = nn.LayerNorm(dim)
         self.ff = FeedForward(dim)
 
     def forward(self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l d"]:
-        x = x + self.attn1(self.norm1(x))
+        x = x + self.attn1(self.norm1(x), context if self.only_cross else None)
         x = x + self.attn2(self.norm2(x), context)
         return x + self.ff(self.norm3(x))
 
@@ -220,12 +224,24 @@ class SpatialTransformer(nn.Module):
     but the weights of the checkpoints have different shapes.
     """
 
-    def __init__(self, channels: int, *, heads: int, depth: int, context_dim: int, groups: int, linear: bool):
+    def __init__(
+        self,
+        channels: int,
+        *,
+        heads: int,
+        depth: int,
+        context_dim: int,
+        groups: int,
+        linear: bool,
+        only_cross: bool = False,
+    ):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
         self.proj_in = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
-        self.transformer_blocks = nn.ModuleList(TransformerBlock(channels, heads, context_dim) for _ in range(depth))
+        self.transformer_blocks = nn.ModuleList(
+            TransformerBlock(channels, heads, context_dim, only_cross=only_cross) for _ in range(depth)
+        )
         self.proj_out = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b l d"]) -> Float[Tensor, "b c h w"]:

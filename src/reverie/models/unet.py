@@ -1,7 +1,8 @@
-"""The conditional U-Net of Stable Diffusion 1, 2 and XL.
+"""The conditional U-Net of Stable Diffusion 1, 2 and XL, and of the smaller ones distilled from them.
 
-Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; Podell et al. 2023, "SDXL".
-The parameters are named as in diffusers' `UNet2DConditionModel`.
+Source: Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models"; Podell et al. 2023, "SDXL";
+with fewer blocks: Kim et al. 2305.15798, "BK-SDM"; Gupta et al. 2401.02677, "SSD-1B"; Lee et al. 2312.04005, "KOALA";
+Song et al. 2403.16627, "SDXS". The parameters are named as in diffusers' `UNet2DConditionModel`.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ EPS = 1e-5  # of the GroupNorms outside the spatial transformers
 class UNetConfig:
     """Describe a U-Net; tuples have one entry a level, and the defaults are Stable Diffusion 1.5's.
 
-    `transformer_depth` counts the transformer blocks after each residual block: 0 is a level without attention.
+    `transformer_depth` counts the transformer blocks after each residual block: 0 is a level without attention. On the
+    way up there are as many, or each layer has its own of `up_transformer_depth`. A `mid_transformer_depth` of 0 is a
+    middle of one residual block alone, None is no middle. In levels of `only_cross_attention` the image attends to the
+    prompt twice, and never to itself.
     `projection_input_dim` is the width of SDXL's added embedding: the pooled text, then every size embedded at width
     `addition_time_embed_dim`. None is a U-Net that takes neither. `time_cond_proj_dim` is the width at which a latent
     consistency model embeds the guidance that it was distilled for; None is a U-Net that is guided from outside.
@@ -44,7 +48,9 @@ class UNetConfig:
     block_out_channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers_per_block: int = 2
     transformer_depth: tuple[int, ...] = (1, 1, 1, 0)
-    mid_transformer_depth: int = 1
+    mid_transformer_depth: int | None = 1
+    up_transformer_depth: tuple[tuple[int, ...], ...] | None = None
+    only_cross_attention: tuple[bool, ...] | None = None
     num_heads: tuple[int, ...] = (8, 8, 8, 8)
     cross_attention_dim: int = 768
     use_linear_projection: bool = False
@@ -60,30 +66,64 @@ class UNetConfig:
                 f"U-Net of {levels} levels with {len(self.transformer_depth)} transformer depths and "
                 f"{len(self.num_heads)} head counts; give one of each per level"
             )
+        up, crossed = self.up_transformer_depth, self.only_cross_attention
+        if up is not None and [len(layers) for layers in up] != [self.layers_per_block + 1] * levels:
+            raise ReverieError(
+                f"U-Net with transformer depths {up} on the way up; give {self.layers_per_block + 1} in each of the "
+                f"{levels} levels"
+            )
+        if any(0 in layers and any(layers) for layers in up or ()):
+            raise ReverieError(f"U-Net with transformer depths {up} on the way up; give a level 0 alone, or none")
+        if crossed is not None and len(crossed) != levels:
+            raise ReverieError(
+                f"U-Net of {levels} levels with {len(crossed)} of only_cross_attention; give one a level"
+            )
+
+    def up_depths(self, level: int) -> tuple[int, ...]:
+        """Count the transformer blocks after each residual block of a level on the way up."""
+        if self.up_transformer_depth is not None:
+            return self.up_transformer_depth[level]
+        return (self.transformer_depth[level],) * (self.layers_per_block + 1)
 
 
 SD15 = UNetConfig()
+SD21 = UNetConfig(
+    sample_size=96,
+    num_heads=(5, 10, 20, 20),
+    cross_attention_dim=1024,
+    use_linear_projection=True,
+)
+SDXL = UNetConfig(
+    sample_size=128,
+    block_out_channels=(320, 640, 1280),
+    transformer_depth=(0, 2, 10),
+    mid_transformer_depth=10,
+    num_heads=(5, 10, 20),
+    cross_attention_dim=2048,
+    use_linear_projection=True,
+    addition_time_embed_dim=256,
+    projection_input_dim=2816,
+)
+SMALL = replace(SD15, layers_per_block=1)
+SMALL2 = replace(SD21, layers_per_block=1, sample_size=64)
+
+
+def _tiny(config: UNetConfig) -> UNetConfig:
+    """Leave out the middle and the last level, as BK-SDM's smallest do."""
+    return replace(
+        config,
+        block_out_channels=config.block_out_channels[:-1],
+        transformer_depth=config.transformer_depth[:-1],
+        num_heads=config.num_heads[:-1],
+        mid_transformer_depth=None,
+    )
+
 
 UNETS: dict[str, UNetConfig] = {
     "sd15": SD15,
     "sd15-inpainting": replace(SD15, in_channels=9),
-    "sd21": UNetConfig(
-        sample_size=96,
-        num_heads=(5, 10, 20, 20),
-        cross_attention_dim=1024,
-        use_linear_projection=True,
-    ),
-    "sdxl": UNetConfig(
-        sample_size=128,
-        block_out_channels=(320, 640, 1280),
-        transformer_depth=(0, 2, 10),
-        mid_transformer_depth=10,
-        num_heads=(5, 10, 20),
-        cross_attention_dim=2048,
-        use_linear_projection=True,
-        addition_time_embed_dim=256,
-        projection_input_dim=2816,
-    ),
+    "sd21": SD21,
+    "sdxl": SDXL,
     "sdxl-refiner": UNetConfig(
         sample_size=128,
         block_out_channels=(384, 768, 1536, 1536),
@@ -95,30 +135,48 @@ UNETS: dict[str, UNetConfig] = {
         addition_time_embed_dim=256,
         projection_input_dim=2560,
     ),
+    "bk-sdm-base": SMALL,
+    "bk-sdm-small": replace(SMALL, mid_transformer_depth=None),
+    "bk-sdm-tiny": _tiny(SMALL),
+    "bk-sdm-v2-base": SMALL2,
+    "bk-sdm-v2-small": replace(SMALL2, mid_transformer_depth=None),
+    "bk-sdm-v2-tiny": _tiny(SMALL2),
+    "sdxs": replace(_tiny(SMALL), transformer_depth=(0, 1, 1)),
+    "sdxs-0.9": replace(_tiny(SMALL2), only_cross_attention=(True, False, False)),
+    "ssd-1b": replace(
+        SDXL,
+        transformer_depth=(0, 2, 4),
+        mid_transformer_depth=0,
+        up_transformer_depth=((0, 0, 0), (2, 1, 1), (4, 4, 10)),
+    ),
+    "segmind-vega": replace(SDXL, transformer_depth=(0, 1, 2), mid_transformer_depth=0),
+    "koala-700m": replace(SDXL, layers_per_block=1, transformer_depth=(0, 2, 5), mid_transformer_depth=None),
+    "koala-1b": replace(SDXL, layers_per_block=1, transformer_depth=(0, 2, 6), mid_transformer_depth=6),
 }
 
 
 class Block(nn.Module):
-    """Hold residual blocks from the widths `inputs` to one width, and the transformers that follow them."""
+    """Hold residual blocks from the widths `inputs` to a level's, and transformers of the `depths` that follow them."""
 
-    def __init__(
-        self, inputs: Sequence[int], channels: int, config: UNetConfig, *, heads: int, depth: int, transformers: int
-    ):
+    def __init__(self, inputs: Sequence[int], depths: Sequence[int], level: int, config: UNetConfig):
         super().__init__()
-        groups, emb_dim = config.norm_num_groups, 4 * config.block_out_channels[0]
+        channels, groups = config.block_out_channels[level], config.norm_num_groups
+        emb_dim, crossed = 4 * config.block_out_channels[0], config.only_cross_attention
         self.resnets = nn.ModuleList(
             ResidualBlock(width, channels, groups=groups, eps=EPS, emb_dim=emb_dim) for width in inputs
         )
         self.attentions = nn.ModuleList(
             SpatialTransformer(
                 channels,
-                heads=heads,
+                heads=config.num_heads[level],
                 depth=depth,
                 context_dim=config.cross_attention_dim,
                 groups=groups,
                 linear=config.use_linear_projection,
+                only_cross=crossed is not None and crossed[level],
             )
-            for _ in range(transformers if depth else 0)
+            for depth in depths
+            if depth
         )
 
     def layer(
@@ -133,11 +191,9 @@ class DownBlock(Block):
     """Apply one level on the way down and halve the image unless the level is the last."""
 
     def __init__(self, inputs: Sequence[int], level: int, config: UNetConfig):
-        channels = config.block_out_channels[level]
-        heads, depth = config.num_heads[level], config.transformer_depth[level]
-        super().__init__(inputs, channels, config, heads=heads, depth=depth, transformers=len(inputs))
+        super().__init__(inputs, [config.transformer_depth[level]] * len(inputs), level, config)
         last = level == len(config.block_out_channels) - 1
-        self.downsamplers = nn.ModuleList([] if last else [Downsample(channels)])
+        self.downsamplers = nn.ModuleList([] if last else [Downsample(config.block_out_channels[level])])
 
     def forward(
         self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"], context: Float[Tensor, "b l d"]
@@ -151,26 +207,26 @@ class DownBlock(Block):
 
 
 class MidBlock(Block):
-    """Apply a residual block, a transformer and another residual block at the lowest resolution."""
+    """Apply a residual block at the lowest resolution and, where `depth` is not 0, a transformer and another one."""
 
-    def __init__(self, config: UNetConfig):
-        channels, heads, depth = config.block_out_channels[-1], config.num_heads[-1], config.mid_transformer_depth
-        super().__init__([channels] * 2, channels, config, heads=heads, depth=depth, transformers=1)
+    def __init__(self, depth: int, config: UNetConfig):
+        width = config.block_out_channels[-1]
+        super().__init__([width] * (2 if depth else 1), [depth], len(config.block_out_channels) - 1, config)
 
     def forward(
         self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b e"], context: Float[Tensor, "b l d"]
     ) -> Float[Tensor, "b c h w"]:
-        return self.layer(1, self.layer(0, x, emb, context), emb, context)
+        for index in range(len(self.resnets)):
+            x = self.layer(index, x, emb, context)
+        return x
 
 
 class UpBlock(Block):
     """Apply one level on the way up, joining the way down's outputs, and enlarge unless the level is the first."""
 
     def __init__(self, inputs: Sequence[int], level: int, config: UNetConfig):
-        channels = config.block_out_channels[level]
-        heads, depth = config.num_heads[level], config.transformer_depth[level]
-        super().__init__(inputs, channels, config, heads=heads, depth=depth, transformers=len(inputs))
-        self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(channels)])
+        super().__init__(inputs, config.up_depths(level), level, config)
+        self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(config.block_out_channels[level])])
 
     def forward(
         self,
@@ -203,7 +259,8 @@ class DownPath(nn.Module):
             self.add_embedding = TimestepEmbedding(config.projection_input_dim, 4 * widths[0])
         inputs, _ = _input_widths(widths, config.layers_per_block)
         self.down_blocks = nn.ModuleList(DownBlock(inputs[level], level, config) for level in range(len(widths)))
-        self.mid_block = MidBlock(config)
+        depth = config.mid_transformer_depth
+        self.mid_block = None if depth is None else MidBlock(depth, config)
 
     def descend(
         self,
@@ -219,7 +276,7 @@ class DownPath(nn.Module):
         skips = [x]
         for block in self.down_blocks:
             skips += block(skips[-1], emb, context)
-        middle = self.mid_block(skips[-1], emb, context)
+        middle = skips[-1] if self.mid_block is None else self.mid_block(skips[-1], emb, context)
         if residuals is not None:
             *skips, middle = (output + added for output, added in zip([*skips, middle], residuals, strict=True))
         return skips, middle

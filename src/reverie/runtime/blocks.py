@@ -203,7 +203,7 @@ class FastTransformerBlock(layers.TransformerBlock):
     def forward(self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l d"]:
         if computes_plainly(self.attn1, self.attn2, self.ff):
             return super().forward(x, context)
-        x = self.attn1(self.norm1(x), add=x)
+        x = self.attn1(self.norm1(x), context if self.only_cross else None, add=x)
         x = self.attn2(self.norm2(x), context, add=x)
         return self.ff(self.norm3(x), add=x)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -148,14 +148,14 @@ class _Watch:
     def __init__(self, ratio: float) -> None:
         self.ratio = ratio
 
-    def see(self, module: nn.Module, given: tuple[Tensor, ...]) -> None:
+    def see(self, module: nn.Module, given: tuple[Any, ...]) -> None:
         """Note the image's height and width, which tokens no longer tell."""
         self.height, self.width = given[0].shape[2:]
 
-    def before(self, module: nn.Module, given: tuple[Tensor]) -> tuple[Tensor]:
+    def before(self, module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
         """Give self-attention fewer tokens."""
         self.merged = Merged.of(given[0], self.height, self.width, self.ratio)
-        return (self.merged.merge(given[0]),)
+        return (self.merged.merge(given[0]), *given[1:])
 
     def after(self, module: nn.Module, given: tuple[Tensor], answer: Tensor) -> Tensor:
         """Give every token its answer."""

@@ -201,7 +201,8 @@ class LoadedModels:
 
             place = self._settings.places().get(name, Path(name))
             self._make_room(_size_on_disk(place))
-            self._loaded[name] = load(str(place), device=self._settings.device, dtype=self._settings.dtype)
+            loaded = load(str(place), device=self._settings.device, dtype=self._settings.dtype)
+            self._loaded[name] = loaded.remember_prompts()
             self._make_room(0)
         self._loaded.move_to_end(name)
         return self._loaded[name]

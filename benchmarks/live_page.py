@@ -1,0 +1,115 @@
+"""How long until a sketch is a picture on the screen? Strokes in Chromium, drawn live by a server.
+
+From the end of each stroke until the picture of the whole sketch is shown; before it one of a part of the sketch may
+still be drawn. Beside it stands what the server took of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from random import Random
+from statistics import median, quantiles
+
+import uvicorn
+from playwright.sync_api import Page, sync_playwright
+
+from reverie.server.app import create_app
+from reverie.server.settings import Settings
+
+PROMPT = "a bear on a green background"
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
+WAIT = 120_000  # milliseconds, on a busy machine
+SECONDS = 0.6  # that a stroke takes
+WATCH = """() => {
+  Object.assign(window, { released: 0, seen: 0 });
+  addEventListener("pointerup", () => (released = performance.now()), true);
+  const show = () => requestAnimationFrame(() => requestAnimationFrame(() => (seen = performance.now())));
+  document.querySelector("#picture").addEventListener("load", show);
+}"""
+
+
+def main() -> int:
+    """Print the quartiles of the milliseconds; return the exit status."""
+    parser = argparse.ArgumentParser(description="Measure from the end of a stroke to the picture.")
+    parser.add_argument("--strokes", type=int, default=30)
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home, served(Path(home)) as address, sync_playwright() as run:
+        browser = run.chromium.launch(executable_path=shutil.which("chromium"), args=ARGUMENTS)
+        page = browser.new_page(viewport={"width": 1280, "height": 800})
+        page.set_default_timeout(WAIT)
+        page.goto(f"{address}/#draw")
+        page.locator("#ask [name=sampler] option").first.wait_for(state="attached")
+        page.fill("#prompt", PROMPT)
+        waited, server = zip(*strokes(page, options.strokes), strict=True)
+        browser.close()
+    print("| from the end of a stroke | least | lower quartile | median | upper quartile | most |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name, values in (("until it is on the screen, ms", waited), ("of it drawing on the server, ms", server)):
+        cells = (min(values), *quantiles(values, n=4), max(values))
+        print(f"| {name} | {' | '.join(f'{value:.0f}' for value in cells)} |")
+    print(f"median {median(waited):.0f} ms, {len(waited)} strokes of {SECONDS:g} s")
+    return 0
+
+
+def strokes(page: Page, count: int) -> Iterator[tuple[float, float]]:
+    """Draw live, and yield of each stroke the milliseconds until its picture, and how many the server took for that."""
+    counts = {"sent": 0, "heard": 0}
+
+    def count_frames(name: str, word: str, text: str | bytes) -> None:
+        counts[name] += word in str(text)[:40]
+
+    page.on(
+        "websocket",
+        lambda socket: (
+            socket.on("framesent", lambda text: count_frames("sent", '"number"', text)),
+            socket.on("framereceived", lambda text: count_frames("heard", '"picture"', text)),
+        ),
+    )
+    page.evaluate(WATCH)
+    page.check("#live", force=True)
+    page.locator("#picture[data-seconds]").wait_for()
+    box, random = page.locator("#paper").bounding_box(), Random(0)
+    assert box is not None
+
+    def somewhere() -> tuple[float, float]:
+        return box["x"] + box["width"] * random.uniform(0.2, 0.8), box["y"] + box["height"] * random.uniform(0.2, 0.8)
+
+    for number in range(count + 2):
+        page.mouse.move(*somewhere())
+        page.mouse.down()
+        start = time.monotonic()
+        while time.monotonic() - start < SECONDS:
+            page.mouse.move(*somewhere(), steps=3)
+        page.mouse.up()
+        still = 0
+        while still < 5:  # looks at an idle page, one after the other
+            page.wait_for_timeout(30)
+            still = still + 1 if counts["sent"] == counts["heard"] and page.evaluate("seen > released") else 0
+        if number >= 2:  # the first ones warm up
+            seconds = page.get_attribute("#picture", "data-seconds") or ""
+            yield page.evaluate("seen - released"), 1000 * float(seconds)
+
+
+@contextmanager
+def served(home: Path) -> Iterator[str]:
+    """Serve the bundled models on a free port."""
+    server = uvicorn.Server(uvicorn.Config(create_app(Settings(home=home)), port=0, log_config=None))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.05)
+    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    server.should_exit = True
+    thread.join()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
