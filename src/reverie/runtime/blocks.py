@@ -65,7 +65,11 @@ class FastUpsample(Upsample):
         weight = self.conv.weight
         state = version(weight), size[2:]
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
-            kept = keep([weight], f"corners {size}", lambda: [_pack_corner(weight, corner, size) for corner in CORNERS])
+
+            def pack() -> list[Packed]:
+                return [kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE) for corner in CORNERS]
+
+            kept = keep([weight], f"corners for {size}", pack)
             self.corners = weight, state, kept
         return self.corners[2]
 
@@ -76,10 +80,6 @@ class FastUpsample(Upsample):
 def corner_kernel(weight: Float[Tensor, "out in 3 3"], top: int, left: int) -> Float[Tensor, "out in 2 2"]:
     """Add up the rows and columns of a kernel that fall on one pixel, seen from a corner of a doubled pixel."""
     return _pairs(_pairs(weight, 2, top), 3, left)
-
-
-def _pack_corner(weight: Tensor, corner: tuple[int, int], size: torch.Size) -> Packed:
-    return kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE)
 
 
 def _pairs(weight: Tensor, axis: int, last: int) -> Tensor:

@@ -33,8 +33,9 @@ from reverie.runtime import kernels
 from reverie.runtime.kernels import let_go
 
 FORMAT = 1
-LIMIT = 16 << 30  # bytes that all folders take at most
-SPARE = 4 << 30  # bytes of the disk that stay free
+LIMIT_VARIABLE = "REVERIE_PACKED_GB"
+LIMIT = 16  # GB that all folders take at most, where the variable does not say
+SPARE = 4e9  # bytes of the disk that stay free
 LENGTH = 8  # bytes of the table's length
 FOOT = hashlib.sha256().digest_size + LENGTH
 PAGE = 4096
@@ -58,7 +59,10 @@ _ORIGINS = WeakTensorKeyDictionary()
 
 
 def remember(network: nn.Module, folder: Path) -> None:
-    """Let the weights that a network has now, and their packed forms alone, be kept in a folder."""
+    """Let the packed forms of the weights that a network has now be kept in a folder.
+
+    What is written to them later is noticed by their address and torch's count of writes, which `.data` passes over.
+    """
     if kernels.mappable():
         with suppress(OSError):
             os.utime(folder)  # for `make_room`: it was used
@@ -73,13 +77,12 @@ def machine_folder(model: str, files: Iterable[Path], dtype: torch.dtype) -> Pat
     A file is told from others by what the system says of it, so that one that was changed is another. Raises
     OSError where one is missing.
     """
-    told_apart = []
-    for file in files:
-        stat = file.stat()
-        told_apart.append((stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns))
+    stats = [file.stat() for file in files]
+    told_apart = [(one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in stats]
     orders = {name: value for name, value in os.environ.items() if name.startswith(("ONEDNN_", "DNNL_"))}
-    capabilities = (torch.backends.cpu.get_cpu_capability(), sorted(torch.cpu.get_capabilities().items()), orders)
-    machine = (torch.__version__, torch.__config__.show(), capabilities, platform.machine(), torch.get_num_threads())
+    capabilities = sorted(getattr(torch.cpu, "get_capabilities", dict)().items())
+    threads = torch.get_num_threads()
+    machine = (torch.__version__, torch.__config__.show(), platform.machine(), capabilities, orders, threads)
     name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in model)[:80]
     return cache_folder() / "packed" / f"{name}-{sha256_of([repr((FORMAT, machine, told_apart, str(dtype)))])[:16]}"
 
@@ -104,9 +107,7 @@ def keep(weights: Sequence[Tensor], form: str, pack: Callable[[], Any]) -> Any:
 def _file_of(weights: Sequence[Tensor], form: str) -> Path | None:
     """Return the file for weights of a form; None where one of them was not read or is not what was read."""
     origins = [_ORIGINS.get(weight) for weight in weights]
-    known = [
-        one for one, weight in zip(origins, weights, strict=True) if one is not None and one.is_of(weight)
-    ]
+    known = [one for one, weight in zip(origins, weights, strict=True) if one is not None and one.is_of(weight)]
     if len(known) < len(weights):
         return None
     return known[0].folder / sha256_of([form, *(one.name for one in known)])[:32]
@@ -152,32 +153,39 @@ def _queue() -> SimpleQueue[tuple[Path, list[kernels.Packed]]]:
 
 
 def _write_all(queue: SimpleQueue[tuple[Path, list[kernels.Packed]]]) -> None:
-    """Write what comes, and let it go for what was mapped of it; nothing any more once something could not be."""
-    stopped = False
+    """Write what comes, until something cannot be written: then nothing more is."""
+    possible = True
     while True:
         file, packed = queue.get()
-        with suppress(OSError, ReverieError):
-            stopped = stopped or not make_room(file.parent, sum(part.nbytes for part in packed))
-            if not stopped:
-                stopped = True
-                sweep(file)
-                write(file, packed)
-                packed[:] = read(file) or packed
-                stopped = False
+        possible = possible and store(file, packed)
         del packed
+
+
+def store(file: Path, packed: list[kernels.Packed]) -> bool:
+    """Write packed weights to a file and let the list hold them mapped; tell whether they could be written."""
+    try:
+        if not make_room(file.parent, sum(part.nbytes for part in packed)):
+            return False
+        sweep(file)
+        write(file, packed)
+    except (OSError, ReverieError, ValueError):
+        return False
+    packed[:] = read(file) or packed
+    return True
 
 
 def make_room(folder: Path, size: int) -> bool:
     """Make a folder, and room in it for so many bytes; tell whether there is.
 
-    Others beside it are removed where all of them would pass LIMIT, those first that were used longest ago; processes
-    that have mapped them keep what they have. Raises OSError.
+    Others beside it are removed where all of them would pass the limit, those first that were used longest ago;
+    processes that have mapped them keep what they have. Raises OSError, and ValueError where the variable is no number.
     """
+    limit = float(os.environ.get(LIMIT_VARIABLE, LIMIT)) * 1e9
     folder.mkdir(parents=True, exist_ok=True)
     sizes = {one: sum(file.stat().st_size for file in one.iterdir()) for one in folder.parent.iterdir()}
     for one in sorted(sizes.keys() - {folder}, key=lambda one: one.stat().st_mtime):
-        if sum(sizes.values()) + size <= LIMIT:
+        if sum(sizes.values()) + size <= limit:
             break
         shutil.rmtree(one)
         del sizes[one]
-    return sum(sizes.values()) + size <= LIMIT and shutil.disk_usage(folder).free - size >= SPARE
+    return sum(sizes.values()) + size <= limit and shutil.disk_usage(folder).free - size >= SPARE

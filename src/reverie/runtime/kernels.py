@@ -1,9 +1,9 @@
 """oneDNN kernels for packed weights (the operators that torch's compiler emits), and release of mapped pages.
 
 A packed weight is an opaque tensor. It lies as the processor's kernel wants it, so that no call rearranges it anew, and
-gives the very same values back. Its memory and oneDNN's description of how that is ordered make the same tensor in
-another process, by what torch's compiler takes constants of its libraries from. The operators have no gradients and take float32 on the CPU, and bfloat16 where the
-processor computes in it.
+gives the very same values back. Its memory and oneDNN's description of how it is ordered make the same tensor in
+another process. The operators have no gradients and take float32 on the CPU, and bfloat16 where the processor computes
+in it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ Packed = NewType("Packed", Tensor)
 """A weight as oneDNN orders it."""
 
 OPERATORS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_linear_weight")
+CAPSULE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
 NOTHING: list[float] = []  # the scalars of a fused operation that has none
 
 
@@ -97,20 +100,16 @@ def from_memory(held: memoryview, shape: Sequence[int], dtype: torch.dtype, desc
 
     Raises RuntimeError where the description is none. See `mappable`.
     """
-    shim, tensor = _shim(), ctypes.c_void_p()
-    sizes = (ctypes.c_int64 * len(shape))(*shape)
-    start = ctypes.addressof(ctypes.c_ubyte.from_buffer(held))
+    shim, tensor, rank = _shim(), ctypes.c_void_p(), len(shape)
+    start, sizes = ctypes.c_void_p(ctypes.addressof(ctypes.c_ubyte.from_buffer(held))), (ctypes.c_int64 * rank)(*shape)
     kind = getattr(shim, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}")()
-    where = (kind, shim.aoti_torch_device_type_cpu(), 0, ctypes.byref(tensor), shim.aoti_torch_layout__mkldnn())
-    if shim.aoti_torch_create_tensor_from_blob_v2(
-        ctypes.c_void_p(start), ctypes.c_int64(len(shape)), sizes, sizes, ctypes.c_int64(0), *where, description,
-        ctypes.c_int64(len(description)),
-    ):  # fmt: skip
+    laid_out = (ctypes.c_int64(rank), sizes, sizes, ctypes.c_int64(0), kind)  # strides are not looked at
+    where = (shim.aoti_torch_device_type_cpu(), 0, ctypes.byref(tensor), shim.aoti_torch_layout__mkldnn())
+    order = (description, ctypes.c_int64(len(description)))
+    if shim.aoti_torch_create_tensor_from_blob_v2(start, *laid_out, *where, *order):
         raise RuntimeError("oneDNN does not know this order of a packed weight")
-    capsule = ctypes.pythonapi.PyCapsule_New
-    capsule.restype, capsule.argtypes = ctypes.py_object, (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
-    packed = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(capsule(tensor, None, None))
-    packed.held = held
+    packed = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(CAPSULE(tensor, None, None))
+    packed.held = held  # type: ignore[attr-defined]  # lives as long as the tensor does
     return Packed(packed)
 
 
@@ -122,7 +121,7 @@ def mappable() -> bool:
         held, description = memory(packed := pack_linear(weight))
         again = from_memory(memoryview(bytearray(held)), packed.shape, packed.dtype, description)
         return torch.equal(unpack(again), weight)
-    except (RuntimeError, AttributeError, TypeError, OSError):
+    except (RuntimeError, AttributeError, TypeError, OSError, StopIteration):
         return False
 
 
