@@ -47,6 +47,7 @@ from reverie.corpora.drawings import FOLDER as DRAWINGS
 from reverie.corpora.drawings import drawing
 from reverie.corpora.scenes import CANVAS, Scene, glyph, render
 from reverie.diffusion.noise import Noise
+from reverie.diffusion.samplers import pick_sampler
 from reverie.generate.conditioning import steady
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.media.pictures import grid, save
@@ -263,7 +264,7 @@ def draw(model: reverie.Pipeline, asked: Sequence[Prompt], options: argparse.Nam
         positive = model.encode_prompt([prompt.text for prompt in batch])
         denoise = guided_denoiser(model, request, steady(positive, empty.repeat(len(batch))), sigmas)
         noise = Noise([prompt.seed for prompt in batch], shape, model.device)
-        *_, last = sample(denoise, sigmas, noise, request.sampler)
+        *_, last = sample(denoise, sigmas, noise, pick_sampler(request.sampler, model.schedule, request.eta))
         pictures += model.codec.pictures(last.x)
     return pictures
 

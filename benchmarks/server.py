@@ -2,27 +2,27 @@
 
 `python benchmarks/server.py` starts `reverie serve` on loopback, lets many clients ask for small pictures by several
 protocols, kills it in the middle and starts it again, and compares every picture with the one that the library draws.
-`--overhead` measures what a request costs beside the drawing, `--throughput` pictures a second of two workers beside
-`reverie image --count`.
+`--overhead` measures what a request costs beside the drawing, `--switches 50` the memory over changes of models,
+`--throughput` pictures a second of two workers beside `reverie image --count`.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import base64
 import io
 import itertools
 import json
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -31,12 +31,19 @@ import httpx
 from PIL import Image
 
 import reverie
+from protocols import END, PROTOCOLS, SIDE, Wish
+from reverie.jobs.music import MusicJob
+from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
+from reverie.requests.references import BUNDLED, BUNDLED_NAME
 
 PROMPTS = ("a panda", "a rocket", "an apple", "a bear", "a star")
 SEEDS = 8  # of each prompt: so many different pictures are asked for, again and again
+SHARES = {"riffusion": 0.2}  # of the requests, of a protocol whose answers take long; 1 if not given
+CLIPS = 2  # seeds of each prompt of clips, which take seconds
 PORT = 17860
-SIDE = 64  # pixels: the drawing is to take little beside the serving
+Drawn = tuple[str, str, int]
+"""How something is drawn, as we, as ComfyUI or as Riffusion does, its prompt and its seed."""
 
 
 @contextmanager
@@ -77,27 +84,29 @@ class Tally:
     """What happened: seconds of each request by protocol, pictures that were wrong, jobs that were acknowledged."""
 
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    acknowledged: dict[str, tuple[str, str, int]] = field(default_factory=dict)
+    acknowledged: dict[str, Drawn] = field(default_factory=dict)
     wrong: list[str] = field(default_factory=list)
     counts: Counter[str] = field(default_factory=Counter)
 
 
 @dataclass
 class Load:
-    """So many clients ask for so many pictures of a few steps."""
+    """So many clients ask for so many pictures and clips of a few steps."""
 
     clients: int
     requests: int
     steps: int
-    drawn: dict[tuple[bool, str, int], bytes]
+    drawn: dict[Drawn, bytes]
     tally: Tally = field(default_factory=Tally)
     done: int = 0
 
-    def check(self, protocol: str, asked: tuple[str, int], data: bytes) -> None:
-        """Compare a picture with the one drawn alone."""
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.tobytes() != self.drawn[protocol == "comfy", *asked]:
-                self.tally.wrong.append(f"{protocol} {asked}")
+    def check(self, kind: Drawn, data: bytes) -> None:
+        """Compare what was answered with what was made alone: pixels, or the file of a clip."""
+        if kind[0] != "riffusion":
+            with Image.open(io.BytesIO(data)) as picture:
+                data = picture.tobytes()
+        if data != self.drawn[kind]:
+            self.tally.wrong.append(f"{kind}")
 
     async def client(self, number: int) -> None:
         """Ask as one client does; every third vanishes in the middle of each of its later requests."""
@@ -105,19 +114,24 @@ class Load:
         headers = {"X-Reverie-Client": f"client {number}"}
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", headers=headers, timeout=600) as http:
             for turn in range(self.requests // self.clients):
-                asked = chance.choice(PROMPTS), chance.randrange(SEEDS)
-                protocol = chance.choice(list(PROTOCOLS))
+                (protocol,) = chance.choices(list(PROTOCOLS), [SHARES.get(name, 1) for name in PROTOCOLS])
+                way = protocol if protocol in ("comfy", "riffusion") else "picture"
+                kind = way, chance.choice(PROMPTS), chance.randrange(CLIPS if way == "riffusion" else SEEDS)
                 vanishes = number % 3 == 0 and turn >= self.requests // self.clients // 2
-                await self.ask(http, protocol, asked, chance.uniform(0.01, 0.3) if vanishes else None)
+                await self.ask(http, protocol, kind, chance.uniform(0.01, 0.3) if vanishes else None)
                 self.done += 1
 
-    async def ask(self, http: httpx.AsyncClient, protocol: str, asked: tuple[str, int], patience: float | None) -> None:
+    async def ask(self, http: httpx.AsyncClient, protocol: str, kind: Drawn, patience: float | None) -> None:
         """Ask until it is answered, or go away after `patience` seconds."""
+
+        def acknowledge(id: str) -> None:
+            self.tally.acknowledged[id] = kind
+
         while True:
             start = time.perf_counter()
             try:
                 async with asyncio.timeout(patience):
-                    data = await PROTOCOLS[protocol](self, http, asked)
+                    data = await PROTOCOLS[protocol](http, Wish(*kind[1:], self.steps, acknowledge))
             except TimeoutError:
                 self.tally.counts["went away"] += 1
                 return
@@ -126,117 +140,29 @@ class Load:
                 await asyncio.sleep(0.5)
                 continue
             except httpx.HTTPStatusError as error:
-                self.tally.counts[f"answered {error.response.status_code}"] += 1
+                self.tally.counts[f"{protocol} answered {error.response.status_code}"] += 1
                 await asyncio.sleep(float(error.response.headers.get("Retry-After", 1)))
                 continue
             self.tally.seconds.setdefault(protocol, []).append(time.perf_counter() - start)
-            self.check(protocol, asked, data)
+            self.check(kind, data)
             return
 
 
-def fields(load: Load, asked: tuple[str, int]) -> dict[str, object]:
-    """Return what all protocols call the same."""
-    return {"prompt": asked[0], "seed": asked[1], "steps": load.steps}
-
-
-async def by_jobs(load: Load, http: httpx.AsyncClient, asked: tuple[str, int]) -> bytes:
-    """Submit a job, follow its events, and fetch its file; a job that was acknowledged is followed after a kill."""
-    request = fields(load, asked) | {"width": SIDE, "height": SIDE}
-    body = {"kind": "text_to_image", "request": request, "options": {"previews": 0}}
-    answer = (await http.post("/api/jobs", json=body)).raise_for_status().json()
-    load.tally.acknowledged[answer["id"]] = "jobs", *asked
-    while True:
-        try:
-            async with http.stream("GET", f"/api/jobs/{answer['id']}/events") as events:
-                lines = [line async for line in events.aiter_lines() if line.startswith("data: ")]
-            job = json.loads(lines[-1].removeprefix("data: ")).get("job", {})
-            if job.get("state") == "done":
-                return (await http.get(job["files"][0]["url"])).raise_for_status().content
-        except (httpx.TransportError, IndexError):
-            await asyncio.sleep(0.5)
-
-
-async def by_openai(load: Load, http: httpx.AsyncClient, asked: tuple[str, int]) -> bytes:
-    """Ask OpenAI's route."""
-    answer = await http.post("/v1/images/generations", json=fields(load, asked) | {"size": f"{SIDE}x{SIDE}"})
-    return base64.b64decode(answer.raise_for_status().json()["data"][0]["b64_json"])
-
-
-async def by_a1111(load: Load, http: httpx.AsyncClient, asked: tuple[str, int]) -> bytes:
-    """Ask AUTOMATIC1111's route, for what our defaults are."""
-    more = {
-        "sampler_name": "DPM++ 2M",
-        "scheduler": "Karras",
-        "cfg_scale": own_guidance(),
-        "width": SIDE,
-        "height": SIDE,
-    }
-    answer = await http.post("/sdapi/v1/txt2img", json={**fields(load, asked), **more})
-    return base64.b64decode(answer.raise_for_status().json()["images"][0])
-
-
-async def by_huggingface(load: Load, http: httpx.AsyncClient, asked: tuple[str, int]) -> bytes:
-    """Ask as huggingface_hub.InferenceClient does."""
-    parameters = {"num_inference_steps": load.steps, "seed": asked[1], "width": SIDE, "height": SIDE}
-    return (await http.post("/", json={"inputs": asked[0], "parameters": parameters})).raise_for_status().content
-
-
-async def by_comfy(load: Load, http: httpx.AsyncClient, asked: tuple[str, int]) -> bytes:
-    """Queue a graph as ComfyUI's scripts do, poll its history, and view the picture."""
-    answer = (await http.post("/prompt", json={"prompt": graph(load, asked)})).raise_for_status().json()
-    load.tally.acknowledged[answer["prompt_id"]] = "comfy", *asked
-    while True:
-        with suppress(httpx.TransportError):
-            history = (await http.get(f"/history/{answer['prompt_id']}")).json()
-            if (prompt := history.get(answer["prompt_id"])) and prompt["status"]["completed"]:
-                ((image,),) = (output["images"] for output in prompt["outputs"].values())
-                return (await http.get("/view", params=image)).raise_for_status().content
-        await asyncio.sleep(0.5)
-
-
-def graph(load: Load, asked: tuple[str, int]) -> dict[str, object]:
-    """Return ComfyUI's usual graph for what is asked."""
-    links = {"model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}
-    sampling = {"sampler_name": "dpmpp_2m", "scheduler": "karras", "cfg": own_guidance(), "denoise": 1.0}
-    nodes: dict[str, tuple[str, dict[str, object]]] = {
-        "3": ("KSampler", {"seed": asked[1], "steps": load.steps, **sampling, **links}),
-        "4": ("CheckpointLoaderSimple", {"ckpt_name": "reverie-emoji.safetensors"}),
-        "5": ("EmptyLatentImage", {"width": SIDE, "height": SIDE, "batch_size": 1}),
-        "6": ("CLIPTextEncode", {"text": asked[0], "clip": ["4", 1]}),
-        "7": ("CLIPTextEncode", {"text": "", "clip": ["4", 1]}),
-        "8": ("VAEDecode", {"samples": ["3", 0], "vae": ["4", 2]}),
-        "9": ("SaveImage", {"images": ["8", 0], "filename_prefix": "load"}),
-    }
-    return {name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()}
-
-
-def own_guidance() -> float:
-    """Return the bundled model's own guidance."""
-    return float(
-        json.loads((Path(reverie.__file__).parent / "assets/bundled/recommended.json").read_text())["guidance"]
-    )
-
-
-Ask = Callable[[Load, httpx.AsyncClient, tuple[str, int]], Awaitable[bytes]]
-PROTOCOLS: dict[str, Ask] = {
-    "jobs": by_jobs,
-    "openai": by_openai,
-    "a1111": by_a1111,
-    "huggingface": by_huggingface,
-    "comfy": by_comfy,
-}
-
-
-def draw_alone(steps: int) -> dict[tuple[bool, str, int], bytes]:
-    """Draw all the pictures in this process, as we do and as ComfyUI does."""
-    model = reverie.load()
-    drawn = dict[tuple[bool, str, int], bytes]()
-    for comfy, text, seed in itertools.product((False, True), PROMPTS, range(SEEDS)):
-        request = TextToImage(prompt=text, seed=seed, width=SIDE, height=SIDE, steps=steps)
-        if comfy:
-            request = request.replace(rng="cpu_then_gpu", zero_negative=False)
-        drawn[comfy, text, seed] = model.draw(request)[0].tobytes()
-    return drawn
+def draw_alone(steps: int, scratch: Path) -> dict[Drawn, bytes]:
+    """Make all that is asked for in this process: pictures as we and as ComfyUI draw them, clips as Riffusion does."""
+    model, composer = reverie.load(), reverie.load("reverie-music")
+    made = dict[Drawn, bytes]()
+    for prompt, seed in itertools.product(PROMPTS, range(SEEDS)):
+        request = TextToImage(prompt=prompt, seed=seed, width=SIDE, height=SIDE, steps=steps)
+        made["picture", prompt, seed] = model.draw(request)[0].tobytes()
+        made["comfy", prompt, seed] = model.draw(request.replace(rng="cpu_then_gpu", zero_negative=False))[0].tobytes()
+    for prompt, seed in itertools.product(PROMPTS, range(CLIPS)):
+        start, end = ({"seed": one, "guidance": 7.0, "strength": 0.75, "negative": ""} for one in (seed, seed + 1))
+        music = Music.of({**start, "prompt": prompt, "to": [end | {"prompt": END}], "alpha": 0.5, "steps": steps})
+        for _ in MusicJob(request=music, outputs=(scratch / "alone.mp3",)).run(lambda name: composer):
+            pass
+        made["riffusion", prompt, seed] = (scratch / "alone.mp3").read_bytes()
+    return made
 
 
 async def run_load(load: Load, home: Path, workers: int) -> None:
@@ -254,20 +180,20 @@ async def run_load(load: Load, home: Path, workers: int) -> None:
         early = memory(server)
         await asyncio.gather(*clients)
         async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{PORT}", timeout=600) as http:
-            for id, (protocol, text, seed) in load.tally.acknowledged.items():
-                await check_job(load, http, id, protocol, (text, seed))
+            for id, kind in load.tally.acknowledged.items():
+                await check_job(load, http, id, kind)
         late = memory(server)
     report(load, time.perf_counter() - start, before, early, late)
 
 
-async def check_job(load: Load, http: httpx.AsyncClient, id: str, protocol: str, asked: tuple[str, int]) -> None:
+async def check_job(load: Load, http: httpx.AsyncClient, id: str, kind: Drawn) -> None:
     """Look whether a job that was acknowledged is done, with the right picture, whether or not its client waited."""
     while (job := (await http.get(f"/api/jobs/{id}")).json())["state"] in ("queued", "running"):
         await asyncio.sleep(0.2)
     if job["state"] != "done":
         load.tally.wrong.append(f"job {id} is {job['state']}: {job['error']}")
         return
-    load.check(protocol, asked, (await http.get(job["files"][0]["url"])).content)
+    load.check(kind, (await http.get(job["files"][0]["url"])).content)
 
 
 def report(load: Load, took: float, *memories: dict[str, float]) -> None:
@@ -324,6 +250,28 @@ def processor_time(server: subprocess.Popen[str]) -> tuple[float, float]:
     return ticks["web"] / os.sysconf("SC_CLK_TCK"), ticks["workers"] / os.sysconf("SC_CLK_TCK")
 
 
+def switches(home: Path, count: int) -> None:
+    """Print the memory of a worker that has room for one model and draws with two by turns."""
+    folder = home / "models"
+    for name in ("first", "second"):
+        shutil.copytree(BUNDLED[BUNDLED_NAME], folder / name)
+    body = {"kind": "text_to_image", "request": {"prompt": "a panda", "steps": 1, "width": SIDE, "height": SIDE}}
+    sizes = list[float]()
+    with (
+        serve(home, "--models", str(folder), "--model", "first", "--memory", "0.04") as server,
+        httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=600) as http,
+    ):
+        for turn in range(count):
+            name = ("second", "first")[turn % 2]
+            job = http.post("/api/jobs", json=body | {"model": name}).raise_for_status().json()
+            http.get(f"/api/jobs/{job['id']}/events")
+            loaded = [one["name"] for one in http.get("/api/models").json()["models"] if one["loaded"]]
+            assert loaded == [name], loaded
+            sizes.append(memory(server)["workers"])
+    print(f"{count} switches: " + ", ".join(f"{n}: {sizes[n - 1]:.0f} MiB" for n in (1, 2, 3, 10, 25, count)))
+    print(f"the last is {sizes[-1] / sizes[1] - 1:+.1%} of that after the second, the most {max(sizes):.0f} MiB")
+
+
 def throughput(home: Path, count: int = 32, steps: int = 20) -> None:
     """Print pictures a second of two workers beside `reverie image --count`, which uses all cores for one."""
     start = time.perf_counter()
@@ -355,16 +303,19 @@ def main() -> None:
     parser.add_argument("--protocols", default=",".join(PROTOCOLS))
     parser.add_argument("--overhead", action="store_true")
     parser.add_argument("--throughput", action="store_true")
+    parser.add_argument("--switches", type=int, default=0)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         if given.overhead:
             overhead(Path(scratch))
         elif given.throughput:
             throughput(Path(scratch))
+        elif given.switches:
+            switches(Path(scratch), given.switches)
         else:
             for name in set(PROTOCOLS) - set(given.protocols.split(",")):
                 del PROTOCOLS[name]
-            load = Load(given.clients, given.requests, given.steps, draw_alone(given.steps))
+            load = Load(given.clients, given.requests, given.steps, draw_alone(given.steps, Path(scratch)))
             asyncio.run(run_load(load, Path(scratch), given.workers))
 
 

@@ -30,8 +30,8 @@ SINGULAR = {
 }
 SIZES = ("width", "scale")  # fields whose flag is WIDTHxHEIGHT, or such a text among others
 SAMPLED = (
-    *("negative", "seed", "steps", "guidance", "sampler", "schedule", "discard_penultimate", "guidance_rescale"),
-    *("guidance_interval", "cache_steps", "merge_tokens", "threshold"),
+    *("negative", "seed", "steps", "guidance", "sampler", "schedule", "timesteps", "sigmas", "eta"),
+    *("discard_penultimate", "guidance_rescale", "guidance_interval", "cache_steps", "merge_tokens", "threshold"),
 )
 
 
@@ -193,7 +193,7 @@ def _type(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "str"
     if get_origin(annotation) is tuple:
-        return "Several" if inner[-1] is Ellipsis else "str"
+        return "Several" if inner[-1] is Ellipsis and _type(inner[0]) == "str" else "str"
     if len(inner) >= 1:  # Annotated, or one that may be None
         return _type(inner[0])
     if isinstance(annotation, type) and issubclass(annotation, FileReference):
@@ -222,6 +222,7 @@ LIKE = {
     "Pixels": "int",
     "Border": "int",
     "Strength": "float",
+    "Level": "float",
     "Fraction": "float",
     "Guidance": "float",
     "Interval": "tuple[float, float]",

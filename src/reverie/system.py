@@ -16,7 +16,7 @@ from reverie.checkpoints import hub
 from reverie.checkpoints.configs import parameterise
 from reverie.checkpoints.load import STEMS, Components, load_folder
 from reverie.checkpoints.save import FULL, Precision, save_folder
-from reverie.checkpoints.single import load_file, load_vae, replace_unet
+from reverie.checkpoints.single import load_file, load_vae, recommendation_for, replace_unet
 from reverie.checkpoints.weights import content_hash, find_weights
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Network, Scalings
@@ -261,8 +261,13 @@ def load(
     components = _read(found, place, kind, variant, config, prediction, vae)
     if unet is not None:
         components = replace_unet(components, unet, prediction)
+<<<<<<< HEAD
     files, added = _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part]
     name = _with_hash(name, files, added, kind)
+=======
+    components = replace(components, recommended=recommendation_for(components, name, unet))
+    name = _with_hash(name, _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part], kind)
+>>>>>>> main
     if target.type == "cuda":
         to_channels_last(components.unet)
         to_channels_last(components.autoencoder)

@@ -23,7 +23,7 @@ from reverie.checkpoints.configs import (
     write_text,
     write_unet,
 )
-from reverie.diffusion.schedule import scaled_linear, squared_cosine, zero_terminal_snr
+from reverie.diffusion.schedule import rectified_flow, scaled_linear, squared_cosine, zero_terminal_snr
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AUTOENCODERS, AutoencoderConfig
 from reverie.models.clip import CLIPConfig
@@ -172,6 +172,15 @@ def test_unet_refusals(change: dict[str, Any], told: str) -> None:
     assert str(caught.value).startswith(f"unet/config.json: {told}")
 
 
+def test_rectified_flow_says_its_shift() -> None:
+    flow = ScheduleConfig(prediction="flow", shift=3.0)
+    assert read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "s") == flow
+    assert read_schedule(write_schedule(flow), "s") == flow
+    solver = {"_class_name": "UniPCMultistepScheduler", "prediction_type": "flow_prediction", "flow_shift": 3.0}
+    assert read_schedule(solver, "s") == flow
+    assert rectified_flow(shift=3.0).sigmas.equal(flow.schedule().sigmas)
+
+
 def test_other_refusals() -> None:
     autoencoder = write_autoencoder(AUTOENCODERS["sd"])
     with pytest.raises(ReverieError, match=r"^a: shift_factor is 0.1159, which is not supported"):
@@ -182,8 +191,8 @@ def test_other_refusals() -> None:
         ReverieError, match=r"^s: beta_schedule is None.* one of scaled_linear, linear, squaredcos_cap_v2"
     ):
         read_schedule({"_class_name": "ScoreSdeVeScheduler"}, "s")
-    with pytest.raises(ReverieError, match=r"^s: shift is 3.0, which is not supported; it should be 1.0"):
-        read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "shift": 3.0}, "s")
+    with pytest.raises(ReverieError, match=r"^s: use_dynamic_shifting is True, which is not supported"):
+        read_schedule({"_class_name": "FlowMatchEulerDiscreteScheduler", "use_dynamic_shifting": True}, "s")
     with pytest.raises(ReverieError, match=r"^s: prediction_type is 'flow'"):
         read_schedule({"beta_schedule": "linear", "prediction_type": "flow"}, "s")
     with pytest.raises(ReverieError, match="diffusers has no U-Net with transformer depth 1 in its last level and 2"):

@@ -29,6 +29,7 @@ from reverie.checkpoints.load import CLIPComponents, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip
 from reverie.codecs.clip_images import Preprocessing
 from reverie.diffusion.noise import Noise
+from reverie.diffusion.samplers import SAMPLERS
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import encode, steady
 from reverie.generate.image import fill_in
@@ -62,7 +63,7 @@ def ours(system: Pipeline, sampler: SamplerName, schedule: ScheduleName, steps: 
     noise = Noise([SEED], system.codec.latent_shape(system.size, system.size))
     sigmas = noise_levels(system, request)
     denoise = guided_denoiser(system, request, steady(positive, negative), sigmas)
-    *_, last = sample(denoise, sigmas, noise, sampler)
+    *_, last = sample(denoise, sigmas, noise, SAMPLERS[sampler])
     with torch.no_grad():
         return system.codec.decode(last.x)
 
@@ -137,7 +138,7 @@ def test_tiny_latent_consistency_model(tiny: Pipeline, tmp_path: Path) -> None:
         request = TextToImage(prompt=PROMPT, seed=SEED, steps=4, guidance=guidance, sampler="lcm", schedule="lcm")
         sigmas = noise_levels(system, fill_in(system, request))
         denoise = guided_denoiser(system, request, encode(system, request), sigmas)
-        *_, last = sample(denoise, sigmas, Noise([SEED], shape[1:]), "lcm")
+        *_, last = sample(denoise, sigmas, Noise([SEED], shape[1:]), SAMPLERS["lcm"])
         with torch.no_grad():
             return system.codec.decode(last.x)
 

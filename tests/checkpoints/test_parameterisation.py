@@ -87,6 +87,12 @@ def test_what_files_state(name: str, single_file: Writer) -> None:
     assert said(file, networks.family) == expected
 
 
+def test_lightning_in_one_step_is_known_by_its_name(single_file: Writer) -> None:
+    file, networks = single_file("sdxl")
+    named = file.rename(file.with_name("sdxl_lightning_1step_unet_x0.safetensors"))
+    assert said(named, networks.family)[0] == "x0"
+
+
 def test_it_holds_for_sd_1_and_settles_sd_2(single_file: Writer) -> None:
     file, networks = single_file("sd15")
     marked(file, {}, {"modelspec.prediction_type": "v"})

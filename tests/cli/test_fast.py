@@ -34,6 +34,8 @@ def test_flags_reach_the_request() -> None:
     flags = PictureFlags(seed=1, guidance_interval="0.2,0.8", cache_steps=3, merge_tokens=0.3)
     request = ask_picture("a bear", flags)
     assert (request.guidance_interval, request.cache_steps, request.merge_tokens) == ((0.2, 0.8), 3, 0.3)
+    free = ask_picture("a bear", PictureFlags(seed=1, timesteps="999,749.5", sampler="tcd", eta=0.5))
+    assert (free.timesteps, free.steps, free.eta) == ((999, 749.5), 2, 0.5)
     plain = ask_picture("", PictureFlags(seed=1))
     assert (plain.guidance_interval, plain.cache_steps, plain.merge_tokens) == ((0, 1), 1, 0)
 
@@ -46,6 +48,7 @@ def test_what_makes_no_sense_is_refused_before_anything_is_loaded(
     assert "write START,END" in refusal(capsys, "--guidance-interval", "0.8")
     assert "cache_steps 0" in refusal(capsys, "--cache-steps", "0")
     assert "merge_tokens 0.8" in refusal(capsys, "--merge-tokens", "0.8")
+    assert "write numbers such as 999" in refusal(capsys, "--sigmas", "14,x")
     assert "30s or 2m" in refusal(capsys, "--time-budget", "soon")
 
 

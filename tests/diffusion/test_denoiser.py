@@ -16,9 +16,10 @@ def test_a_perfect_network_recovers_x0(schedule: Schedule, name: str, t: int) ->
     x0, eps = torch.randn(2, 2, 4, 3, 3, dtype=torch.float64).unbind()
     sigma = schedule.sigmas[t]
 
-    def network(x_vp: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
-        torch.testing.assert_close(x_vp, schedule.add_noise(x0, eps, times))
-        torch.testing.assert_close(level, times.double(), rtol=0, atol=1e-9)
+    def network(x: torch.Tensor, level: torch.Tensor) -> torch.Tensor:
+        noised, time = prediction.noised(schedule, x0, eps, times)
+        torch.testing.assert_close(x, noised)
+        torch.testing.assert_close(level, time.double(), rtol=0, atol=1e-9)
         return prediction.target(schedule, x0, eps, times)
 
     denoise = denoiser(network, schedule, prediction.scalings)

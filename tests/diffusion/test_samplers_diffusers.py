@@ -24,6 +24,7 @@ from diffusers import (
     LCMScheduler,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    TCDScheduler,
     UniPCMultistepScheduler,
 )
 from torch import Tensor
@@ -190,6 +191,21 @@ def test_lcm(steps: int, schedule: Schedule, network, monkeypatch) -> None:
     denoise = consistency(denoiser(network, schedule, PREDICTIONS["eps"].scalings), schedule)
     assert_equal(
         ours(SAMPLERS["lcm"], denoise, SPACINGS["lcm"](schedule, steps)), theirs(reference, network, monkeypatch)
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 4, 8])
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+@pytest.mark.parametrize("kind", ["eps", "v", "x0"])
+def test_tcd(steps: int, eta: float, kind: str, schedule: Schedule, network, monkeypatch) -> None:
+    kinds = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}
+    reference = TCDScheduler(prediction_type=kinds[kind], **BETAS)
+    reference.set_timesteps(steps)
+    denoise = denoiser(network, schedule, PREDICTIONS[kind].scalings)
+    sampler = partial(SAMPLERS["tcd"], eta=eta)
+    assert_equal(
+        ours(sampler, denoise, SPACINGS["tcd"](schedule, steps)),
+        theirs(reference, network, monkeypatch, {"eta": eta}),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
+from diffusers.schedulers import AysSchedules
 
 from reverie.diffusion.schedule import SCHEDULES, Schedule, zero_terminal_snr
 from reverie.diffusion.spacings import SPACINGS
@@ -18,7 +19,7 @@ def visited(schedule: Schedule, name: str, steps: int) -> list[float]:
 
 
 # These have the levels and the ends of programs that they repeat.
-OTHERS = ("ddim_uniform", "a1111_ddim", "a1111_unipc")
+OTHERS = ("ddim_uniform", "a1111_ddim", "a1111_unipc", "align_your_steps", "align_your_steps_xl")
 
 
 @pytest.mark.parametrize("name", [name for name in SPACINGS if name not in OTHERS])
@@ -29,7 +30,7 @@ def test_every_spacing_falls_from_much_noise_to_the_end(name: str, steps: int) -
         assert sigmas.shape == (steps + 1,)
         assert sigmas.dtype == torch.float64
         assert (sigmas.diff() < 0).all()
-        assert sigmas[-1] == (schedule.sigma_min if name == "ddim" else 0)
+        assert sigmas[-1] == (schedule.sigma_min if name in ("ddim", "tcd") else 0)
         if steps == 1:
             assert sigmas[0] == pytest.approx(schedule.sigma_max)
 
@@ -51,6 +52,16 @@ def test_the_timesteps_are_those_of_the_definitions(schedule: Schedule) -> None:
     assert visited(schedule, "ddim", 50) == list(range(981, 0, -20))
     assert visited(schedule, "trailing", 4) == [999, 749, 499, 249]
     assert visited(schedule, "lcm", 4) == [999, 759, 499, 259]
+
+
+def test_aligned_steps_are_diffusers_and_lie_on_lines_in_log_sigma(schedule: Schedule) -> None:
+    for name, kind in (("align_your_steps", "StableDiffusion"), ("align_your_steps_xl", "StableDiffusionXL")):
+        ten = SPACINGS[name](schedule, 10)
+        # whose table differs from the authors' page by up to 0.0035
+        assert (ten - torch.tensor(AysSchedules[f"{kind}Sigmas"], dtype=torch.float64)).abs().max() < 4e-3
+        twenty = SPACINGS[name](schedule, 20)
+        torch.testing.assert_close(twenty[::2], ten)
+        torch.testing.assert_close(twenty[1:18:2], (ten[:-2] * ten[1:-1]).sqrt())
 
 
 def test_levels_of_comfyui(schedule: Schedule) -> None:

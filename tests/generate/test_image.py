@@ -10,6 +10,7 @@ from PIL import Image
 
 from reverie.diffusion.denoiser import denoiser
 from reverie.diffusion.noise import Noise
+from reverie.diffusion.samplers import SAMPLERS as SOLVERS
 from reverie.errors import ReverieError
 from reverie.generate import image
 from reverie.generate.conditioning import encode
@@ -43,14 +44,11 @@ def test_picture_k_is_that_of_seed_plus_k_alone_to_the_bit(tiny: Pipeline, sampl
 
 def test_batches_agree_but_for_rounding(tiny: Pipeline) -> None:
     request = image.fill_in(tiny, BEAR.replace(count=3, sampler="euler_ancestral"))
-    alone = [
-        progress.latents
-        for progress in image._draw(tiny, request, 1, None, None, Modification(tiny))
-        if progress.pictures
+    drawn = [
+        [one for one in image._draw(tiny, request, size, None, None, encode, Modification(tiny)) if one.pictures]
+        for size in (1, 2)
     ]
-    batches = [
-        progress for progress in image._draw(tiny, request, 2, None, None, Modification(tiny)) if progress.pictures
-    ]
+    alone, batches = [one.latents for one in drawn[0]], drawn[1]
     assert [progress.seeds for progress in batches] == [(7, 8), (9,)]
     assert torch.allclose(torch.cat([progress.latents for progress in batches]), torch.cat(alone), atol=1e-4)
 
@@ -197,7 +195,7 @@ def test_sampling_can_start_from_an_image(tiny: Pipeline) -> None:
     request, init = image.fill_in(tiny, BEAR), torch.ones(1, 4, 4, 4)
     sigmas = torch.tensor([0.01, 0.0], dtype=torch.float64)
     denoise = guided_denoiser(tiny, request, encode(tiny, request), sigmas)
-    *_, step = sample(denoise, sigmas, Noise([1], (4, 4, 4)), "euler", init)
+    *_, step = sample(denoise, sigmas, Noise([1], (4, 4, 4)), SOLVERS["euler"], init)
     assert (step.x - init).abs().max() < 0.2
 
 

@@ -6,16 +6,20 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler
 from torch import Tensor
 
 from reverie.diffusion.denoiser import denoiser
 from reverie.diffusion.noise import Noise
-from reverie.diffusion.samplers import SAMPLERS
+from reverie.diffusion.samplers import SAMPLERS, pick_sampler
+from reverie.errors import ReverieError
 from reverie.generate.conditioning import encode
 from reverie.generate.sample import guided_denoiser, level_at, noise_levels, sample, step_at
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers, numpy 2
 
 X = torch.randn(1, 4, 4, 4, generator=torch.Generator().manual_seed(0))
 
@@ -102,6 +106,39 @@ def test_guidance_may_act_on_a_part_of_the_way(tiny: Pipeline, sigma: float, gui
     torch.testing.assert_close(asked(tiny, request, sigma=sigma), wanted, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scheduler", [EulerDiscreteScheduler, DPMSolverMultistepScheduler, HeunDiscreteScheduler])
+def test_free_timesteps_are_visited_as_diffusers_does(tiny: Pipeline, scheduler: type) -> None:
+    timesteps = (999, 749, 499, 20)
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    reference = scheduler(**betas)
+    reference.set_timesteps(timesteps=list(timesteps))
+    levels = noise_levels(tiny, TextToImage(prompt="a", timesteps=timesteps))
+    torch.testing.assert_close(levels.float(), reference.sigmas.unique().flip(0), rtol=1e-5, atol=0)
+
+
+def test_free_sigmas_are_visited_as_diffusers_does(tiny: Pipeline) -> None:
+    betas = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
+    reference = EulerDiscreteScheduler(**betas)
+    reference.set_timesteps(sigmas=[14.6, 7.0, 2.0, 0.5, 0.0])
+    request = TextToImage(prompt="a", sigmas=(14.6, 7, 2, 0.5, 0))
+    levels = noise_levels(tiny, request)
+    assert request.steps == 4
+    torch.testing.assert_close(levels.float(), reference.sigmas)
+    times = tiny.schedule.sigma_to_t(levels[:-1]).float()
+    torch.testing.assert_close(times, reference.timesteps[:4], rtol=1e-4, atol=1e-2)
+
+
+def test_timesteps_that_the_model_does_not_have_are_refused(tiny: Pipeline) -> None:
+    with pytest.raises(ReverieError, match=r"timestep 1000 is not possible: .* has timesteps from 0 to 999"):
+        noise_levels(tiny, TextToImage(prompt="a", timesteps=(1000, 3)))
+
+
+def test_eta_and_the_model_s_schedule_reach_the_sampler(tiny: Pipeline, tiny_v: Pipeline) -> None:
+    sampler = pick_sampler("tcd", tiny_v.schedule, 0.7)
+    assert sampler.keywords == {"eta": 0.7, "schedule": tiny_v.schedule}
+    assert pick_sampler("euler", tiny.schedule).keywords == {}
+
+
 def test_fractions_of_the_way_are_timesteps(tiny: Pipeline) -> None:
     schedule = tiny.schedule
     assert level_at(schedule, 0) == torch.inf
@@ -135,6 +172,6 @@ def test_every_sampler_meets_every_stage(tiny: Pipeline, sampler: str) -> None:
         return lambda x, t: torch.zeros_like(x)
 
     noise = Noise([0], (4, 4, 4))
-    list(sample(guided_denoiser(tiny, request, prompts, sigmas, bind=bind), sigmas, noise, sampler))
+    list(sample(guided_denoiser(tiny, request, prompts, sigmas, bind=bind), sigmas, noise, SAMPLERS[sampler]))
     assert sorted(set(bound)) == [0, 2, 3, 4, 5]
     assert len(bound) == 5  # each is bound once

@@ -186,10 +186,11 @@ def test_an_embedding_acts_where_the_prompt_names_it_and_a_refiner_at_the_end(
 
 def test_what_is_not_honoured_is_told_or_refused(web_ui: WebUIApi) -> None:
     off: Json = {"ADetailer": {"args": [False, True, {"ad_model": "face_yolov8n.pt"}]}}
-    fields: Json = SMALL | {"restore_faces": True, "s_churn": 2, "eta": 0.5, "styles": ["ink"]}
+    fields: Json = SMALL | {"restore_faces": True, "s_churn": 2, "s_noise": 0.9, "styles": ["ink"]}
     told = web_ui.txt2img(prompt="a bear", alwayson_scripts=off, **fields)
     said = " ".join(told.info["reverie_notes"])
-    assert all(name in said for name in ("restore_faces", "s_churn", "eta", "styles"))
+    assert all(name in said for name in ("restore_faces", "s_churn", "s_noise", "styles"))
+    assert from_metadata(web_ui.txt2img(prompt="a bear", eta=0.5, **SMALL).image).eta == 0.5  # of its own Euler a
     refused: dict[str, Json] = {
         "unknown sampler 'Restart'": {"sampler_name": "Restart"},
         "unknown scheduler 'beta'": {"scheduler": "beta"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
@@ -98,6 +100,24 @@ def test_loss_is_the_weighted_error_of_v(objective: diffusion.DiffusionObjective
     expected = (snr.clamp(max=5) / (snr + 1) * error).mean()
     assert name == "unet"
     assert loss.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
+def test_loss_of_rectified_flow(objective: diffusion.DiffusionObjective) -> None:
+    """(1 - u) x0 + u eps at a u of normal logit, shifted, and eps - x0 (Esser et al. 2403.03206, eq. 13, 19, 23)."""
+    components = replace(objective.components, schedule_config=ScheduleConfig(prediction="flow", shift=3.0))
+    parts = (components, objective.networks, objective.batches, "uniform", 3, objective.shown, "logit_normal")
+    ((_, loss, _),) = diffusion.DiffusionObjective(*parts).losses(1)
+    items = [objective.batches.items.make(index) for index in range(4, 8)]
+    x0 = torch.stack([latents for latents, _, _ in items]).float()
+    generator = step_generator(3, 1)
+    u = ((1000 * torch.randn(4, generator=generator).sigmoid()).floor() + 1) / 1000
+    u = (3 * u / (1 + 2 * u)).view(4, 1, 1, 1)
+    eps = torch.randn(x0.shape, generator=generator)
+    tokens = objective.components.tokenizers[0]([caption for _, caption, _ in items])
+    with torch.no_grad():
+        context = objective.components.text_encoders[0](tokens).last
+        predicted = objective.averaged((1 - u) * x0 + u * eps, 1000 * u.flatten(), context)
+    assert loss.item() == pytest.approx((predicted - (eps - x0)).square().mean().item(), rel=1e-4)
 
 
 def test_only_the_unet_learns(objective: diffusion.DiffusionObjective) -> None:

@@ -26,7 +26,7 @@ from reverie.animation.store import FrameStore, Store
 from reverie.animation.timeline import Timeline, by_sight, by_sound, frames_in, order, source_pictures, timeline
 from reverie.diffusion.noise import slerp
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import adapter_notes
+from reverie.generate.conditioning import adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
 from reverie.media import footage
@@ -243,7 +243,7 @@ def animate(
         raise ReverieError(f"batches of {batch} pictures are not possible; give 1 or more")
     if animation.pace == "perceptual" and distance is None:
         raise ReverieError("a perceptual pace needs to know how different pictures look; give a distance")
-    film = _plan_film(system, animation.with_recommended(system.recommended.fields()), heard)
+    film = _plan_film(system, follow_recommended(system, animation), heard)
     request = shared_request(film.animation, film.size)
     film = replace(film, notes=(*adapter_notes(system, animation), *model_limits(animation, system)))
     return in_turn(modify(system, request), partial(_frames, system, film, request, distance, store, batch))

@@ -22,7 +22,7 @@ from reverie.animation.blend import fit_picture, invert_picture
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.inversion import INVERTERS, Inverted
 from reverie.diffusion.noise import Noise, slerp
-from reverie.diffusion.samplers import SAMPLERS
+from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.schedule import to_ve
 from reverie.diffusion.step import Point, Sampler, Sigmas
 from reverie.errors import ReverieError
@@ -222,6 +222,7 @@ class _Builder:
     ) -> None:
         self.system, self.codec, self.animation, self.request, self.bind = system, codec, animation, request, bind
         self.sigmas = noise_levels(system, request)
+        self.sampler = pick_sampler(animation.sampler, system.schedule, animation.eta)
         self.shape = codec.latent_shape(request.width or 0, request.height or 0)
         self.through_pictures = any(keyframe.image for keyframe in animation.keyframes)
         self.drawn = 0
@@ -231,9 +232,7 @@ class _Builder:
     def path(self) -> Path:
         """Return the finished path."""
         animation = self.animation
-        sampler = SAMPLERS[animation.sampler]
-        if self.through_pictures:
-            sampler = INVERTERS[animation.inversion].down
+        sampler = INVERTERS[animation.inversion].down if self.through_pictures else self.sampler
         middle = self._middle()
         stops = [self._stop(keyframe, middle) for keyframe in animation.keyframes]
         stops += stops[:1] if animation.loops_on else []
@@ -278,7 +277,7 @@ class _Builder:
         if shared:
             request = self.request.replace(guidance=middle[1])
             denoise = guided_denoiser(self.system, request, middle[0], self.sigmas, bind=self.bind)
-            steps = resume(denoise, self.sigmas, noise, SAMPLERS[self.animation.sampler], start.x)
+            steps = resume(denoise, self.sigmas, noise, self.sampler, start.x)
             *_, last = islice(steps, shared)
             start, self.drawn = Inverted(last.x, last.past), noise.drawn
         wide = self.through_pictures and self.system.device.type != "mps"  # as what pictures are inverted to

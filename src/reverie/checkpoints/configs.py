@@ -37,8 +37,9 @@ DIFFUSERS_VERSION = "0.30.0"
 class ScheduleConfig:
     """Describe the forward process a network was trained on, and what it predicts: a name in `SCALINGS`.
 
-    For "edm" and "edm_v", whose noise levels are continuous, the sigmas count and the betas do not. `timestep_spacing`
-    and `steps_offset` are what other programs should sample with by default; ours choose by request.
+    For "edm" and "edm_v", whose noise levels are continuous, the sigmas count and the betas do not; for "flow" the
+    `shift` of its times alone. `timestep_spacing` and `steps_offset` are what other programs should sample with by
+    default; ours choose by request.
     """
 
     beta_schedule: str = "scaled_linear"
@@ -52,6 +53,7 @@ class ScheduleConfig:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     sigma_data: float = 0.5
+    shift: float = 1.0
 
     @property
     def is_edm(self) -> bool:
@@ -68,7 +70,7 @@ class ScheduleConfig:
         if self.is_edm:
             return log_uniform(self.sigma_min, self.sigma_max, self.steps)
         if self.prediction == "flow":
-            return rectified_flow(self.steps)
+            return rectified_flow(self.steps, self.shift)
         if self.beta_schedule == "squared_cosine":
             schedule = squared_cosine(self.steps)
         else:
@@ -333,8 +335,11 @@ def read_schedule(raw: Json, where: str) -> ScheduleConfig:
     kind, prediction = str(raw.get("_class_name")), raw.get("prediction_type", "epsilon")
     edm = kind.startswith("EDM")
     if kind.startswith("FlowMatch"):
-        _expect(raw, {"shift": 1.0, "use_dynamic_shifting": False}, where)
-        return ScheduleConfig(prediction="flow", steps=raw.get("num_train_timesteps", 1000))
+        _expect(raw, {"use_dynamic_shifting": False, "shift_terminal": None}, where)
+        return _read_flow(raw, "shift")
+    if prediction == "flow_prediction":  # of DPMSolverMultistepScheduler and UniPCMultistepScheduler
+        _expect(raw, {"use_dynamic_shifting": False}, where)
+        return _read_flow(raw, "flow_shift")
     predictions = EDM_PREDICTIONS if edm else PREDICTIONS
     if prediction not in predictions:
         raise _unsupported_value(where, "prediction_type", prediction, f"one of {', '.join(predictions)}")
@@ -358,6 +363,12 @@ def read_schedule(raw: Json, where: str) -> ScheduleConfig:
     )
 
 
+def _read_flow(raw: Json, shift: str) -> ScheduleConfig:
+    return ScheduleConfig(
+        prediction="flow", steps=raw.get("num_train_timesteps", 1000), shift=float(raw.get(shift, 1.0))
+    )
+
+
 def write_schedule(config: ScheduleConfig) -> Json:
     """Write a schedule as the config of diffusers' DDIMScheduler, with the settings of Stable Diffusion, or of its kin.
 
@@ -365,7 +376,7 @@ def write_schedule(config: ScheduleConfig) -> Json:
     """
     raw: Json = {"_diffusers_version": DIFFUSERS_VERSION, "num_train_timesteps": config.steps}
     if config.prediction == "flow":
-        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **raw, "shift": 1.0}
+        return {"_class_name": "FlowMatchEulerDiscreteScheduler", **raw, "shift": config.shift}
     if config.is_edm:
         sigmas = {key: getattr(config, key) for key in EDM_SIGMAS}
         prediction = _key_of(EDM_PREDICTIONS, config.prediction)

@@ -24,6 +24,7 @@ from reverie.checkpoints.families import (
 )
 from reverie.checkpoints.weights import Source
 from reverie.errors import ReverieError, choose
+from reverie.requests.samplers import few_steps
 
 AUTOENCODER, TEXT_ENCODER = "autoencoder (VAE)", "text encoder"
 EMBEDDED_WIDTHS = (768, 1024, 1280)  # of the text towers of SD 1, SD 2 and XL's second
@@ -248,7 +249,9 @@ def _read_parameterisation(source: Source, path: Path, names: set[str], base: Sc
         return replace(plain, sigma_max=high, sigma_min=low)
     zero = "ztsnr" in names or number("alphas_cumprod", 1.0) < ZERO_SNR  # which a network of eps could not learn
     marked = "v" if zero or "v_pred" in names else None
-    prediction = _read_yaml(path) or marked or STATED.get(source.metadata.get(HEADER, "").lower())
+    family = few_steps(path.stem)
+    named = family.prediction if family is not None else None
+    prediction = _read_yaml(path) or marked or STATED.get(source.metadata.get(HEADER, "").lower()) or named
     if prediction is None:
         return None
     return replace(parameterise(base, prediction), zero_terminal_snr=zero)

@@ -55,16 +55,22 @@ OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".
 
 @dataclass(frozen=True, kw_only=True)
 class Recommended:
-    """Recommend values of requests' fields, which a request that leaves them open follows; None leaves its default."""
+    """Recommend values of requests' fields, which a request that leaves them open follows; None leaves its default.
+
+    `family` is that of few-step models whose settings these are, where they are known by the model's name.
+    """
 
     guidance: Annotated[float, Field(ge=0, le=100, strict=True, allow_inf_nan=False)] = 5.0
     steps: Annotated[int, Field(ge=1, le=1000, strict=True)] | None = None
     sampler: str | None = None
     schedule: str | None = None
+    eta: Annotated[float, Field(ge=0, le=1)] | None = None
+    timesteps: tuple[Annotated[float, Field(ge=0)], ...] | None = None
+    family: str | None = None
 
     def fields(self) -> dict[str, Any]:
         """Return what is recommended, by the names of requests' fields."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        return {name: value for name, value in asdict(self).items() if value is not None and name != "family"}
 
 
 @dataclass(frozen=True)

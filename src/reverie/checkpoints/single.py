@@ -32,12 +32,13 @@ from reverie.checkpoints.families import (
     unet_layout,
 )
 from reverie.checkpoints.identify import AUTOENCODER, TEXT_ENCODER, Contents, identify
-from reverie.checkpoints.load import CPU, Components, load_autoencoder
+from reverie.checkpoints.load import CPU, Components, Recommended, load_autoencoder
 from reverie.checkpoints.weights import Source, open_source
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
 from reverie.models.clip import TextTower
 from reverie.models.unet import UNet
+from reverie.requests.samplers import LATENT_CONSISTENCY, few_steps
 from reverie.tokenizer import BOS, END_OF_WORD, EOS, Tokenizer
 
 VARIABLE = "REVERIE_TOKENIZER"
@@ -279,6 +280,21 @@ def replace_unet(components: Components, path: str | Path, prediction: str | Non
         schedule = parameterise(schedule, "v" if predicts_v(unet) else "eps")
     unet.config = config
     return replace(components, unet=unet, schedule_config=schedule)
+
+
+def recommendation_for(components: Components, name: str, unet: str | Path | None = None) -> Recommended:
+    """Return what is recommended for the U-Net that was put in, by the model's folder, or for the model's kind.
+
+    That is a family of few-step models, told by the file's or the model's name, or rectified flow, whose levels lie
+    evenly in t.
+    """
+    family = None if unet is None else few_steps(Path(unet).stem)
+    if family is None and components.recommended == Recommended():
+        if components.schedule_config.prediction == "flow":
+            return Recommended(sampler="euler", schedule="normal")
+        consistent = components.unet.config.time_cond_proj_dim is not None
+        family = few_steps(name) or (LATENT_CONSISTENCY if consistent else None)
+    return components.recommended if family is None else Recommended(**family.fields(), family=family.title)
 
 
 @torch.no_grad()

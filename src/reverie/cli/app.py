@@ -33,7 +33,7 @@ app.suppress_keyboard_interrupt = False
 # Commands are named by their path and imported when called, so that `reverie --help` stays quick; where there are many
 # flags, the usage is given, so that cyclopts does not read all of them once more for one line.
 app.command("reverie.cli.image:image", help="Draw pictures of a prompt.", usage="reverie image [OPTIONS] PROMPT")
-app.command("reverie.cli.image:replay", help="Make a picture or a film again from the request that it carries.")
+app.command("reverie.cli.replay:replay", help="Make a picture or a film again from the request that it carries.")
 app.command(
     "reverie.cli.animate:animate",
     help="Make a film from prompt to prompt.",
@@ -59,7 +59,7 @@ app.command("reverie.cli.shards:curate", help="Keep the samples of shards that a
 app.command("reverie.cli.shards:render", help="Draw a file of requests to webdataset shards.")
 app.command("reverie.cli.serve:serve", help="Serve a page to draw and play on, and what other programs speak.")
 app.command("reverie.cli.serve:mcp", help="Offer tools to assistants: draw, edit, animate, compare, music (MCP).")
-app.command("reverie.cli.image:watermark_app", name="watermark", help="Read and write invisible watermarks.")
+app.command("reverie.cli.replay:watermark_app", name="watermark", help="Read and write invisible watermarks.")
 
 
 @app.meta.default

@@ -218,6 +218,14 @@ def parse_interval(text: str) -> tuple[float, float]:
     return start, end
 
 
+def parse_numbers(text: str) -> tuple[float, ...]:
+    """Read NUMBER,NUMBER,... Raises ReverieError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ReverieError(f"'{text}' are no levels of noise; write numbers such as 999,749,499,249") from None
+
+
 def parse_fields(text: str, flag: str) -> dict[str, str]:
     """Read name=value,name=value. Raises ReverieError where a part has no name."""
     parts: Sequence[tuple[str, str, str]] = [part.partition("=") for part in text.split(",")]
@@ -227,5 +235,9 @@ def parse_fields(text: str, flag: str) -> dict[str, str]:
 
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
-PARSERS: dict[str, Callable[[str], Any]] = {"guidance_interval": parse_interval, **dict.fromkeys(SIZES, parse_size)}
+PARSERS: dict[str, Callable[[str], Any]] = {
+    "guidance_interval": parse_interval,
+    **dict.fromkeys(("timesteps", "sigmas"), parse_numbers),
+    **dict.fromkeys(SIZES, parse_size),
+}
 """How the flags that are read from a text are."""

@@ -30,6 +30,12 @@ class SampledFlags:
     """Sampler: dpmpp_2m, euler, heun, ..., or as other programs call it; an unknown name lists them all; dpmpp_2m if not given."""
     schedule: str | None = None
     """Spacing of the noise levels: karras, exponential, ...; an unknown name lists them all; karras if not given."""
+    timesteps: str | None = None
+    """Timesteps that are visited, such as 999,749,499,249, in place of steps and schedule."""
+    sigmas: str | None = None
+    """Noise levels from the first to where the last step ends, such as 14.6,7,2,0.5,0, in place of steps and schedule."""
+    eta: float | None = None
+    """0 to 1, share of the noise that a step takes out and draws afresh (DDIM's eta, TCD's gamma); the sampler's own if not given."""
     discard_penultimate: Flag = False
     """Leave out the noise level before the last, of one step more, as A1111 does for DPM2 and 3M SDE."""
     guidance_rescale: float | None = None

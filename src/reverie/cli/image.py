@@ -1,17 +1,22 @@
-"""`reverie image`, `replay` and `watermark`: pictures of a prompt, files made again, and what is written in them."""
+"""`reverie image`: pictures of a prompt."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from cyclopts import App, Parameter
+from cyclopts import Parameter
 
 from reverie.cli.flags import FurtherFlags, InitFlags, PictureAdapterFlags, PictureFlags
-from reverie.cli.options import FileOptions, Flag, ModelOptions, Output, ResultOptions, Several, Whole, parse_time
-from reverie.cli.output import say
+from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, Whole, parse_time
 from reverie.errors import ReverieError
+
+if TYPE_CHECKING:
+    from reverie.jobs.batches import BatchJob
+    from reverie.jobs.events import Job
+    from reverie.requests.pictures import TextToImage
 
 PREVIEW_STEPS = 4  # steps between two previews
 
@@ -29,6 +34,17 @@ class JudgeOptions:
     """Draw beside each picture, in NAME-explained.png, where the attention to each word was; draws it once more."""
 
 
+@Parameter(name="*", group="Draw many")
+@dataclass(frozen=True, kw_only=True)
+class ManyOptions:
+    """Draw pictures that differ in more than their seeds."""
+
+    dynamic: Flag = False
+    """Draw each picture's prompts by its seed: {a|b}, {2$$a|b|c}, {3::a|b}, as A1111's extension dynamic prompts."""
+    wildcards: Path | None = None
+    """Folder of wildcards for --dynamic, which it implies: __animals__ is a line of animals.txt."""
+
+
 def image(
     prompt: str,
     /,
@@ -37,6 +53,7 @@ def image(
     init: InitFlags = InitFlags(),
     adapters: PictureAdapterFlags = PictureAdapterFlags(),
     further: FurtherFlags = FurtherFlags(),
+    many: ManyOptions = ManyOptions(),
     judge: JudgeOptions = JudgeOptions(),
     model: ModelOptions = ModelOptions(),
     result: ResultOptions = ResultOptions(),
@@ -60,15 +77,48 @@ def image(
     request, within = ask_picture(prompt, drawing, init, adapters, further), parse_time(time_budget)
     if within is not None and model.compile:
         raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
-    job = PictureJob(
-        request=request,
-        output=result.output or Path(f"{slug(prompt)}-{request.seed}.png"),
-        model=model.model,
-        time_budget=within,
-        **vars(judge),
-        **finishing(model, result, files),
-    )
+    output = result.output or Path(f"{slug(prompt)}-{request.seed}.png")
+    options = {"model": model.model, "time_budget": within, **vars(judge), **finishing(model, result, files)}
+    requests = draw_many(request, many)
+    if len(requests) == 1:
+        job: Job = PictureJob(request=requests[0], output=output, **options)
+    else:
+        job = batch(requests, output, options)
+    check_preview(result.preview, requests)
     carry_out(job, model, result.as_json, result.preview)
+
+
+def draw_many(request: TextToImage, many: ManyOptions) -> tuple[TextToImage, ...]:
+    """Return the requests that a request becomes by the options; itself where they ask for nothing."""
+    if not many.dynamic and many.wildcards is None:
+        return (request,)
+    from reverie.requests.templates import Wildcards, draw_prompts
+
+    return draw_prompts(request, Wildcards(many.wildcards))
+
+
+def batch(requests: tuple[TextToImage, ...], output: Path, options: dict[str, Any]) -> BatchJob:
+    """Return the job for several requests, with `options` of a `PictureJob`; a grid is one file more."""
+    from reverie.jobs.batches import BatchJob
+    from reverie.jobs.outputs import numbered_paths
+    from reverie.jobs.pictures import PictureJob
+
+    if options["best_of"] is not None:
+        raise ReverieError("--best-of compares pictures of one prompt; leave it out where prompts differ")
+    sheet, options = output if options["grid"] else None, {**options, "grid": False}
+    paths = zip(requests, numbered_paths(output, len(requests)), strict=True)
+    jobs = tuple(PictureJob(request=request, output=path, **options) for request, path in paths)
+    return BatchJob(jobs=jobs, sheet=sheet)
+
+
+def check_preview(preview: Path | None, requests: Iterable[TextToImage]) -> None:
+    """Raise ReverieError where a preview cannot be written, or is a file that a request starts from."""
+    from reverie.jobs.outputs import check_outputs, check_writable
+
+    if preview is not None:
+        check_writable([preview])
+        for request in requests:
+            check_outputs([preview], request)
 
 
 def finishing(model: ModelOptions, result: ResultOptions, files: FileOptions) -> dict[str, Any]:
@@ -76,84 +126,3 @@ def finishing(model: ModelOptions, result: ResultOptions, files: FileOptions) ->
     names = ("grid", "taesd", "safety", "watermark", "c2pa")
     chosen = {name: getattr(result, name) for name in names}
     return {**chosen, **vars(files), "previews": PREVIEW_STEPS if result.preview else 0, "device": model.device}
-
-
-def replay(
-    file: Path,
-    /,
-    *,
-    init: Path | None = None,
-    mask: Path | None = None,
-    seed: Whole | None = None,
-    steps: Whole | None = None,
-    lora: Several = (),
-    model: ModelOptions = ModelOptions(),
-    result: ResultOptions = ResultOptions(),
-    files: FileOptions = FileOptions(),
-) -> None:
-    """Make a picture, a film or music again from the request that it carries.
-
-    Parameters
-    ----------
-    file
-        A picture, film or sound that reverie made, or another program such as AUTOMATIC1111, ComfyUI or InvokeAI.
-    init
-        The picture, film or sound it started from, where that has moved.
-    mask
-        The mask it was painted under, where that has moved.
-    seed
-        Another seed than the file's.
-    steps
-        Other denoising steps than the file's.
-    lora
-        File of a LoRA, or FILE:weight, in place of the file's; may be given several times.
-    """
-    from reverie.cli.jobs import carry_out, show
-    from reverie.jobs.replay import replay_job
-
-    given = {"init": init, "mask": mask, "seed": seed, "steps": steps, "loras": lora or None}
-    changes = {name: value for name, value in given.items() if value is not None}
-    options = finishing(model, result, files)
-    job, notes = replay_job(file, changes, output=result.output, model=model.model, **options)
-    for note in notes:
-        show(note)
-    carry_out(job, model, result.as_json, result.preview)
-
-
-watermark_app = App(name="watermark", help="Read and write invisible watermarks.", help_format="plaintext")
-
-
-@watermark_app.command(name="read")
-def read_watermark(file: Path, /) -> None:
-    """Print the text of a picture's invisible watermark.
-
-    Parameters
-    ----------
-    file
-        A picture; one saved as JPEG since still tells.
-    """
-    from reverie.media import watermark
-
-    say(watermark.read(file))
-
-
-@watermark_app.command(name="write")
-def write_watermark(file: Path, /, *, output: Output, text: str = "reverie") -> None:
-    """Write an invisible watermark into a copy of a picture, whose metadata is kept.
-
-    Parameters
-    ----------
-    file
-        A picture.
-    output
-        Where the copy goes (.png, .jpg, .webp).
-    text
-        What it says: up to 12 bytes in 128 x 128 pixels, 60 in 256 x 256 and more.
-    """
-    from reverie.jobs.outputs import check_writable
-    from reverie.media import watermark
-    from reverie.media.pictures import open_picture, save
-
-    check_writable([output], [file])
-    save(watermark.write(open_picture(file), text), output)
-    say(str(output))

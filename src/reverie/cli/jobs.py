@@ -4,39 +4,30 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from reverie.cli.options import ModelOptions
 from reverie.cli.output import say
 from reverie.cli.progress import fetch, show_progress
 from reverie.jobs.events import Event, Finished, Job, Note, Preview, Saved
 from reverie.jobs.films import FilmJob
-from reverie.jobs.music import MusicJob
-from reverie.jobs.outputs import check_outputs, check_writable
-from reverie.jobs.pictures import PictureJob
 from reverie.media.pictures import save
 from reverie.progress import Progress
-from reverie.requests.references import MUSIC_NAME
 
 if TYPE_CHECKING:
     from reverie.pipeline import Pipeline
 
 
 def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None = None) -> None:
-    """Check where to write, load the model, show what happens, and report; `preview` is written over by previews."""
-    own = model.model or (MUSIC_NAME if isinstance(job, MusicJob) else None)
+    """Check the job, load the model, show what happens, and report; `preview` is written over by previews."""
     job.check()
-    if preview is not None and isinstance(job, PictureJob):
-        check_writable([preview])
-        check_outputs([preview], job.request)
     saved: list[Path] = []
-    done, record = 0, dict[str, Any]()
+    done, finished = 0, Finished({})
     try:
-        for event in show_progress(job.run(partial(load, model, own), show)):
+        for event in show_progress(job.run(partial(load, model, job.model), show)):
             show(event)
             if isinstance(event, Preview) and preview is not None:
                 save(event.picture, preview)
@@ -45,7 +36,7 @@ def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None
             elif isinstance(event, Progress):
                 done = event.done
             elif isinstance(event, Finished):
-                record = event.record
+                finished = event
     except KeyboardInterrupt:
         if isinstance(job, FilmJob):
             show(Note(f"stopped after frame {done}; the same command goes on from there"))
@@ -54,11 +45,11 @@ def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None
             show(Note(f"stopped; what is finished is kept: '{saved[0]}'{last}"))
         raise
     if as_json:
-        say(json.dumps(record, ensure_ascii=False))
+        say(json.dumps(finished.record, ensure_ascii=False))
         return
-    for file in record["files"]:
+    for file in finished.record["files"]:
         say(file)
-    show(Note(SUMMARIES[type(job)](record)))
+    show(Note(finished.summary))
 
 
 def show(event: Event) -> None:
@@ -76,30 +67,3 @@ def load(model: ModelOptions, own: str | None, name: str | None) -> Pipeline:
     import reverie  # brings torch, which takes seconds
 
     return reverie.load(given.model, **{field: value for field, value in vars(given).items() if field != "model"})
-
-
-def _pictures(record: dict[str, Any]) -> str:
-    timings = record["timings"]
-    return f"{_seeds(record)}; loaded in {timings['load']:.1f} s, drawn in {timings['draw']:.1f} s"
-
-
-def _film(record: dict[str, Any]) -> str:
-    frames, timings = record["frames"], record["timings"]
-    rate = frames / max(timings["draw"], 1e-9)
-    took = f"loaded in {timings['load']:.1f} s, drawn in {timings['draw']:.1f} s ({rate:.1f} frames a second)"
-    return f"{frames} frames, {record['seconds']:.1f} s, seed {record['seed']}; {took}"
-
-
-def _music(record: dict[str, Any]) -> str:
-    timings = record["timings"]
-    took = f"loaded in {timings['load']:.1f} s, played in {timings['draw']:.1f} s"
-    factor = f"({record['real_time_factor']:.2f} s of sound a second)"
-    return f"{sum(record['seconds']):.2f} s, {_seeds(record)}; {took} {factor}"
-
-
-def _seeds(record: dict[str, Any]) -> str:
-    first, last = record["seeds"][0], record["seeds"][-1]
-    return f"seed {first}" + (f" to {last}" if last != first else "")
-
-
-SUMMARIES: dict[type, Callable[[dict[str, Any]], str]] = {PictureJob: _pictures, FilmJob: _film, MusicJob: _music}

@@ -47,10 +47,10 @@ def music(
     from reverie.cli.jobs import carry_out
     from reverie.jobs.music import MusicJob
     from reverie.jobs.outputs import slug
+    from reverie.requests.references import MUSIC_NAME
 
     request, shown = ask_music(prompt, playing, way, sound, adapters), ask_film_of_music(film)
     outputs = sounds.output or ((Path(f"{slug(prompt, 'music')}-{request.seed}.wav"),) if film.film is None else ())
-    job = MusicJob(
-        request=request, outputs=outputs, film=shown, film_output=film.film, model=model.model, **vars(files)
-    )
+    own = model.model or MUSIC_NAME
+    job = MusicJob(request=request, outputs=outputs, film=shown, film_output=film.film, model=own, **vars(files))
     carry_out(job, model, sounds.as_json)

@@ -111,19 +111,48 @@ def x0_min_snr(snr: Float[Tensor, " b"], gamma: float = 5.0) -> Float[Tensor, " 
     return snr.clamp(max=gamma)
 
 
+def flow_target(schedule: Schedule, x0: Tensor, eps: Tensor, t: Int[Tensor, " b"]) -> Tensor:
+    """Give what a network of rectified flow learns to answer: the velocity (Liu et al. 2209.03003, eq. 1)."""
+    return eps - x0
+
+
+def flow_min_snr(snr: Float[Tensor, " b"], gamma: float = 5.0) -> Float[Tensor, " b"]:
+    """Weigh the squared error of the velocity so that of x0, which is t times as far off, counts min(SNR, gamma)."""
+    return snr.clamp(max=gamma) / (1 + snr.sqrt()) ** 2
+
+
+def variance_preserving(
+    schedule: Schedule, x0: Float[Tensor, "b ..."], eps: Float[Tensor, "b ..."], t: Int[Tensor, " b"]
+) -> tuple[Tensor, Tensor]:
+    """Give what a network sees at t, and the time that it is given: t itself."""
+    return schedule.add_noise(x0, eps, t), t
+
+
+def straight(
+    schedule: Schedule, x0: Float[Tensor, "b ..."], eps: Float[Tensor, "b ..."], t: Int[Tensor, " b"]
+) -> tuple[Tensor, Tensor]:
+    """Give what a network of rectified flow sees at level t, (1 - u) x0 + u eps, and the time len(schedule) u."""
+    sigma = schedule.sigmas.to(t.device)[t]
+    u = (sigma / (1 + sigma)).to(x0.dtype)
+    along = u.view(-1, *[1] * (x0.ndim - 1))
+    return torch.lerp(x0, eps, along), len(schedule) * u
+
+
 @dataclass(frozen=True)
 class Prediction:
-    """Say what a network predicts: how to read it, what to teach it, how to weigh its squared error."""
+    """Say what a network predicts: how to read it, what to teach it on which input, how to weigh its squared error."""
 
     scalings: Callable[[Schedule, Tensor], Scalings]
     target: Callable[[Schedule, Tensor, Tensor, Tensor], Tensor]
     min_snr: Callable[[Tensor], Tensor]
+    noised: Callable[[Schedule, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = variance_preserving
 
 
 PREDICTIONS: dict[str, Prediction] = {
     "eps": Prediction(eps_scalings, eps_target, eps_min_snr),
     "v": Prediction(v_scalings, v_target, v_min_snr),
     "x0": Prediction(x0_scalings, x0_target, x0_min_snr),
+    "flow": Prediction(flow_scalings, flow_target, flow_min_snr, straight),
 }
 """What networks can be trained to predict."""
 
@@ -131,6 +160,5 @@ SCALINGS: dict[str, Callable[..., Scalings]] = {
     **{name: prediction.scalings for name, prediction in PREDICTIONS.items()},
     "edm": edm_scalings,
     "edm_v": edm_v_scalings,
-    "flow": flow_scalings,
 }
 """What networks can be drawn with; those of EDM also take `sigma_data`, the deviation of the data."""

@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 
 from reverie.diffusion.denoiser import Denoise
+from reverie.diffusion.schedule import Schedule, scaled_linear
 from reverie.diffusion.step import Latent, NoiseSource, Past, Point, Sigmas, Step, ancestral, intervals, renoise, toward
 
 
@@ -95,6 +96,35 @@ def dpmpp_sde(
             x = x + up * (math.sqrt(share) * first + math.sqrt(1 - share) * second)
         else:
             x = x0
+        yield at.step(x, x0)
+
+
+STABLE_DIFFUSION = scaled_linear()
+
+
+def tcd(
+    denoise: Denoise,
+    x: Latent,
+    sigmas: Sigmas,
+    noise: NoiseSource,
+    past: Past = (),
+    *,
+    eta: float = 0.3,
+    schedule: Schedule = STABLE_DIFFUSION,
+) -> Iterator[Step]:
+    """Sample a trajectory consistency model by strategic stochastic sampling (Zheng et al. 2402.19159, alg. 4).
+
+    A step goes along the trajectory to the timestep (1 - eta) t, rounded down, below the t that it is to reach, and is
+    noised up to it; eta is the paper's gamma. `schedule` tells the timesteps of noise levels. The last step is not
+    noised: it ends at the first timestep, or at 0 where sigmas do.
+    """
+    for at in intervals(sigmas):
+        x0 = denoise(x, at.sigma)
+        down = at.next
+        if eta > 0 and at.index < at.total - 1:
+            t = (1 - eta) * round(schedule.sigma_to_t(at.next).item(), 4)
+            down = min(down, schedule.t_to_sigma(float(math.floor(t))).item())
+        x = renoise(toward(x0, x, down / at.sigma), math.sqrt(at.next**2 - down**2), noise)
         yield at.step(x, x0)
 
 

@@ -13,9 +13,11 @@ and end with to_vp(x, sigmas[-1]), which is x itself wherever sigmas end at 0. O
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 from reverie.diffusion.multistep import bh1, dpmpp_2m, dpmpp_3m, lms, plms, unipc
-from reverie.diffusion.onestep import dpm2, dpmpp_2s, dpmpp_sde, euler, heun, lcm
+from reverie.diffusion.onestep import dpm2, dpmpp_2s, dpmpp_sde, euler, heun, lcm, tcd
+from reverie.diffusion.schedule import Schedule
 from reverie.diffusion.step import Sampler
 
 SAMPLERS: dict[str, Sampler] = {
@@ -37,4 +39,11 @@ SAMPLERS: dict[str, Sampler] = {
     "unipc_bh1": partial(unipc, order=3, variant=bh1),
     "unipc_bh2": partial(unipc, order=3),
     "lcm": lcm,
+    "tcd": tcd,
 }
+
+
+def pick_sampler(name: str, schedule: Schedule, eta: float | None = None) -> Sampler:
+    """Return a sampler by name, for a model of a schedule; an eta of None is its own."""
+    options: dict[str, Any] = {} if eta is None else {"eta": eta}
+    return partial(SAMPLERS[name], **options | ({"schedule": schedule} if name == "tcd" else {}))

@@ -115,9 +115,13 @@ def log_uniform(sigma_min: float = 0.002, sigma_max: float = 80.0, steps: int = 
     return Schedule(1 / (1 + sigmas**2))
 
 
-def rectified_flow(steps: int = 1000) -> Schedule:
-    """Make the schedule of x_t = (1 - t) x0 + t eps, t = 1/steps ... 1: sigma = t / (1 - t) (Liu et al. 2209.03003)."""
-    t = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+def rectified_flow(steps: int = 1000, shift: float = 1.0) -> Schedule:
+    """Make the schedule of x_t = (1 - t) x0 + t eps: sigma = t / (1 - t) (Liu et al. 2209.03003).
+
+    t is shift u / (1 + (shift - 1) u) for even u = 1/steps ... 1 (Esser et al. 2403.03206, section 5.3.2).
+    """
+    u = torch.arange(1, steps + 1, dtype=torch.float64) / steps
+    t = shift * u / (1 + (shift - 1) * u)
     return Schedule((1 - t) ** 2 / ((1 - t) ** 2 + t**2))
 
 

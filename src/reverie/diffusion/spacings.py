@@ -1,13 +1,15 @@
 """Spacings: the noise levels that a sampler of so many steps visits, (schedule, steps) -> sigmas [steps + 1], falling.
 
-All end at 0 but `ddim`, which ends where CompVis does, and those of AUTOMATIC1111, which end where it does and may
-have other than [steps + 1] levels, as `ddim_uniform` has. The result is float64 on the CPU.
+All end at 0 but `ddim` and `tcd`, which end at the first timestep as their authors do, and those of AUTOMATIC1111,
+which end where it does and may have other than [steps + 1] levels, as `ddim_uniform` has. The result is float64 on the
+CPU.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Real
@@ -22,7 +24,7 @@ Spacing = Callable[[Schedule, int], Sigmas]
 
 def normal(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly from the last timestep to the first, fractions included (k-diffusion: get_sigmas)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps)))
+    return visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps)))
 
 
 def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Sigmas:
@@ -37,12 +39,12 @@ def exponential(schedule: Schedule, steps: int) -> Sigmas:
 
 def sgm_uniform(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly as if for one step more, and leave out the last (Stability's generative-models; ComfyUI)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps) + 1)[:-1])
+    return visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps) + 1)[:-1])
 
 
 def linspace(schedule: Schedule, steps: int) -> Sigmas:
     """Space t evenly from the last timestep to the first, rounded (Lin et al. 2305.08891, table 2)."""
-    return _visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps, len(schedule))).round())
+    return visit(schedule, _ramp(len(schedule) - 1, 0, _check(steps, len(schedule))).round())
 
 
 def leading(schedule: Schedule, steps: int) -> Sigmas:
@@ -52,13 +54,13 @@ def leading(schedule: Schedule, steps: int) -> Sigmas:
     """
     stride = len(schedule) // _check(steps, len(schedule) - 1)
     t = 1 + stride * torch.arange(steps - 1, -1, -1)
-    return _visit(schedule, t if steps > 1 else torch.tensor([len(schedule) - 1]))
+    return visit(schedule, t if steps > 1 else torch.tensor([len(schedule) - 1]))
 
 
 def trailing(schedule: Schedule, steps: int) -> Sigmas:
     """Visit every (timesteps / steps)-th t, the last timestep being the first visited (2305.08891, table 2)."""
     ramp = _ramp(len(schedule), 0, _check(steps, len(schedule)) + 1)[:-1]
-    return _visit(schedule, ramp.round() - 1)
+    return visit(schedule, ramp.round() - 1)
 
 
 def ddim(schedule: Schedule, steps: int) -> Sigmas:
@@ -76,15 +78,41 @@ def lcm(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
     return _end(trained[torch.arange(_check(steps, distilled)) * distilled // steps])
 
 
+def tcd(schedule: Schedule, steps: int, distilled: int = 50) -> Sigmas:
+    """Visit the timesteps of `lcm` and end on alpha_bar[0], not on 1 (diffusers: TCDScheduler)."""
+    return torch.cat([lcm(schedule, steps, distilled)[:-1], schedule.sigmas[:1]])
+
+
 def simple(schedule: Schedule, steps: int) -> Sigmas:
     """Visit the levels at len - 1 - int(k len / steps), k = 0 to steps - 1 (ComfyUI: samplers.py, simple_scheduler)."""
     k = torch.arange(_check(steps, len(schedule)), dtype=torch.float64)
-    return _visit(schedule, len(schedule) - 1 - (k * (len(schedule) / steps)).floor())
+    return visit(schedule, len(schedule) - 1 - (k * (len(schedule) / steps)).floor())
 
 
 def ddim_uniform(schedule: Schedule, steps: int) -> Sigmas:
     """Visit t = 1, 1 + r, ... from above, r = timesteps // steps, as many as there are: 31 for 30 (ComfyUI)."""
     return _end(_strided_levels(schedule, steps))
+
+
+# The levels of 10 steps that were optimised for SD 1.5 and for SDXL (the authors' page, AlignYourSteps/howto.html).
+ALIGNED = (
+    *(14.6146412293, 6.4745760956, 3.8636745985, 2.694615152, 1.8841921177, 1.3943805092, 0.9642583904, 0.6523686016),
+    *(0.3977456272, 0.1515232662, 0.0291671582),
+)
+ALIGNED_XL = (
+    *(14.6146412293, 6.3184485287, 3.7681790315, 2.1811480769, 1.3405244945, 0.8620721141, 0.5550693289, 0.3798540708),
+    *(0.2332364134, 0.1114188177, 0.0291671582),
+)
+
+
+def align_your_steps(schedule: Schedule, steps: int, *, levels: Sequence[float] = ALIGNED) -> Sigmas:
+    """Visit the levels optimised for 10 steps, or between them in log sigma, the last as 0 (Sabour et al. 2404.14507).
+
+    They are those of Stable Diffusion's schedule, whatever the model's is; the last is as in ComfyUI and diffusers.
+    """
+    optimal, places = torch.tensor(levels, dtype=torch.float64).log(), _ramp(0, len(levels) - 1, _check(steps) + 1)
+    low = places.floor().long().clamp(max=len(levels) - 2)
+    return _end(torch.lerp(optimal[low], optimal[low + 1], places - low).exp()[:-1])
 
 
 def a1111_ddim(schedule: Schedule, steps: int) -> Sigmas:
@@ -128,7 +156,8 @@ def _ramp(first: float | int, last: float | int, count: int) -> Float[Tensor, " 
     return torch.linspace(first, last, count, dtype=torch.float64)
 
 
-def _visit(schedule: Schedule, t: Real[Tensor, " steps"]) -> Sigmas:
+def visit(schedule: Schedule, t: Real[Tensor, " steps"]) -> Sigmas:
+    """Visit given timesteps, falling, and end at 0."""
     return _end(schedule.t_to_sigma(t))
 
 
@@ -146,8 +175,11 @@ SPACINGS: dict[str, Spacing] = {
     "trailing": trailing,
     "ddim": ddim,
     "lcm": lcm,
+    "tcd": tcd,
     "simple": simple,
     "ddim_uniform": ddim_uniform,
+    "align_your_steps": align_your_steps,
+    "align_your_steps_xl": partial(align_your_steps, levels=ALIGNED_XL),
     "a1111_ddim": a1111_ddim,
     "a1111_unipc": a1111_unipc,
     "a1111_lcm": a1111_lcm,

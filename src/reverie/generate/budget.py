@@ -76,8 +76,12 @@ def plan(profile: Profile, request: TextToImage, within: float) -> Plan:
 
     Raises ReverieError where even the quickest settings take longer, and for what was not measured.
     """
-    if request.hires is not None or request.refiner is not None or request.sampler == "lcm":
-        raise ReverieError("a time budget is for one pass of one model; leave out hires, refiner and the LCM sampler")
+    if request.hires is not None or request.refiner is not None or request.sampler in ("lcm", "tcd"):
+        raise ReverieError(
+            "a time budget is for one pass of one model; leave out hires, refiner, and samplers lcm and tcd"
+        )
+    if request.timesteps or request.sigmas:
+        raise ReverieError("a time budget chooses the number of steps; leave out timesteps and sigmas")
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
     first = (request.steps, 1)
     for steps, every in (first, *(pair for pair in LADDER if pair[0] <= request.steps and pair != first)):

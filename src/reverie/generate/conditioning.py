@@ -6,7 +6,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, TypeVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -21,11 +22,13 @@ from reverie.requests import adapter_files
 from reverie.requests.adapter_files import Adapter, extract
 from reverie.requests.base import SampledRequest
 from reverie.requests.pictures import TextToImage
+from reverie.requests.samplers import FewSteps, few_steps
 from reverie.system import GOOD_SCORE, POOR_SCORE, Conditioning, StableDiffusion
 from reverie.tokenizer import END_OF_WORD, Tokenizer
 
 BACKTRACK = 20  # a full chunk ends after a comma among its last so many tokens
 
+Sampled = TypeVar("Sampled", bound=SampledRequest)
 Unit = list[tuple[int, float]]
 """Tokens that stay together, with their weights: one token, or all the vectors of a textual inversion."""
 
@@ -292,6 +295,41 @@ def inversions_of(request: SampledRequest) -> tuple[Inversion, ...]:
     return inversion.load_all(files, [path for path, _, _ in loras_of(request)])
 
 
+def follow_recommended(system: StableDiffusion, request: Sampled) -> Sampled:
+    """Fill in what a request leaves open: by what a LoRA for few steps asks for, or by what the model recommends."""
+    family = _few_steps_lora(request)
+    return request.with_recommended((system.recommended if family is None else family).fields())
+
+
+def _few_steps_lora(request: SampledRequest) -> FewSteps | None:
+    """Return the family of the request's first LoRA for few steps; a file as the hub names them goes by its folder."""
+    listed = [(path, unet) for path, unet, _ in map(adapter_files.parse, request.loras)]
+    tags = [(Path(tag.name), tag.unet) for text in request.prompts for tag in extract(text).loras]
+    files = [path for path, unet in (*listed, *tags) if unet]
+    names = [path.parent.name if path.name in adapter_files.FOLDER_WEIGHTS else path.name for path in files]
+    return next(filter(None, map(few_steps, names)), None)
+
+
+def _few_steps_notes(system: StableDiffusion, request: SampledRequest) -> Iterator[str]:
+    """Say what the authors of a model or LoRA for few steps ask for, and what the request has in place of it."""
+    lora_family = _few_steps_lora(request)
+    title = lora_family.title if lora_family else system.recommended.family
+    if title is None:
+        return
+    fields = (lora_family or system.recommended).fields()
+    instead = {"schedule"} if request.timesteps or request.sigmas else set()
+    others = [name for name, value in fields.items() if getattr(request, name) != value and name not in instead]
+    asked = ", ".join(f"{name} {_text_of(value)}" for name, value in fields.items() if name not in instead)
+    kept = ", ".join(f"{name} {_text_of(getattr(request, name))}" for name in others)
+    yield f"{title} is made for {asked}" + (f"; the request has {kept}" if kept else "")
+
+
+def _text_of(value: object) -> str:
+    if isinstance(value, tuple):
+        return ",".join(map(_text_of, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower()
+
+
 @contextmanager
 def apply_adapters(system: StableDiffusion, request: TextToImage) -> Iterator[None]:
     """Put the LoRAs of a request, and those that its prompt names, into a model for as long as the context lasts.
@@ -310,6 +348,7 @@ def adapter_notes(system: StableDiffusion, request: SampledRequest) -> tuple[str
     adapters = loras_of(request)
     files = [*(path for path, _, _ in adapters), *adapter_files.embeddings(request.embeddings, request.folders)]
     return (
+        *_few_steps_notes(system, request),
         *(note for text in request.prompts for note in extract(text).notes),
         *lora.notes(system, adapters),
         *(note for word in inversions_of(request) for note in word.notes),

@@ -20,18 +20,19 @@ from reverie.adapters.control import Control, bind_controls, load_controlnet
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
+from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
 from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_noise
-from reverie.generate.conditioning import Encode, Prompts, adapter_notes
+from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
-from reverie.requests.base import steps_taken
+from reverie.requests.base import FREE_LEVELS, steps_taken
 from reverie.requests.pictures import ControlInput, ImageToImage, Outpaint, TextToImage
 from reverie.requests.records import texts
 from reverie.runtime import is_packed, pack
@@ -77,7 +78,8 @@ class PictureRun:
         noise = starting_noise(singles, shape, self.codec.factor, self.system.device)
         denoise = self._denoiser(one, noise.initial())
         init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
-        return sample(denoise, one.sigmas, noise, one.request.sampler, init)
+        sampler = pick_sampler(one.request.sampler, self.system.schedule, one.request.eta)
+        return sample(denoise, one.sigmas, noise, sampler, init)
 
     def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"]) -> Denoise:
         """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
@@ -178,6 +180,8 @@ def _passes(
     hires = request.hires
     width, height = hires.size(request.width or 0, request.height or 0, codec.factor)
     changes: dict[str, object] = {"width": width, "height": height, "steps": hires.steps or request.steps}
+    if hires.steps is not None:
+        changes |= dict.fromkeys(FREE_LEVELS, ())  # of the first pass alone
     if isinstance(request, ImageToImage):
         changes["strength"] = hires.strength  # the first pass's may leave none of so few steps
     larger = request.replace(**changes)
@@ -258,7 +262,7 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
         larger = hires.size(width, height, system.codec.factor)
         system.codec.latent_shape(*larger)
         hires = hires.replace(width=larger[0], height=larger[1])
-    return request.with_recommended(system.recommended.fields()).replace(width=width, height=height, hires=hires)
+    return follow_recommended(system, request).replace(width=width, height=height, hires=hires)
 
 
 def _draw(

@@ -24,10 +24,10 @@ from reverie.diffusion.guidance import (
     within,
 )
 from reverie.diffusion.noise import Noise
-from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp
-from reverie.diffusion.spacings import SPACINGS
+from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
+from reverie.errors import ReverieError
 from reverie.generate.conditioning import Prompts
 from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning, StableDiffusion
@@ -141,7 +141,13 @@ def _denoiser(system: StableDiffusion, request: TextToImage, predict: Network) -
 
 
 def noise_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
-    """Return the noise levels that a request visits, falling."""
+    """Return the noise levels that a request visits, falling.
+
+    Sigmas of rectified flow are the t of x_t = (1 - t) x0 + t eps. Raises ReverieError for timesteps that the model
+    does not have.
+    """
+    if request.timesteps or request.sigmas:
+        return _free_levels(system, request)
     space = SPACINGS[request.schedule]
     if not request.discard_penultimate:
         return space(system.schedule, request.steps)
@@ -149,8 +155,20 @@ def noise_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
     return torch.cat([sigmas[:-2], sigmas[-1:]])
 
 
+def _free_levels(system: StableDiffusion, request: TextToImage) -> Sigmas:
+    schedule, config = system.schedule, system.schedule_config
+    if request.timesteps and (config.is_edm or request.timesteps[0] >= len(schedule)):
+        has = "noise levels alone; give sigmas" if config.is_edm else f"timesteps from 0 to {len(schedule) - 1}"
+        raise ReverieError(f"timestep {request.timesteps[0]:g} is not possible: {system.name} has {has}")
+    levels = torch.tensor(request.timesteps or request.sigmas, dtype=torch.float64)
+    if config.prediction == "flow":
+        t = torch.cat([levels / len(schedule), levels.new_zeros(1)]) if request.timesteps else levels
+        return (t / (1 - t)).clamp(max=schedule.sigma_max)
+    return visit(schedule, levels) if request.timesteps else levels
+
+
 def sample(
-    denoise: Denoise, sigmas: Sigmas, noise: Noise, sampler: str, init: Float[Tensor, "b c h w"] | None = None
+    denoise: Denoise, sigmas: Sigmas, noise: Noise, sampler: Sampler, init: Float[Tensor, "b c h w"] | None = None
 ) -> Iterator[Step]:
     """Denoise from sigmas[0] to sigmas[-1] and yield every step; the last step's x is the finished latents.
 
@@ -158,7 +176,7 @@ def sample(
     """
     first = sigmas[0].item()
     x = to_ve(noise.initial(), first) if init is None else init + first * noise.initial()
-    return resume(denoise, sigmas, noise, SAMPLERS[sampler], x)
+    return resume(denoise, sigmas, noise, sampler, x)
 
 
 @torch.no_grad()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,14 +40,23 @@ class Saved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The last event: what was made, as plain values for JSON: files, seeds, sizes, timings in seconds, the request."""
+    """The last event: what was made, as plain values for JSON: files, seeds, sizes, timings in seconds, the request.
+
+    `summary` tells it in a line.
+    """
 
     record: dict[str, Any]
+    summary: str = ""
 
 
 Event = Progress | Preview | Note | Saved | Finished
 Load = Callable[[str | None], "Pipeline"]
 """Give the model of a name, a folder or a file; None is the bundled model of pictures."""
+
+
+def seeds_text(seeds: Sequence[int]) -> str:
+    """Name the seeds of what was made, in order, by the first and the last."""
+    return f"seed {seeds[0]}" + (f" to {seeds[-1]}" if seeds[-1] != seeds[0] else "")
 
 
 def ignore(event: Event) -> None:

@@ -66,6 +66,8 @@ class FilmJob:
 
         `tell` gets the notes of the search for a perceptual pace, before the first frame comes.
         """
+        from reverie.generate.conditioning import follow_recommended  # which brings torch
+
         self.check()
         heard = None
         if self.request.audio is not None:
@@ -79,21 +81,26 @@ class FilmJob:
             system = load(self.model)
             yield from model_notes(system, self.drawn_by)
         with watch.measure("draw"):
-            kept, count, size = yield from self._draw(system, heard, tell)
+            request = follow_recommended(system, self.request)
+            kept, count, size = yield from self._draw(system, request, heard, tell)
         yield from map(Saved, self.outputs)
-        request = self.request.with_recommended(system.recommended.fields())
         record = {"files": [str(output) for output in self.outputs], "frames": count, "kept": kept}
         record |= {"fps": request.fps, "seconds": count / request.fps, "size": size, "seed": request.seed}
-        yield Finished(record | {"timings": watch.summary(), "request": request.to_record()})
+        timings = watch.summary()
+        rate = count / max(timings["draw"], 1e-9)
+        summary = (
+            f"{count} frames, {count / request.fps:.1f} s, seed {request.seed}; "
+            f"loaded in {timings['load']:.1f} s, drawn in {timings['draw']:.1f} s ({rate:.1f} frames a second)"
+        )
+        yield Finished(record | {"timings": timings, "request": request.to_record()}, summary)
 
     def _draw(
-        self, system: Pipeline, heard: Waveform | None, tell: Callable[[Event], None]
+        self, system: Pipeline, request: Animation, heard: Waveform | None, tell: Callable[[Event], None]
     ) -> Generator[Event, None, tuple[int, int, tuple[int, int]]]:
         """Draw into all outputs; return how many frames were there before, how many there are, and their size."""
         from reverie.animation.draw import BATCH
         from reverie.animation.store import FrameStore, cache, key_of, prune
 
-        request = self.request.with_recommended(system.recommended.fields())
         texts = records.texts(request, system.name) if self.metadata else {}
         count, size = 0, (0, 0)
         warned: list[str] = []

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reverie.errors import ReverieError, listen
-from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes
+from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, model_notes, seeds_text
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths
 from reverie.media.pictures import FORMATS
 from reverie.progress import Progress
@@ -61,13 +61,15 @@ class MusicJob:
 
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Play, and yield what happens; the last event is `Finished`."""
+        from reverie.generate.conditioning import follow_recommended  # which brings torch
+
         self.check()
         watch = Stopwatch()
         with watch.measure("load"):
             system = load(self.model or MUSIC_NAME)
             yield from model_notes(system, self.drawn_by)
             painter = None if self.film is None else load(self.film.model)
-        music = self.request.with_recommended(system.recommended.fields())
+        music = follow_recommended(system, self.request)
         self._check_texts(music, system.name)
         clips: list[Recording] = []
         files: list[Path] = []
@@ -88,11 +90,16 @@ class MusicJob:
                 yield from self._draw_film(painter, clips[0], self.film_output)
             files.append(self.film_output)
         seconds = [clip.seconds for clip in clips]
-        record = {"files": [str(path) for path in files], "seeds": [clip.request.seed for clip in clips]}
+        seeds, timings = [clip.request.seed for clip in clips], watch.summary()
+        record = {"files": [str(path) for path in files], "seeds": seeds}
         record |= {"seconds": seconds, "rate": clips[0].rate, "channels": clips[0].channels}
         factor = sum(seconds) / max(watch.seconds["draw"], 1e-9)
-        record |= {"timings": watch.summary(), "real_time_factor": round(factor, 3), "request": music.to_record()}
-        yield Finished(record)
+        record |= {"timings": timings, "real_time_factor": round(factor, 3), "request": music.to_record()}
+        summary = (
+            f"{sum(seconds):.2f} s, {seeds_text(seeds)}; loaded in {timings['load']:.1f} s, "
+            f"played in {timings['draw']:.1f} s ({factor:.2f} s of sound a second)"
+        )
+        yield Finished(record, summary)
 
     def _check_texts(self, music: Music, model: str) -> None:
         """Raise ReverieError, before anything is played, where a WAV file cannot hold the request."""

@@ -11,7 +11,7 @@ from weakref import WeakKeyDictionary
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.jobs.events import Event, Finished, Load, Note, Preview, Saved, Stopwatch, ignore, model_notes
+from reverie.jobs.events import Event, Finished, Load, Note, Preview, Saved, Stopwatch, ignore, model_notes, seeds_text
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths, numbering_note
 from reverie.media.pictures import grid, read_texts, save
 from reverie.progress import Progress
@@ -118,15 +118,16 @@ class _Drawing:
         if job.grid:
             self.pictures = [sheet(self.pictures, request, self.system.name)]
             yield from self._write(self.pictures[0], job.output)
-        yield Finished(
-            {
-                "files": [str(path) for path in self.files],
-                "seeds": [one.seed for one in self.drawn],
-                "sizes": [picture.size for picture in self.pictures],
-                "timings": self.watch.summary(),
-                "request": request.to_record(),
-            }
-        )
+        seeds, timings = [one.seed for one in self.drawn], self.watch.summary()
+        record = {
+            "files": [str(path) for path in self.files],
+            "seeds": seeds,
+            "sizes": [picture.size for picture in self.pictures],
+            "timings": timings,
+            "request": request.to_record(),
+        }
+        took = f"loaded in {timings['load']:.1f} s, drawn in {timings['draw']:.1f} s"
+        yield Finished(record, f"{seeds_text(seeds)}; {took}")
 
     def _draw(self, asked: TextToImage, ranking: Ranking | None) -> Iterator[Event]:
         """Draw, and keep each picture as it comes, or the best when all are drawn."""

@@ -49,6 +49,7 @@ def replay_job(
     shared |= {name: finishing[name] for name in ("metadata", "no_clobber") if name in finishing}
     if isinstance(request, Animation):
         return FilmJob(outputs=(output,), **shared), notes
+    shared["model"] = model or MUSIC_NAME
     if film is not None:
         return MusicJob(film=film, film_output=output, **shared), notes
     return MusicJob(outputs=(output,), **shared), notes

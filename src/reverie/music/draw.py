@@ -21,9 +21,10 @@ from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.codecs.spectrograms import LIGHT, add_tags, from_greys
 from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.guidance import hold_known
+from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas
 from reverie.errors import ReverieError
-from reverie.generate.conditioning import adapter_notes
+from reverie.generate.conditioning import adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
 from reverie.generate.sample import SAME, noise_levels, sample
@@ -116,7 +117,7 @@ def stream(system: StableDiffusion, music: Music) -> Iterator[MusicStep]:
     Drawings of one model take turns, see `generate.modified`. Raises ReverieError, before any work, for a model that
     draws no spectrograms and for sounds that cannot be read.
     """
-    params, music = hearing(system), music.with_recommended(system.recommended.fields())
+    params, music = hearing(system), follow_recommended(system, music)
     given = read_given(music, params)
     laid = plan(music, params, system.codec.factor, None if given is None else given.samples)
     shared, coders = _shared_request(music, laid), (system.autoencoder.encoder, system.autoencoder.decoder)
@@ -149,10 +150,11 @@ def _play(
     notes = (*adapter_notes(system, music), *model_limits(music, system))
     run = _prepare_run(system, music, shared, laid, given)
     done, total = 0, music.count * (len(run.sigmas) - 1)
+    sampler = pick_sampler(music.sampler, system.schedule, music.eta)
     for index in range(music.count):
         single = music.only(index)
         noise = run.noise(single)
-        for step in sample(run.denoiser(noise), run.sigmas, noise, music.sampler, run.begin()):
+        for step in sample(run.denoiser(noise), run.sigmas, noise, sampler, run.begin()):
             last = step.index == step.total - 1
             clip, done = _finish(run, single, step.x) if last else None, done + 1
             yield MusicStep(done, total, "steps", step.denoised, clip, notes=notes)

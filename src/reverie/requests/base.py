@@ -6,6 +6,7 @@ import difflib
 import json
 import secrets
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Annotated, Any, ClassVar, Self, get_args
 
 from pydantic import (
@@ -22,11 +23,12 @@ from pydantic_core import ErrorDetails
 
 from reverie.errors import ReverieError
 from reverie.requests import adapter_files
-from reverie.requests.samplers import DEFAULT_SCHEDULE, SamplerName, ScheduleName, resolve_names
+from reverie.requests.samplers import DEFAULT_SCHEDULE, RECORDS, SamplerName, ScheduleName, resolve_names
 
 # torch's generator on the CPU (mt19937) is seeded with the low 32 bits alone: larger seeds would repeat smaller ones.
 MAX_SEED = 2**32 - 1
 RANDOM_SEED = -1  # what AUTOMATIC1111 writes for a random seed
+EXAMPLES = {"timesteps": "999,749,499,249", "sigmas": "14.6,7,2,0.5,0"}
 RECORDED = {"files": "recorded"}
 """The context in which a request is written with its files' names and SHA-256, and not with their data."""
 
@@ -36,6 +38,10 @@ Interval = tuple[Fraction, Fraction]
 Strength = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
+Level = Annotated[float, Field(ge=0)]
+
+FREE_LEVELS = frozenset({"timesteps", "sigmas"})
+"""The fields that say themselves which noise levels are visited, in place of a number of steps and a spacing."""
 
 
 class Frozen(BaseModel):
@@ -126,11 +132,19 @@ class Request(Frozen):
         return self.guidance
 
     def with_recommended(self, own: Mapping[str, Any]) -> Self:
-        """Fill in what the request leaves open, by default or by a guidance of None, with `own` values of a model."""
-        open_fields = type(self).model_fields.keys() - self.model_fields_set
-        if self.guidance is None:
-            open_fields.add("guidance")
-        return self.replace(**{name: value for name, value in own.items() if name in open_fields})
+        """Fill in what the request leaves open, by default or by a guidance of None, with `own` values of a model.
+
+        Its timesteps are for requests that name neither steps nor spacing, its spacing for those without free levels.
+        """
+        named = self.model_fields_set - ({"guidance"} if self.guidance is None else set())
+        fields = {name: own[name] for name in type(self).model_fields.keys() - named if name in own}
+        if named & {"steps", "schedule", *FREE_LEVELS}:
+            fields = {name: value for name, value in fields.items() if name not in FREE_LEVELS}
+        if (named | fields.keys()) & FREE_LEVELS:
+            fields.pop("schedule", None)
+        if "sampler" in named:
+            fields.pop("eta", None)
+        return self.replace(**fields)
 
     def to_json(self) -> str:
         """Write the request as one line of JSON, with its kind, and its pictures as data URLs."""
@@ -201,6 +215,20 @@ class SampledRequest(Request):
         default=DEFAULT_SCHEDULE,
         description="spacing of the noise levels: karras, exponential, ...; an unknown name lists them all",
     )
+    timesteps: tuple[Level, ...] = Field(
+        default=(),
+        description="timesteps that are visited, such as 999,749,499,249, in place of steps and schedule",
+    )
+    sigmas: tuple[Level, ...] = Field(
+        default=(),
+        description="noise levels from the first to where the last step ends, such as 14.6,7,2,0.5,0, in place of "
+        "steps and schedule",
+    )
+    eta: Fraction | None = Field(
+        default=None,
+        description="0 to 1, share of the noise that a step takes out and draws afresh (DDIM's eta, TCD's gamma); the "
+        "sampler's own if not given",
+    )
     discard_penultimate: bool = Field(
         default=False,
         description="leave out the noise level before the last, of one step more, as A1111 does for DPM2 and 3M SDE",
@@ -256,8 +284,12 @@ class SampledRequest(Request):
     @model_validator(mode="before")
     @classmethod
     def _resolve_names(cls, fields: Any) -> Any:
-        """Turn other programs' names of samplers and spacings into ours: "DPM++ 2M Karras" is both."""
-        return resolve_names(fields) if isinstance(fields, dict) else fields
+        """Turn other programs' names of samplers and spacings into ours ("DPM++ 2M Karras" is both); count levels."""
+        if not isinstance(fields, dict):
+            return fields
+        fields = {name: value for name, value in fields.items() if value or name not in FREE_LEVELS}
+        count = count_steps(fields.get("timesteps"), fields.get("sigmas"))
+        return {**({"steps": count} if count else {}), **resolve_names(fields)}
 
     @field_validator("loras", "embeddings", "folders", mode="after")
     @classmethod
@@ -274,6 +306,29 @@ class SampledRequest(Request):
                 f"guidance from {start:g} to {end:g} never acts; give the smaller first, as 0.2,0.8",
                 field="guidance_interval",
             )
+        return self
+
+    @model_validator(mode="after")
+    def _check_levels(self) -> Self:
+        name, levels = ("sigmas", self.sigmas) if self.sigmas else ("timesteps", self.timesteps)
+        if not levels:
+            return self
+        others = {"timesteps": name == "sigmas" and self.timesteps, "discard_penultimate": self.discard_penultimate}
+        others[f"schedule {self.schedule}"] = self.schedule != DEFAULT_SCHEDULE
+        for other in (other for other, asked in others.items() if asked):
+            raise ReverieError(f"{name} are all the noise levels that are visited; leave out {other}", field=name)
+        count, given = count_steps(self.timesteps, self.sigmas), ",".join(f"{level:g}" for level in levels)
+        if not count or any(following >= level for level, following in pairwise(levels)):
+            raise ReverieError(f"{name} {given} do not fall; give falling ones, such as {EXAMPLES[name]}", field=name)
+        if self.steps != count:
+            raise ReverieError(f"{name} {given} are {count} steps, not {self.steps}; leave steps out", field="steps")
+        return self
+
+    @model_validator(mode="after")
+    def _check_eta(self) -> Self:
+        if self.eta is not None and RECORDS[self.sampler].eta is None:
+            fitting = ", ".join(name for name, record in RECORDS.items() if record.eta is not None)
+            raise ReverieError(f"{self.sampler} takes no eta; choose from {fitting}, or leave eta out", field="eta")
         return self
 
     @property
@@ -295,6 +350,13 @@ class SampledRequest(Request):
     def sampling_fields(self) -> dict[str, Any]:
         """Return the fields that every sampled request has, to ask for another with."""
         return {name: getattr(self, name) for name in SampledRequest.model_fields}
+
+
+def count_steps(timesteps: object, sigmas: object) -> int:
+    """Return how many steps lead over free timesteps, to no noise at last, or over free sigmas; 0 where none are."""
+    if isinstance(timesteps, tuple | list) and timesteps:
+        return len(timesteps)
+    return max(0, len(sigmas) - 1) if isinstance(sigmas, tuple | list) else 0
 
 
 def steps_taken(steps: int, strength: float) -> int:

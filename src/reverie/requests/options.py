@@ -42,6 +42,7 @@ SamplerLike: TypeAlias = (
         "unipc_bh1",
         "unipc_bh2",
         "lcm",
+        "tcd",
     ]
     | str
 )
@@ -56,8 +57,11 @@ ScheduleLike: TypeAlias = (
         "trailing",
         "ddim",
         "lcm",
+        "tcd",
         "simple",
         "ddim_uniform",
+        "align_your_steps",
+        "align_your_steps_xl",
         "a1111_ddim",
         "a1111_unipc",
         "a1111_lcm",
@@ -75,6 +79,9 @@ class SampledOptions(TypedDict, total=False):
     steps: int
     sampler: SamplerLike
     schedule: ScheduleLike
+    timesteps: Sequence[float]
+    sigmas: Sequence[float]
+    eta: float | None
     discard_penultimate: bool
     guidance_rescale: float
     guidance_interval: tuple[float, float]
@@ -94,6 +101,8 @@ class TextToImageOptions(SampledOptions, total=False):
     width: int | None
     height: int | None
     count: int
+    template: str
+    negative_template: str
     controls: Sequence[ControlInput]
     variation: Variation | None
     hires: Hires | None

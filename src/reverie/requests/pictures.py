@@ -168,6 +168,8 @@ class TextToImage(SampledRequest):
     )
     height: Pixels | None = Field(default=None, description="pixels")
     count: int = Field(default=1, ge=1, le=10_000, description="how many pictures")
+    template: str = Field(default="", description="what the prompt was drawn from; changes nothing")
+    negative_template: str = Field(default="", description="what the negative prompt was drawn from; changes nothing")
     controls: tuple[ControlInput, ...] = Field(
         default=(),
         description="ControlNet and its picture, "

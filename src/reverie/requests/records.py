@@ -96,9 +96,14 @@ def _further(request: TextToImage) -> dict[str, object]:
     """Name what a request asks for beyond a prompt, by AUTOMATIC1111's names; what it does not ask for is left out."""
     fields: dict[str, object] = {
         "Clip skip": request.clip_skip if request.clip_skip > 1 else None,
+        "Eta DDIM" if request.sampler == "ddim" else "Eta": request.eta,
+        "Timesteps": ", ".join(f"{t:g}" for t in request.timesteps) or None,
+        "Sigmas": ", ".join(map(repr, request.sigmas)) or None,
         "Sampler RNG": "GPU" if request.rng == "cpu_then_gpu" else None,
         "Discard penultimate sigma": request.discard_penultimate or None,
         "Tiling": request.tile if request.tile != "none" else None,
+        "Template": request.template or None,  # as the extension "dynamic prompts" calls them
+        "Negative Template": request.negative_template or None,
     }
     if request.guidance_interval != (0.0, 1.0):
         fields["Guidance interval"] = "{:g} to {:g}".format(*request.guidance_interval)

@@ -1,5 +1,7 @@
 """The samplers and spacings of noise levels: one record each, with the names that other programs give them.
 
+And the families of few-step models, known by their files' names, with the settings that their authors ask for.
+
 A name is compared without case, spaces and marks, so that "DPM++ 2M", "dpmpp_2m" and "dpm++2m" are one; a leading "k_"
 and a trailing "_gpu" say where it runs and are left out. Sources of the names: stable-diffusion-webui 1.10
 (modules/sd_samplers_*.py, sd_schedulers.py), ComfyUI 0.3.64 (comfy/samplers.py), diffusers 0.42.1, InvokeAI 6.14
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias
 
 
@@ -21,35 +23,38 @@ class SamplerRecord:
 
     `automatic` is the spacing that AUTOMATIC1111's "Automatic" stands for. `noise` is "none" for samplers that draw
     noise at the start alone, "fresh" for a draw per step, "brownian" where k-diffusion reads it off a Brownian path.
+    `eta` is the share of noise that a step draws afresh, None for samplers in which it is fixed.
     """
 
     label: str
     others: tuple[str, ...] = ()
     automatic: str = "normal"
     noise: Literal["none", "fresh", "brownian"] = "none"
+    eta: float | None = None
 
 
 RECORDS = {
     "ddpm": SamplerRecord("DDPM", ("DDPMScheduler",), noise="fresh"),
-    "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="a1111_ddim"),
+    "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="a1111_ddim", eta=0.0),
     "plms": SamplerRecord("PLMS", ("pndm", "PNDMScheduler"), automatic="a1111_ddim"),
     "euler": SamplerRecord("Euler", ("EulerDiscreteScheduler",)),
-    "euler_ancestral": SamplerRecord("Euler a", ("EulerAncestralDiscreteScheduler",), noise="fresh"),
+    "euler_ancestral": SamplerRecord("Euler a", ("EulerAncestralDiscreteScheduler",), noise="fresh", eta=1.0),
     "heun": SamplerRecord("Heun", ("HeunDiscreteScheduler",)),
     "dpm2": SamplerRecord("DPM2", ("kdpm_2", "KDPM2DiscreteScheduler"), automatic="karras"),
     "dpm2_ancestral": SamplerRecord(
-        "DPM2 a", ("kdpm_2_a", "KDPM2AncestralDiscreteScheduler"), automatic="karras", noise="fresh"
+        "DPM2 a", ("kdpm_2_a", "KDPM2AncestralDiscreteScheduler"), automatic="karras", noise="fresh", eta=1.0
     ),
     "lms": SamplerRecord("LMS", ("LMSDiscreteScheduler",)),
-    "dpmpp_2s_ancestral": SamplerRecord("DPM++ 2S a", automatic="karras", noise="fresh"),
+    "dpmpp_2s_ancestral": SamplerRecord("DPM++ 2S a", automatic="karras", noise="fresh", eta=1.0),
     "dpmpp_2m": SamplerRecord("DPM++ 2M", ("DPMSolverMultistepScheduler",), automatic="karras"),
-    "dpmpp_sde": SamplerRecord("DPM++ SDE", ("DPMSolverSDEScheduler",), automatic="karras", noise="brownian"),
-    "dpmpp_2m_sde": SamplerRecord("DPM++ 2M SDE", automatic="exponential", noise="brownian"),
-    "dpmpp_3m_sde": SamplerRecord("DPM++ 3M SDE", automatic="exponential", noise="brownian"),
+    "dpmpp_sde": SamplerRecord("DPM++ SDE", ("DPMSolverSDEScheduler",), automatic="karras", noise="brownian", eta=1.0),
+    "dpmpp_2m_sde": SamplerRecord("DPM++ 2M SDE", automatic="exponential", noise="brownian", eta=1.0),
+    "dpmpp_3m_sde": SamplerRecord("DPM++ 3M SDE", automatic="exponential", noise="brownian", eta=1.0),
     "unipc": SamplerRecord("UniPC", ("UniPCMultistepScheduler",), automatic="a1111_unipc"),
     "unipc_bh1": SamplerRecord("UniPC bh1", ("uni_pc",)),
     "unipc_bh2": SamplerRecord("UniPC bh2"),
     "lcm": SamplerRecord("LCM", ("LCMScheduler",), automatic="a1111_lcm", noise="fresh"),
+    "tcd": SamplerRecord("TCD", ("TCDScheduler", "sample_tcd"), automatic="sgm_uniform", noise="fresh", eta=0.3),
 }
 # What AUTOMATIC1111 calls a spacing, and after it the names of others; ours itself is one of them.
 SPACINGS: dict[str, tuple[str, ...]] = {
@@ -62,8 +67,11 @@ SPACINGS: dict[str, tuple[str, ...]] = {
     "trailing": (),
     "ddim": (),
     "lcm": (),
+    "tcd": (),
     "simple": ("Simple",),
     "ddim_uniform": ("DDIM", "DDIM uniform"),
+    "align_your_steps": ("Align Your Steps",),
+    "align_your_steps_xl": (),
     "a1111_ddim": (),
     "a1111_unipc": (),
     "a1111_lcm": (),
@@ -131,3 +139,60 @@ def resolve_names(fields: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(schedule, str) and schedule not in SPACINGS and (spacing := find_schedule(schedule)):
         fields["schedule"] = spacing
     return fields
+
+
+@dataclass(frozen=True)
+class FewSteps:
+    """Settings that the authors of a family of few-step models ask for, as fields of requests.
+
+    `names` is a pattern of its files' names, reduced to lower-case words with hyphens between; a number that it finds
+    is that of the steps. `prediction` is what such a U-Net predicts, where it is not what its base model does.
+    """
+
+    title: str
+    names: str
+    sampler: str
+    schedule: str = "trailing"
+    steps: int = 1
+    guidance: float = 1.0
+    eta: float | None = None
+    timesteps: tuple[float, ...] | None = None
+    prediction: str | None = None
+
+    def fields(self) -> dict[str, Any]:
+        """Return the settings by the names of requests' fields."""
+        names = ("guidance", "steps", "sampler", "schedule", "eta", "timesteps")
+        return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+
+
+LATENT_CONSISTENCY = FewSteps("LCM", "lcm-(?:dreamshaper-v7|sdxl|ssd-1b)", "lcm", "lcm", 4, guidance=8)
+FEW_STEPS = (
+    FewSteps("LCM-LoRA", "lcm-lora|lcm-(?:sd15|sdxl)-lora", "lcm", "lcm", 4),
+    LATENT_CONSISTENCY,
+    FewSteps("SD-Turbo", "sd-turbo", "euler"),
+    FewSteps("SDXL-Turbo", "sd-?xl-turbo", "euler_ancestral"),
+    FewSteps("SDXL-Lightning in one step", "sdxl-lightning-1step(?:-unet)?-x0", "euler", prediction="x0"),
+    FewSteps("SDXL-Lightning", r"sdxl-lightning-(\d)step", "euler"),
+    FewSteps("Hyper-SD in one step", "hyper-sd(?:15|xl)-1step-lora", "tcd", "tcd", eta=1),
+    FewSteps("Hyper-SDXL's U-Net", "hyper-sdxl-1step-unet", "lcm", timesteps=(800,)),
+    FewSteps("Hyper-SD with guidance", r"hyper-sd(?:15|xl)-(\d+)steps?-cfg-lora", "ddim", guidance=5),
+    FewSteps("Hyper-SD", r"hyper-sd(?:15|xl)-(\d+)steps?-lora", "ddim"),
+    FewSteps("TCD", "tcd-sd(?:15|21-base|xl)-lora", "tcd", "tcd", 4, eta=0.3),
+    FewSteps("DMD2 in one step", "dmd2-sdxl-1step", "lcm", timesteps=(399,)),
+    FewSteps("DMD2", r"dmd2-sdxl-(\d)step", "lcm"),  # of 4 steps the trailing timesteps are 999, 749, 499, 249
+    FewSteps("PCM", r"pcm-sd(?:15|xl)-smallcfg-(\d+)step", "tcd", "tcd", eta=0),
+    FewSteps("PCM with guidance", r"pcm-sd(?:15|xl)-normalcfg-(\d+)step", "tcd", "tcd", eta=0, guidance=7.5),
+    FewSteps("PCM like LCM", "pcm-sd(?:15|xl)-lcmlike-lora", "lcm", "lcm", 4),
+    FewSteps("SDXS", "sdxs-512", "euler"),
+)
+"""Of those that fit, the first counts. Sources: the models' cards on the hub, whose guidance of 0 is 1 here, their
+schedulers' configurations, and PCM's demo (G-U-N/Phased-Consistency-Model 58658b6, demo/app.py)."""
+
+
+def few_steps(name: str) -> FewSteps | None:
+    """Return the family of few-step models that a file's name, without suffix, tells, with its number of steps."""
+    plain = re.sub(r"[^a-z0-9]+", "-", name.lower())
+    for family in FEW_STEPS:
+        if match := re.search(rf"(?:^|-)(?:{family.names})(?:-|$)", plain):
+            return replace(family, steps=int(match[1])) if match.groups() else family
+    return None

@@ -18,7 +18,7 @@ from starlette.websockets import WebSocketDisconnect
 from reverie.requests.base import SampledRequest
 from reverie.requests.records import read_record
 from reverie.requests.references import BUNDLED, BUNDLED_NAME, DATA_URL, locate_part, resolving
-from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
+from reverie.requests.samplers import RECORDS, SPACINGS, few_steps, schedule_label
 from reverie.server.answers import Served, answer, client_of, dispatcher_of
 from reverie.server.dispatcher import ALL, Dispatcher
 from reverie.server.guard import Refusal
@@ -250,7 +250,9 @@ def describe_model(place: Path) -> Json:
     makes = "music" if (place / SPECTROGRAM).is_file() else "pictures"
     side, widths = found["unet"].get("sample_size"), found["vae"].get("block_out_channels", [])
     size = side * 2 ** (len(widths) - 1) if makes == "pictures" and isinstance(side, int) and widths else None
-    recommended = {name: found["recommended"].get(name) for name in ("steps", "guidance", "sampler")}
+    family = few_steps(place.stem)
+    own = found["recommended"] or ({} if family is None else family.fields())
+    recommended = {name: own.get(name) for name in ("steps", "guidance", "sampler")}
     return {"makes": makes, "size": size} | recommended
 
 

@@ -71,6 +71,19 @@ WEIGHTINGS: dict[str, Callable[[Prediction, Tensor], Tensor]] = {
 """How much the error of the prediction counts at a signal-to-noise ratio."""
 
 
+def _logit_normal(levels: int, count: int, generator: torch.Generator) -> Tensor:
+    """Draw levels whose logit is standard normal: those in the middle more often (Esser et al. 2403.03206, eq. 19)."""
+    u = torch.randn(count, generator=generator).sigmoid()
+    return (levels * u).long().clamp(max=levels - 1)
+
+
+LEVELS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
+    "uniform": lambda levels, count, generator: torch.randint(levels, (count,), generator=generator),
+    "logit_normal": _logit_normal,
+}
+"""Which of so many noise levels are drawn, so many at a time."""
+
+
 @dataclass(frozen=True)
 class DiffusionSettings:
     """Choose what is predicted, over which noise levels, and how they are weighed."""
@@ -79,6 +92,8 @@ class DiffusionSettings:
     weighting: str = "min_snr"  # of the noise levels, a key of WEIGHTINGS
     beta_schedule: str = "scaled_linear"
     zero_terminal_snr: bool = False
+    shift: float = 1.0  # of the times of "flow": above 1 more of them are noisy
+    levels: str = "uniform"  # how often which is drawn, a key of LEVELS
     initial: str = ""  # folder of a U-Net to start from, whose configuration is kept; "" starts from nothing
 
 
@@ -101,12 +116,14 @@ class DiffusionObjective:
         weighting: str,
         seed: int,
         shown: SampleSheet,
+        levels: str = "uniform",
     ) -> None:
         self.components, self.networks, self.batches, self.shown = components, networks, batches, shown
         self.averaged = networks if len(networks) > 1 else networks["unet"]
         config = components.schedule_config
         self.schedule, self.prediction = config.schedule(), choose("prediction", config.prediction, PREDICTIONS)
         self.weigh, self.seed = choose("weighting", weighting, WEIGHTINGS), seed
+        self.draw_levels = choose("levels", levels, LEVELS)
 
     def move(self, device: torch.device) -> None:
         """Put the model onto a device."""
@@ -121,14 +138,15 @@ class DiffusionObjective:
         """Yield the weighted squared error of the prediction."""
         x0, captions, shares = self.batches(step)
         generator = step_generator(self.seed, step)
-        t = torch.randint(len(self.schedule), (len(x0),), generator=generator)
+        t = self.draw_levels(len(self.schedule), len(x0), generator)
         eps = torch.randn(x0.shape, generator=generator)
-        noisy, target = self.schedule.add_noise(x0, eps, t), self.prediction.target(self.schedule, x0, eps, t)
+        noisy, time = self.prediction.noised(self.schedule, x0, eps, t)
+        target = self.prediction.target(self.schedule, x0, eps, t)
         weight = self.weigh(self.prediction, self.schedule.snr(t)).to(x0.dtype) * shares.to(x0.dtype)
         device = device_of(self.networks)
         with torch.set_grad_enabled("text" in self.networks):
             context = self.components.text_encoders[0](self.components.tokenizers[0](captions).to(device)).last
-        predicted = self.components.unet(noisy.to(device), t.to(device), context)
+        predicted = self.components.unet(noisy.to(device), time.to(device), context)
         error = (predicted - target.to(device)).square().mean((1, 2, 3))
         loss = (weight.to(device) * error).mean()
         yield "unet", loss, {"loss": loss.item(), "error": error.mean().item()}
@@ -173,6 +191,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
             beta_schedule=diffusion.beta_schedule,
             prediction=diffusion.prediction,
             zero_terminal_snr=diffusion.zero_terminal_snr,
+            shift=diffusion.shift,
         ),
     )
     things = concepts(data.subset)
@@ -180,9 +199,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
     stream = Stream(scenes, latent_pool(autoencoder, scenes, out / LATENTS, data.workers), seed, data.dropout)
     shown = SampleSheet([thing.en[0] for thing in things[::10]], CANVAS, CANVAS, columns=7)
     batches = Batches(stream, data.batch, data.workers)
-    return DiffusionObjective(
-        components, nn.ModuleDict({"unet": components.unet}), batches, diffusion.weighting, seed, shown
-    )
+    networks = nn.ModuleDict({"unet": components.unet})
+    return DiffusionObjective(components, networks, batches, diffusion.weighting, seed, shown, diffusion.levels)
 
 
 def _unet(sections: dict[str, Any], diffusion: DiffusionSettings, seed: int) -> UNet:

@@ -114,9 +114,10 @@ class PriorSettings:
 
 @dataclass(frozen=True)
 class FinetuneLossSettings:
-    """Weigh the noise levels, by a key of `diffusion.WEIGHTINGS`."""
+    """Weigh the noise levels and draw them, by keys of `diffusion.WEIGHTINGS` and `LEVELS`."""
 
     weighting: str = "uniform"
+    levels: str = "uniform"
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,7 +157,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     prior, products = section(sections, "prior", PriorSettings), section(sections, "lora", lora.LoRASettings)
     if "lora" in sections and not products.rank:
         raise ReverieError("rank = 0 in [lora] makes no LoRA; give a rank such as 16, or leave [lora] out")
-    weighting = section(sections, "loss", FinetuneLossSettings).weighting
+    loss = section(sections, "loss", FinetuneLossSettings)
     base, rows = load_base(sections), {}
     for name, examples in open_examples(sections, base, seed).items():
         latents = latent_pool(base.autoencoder, examples, out / name, data.workers)
@@ -170,9 +171,10 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         components,
         networks,
         Batches(Alternating(stream, rows[PRIOR]) if PRIOR in rows else stream, data.batch, data.workers),
-        weighting,
+        loss.weighting,
         seed,
         preview_prompts(data, stream, base.autoencoder.factor),
+        loss.levels,
     )
     objective.text_pace = text.pace
     return objective

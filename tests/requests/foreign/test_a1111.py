@@ -301,8 +301,28 @@ def test_what_we_write_reads_back(read: Text) -> None:
         assert (record.request, record.model) == (request, "a, b: c")
 
 
+def test_eta_is_read_where_it_was_in_force(read: Text) -> None:
+    """stable-diffusion-webui 1.10, sd_samplers_common.py and sd_samplers_timesteps.py: eta_infotext_field."""
+    text = "a\nSteps: 20, Sampler: {}, CFG scale: 7, Seed: 1, Size: 64x64, {}, RNG: CPU, Version: v1.10.1"
+    assert read(text.format("Euler a", "Eta: 0.67")).request.eta == 0.67
+    assert read(text.format("DDIM", "Eta DDIM: 0.5")).request.eta == 0.5
+    assert read(text.format("Euler", "Eta: 0.67")).notes == ("Eta: 0.67",)
+
+
+def test_aligned_steps_are_those_of_the_size_s_family(read: Text) -> None:
+    text = "a\nSteps: 12, Sampler: Euler, Schedule type: Align Your Steps, CFG scale: 7, Seed: 1, Size: {}, RNG: CPU, "
+    for size, schedule in (("512x512", "align_your_steps"), ("1024x1024", "align_your_steps_xl")):
+        record = read(text.format(size) + "Version: v1.10.1")
+        assert record.request.schedule == schedule
+        assert record.notes == ("schedule: Align Your Steps has a level more above 0 there, of as many steps",)
+
+
 def test_our_own_parameters_miss_nothing(read: Text) -> None:
     """As after another program has kept AUTOMATIC1111's text and dropped ours."""
+    free = TextToImage(prompt="a", seed=7, guidance=3, width=64, height=48, sampler="tcd", eta=0.5)
+    for levels in ({"timesteps": (999, 600.5, 3)}, {"sigmas": (14.6, 0.03, 1e-05, 0)}):
+        asked = free.replace(**levels, steps=3)
+        assert read(texts(asked, "mine")["parameters"]) == Record(asked, "mine")
     size = {"width": 64, "height": 48, "hires": Hires(steps=5)}
     request = TextToImage(prompt="a bear", seed=7, guidance=3, clip_skip=2, tile="x", **size)
     record = read(texts(request, "mine")["parameters"])

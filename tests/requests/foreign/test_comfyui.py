@@ -217,6 +217,28 @@ def test_samplers_made_of_nodes(read: Read) -> None:
     assert record.notes == ("node KarrasScheduler: rho 5.0",)
 
 
+def test_nodes_that_write_out_levels_and_say_how_much_noise_is_fresh(read: Read) -> None:
+    """comfy_extras/nodes_custom_sampler.py: ManualSigmas, SamplerEulerAncestral; ComfyUI-TCD 636c368, __init__.py."""
+    inputs = {"noise": ["40", 0], "guider": ["43", 0], "sampler": ["41", 0], "sigmas": ["42", 0]}
+    nodes = graph() | {
+        "40": node("RandomNoise", noise_seed=9),
+        "41": node("SamplerEulerAncestral", eta=0.5, s_noise=1.0),
+        "42": node("ManualSigmas", sigmas="14.6, 3, .5, 0.0"),
+        "43": node("CFGGuider", model=["10", 0], positive=["6", 0], negative=["7", 0], cfg=4.0),
+        "3": node("SamplerCustomAdvanced", **inputs, latent_image=["5", 0]),
+    }
+    expected = REQUEST.replace(seed=9, sampler="euler_ancestral", eta=0.5, schedule="karras", steps=3, guidance=4)
+    assert read(nodes) == Record(expected.replace(sigmas=(14.6, 3, 0.5, 0)), "sd/v1-5.safetensors")
+    nodes["42"] = node("AlignYourStepsScheduler", model_type="SDXL", steps=12, denoise=1.0)
+    assert read(nodes) == Record(expected.replace(schedule="align_your_steps_xl", steps=12), "sd/v1-5.safetensors")
+    nodes["44"] = node("TCDModelSamplingDiscrete", model=["10", 0], steps=4, scheduler="simple", denoise=1.0, eta=0.2)
+    nodes |= {"43": node("CFGGuider", model=["44", 0], positive=["6", 0], negative=["7", 0], cfg=1.0)}
+    nodes |= {"3": node("SamplerCustomAdvanced", **inputs | {"sampler": ["44", 1], "sigmas": ["44", 2]})}
+    record = read(changed(nodes, "3", latent_image=["5", 0]))
+    expected = REQUEST.replace(seed=9, sampler="tcd", eta=0.2, schedule="tcd", steps=4, guidance=1)
+    assert record == Record(expected, "sd/v1-5.safetensors")
+
+
 def test_levels_of_some_samplers(read: Read) -> None:
     """comfy/samplers.py: KSampler.DISCARD_PENULTIMATE_SIGMA_SAMPLERS, which levels made by nodes know nothing of."""
     nodes = changed(graph(), "3", sampler_name="uni_pc", scheduler="ddim_uniform")

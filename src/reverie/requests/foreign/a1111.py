@@ -121,6 +121,8 @@ def read_sampler(draft: Draft) -> None:
     if label is None:
         return
     spacing = draft.sampler(label)
+    if RECORDS[draft.fields["sampler"]].eta is not None:
+        draft.eta(draft.take("Eta DDIM" if draft.fields["sampler"] == "ddim" else "Eta"))
     if schedule is not None and _is_ours(draft):
         draft.schedule(schedule)
         return
@@ -135,6 +137,9 @@ def read_sampler(draft: Draft) -> None:
     else:
         draft.schedule(record.automatic if schedule == "Automatic" else schedule)
     draft.discard(DISCARDS)
+    if draft.fields.get("schedule") == "align_your_steps":
+        draft.fields["schedule"] += "_xl" * is_large(draft.fields)
+        draft.note("schedule: Align Your Steps has a level more above 0 there, of as many steps")
 
 
 def _is_ours(draft: Draft) -> bool:
@@ -340,6 +345,9 @@ def _read_ours(draft: Draft) -> None:
     """Read what AUTOMATIC1111 has no name for and our own text says."""
     if draft.take("Discard penultimate sigma") == "True":
         draft.fields["discard_penultimate"] = True
+    for name in ("timesteps", "sigmas"):
+        if levels := re.findall(r"[\d.]+(?:e-?\d+)?", str(draft.take(name.capitalize(), default=""))):
+            draft.fields[name] = tuple(map(float, levels))
     draft.number("cache_steps", "Cache steps", kind=int)
     draft.number("merge_tokens", "Token merging ratio")
     interval = re.fullmatch(r"([\d.]+) to ([\d.]+)", str(draft.given.get("Guidance interval", "")))

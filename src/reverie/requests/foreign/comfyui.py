@@ -244,7 +244,11 @@ def _read_sampling(draft: Draft, sampling: Sampling) -> None:
             draft.set_number(field, value, number)
     name = sampling.solver.name
     draft.sampler("of a node that is not understood" if name is None else name)
-    draft.schedule(sigmas.schedule)
+    draft.eta(sampling.solver.eta)
+    if sigmas.levels:
+        draft.fields["sigmas"] = sigmas.levels
+    else:
+        draft.schedule(sigmas.schedule)
     if sigmas.of_the_sampler:
         draft.discard(COMFYUI_DISCARDS)
     draft.noise("cpu_then_gpu", "ComfyUI")

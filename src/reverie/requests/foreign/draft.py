@@ -119,6 +119,13 @@ class Draft:
         self.fields["sampler"] = found.sampler
         return found.schedule
 
+    def eta(self, value: object) -> None:
+        """Set the share of noise that the sampler's steps draw afresh; None, or the sampler's own, says nothing."""
+        if value is not None:
+            self.set_number("eta", value)
+        if self.fields.get("eta") == RECORDS[self.default("sampler")].eta:  # type: ignore[index]
+            self.fields.pop("eta", None)
+
     def schedule(self, name: object, names: Mapping[str, str] | None = None) -> None:
         """Set the spacing of the noise levels by any program's name, or by those of a table."""
         schedule = (names or {}).get(str(name)) or find_schedule(str(name))
@@ -242,7 +249,7 @@ class Draft:
         if name not in TextToImage.model_fields:  # of a picture that is here, read already
             return True
         try:
-            TextToImage.of({"seed": 0, name: value})
+            TextToImage.of({"seed": 0, "sampler": self.default("sampler"), name: value})
         except ReverieError as error:
             if name in ("prompt", "seed"):
                 raise

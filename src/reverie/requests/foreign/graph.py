@@ -115,7 +115,7 @@ class GraphPicture:
 class Sigmas:
     """The levels of noise: how many steps, the spacing's name, the share that is walked, and if KSampler made them.
 
-    Of the steps those from `first` on are taken, up to `last`, None the last of all.
+    Of the steps those from `first` on are taken, up to `last`, None the last of all. `levels` are given ones.
     """
 
     steps: object
@@ -124,6 +124,7 @@ class Sigmas:
     of_the_sampler: bool = False
     first: object = 0
     last: object = None
+    levels: tuple[float, ...] = ()
 
     @property
     def interval(self) -> tuple[int, int, int] | None:
@@ -136,9 +137,10 @@ class Sigmas:
 
 @dataclass(frozen=True)
 class Solver:
-    """A sampler by its name."""
+    """A sampler by its name, and its eta where it is told."""
 
     name: object
+    eta: object = None
 
 
 @dataclass(frozen=True)

@@ -125,14 +125,37 @@ def levels_of(name: str, **usual: object) -> Reader:
     return read
 
 
+def align_your_steps(node: Node, slot: int, want: type) -> object:
+    """Read the levels that were optimised for a kind of model."""
+    names = {"SD1": "align_your_steps", "SDXL": "align_your_steps_xl"}
+    kind = node.scalar("model_type")
+    return Sigmas(node.scalar("steps"), names.get(kind, f"AlignYourSteps of {kind}"), node.scalar("denoise", 1))
+
+
+def manual_sigmas(node: Node, slot: int, want: type) -> object:
+    """Read levels that are written out."""
+    levels = tuple(map(float, re.findall(r"\d*\.?\d+(?:e-?\d+)?", node.text("sigmas"))))
+    return Sigmas(len(levels) - 1, "", levels=levels)
+
+
 def solver_of(name: str, **usual: object) -> Reader:
-    """Read a node that is one sampler; settings that are not the usual ones are noted."""
+    """Read a node that is one sampler, and its eta; settings that are not the usual ones are noted."""
 
     def read(node: Node, slot: int, want: type) -> object:
         _note_unusual(node, usual)
-        return Solver(name)
+        return Solver(name, node.scalar("eta"))
 
     return read
+
+
+def tcd_sampling(node: Node, slot: int, want: type) -> object:
+    """Read ComfyUI-TCD's sampler and its levels, "simple" ones of 50 distilled timesteps; its model passes through."""
+    if want is Solver:
+        return Solver("tcd", node.scalar("eta"))
+    if want is Sigmas:
+        _note_unusual(node, {"scheduler": "simple"})
+        return Sigmas(node.scalar("steps"), "tcd", node.scalar("denoise", 1))
+    return node.get("model", want)
 
 
 def _note_unusual(node: Node, usual: dict[str, object]) -> None:
@@ -259,15 +282,17 @@ KNOWN: tuple[tuple[Reader, str], ...] = (
     (split_sigmas, "SplitSigmas, SplitSigmasDenoise"),
     (levels_of("karras", sigma_max=14.614642, sigma_min=0.0291675, rho=7.0), "KarrasScheduler"),
     (levels_of("exponential", sigma_max=14.614642, sigma_min=0.0291675), "ExponentialScheduler"),
+    (manual_sigmas, "ManualSigmas"),
     (levels_of("SDTurboScheduler"), "SDTurboScheduler"),
     (levels_of("beta"), "BetaSamplingScheduler"),
-    (levels_of("AlignYourSteps"), "AlignYourStepsScheduler"),
-    (solver_of("euler_ancestral", eta=1.0, s_noise=1.0), "SamplerEulerAncestral"),
+    (align_your_steps, "AlignYourStepsScheduler"),
+    (solver_of("euler_ancestral", s_noise=1.0), "SamplerEulerAncestral"),
     (solver_of("lms", order=4), "SamplerLMS"),
-    (solver_of("dpmpp_sde", eta=1.0, s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
-    (solver_of("dpmpp_2m_sde", solver_type="midpoint", eta=1.0, s_noise=1.0), "SamplerDPMPP_2M_SDE"),
-    (solver_of("dpmpp_3m_sde", eta=1.0, s_noise=1.0), "SamplerDPMPP_3M_SDE"),
-    (solver_of("dpmpp_2s_ancestral", eta=1.0, s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
+    (solver_of("dpmpp_sde", s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
+    (solver_of("dpmpp_2m_sde", solver_type="midpoint", s_noise=1.0), "SamplerDPMPP_2M_SDE"),
+    (solver_of("dpmpp_3m_sde", s_noise=1.0), "SamplerDPMPP_3M_SDE"),
+    (solver_of("dpmpp_2s_ancestral", s_noise=1.0), "SamplerDPMPP_2S_Ancestral"),
+    (tcd_sampling, "TCDModelSamplingDiscrete"),
     (_empty, "EmptyLatentImage, EmptySD3LatentImage, EmptyLatentImagePresets, EmptyLatentAudio"),
     (_decode, "VAEDecode, VAEDecodeTiled, VAEDecodeAudio"),
     (_load_picture, "LoadImage, LoadImageMask"),

@@ -9,7 +9,7 @@ const NEUTRAL = {
   interpolation: "slerp", in_between: 0, pace: "uniform", drive: "energy", smooth: 0, inversion: "edict", beats: 4, stereo: false,
   mask_blur: 4, only_masked: false, padding: 32, fill: "original",
 };
-const ALWAYS = ["kind", "sums", "folders"];
+const ALWAYS = ["kind", "sums", "folders", "template", "negative_template"];
 
 const says = (name, value) => value !== null && !["", `${NEUTRAL[name]}`].includes(`${value}`) && !ALWAYS.includes(name);
 

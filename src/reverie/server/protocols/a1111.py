@@ -263,10 +263,10 @@ def _choose_sampler(draft: Draft, asked: Drawing) -> None:
         raise ReverieError(f"unknown scheduler '{spacing}'; choose from {AUTOMATIC}, {known}", field="scheduler")
     draft.given |= {"Sampler": label, "Schedule type": found.schedule or spacing}
     read_sampler(draft)
-    noisy = {} if RECORDS[found.sampler].noise == "none" else {"eta": 1.0, "s_noise": 1.0}
-    for name, own in ({"eta": 0.0} if found.sampler == "ddim" else noisy).items():
-        if (given := getattr(asked, name)) not in (None, own):
-            draft.note(f"{name}: {given:g} is not honoured here; {own:g} takes its place")
+    if RECORDS[found.sampler].eta is not None:
+        draft.eta(asked.eta)
+    if RECORDS[found.sampler].noise != "none" and asked.s_noise not in (None, 1):
+        draft.note(f"s_noise: {asked.s_noise:g} is not honoured here; 1 takes its place")
 
 
 def _ask_for_parts(draft: Draft, asked: Drawing) -> None:

@@ -1,0 +1,95 @@
+"""`reverie replay` and `watermark`: files made again, and what is written in them invisibly."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from cyclopts import App
+
+from reverie.cli.image import check_preview, finishing
+from reverie.cli.options import FileOptions, ModelOptions, Output, ResultOptions, Several, Whole
+from reverie.cli.output import say
+
+
+def replay(
+    file: Path,
+    /,
+    *,
+    init: Path | None = None,
+    mask: Path | None = None,
+    seed: Whole | None = None,
+    steps: Whole | None = None,
+    lora: Several = (),
+    model: ModelOptions = ModelOptions(),
+    result: ResultOptions = ResultOptions(),
+    files: FileOptions = FileOptions(),
+) -> None:
+    """Make a picture, a film or music again from the request that it carries.
+
+    Parameters
+    ----------
+    file
+        A picture, film or sound that reverie made, or another program such as AUTOMATIC1111, ComfyUI or InvokeAI.
+    init
+        The picture, film or sound it started from, where that has moved.
+    mask
+        The mask it was painted under, where that has moved.
+    seed
+        Another seed than the file's.
+    steps
+        Other denoising steps than the file's.
+    lora
+        File of a LoRA, or FILE:weight, in place of the file's; may be given several times.
+    """
+    from reverie.cli.jobs import carry_out, show
+    from reverie.jobs.pictures import PictureJob
+    from reverie.jobs.replay import replay_job
+
+    given = {"init": init, "mask": mask, "seed": seed, "steps": steps, "loras": lora or None}
+    changes = {name: value for name, value in given.items() if value is not None}
+    options = finishing(model, result, files)
+    job, notes = replay_job(file, changes, output=result.output, model=model.model, **options)
+    for note in notes:
+        show(note)
+    if isinstance(job, PictureJob):
+        check_preview(result.preview, [job.request])
+    carry_out(job, model, result.as_json, result.preview)
+
+
+watermark_app = App(name="watermark", help="Read and write invisible watermarks.", help_format="plaintext")
+
+
+@watermark_app.command(name="read")
+def read_watermark(file: Path, /) -> None:
+    """Print the text of a picture's invisible watermark.
+
+    Parameters
+    ----------
+    file
+        A picture; one saved as JPEG since still tells.
+    """
+    from reverie.media import watermark
+
+    say(watermark.read(file))
+
+
+@watermark_app.command(name="write")
+def write_watermark(file: Path, /, *, output: Output, text: str = "reverie") -> None:
+    """Write an invisible watermark into a copy of a picture, whose metadata is kept.
+
+    Parameters
+    ----------
+    file
+        A picture.
+    output
+        Where the copy goes (.png, .jpg, .webp).
+    text
+        What it says: up to 12 bytes in 128 x 128 pixels, 60 in 256 x 256 and more.
+    """
+    from reverie.jobs.outputs import check_writable
+    from reverie.media import watermark
+    from reverie.media.pictures import open_picture, save
+
+    check_writable([output], [file])
+    save(watermark.write(open_picture(file), text), output)
+    say(str(output))

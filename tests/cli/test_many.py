@@ -1,0 +1,54 @@
+"""The flags of `reverie image` for pictures that differ in more than their seeds."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from reverie.cli.app import run
+from reverie.pipeline import Pipeline
+from reverie.requests.pictures import TextToImage
+from reverie.requests.records import from_metadata
+
+
+@pytest.fixture(scope="module")
+def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.save(folder)
+    return str(folder)
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def draw(model: str, prompt: str, *arguments: str) -> int:
+    return run(["image", prompt, "-o", "out.png", "--model", model, "--seed", "1", "--steps", "1", *arguments])
+
+
+def asked(file: str) -> TextToImage:
+    request = from_metadata(file)
+    assert isinstance(request, TextToImage)
+    return request
+
+
+def test_dynamic_prompts_are_drawn_for_each_picture(model: str) -> None:
+    Path("words").mkdir()
+    Path("words/animals.txt").write_text("bear\n")
+    assert draw(model, "a {red|blue} __animals__", "--wildcards", "words", "--count", "3", "--grid") == 0
+    prompts = [asked(f"out-{number}.png").prompt for number in range(3)]
+    assert prompts == ["a blue bear", "a red bear", "a blue bear"]  # as dynamicprompts 0.31.0 draws for 1, 2, 3
+    assert asked("out-1.png").template == "a {red|blue} __animals__"
+    assert Path("out.png").is_file()
+
+
+def test_braces_are_text_where_nothing_is_said(model: str) -> None:
+    assert draw(model, "a {red|blue} bear") == 0
+    assert (asked("out.png").prompt, asked("out.png").template) == ("a {red|blue} bear", "")
+
+
+def test_best_of_is_of_one_prompt(capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw("x", "{a|b}", "--dynamic", "--count", "2", "--best-of", "4") == 2
+    assert "--best-of compares pictures of one prompt" in capsys.readouterr().err

@@ -1,0 +1,55 @@
+"""Several requests with one model: the same pictures as alone, each with its own request, and all on a sheet."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from reverie.errors import ReverieError
+from reverie.jobs.batches import BatchJob
+from reverie.jobs.events import Finished, Saved
+from reverie.jobs.pictures import PictureJob
+from reverie.media.pictures import grid, open_picture
+from reverie.pipeline import Pipeline
+from reverie.progress import Progress
+from reverie.requests.pictures import ImageToImage, TextToImage
+from reverie.requests.records import from_metadata
+
+ASKED = tuple(TextToImage(prompt=prompt, seed=7, steps=2) for prompt in ("a bear", "an apple"))
+
+
+def jobs(folder: Path) -> tuple[PictureJob, ...]:
+    return tuple(PictureJob(request=one, output=folder / f"{number}.png") for number, one in enumerate(ASKED))
+
+
+def test_a_batch_draws_what_each_request_draws_alone(tiny: Pipeline, tmp_path: Path) -> None:
+    loaded: list[str | None] = []
+
+    def load(name: str | None) -> Pipeline:
+        loaded.append(name)
+        return tiny
+
+    *events, last = BatchJob(jobs=jobs(tmp_path), sheet=tmp_path / "sheet.png").run(load)
+    assert loaded == [None]
+    files = [tmp_path / name for name in ("0.png", "1.png", "sheet.png")]
+    assert [event.path for event in events if isinstance(event, Saved)] == files
+    assert [event.done for event in events if isinstance(event, Progress)] == [1, 2, 3, 4]
+    assert isinstance(last, Finished)
+    assert (last.record["files"], last.record["seeds"]) == (list(map(str, files)), [7, 7])
+    pictures = [tiny.draw(one)[0] for one in ASKED]
+    for file, picture, asked in zip(files, pictures, ASKED, strict=False):
+        assert open_picture(file).tobytes() == picture.tobytes()
+        made_by = from_metadata(file)
+        assert isinstance(made_by, TextToImage)
+        assert made_by.prompt == asked.prompt
+    assert open_picture(files[2]).tobytes() == grid(pictures).tobytes()
+
+
+def test_no_job_writes_over_what_another_reads(tmp_path: Path) -> None:
+    first, second = jobs(tmp_path)
+    Image.new("RGB", (8, 8)).save(first.output)
+    own = PictureJob(request=ImageToImage.of({"init": first.output, "seed": 1}), output=second.output)
+    with pytest.raises(ReverieError, match="is an input"):
+        BatchJob(jobs=(first, own)).check()
