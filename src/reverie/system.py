@@ -261,13 +261,9 @@ def load(
     components = _read(found, place, kind, variant, config, prediction, vae)
     if unet is not None:
         components = replace_unet(components, unet, prediction)
-<<<<<<< HEAD
+    components = replace(components, recommended=recommendation_for(components, name, unet))
     files, added = _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part]
     name = _with_hash(name, files, added, kind)
-=======
-    components = replace(components, recommended=recommendation_for(components, name, unet))
-    name = _with_hash(name, _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part], kind)
->>>>>>> main
     if target.type == "cuda":
         to_channels_last(components.unet)
         to_channels_last(components.autoencoder)
