@@ -165,8 +165,6 @@ OTHER_UNETS: tuple[tuple[str, Callable[[UNetShape], bool], tuple[str, ...]], ...
     ("Stable Diffusion with GLIGEN", lambda unet: True, ("position_net.",)),
     ("Stable Zero123", lambda unet: unet.in_channels == 8, ("cc_projection.",)),
     ("Stable Diffusion 1.x image variations", lambda unet: unet.context == 768, ("cond_stage_model.model.visual.",)),
-    ("InstructPix2Pix of Stable Diffusion 1.x", lambda unet: (unet.in_channels, unet.context) == (8, 768), ()),
-    ("CosXL Edit or InstructPix2Pix of XL", lambda unet: (unet.in_channels, unet.context) == (8, 2048), ()),
     ("Stable Diffusion 2.1 unCLIP", lambda unet: unet.context == 1024 and unet.added in (1536, 2048), ()),
     ("Stable Diffusion 2 depth", lambda unet: (unet.in_channels, unet.context) == (5, 1024), ()),
     ("Stable Diffusion x4 upscaler", lambda unet: (unet.in_channels, unet.context) == (7, 1024), ()),

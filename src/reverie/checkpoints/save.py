@@ -151,12 +151,12 @@ def _architecture(tower: TextTower) -> str:
 
 
 def _pipeline(components: Components) -> str:
-    """Name diffusers' class: nine channels take a mask and a masked picture, the refiner starts from a picture."""
+    """Name diffusers' class: nine channels take a mask and a masked picture, eight a picture that is edited."""
     if components.unet.config.time_cond_proj_dim is not None:
         return "LatentConsistencyModelPipeline"
     family = "StableDiffusionXL" if _is_xl(components) else "StableDiffusion"
-    if components.unet.config.in_channels == 9:
-        return f"{family}InpaintPipeline"
+    if (further := {9: "Inpaint", 8: "InstructPix2Pix"}.get(components.unet.config.in_channels)) is not None:
+        return f"{family}{further}Pipeline"
     return f"{family}Img2ImgPipeline" if _is_refiner(components) else f"{family}Pipeline"
 
 
@@ -174,7 +174,14 @@ def _index(components: Components) -> dict[str, Any]:
         index[f"text_encoder{suffix}"] = ["transformers", _architecture(tower)]
     if _is_xl(components):
         score = {"requires_aesthetics_score": True} if _is_refiner(components) else {}
-        return {**index, **score, "force_zeros_for_empty_prompt": components.zero_empty, "add_watermarker": None}
+        edit = {"is_cosxl_edit": components.schedule_config.is_edm} if components.unet.config.in_channels == 8 else {}
+        return {
+            **index,
+            **score,
+            **edit,
+            "force_zeros_for_empty_prompt": components.zero_empty,
+            "add_watermarker": None,
+        }
     return {**index, "safety_checker": [None, None], "requires_safety_checker": False}
 
 

@@ -196,8 +196,7 @@ class ImageCodec:
 
         They pass the decoder one by one, so a picture does not depend on its batch, and memory does not grow with it.
         """
-        scale, mean = _moments(self.autoencoder.config, latents)
-        z = latents / scale + mean
+        z = unscale_latents(latents, self.autoencoder.config)
         run = decode_in_strips if z[0, 0].numel() * self.factor**2 > self.whole else Autoencoder.decode
         return torch.cat([self._finite(run, one) for one in z.split(1)]).clamp(-1, 1)
 
@@ -219,6 +218,12 @@ def scale_latents(z: Float[Tensor, "b c h w"], config: AutoencoderConfig) -> Flo
     """Bring an autoencoder's latents to about unit variance, as a U-Net sees them."""
     scale, mean = _moments(config, z)
     return (z - mean) * scale
+
+
+def unscale_latents(latents: Float[Tensor, "b c h w"], config: AutoencoderConfig) -> Float[Tensor, "b c h w"]:
+    """Undo `scale_latents`."""
+    scale, mean = _moments(config, latents)
+    return latents / scale + mean
 
 
 def _moments(config: AutoencoderConfig, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
