@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import AutoencoderConfig
+from reverie.models.autoencoder import AutoencoderConfig, TinyConfig
 from reverie.models.unet import UNetConfig
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train import (
@@ -58,6 +58,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "distill": distill.DistillSettings,
         "adversary": distill.AdversarySettings,
     },
+    "tiny": {"tiny": enlarge.DecoderSettings, "model": TinyConfig, "scenes": finetune.SceneSettings},
     "enlarge": {"enlarge": enlarge.EnlargeSettings, "scenes": finetune.SceneSettings},
     "probe": {"probe": probe.ProbeSettings},
     "finetune": {

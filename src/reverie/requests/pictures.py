@@ -44,7 +44,7 @@ UPSCALER_NAMES: dict[Upscaler, str] = {
     "latent-nearest-exact": "Latent (nearest-exact)",
     "lanczos": "Lanczos",
 }
-Preprocessor = Literal["none", "canny", "lineart", "blurred"]
+Preprocessor = Literal["none", "canny", "lineart", "blurred", "scribble", "softedge"]
 
 
 class Variation(Frozen):

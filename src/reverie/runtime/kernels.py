@@ -37,7 +37,7 @@ def available() -> bool:
     try:
         weight, image = torch.ones(16, 16, 1, 1), torch.ones(1, 16, 1, 1)
         kernel = pack_conv2d(weight, image.shape, (1, 1), (0, 0), (1, 1))
-        convolved = conv2d(image, kernel, None, (1, 1), (0, 0), (1, 1), add=image)
+        convolved = conv2d(image, kernel, None, (1, 1), (0, 0), (1, 1), add=image, relu=True)
         product = linear(image.flatten(1), pack_linear(weight.flatten(1)), None, gelu=True)
         return bool(convolved.eq(17).all()) and bool((product - 16).abs().max() < 1e-3)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
@@ -140,15 +140,16 @@ def conv2d(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     add: Float[Tensor, "b out h2 w2"] | None = None,
+    relu: bool = False,
 ) -> Float[Tensor, "b out h2 w2"]:
-    """Convolve with a weight of `pack_conv2d`, and add `add` in the same pass.
+    """Convolve with a weight of `pack_conv2d`, and in the same pass add `add` and then take the ReLU.
 
     `stride`, `padding` and `dilation` are those that it was packed with. Channels-last gives channels-last.
     """
-    shape = (list(padding), list(stride), list(dilation), 1)
+    shape, convolve = (list(padding), list(stride), list(dilation), 1), torch.ops.mkldnn._convolution_pointwise
     if add is None:
-        return torch.ops.mkldnn._convolution_pointwise.default(x, weight, bias, *shape, "none", NOTHING, "")
-    return torch.ops.mkldnn._convolution_pointwise.binary(x, add, weight, bias, *shape, "add", 1.0, None, NOTHING, None)
+        return convolve.default(x, weight, bias, *shape, "relu" if relu else "none", NOTHING, "")
+    return convolve.binary(x, add, weight, bias, *shape, "add", 1.0, "relu" if relu else None, NOTHING, None)
 
 
 def linear(

@@ -182,22 +182,24 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         return self.out_channels
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], add: Float[Tensor, "b out #h2 #w2"] | None = None
+        self, x: Float[Tensor, "b c h w"], add: Float[Tensor, "b out #h2 #w2"] | None = None, relu: bool = False
     ) -> Float[Tensor, "b out h2 w2"]:
-        """Return the convolution of x plus `add`, which may be one pixel for all."""
+        """Return the convolution of x plus `add`, which may be one pixel for all, or the ReLU of it."""
         if not self.computes(x):
             y = nn.Conv2d.forward(self, x)
-            return y if add is None else y + add
+            y = y if add is None else y + add
+            return torch.relu(y) if relu else y
         x = x.contiguous(memory_format=LAST)
         if (tiling := self._tiling(x)) is not None:
-            return winograd.conv2d(x, self._transform(tiling), self.bias, add)
+            y = winograd.conv2d(x, self._transform(tiling), self.bias, add)
+            return torch.relu_(y) if relu else y
         self.__dict__.pop("tiled", None)
         if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
             self.release()
             self.seen = x.shape
         (weight,) = pack_together([self]).parts
         assert not isinstance(self.padding, str)
-        return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add)
+        return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add, relu)
 
     def _tiling(self, x: Float[Tensor, "b c h w"]) -> winograd.Tiling | None:
         """Choose a tiling for Winograd's way; None where the direct way is the quicker."""

@@ -33,6 +33,7 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "enlarge": ("reverie.train.enlarge", ("enlarge", "scenes")),
     "listener": ("reverie.train.listener", ("listener",)),
     "probe": ("reverie.train.probe", ("probe",)),
+    "tiny": ("reverie.train.tiny", ("tiny", "model", "scenes")),
     "finetune": ("reverie.train.finetune", ("model", "data", "scenes", "spectrogram", "text", "lora", "prior", "loss")),
 }
 TOGETHER = ("clip",)  # objectives that share a batch among the processes of torchrun
