@@ -48,6 +48,7 @@ app.command("reverie.cli.data:concepts", help="List what a bundled model knows, 
 app.command("reverie.cli.data:app", name="data", help="Make training data.")
 app.command("reverie.cli.inspect:inspect", help="Tell what a file of weights or a picture is.")
 app.command("reverie.cli.inspect:convert", help="Turn a single file into a folder, or a folder into a single file.")
+app.command("reverie.cli.inspect:cache", help="List what is kept between runs, or remove it.")
 app.command("reverie.cli.train:train", help="Train a model from a recipe.")
 app.command("reverie.cli.train:finetune", help="Fine-tune a model on pictures or music, by a recipe.")
 app.command("reverie.cli.train:distill", help="Distil a model into one of one to four steps, by a recipe.")

@@ -22,8 +22,9 @@ from reverie.models import clip, layers
 from reverie.models.autoencoder import TinyBlock, TinyDecoder, TinyEncoder
 from reverie.models.layers import ResidualBlock, Upsample
 from reverie.runtime import kernels
+from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
-from reverie.runtime.kernels import Packed, let_go, trim
+from reverie.runtime.kernels import Packed, trim
 from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, pack_together, project, version
 
 CORNERS = tuple(product((0, 1), repeat=2))
@@ -66,9 +67,12 @@ class FastUpsample(Upsample):
         weight = self.conv.weight
         state = version(weight), size[2:]
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
-            kept = [kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE) for corner in CORNERS]
+
+            def pack() -> list[Packed]:
+                return [kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE) for corner in CORNERS]
+
+            kept = keep([weight], f"corners for {size}", pack)
             self.corners = weight, state, kept
-            let_go(weight)
         return self.corners[2]
 
     def __getstate__(self) -> dict[str, Any]:
