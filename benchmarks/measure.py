@@ -113,15 +113,20 @@ def run(command: Sequence[str], **environment: str) -> Run:
 
 def peak_of(process: subprocess.Popen) -> float:
     """Watch a process to its end and return its largest resident set in MiB; its rusage counts ours before exec too."""
-    status, peak = Path(f"/proc/{process.pid}/status"), 0
-    while process.returncode is None:
-        try:
-            lines = status.read_text().splitlines()
-        except OSError:
-            break
-        peak = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), peak)
+    peak = 0.0
+    while process.returncode is None and (now := peak_by_now(process.pid)) is not None:
+        peak = now or peak  # a process that ended has none
         time.sleep(PAUSE)
-    return peak / 1024
+    return peak
+
+
+def peak_by_now(pid: int) -> float | None:
+    """Return the largest resident set of a process up to now, in MiB; 0 once it has ended, None where it is gone."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return None
+    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM")), 0.0)
 
 
 class Remote:
@@ -153,6 +158,13 @@ class Remote:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
+
+
+def borrowed() -> str:
+    """Return the PYTHONPATH by which a peer in an environment of its own borrows torch and reverie of this one."""
+    return os.pathsep.join(
+        filter(None, [str(Path(__file__).parent), str(Path(torch.__file__).parents[1]), *sys.path[1:]])
+    )
 
 
 def machine() -> dict[str, str]:

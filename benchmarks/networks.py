@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
@@ -16,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig as PeerTextConfig
 from transformers import CLIPTextModel
 
-from measure import Remote, Row, alternate, seconds
+from measure import Remote, Row, alternate, borrowed, seconds
 from reverie.checkpoints.configs import write_unet
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower
@@ -148,10 +146,9 @@ def beside_openvino(name: str, ours: Call, python: Path, network: str, side: int
 
 def openvino(python: Path, network: str, side: int) -> Remote:
     """Start OpenVINO with a network of our own shape in its own environment, which borrows torch of this one."""
-    borrowed = [str(Path(__file__).parent), str(Path(torch.__file__).parents[1]), *sys.path[1:]]
     script = str(Path(__file__).with_name("peer_openvino.py"))
     command = [str(python), script, network, str(side), str(torch.get_num_threads())]
-    return Remote(command, PYTHONPATH=os.pathsep.join(filter(None, borrowed)))
+    return Remote(command, PYTHONPATH=borrowed())
 
 
 @torch.no_grad()

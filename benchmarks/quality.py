@@ -51,6 +51,7 @@ from reverie.diffusion.samplers import pick_sampler
 from reverie.generate.conditioning import steady
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
 from reverie.media.pictures import grid, save
+from reverie.train.autoencoder import require_kl
 from sheets import chinese_font, contact_sheet
 
 ROOT = Path(__file__).parents[1]
@@ -147,12 +148,17 @@ def reconstructed(options: argparse.Namespace, pictures: Sequence[Image.Image]) 
     return rebuilt
 
 
+def side_of(autoencoder: Path) -> int:
+    """Return the side in pixels of the pictures that an autoencoder was trained on."""
+    return require_kl(load_autoencoder(autoencoder)).config.sample_size
+
+
 def autoencoder_figures(options: argparse.Namespace, things: Sequence[Concept]) -> Iterator[Figure]:
     """Measure how near held-out scenes come back from the autoencoder: the mean over pictures of each one's PSNR."""
     present(options.autoencoder / "config.json", "the autoencoder's figures")
     for held_out in (False, True):
         shown = scenes(things, spread(range(SCENES), options.limit), held_out=held_out)
-        pictures = pictures_of(shown, load_autoencoder(options.autoencoder).config.sample_size)
+        pictures = pictures_of(shown, side_of(options.autoencoder))
         rebuilt = reconstructed(options, pictures)
         values = [psnr(np.asarray(real), np.asarray(made)) for real, made in zip(pictures, rebuilt, strict=True)]
         mean = sum(values) / len(values)
@@ -201,7 +207,7 @@ def judge_figures(options: argparse.Namespace, things: Sequence[Concept]) -> Ite
         pictures = pictures_of(shown)
         yield from real_figures(f"real scenes, {kind}", verdict, judge, shown, pictures)
         if (options.autoencoder / "config.json").is_file():
-            pictures = pictures_of(shown, load_autoencoder(options.autoencoder).config.sample_size)
+            pictures = pictures_of(shown, side_of(options.autoencoder))
             rebuilt = reconstructed(options, pictures)
             yield from real_figures(f"through the autoencoder, {kind}", verdict, judge, shown, rebuilt)
 

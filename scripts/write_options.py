@@ -71,7 +71,7 @@ GROUPS = (
         "InitFlags",
         "Start from a picture",
         "The picture that a drawing starts from.",
-        of(Inpaint, "init", "strength", "mask", "mask_blur", "only_masked", "padding", "fill")
+        of(Inpaint, "init", "strength", "image_guidance", "mask", "mask_blur", "only_masked", "padding", "fill")
         | {"outpaint": Text("continue the picture beyond its edges by so many pixels: 64, or left=64,bottom=32")},
     ),
     Group(

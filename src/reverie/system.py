@@ -26,6 +26,7 @@ from reverie.errors import ReverieError, choose
 from reverie.requests.references import BUNDLED as FOLDERS
 from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, TURBO_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
+from reverie.runtime.cache import machine_folder
 from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, Offloader, pick_offloader
@@ -34,6 +35,7 @@ from reverie.runtime.transform import to_channels_last
 BUNDLED, TURBO, MUSIC = FOLDERS[BUNDLED_NAME], FOLDERS[TURBO_NAME], FOLDERS[MUSIC_NAME]
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PACKED_FROM = 256  # widest level from which a U-Net gains by packing; the bundled one would take twice as long
+KEPT_FROM = 2**28  # bytes of a U-Net whose packed weights are kept for later processes
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
 # What SDXL's refiner is told of the picture to make, and of the one to keep away from (diffusers' defaults).
 GOOD_SCORE, POOR_SCORE = 6.0, 2.5
@@ -260,7 +262,8 @@ def load(
     if unet is not None:
         components = replace_unet(components, unet, prediction)
     components = replace(components, recommended=recommendation_for(components, name, unet))
-    name = _with_hash(name, _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part], kind)
+    files, added = _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part]
+    name = _with_hash(name, files, added, kind)
     if target.type == "cuda":
         to_channels_last(components.unet)
         to_channels_last(components.autoencoder)
@@ -270,7 +273,7 @@ def load(
         quantize(components.unet)
         name = f"{name} in int8"
     if fast and offloader is None:
-        _quicken(components, int8=int8)
+        _quicken(components, name, files if unet is None else [*files, Path(unet)], int8=int8)
     if compile is not None:
         compile_network(components.unet)
         compile_network(components.autoencoder.decoder)
@@ -300,8 +303,11 @@ def _read(
     return replace(components, autoencoder=autoencoder)
 
 
-def _quicken(components: Components, *, int8: bool) -> None:
-    """Let a model's networks compute as fast as they can on the CPU; elsewhere nothing changes."""
+def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: bool) -> None:
+    """Let a model's networks compute as fast as they can on the CPU; elsewhere nothing changes.
+
+    What a large U-Net's weights, read from `files`, are packed into is kept in the user's cache.
+    """
     limit_threads()
     pack(components.autoencoder)
     unet = components.unet
@@ -309,7 +315,8 @@ def _quicken(components: Components, *, int8: bool) -> None:
         for network in (*components.text_encoders, unet, components.autoencoder.decoder):
             spare_threads(network)
     elif not int8:
-        pack(unet)
+        large = sum(weight.nbytes for weight in unet.parameters()) >= KEPT_FROM
+        pack(unet, machine_folder(name, files, unet.conv_in.weight.dtype) if large else None)
     for tower in components.text_encoders:
         pack_after(TOWER_CALLS, tower)
 

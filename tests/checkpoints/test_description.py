@@ -218,11 +218,9 @@ NOT_DRAWN: dict[str, dict[str, tuple[int, ...]]] = {
     "Stable Diffusion 2.1 unCLIP": WIDE | {KEY: (320, 1024), ADDED: (1280, 2048)},
     "Stable Diffusion 2 depth": first(5) | {KEY: (320, 1024)},
     "Stable Diffusion x4 upscaler": first(7, 256) | {KEY: (256, 1024)},
-    "InstructPix2Pix of Stable Diffusion 1.x": first(8) | {KEY: (320, 768)},
     "Stable Zero123": first(8) | {KEY: (320, 768), "cc_projection.weight": (768, 772)},
     "Stable Video Diffusion": first(8)
     | {KEY: (320, 1024), "model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight": (320,)},
-    "CosXL Edit or InstructPix2Pix of XL": first(8) | SDXL | {"edm_vpred.sigma_max": (1,)},
     "a transformer (Stable Diffusion 3, Flux or the like)": {"model.diffusion_model.joint_blocks.0.x_block.w": (4, 4)},
     "a ControlNet-LLLite": {"lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight": (64, 640)},
     "an IP-Adapter": {"image_proj.norm.weight": (768,), "ip_adapter.1.to_k_ip.weight": (320, 768)},

@@ -52,3 +52,22 @@ def test_braces_are_text_where_nothing_is_said(model: str) -> None:
 def test_best_of_is_of_one_prompt(capsys: pytest.CaptureFixture[str]) -> None:
     assert draw("x", "{a|b}", "--dynamic", "--count", "2", "--best-of", "4") == 2
     assert "--best-of compares pictures of one prompt" in capsys.readouterr().err
+
+
+def test_styles_go_before_what_is_drawn(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("styles.csv").write_text('name,prompt,negative_prompt\nink,"{prompt} in {ink|ink}",oil\n')
+    assert draw(model, "a bear", "--style", "ink", "--styles", "styles.csv", "--dynamic") == 0
+    assert (asked("out.png").prompt, asked("out.png").negative) == ("a bear in ink", "oil")
+    assert draw(model, "a bear", "--style", "oil", "--styles", "styles.csv") == 2
+    assert "no style 'oil' in 'styles.csv'; it has ink" in capsys.readouterr().err
+    assert draw(model, "a bear", "--style", "ink") == 2
+
+
+def test_variations_of_a_picture_keep_its_seed(model: str) -> None:
+    assert draw(model, "a bear") == 0
+    assert run(["replay", "out.png", "--model", model, "--variations", "2"]) == 0
+    first, second = (asked(f"out-replay-{number}.png") for number in range(2))
+    assert first.variation is not None
+    assert second.variation is not None
+    assert (first.seed, second.seed, first.prompt) == (1, 1, "a bear")
+    assert (first.variation.strength, second.variation.seed - first.variation.seed) == (0.2, 1)

@@ -34,10 +34,11 @@ from reverie.diffusion.guidance import consistency
 from reverie.diffusion.multistep import bh1, dpmpp_3m, unipc
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.onestep import dpmpp_2s
-from reverie.diffusion.samplers import SAMPLERS
+from reverie.diffusion.samplers import SAMPLERS, pick_sampler
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp, zero_terminal_snr
-from reverie.diffusion.spacings import SPACINGS
+from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Sampler
+from reverie.requests.samplers import few_steps
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")  # diffusers, numpy 2
 
@@ -207,6 +208,54 @@ def test_tcd(steps: int, eta: float, kind: str, schedule: Schedule, network, mon
         ours(sampler, denoise, SPACINGS["tcd"](schedule, steps)),
         theirs(reference, network, monkeypatch, {"eta": eta}),
     )
+
+
+# The files' names, and the schedulers and arguments that their cards call diffusers with; without guidance there.
+EULER = partial(EulerDiscreteScheduler, timestep_spacing="trailing")
+CARDS = {
+    "lcm-lora-sdv1-5": (LCMScheduler, {"num_inference_steps": 4}, {}),
+    "sd-turbo": (EULER, {"num_inference_steps": 1}, {}),
+    "sd_xl_turbo_1.0": (
+        partial(EulerAncestralDiscreteScheduler, timestep_spacing="trailing"),
+        {"num_inference_steps": 1},
+        {},
+    ),
+    "sdxl_lightning_1step_unet_x0": (partial(EULER, prediction_type="sample"), {"num_inference_steps": 1}, {}),
+    "sdxl_lightning_4step_unet": (EULER, {"num_inference_steps": 4}, {}),
+    "Hyper-SD15-1step-lora": (TCDScheduler, {"num_inference_steps": 1}, {"eta": 1.0}),
+    "Hyper-SDXL-1step-Unet": (LCMScheduler, {"timesteps": [800]}, {}),
+    "Hyper-SD15-8steps-lora": (
+        partial(DDIMScheduler, timestep_spacing="trailing", clip_sample=False),
+        {"num_inference_steps": 8},
+        {},
+    ),
+    "TCD-SD15-LoRA": (TCDScheduler, {"num_inference_steps": 4}, {"eta": 0.3}),
+    "dmd2_sdxl_4step_lora": (LCMScheduler, {"timesteps": [999, 749, 499, 249]}, {}),
+    "dmd2_sdxl_1step_unet": (LCMScheduler, {"timesteps": [399]}, {}),
+    "pcm_sd15_smallcfg_4step": (TCDScheduler, {"num_inference_steps": 4}, {"eta": 0.0}),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("name", CARDS)
+def test_families_of_few_steps_as_their_cards_call_diffusers(
+    name: str, schedule: Schedule, network, monkeypatch
+) -> None:
+    scheduler, steps, options = CARDS[name]
+    family = few_steps(name)
+    assert family is not None
+    reference = scheduler(**BETAS)
+    reference.set_timesteps(**steps)
+    denoise = denoiser(network, schedule, PREDICTIONS[family.prediction or "eps"].scalings)
+    if family.sampler == "lcm":
+        denoise = consistency(denoise, schedule)
+    sigmas = SPACINGS[family.schedule](schedule, family.steps)
+    if family.timesteps is not None:
+        sigmas = visit(schedule, torch.tensor(family.timesteps, dtype=torch.float64))
+    if reference.init_noise_sigma > 1:  # Euler starts from sigma there, of which ours take the root of sigma^2 + 1
+        monkeypatch.setattr(type(reference), "init_noise_sigma", (reference.init_noise_sigma**2 + 1) ** 0.5)
+    actual = ours(pick_sampler(family.sampler, schedule, family.eta), denoise, sigmas)
+    assert_equal(actual, theirs(reference, network, monkeypatch, options))
 
 
 def test_v_prediction_from_pure_noise(schedule: Schedule, network, monkeypatch) -> None:

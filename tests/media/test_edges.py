@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from reverie.errors import ReverieError
-from reverie.media.edges import PREPROCESSORS, blur, canny, hysteresis, lineart
+from reverie.media.edges import PREPROCESSORS, blur, canny, hysteresis, lineart, scribble, softedge
 
 
 def scene() -> Image.Image:
@@ -97,3 +97,21 @@ def test_every_preprocessor_takes_every_mode(name: str, mode: str) -> None:
 def test_thresholds_in_order() -> None:
     with pytest.raises(ReverieError, match="thresholds 200 and 100 are not in order"):
         canny(scene(), 200.0, 100.0)
+
+
+def test_scribbles_are_those_of_controlnets_annotator() -> None:
+    """scribble_xdog: 255 where 2 * (255 - clip(255 - min(g2 - g1))) > 32."""
+    levels = np.asarray(scene(), dtype=float)
+    first, second = (ndimage.gaussian_filter(levels, (s, s, 0), mode="nearest") for s in (0.5, 5.0))
+    expected = (second - first).min(2) > 16
+    drawn = np.asarray(scribble(scene()))[..., 0] == 255
+    assert 0.02 < expected.mean() < 0.5
+    assert (drawn != expected).mean() < 0.002
+
+
+def test_soft_edges_are_as_bright_as_they_are_steep() -> None:
+    levels = np.asarray(scene(), dtype=float) @ [0.299, 0.587, 0.114]
+    levels = ndimage.gaussian_filter(levels, 2.0, mode="nearest")
+    strength = np.hypot(*(ndimage.sobel(levels, axis, mode="nearest") for axis in (0, 1)))
+    assert np.asarray(softedge(scene()))[..., 0] == pytest.approx(strength * 255 / strength.max(), abs=1)
+    assert not np.asarray(softedge(Image.new("RGB", (9, 9), "red"))).any()

@@ -16,7 +16,7 @@ from reverie.media.pictures import PARAMETERS
 from reverie.requests.foreign.infotext import split
 from reverie.requests.pictures import TextToImage, Variation
 from reverie.requests.records import texts
-from reverie.requests.templates import Wildcards, draw_prompts, expand
+from reverie.requests.templates import Wildcards, add_style, draw_prompts, expand, read_styles
 
 SEEDS = (0, 1, 7, 2**32 - 1)
 NONE = Wildcards(None)
@@ -120,6 +120,24 @@ def test_variations_of_a_seed_share_its_prompt() -> None:
 def test_a_prompt_without_syntax_keeps_no_template() -> None:
     (drawn,) = draw_prompts(TextToImage(prompt="a bear", seed=5), NONE)
     assert drawn == TextToImage(prompt="a bear", seed=5)
+
+
+def test_styles_are_merged_as_a1111_merges_them(tmp_path: Path) -> None:
+    """modules/styles.py of stable-diffusion-webui 1.10: merge_prompts; `text` is the prompt's column of old files."""
+    file = tmp_path / "styles.csv"
+    file.write_text(
+        '\ufeffname,prompt,negative_prompt\nink,"{prompt}, in ink",oil\nold, old ,\n,x,y\n', encoding="utf-8"
+    )
+    styles = read_styles(file)
+    assert list(styles) == ["ink", "old"]
+    assert add_style(styles["ink"], "a bear", "") == ("a bear, in ink", "oil")
+    assert add_style(styles["old"], " a bear ", " blur ") == ("a bear, old", "blur")
+    file.write_text("name,text\nold,sepia\n")
+    assert add_style(read_styles(file)["old"], "", "") == ("sepia", "")
+    for text in ("a,b\nc,d\n", "name,prompt\n\xff"):
+        file.write_bytes(text.encode("latin-1"))
+        with pytest.raises(ReverieError, match=r"styles.csv"):
+            read_styles(file)
 
 
 def test_a1111_reads_the_template_beside_the_prompt() -> None:

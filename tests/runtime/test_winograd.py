@@ -58,6 +58,7 @@ def test_it_suits_large_images_and_kernels_of_bounded_memory() -> None:
 @torch.no_grad()
 def test_a_layer_goes_over_to_it_and_back(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "LEAST", 16)
+    monkeypatch.setattr(winograd, "NARROW", 24)
     conv = pack(nn.Sequential(nn.Conv2d(24, 40, 3, padding=1)))[0]
     weight, large, small = conv.weight.clone(), numbers(1, 24, 8, 8), numbers(1, 24, 4, 4)
     largest = numbers(1, 24, 16, 16)
@@ -75,9 +76,16 @@ def test_a_layer_goes_over_to_it_and_back(monkeypatch: pytest.MonkeyPatch) -> No
         assert direct.tiled is None
 
 
+def test_narrow_convolutions_go_the_direct_way() -> None:
+    assert winograd.choose_tiling(winograd.NARROW, winograd.NARROW, 128, 128) is winograd.FOUR
+    assert winograd.choose_tiling(winograd.NARROW // 2, winograd.NARROW, 128, 128) is None
+    assert winograd.choose_tiling(winograd.NARROW, winograd.NARROW // 2, 128, 128) is None
+
+
 @torch.no_grad()
 def test_a_whole_network_computes_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(winograd, "LEAST", 1)
+    monkeypatch.setattr(winograd, "NARROW", 1)
     kernels: list[winograd.Tiling] = []
     transformed = winograd.transform_kernel
     monkeypatch.setattr(

@@ -61,6 +61,8 @@ def settings(
 ) -> Settings:
     home, loras = tmp_path_factory.mktemp("home"), tmp_path_factory.mktemp("loras")
     (loras / "broken.safetensors").write_bytes(b"nothing")
+    styles = tmp_path_factory.mktemp("styles") / "styles.csv"
+    styles.write_text("name,prompt,negative_prompt\nink,{prompt} in ink,oil\n")
     limits = Limits(pixels=256 * 256, steps=1000, count=8, body=4 << 20, queue=40)
     return Settings(
         home=home,
@@ -68,6 +70,7 @@ def settings(
         loras=(loras,),
         embeddings=(embeddings,),
         controlnets=(controlnets,),
+        styles=styles,
         model="tiny",
         limits=limits,
         hosts=("testserver",),

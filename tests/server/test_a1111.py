@@ -18,7 +18,7 @@ from webuiapi import ControlNetUnit, WebUIApi, WebUIApiResult
 
 import reverie
 from reverie.requests.foreign import a1111
-from reverie.requests.pictures import ControlInput, Refiner
+from reverie.requests.pictures import ControlInput, Refiner, TextToImage
 from reverie.requests.records import from_metadata
 
 Json = dict[str, Any]
@@ -186,7 +186,7 @@ def test_an_embedding_acts_where_the_prompt_names_it_and_a_refiner_at_the_end(
 
 def test_what_is_not_honoured_is_told_or_refused(web_ui: WebUIApi) -> None:
     off: Json = {"ADetailer": {"args": [False, True, {"ad_model": "face_yolov8n.pt"}]}}
-    fields: Json = SMALL | {"restore_faces": True, "s_churn": 2, "s_noise": 0.9, "styles": ["ink"]}
+    fields: Json = SMALL | {"restore_faces": True, "s_churn": 2, "s_noise": 0.9, "styles": ["no such"]}
     told = web_ui.txt2img(prompt="a bear", alwayson_scripts=off, **fields)
     said = " ".join(told.info["reverie_notes"])
     assert all(name in said for name in ("restore_faces", "s_churn", "s_noise", "styles"))
@@ -276,8 +276,17 @@ def test_lists(web_ui: WebUIApi) -> None:
     assert web_ui.get_memory()["ram"]["total"] > 0
     assert web_ui.refresh_checkpoints() is None
     assert web_ui.get_cmd_flags()["api"] is True
-    empty = (web_ui.get_sd_vae, web_ui.get_hypernetworks, web_ui.get_face_restorers, web_ui.get_prompt_styles)
+    empty = (web_ui.get_sd_vae, web_ui.get_hypernetworks, web_ui.get_face_restorers)
     assert all(get() == [] for get in empty)
+
+
+def test_styles_go_into_the_prompts(web_ui: WebUIApi) -> None:
+    assert web_ui.get_prompt_styles() == [{"name": "ink", "prompt": "{prompt} in ink", "negative_prompt": "oil"}]
+    drawn = web_ui.txt2img(prompt="a bear", styles=["ink"], **SMALL)
+    asked = from_metadata(drawn.image)
+    assert isinstance(asked, TextToImage)
+    assert (asked.prompt, asked.negative) == ("a bear in ink", "oil")
+    assert drawn.info["styles"] == ["ink"]
 
 
 def test_open_webui(http: httpx.Client) -> None:

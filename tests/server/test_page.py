@@ -17,6 +17,7 @@ import pytest
 import uvicorn
 from PIL import Image
 
+from reverie.media.sound import read as read_sound
 from reverie.server.app import create_app
 from reverie.server.settings import Settings
 
@@ -290,6 +291,34 @@ def line_place(page: Page) -> int:
           return row.indexOf(0xffffffff);
         }"""
     )
+
+
+@pytest.mark.slow
+def test_endless_music_is_recorded_as_it_is_heard_by_the_keyboard_alone(
+    visit: Callable[..., Page], tmp_path: Path
+) -> None:
+    page = visit("music")
+    for name, value in {"prompt": "funk bass", "steps": "2", "seconds": "2"}.items():
+        page.fill(f"#tune [name={name}]", value)
+    page.press("#endless", "Enter")
+    page.locator("#score:not([hidden])").wait_for()
+    page.press("#keep", "Enter")
+    page.locator("#keep[aria-pressed=true]").wait_for()
+    assert page.inner_text("#keep") == "Stop recording"
+    page.click("#language")
+    assert page.inner_text("#keep") == "停止录制"
+    page.wait_for_timeout(1500)
+    page.press("#keep", "Enter")
+    page.locator("#recording:focus").wait_for()
+    assert page.inner_text("#keep") == "录制正在播放的音乐"
+    with page.expect_download() as download:
+        page.keyboard.press("Enter")
+    page.press("#endless", "Enter")
+    assert download.value.suggested_filename == "reverie.webm"
+    download.value.save_as(tmp_path / "reverie.webm")
+    recording = read_sound(tmp_path / "reverie.webm")
+    assert recording.seconds > 1
+    assert recording.samples.abs().max() > 0.01
 
 
 @pytest.mark.slow

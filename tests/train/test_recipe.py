@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import AutoencoderConfig
+from reverie.models.autoencoder import AutoencoderConfig, TinyConfig
 from reverie.models.unet import UNetConfig
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train import (
@@ -54,8 +54,11 @@ KINDS: dict[str, dict[str, Any]] = {
         "data": finetune.FinetuneDataSettings,
         "scenes": finetune.SceneSettings,
         "spectrogram": SpectrogramParams,
+        "lora": LoRASettings,
         "distill": distill.DistillSettings,
+        "adversary": distill.AdversarySettings,
     },
+    "tiny": {"tiny": enlarge.DecoderSettings, "model": TinyConfig, "scenes": finetune.SceneSettings},
     "enlarge": {"enlarge": enlarge.EnlargeSettings, "scenes": finetune.SceneSettings},
     "probe": {"probe": probe.ProbeSettings},
     "finetune": {

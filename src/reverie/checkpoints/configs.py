@@ -23,7 +23,7 @@ from reverie.diffusion.schedule import (
     zero_terminal_snr,
 )
 from reverie.errors import ReverieError, choose
-from reverie.models.autoencoder import AutoencoderConfig
+from reverie.models.autoencoder import AutoencoderConfig, TinyConfig
 from reverie.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNetConfig
 
@@ -130,6 +130,13 @@ UNET_FIXED: Json = {
     "cross_attention_norm": None,
 }
 AUTOENCODER_FIXED: Json = {"act_fn": "silu", "shift_factor": None}
+TINY_FIXED: Json = {
+    "act_fn": "relu",
+    "upsample_fn": "nearest",
+    "upsampling_scaling_factor": 2,
+    "scaling_factor": 1.0,
+    "shift_factor": 0.0,
+}
 TEXT_DEFAULTS: Json = {
     "hidden_size": 512,
     "intermediate_size": 2048,
@@ -271,8 +278,10 @@ def read_autoencoder(raw: Json, where: str) -> AutoencoderConfig:
     return AutoencoderConfig(**known)
 
 
-def write_autoencoder(config: AutoencoderConfig) -> Json:
+def write_autoencoder(config: AutoencoderConfig | TinyConfig) -> Json:
     """Write an autoencoder's config as diffusers reads it."""
+    if isinstance(config, TinyConfig):
+        return _write_tiny(config)
     levels = len(config.block_out_channels)
     return {
         "_class_name": "AutoencoderKL",
@@ -281,6 +290,26 @@ def write_autoencoder(config: AutoencoderConfig) -> Json:
         "act_fn": "silu",
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
+    }
+
+
+def check_tiny(raw: Json, where: str) -> None:
+    """Raise ReverieError where an AutoencoderTiny's config asks for what is not computed; shapes tell the rest."""
+    _expect(raw, TINY_FIXED, where)
+
+
+def _write_tiny(config: TinyConfig) -> Json:
+    blocks = {"encoder": config.num_encoder_blocks, "decoder": config.num_decoder_blocks}
+    widths = {"encoder": config.encoder_width, "decoder": config.decoder_width}
+    return {
+        "_class_name": "AutoencoderTiny",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "in_channels": config.in_channels,
+        "out_channels": config.in_channels,
+        "latent_channels": config.latent_channels,
+        **{f"num_{half}_blocks": list(counts) for half, counts in blocks.items()},
+        **{f"{half}_block_out_channels": [widths[half]] * len(counts) for half, counts in blocks.items()},
+        "scaling_factor": config.scaling_factor,
     }
 
 

@@ -16,6 +16,7 @@ from reverie.checkpoints.single import Networks, find_tokenizers, load_networks
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
 from reverie.files import check_distinct
+from reverie.models.autoencoder import TinyAutoencoder
 
 # What a single file holds and no network of a folder has room for, as SD 2's last text layer: it goes into a file of
 # its own, which diffusers does not look at.
@@ -47,6 +48,8 @@ def convert(
         if ema or prediction or isinstance(config, str):
             raise ReverieError(f"'{source}' is a folder, which says what it is; leave out config, prediction and ema")
         components = load_folder(source, dtype=None)
+        if isinstance(components.autoencoder, TinyAutoencoder):
+            raise ReverieError(f"'{source}' decodes by a TAESD, which no single file holds; give it an AutoencoderKL")
         family = config if isinstance(config, Family) else family_of(components)
         networks = Networks(family, components.unet, components.autoencoder, components.text_encoders)
         held = open_source(source / REST) if (source / REST).is_file() else None

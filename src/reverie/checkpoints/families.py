@@ -362,6 +362,18 @@ FAMILIES: dict[str, Family] = {
             (REFINER_TOWER,),
             AUTOENCODERS["sdxl"],
         ),
+        replace(
+            SD15,
+            name="sd15-edit",
+            title="InstructPix2Pix of Stable Diffusion 1.x",
+            unet=replace(SD15.unet, in_channels=8),
+        ),
+        replace(
+            SDXL,
+            name="sdxl-edit",
+            title="CosXL Edit or InstructPix2Pix of Stable Diffusion XL",
+            unet=replace(SDXL.unet, in_channels=8),
+        ),
         *_small(SD15, SMALL),
         *_small(SD2, SMALL2),
         *_small(SDXL, SMALLXL),

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -17,7 +18,7 @@ from reverie.checkpoints import configs
 from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.weights import Rename, Source, find_weights, load_weights, open_source, read_json, same
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import Autoencoder, TinyAutoencoder, TinyConfig
+from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
@@ -35,6 +36,8 @@ PIPELINES = (
     "StableDiffusionXLPipeline",
     "StableDiffusionXLImg2ImgPipeline",
     "StableDiffusionXLInpaintPipeline",
+    "StableDiffusionInstructPix2PixPipeline",
+    "StableDiffusionXLInstructPix2PixPipeline",
     "LatentConsistencyModelPipeline",
 )
 CPU = torch.device("cpu")
@@ -100,7 +103,7 @@ class Components:
     tokenizers: tuple[Tokenizer, ...]
     text_encoders: tuple[TextTower, ...]
     unet: UNet
-    autoencoder: Autoencoder
+    autoencoder: ImageAutoencoder
     schedule_config: ScheduleConfig = ScheduleConfig()
     zero_empty: bool = False
     spectrogram: SpectrogramParams | None = None
@@ -222,12 +225,14 @@ def load_autoencoder(
     device: torch.device = CPU,
     dtype: torch.dtype | None = torch.float32,
     variant: str | None = None,
-) -> Autoencoder:
+) -> ImageAutoencoder:
     """Read an autoencoder's folder, config.json and its weights of a `variant` ("fp16"), onto `device` in `dtype`.
 
-    None is the files' own dtype.
+    It is diffusers' AutoencoderKL or AutoencoderTiny. None is the files' own dtype.
     """
     folder = _folder(folder)
+    if read_json(folder / "config.json").get("_class_name") == "AutoencoderTiny":
+        return load_tiny(folder, device=device, dtype=dtype, variant=variant)
     config = _config(folder, configs.read_autoencoder)
     if config.force_upcast and dtype == torch.float16:
         dtype = torch.float32
@@ -341,19 +346,27 @@ def _load(
 HALVES = ("encoder", "decoder")
 
 
-def load_tiny(path: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32) -> TinyAutoencoder:
-    """Read a TAESD; which halves it has, its width and its latent channels are told from names and shapes.
+def load_tiny(
+    path: str | Path,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = torch.float32,
+    variant: str | None = None,
+) -> TinyAutoencoder:
+    """Read a TAESD, a file or diffusers' folder; which halves it has and their shape are told from names and shapes.
 
-    Raises ReverieError where the file is none.
+    Raises ReverieError where there is none, or where the folder's config.json asks for what is not computed.
     """
     path = Path(path)
-    file = find_weights(path, DIFFUSERS_STEM, dtype)[0] if path.is_dir() else path
+    if (path / "config.json").is_file():
+        configs.check_tiny(read_json(path / "config.json"), str(path / "config.json"))
+    file = find_weights(path, DIFFUSERS_STEM, dtype, variant)[0] if path.is_dir() else path
     source = open_source(file)
-    table = {today(name, source): name for name in source.names()}
-    halves = [half for half in HALVES if f"{half}.layers.0.weight" in table]
+    shapes = {today(name, source): source.shape(name) for name in source.names()}
+    halves = [half for half in HALVES if f"{half}.layers.0.weight" in shapes]
     if not halves:
         raise ReverieError(f"{path} is no TAESD; give taesd_decoder.pth, or diffusers' AutoencoderTiny")
-    config = TinyConfig(latent_channels=_latent_channels(source, table, halves), channels=_width(source, table, halves))
+    config = TinyConfig(**{key: value for half in halves for key, value in _read_half(half, shapes).items()})
     tiny = blueprint(lambda: TinyAutoencoder(config, encoder="encoder" in halves, decoder="decoder" in halves))
     load_weights(tiny, [file], device=device, dtype=dtype, rename=lambda name: today(name, source))
     return tiny
@@ -374,13 +387,14 @@ def today(name: str, source: Source) -> str:
     return f"decoder.layers.{int(number) - 1}.{rest}" if decoder else f"encoder.layers.{number}.{rest}"
 
 
-def _width(source: Source, table: dict[str, str], halves: list[str]) -> int:
-    return source.shape(table[f"{halves[0]}.layers.0.weight"])[0]
-
-
-def _latent_channels(source: Source, table: dict[str, str], halves: list[str]) -> int:
-    """Read how many channels go into the decoder, or come out of the encoder's last layer."""
-    if "decoder" in halves:
-        return source.shape(table["decoder.layers.0.weight"])[1]
-    last = max(int(name.split(".")[2]) for name in table if name.startswith("encoder.layers."))
-    return source.shape(table[f"encoder.layers.{last}.weight"])[0]
+def _read_half(half: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Read the fields of TinyConfig that a half tells: its stages' blocks lie between convolutions of their own."""
+    numbers = {int(name.split(".")[2]) for name in shapes if name.startswith(f"{half}.layers.")}
+    convolutions = sorted(n for n in numbers if f"{half}.layers.{n}.weight" in shapes)
+    first, last = (shapes[f"{half}.layers.{n}.weight"] for n in (convolutions[0], convolutions[-1]))
+    return {
+        "in_channels": first[1] if half == "encoder" else last[0],
+        "latent_channels": last[0] if half == "encoder" else first[1],
+        f"{half}_width": first[0],
+        f"num_{half}_blocks": tuple(sum(a < n < b for n in numbers) for a, b in pairwise(convolutions)),
+    }

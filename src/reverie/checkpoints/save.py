@@ -29,7 +29,7 @@ from reverie.checkpoints.load import (
 )
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of
-from reverie.models.autoencoder import Autoencoder
+from reverie.models.autoencoder import ImageAutoencoder
 from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, CLIPVisionConfig, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNet
 
@@ -108,8 +108,8 @@ def save_unet(unet: UNet, path: str | Path, precision: Precision = FULL) -> None
         _write_unet(unet, folder, precision)
 
 
-def save_autoencoder(autoencoder: Autoencoder, path: str | Path, precision: Precision = FULL) -> None:
-    """Write an autoencoder's folder, which `load_autoencoder` and diffusers' AutoencoderKL read."""
+def save_autoencoder(autoencoder: ImageAutoencoder, path: str | Path, precision: Precision = FULL) -> None:
+    """Write an autoencoder's folder, which `load_autoencoder` and diffusers' AutoencoderKL or AutoencoderTiny read."""
     with _stage(Path(path), precision) as folder:
         _write_autoencoder(autoencoder, folder, precision)
 
@@ -124,7 +124,7 @@ def _write_unet(unet: UNet, folder: Path, precision: Precision) -> None:
     _write(unet, configs.write_unet(unet.config), folder, DIFFUSERS_STEM, precision)
 
 
-def _write_autoencoder(autoencoder: Autoencoder, folder: Path, precision: Precision) -> None:
+def _write_autoencoder(autoencoder: ImageAutoencoder, folder: Path, precision: Precision) -> None:
     _write(autoencoder, configs.write_autoencoder(autoencoder.config), folder, DIFFUSERS_STEM, precision)
 
 
@@ -151,12 +151,12 @@ def _architecture(tower: TextTower) -> str:
 
 
 def _pipeline(components: Components) -> str:
-    """Name diffusers' class: nine channels take a mask and a masked picture, the refiner starts from a picture."""
+    """Name diffusers' class: nine channels take a mask and a masked picture, eight a picture that is edited."""
     if components.unet.config.time_cond_proj_dim is not None:
         return "LatentConsistencyModelPipeline"
     family = "StableDiffusionXL" if _is_xl(components) else "StableDiffusion"
-    if components.unet.config.in_channels == 9:
-        return f"{family}InpaintPipeline"
+    if (further := {9: "Inpaint", 8: "InstructPix2Pix"}.get(components.unet.config.in_channels)) is not None:
+        return f"{family}{further}Pipeline"
     return f"{family}Img2ImgPipeline" if _is_refiner(components) else f"{family}Pipeline"
 
 
@@ -166,7 +166,7 @@ def _index(components: Components) -> dict[str, Any]:
         "_diffusers_version": configs.DIFFUSERS_VERSION,
         "scheduler": ["diffusers", "DDIMScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
-        "vae": ["diffusers", "AutoencoderKL"],
+        "vae": ["diffusers", configs.write_autoencoder(components.autoencoder.config)["_class_name"]],
         "feature_extractor": [None, None],
     }
     for suffix, tower in zip(_suffixes(components), components.text_encoders, strict=True):
@@ -174,7 +174,14 @@ def _index(components: Components) -> dict[str, Any]:
         index[f"text_encoder{suffix}"] = ["transformers", _architecture(tower)]
     if _is_xl(components):
         score = {"requires_aesthetics_score": True} if _is_refiner(components) else {}
-        return {**index, **score, "force_zeros_for_empty_prompt": components.zero_empty, "add_watermarker": None}
+        edit = {"is_cosxl_edit": components.schedule_config.is_edm} if components.unet.config.in_channels == 8 else {}
+        return {
+            **index,
+            **score,
+            **edit,
+            "force_zeros_for_empty_prompt": components.zero_empty,
+            "add_watermarker": None,
+        }
     return {**index, "safety_checker": [None, None], "requires_safety_checker": False}
 
 

@@ -32,10 +32,16 @@ from reverie.checkpoints.families import (
     unet_layout,
 )
 from reverie.checkpoints.identify import AUTOENCODER, TEXT_ENCODER, Contents, identify
-from reverie.checkpoints.load import CPU, Components, Recommended, load_autoencoder
+from reverie.checkpoints.load import CPU, Components, Recommended, load_autoencoder, load_tiny
 from reverie.checkpoints.weights import Source, open_source
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
+from reverie.models.autoencoder import (
+    AUTOENCODERS,
+    AutoencoderConfig,
+    ImageAutoencoder,
+    TinyAutoencoder,
+    TinyConfig,
+)
 from reverie.models.clip import TextTower
 from reverie.models.unet import UNet
 from reverie.requests.samplers import LATENT_CONSISTENCY, few_steps
@@ -137,7 +143,7 @@ class Networks:
 
     family: Family
     unet: UNet
-    autoencoder: Autoencoder
+    autoencoder: ImageAutoencoder
     text_encoders: tuple[TextTower, ...]
 
     def components(self, tokenizers: tuple[Tokenizer, ...], name: str) -> Components:
@@ -253,7 +259,8 @@ def _read(
         unet.config = family.unet  # of the same shapes
     if vae is not None:
         decoder = load_vae(vae, device=device, dtype=dtype, config=family.autoencoder)
-        family = replace(family, autoencoder=decoder.config)
+        if isinstance(decoder.config, AutoencoderConfig):
+            family = replace(family, autoencoder=decoder.config)
     else:
         upcast = family.autoencoder.force_upcast and dtype == torch.float16
         decoder = read_part(autoencoder, source, where, device, torch.float32 if upcast else dtype)
@@ -316,18 +323,23 @@ def load_vae(
     *,
     device: torch.device = CPU,
     dtype: torch.dtype | None = torch.float32,
-    config: AutoencoderConfig = AUTOENCODERS["sd"],
-) -> Autoencoder:
+    config: AutoencoderConfig | TinyConfig = AUTOENCODERS["sd"],
+) -> ImageAutoencoder:
     """Read an autoencoder alone: diffusers' folder, or a file in CompVis' or diffusers' layout, or a whole model's.
 
-    Files do not say how latents are scaled; `config` does: that of the model which it is for. Raises ReverieError.
+    TAESD comes in its author's layout too. Files do not say how latents are scaled; `config` does: that of the model
+    which it is for. Raises ReverieError.
     """
     path = Path(path)
     if path.is_dir():
-        return load_autoencoder(path, device=device, dtype=dtype)
+        return _check_decoder(load_autoencoder(path, device=device, dtype=dtype), path, config)
     source = open_source(path)
     names = set(source.names())
     contents = identify(source, path)
+    if contents.kind == "taesd":
+        return _check_decoder(load_tiny(path, device=device, dtype=dtype), path, config)
+    if isinstance(config, TinyConfig):
+        config = AUTOENCODERS["sd"]
     prefix = autoencoder_prefix(names)
     if prefix is None:
         raise ReverieError(f"{path} holds {contents.title}; give an autoencoder (VAE)")
@@ -337,6 +349,20 @@ def load_vae(
     upcast = config.force_upcast and dtype == torch.float16
     part = autoencoder_part(config, names)
     return read_part(part, source, str(path), device, torch.float32 if upcast else dtype)
+
+
+def _check_decoder(
+    autoencoder: ImageAutoencoder, path: Path, config: AutoencoderConfig | TinyConfig
+) -> ImageAutoencoder:
+    """Raise ReverieError where an autoencoder cannot decode the latents that `config` describes."""
+    if isinstance(autoencoder, TinyAutoencoder) and autoencoder.decoder is None:
+        raise ReverieError(f"{path} holds only the encoder of a TAESD; give its decoder, or diffusers' file of both")
+    if autoencoder.config.latent_channels != config.latent_channels:
+        raise ReverieError(
+            f"{path} is an autoencoder of {autoencoder.config.latent_channels} latent channels; the model's latents "
+            f"have {config.latent_channels}"
+        )
+    return autoencoder
 
 
 def read_part(

@@ -85,6 +85,8 @@ class InitFlags:
     """Picture to draw anew; its transparent parts are painted and the rest stays."""
     strength: float | None = None
     """0 to 1, how far to go from the picture; 1 forgets it; 0.75 if not given."""
+    image_guidance: float | None = None
+    """How far a model that edits pictures (InstructPix2Pix) keeps to the picture; 1.5 if not given."""
     mask: Path | None = None
     """White is painted, or what is opaque where some of the mask is transparent; if not given, what is transparent in the picture."""
     mask_blur: Whole | None = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import Parameter
 
 from reverie.cli.flags import FurtherFlags, InitFlags, PictureAdapterFlags, PictureFlags
-from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, Whole, parse_time
+from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, Several, Whole, parse_time
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:
@@ -39,6 +39,10 @@ class JudgeOptions:
 class ManyOptions:
     """Draw pictures that differ in more than their seeds."""
 
+    style: Several = ()
+    """Name of a style in --styles, which goes with the prompts; may be given several times."""
+    styles: Path | None = None
+    """A1111's file of styles: a .csv of name, prompt and negative_prompt, around the prompt where they say {prompt}."""
     dynamic: Flag = False
     """Draw each picture's prompts by its seed: {a|b}, {2$$a|b|c}, {3::a|b}, as A1111's extension dynamic prompts."""
     wildcards: Path | None = None
@@ -90,11 +94,27 @@ def image(
 
 def draw_many(request: TextToImage, many: ManyOptions) -> tuple[TextToImage, ...]:
     """Return the requests that a request becomes by the options; itself where they ask for nothing."""
+    if many.style:
+        request = style(request, many.style, many.styles)
     if not many.dynamic and many.wildcards is None:
         return (request,)
     from reverie.requests.templates import Wildcards, draw_prompts
 
     return draw_prompts(request, Wildcards(many.wildcards))
+
+
+def style(request: TextToImage, names: Sequence[str], file: Path | None) -> TextToImage:
+    """Return a request with the styles of these names. Raises ReverieError for names that the file has not."""
+    from reverie.requests.templates import add_style, read_styles
+
+    if file is None:
+        raise ReverieError("--style names a style of a file; give the file with --styles")
+    styles, prompt, negative = read_styles(file), request.prompt, request.negative
+    for name in names:
+        if name not in styles:
+            raise ReverieError(f"no style '{name}' in '{file}'; it has {', '.join(styles) or 'none'}")
+        prompt, negative = add_style(styles[name], prompt, negative)
+    return request.replace(prompt=prompt, negative=negative)
 
 
 def batch(requests: tuple[TextToImage, ...], output: Path, options: dict[str, Any]) -> BatchJob:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from cyclopts import App
 
@@ -19,6 +20,8 @@ def replay(
     mask: Path | None = None,
     seed: Whole | None = None,
     steps: Whole | None = None,
+    variations: Whole | None = None,
+    subseed_strength: float = 0.2,
     lora: Several = (),
     model: ModelOptions = ModelOptions(),
     result: ResultOptions = ResultOptions(),
@@ -38,6 +41,10 @@ def replay(
         Another seed than the file's.
     steps
         Other denoising steps than the file's.
+    variations
+        How many variations of the picture to draw: its noise goes some way towards that of other seeds.
+    subseed_strength
+        0 to 1, how far --variations go.
     lora
         File of a LoRA, or FILE:weight, in place of the file's; may be given several times.
     """
@@ -46,7 +53,13 @@ def replay(
     from reverie.jobs.replay import replay_job
 
     given = {"init": init, "mask": mask, "seed": seed, "steps": steps, "loras": lora or None}
-    changes = {name: value for name, value in given.items() if value is not None}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if variations is not None:
+        from reverie.requests.base import MAX_SEED, random_seed
+        from reverie.requests.pictures import Variation
+
+        other = min(random_seed(), MAX_SEED + 1 - variations)  # the last is to be a seed too
+        changes |= {"count": variations, "variation": Variation(seed=other, strength=subseed_strength)}
     options = finishing(model, result, files)
     job, notes = replay_job(file, changes, output=result.output, model=model.model, **options)
     for note in notes:

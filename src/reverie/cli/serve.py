@@ -57,6 +57,8 @@ class ServedOptions:
     """Folder of ControlNets; may be given several times."""
     folders: Paths = ()
     """Folder of pictures, sounds and films that requests may start from; may be given several times."""
+    styles: Path | None = None
+    """A1111's styles.csv, whose styles its clients may name."""
     index: Path | None = None
     """Folder of an index (`reverie index`) that the page searches with the bundled CLIP."""
     hub: Flag = False
@@ -183,6 +185,7 @@ def read_settings(
         tokens=access.token or tuple(filter(None, [os.environ.get("REVERIE_TOKEN")])),
         origins=access.allow_origin,
         hosts=access.allow_host,
+        styles=_styles(served.styles),
         index=None if served.index is None else _folders((served.index,))[0],
         hub=served.hub,
         workers=workers,
@@ -197,6 +200,14 @@ def read_settings(
         folders=_folders(served.folders),
     )
     return replace(settings, model=settings.model_for("text_to_image", model))
+
+
+def _styles(file: Path | None) -> Path | None:
+    from reverie.requests.templates import read_styles
+
+    if file is not None:
+        read_styles(file)  # what is wrong with it is said at once
+    return None if file is None else file.absolute()
 
 
 def _folders(given: tuple[Path, ...]) -> tuple[Path, ...]:

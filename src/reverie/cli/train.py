@@ -1,4 +1,4 @@
-"""`reverie train` and `reverie finetune`: run a recipe and show how it goes."""
+"""`reverie train`, `finetune` and `distill`: run a recipe and show how it goes."""
 
 from __future__ import annotations
 
@@ -63,6 +63,31 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
     prepare
         Make the latents alone.
     """
+    _learn_from_latents("finetune", recipe, out, resume, prepare)
+
+
+def distill(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, prepare: Flag = False) -> None:
+    """Distil a model by a recipe: a student, whole or a LoRA, learns to draw in one to four steps.
+
+    First the examples are turned into latents. Either can be stopped with Ctrl-C: the latents go on where they were,
+    and --resume goes on with the learning.
+
+    Parameters
+    ----------
+    recipe
+        A .toml file, such as recipes/turbo.toml.
+    out
+        Folder for latents, checkpoints, logs and samples; runs/NAME if not given.
+    resume
+        Go on with the run in that folder.
+    prepare
+        Make the latents alone.
+    """
+    _learn_from_latents("distill", recipe, out, resume, prepare)
+
+
+def _learn_from_latents(objective: str, recipe: Path, out: Path | None, resume: bool, prepare: bool) -> None:
+    """Make the latents of a recipe of an objective, then train."""
     from reverie.train import finetune
     from reverie.train.loop import check
     from reverie.train.recipe import folder_of
@@ -70,7 +95,7 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
     if not prepare:
         check(folder_of(recipe, out), resume)
     with resumable("the same command goes on with the latents"):
-        for _ in show_progress(finetune.prepare(recipe, out)):
+        for _ in show_progress(finetune.prepare(recipe, out, objective)):
             pass
     if prepare:
         say(str(folder_of(recipe, out)))

@@ -25,9 +25,14 @@ from reverie.models.autoencoder import (
     AutoencoderConfig,
     AutoencoderMidBlock,
     DiagonalGaussian,
+    ImageAutoencoder,
     TinyAutoencoder,
+    TinyBlock,
+    TinyConfig,
+    TinyDecoder,
+    TinyEncoder,
 )
-from reverie.models.layers import AsymmetricDownsample, ResidualBlock, Upsample
+from reverie.models.layers import AsymmetricDownsample, ResidualBlock
 
 STRIP = 64  # rows of a layer's output that are computed at once
 
@@ -39,8 +44,11 @@ Rows = Callable[[int, int], Tensor]
 """(top, bottom) -> these rows of what a convolution reads, [1, c, bottom - top, w]."""
 
 
-def decode_in_strips(autoencoder: Autoencoder, z: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 out h2 w2"]:
+def decode_in_strips(autoencoder: ImageAutoencoder, z: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 out h2 w2"]:
     """Decode unscaled latents as `autoencoder.decode` does, in strips."""
+    if isinstance(autoencoder, TinyAutoencoder):
+        return autoencoder.decode(z, _pass_tiny)
+    assert isinstance(autoencoder, Autoencoder)
     decoder = autoencoder.decoder
     x = _middle(decoder.mid_block, decoder.conv_in(autoencoder.post_quant_conv(z)))
     blocks: Iterable[Any] = decoder.up_blocks
@@ -48,12 +56,15 @@ def decode_in_strips(autoencoder: Autoencoder, z: Float[Tensor, "1 c h w"]) -> F
         for resnet in block.resnets:
             x = _residual(resnet, x)
         for upsample in block.upsamplers:
-            x = _upsample(upsample, x)
+            x = _upsample(upsample.conv, x)
     return _convolve(decoder.conv_out, _normalise(decoder.conv_norm_out, x), x.shape[2])
 
 
-def encode_in_strips(autoencoder: Autoencoder, images: Float[Tensor, "1 c h w"]) -> DiagonalGaussian:
+def encode_in_strips(autoencoder: ImageAutoencoder, images: Float[Tensor, "1 c h w"]) -> DiagonalGaussian:
     """Encode images in [-1, 1] as `autoencoder.encode` does, in strips."""
+    if isinstance(autoencoder, TinyAutoencoder):
+        return autoencoder.encode(images, _pass_tiny)
+    assert isinstance(autoencoder, Autoencoder)
     encoder = autoencoder.encoder
     x = _convolve(encoder.conv_in, _read_rows(images), images.shape[2])
     blocks: Iterable[Any] = encoder.down_blocks
@@ -88,17 +99,47 @@ def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
     return x
 
 
-def _upsample(upsample: Upsample, x: Tensor) -> Tensor:
+def _upsample(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """Double an image and convolve it."""
+
     def rows(top: int, bottom: int) -> Tensor:
         first = top // 2
         doubled = F.interpolate(x[:, :, first : (bottom + 1) // 2], scale_factor=2, mode="nearest")
         return doubled[:, :, top - 2 * first : bottom - 2 * first]
 
-    return _convolve(upsample.conv, rows, 2 * x.shape[2])
+    return _convolve(conv, rows, 2 * x.shape[2])
 
 
 def _downsample(downsample: AsymmetricDownsample, x: Tensor) -> Tensor:
     return _join_strips(_strips(downsample.conv, _read_rows(x), x.shape[2], (0, 1, 0, 1)), x.shape[2] // 2)
+
+
+def _pass_tiny(half: TinyEncoder | TinyDecoder, x: Tensor) -> Tensor:
+    """Pass the layers of a tiny autoencoder's half."""
+    doubled = False  # what is convolved next
+    for layer in half.layers:
+        height = x.shape[2]
+        if isinstance(layer, TinyBlock):
+            x = _tiny_block(layer, x)
+        elif isinstance(layer, nn.Conv2d) and doubled:
+            x = _upsample(layer, x)
+        elif isinstance(layer, nn.Conv2d):
+            x = _join_strips(_strips(layer, _read_rows(x), height, AROUND), height // layer.stride[0])
+        elif isinstance(layer, nn.ReLU):
+            x = x.relu_()
+        doubled = isinstance(layer, nn.Upsample)
+    return x
+
+
+def _tiny_block(block: TinyBlock, x: Tensor) -> Tensor:
+    """Pass a block of a tiny autoencoder; x is overwritten."""
+    convolutions: Any = block.conv[::2]
+    h = x
+    for conv in convolutions[:2]:
+        h = _convolve(conv, _read_rows(h), x.shape[2]).relu_()
+    for top, strip in _strips(convolutions[2], _read_rows(h), x.shape[2], AROUND):
+        x[:, :, top : top + strip.shape[2]] += strip
+    return x.relu_()
 
 
 def _read_rows(x: Tensor) -> Rows:
@@ -159,7 +200,7 @@ class ImageCodec:
     float16 overflows, as in the autoencoder that came with SDXL, the work is done again in float32.
     """
 
-    autoencoder: Autoencoder
+    autoencoder: ImageAutoencoder
     whole: int = WHOLE
 
     @property
@@ -187,7 +228,7 @@ class ImageCodec:
     def encode_tensor(self, images: Float[Tensor, "b 3 hf wf"]) -> Float[Tensor, "b c h w"]:
         """Encode images in [-1, 1] as `encode` does pictures; those that pass in slices, one by one."""
         large = images[0, 0].numel() > self.whole
-        run, parts = (encode_in_strips, images.split(1)) if large else (Autoencoder.encode, (images,))
+        run, parts = (encode_in_strips, images.split(1)) if large else (type(self.autoencoder).encode, (images,))
         latents = [self._finite(lambda model, part: run(model, part).mode(), part) for part in parts]
         return scale_latents(torch.cat(latents), self.autoencoder.config)
 
@@ -196,12 +237,11 @@ class ImageCodec:
 
         They pass the decoder one by one, so a picture does not depend on its batch, and memory does not grow with it.
         """
-        scale, mean = _moments(self.autoencoder.config, latents)
-        z = latents / scale + mean
-        run = decode_in_strips if z[0, 0].numel() * self.factor**2 > self.whole else Autoencoder.decode
+        z = unscale_latents(latents, self.autoencoder.config)
+        run = decode_in_strips if z[0, 0].numel() * self.factor**2 > self.whole else type(self.autoencoder).decode
         return torch.cat([self._finite(run, one) for one in z.split(1)]).clamp(-1, 1)
 
-    def _finite(self, run: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
+    def _finite(self, run: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
         """Run the autoencoder in its own dtype, and again in float32 where that overflows; float32."""
         model = self.autoencoder
         result: Tensor = model(lambda model, x: run(model, x.to(model.device, model.dtype)), x).float()
@@ -215,13 +255,21 @@ class ImageCodec:
         return to_pictures(self.decode(latents))
 
 
-def scale_latents(z: Float[Tensor, "b c h w"], config: AutoencoderConfig) -> Float[Tensor, "b c h w"]:
+def scale_latents(z: Float[Tensor, "b c h w"], config: AutoencoderConfig | TinyConfig) -> Float[Tensor, "b c h w"]:
     """Bring an autoencoder's latents to about unit variance, as a U-Net sees them."""
     scale, mean = _moments(config, z)
     return (z - mean) * scale
 
 
-def _moments(config: AutoencoderConfig, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+def unscale_latents(
+    latents: Float[Tensor, "b c h w"], config: AutoencoderConfig | TinyConfig
+) -> Float[Tensor, "b c h w"]:
+    """Undo `scale_latents`."""
+    scale, mean = _moments(config, latents)
+    return latents / scale + mean
+
+
+def _moments(config: AutoencoderConfig | TinyConfig, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """Return what latents are multiplied by, and their mean, which is taken off before (diffusers: SDXL's pipeline)."""
     if config.latents_mean is None or config.latents_std is None:
         return config.scaling_factor, 0.0

@@ -62,6 +62,21 @@ def apart(unconditional: Predict, conditional: Predict, weights: Sequence[float]
     return pair
 
 
+def beside_blind(predict: PredictPair, blind: Predict, scale: float) -> PredictPair:
+    """Lead by a picture that `predict` sees and `blind`, conditioned on nothing else, does not.
+
+    (scale - 1)(e(picture) - e(nothing)) is added to both predictions, so that mixing them linearly gives the two
+    guidances of Brooks et al. 2211.09800, eq. 3.
+    """
+
+    def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        unconditional, conditional = predict(x, level)
+        lead = (scale - 1) * (unconditional - blind(x, level))
+        return unconditional + lead, conditional + lead
+
+    return pair
+
+
 def _repeat(level: Any, count: int) -> Any:
     return torch.cat([level] * count) if isinstance(level, Tensor) and level.ndim else level
 
@@ -163,9 +178,9 @@ def hold_known(
 
 
 def concatenate_channels(network: Network, extra: Float[Tensor, "b e h w"]) -> Network:
-    """Give an inpainting network its further channels: the mask, and the latents of the picture without what it hides.
+    """Give a network its further channels: of inpainting the mask and the latents of the picture without what it hides.
 
-    `extra` is repeated over the rows, which are a multiple of its own.
+    One that edits a picture is given its latents. `extra` is repeated over the rows, which are a multiple of its own.
     """
 
     def predict(x: Float[Tensor, "rows c h w"], t: Float[Tensor, " rows"]) -> Float[Tensor, "rows c h w"]:

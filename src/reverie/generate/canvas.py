@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.codecs.image import ImageCodec, to_tensor
+from reverie.codecs.image import ImageCodec, to_tensor, unscale_latents
 from reverie.diffusion.noise import SOURCES, Noise, Source, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
@@ -73,6 +73,7 @@ def _overlap(whole: int, part: int) -> tuple[slice, slice]:
 
 REACH = 3  # times mask_blur: how far a Gaussian of that deviation is felt
 INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves
+EDITING_CHANNELS = 8  # of one that also takes the latents of the picture that it edits (InstructPix2Pix)
 Finish = Callable[[Image.Image], Image.Image]
 
 
@@ -81,7 +82,8 @@ class Canvas:
     """Hold what a drawing starts from; tensors are of one sample.
 
     `known` are the clean latents of the picture, `start` those that are noised to begin with: None begins with noise
-    alone. `mask` is 1 where latents are drawn, None draws all. `extra` are an inpainting U-Net's further channels.
+    alone. `mask` is 1 where latents are drawn, None draws all. `extra` are the further channels of a U-Net that
+    inpaints, and so holds what is known by itself, or that edits.
     `finish` makes the final picture of a drawn one.
     """
 
@@ -133,6 +135,8 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
     """Make the canvas of a request whose size is filled in."""
     size = (request.width or system.size, request.height or system.size)
     match request:
+        case Outpaint() if edits(system):
+            raise ReverieError(f"{system.name} edits pictures, and continues none; give another model")
         case Outpaint():
             picture = masks.extend(request.init.image(), request.left, request.right, request.top, request.bottom)
             picture = _resize(picture, size)
@@ -146,9 +150,10 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
             return _inpaint(system, codec, request, size)
         case ImageToImage():
             latents = codec.encode([_resize(request.init.image(), size)])
-            return Canvas(start=latents if request.strength < 1 else None, extra=blank_channels(system, codec, size))
+            extra = _to_edit(system, latents) if edits(system) else further_channels(system, codec, request)
+            return Canvas(start=latents if request.strength < 1 else None, extra=extra)
         case _:
-            return Canvas(extra=blank_channels(system, codec, size))
+            return Canvas(extra=further_channels(system, codec, request))
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,20 +210,40 @@ def _mask_canvas(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> C
     finish = partial(_compose, picture, paint.edge)
     start_or_noise = start if paint.strength < 1 else None
     if system.unet.config.in_channels != INPAINTING_CHANNELS:
-        return Canvas(start_or_noise, known, cells, None, paint.fill, finish)
+        seen = _to_edit(system, known) if edits(system) else None
+        return Canvas(start_or_noise, known, cells, seen, paint.fill, finish)
     images = to_tensor([picture]).to(opened.device)
     hidden = codec.encode_tensor(images.where(opened < 0.5, torch.zeros_like(images)))
-    return Canvas(start_or_noise, known, cells, torch.cat([cells, hidden], dim=1), paint.fill, finish)
+    return Canvas(start_or_noise, None, cells, torch.cat([cells, hidden], dim=1), paint.fill, finish)
 
 
-def blank_channels(
-    system: StableDiffusion, codec: ImageCodec, size: tuple[int, int]
+def edits(system: StableDiffusion) -> bool:
+    """Tell whether a model edits pictures: its U-Net sees one, and prompts say what to change (InstructPix2Pix)."""
+    return system.unet.config.in_channels == EDITING_CHANNELS
+
+
+def further_channels(
+    system: StableDiffusion, codec: ImageCodec, request: TextToImage
 ) -> Float[Tensor, "1 e h w"] | None:
-    """Tell an inpainting U-Net to draw all of a picture, of which it sees grey: so does AUTOMATIC1111."""
+    """Return what a U-Net takes beside the latents of a request without a mask; None where it takes nothing.
+
+    An inpainting one is told to draw all of a picture, of which it sees grey: so does AUTOMATIC1111. Raises
+    ReverieError where the model edits pictures and there is none.
+    """
+    size = (request.width or system.size, request.height or system.size)
+    if edits(system):
+        if not isinstance(request, ImageToImage):
+            raise ReverieError(f"{system.name} edits pictures, and the prompt says what to change; give one as init")
+        return _to_edit(system, codec.encode([_resize(request.init.image(), size)]))
     if system.unet.config.in_channels != INPAINTING_CHANNELS:
         return None
     hidden = codec.encode_tensor(torch.zeros(1, 3, size[1], size[0], device=system.device))
     return torch.cat([torch.ones_like(hidden[:, :1]), hidden], dim=1)
+
+
+def _to_edit(system: StableDiffusion, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
+    """Return the latents of a picture as a U-Net that edits sees them: CosXL Edit scaled, others not (diffusers)."""
+    return latents if system.schedule_config.is_edm else unscale_latents(latents, system.autoencoder.config)
 
 
 def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:

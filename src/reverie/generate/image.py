@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
@@ -24,7 +25,7 @@ from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
-from reverie.generate.canvas import Canvas, blank_channels, prepare, starting_noise
+from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
@@ -46,7 +47,8 @@ Enlarge = Callable[[Tensor], Tensor]
 class Pass:
     """Hold one run of the sampler: the request with the size and steps of this run, its levels and its prompts.
 
-    `bind` gives its network; `enlarge` makes the latents to start from of those of the pass before.
+    `bind` gives its network, and `blind` one that does not see the picture which is edited; `enlarge` makes the latents
+    to start from of those of the pass before.
     """
 
     request: TextToImage
@@ -54,6 +56,7 @@ class Pass:
     prompts: Prompts
     refined: Prompts | None
     bind: Bind
+    blind: Bind | None
     enlarge: Enlarge
 
     def __len__(self) -> int:
@@ -84,12 +87,12 @@ class PictureRun:
     def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"]) -> Denoise:
         """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
         request, rows = one.request, len(eps)
-        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind)
+        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind, one.blind)
         if self.refiner is not None and request.refiner is not None and one.refined is not None:
             refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
             denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
         mask, known = self.canvas.mask, self.canvas.known
-        if mask is None or known is None or self.canvas.extra is not None:
+        if mask is None or known is None:
             return denoise
         below = math.inf if self.canvas.start is not None else one.sigmas[0].item() * (1 - SAME)
         return hold_known(denoise, mask.expand(rows, -1, -1, -1), known.expand_as(eps), eps, below)
@@ -143,7 +146,7 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control:
 
 
 def _bind_extra(bind: Bind, extra: Tensor | None) -> Bind:
-    """Bind an inpainting U-Net with its further channels."""
+    """Bind a U-Net with its further channels."""
     if extra is None:
         return bind
 
@@ -171,7 +174,8 @@ def _passes(
         sigmas = noise_levels(system, request)[-steps_taken(request.steps, strength) - 1 :]
         prompts = encode(system, request, after)
         refined = encode(refiner, request, after) if refiner else None
-        return Pass(request, sigmas, prompts, refined, _bind_extra(bind, extra), enlarge)
+        blind = _bind_extra(bind, torch.zeros_like(extra)) if edits(system) and extra is not None else None
+        return Pass(request, sigmas, prompts, refined, _bind_extra(bind, extra), blind, enlarge)
 
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
     first = plan(request, strength, extra, None, lambda latents: latents)
@@ -186,7 +190,7 @@ def _passes(
         changes["strength"] = hires.strength  # the first pass's may leave none of so few steps
     larger = request.replace(**changes)
     enlarge = partial(UPSCALERS[hires.upscaler], codec, (width, height))
-    return first, plan(larger, hires.strength, blank_channels(system, codec, (width, height)), request.steps, enlarge)
+    return first, plan(larger, hires.strength, further_channels(system, codec, larger), request.steps, enlarge)
 
 
 def _larger_latents(
@@ -254,8 +258,18 @@ def stream(
     return in_turn(modify(system, request, refiner=refiner), draw)
 
 
+EDITING = {"strength": 1.0, "image_guidance": 1.5}  # what a model that edits pictures recommends (2211.09800)
+
+
 def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
-    """Fill in the sizes and guidance that are left to the model. Raises ReverieError for a size that does not fit."""
+    """Fill in what is left to the model: sizes, guidance and what it recommends.
+
+    Raises ReverieError for a size that does not fit, and where a model is to be led by a picture that edits none.
+    """
+    if not edits(system) and getattr(request, "image_guidance", None) is not None:
+        raise ReverieError(f"{system.name} edits no pictures, as InstructPix2Pix does; leave out image_guidance")
+    if edits(system):
+        request = request.with_recommended(EDITING)
     width, height = canvas.size_of(system, request)
     hires = request.hires
     if hires is not None:

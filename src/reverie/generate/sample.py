@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -15,6 +16,7 @@ from torch import Tensor
 from reverie.diffusion.denoiser import Denoise, Level, Network, denoiser
 from reverie.diffusion.guidance import (
     apart,
+    beside_blind,
     consistency,
     dynamic_thresholding,
     guide,
@@ -29,7 +31,7 @@ from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import Prompts
-from reverie.requests.pictures import TextToImage
+from reverie.requests.pictures import ImageToImage, TextToImage
 from reverie.system import Conditioning, StableDiffusion
 
 # Dynamic thresholding wants the range of clean data. Scaled latents have unit variance: 99.7 % lie within 3.
@@ -48,32 +50,36 @@ def guided_denoiser(
     sigmas: Sigmas,
     rows: int = 1,
     bind: Bind | None = None,
+    blind: Bind | None = None,
 ) -> Denoise:
     """Build denoise(x, sigma) for `rows` pictures, towards and away from what the prompts say at each noise level.
 
     `sigmas` are the levels that the sampler visits, which tell the steps. `bind` gives the network for a conditioning
     (`system.network` where None), whose rows are those of the negative prompt and of every part of the prompt, `rows`
-    for each; where the negative prompt is longer or shorter than the prompt, its rows are bound by themselves.
+    for each; where the negative prompt is longer or shorter than the prompt, its rows are bound by themselves. `blind`
+    gives the network that is not shown the picture which a request edits.
     """
 
     weights = [guide.weight for guide in prompts.positive]
 
     @cache
-    def stage(guidance: float, negative: Conditioning, *positive: Conditioning) -> Denoise:
+    def stage(guidance: float, lead: Lead | None, negative: Conditioning, *positive: Conditioning) -> Denoise:
         parts = (negative, positive, weights, rows, bind or system.network)
-        predict = _bind_guidance(guidance, request.guidance_rescale, *parts)
+        predict = _bind_guidance(guidance, request.guidance_rescale, lead, *parts)
         return _denoiser(system, request, predict)
 
-    def asking(guidance: float) -> Denoise:
+    def asking(guidance: float, lead: Lead | None = None) -> Denoise:
         def denoise(x: Float[Tensor, "b c h w"], sigma: Level) -> Float[Tensor, "b c h w"]:
             step = step_at(sigmas, sigma)
             said = prompts.negative.at(step), *(guide.at(step) for guide in prompts.positive)
-            return stage(guidance, *said)(x, sigma)
+            return stage(guidance, lead, *said)(x, sigma)
 
         return denoise
 
     start, end = (level_at(system.schedule, way) for way in request.guidance_interval)
-    return within(asking(request.scale), asking(1.0), start, end)
+    by_picture = request.image_guidance if isinstance(request, ImageToImage) else None
+    lead = None if blind is None or by_picture in (None, 1) else Lead(blind, by_picture)
+    return within(asking(request.scale, lead), asking(1.0), start, end)
 
 
 def level_at(schedule: Schedule, way: float) -> float:
@@ -91,9 +97,17 @@ def step_at(sigmas: Sigmas, sigma: Level) -> int:
     return max(0, int((sigmas[:-1].cpu() >= float(sigma) * (1 - NEAR)).sum()) - 1)
 
 
+class Lead(NamedTuple):
+    """Say how far the picture that a request edits leads, and what it leads away from: the network that sees none."""
+
+    blind: Bind
+    scale: float
+
+
 def _bind_guidance(
     guidance: float,
     rescale: float,
+    lead: Lead | None,
     negative: Conditioning,
     positive: Sequence[Conditioning],
     weights: Sequence[float],
@@ -106,12 +120,14 @@ def _bind_guidance(
     run once a step instead of twice.
     """
     nothing, something = _mark(negative.repeat(rows), 0.0), _mark(_batch(positive, rows), 1.0)
-    if something.guidance is not None or (guidance == 1 and tuple(weights) == (1.0,)):
+    if something.guidance is not None or (guidance == 1 and tuple(weights) == (1.0,) and lead is None):
         return bind(something)
     mix = linear_rescaled(guidance, rescale) if rescale else linear(guidance)
     if nothing.tokens.shape[1] == something.tokens.shape[1]:
-        return guide(together(bind(nothing.cat(something)), weights), mix)
-    return guide(apart(bind(nothing), bind(something), weights), mix)
+        pair = together(bind(nothing.cat(something)), weights)
+    else:
+        pair = apart(bind(nothing), bind(something), weights)
+    return guide(pair if lead is None else beside_blind(pair, lead.blind(nothing), lead.scale), mix)
 
 
 def _mark(conditioning: Conditioning, prompted: float) -> Conditioning:

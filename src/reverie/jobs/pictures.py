@@ -205,10 +205,13 @@ def settings_for(system: Pipeline, request: TextToImage, within: float) -> tuple
 
 
 def look(system: Pipeline, taesd: Path | None) -> Show:
-    """Choose how previews are decoded: by a TAESD where one is given, by colours alone where not."""
+    """Choose how previews are decoded: by a TAESD, where one is given or is the model's, else by colours alone."""
     from reverie.checkpoints.load import load_tiny
     from reverie.codecs.image import TinyPreview, fit_preview
+    from reverie.models.autoencoder import TinyAutoencoder
 
+    if taesd is None and isinstance(system.autoencoder, TinyAutoencoder):
+        return system.codec.pictures
     if taesd is None:
         if (fitted := _FITTED.get(system.autoencoder)) is None:
             fitted = _FITTED[system.autoencoder] = fit_preview(system.codec)

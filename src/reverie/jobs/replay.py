@@ -44,7 +44,7 @@ def replay_job(
     shared: dict[str, Any] = {"request": request, "model": model, "drawn_by": drawn_by}
     if isinstance(request, TextToImage):
         # only a grid carries a request for several pictures
-        grid = request.count > 1 or bool(finishing.get("grid"))
+        grid = (request.count > 1 and "count" not in changes) or bool(finishing.get("grid"))
         return PictureJob(output=output, **shared, **finishing | {"grid": grid}), notes
     shared |= {name: finishing[name] for name in ("metadata", "no_clobber") if name in finishing}
     if isinstance(request, Animation):

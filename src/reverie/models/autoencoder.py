@@ -6,9 +6,11 @@ parameters named as in diffusers' `AutoencoderKL`; madebyollin/taesd.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -165,11 +167,62 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
-class Autoencoder(nn.Module):
-    """Encode images to distributions of latents and decode latents to images.
+class ImageAutoencoder(nn.Module):
+    """What the image codec knows of an autoencoder: images in [-1, 1] to distributions of latents, latents to images.
 
     Latents are unscaled here: `config.scaling_factor` is applied by the image codec alone.
     """
+
+    config: AutoencoderConfig | TinyConfig
+    encoder: Any
+    decoder: Any
+
+    @property
+    def factor(self) -> int:
+        """Return how many pixels a latent spans in height and in width."""
+        raise NotImplementedError
+
+    def encode(self, images: Float[Tensor, "b c h w"]) -> DiagonalGaussian:
+        """Encode images in [-1, 1]; raise `ReverieError` where their size is not a multiple of `factor`."""
+        raise NotImplementedError
+
+    def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
+        """Decode latents to images, mostly within [-1, 1]; raise `ReverieError` for a wrong number of channels."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Return where the weights are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return what the weights are, and so what images and latents have to be."""
+        return next(self.parameters()).dtype
+
+    def forward(self, run: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
+        """Return run(self, x), called so that hooks see it: they bring weights that are kept elsewhere."""
+        return run(self, x)
+
+    def _check_images(self, images: Float[Tensor, "b c h w"]) -> None:
+        channels, height, width = images.shape[1:]
+        if channels != self.config.in_channels or height % self.factor or width % self.factor:
+            raise ReverieError(
+                f"cannot encode images of {channels} channels and {width}x{height} pixels; give "
+                f"{self.config.in_channels} channels, width and height multiples of {self.factor}"
+            )
+
+    def _check_latents(self, z: Float[Tensor, "b c h w"]) -> None:
+        if z.shape[1] != self.config.latent_channels:
+            raise ReverieError(f"cannot decode {z.shape[1]} latent channels; give {self.config.latent_channels}")
+
+
+class Autoencoder(ImageAutoencoder):
+    """Encode images to distributions of latents and decode latents to images: diffusers' AutoencoderKL."""
+
+    config: AutoencoderConfig
+    encoder: Encoder
+    decoder: Decoder
 
     def __init__(self, config: AutoencoderConfig):
         super().__init__()
@@ -185,35 +238,15 @@ class Autoencoder(nn.Module):
         """Return how many pixels a latent spans in height and in width: 8 with four levels, 16 with five."""
         return 2 ** (len(self.config.block_out_channels) - 1)
 
-    @property
-    def device(self) -> torch.device:
-        """Return where the weights are."""
-        return self.decoder.conv_out.weight.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Return what the weights are, and so what images and latents have to be."""
-        return self.decoder.conv_out.weight.dtype
-
-    def forward(self, run: Callable[[Autoencoder, Tensor], Tensor], x: Tensor) -> Tensor:
-        """Return run(self, x), called so that hooks see it: they bring weights that are kept elsewhere."""
-        return run(self, x)
-
     def encode(self, images: Float[Tensor, "b c h w"]) -> DiagonalGaussian:
         """Encode images in [-1, 1]; raise `ReverieError` where their size is not a multiple of `factor`."""
-        channels, height, width = images.shape[1:]
-        if channels != self.config.in_channels or height % self.factor or width % self.factor:
-            raise ReverieError(
-                f"cannot encode images of {channels} channels and {width}x{height} pixels; give "
-                f"{self.config.in_channels} channels, width and height multiples of {self.factor}"
-            )
+        self._check_images(images)
         mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         """Decode latents to images, mostly within [-1, 1]; raise `ReverieError` for a wrong number of channels."""
-        if z.shape[1] != self.config.latent_channels:
-            raise ReverieError(f"cannot decode {z.shape[1]} latent channels; give {self.config.latent_channels}")
+        self._check_latents(z)
         return self.decoder(self.post_quant_conv(z))
 
     def decoder_last_weight(self) -> Tensor:
@@ -232,11 +265,21 @@ BOUND = 3.0  # latents are softly kept within [-3, 3]
 
 @dataclass(frozen=True)
 class TinyConfig:
-    """Describe a tiny autoencoder: blocks of the encoder's stages, from the picture; the decoder's are reversed."""
+    """Describe a tiny autoencoder by the names of diffusers' config.json; the defaults are TAESD's for SD 1, 2 and XL.
 
+    Each half has one width throughout, and `num_*_blocks` of each of its stages, in the order they compute in. Latents
+    are those that a U-Net sees, so `scaling_factor` is 1.
+    """
+
+    in_channels: int = 3
     latent_channels: int = 4
-    channels: int = 64
-    blocks: tuple[int, ...] = (1, 3, 3, 3)
+    encoder_width: int = 64
+    decoder_width: int = 64
+    num_encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    num_decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    scaling_factor: float = 1.0
+    latents_mean: None = None
+    latents_std: None = None
 
 
 class TinyBlock(nn.Module):
@@ -252,41 +295,49 @@ class TinyBlock(nn.Module):
 
 
 class TinyEncoder(nn.Module):
-    """Map images in [-1, 1] to scaled latents."""
+    """Map images in [0, 1] to scaled latents."""
 
     def __init__(self, config: TinyConfig):
         super().__init__()
-        width = config.channels
+        width = config.encoder_width
         layers: list[nn.Module] = []
-        for stage, blocks in enumerate(config.blocks):
+        for stage, blocks in enumerate(config.num_encoder_blocks):
             first = nn.Conv2d(width, width, 3, stride=2, padding=1, bias=False)
-            layers.append(first if stage else nn.Conv2d(3, width, 3, padding=1))
+            layers.append(first if stage else nn.Conv2d(config.in_channels, width, 3, padding=1))
             layers += [TinyBlock(width) for _ in range(blocks)]
         self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.latent_channels, 3, padding=1))
 
     def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
-        return self.layers((x + 1) / 2)
+        return self.layers(x)
 
 
 class TinyDecoder(nn.Module):
-    """Map scaled latents to images, mostly within [-1, 1]."""
+    """Map scaled latents within [-BOUND, BOUND] to images, mostly within [0, 1]."""
 
     def __init__(self, config: TinyConfig):
         super().__init__()
-        width, last = config.channels, len(config.blocks) - 1
+        width, last = config.decoder_width, len(config.num_decoder_blocks) - 1
         layers: list[nn.Module] = [nn.Conv2d(config.latent_channels, width, 3, padding=1), nn.ReLU()]
-        for stage, blocks in enumerate(reversed(config.blocks)):
+        for stage, blocks in enumerate(config.num_decoder_blocks):
             layers += [TinyBlock(width) for _ in range(blocks)]
             if stage < last:
                 layers += [nn.Upsample(scale_factor=2), nn.Conv2d(width, width, 3, padding=1, bias=False)]
-        self.layers = nn.Sequential(*layers, nn.Conv2d(width, 3, 3, padding=1))
+        self.layers = nn.Sequential(*layers, nn.Conv2d(width, config.in_channels, 3, padding=1))
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        return self.layers(torch.tanh(z / BOUND) * BOUND) * 2 - 1
+        return self.layers(z)
 
 
-class TinyAutoencoder(nn.Module):
+RunHalf = Callable[[Any, Tensor], Tensor]
+"""(encoder or decoder, its input) -> its output."""
+
+
+class TinyAutoencoder(ImageAutoencoder):
     """Encode images to scaled latents and decode scaled latents; a file may hold either half alone."""
+
+    config: TinyConfig
+    encoder: TinyEncoder | None
+    decoder: TinyDecoder | None
 
     def __init__(self, config: TinyConfig = TinyConfig(), *, encoder: bool = True, decoder: bool = True):
         super().__init__()
@@ -297,21 +348,25 @@ class TinyAutoencoder(nn.Module):
     @property
     def factor(self) -> int:
         """Return how many pixels a latent spans in height and in width."""
-        return 2 ** (len(self.config.blocks) - 1)
+        return 2 ** (len(self.config.num_decoder_blocks) - 1)
 
-    def encode(self, images: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
-        """Encode images in [-1, 1]; raise ReverieError where there is no encoder or a side is no multiple."""
-        height, width = images.shape[2:]
+    def encode(self, images: Float[Tensor, "b 3 h w"], run: RunHalf = nn.Module.__call__) -> DiagonalGaussian:
+        """Encode images in [-1, 1], by another way to `run` the encoder where one is given; there is no spread.
+
+        Raises ReverieError where there is no encoder or the images do not fit.
+        """
         if self.encoder is None:
             raise ReverieError("this TAESD has only a decoder; give taesd_encoder, or diffusers' file, which has both")
-        if height % self.factor or width % self.factor:
-            raise ReverieError(f"cannot encode images of {width}x{height} pixels; give multiples of {self.factor}")
-        return self.encoder(images)
+        self._check_images(images)
+        latents = run(self.encoder, (images + 1) / 2)
+        return DiagonalGaussian(latents, torch.full_like(latents, -math.inf))
 
-    def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """Decode scaled latents; raise ReverieError where there is no decoder or the channels are not its own."""
+    def decode(self, z: Float[Tensor, "b c h w"], run: RunHalf = nn.Module.__call__) -> Float[Tensor, "b 3 h2 w2"]:
+        """Decode scaled latents, by another way to `run` the decoder where one is given.
+
+        Raises ReverieError where there is no decoder or the channels are not its own.
+        """
         if self.decoder is None:
             raise ReverieError("this TAESD has only an encoder; give taesd_decoder, or diffusers' file, which has both")
-        if z.shape[1] != self.config.latent_channels:
-            raise ReverieError(f"cannot decode {z.shape[1]} latent channels; give {self.config.latent_channels}")
-        return self.decoder(z)
+        self._check_latents(z)
+        return run(self.decoder, torch.tanh(z / BOUND) * BOUND) * 2 - 1

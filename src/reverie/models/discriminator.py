@@ -1,9 +1,11 @@
-"""PatchGAN discriminator for the autoencoder's adversarial loss: one logit a patch."""
+"""Discriminators: PatchGAN for the autoencoder's adversarial loss, one logit a patch; heads on a frozen network."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -45,6 +47,36 @@ class PatchGAN(nn.Module):
     def forward(self, images: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 1 p q"]:
         """Return the patch logits of images in [-1, 1]; 256 pixels give 30 x 30 logits with three layers."""
         return self.main(images)
+
+
+class FeatureDiscriminator(nn.Module):
+    """Give each place of another network's features one logit, high for real ones: a small head a feature map.
+
+    It starts by saying 0 of everything, so that what it judges is not misled before it has learned. Source: the heads
+    on a frozen teacher of Sauer et al. 2403.12015, section 3; in place of theirs, the convolutions of a PatchGAN.
+    """
+
+    def __init__(self, channels: Sequence[int], width: int) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(_head(inputs, width) for inputs in channels)
+
+    def forward(self, features: Sequence[Float[Tensor, "b _c _h _w"]]) -> Float[Tensor, "b logits"]:
+        """Return the logits of all heads, one behind another."""
+        return torch.cat([head(x).flatten(1) for head, x in zip(self.heads, features, strict=True)], dim=1)
+
+
+def _head(inputs: int, width: int) -> nn.Sequential:
+    last = nn.Conv2d(width, 1, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)  # type: ignore[arg-type]
+    return nn.Sequential(
+        nn.GroupNorm(1, inputs),
+        nn.Conv2d(inputs, width, 3, padding=1),
+        _activation(),
+        nn.Conv2d(width, width, 3, padding=1),
+        _activation(),
+        last,
+    )
 
 
 def _activation() -> nn.LeakyReLU:

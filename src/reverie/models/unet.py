@@ -281,6 +281,15 @@ class DownPath(nn.Module):
             *skips, middle = (output + added for output, added in zip([*skips, middle], residuals, strict=True))
         return skips, middle
 
+    def features(
+        self, x: Float[Tensor, "b c h w"], t: Num[Tensor, " b"], context: Float[Tensor, "b l d"]
+    ) -> list[Float[Tensor, "b _c _h _w"]]:
+        """Return what each level on the way down gives, the last after the middle: by which latents can be judged."""
+        emb, found = self._embed(t, None, None), [self.conv_in(x)]
+        for block in self.down_blocks:
+            found.append(block(found[-1], emb, context)[-1])
+        return [*found[1:-1], found[-1] if self.mid_block is None else self.mid_block(found[-1], emb, context)]
+
     def _check(self, x: Tensor, context: Tensor) -> None:
         if x.shape[1] != self.config.in_channels:
             raise ReverieError(f"U-Net input has {x.shape[1]} channels; this model takes {self.config.in_channels}")

@@ -122,6 +122,7 @@ class ImageToImageOptions(TextToImageOptions, total=False):
     """The fields of `ImageToImage` but init."""
 
     strength: float
+    image_guidance: float | None
 
 
 class InpaintOptions(ImageToImageOptions, total=False):

@@ -44,7 +44,7 @@ UPSCALER_NAMES: dict[Upscaler, str] = {
     "latent-nearest-exact": "Latent (nearest-exact)",
     "lanczos": "Lanczos",
 }
-Preprocessor = Literal["none", "canny", "lineart", "blurred"]
+Preprocessor = Literal["none", "canny", "lineart", "blurred", "scribble", "softedge"]
 
 
 class Variation(Frozen):
@@ -240,13 +240,20 @@ class ImageToImage(TextToImage):
     """Ask for a picture to be drawn anew: noised as far as `strength` says, and denoised towards the prompt.
 
     Of the `steps` the last int(steps * strength) are taken, as in diffusers; 1 forgets the picture. `width` and
-    `height` are the picture's where None, rounded to whole latents; transparent parts are laid on white.
+    `height` are the picture's where None, rounded to whole latents; transparent parts are laid on white. A model that
+    edits pictures sees it whatever the strength, 1 if left open, and `image_guidance` says how far to keep to it.
     """
 
     kind: ClassVar[str] = "image_to_image"
 
     init: Picture = Field(description="picture to draw anew; its transparent parts are painted and the rest stays")
     strength: Strength = Field(default=0.75, description="0 to 1, how far to go from the picture; 1 forgets it")
+    image_guidance: float | None = Field(
+        default=None,
+        ge=0,
+        le=100,
+        description="how far a model that edits pictures (InstructPix2Pix) keeps to the picture; 1.5 if not given",
+    )
 
     if TYPE_CHECKING:
 

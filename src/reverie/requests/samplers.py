@@ -165,7 +165,7 @@ class FewSteps:
         return {name: getattr(self, name) for name in names if getattr(self, name) is not None}
 
 
-LATENT_CONSISTENCY = FewSteps("LCM", "lcm-(?:dreamshaper-v7|sdxl|ssd-1b)", "lcm", "lcm", 4, guidance=8)
+LATENT_CONSISTENCY = FewSteps("LCM", "lcm-(?:dreamshaper-v7|sdxl|ssd-1b)", "lcm", "lcm", 4, guidance=8.0)
 FEW_STEPS = (
     FewSteps("LCM-LoRA", "lcm-lora|lcm-(?:sd15|sdxl)-lora", "lcm", "lcm", 4),
     LATENT_CONSISTENCY,
@@ -173,15 +173,15 @@ FEW_STEPS = (
     FewSteps("SDXL-Turbo", "sd-?xl-turbo", "euler_ancestral"),
     FewSteps("SDXL-Lightning in one step", "sdxl-lightning-1step(?:-unet)?-x0", "euler", prediction="x0"),
     FewSteps("SDXL-Lightning", r"sdxl-lightning-(\d)step", "euler"),
-    FewSteps("Hyper-SD in one step", "hyper-sd(?:15|xl)-1step-lora", "tcd", "tcd", eta=1),
-    FewSteps("Hyper-SDXL's U-Net", "hyper-sdxl-1step-unet", "lcm", timesteps=(800,)),
-    FewSteps("Hyper-SD with guidance", r"hyper-sd(?:15|xl)-(\d+)steps?-cfg-lora", "ddim", guidance=5),
+    FewSteps("Hyper-SD in one step", "hyper-sd(?:15|xl)-1step-lora", "tcd", "tcd", eta=1.0),
+    FewSteps("Hyper-SDXL's U-Net", "hyper-sdxl-1step-unet", "lcm", timesteps=(800.0,)),
+    FewSteps("Hyper-SD with guidance", r"hyper-sd(?:15|xl)-(\d+)steps?-cfg-lora", "ddim", guidance=5.0),
     FewSteps("Hyper-SD", r"hyper-sd(?:15|xl)-(\d+)steps?-lora", "ddim"),
     FewSteps("TCD", "tcd-sd(?:15|21-base|xl)-lora", "tcd", "tcd", 4, eta=0.3),
-    FewSteps("DMD2 in one step", "dmd2-sdxl-1step", "lcm", timesteps=(399,)),
+    FewSteps("DMD2 in one step", "dmd2-sdxl-1step", "lcm", timesteps=(399.0,)),
     FewSteps("DMD2", r"dmd2-sdxl-(\d)step", "lcm"),  # of 4 steps the trailing timesteps are 999, 749, 499, 249
-    FewSteps("PCM", r"pcm-sd(?:15|xl)-smallcfg-(\d+)step", "tcd", "tcd", eta=0),
-    FewSteps("PCM with guidance", r"pcm-sd(?:15|xl)-normalcfg-(\d+)step", "tcd", "tcd", eta=0, guidance=7.5),
+    FewSteps("PCM", r"pcm-sd(?:15|xl)-smallcfg-(\d+)step", "tcd", "tcd", eta=0.0),
+    FewSteps("PCM with guidance", r"pcm-sd(?:15|xl)-normalcfg-(\d+)step", "tcd", "tcd", eta=0.0, guidance=7.5),
     FewSteps("PCM like LCM", "pcm-sd(?:15|xl)-lcmlike-lora", "lcm", "lcm", 4),
     FewSteps("SDXS", "sdxs-512", "euler"),
 )

@@ -1,4 +1,4 @@
-"""Templates of prompts: `{a|b}` and `__animals__` stand for one of several texts, drawn anew by each picture's seed.
+"""Templates of prompts, and styles: `{a|b}` and `__animals__` stand for one of several texts, by each picture's seed.
 
 The syntax is that of A1111's extension "dynamic prompts" (adieyal/sd-dynamic-prompts) and its library, whose random
 generator this is to the draw: a seed gives the prompt that it gives there (but where several are taken of options
@@ -17,6 +17,7 @@ What is drawn may be a template itself. A weight of the prompt's own, `(a:1.2)`,
 
 from __future__ import annotations
 
+import csv
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from fnmatch import fnmatch
 from functools import cache, lru_cache
 from pathlib import Path
 from random import Random
+from typing import NamedTuple
 
 from reverie.errors import ReverieError
 from reverie.files import reason_of
@@ -294,3 +296,40 @@ def _draw_prompt(request: TextToImage, wildcards: Wildcards) -> TextToImage:
         template=request.prompt if prompt != request.prompt else "",
         negative_template=request.negative if negative != request.negative else "",
     )
+
+
+class Style(NamedTuple):
+    """Words that go with a prompt and a negative prompt: around it where they say `{prompt}`, else behind it."""
+
+    name: str
+    prompt: str
+    negative: str
+
+
+def read_styles(file: Path) -> dict[str, Style]:
+    """Read A1111's styles.csv by name: columns name, prompt (in old files text) and negative_prompt.
+
+    Raises ReverieError for a file that cannot be read, or has no such columns.
+    """
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as rows:
+            read = list(csv.DictReader(rows))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ReverieError(f"cannot read '{file}': {reason_of(error)}", field="styles") from error
+    if any("name" not in row or not row.keys() & {"prompt", "text"} for row in read):
+        raise ReverieError(f"'{file}' holds no styles; its first line is name,prompt,negative_prompt", field="styles")
+    styles = [
+        Style(row["name"], row.get("prompt") or row.get("text") or "", row.get("negative_prompt") or "") for row in read
+    ]
+    return {style.name: style for style in styles if style.name}
+
+
+def add_style(style: Style, prompt: str, negative: str) -> tuple[str, str]:
+    """Return prompts with a style, as A1111 merges them (modules/styles.py, merge_prompts)."""
+    return _merge(style.prompt, prompt), _merge(style.negative, negative)
+
+
+def _merge(words: str, prompt: str) -> str:
+    if "{prompt}" in words:
+        return words.replace("{prompt}", prompt)
+    return ", ".join(filter(None, (prompt.strip(), words.strip())))

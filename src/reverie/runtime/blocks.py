@@ -8,6 +8,7 @@ is called as it stands in the plain class.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from itertools import product
 from typing import Any
 
@@ -18,10 +19,12 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from reverie.models import clip, layers
+from reverie.models.autoencoder import TinyBlock, TinyDecoder, TinyEncoder
 from reverie.models.layers import ResidualBlock, Upsample
 from reverie.runtime import kernels
+from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
-from reverie.runtime.kernels import Packed, let_go, trim
+from reverie.runtime.kernels import Packed, trim
 from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, pack_together, project, version
 
 CORNERS = tuple(product((0, 1), repeat=2))
@@ -64,9 +67,12 @@ class FastUpsample(Upsample):
         weight = self.conv.weight
         state = version(weight), size[2:]
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
-            kept = [kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE) for corner in CORNERS]
+
+            def pack() -> list[Packed]:
+                return [kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE) for corner in CORNERS]
+
+            kept = keep([weight], f"corners for {size}", pack)
             self.corners = weight, state, kept
-            let_go(weight)
         return self.corners[2]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -249,6 +255,135 @@ class FastClipLayer(clip.Layer):
         return mlp.fc2(mlp.activation(mlp.fc1(self.layer_norm2(x))), add=x)
 
 
+class FastTinyBlock(TinyBlock):
+    """Take the ReLUs along with the convolutions, and the input with the third."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        if computes_plainly(*self.conv):
+            return super().forward(x)
+        first, _, second, _, third = self.conv
+        return third(second(first(x, relu=True), relu=True), add=x, relu=True)
+
+
+class FastTinyEncoder(TinyEncoder):
+    """Make one convolution of the layers before the first block, where the image is halved without any activation."""
+
+    composed: tuple[Any, Composed] | None = None  # as of which weights
+
+    def forward(self, x: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b c h2 w2"]:
+        head, blocks = split_encoder(self)
+        if computes_plainly(*head) or len(head) < 2 or min(x.shape[2:]) < 3 * scale_of(head):
+            return super().forward(x)
+        cells = F.pixel_unshuffle(x, scale_of(head))
+        self.composed = _renew(self.composed, head, lambda: compose_head(head, cells.shape[1]))
+        return blocks(convolve(cells, self.composed[1]))
+
+
+class FastTinyDecoder(TinyDecoder):
+    """Make one convolution of the layers after the last block, where the image is doubled without any activation."""
+
+    composed: tuple[Any, Composed] | None = None  # as of which weights
+
+    def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        blocks, tail = split_decoder(self)
+        x = blocks(z)
+        if computes_plainly(*tail) or len(tail) == 1 or min(x.shape[2:]) < 3:
+            return tail(x)
+        self.composed = _renew(self.composed, tail, lambda: compose_tail(tail, x.shape[1]))
+        return F.pixel_shuffle(convolve(x, self.composed[1]), scale_of(tail))
+
+
+Composed = tuple[Float[Tensor, "3 3 out in 3 3"], Float[Tensor, "out 3 3"]]
+"""Kernels and biases of a convolution that has others at the image's edges: by row and column, first, inner, last."""
+
+
+def draw_composed(decoder: TinyDecoder, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+    """Compute as `decoder` does, its last layers composed anew; differentiable. Latents are at least 3x3."""
+    blocks, tail = split_decoder(decoder)
+    x = blocks(z)
+    return F.pixel_shuffle(convolve(x, compose_tail(tail, x.shape[1])), scale_of(tail))
+
+
+def split_encoder(encoder: TinyEncoder) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return the layers before the first block, and the others."""
+    first = next((n for n, layer in enumerate(encoder.layers) if isinstance(layer, TinyBlock)), 0)
+    return _cut(encoder.layers, first)
+
+
+def split_decoder(decoder: TinyDecoder) -> tuple[nn.Sequential, nn.Sequential]:
+    """Return the layers up to the last block, and those after it."""
+    last = max((n for n, layer in enumerate(decoder.layers) if isinstance(layer, TinyBlock)), default=1)
+    return _cut(decoder.layers, last + 1)
+
+
+def _cut(layers: nn.Sequential, at: int) -> tuple[nn.Sequential, nn.Sequential]:
+    return nn.Sequential(*list(layers)[:at]), nn.Sequential(*list(layers)[at:])
+
+
+def scale_of(layers: nn.Sequential) -> int:
+    """Return how many pixels of one side of a run of layers are one of the other, in height and in width."""
+    halvings = sum(isinstance(layer, nn.Conv2d) and layer.stride == (2, 2) for layer in layers)
+    return 2 ** (halvings + sum(isinstance(layer, nn.Upsample) for layer in layers))
+
+
+def compose_head(head: nn.Sequential, channels: int) -> Composed:
+    """Compose convolutions that halve into one, of the image's pixels taken together."""
+    return _compose(lambda x: head(F.pixel_shuffle(x, scale_of(head))), _blank(head, channels))
+
+
+def compose_tail(tail: nn.Sequential, channels: int) -> Composed:
+    """Compose doublings and convolutions into one, which makes all pixels of a place at once."""
+    return _compose(lambda x: F.pixel_unshuffle(tail(x), scale_of(tail)), _blank(tail, channels))
+
+
+def _blank(run: nn.Sequential, channels: int) -> Float[Tensor, "1 in 3 3"]:
+    return next(run.parameters()).new_zeros(1, channels, 3, 3)
+
+
+def _renew(
+    composed: tuple[Any, Composed] | None, run: nn.Sequential, compose: Callable[[], Composed]
+) -> tuple[Any, Composed]:
+    """Return what was composed, with the weights that it is of: anew where they are others or were written to."""
+    weights = [(weight, version(weight)) for weight in run.parameters()]
+    if composed is None or any(
+        a is not b or then != now for (a, then), (b, now) in zip(composed[0], weights, strict=True)
+    ):
+        return weights, compose()
+    return composed
+
+
+def _compose(run: Callable[[Tensor], Tensor], nothing: Float[Tensor, "1 in 3 3"]) -> Composed:
+    """Compose layers without activations in between, by what each pixel of an image of 3x3 alone makes of each.
+
+    They reach one pixel far. Near the edge, where layers in between are padded by zeros too, other kernels come out.
+    """
+    biases, impulses = run(nothing), torch.eye(nothing.numel(), dtype=nothing.dtype, device=nothing.device)
+    responses = run(impulses.view(-1, *nothing.shape[1:])) - biases
+    return responses.unflatten(0, nothing.shape[1:]).permute(4, 5, 3, 0, 1, 2), biases[0]
+
+
+def convolve(x: Float[Tensor, "b c h w"], composed: Composed) -> Float[Tensor, "b out h w"]:
+    """Convolve an image of at least 3x3 pixels by the kernels of their places."""
+    kernels, biases = composed
+    rows = [
+        [
+            F.conv2d(x[:, :, rows, columns], kernels[i, j, :, :, above, left], biases[:, i, j])
+            for j, (columns, left) in enumerate(_places(x.shape[3]))
+        ]
+        for i, (rows, above) in enumerate(_places(x.shape[2]))
+    ]
+    return torch.cat([torch.cat(row, dim=3) for row in rows], dim=2)
+
+
+def _places(side: int) -> tuple[tuple[slice, slice], ...]:
+    """Return what the first, the inner and the last pixels of a side see of the image, and with what of a kernel."""
+    return (
+        (slice(0, 2), slice(0, 2)),
+        (slice(0, side), slice(0, 3)),
+        (slice(side - 2, side), slice(1, 3)),
+    )
+
+
 # By the plain class: the fast one, and which of its parts have to be fast themselves.
 BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     ResidualBlock: (FastResidualBlock, ("conv1", "conv2")),
@@ -261,4 +396,7 @@ BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     layers.SpatialTransformer: (FastSpatialTransformer, ("proj_out",)),
     clip.CLIPAttention: (FastClipAttention, ("q_proj", "k_proj", "v_proj", "out_proj")),
     clip.Layer: (FastClipLayer, ("self_attn", "mlp.fc2")),
+    TinyBlock: (FastTinyBlock, ("conv.0", "conv.2", "conv.4")),
+    TinyEncoder: (FastTinyEncoder, ()),
+    TinyDecoder: (FastTinyDecoder, ()),
 }

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from reverie.errors import ReverieError
 from reverie.files import reason_of
-from reverie.models.autoencoder import Decoder
+from reverie.models.autoencoder import Decoder, TinyDecoder
 from reverie.models.unet import UNet
 from reverie.runtime.changes import is_hooked
 
@@ -57,7 +57,15 @@ class CompiledDecoder(Compiled, Decoder):
     """Decode by compiled kernels."""
 
 
-CLASSES: dict[type[nn.Module], type[Compiled]] = {UNet: CompiledUNet, Decoder: CompiledDecoder}
+class CompiledTinyDecoder(Compiled, TinyDecoder):
+    """Decode by compiled kernels."""
+
+
+CLASSES: dict[type[nn.Module], type[Compiled]] = {
+    UNet: CompiledUNet,
+    Decoder: CompiledDecoder,
+    TinyDecoder: CompiledTinyDecoder,
+}
 
 
 def compile_network(network: nn.Module, backend: str | Callable[..., Any] = "inductor") -> None:

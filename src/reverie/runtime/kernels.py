@@ -1,8 +1,9 @@
 """oneDNN kernels for packed weights (the operators that torch's compiler emits), and release of mapped pages.
 
 A packed weight is an opaque tensor. It lies as the processor's kernel wants it, so that no call rearranges it anew, and
-gives the very same values back. The operators have no gradients and take float32 on the CPU, and bfloat16 where the
-processor computes in it.
+gives the very same values back. Its memory and oneDNN's description of how it is ordered make the same tensor in
+another process. The operators have no gradients and take float32 on the CPU, and bfloat16 where the processor computes
+in it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,9 @@ Packed = NewType("Packed", Tensor)
 """A weight as oneDNN orders it."""
 
 OPERATORS = ("_convolution_pointwise", "_linear_pointwise", "_reorder_linear_weight")
+CAPSULE = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(
+    ("PyCapsule_New", ctypes.pythonapi)
+)
 NOTHING: list[float] = []  # the scalars of a fused operation that has none
 
 
@@ -33,7 +37,7 @@ def available() -> bool:
     try:
         weight, image = torch.ones(16, 16, 1, 1), torch.ones(1, 16, 1, 1)
         kernel = pack_conv2d(weight, image.shape, (1, 1), (0, 0), (1, 1))
-        convolved = conv2d(image, kernel, None, (1, 1), (0, 0), (1, 1), add=image)
+        convolved = conv2d(image, kernel, None, (1, 1), (0, 0), (1, 1), add=image, relu=True)
         product = linear(image.flatten(1), pack_linear(weight.flatten(1)), None, gelu=True)
         return bool(convolved.eq(17).all()) and bool((product - 16).abs().max() < 1e-3)
     except (RuntimeError, NotImplementedError, AttributeError, TypeError):
@@ -84,6 +88,50 @@ def unpack(packed: Packed) -> Tensor:
     return packed.to_dense()
 
 
+def memory(packed: Packed) -> tuple[memoryview, bytes]:
+    """Return the memory of a packed weight, which must outlive the view, and oneDNN's description of its order."""
+    size, address = torch.ops.mkldnn._nbytes(packed), torch.ops.mkldnn.data_ptr(packed)
+    description = bytes(torch.ops.mkldnn._get_mkldnn_serialized_md(packed).tolist())
+    return memoryview((ctypes.c_ubyte * size).from_address(address)), description
+
+
+def from_memory(held: memoryview, shape: Sequence[int], dtype: torch.dtype, description: bytes) -> Packed:
+    """Return the packed weight that `memory` took apart, over the memory given, which it keeps.
+
+    Raises RuntimeError where the description is none. See `mappable`.
+    """
+    shim, tensor, rank = _shim(), ctypes.c_void_p(), len(shape)
+    start, sizes = ctypes.c_void_p(ctypes.addressof(ctypes.c_ubyte.from_buffer(held))), (ctypes.c_int64 * rank)(*shape)
+    kind = getattr(shim, f"aoti_torch_dtype_{str(dtype).removeprefix('torch.')}")()
+    laid_out = (ctypes.c_int64(rank), sizes, sizes, ctypes.c_int64(0), kind)  # strides are not looked at
+    where = (shim.aoti_torch_device_type_cpu(), 0, ctypes.byref(tensor), shim.aoti_torch_layout__mkldnn())
+    order = (description, ctypes.c_int64(len(description)))
+    if shim.aoti_torch_create_tensor_from_blob_v2(start, *laid_out, *where, *order):
+        raise RuntimeError("oneDNN does not know this order of a packed weight")
+    packed = torch._C._aoti.alloc_tensor_by_stealing_from_void_ptr(CAPSULE(tensor, None, None))
+    packed.held = held  # type: ignore[attr-defined]  # lives as long as the tensor does
+    return Packed(packed)
+
+
+@cache
+def mappable() -> bool:
+    """Tell whether this build of torch makes packed weights over memory that is there, by making one."""
+    try:
+        weight = torch.arange(256, dtype=torch.float32).view(16, 16)
+        held, description = memory(packed := pack_linear(weight))
+        again = from_memory(memoryview(bytearray(held)), packed.shape, packed.dtype, description)
+        return torch.equal(unpack(again), weight)
+    except (RuntimeError, AttributeError, TypeError, OSError, StopIteration):
+        return False
+
+
+@cache
+def _shim() -> ctypes.CDLL:
+    """Return torch's library with its C interface for compiled models (torch/csrc/inductor/aoti_torch/c/shim.h)."""
+    folder = Path(torch.__file__).parent / "lib"
+    return ctypes.CDLL(str(next(file for file in folder.iterdir() if file.stem in ("libtorch_cpu", "torch_cpu"))))
+
+
 def conv2d(
     x: Float[Tensor, "b c h w"],
     weight: Packed,
@@ -92,15 +140,16 @@ def conv2d(
     padding: tuple[int, ...],
     dilation: tuple[int, ...],
     add: Float[Tensor, "b out h2 w2"] | None = None,
+    relu: bool = False,
 ) -> Float[Tensor, "b out h2 w2"]:
-    """Convolve with a weight of `pack_conv2d`, and add `add` in the same pass.
+    """Convolve with a weight of `pack_conv2d`, and in the same pass add `add` and then take the ReLU.
 
     `stride`, `padding` and `dilation` are those that it was packed with. Channels-last gives channels-last.
     """
-    shape = (list(padding), list(stride), list(dilation), 1)
+    shape, convolve = (list(padding), list(stride), list(dilation), 1), torch.ops.mkldnn._convolution_pointwise
     if add is None:
-        return torch.ops.mkldnn._convolution_pointwise.default(x, weight, bias, *shape, "none", NOTHING, "")
-    return torch.ops.mkldnn._convolution_pointwise.binary(x, add, weight, bias, *shape, "add", 1.0, None, NOTHING, None)
+        return convolve.default(x, weight, bias, *shape, "relu" if relu else "none", NOTHING, "")
+    return convolve.binary(x, add, weight, bias, *shape, "add", 1.0, "relu" if relu else None, NOTHING, None)
 
 
 def linear(

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.runtime import kernels, winograd
+from reverie.runtime.cache import keep
 from reverie.runtime.kernels import let_go, native, unpack
 
 Pack = Callable[[Tensor], Any]
@@ -67,6 +68,10 @@ class PackedLayer(nn.Module):
     def rows(self) -> int:
         """Return how many outputs the layer has."""
         raise NotImplementedError
+
+    def form(self) -> str:
+        """Say how the weight is packed, besides its values."""
+        return type(self).__name__
 
     def plain(self) -> nn.Parameter | None:
         """Return the plain weight, which the layer then holds until it packs again."""
@@ -130,14 +135,17 @@ def pack_together(layers: Sequence[PackedLayer], parts: int = 1) -> PackedStore:
         for layer in layers:
             layer.release()
         weights = [layer.weight for layer in layers]
-        weight = torch.cat([own.detach() for own in weights]) if len(weights) > 1 else weights[0].detach()
-        pack = layers[0].pack
-        store = PackedStore(layers, [pack(part) for part in weight.chunk(parts)], [own.shape for own in weights])
+        packed = keep(weights, f"{layers[0].form()} in {parts}", lambda: _pack_rows(layers[0].pack, weights, parts))
+        store = PackedStore(layers, packed, [own.shape for own in weights])
         for layer, own in zip(layers, weights, strict=True):
             layer.trainable, layer.store = own.requires_grad, store
             layer._parameters["weight"] = None
-            let_go(own)
     return store
+
+
+def _pack_rows(pack: Pack, weights: Sequence[Tensor], parts: int) -> list[Any]:
+    weight = torch.cat([own.detach() for own in weights]) if len(weights) > 1 else weights[0].detach()
+    return [pack(part) for part in weight.chunk(parts)]
 
 
 LAST = torch.channels_last
@@ -164,28 +172,34 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         assert not isinstance(self.padding, str)
         return kernels.pack_conv2d(weight, self.seen, self.stride, self.padding, self.dilation)
 
+    def form(self) -> str:
+        """Say for which size."""
+        return f"conv2d {self.seen} {self.stride} {self.padding} {self.dilation}"
+
     @property
     def rows(self) -> int:
         """Return the number of output channels."""
         return self.out_channels
 
     def forward(
-        self, x: Float[Tensor, "b c h w"], add: Float[Tensor, "b out #h2 #w2"] | None = None
+        self, x: Float[Tensor, "b c h w"], add: Float[Tensor, "b out #h2 #w2"] | None = None, relu: bool = False
     ) -> Float[Tensor, "b out h2 w2"]:
-        """Return the convolution of x plus `add`, which may be one pixel for all."""
+        """Return the convolution of x plus `add`, which may be one pixel for all, or the ReLU of it."""
         if not self.computes(x):
             y = nn.Conv2d.forward(self, x)
-            return y if add is None else y + add
+            y = y if add is None else y + add
+            return torch.relu(y) if relu else y
         x = x.contiguous(memory_format=LAST)
         if (tiling := self._tiling(x)) is not None:
-            return winograd.conv2d(x, self._transform(tiling), self.bias, add)
+            y = winograd.conv2d(x, self._transform(tiling), self.bias, add)
+            return torch.relu_(y) if relu else y
         self.__dict__.pop("tiled", None)
         if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
             self.release()
             self.seen = x.shape
         (weight,) = pack_together([self]).parts
         assert not isinstance(self.padding, str)
-        return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add)
+        return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add, relu)
 
     def _tiling(self, x: Float[Tensor, "b c h w"]) -> winograd.Tiling | None:
         """Choose a tiling for Winograd's way; None where the direct way is the quicker."""
@@ -202,11 +216,18 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             of, then, kernel = self.tiled
             if of is weight and then == now and kernel.tiling is tiling:
                 return kernel
-        self.tiled, kernel = None, winograd.transform_kernel(weight, tiling)
-        let_go(weight)
-        if tiling.kept:
-            kernel = winograd.pack_kernel(kernel)
-            self.tiled = weight, now, kernel
+        self.tiled = None
+        if not tiling.kept:
+            kernel = winograd.transform_kernel(weight, tiling)
+            let_go(weight)
+            return kernel
+
+        def transform() -> winograd.Matrices:
+            return winograd.pack_kernel(winograd.transform_kernel(weight, tiling)).parts[0][-1]
+
+        matrices = keep([weight], f"tiles of {tiling.made}", transform)
+        kernel = winograd.Transformed(tiling, [(0, self.out_channels, matrices)])
+        self.tiled = weight, now, kernel
         return kernel
 
     def __getstate__(self) -> dict[str, Any]:

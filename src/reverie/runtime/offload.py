@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError, choose
-from reverie.models.autoencoder import Autoencoder
+from reverie.models.autoencoder import ImageAutoencoder
 from reverie.models.clip import Layer, TextEmbeddings
 from reverie.models.layers import Downsample, ResidualBlock, TransformerBlock, Upsample
 
@@ -93,7 +93,9 @@ class Offloader:
             self._take(network)
 
     def _take(self, network: nn.Module) -> None:
-        whole = isinstance(network, Autoencoder)  # its slices compute with the weights of layers that are not called
+        whole = isinstance(
+            network, ImageAutoencoder
+        )  # its slices compute with the weights of layers that are not called
         blocks = [network] if whole else [module for module in network.modules() if isinstance(module, BLOCKS)]
         waiting = {parameter for block in blocks for parameter in block.parameters()}
         for parameter in network.parameters():

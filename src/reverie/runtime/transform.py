@@ -20,6 +20,7 @@ from torch import nn
 
 from reverie.runtime import kernels
 from reverie.runtime.blocks import BLOCKS
+from reverie.runtime.cache import remember
 from reverie.runtime.kernels import let_go
 from reverie.runtime.layers import NARROW, EdgeConv2d, PackedConv2d, PackedLayer, PackedLinear, PackedPointwise
 
@@ -40,10 +41,11 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
 KEPT = ("store", "trainable", "contexts", "corners", "seen", "tiled")  # what fast classes keep in their instances
 
 
-def pack(network: M) -> M:
+def pack(network: M, folder: Path | None = None) -> M:
     """Let a network compute fast on the CPU, in place, and return it; where nothing of it can, leave it as it was.
 
-    Nothing is computed yet: each layer packs its weight when it first computes.
+    Nothing is computed yet: each layer packs its weight when it first computes, or finds it packed in `folder`, where
+    an earlier process kept it; what is not there is kept for later ones.
     """
     if not kernels.available():
         return network
@@ -60,6 +62,8 @@ def pack(network: M) -> M:
             block, needed = BLOCKS[type(module)]
             if all(_takes_more(module.get_submodule(name)) for name in needed):
                 module.__class__ = block
+    if folder is not None:
+        remember(network, folder)
     return network
 
 

@@ -247,7 +247,7 @@ def describe_model(place: Path) -> Json:
     size = side * 2 ** (len(widths) - 1) if makes == "pictures" and isinstance(side, int) and widths else None
     family = few_steps(place.stem)
     own = found["recommended"] or ({} if family is None else family.fields())
-    recommended = {name: own.get(name) for name in ("steps", "guidance", "sampler")}
+    recommended = {name: own.get(name) for name in ("steps", "guidance", "sampler", "schedule")}
     return {"makes": makes, "size": size} | recommended
 
 

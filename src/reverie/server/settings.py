@@ -56,6 +56,7 @@ class Settings:
     embeddings: tuple[Path, ...] = ()
     controlnets: tuple[Path, ...] = ()
     folders: tuple[Path, ...] = ()
+    styles: Path | None = None
     index: Path | None = None
     hub: bool = False
     device: str = "auto"
@@ -137,7 +138,7 @@ class Settings:
     def _model_paths(self) -> Iterator[Path]:
         for folders in (self.models, self.loras, self.embeddings, self.controlnets, self.folders):
             yield from folders
-        yield from filter(None, [self.index])
+        yield from filter(None, [self.index, self.styles])
         yield from BUNDLED.values()
 
 

@@ -25,8 +25,9 @@ from reverie.codecs.image import to_pictures
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import crop_at
 from reverie.data.loader import Batches
+from reverie.errors import ReverieError
 from reverie.media.pictures import grid
-from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
+from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAutoencoder
 from reverie.models.discriminator import PatchGAN, PatchGANConfig
 from reverie.models.lpips import FeatureDistance
 from reverie.sound.spectrogram import SpectrogramParams
@@ -165,6 +166,13 @@ class AutoencoderObjective:
         return as_images(torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).to(self.averaged.device))
 
 
+def require_kl(autoencoder: ImageAutoencoder) -> Autoencoder:
+    """Return an AutoencoderKL as it is. Raises ReverieError for a tiny one, which learns by its own objective."""
+    if not isinstance(autoencoder, Autoencoder):
+        raise ReverieError("a tiny autoencoder (TAESD) was given; give an AutoencoderKL, or use the objective tiny")
+    return autoencoder
+
+
 @torch.no_grad()
 def initialise_(autoencoder: Autoencoder) -> None:
     """Start a small autoencoder so that it learns in few steps.
@@ -211,7 +219,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> AutoencoderObjectiv
     data, loss = section(sections, "data", DataSettings), section(sections, "loss", LossSettings)
     torch.manual_seed(seed)
     if loss.initial:
-        autoencoder = load_autoencoder(Path(loss.initial), device=torch.device("cpu"), dtype=torch.float32)
+        autoencoder = require_kl(load_autoencoder(Path(loss.initial)))
     else:
         autoencoder = Autoencoder(section(sections, "model", AutoencoderConfig))
         initialise_(autoencoder)

@@ -11,7 +11,7 @@ normalised ImageNet features (as LPIPS, Zhang et al. 2018, with EfficientNet-Lit
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,9 +33,9 @@ from reverie.data.loader import Batches
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
 from reverie.errors import choose
 from reverie.media.pictures import grid
-from reverie.models.autoencoder import Autoencoder
+from reverie.models.autoencoder import Autoencoder, ImageAutoencoder
 from reverie.models.lpips import FeatureDistance
-from reverie.train.autoencoder import as_images
+from reverie.train.autoencoder import as_images, require_kl
 from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.finetune import SceneSettings
 from reverie.train.imagenet import perceptual_features
@@ -52,34 +52,41 @@ DECODER = ("decoder.", "post_quant_conv.")
 
 
 @dataclass(frozen=True)
-class EnlargeSettings:
+class DecoderSettings:
     """Choose the model whose latents are drawn, and how the decoder learns."""
 
-    base: str  # a whole model; its autoencoder is enlarged, its U-Net predicts
-    width: NonNegativeInt = 16  # channels of the new level; 0 adds none, and trains the decoder alone
+    base: str  # a whole model; its autoencoder gives the latents, its U-Net predicts them
     crop: PositiveInt = 10  # side of the squares that are learned from, in latents
     batch: PositiveInt = 4
     predicted: Share = 0.75  # of the latents are one-step predictions, at timesteps from `first` to `last`
     first: int = 20
     last: int = 800
     perceptual: NonNegativeFloat = 0.25
+    perceptual_start: NonNegativeInt = 0  # the step from which it counts
 
 
-class EnlargeObjective:
-    """Train the decoder of an enlarged autoencoder, and the stem of its encoder."""
+@dataclass(frozen=True)
+class EnlargeSettings(DecoderSettings):
+    """Choose the level that is added, too."""
+
+    width: NonNegativeInt = 16  # channels of the new level; 0 adds none, and trains the decoder alone
+
+
+class DecoderObjective:
+    """Train a decoder to draw scenes from their latents; `learning` names the prefixes of each group's parameters."""
 
     def __init__(
         self,
-        autoencoder: Autoencoder,
-        small: Autoencoder | None,
+        autoencoder: ImageAutoencoder,
+        learning: Mapping[str, tuple[str, ...]],
         scenes: Scenes,
-        latents: Tensor,
-        settings: EnlargeSettings,
+        latents: Float[Tensor, "n 2 c h w"],
+        settings: DecoderSettings,
         seed: int,
     ) -> None:
         autoencoder.requires_grad_(False)
         self.averaged = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.small, self.scenes, self.latents = small, scenes, latents
+        self.learning, self.scenes, self.latents = learning, scenes, latents
         self.networks = nn.ModuleDict({"autoencoder": autoencoder})
         self.settings, self.seed = settings, seed
         self.distance = FeatureDistance(perceptual_features())
@@ -88,43 +95,51 @@ class EnlargeObjective:
             for parameter in parameters:
                 parameter.requires_grad_(True)
 
-    def _item(self, index: int) -> tuple[Tensor, np.ndarray]:
-        """Return a square of latents, predicted or clean, and the square of the scene that they stand for."""
+    def _item(self, index: int) -> tuple[Tensor, Tensor, np.ndarray]:
+        """Return a square of latents, predicted or clean, the clean one, and the square of the scene behind them."""
         rng = np.random.default_rng((self.seed, index))
         number, clean = int(rng.integers(len(self.latents))), int(rng.random() >= self.settings.predicted)
         crop, factor = self.settings.crop, self.averaged.factor
         y, x = (int(v) for v in rng.integers(self.latents.shape[-1] - crop + 1, size=2))
         picture = self.scenes.picture(number)
         part = picture[factor * y : factor * (y + crop), factor * x : factor * (x + crop)]
-        z = self.latents[number, clean, :, y : y + crop, x : x + crop].float()
-        return z / self.averaged.config.scaling_factor, np.ascontiguousarray(part.transpose(2, 0, 1))
+        z = self.latents[number, :, :, y : y + crop, x : x + crop].float() / self.averaged.config.scaling_factor
+        return z[clean], z[1], np.ascontiguousarray(part.transpose(2, 0, 1))
 
     def move(self, device: torch.device) -> None:
         """Put the networks onto a device."""
         self.networks.to(device)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return the decoder's parameters, and those of the encoder's stem where it is new."""
+        """Return the parameters that learn: the decoder's, and what of the encoder does."""
         named = list(self.averaged.named_parameters())
-        learning = {"decoder": DECODER} | ({"stem": STEM} if self.small else {})
         return {
             group: [parameter for name, parameter in named if name.startswith(prefixes)]
-            for group, prefixes in learning.items()
+            for group, prefixes in self.learning.items()
         }
 
     def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-        """Yield the decoder's loss, then the stem's: how far it is from what the small encoder makes of the half."""
-        z, pixels = self.batches(step)
+        """Yield the decoder's loss, then the encoder's where it learns."""
+        z, clean, pixels = self.batches(step)
         images = as_images(pixels)
-        decoded = self.averaged.decode(z)
-        l1, perceptual = (decoded - images).abs().mean(), self.distance(decoded, images).mean()
-        metrics = {"l1": l1.item(), "perceptual": perceptual.item()}
-        yield "decoder", l1 + self.settings.perceptual * perceptual, metrics
-        if self.small is None:
-            return
-        target = self.small.encoder.conv_in(F.avg_pool2d(images, SCALE))
-        loss = (stem(self.averaged, images) - target).square().mean() / target.var()
-        yield "stem", loss, {"stem": loss.item()}
+        decoded = self.decode(z)
+        loss = (decoded - images).abs().mean()
+        metrics = {"l1": loss.item()}
+        if step >= self.settings.perceptual_start:
+            perceptual = self.distance(decoded, images).mean()
+            loss, metrics["perceptual"] = loss + self.settings.perceptual * perceptual, perceptual.item()
+        yield "decoder", loss, metrics
+        yield from self.encoder_losses(images, clean)
+
+    def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
+        """Decode latents, to learn from."""
+        return self.averaged.decode(z)
+
+    def encoder_losses(
+        self, images: Float[Tensor, "b 3 h w"], clean: Float[Tensor, "b c h2 w2"]
+    ) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield the loss of what learns of the encoder, from images and the latents that they have."""
+        yield from ()
 
     def after_step(self) -> None:
         """Leave the parameters as they are."""
@@ -140,20 +155,60 @@ class EnlargeObjective:
 
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
-        """Return the PSNR of held-out scenes, in dB, and how far a new stem's latents are from those of the half."""
+        """Return the PSNR of held-out scenes, in dB."""
+        images = self.held_out_images()
+        decoded = self.averaged.decode(self.averaged.encode(images).mode())
+        error = (decoded.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
+        return {"held_out_psnr": (-10 * error.log10()).mean().item()}
+
+    def held_out_images(self) -> Float[Tensor, "b 3 h w"]:
+        """Draw scenes that are not learned from."""
         held_out = replace(self.scenes, seed=HELD_OUT_SEED)
-        images = torch.stack([_image(held_out, index) for index in range(SHOWN)])
-        z = self.averaged.encode(images).mode()
-        error = (self.averaged.decode(z).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
-        measured = {"held_out_psnr": (-10 * error.log10()).mean().item()}
-        if self.small is None:
-            return measured
-        small = self.small.encode(F.avg_pool2d(images, SCALE)).mode()
-        return measured | {"latent_error": ((z - small).square().mean() / small.var()).item()}
+        return torch.stack([_image(held_out, index) for index in range(SHOWN)])
 
     def export(self, folder: Path) -> None:
-        """Save the enlarged autoencoder."""
+        """Save the autoencoder."""
         save_autoencoder(self.averaged, folder)
+
+
+class EnlargeObjective(DecoderObjective):
+    """Train the decoder of an enlarged autoencoder, and the stem of its encoder where `small` says what to give."""
+
+    averaged: Autoencoder
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        small: Autoencoder | None,
+        scenes: Scenes,
+        latents: Float[Tensor, "n 2 c h w"],
+        settings: DecoderSettings,
+        seed: int,
+    ) -> None:
+        learning = {"decoder": DECODER} | ({"stem": STEM} if small else {})
+        super().__init__(autoencoder, learning, scenes, latents, settings, seed)
+        self.small = small
+
+    def encoder_losses(
+        self, images: Float[Tensor, "b 3 h w"], clean: Float[Tensor, "b c h2 w2"]
+    ) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield how far the stem is from what the small encoder makes of the half."""
+        if self.small is None:
+            return
+        target = self.small.encoder.conv_in(F.avg_pool2d(images, SCALE))
+        loss = (stem(self.averaged, images) - target).square().mean() / target.var()
+        yield "stem", loss, {"stem": loss.item()}
+
+    @torch.no_grad()
+    def measures(self) -> dict[str, float]:
+        """Return the PSNR of held-out scenes, in dB, and how far a new stem's latents are from those of the half."""
+        measured = super().measures()
+        if self.small is None:
+            return measured
+        images = self.held_out_images()
+        small = self.small.encode(F.avg_pool2d(images, SCALE)).mode()
+        error = (self.averaged.encode(images).mode() - small).square().mean() / small.var()
+        return measured | {"latent_error": error.item()}
 
 
 def enlarge_decoder(small: Autoencoder, width: int) -> Autoencoder:
@@ -204,7 +259,7 @@ def stem(autoencoder: Autoencoder, images: Float[Tensor, "b 3 h w"]) -> Float[Te
 
 @torch.no_grad()
 def predictions(
-    base: Components, scenes: Scenes, latents: Tensor, settings: EnlargeSettings, seed: int, path: Path
+    base: Components, scenes: Scenes, latents: Tensor, settings: DecoderSettings, seed: int, path: Path
 ) -> Float[Tensor, "n 2 c h w"]:
     """Return for each of the latents its one-step prediction from a noised state, and itself; kept at `path`."""
     unet = base.unet.eval()
@@ -234,7 +289,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> EnlargeObjective:
     """Build the objective from a recipe's tables [enlarge] and [scenes]."""
     settings, scenes = section(sections, "enlarge", EnlargeSettings), section(sections, "scenes", SceneSettings)
     base = Components(**vars(system.load(settings.base, device="cpu", dtype="float32", fast=False)))
-    small = base.autoencoder.requires_grad_(False)
+    small = require_kl(base.autoencoder).requires_grad_(False)
     shown = scenes.open(scenes.seed or seed, base.unet.config.sample_size * small.factor)
     torch.manual_seed(seed)
     latents = latent_pool(small, shown, out / LATENTS)

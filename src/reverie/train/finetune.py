@@ -147,16 +147,13 @@ class LoRAFinetuning(Finetuning):
 
     def export(self, folder: Path) -> None:
         """Write the LoRA, named after the run, for `--lora FILE`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        lora.save(self.networks.values(), folder / f"{folder.resolve().parent.name}.safetensors")
+        lora.export(self.networks.values(), folder)
 
 
 def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     """Build the objective from a recipe's tables."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
-    prior, products = section(sections, "prior", PriorSettings), section(sections, "lora", lora.LoRASettings)
-    if "lora" in sections and not products.rank:
-        raise ReverieError("rank = 0 in [lora] makes no LoRA; give a rank such as 16, or leave [lora] out")
+    prior, products = section(sections, "prior", PriorSettings), lora.settings_of(sections)
     loss = section(sections, "loss", FinetuneLossSettings)
     base, rows = load_base(sections), {}
     for name, examples in open_examples(sections, base, seed).items():
@@ -180,10 +177,13 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     return objective
 
 
-def prepare(path: Path, out: Path | None = None) -> Iterator[Progress]:
-    """Make the latents that a recipe's run learns from; yield how far it is."""
+def prepare(path: Path, out: Path | None = None, objective: str = "finetune") -> Iterator[Progress]:
+    """Make the latents that the run of a recipe for fine-tuning, or for distillation, learns from; yield how far it is.
+
+    Raises ReverieError where the recipe has another objective.
+    """
     sections = read(path)
-    if sections["objective"] != "finetune":
+    if sections["objective"] != objective:
         raise ReverieError(f"the recipe {path} is for `reverie train`: its objective is {sections['objective']!r}")
     settings, data = section(sections, "run", RunSettings), section(sections, "data", FinetuneDataSettings)
     base, folder = load_base(sections), folder_of(path, out)

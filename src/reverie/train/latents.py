@@ -20,7 +20,7 @@ from torch import Tensor
 from reverie.codecs.image import scale_latents
 from reverie.data.loader import Batches, shuffled_index
 from reverie.files import PART, lock, unwritable
-from reverie.models.autoencoder import Autoencoder
+from reverie.models.autoencoder import ImageAutoencoder
 from reverie.progress import Progress
 from reverie.train.autoencoder import as_images
 from reverie.train.examples import Examples
@@ -31,7 +31,7 @@ ENCODER = ("encoder.", "quant_conv.")
 LATENTS = "latents.safetensors"  # in the folder of a run
 
 
-def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int = 0) -> Iterator[Progress]:
+def fill(autoencoder: ImageAutoencoder, examples: Examples, path: Path, workers: int = 0) -> Iterator[Progress]:
     """Write the scaled latents of all examples, as the autoencoder encodes them, to `path`, in half precision.
 
     It yields how far it is; `workers` processes prepare the examples, 0 is this one.
@@ -60,7 +60,9 @@ def fill(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int 
     part.unlink()
 
 
-def latent_pool(autoencoder: Autoencoder, examples: Examples, path: Path, workers: int = 0) -> Float[Tensor, "n c h w"]:
+def latent_pool(
+    autoencoder: ImageAutoencoder, examples: Examples, path: Path, workers: int = 0
+) -> Float[Tensor, "n c h w"]:
     """Return the scaled latents of all examples, in half precision, from the file at `path`; see `fill`."""
     for _ in fill(autoencoder, examples, path, workers):
         pass
@@ -93,13 +95,13 @@ class Stream:
 
 
 @torch.no_grad()
-def _encode(autoencoder: Autoencoder, pixels: Tensor | list[np.ndarray]) -> Tensor:
+def _encode(autoencoder: ImageAutoencoder, pixels: Tensor | list[np.ndarray]) -> Tensor:
     stacked = torch.from_numpy(np.stack(pixels)) if isinstance(pixels, list) else pixels
     images = as_images(stacked.permute(0, 3, 1, 2).to(autoencoder.device))
     return scale_latents(autoencoder.encode(images).mode(), autoencoder.config).half().cpu()
 
 
-def _identity(autoencoder: Autoencoder, examples: Examples) -> str:
+def _identity(autoencoder: ImageAutoencoder, examples: Examples) -> str:
     digest = hashlib.sha256(json.dumps(asdict(autoencoder.config)).encode())
     for name, value in sorted(autoencoder.state_dict().items()):
         if name.startswith(ENCODER):

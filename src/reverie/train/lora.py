@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -19,6 +20,7 @@ from torch.nn.utils import parametrize
 from reverie.adapters.deltas import weight_delta
 from reverie.checkpoints.save import write_tensors
 from reverie.errors import ReverieError
+from reverie.train.recipe import section
 
 # Attention's projections, in the U-Net's names (diffusers) and in the text encoder's (transformers).
 PREFIXES = {"unet": "lora_unet_", "text": "lora_te_"}  # kohya's
@@ -37,6 +39,14 @@ class LoRASettings:
         """Raise ReverieError for numbers that no LoRA can have."""
         if self.rank < 0 or self.alpha < 0:
             raise ReverieError(f"rank = {self.rank}, alpha = {self.alpha} in [lora] of the recipe; give 0 or more")
+
+
+def settings_of(sections: dict[str, Any]) -> LoRASettings:
+    """Read a recipe's [lora]; its rank is 0 where there is none. Raises ReverieError where it makes no LoRA."""
+    settings = section(sections, "lora", LoRASettings)
+    if "lora" in sections and not settings.rank:
+        raise ReverieError("rank = 0 in [lora] makes no LoRA; give a rank such as 16, or leave [lora] out")
+    return settings
 
 
 class LowRank(nn.Module):
@@ -71,6 +81,12 @@ def install(network: nn.Module, settings: LoRASettings, kind: str) -> nn.ModuleD
     if not added:
         raise ReverieError(f"no layer's name ends in {', '.join(settings.layers)}; choose other layers in [lora]")
     return added
+
+
+def export(networks: Iterable[nn.Module], folder: Path) -> None:
+    """Write the products of a run into its folder, named after the run, for `--lora FILE`. Raises ReverieError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save(networks, folder / f"{folder.resolve().parent.name}.safetensors")
 
 
 def save(networks: Iterable[nn.Module], file: Path) -> None:

@@ -25,7 +25,7 @@ from reverie.checkpoints.load import load_autoencoder
 from reverie.corpora.concepts import Concept, concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import Autoencoder
+from reverie.models.autoencoder import ImageAutoencoder
 from reverie.train.autoencoder import as_images
 from reverie.train.classifier import ClassifierSettings, degrade, in_half, in_single
 from reverie.train.imagenet import WIDTH, EfficientNetLite0
@@ -159,7 +159,7 @@ def pool_features(
 
 
 def _show(
-    things: tuple[Concept, ...], settings: ProbeSettings, seed: int, start: int, autoencoder: Autoencoder | None
+    things: tuple[Concept, ...], settings: ProbeSettings, seed: int, start: int, autoencoder: ImageAutoencoder | None
 ) -> Float[Tensor, "b 3 h w"]:
     """Draw a batch of scenes as drawn pictures might look: sent through the autoencoder, blurred or noised."""
     indices = range(start, min(start + AT_ONCE, settings.pool))

@@ -26,10 +26,14 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "classifier": ("reverie.train.classifier", ("classifier",)),
     "clip": ("reverie.train.clip", ("text", "vision", "contrast", "data", "evaluation")),
     "diffusion": ("reverie.train.diffusion", ("unet", "data", "diffusion")),
-    "distill": ("reverie.train.distill", ("model", "data", "scenes", "spectrogram", "distill")),
+    "distill": (
+        "reverie.train.distill",
+        ("model", "data", "scenes", "spectrogram", "lora", "distill", "adversary"),
+    ),
     "enlarge": ("reverie.train.enlarge", ("enlarge", "scenes")),
     "listener": ("reverie.train.listener", ("listener",)),
     "probe": ("reverie.train.probe", ("probe",)),
+    "tiny": ("reverie.train.tiny", ("tiny", "model", "scenes")),
     "finetune": ("reverie.train.finetune", ("model", "data", "scenes", "spectrogram", "text", "lora", "prior", "loss")),
 }
 TOGETHER = ("clip",)  # objectives that share a batch among the processes of torchrun

@@ -16,11 +16,13 @@ const STARTERS = {
 const [LEAST, MOST] = [64, 2048]; // pixels of a side
 const HELD = ["prompt", "negative", "sampler", "schedule", "steps", "guidance", "seed", "width", "height", "count", "hires", "init", "mask", "strength"];
 const [OF_INPAINT, OF_OUTPAINT] = [["mask_blur", "only_masked", "padding", "fill"], ["left", "right", "top", "bottom"]];
+const RECOMMENDED = ["steps", "sampler", "schedule"]; // by models; their guidance is taken where the form says none
 const LIVE_STEPS = 4;
 const NEAR = 0.2; // of the way to another seed: a variation
 
 let sheet, live, carried;
 let models = [];
+let defaults = {}; // of samplers, schedules and steps, where a model recommends none
 let mostSteps = 150;
 let shown = null; // {job, file, seed, at} of the picture that is seen
 const ask = () => $("#ask");
@@ -139,10 +141,12 @@ function resize() {
   if (Math.min(width, height) >= LEAST && Math.max(width, height) <= MOST) sheet.resize(width, height);
 }
 
+/** Return the settings that a model recommends. */
+const recommended = (model) => Object.fromEntries(RECOMMENDED.filter((name) => model?.[name]).map((name) => [name, model[name]]));
+
 /** Take the settings that the model recommends, and its size. */
 function suit() {
-  const { steps, sampler } = drawing() ?? {};
-  fill(ask(), { ...(steps && { steps }), ...(sampler && { sampler }) });
+  fill(ask(), { ...defaults, ...recommended(drawing()) });
   resize();
 }
 
@@ -282,7 +286,7 @@ function quickest() {
 function liveRequest() {
   const [model, { request }] = [quickest(), onForm()];
   const steps = Math.min(model?.steps ?? LIVE_STEPS, LIVE_STEPS);
-  return { model: model?.name ?? null, ...onSheet({ ...request, steps, ...(model?.sampler && { sampler: model.sampler }) }) };
+  return { model: model?.name ?? null, ...onSheet({ ...request, ...recommended(model), steps }) };
 }
 
 function showLive({ image, seconds }) {
@@ -296,13 +300,12 @@ function showLive({ image, seconds }) {
 async function loadNames() {
   try {
     const asking = ["api/samplers", "api/info", "api/adapters"].map(get);
-    const [{ samplers, schedules, defaults }, known, { loras }] = await Promise.all(asking);
-    models = known.models;
+    const [{ samplers, schedules, defaults: own }, known, { loras }] = await Promise.all(asking);
+    [models, defaults] = [known.models, own];
     mostSteps = known.limits.steps;
     const option = ({ name, label }) => make("option", { value: name, textContent: label });
     ask().elements.sampler.replaceChildren(...samplers.map(option));
     ask().elements.schedule.replaceChildren(...schedules.map(option));
-    fill(ask(), defaults);
     suit();
     offerLoras(loras, ask().elements.prompt);
   } catch (error) {

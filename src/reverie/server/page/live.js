@@ -1,4 +1,4 @@
-/** Drawing while one sketches: never more than one drawing in flight, always the newest canvas. */
+/** Drawing while one sketches: never more than one drawing in flight, always the newest canvas, and each but once. */
 
 import { openSocket } from "./api.js";
 import { t } from "./i18n.js";
@@ -8,6 +8,7 @@ export class Live {
   #wanted = false; // something newer than what is in flight
   #flying = false;
   #number = 0;
+  #last = ""; // what was asked for last
 
   /** `request()` gives the kind and the request the moment it is sent; `show(event)` and `complain(text)` hear the answers. */
   constructor(request, show, complain) {
@@ -17,6 +18,7 @@ export class Live {
   open() {
     const socket = (this.#socket = openSocket("api/live"));
     this.#flying = true; // until it is open
+    this.#last = "";
     socket.onopen = () => this.#next();
     socket.onmessage = ({ data }) => this.#hear(JSON.parse(data));
     socket.onclose = () => {
@@ -46,7 +48,10 @@ export class Live {
   #hear(event) {
     if (event.type === "progress") return;
     if (event.type === "picture") this.show(event);
-    else this.complain(event.message ?? t("unreachable"));
+    else {
+      this.#last = ""; // to be asked for again
+      this.complain(event.message ?? t("unreachable"));
+    }
     this.#next();
   }
 
@@ -54,7 +59,12 @@ export class Live {
     this.#flying = this.#wanted && this.#socket?.readyState === WebSocket.OPEN;
     if (!this.#flying) return;
     this.#wanted = false;
+    const asked = this.request();
+    const text = JSON.stringify(asked);
+    this.#flying = text !== this.#last;
+    if (!this.#flying) return;
+    this.#last = text;
     this.#number += 1;
-    this.#socket.send(JSON.stringify({ number: this.#number, ...this.request() }));
+    this.#socket.send(JSON.stringify({ number: this.#number, ...asked }));
   }
 }

@@ -3,7 +3,7 @@
 import { run } from "./api.js";
 import { $, choose, dataUrl, fields, fill, make, toast } from "./dom.js";
 import { language, t } from "./i18n.js";
-import { Player, coloured, decode, wav } from "./player.js";
+import { Player, coloured, decode, recordBy, wav } from "./player.js";
 import { Carried } from "./settings.js";
 
 const TUNES = {
@@ -34,7 +34,8 @@ export function open() {
     if (seedSound) return forget();
     for (const file of await choose("audio/*")) begin(file, file.name);
   };
-  $("#record").onclick = record;
+  recordBy($("#record"), microphone, (sound) => begin(sound, t("record")));
+  recordBy($("#keep"), async () => player.listen(), offer);
   document.addEventListener("language", suggest);
   suggest();
 }
@@ -149,32 +150,21 @@ function forget() {
   $("#sound-strength").hidden = true;
 }
 
-let recorder = null;
-
-async function record() {
-  if (recorder) return recorder.stop();
-  let stream;
+/** Ask for the microphone; resolves to its stream, or to null where it is refused. */
+async function microphone() {
   try {
-    stream = await navigator.mediaDevices.getUserMedia({ audio: true });
+    return await navigator.mediaDevices.getUserMedia({ audio: true });
   } catch {
     return toast(t("noMicrophone"));
   }
-  const pieces = [];
-  recorder = new MediaRecorder(stream);
-  recorder.ondataavailable = ({ data }) => pieces.push(data);
-  recorder.onstop = () => {
-    stream.getTracks().forEach((track) => track.stop());
-    recorder = null;
-    listening(false);
-    begin(new Blob(pieces), t("record"));
-  };
-  recorder.start();
-  return listening(true);
 }
 
-function listening(on) {
-  $("#record").setAttribute("aria-pressed", on);
-  $("#record").textContent = t(on ? "stop" : "record");
+/** Offer a recording of what was played, in the format that the browser records. */
+function offer(recording) {
+  const [link, format] = [$("#recording"), recording.type.match(/\w+\/(\w+)/)?.[1] ?? "webm"];
+  URL.revokeObjectURL(link.href);
+  Object.assign(link, { href: URL.createObjectURL(recording), download: `reverie.${format}`, hidden: false });
+  link.focus();
 }
 
 /** Put a request for music into the room; returns notes. */

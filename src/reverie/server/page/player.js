@@ -1,5 +1,7 @@
 /** Plays clips through Web Audio, one after the other without a gap, and shows where in the spectrogram it is. */
 
+import { t } from "./i18n.js";
+
 const LINE = "#ffffff";
 const COLOURS = ["#8fd3ff", "#a99bff", "#ff8fb1", "#ffd58a"]; // from the top, the high tones
 const SOON = 0.05; // seconds until a clip sounds
@@ -13,6 +15,15 @@ export class Player {
   constructor(canvas, seen) {
     Object.assign(this, { canvas, seen });
     this.context = new AudioContext();
+    this.out = new GainNode(this.context);
+    this.out.connect(this.context.destination);
+  }
+
+  /** Return a stream of all that sounds from now on, as it is heard. */
+  listen() {
+    const listener = new MediaStreamAudioDestinationNode(this.context);
+    this.out.connect(listener);
+    return listener.stream;
   }
 
   /** Let the browser play: to be called while it handles what the user did. */
@@ -46,7 +57,7 @@ export class Player {
   add(clip, { repeat = false, follow = false } = {}) {
     const source = new AudioBufferSourceNode(this.context, { buffer: clip.buffer, loop: repeat });
     const gain = new GainNode(this.context);
-    source.connect(gain).connect(this.context.destination);
+    source.connect(gain).connect(this.out);
     const now = this.context.currentTime + SOON;
     const last = follow ? this.#clips.at(-1) : undefined;
     const start = last ? endOf(last, now) : now;
@@ -115,6 +126,32 @@ export function coloured(picture) {
   cover("difference", "white");
   cover("multiply", colours);
   return canvas;
+}
+
+/** Let a button record: `open()` gives the stream, and `take(blob)` has it once the button is pressed again. */
+export function recordBy(button, open, take) {
+  const says = button.dataset.t;
+  let recorder = null;
+  const show = (on) => {
+    button.setAttribute("aria-pressed", on);
+    button.textContent = t((button.dataset.t = on ? "stopRecording" : says));
+  };
+  button.onclick = async () => {
+    if (recorder) return recorder.stop();
+    const stream = await open();
+    if (!stream) return null;
+    const pieces = [];
+    recorder = new MediaRecorder(stream);
+    recorder.ondataavailable = ({ data }) => pieces.push(data);
+    recorder.onstop = () => {
+      for (const track of stream.getTracks()) track.stop();
+      recorder = null;
+      show(false);
+      take(new Blob(pieces, { type: pieces[0]?.type }));
+    };
+    recorder.start();
+    return show(true);
+  };
 }
 
 /** Decode a sound, of a URL or a file, whatever format the browser reads. */

@@ -24,6 +24,7 @@ from reverie.media.pictures import PARAMETERS, decode, read_texts
 from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.pictures import UPSCALER_NAMES
 from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
+from reverie.requests.templates import read_styles
 from reverie.requests.texts import picture_texts
 from reverie.server.answers import Served, answer, attend, client_of, dispatcher_of
 from reverie.server.api import describe_model, names_in
@@ -129,7 +130,8 @@ def _info(record: JobRecord, asked: Drawing, infotexts: list[str]) -> Json:
         **{"cfg_scale": float(first.get("CFG scale", 0)), "clip_skip": int(first.get("Clip skip", 1))},
         **{"denoising_strength": asked.denoising_strength, "batch_size": asked.batch_size},
         **{"sd_model_name": record.submission.model, "sd_model_hash": None, "sd_vae_name": None, "sd_vae_hash": None},
-        **{"restore_faces": False, "face_restoration_model": None, "styles": [], "extra_generation_params": {}},
+        **{"restore_faces": False, "face_restoration_model": None},
+        **{"styles": asked.styles, "extra_generation_params": {}},
         **{"index_of_first_image": 0, "infotexts": infotexts, "job_timestamp": _timestamp(record.created)},
     }
 
@@ -241,6 +243,13 @@ async def controlnets(served: Served) -> Json:
     return {"model_list": [Path(name).stem for name in names_in(served.settings.controlnets)]}
 
 
+@router.get(f"{API}/prompt-styles")
+async def prompt_styles(served: Served) -> list[Json]:
+    """List the styles."""
+    styles = {} if (file := served.settings.styles) is None else await asyncio.to_thread(read_styles, file)
+    return [{"name": one.name, "prompt": one.prompt, "negative_prompt": one.negative} for one in styles.values()]
+
+
 @router.get(f"{API}/memory")
 async def memory() -> Json:
     """Tell of this machine's memory, in bytes."""
@@ -267,7 +276,7 @@ FIXED: dict[str, Any] = {
     f"{API}/cmd-flags": {"api": True},
     "/controlnet/module_list": {"module_list": list(MODULES)},
 }
-EMPTY = ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "prompt-styles", "extensions")
+EMPTY = ("sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "extensions")
 FIXED |= {f"{API}/{name}": [] for name in EMPTY}
 FIXED |= {f"{API}/refresh-{what}": None for what in ("checkpoints", "vae", "loras", "embeddings")}
 

@@ -20,6 +20,7 @@ from reverie.requests.base import random_seed
 from reverie.requests.foreign.a1111 import read_clip_skip, read_hires, read_sampler
 from reverie.requests.foreign.draft import OFF, Draft, shorten
 from reverie.requests.samplers import RECORDS, SPACINGS, find_sampler, find_schedule, schedule_label
+from reverie.requests.templates import add_style, read_styles
 from reverie.server.api import names_in
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.settings import Settings
@@ -34,14 +35,16 @@ SAME |= {"width": "width", "height": "height"}
 SAME_MASKED = {"mask_blur": "mask_blur", "inpaint_full_res": "only_masked", "inpaint_full_res_padding": "padding"}
 FILLS = ("surroundings", "original", "noise", "nothing")  # by inpainting_fill
 FORMATS = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
-MODULES = {"none": "none", "None": "none", "canny": "canny", "blur_gaussian": "blurred"}  # ControlNet's preprocessors
+# ControlNet's preprocessors.
+MODULES = {"none": "none", "None": "none", "canny": "canny", "blur_gaussian": "blurred", "scribble_xdog": "scribble"}
 MODULES |= {"lineart_standard": "lineart", "lineart_standard (from white bg & black line)": "lineart"}
 
 # Fields that are not named below: values that change nothing, and fields that change nothing whatever they hold.
 NEUTRAL: Json = {"initial_noise_multiplier": 1, "inpainting_mask_weight": 1, "mask_round": True}
+NEUTRAL |= {"image_cfg_scale": 1.5}  # what a model that edits pictures takes by itself, and others do not look at
 NEUTRAL |= {"hr_sampler_name": "Use same sampler", "hr_scheduler": "Use same scheduler"}
 NEUTRAL |= {"hr_checkpoint_name": "Use same checkpoint", "hr_additional_modules": ["Use same choices"]}
-INERT = {"url", "auth", "force_task_id", "do_not_save_samples", "do_not_save_grid", "script_args", "image_cfg_scale"}
+INERT = {"url", "auth", "force_task_id", "do_not_save_samples", "do_not_save_grid", "script_args"}
 NEUTRAL_UNIT: Json = {"control_mode": "Balanced", "hr_option": "Both", "resize_mode": "Just Resize"}
 NEUTRAL_UNIT |= dict.fromkeys(("threshold_a", "threshold_b", "processor_res"), -1)
 INERT_UNIT = {"low_vram", "pixel_perfect", "save_detected_map"}
@@ -96,6 +99,7 @@ class Drawing(Lenient):
 
     prompt: str = ""
     negative_prompt: str = ""
+    styles: list[str] = []
     seed: int = -1
     steps: int | None = None
     cfg_scale: float | None = None
@@ -161,6 +165,8 @@ class Redrawing(Drawing):
 def submission_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tuple[Json, list[str]]:
     """Return the job's body, and what of it cannot be honoured."""
     draft = Draft()
+    same = {"hr_prompt": asked.prompt, "hr_negative_prompt": asked.negative_prompt}
+    asked = _add_styles(asked, draft, served.settings)
     draft.fields = {ours: one for theirs, ours in SAME.items() if (one := getattr(asked, theirs)) not in (None, "")}
     draft.fields |= {"count": asked.batch_size * asked.n_iter, "tile": "xy" if asked.tiling else "none"}
     draft.fields["rng"] = "cpu" if options.randn_source == "CPU" else "gpu"
@@ -175,12 +181,23 @@ def submission_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tu
     draft.fields["controls"] = [_control(unit, draft, served.shelf) for unit in asked.units()]
     draft.fields["embeddings"] = _named_embeddings(asked, served.settings)
     hires = {name for name in asked.model_extra or () if name.startswith("hr_")} if not asked.enable_hr else set()
-    same = {"hr_prompt": asked.prompt, "hr_negative_prompt": asked.negative_prompt}
     notes = asked.notes(NEUTRAL | same, INERT | hires)
     notes += asked.override_settings.notes({}, prefix="override_settings.")
     form = FORMATS[options.samples_format]
     body = {"kind": kind, "request": draft.fields, "model": options.sd_model_checkpoint}
     return body | {"options": {"formats": [form], "keep": asked.save_images}}, [*draft.notes, *notes]
+
+
+def _add_styles(asked: Drawing, draft: Draft, settings: Settings) -> Drawing:
+    """Return what is asked for with its styles in the prompts; names that are not known are noted."""
+    known = {} if settings.styles is None else read_styles(settings.styles)
+    prompts = asked.prompt, asked.negative_prompt
+    for name in asked.styles:
+        if name in known:
+            prompts = add_style(known[name], *prompts)
+        else:
+            draft.note(f"styles: {shorten(name)} is not known here")
+    return asked.model_copy(update={"prompt": prompts[0], "negative_prompt": prompts[1]})
 
 
 def _choose_sampler(draft: Draft, asked: Drawing) -> None:

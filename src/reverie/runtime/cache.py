@@ -1,0 +1,191 @@
+"""Packed weights kept in files, which later processes map: nothing is packed, and no memory is a process's own.
+
+A folder holds the weights of one model for one kind of machine, a file those that are packed together. What is missing
+is packed as ever, and written by a thread behind the computation; a process that ends earlier leaves the rest to the
+next. A file is written whole or not at all, and one that is cut short or damaged in what says how it is read counts as
+missing. Where nothing can be written, nothing is: a read-only or full disk costs no more than the packing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import os
+import platform
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
+
+from reverie.errors import ReverieError
+from reverie.files import atomic_write, cache_folder, sha256_of, sweep
+from reverie.runtime import kernels
+from reverie.runtime.kernels import let_go
+
+FORMAT = 1
+LIMIT_VARIABLE = "REVERIE_PACKED_GB"
+LIMIT = 16  # GB that all folders take at most, where the variable does not say
+SPARE = 4e9  # bytes of the disk that stay free
+LENGTH = 8  # bytes of the table's length
+FOOT = hashlib.sha256().digest_size + LENGTH
+PAGE = 4096
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Say of which name in which folder a weight is, where its memory was, and how often it had been written to."""
+
+    folder: Path
+    name: str
+    address: int
+    version: int
+
+    def is_of(self, weight: Tensor) -> bool:
+        """Tell whether a weight is still what was read."""
+        return weight.data_ptr() == self.address and weight._version == self.version
+
+
+_ORIGINS = WeakTensorKeyDictionary()
+
+
+def remember(network: nn.Module, folder: Path) -> None:
+    """Let the packed forms of the weights that a network has now be kept in a folder.
+
+    What is written to them later is noticed by their address and torch's count of writes, which `.data` passes over.
+    """
+    if kernels.mappable():
+        with suppress(OSError):
+            os.utime(folder)  # for `make_room`: it was used
+        for name, weight in network.named_parameters():
+            if not weight.is_inference():
+                _ORIGINS[weight] = Origin(folder, name, weight.data_ptr(), weight._version)
+
+
+def machine_folder(model: str, files: Iterable[Path], dtype: torch.dtype) -> Path:
+    """Return the folder of a model read from files, in a dtype, on this machine with its present number of threads.
+
+    A file is told from others by what the system says of it, so that one that was changed is another. Raises
+    OSError where one is missing.
+    """
+    stats = [file.stat() for file in files]
+    told_apart = [(one.st_dev, one.st_ino, one.st_size, one.st_mtime_ns, one.st_ctime_ns) for one in stats]
+    orders = {name: value for name, value in os.environ.items() if name.startswith(("ONEDNN_", "DNNL_"))}
+    capabilities = sorted(getattr(torch.cpu, "get_capabilities", dict)().items())
+    threads = torch.get_num_threads()
+    machine = (torch.__version__, torch.__config__.show(), platform.machine(), capabilities, orders, threads)
+    name = "".join(letter if letter.isalnum() or letter in "-." else "_" for letter in model)[:80]
+    return cache_folder() / "packed" / f"{name}-{sha256_of([repr((FORMAT, machine, told_apart, str(dtype)))])[:16]}"
+
+
+def keep(weights: Sequence[Tensor], form: str, pack: Callable[[], Any]) -> Any:
+    """Return what `pack` makes of weights: mapped, where a process did so before; else made, and kept for the next.
+
+    `form` tells apart what may be made of the same weights. Lists of packed weights alone are kept, and come to hold
+    mapped ones of the same values once they are. The weights' own pages are let go of.
+    """
+    file = _file_of(weights, form)
+    if file is not None and (held := read(file)) is not None:
+        return held
+    packed = pack()
+    for weight in weights:
+        let_go(weight)
+    if file is not None and isinstance(packed, list):
+        _queue().put((file, packed))
+    return packed
+
+
+def _file_of(weights: Sequence[Tensor], form: str) -> Path | None:
+    """Return the file for weights of a form; None where one of them was not read or is not what was read."""
+    origins = [_ORIGINS.get(weight) for weight in weights]
+    known = [one for one, weight in zip(origins, weights, strict=True) if one is not None and one.is_of(weight)]
+    if len(known) < len(weights):
+        return None
+    return known[0].folder / sha256_of([form, *(one.name for one in known)])[:32]
+
+
+def read(file: Path) -> list[kernels.Packed] | None:
+    """Map the packed weights of a file; None where there is none, or it is damaged."""
+    try:
+        with file.open("rb") as opened:
+            held = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
+        size = int.from_bytes(held[-LENGTH:], "little")
+        table = bytes(held[-FOOT - size : -FOOT])
+        if hashlib.sha256(table).digest() != held[-FOOT:-LENGTH]:
+            return None
+        return [
+            kernels.from_memory(held[start:end], shape, getattr(torch, dtype), bytes.fromhex(order))
+            for start, end, shape, dtype, order in json.loads(table)
+        ]
+    except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def write(file: Path, packed: Sequence[kernels.Packed]) -> None:
+    """Write packed weights, each from a page of its own on, and last how they are read. Raises ReverieError."""
+    table = []
+    with atomic_write(file, sync=True) as temporary, temporary.open("wb") as opened:
+        for part in packed:
+            memory, order = kernels.memory(part)
+            start = opened.seek(-opened.tell() % PAGE, os.SEEK_CUR)
+            opened.write(memory)
+            dtype = str(part.dtype).removeprefix("torch.")
+            table.append((start, opened.tell(), list(part.shape), dtype, order.hex()))
+        head = json.dumps(table).encode()
+        opened.write(head + hashlib.sha256(head).digest() + len(head).to_bytes(LENGTH, "little"))
+
+
+@cache
+def _queue() -> SimpleQueue[tuple[Path, list[kernels.Packed]]]:
+    """Start the thread that writes, which nobody waits for, and return what it takes from."""
+    queue: SimpleQueue[tuple[Path, list[kernels.Packed]]] = SimpleQueue()
+    Thread(target=_write_all, args=(queue,), name="packed weights", daemon=True).start()
+    return queue
+
+
+def _write_all(queue: SimpleQueue[tuple[Path, list[kernels.Packed]]]) -> None:
+    """Write what comes, until something cannot be written: then nothing more is."""
+    possible = True
+    while True:
+        file, packed = queue.get()
+        possible = possible and store(file, packed)
+        del packed
+
+
+def store(file: Path, packed: list[kernels.Packed]) -> bool:
+    """Write packed weights to a file and let the list hold them mapped; tell whether they could be written."""
+    try:
+        if not make_room(file.parent, sum(part.nbytes for part in packed)):
+            return False
+        sweep(file)
+        write(file, packed)
+    except (OSError, ReverieError, ValueError):
+        return False
+    packed[:] = read(file) or packed
+    return True
+
+
+def make_room(folder: Path, size: int) -> bool:
+    """Make a folder, and room in it for so many bytes; tell whether there is.
+
+    Others beside it are removed where all of them would pass the limit, those first that were used longest ago;
+    processes that have mapped them keep what they have. Raises OSError, and ValueError where the variable is no number.
+    """
+    limit = float(os.environ.get(LIMIT_VARIABLE, LIMIT)) * 1e9
+    folder.mkdir(parents=True, exist_ok=True)
+    sizes = {one: sum(file.stat().st_size for file in one.iterdir()) for one in folder.parent.iterdir()}
+    for one in sorted(sizes.keys() - {folder}, key=lambda one: one.stat().st_mtime):
+        if sum(sizes.values()) + size <= limit:
+            break
+        shutil.rmtree(one)
+        del sizes[one]
+    return sum(sizes.values()) + size <= limit and shutil.disk_usage(folder).free - size >= SPARE

@@ -1,0 +1,235 @@
+"""Do packed weights from a file compute what those just packed do, and does no damage or want of a disk matter?"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from reverie import system
+from reverie.cli.app import run
+from reverie.models.unet import UNet
+from reverie.pipeline import Pipeline
+from reverie.runtime import cache, kernels, pack, unpack, winograd
+from reverie.runtime.cache import machine_folder, make_room, read, store, write
+
+from .test_exact import UNET, given
+
+pytestmark = pytest.mark.skipif(not kernels.mappable(), reason="this build of torch maps no packed weights")
+Build = Callable[[], UNet]
+
+
+class Now:
+    """Be a queue whose items are written at once."""
+
+    def __init__(self) -> None:
+        self.stored: list[bool] = []
+
+    def put(self, item: tuple[Path, list[kernels.Packed]]) -> None:
+        self.stored.append(store(*item))
+
+
+@pytest.fixture
+def queue(monkeypatch: pytest.MonkeyPatch) -> Now:
+    now = Now()
+    monkeypatch.setattr(cache, "_queue", lambda: now)
+    return now
+
+
+@pytest.fixture(params=["direct", "winograd"])
+def build(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Build:
+    """Build the same network each time, one whose convolutions are direct or Winograd's with kernels that are kept."""
+    if request.param == "winograd":
+        monkeypatch.setattr(winograd, "LEAST", 1)
+        monkeypatch.setattr(winograd, "WIDE", 1)
+        monkeypatch.setattr(winograd, "choose_tiling", lambda *_: winograd.TWO)
+
+    def make() -> UNet:
+        torch.manual_seed(0)
+        return UNet(UNET).eval()
+
+    return make
+
+
+@torch.no_grad()
+def compute(network: UNet) -> Tensor:
+    return network(*given())
+
+
+def packing(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """Return a list that comes to hold the shape of each weight that is packed from now on."""
+    shapes: list[torch.Size] = []
+    for name in ("pack_conv2d", "pack_linear"):
+        plain = getattr(kernels, name)
+        monkeypatch.setattr(
+            kernels, name, lambda weight, *rest, plain=plain: shapes.append(weight.shape) or plain(weight, *rest)
+        )
+    return shapes
+
+
+def test_a_second_process_packs_nothing_and_computes_the_same_to_the_bit(
+    build: Build, queue: Now, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plainly, state = compute(pack(build())), build().state_dict()
+    first = pack(build(), tmp_path / "model")
+    assert torch.equal(compute(first), plainly)
+    assert queue.stored
+    assert all(queue.stored)
+    assert torch.equal(compute(first), plainly), "mapped in place of what was packed"
+    count, second, shapes = len(queue.stored), pack(build(), tmp_path / "model"), packing(monkeypatch)
+    assert torch.equal(compute(second), plainly)
+    assert len(queue.stored) == count
+    assert not shapes
+    for network in (first, second):
+        assert all(torch.equal(tensor, state[name]) for name, tensor in unpack(network).state_dict().items())
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: content[: len(content) // 2],
+        lambda content: content[:-1],
+        lambda content: content + b"\0",
+        lambda content: content[:-60] + bytes([content[-60] ^ 1]) + content[-59:],
+        lambda content: b"",
+        lambda content: bytes(len(content)),
+    ],
+    ids=["half", "cut", "longer", "table", "empty", "zeros"],
+)
+def test_a_damaged_file_is_written_anew(
+    damage: Callable[[bytes], bytes], queue: Now, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    plainly = compute(pack(UNet(UNET).eval(), tmp_path / "model"))
+    file = sorted((tmp_path / "model").iterdir())[0]
+    content = file.read_bytes()
+    file.unlink()  # what is mapped of it stays
+    file.write_bytes(damage(content))
+    assert read(file) is None
+    torch.manual_seed(0)
+    assert torch.equal(compute(pack(UNet(UNET).eval(), tmp_path / "model")), plainly)
+    assert file.read_bytes() == content
+
+
+@torch.no_grad()
+def test_a_weight_that_was_changed_is_neither_kept_nor_looked_for(queue: Now, tmp_path: Path) -> None:
+    layer, x = nn.Linear(32, 32), torch.randn(3, 32)
+    before = layer.weight.clone()
+    (packed,) = pack(nn.Sequential(layer), tmp_path / "model")
+    packed(x)
+    for change in (
+        lambda: packed.weight.mul_(2),
+        lambda: setattr(packed, "weight", nn.Parameter(2 * before)),
+        lambda: packed.load_state_dict({"weight": 2 * before, "bias": packed.bias}),
+    ):
+        packed.weight = nn.Parameter(before.clone())
+        pack(nn.Sequential(packed), tmp_path / "model")
+        change()
+        assert torch.allclose(packed(x), x @ (2 * before).T + packed.bias, atol=1e-5)
+    assert len(queue.stored) == 1
+
+
+def test_where_nothing_can_be_written_all_is_as_without(build: Build, queue: Now, tmp_path: Path) -> None:
+    (tmp_path / "no-folder").write_text("")
+    assert torch.equal(compute(pack(build(), tmp_path / "no-folder" / "model")), compute(pack(build())))
+    assert not any(queue.stored)
+
+
+def test_the_thread_writes_behind(build: Build, tmp_path: Path) -> None:
+    plainly, network = compute(pack(build())), pack(build(), tmp_path / "model")
+    assert torch.equal(compute(network), plainly)
+    for _ in range(1000):
+        time.sleep(0.01)
+        if cache._queue().empty() and torch.equal(compute(network), plainly):
+            break
+    assert list((tmp_path / "model").iterdir())
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that share what is packed")
+def test_processes_may_write_at_the_same_time(tmp_path: Path) -> None:
+    weight = torch.randn(256, 256)
+    file, packed = tmp_path / "model" / "weight", [kernels.pack_linear(weight)]
+    file.parent.mkdir()
+    fork = multiprocessing.get_context("fork")
+    writers = [fork.Process(target=lambda: [write(file, packed) for _ in range(10)]) for _ in range(3)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        held = read(file)
+        assert held is None or torch.equal(kernels.unpack(held[0]), weight)
+    assert [writer.exitcode for writer in writers] == [0, 0, 0]
+    assert [one.name for one in file.parent.iterdir()] == ["weight"]
+    (held,) = read(file) or []
+    assert torch.equal(kernels.unpack(held), weight)
+
+
+def test_room_is_made_by_removing_what_was_used_longest_ago(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for place, name in enumerate(("old", "older", "own", "new")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "file").write_bytes(bytes(100))
+        os.utime(tmp_path / name, (place, (0, -9, -5, 9)[place] + 100))
+    monkeypatch.setenv("REVERIE_PACKED_GB", "4e-7")
+    monkeypatch.setattr(cache, "SPARE", 0)
+    assert make_room(tmp_path / "own", 50)
+    assert {one.name for one in tmp_path.iterdir()} == {"old", "own", "new"}
+    assert make_room(tmp_path / "own", 300)
+    assert not make_room(tmp_path / "own", 301), "one model alone is too large"
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+    monkeypatch.setattr(cache, "SPARE", 950)
+    assert not make_room(tmp_path / "own", 51)
+    assert make_room(tmp_path / "own", 50)
+    monkeypatch.setenv("REVERIE_PACKED_GB", "0")
+    assert not make_room(tmp_path / "own", 1)
+
+
+def test_a_folder_is_for_files_as_they_are_and_one_kind_of_machine(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "weights"
+    file.write_bytes(b"1")
+    before = machine_folder("a/b [12]", [file], torch.float32)
+    assert before.name.startswith("a_b__12_-")
+    assert machine_folder("a/b [12]", [file], torch.float32) == before
+    assert machine_folder("a/b [12]", [file], torch.bfloat16) != before
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert machine_folder("a/b [12]", [file], torch.float32) != before
+    monkeypatch.undo()
+    os.utime(file, ns=(0, 0))
+    assert machine_folder("a/b [12]", [file], torch.float32) != before
+
+
+def test_large_models_are_kept_and_the_command_shows_and_clears_them(
+    tiny: Pipeline, queue: Now, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("REVERIE_CACHE", str(tmp_path / "cache"))
+    tiny.save(tmp_path / "tiny")
+    monkeypatch.setattr(system, "PACKED_FROM", 16)
+
+    def draw() -> Tensor:
+        model = system.load(tmp_path / "tiny", device="cpu")
+        conditioning = model.encode_prompt(["a bear"])
+        with torch.no_grad():
+            return model.network(conditioning)(given(rows=1)[0], torch.tensor([500.0]))
+
+    plainly = draw()
+    assert not (tmp_path / "cache").exists(), "small ones are not kept"
+    monkeypatch.setattr(system, "KEPT_FROM", 0)
+    for _ in range(2):
+        assert torch.equal(draw(), plainly)
+    (folder,) = (tmp_path / "cache" / "packed").iterdir()
+    assert folder.name.startswith("tiny__")
+    assert run(["cache"]) == 0
+    assert f"packed/{folder.name}" in capsys.readouterr().out
+    assert run(["cache", "--clear", "no such"]) == 2
+    assert f"packed/{folder.name}" in capsys.readouterr().err
+    assert run(["cache", "--clear", f"packed/{folder.name}"]) == 0
+    assert not folder.exists()
+    assert run(["cache", "--clear", "all"]) == 0

@@ -1,0 +1,83 @@
+"""Does a tiny autoencoder compute the same fast, its layers without activations composed, at the edges too?"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from reverie.models.autoencoder import TinyAutoencoder, TinyConfig
+from reverie.runtime import pack, unpack
+from reverie.runtime.blocks import FastTinyDecoder, FastTinyEncoder, draw_composed
+from reverie.runtime.changes import seamless
+
+from .test_exact import error
+
+TAESD = TinyConfig(encoder_width=16, decoder_width=16)
+COMPOSED = TinyConfig(
+    encoder_width=16, decoder_width=24, num_encoder_blocks=(0, 0, 0, 1), num_decoder_blocks=(1, 0, 0, 0)
+)
+BARE = TinyConfig(encoder_width=16, decoder_width=16, num_encoder_blocks=(0, 0), num_decoder_blocks=(0, 0))
+
+
+def make(config: TinyConfig) -> TinyAutoencoder:
+    torch.manual_seed(0)
+    tiny = TinyAutoencoder(config).eval()
+    with torch.no_grad():
+        for parameter in tiny.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    return tiny
+
+
+def both(tiny: TinyAutoencoder, size: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    height, width = size
+    generator = torch.Generator().manual_seed(1)
+    z = torch.randn(1, 4, height, width, generator=generator)
+    images = torch.rand(2, 3, tiny.factor * height, tiny.factor * width, generator=generator)
+    return tiny.decode(z), tiny.encode(images).mode()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("size", [(1, 2), (3, 3), (4, 7)])
+@pytest.mark.parametrize("config", [TAESD, COMPOSED, BARE])
+def test_it_computes_the_same_fast(config: TinyConfig, size: tuple[int, int]) -> None:
+    wanted, fast = both(make(config), size), pack(make(config))
+    assert isinstance(fast.decoder, FastTinyDecoder)
+    assert isinstance(fast.encoder, FastTinyEncoder)
+    for made, plain in zip(both(fast, size), wanted, strict=True):
+        assert made.shape == plain.shape
+        assert error(made, plain) < 2e-5  # composing rounds, too
+    assert all(torch.equal(a, b) for a, b in zip(both(unpack(fast), size), wanted, strict=True))
+
+
+@torch.no_grad()
+def test_what_was_composed_follows_its_weights() -> None:
+    plain, fast = make(COMPOSED), pack(make(COMPOSED))
+    before = both(fast, (4, 4))
+    for tiny in (plain, fast):
+        for half in (tiny.encoder, tiny.decoder):
+            half.layers[0].weight.mul_(2)
+            half.layers[-1].bias.add_(1)
+    for made, wanted, old in zip(both(fast, (4, 4)), both(plain, (4, 4)), before, strict=True):
+        assert error(made, wanted) < 2e-6
+        assert error(made, old) > 0.1
+
+
+@torch.no_grad()
+def test_seamless_edges_are_computed_plainly() -> None:
+    plain, fast = make(COMPOSED), pack(make(COMPOSED))
+    with seamless([plain.decoder, fast.decoder], "xy"):
+        wanted, made = both(plain, (4, 4))[0], both(fast, (4, 4))[0]
+    assert error(made, wanted) < 2e-6
+    assert error(made, both(plain, (4, 4))[0]) > 1e-3
+
+
+def test_composed_layers_have_the_gradients_of_the_plain_ones() -> None:
+    tiny, z = make(COMPOSED), torch.randn(1, 4, 3, 4)
+    found = []
+    for run in (draw_composed, torch.nn.Module.__call__):
+        tiny.zero_grad()
+        tiny.decode(z, run).square().sum().backward()
+        found.append([parameter.grad.clone() for parameter in tiny.decoder.parameters()])
+    for composed, plain in zip(*found, strict=True):
+        assert error(composed, plain) < 1e-4
