@@ -53,7 +53,10 @@ def test_it_computes_the_same_fast(config: TinyConfig, size: tuple[int, int]) ->
 @torch.no_grad()
 def test_what_was_composed_follows_its_weights() -> None:
     plain, fast = make(COMPOSED), pack(make(COMPOSED))
-    before = both(fast, (4, 4))
+    before, kept = both(fast, (4, 4)), (fast.encoder.composed, fast.decoder.composed)
+    assert all(torch.equal(a, b) for a, b in zip(both(fast, (4, 4)), before, strict=True))
+    assert kept[0] is fast.encoder.composed
+    assert kept[1] is fast.decoder.composed
     for tiny in (plain, fast):
         for half in (tiny.encoder, tiny.decoder):
             half.layers[0].weight.mul_(2)

@@ -298,7 +298,7 @@ def _draw_prompt(request: TextToImage, wildcards: Wildcards) -> TextToImage:
     )
 
 
-class Style(NamedTuple):
+class PromptStyle(NamedTuple):
     """Words that go with a prompt and a negative prompt: around it where they say `{prompt}`, else behind it."""
 
     name: str
@@ -306,7 +306,7 @@ class Style(NamedTuple):
     negative: str
 
 
-def read_styles(file: Path) -> dict[str, Style]:
+def read_styles(file: Path) -> dict[str, PromptStyle]:
     """Read A1111's styles.csv by name: columns name, prompt (in old files text) and negative_prompt.
 
     Raises ReverieError for a file that cannot be read, or has no such columns.
@@ -319,12 +319,13 @@ def read_styles(file: Path) -> dict[str, Style]:
     if any("name" not in row or not row.keys() & {"prompt", "text"} for row in read):
         raise ReverieError(f"'{file}' holds no styles; its first line is name,prompt,negative_prompt", field="styles")
     styles = [
-        Style(row["name"], row.get("prompt") or row.get("text") or "", row.get("negative_prompt") or "") for row in read
+        PromptStyle(row["name"], row.get("prompt") or row.get("text") or "", row.get("negative_prompt") or "")
+        for row in read
     ]
     return {style.name: style for style in styles if style.name}
 
 
-def add_style(style: Style, prompt: str, negative: str) -> tuple[str, str]:
+def add_style(style: PromptStyle, prompt: str, negative: str) -> tuple[str, str]:
     """Return prompts with a style, as A1111 merges them (modules/styles.py, merge_prompts)."""
     return _merge(style.prompt, prompt), _merge(style.negative, negative)
 

@@ -344,12 +344,21 @@ def _renew(
     composed: tuple[Any, Composed] | None, run: nn.Sequential, compose: Callable[[], Composed]
 ) -> tuple[Any, Composed]:
     """Return what was composed, with the weights that it is of: anew where they are others or were written to."""
-    weights = [(weight, version(weight)) for weight in run.parameters()]
-    if composed is None or any(
-        a is not b or then != now for (a, then), (b, now) in zip(composed[0], weights, strict=True)
-    ):
-        return weights, compose()
-    return composed
+    if composed is not None and _same(composed[0], _plain(run)):
+        return composed
+    made = compose()
+    return _plain(run), made  # plain again: composing may have packed them
+
+
+def _plain(run: nn.Sequential) -> list[tuple[Tensor, int]]:
+    """Return the plain weights and biases of convolutions, each as of when."""
+    convolutions: list[Any] = [layer for layer in run if isinstance(layer, nn.Conv2d)]
+    held = [tensor for conv in convolutions for tensor in (conv.weight, conv.bias) if tensor is not None]
+    return [(tensor, version(tensor)) for tensor in held]
+
+
+def _same(some: list[tuple[Tensor, int]], others: list[tuple[Tensor, int]]) -> bool:
+    return all(a is b and then == now for (a, then), (b, now) in zip(some, others, strict=True))
 
 
 def _compose(run: Callable[[Tensor], Tensor], nothing: Float[Tensor, "1 in 3 3"]) -> Composed:

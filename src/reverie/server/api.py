@@ -23,7 +23,7 @@ from reverie.server.answers import Served, answer, client_of, dispatcher_of
 from reverie.server.dispatcher import ALL, Dispatcher
 from reverie.server.guard import Refusal
 from reverie.server.settings import SPECTROGRAM
-from reverie.server.shelf import content_of, describe_files, media_type
+from reverie.server.shelf import content_of, describe_files, json_object, media_type
 from reverie.server.store import JobRecord
 from reverie.server.submissions import FORMATS, Submission
 
@@ -122,12 +122,7 @@ async def follow(socket: WebSocket) -> None:
 
 async def receive_json(socket: WebSocket) -> Json:
     """Return a message that is a JSON object, or an empty one where it is something else."""
-    text = await socket.receive_text()
-    try:
-        message = json.loads(text)
-    except (ValueError, RecursionError):
-        return {}
-    return message if isinstance(message, dict) else {}
+    return json_object(await socket.receive_text()) or {}
 
 
 def _job(served: Dispatcher, id: str) -> JobRecord:

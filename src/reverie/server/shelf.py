@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import io
+import json
 import mimetypes
 import re
 import time
@@ -121,12 +122,27 @@ def data_url(data: bytes, media_type: str) -> str:
     return f"{DATA_URL}{media_type};base64,{base64.b64encode(data).decode()}"
 
 
+def encode(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """Return a picture as a file, with options of Pillow's writer."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
 def encode_preview(picture: Image.Image) -> bytes:
     """Return a small JPEG of a picture."""
-    small, buffer = to_rgb(picture), io.BytesIO()
+    small = to_rgb(picture)
     small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    small.save(buffer, "JPEG", quality=PREVIEW_QUALITY)
-    return buffer.getvalue()
+    return encode(small, "JPEG", quality=PREVIEW_QUALITY)
+
+
+def json_object(text: str | bytes) -> dict[str, Any] | None:
+    """Return the JSON object that a text is, or None where it is something else."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
 
 
 def describe_files(paths: Iterator[Path]) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ refuses (`node_errors`). Names, numbers and forms are those of ComfyUI 0.3.64: s
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import os
 import re
@@ -34,7 +33,7 @@ from reverie.server.answers import Served, client_of, dispatcher_of
 from reverie.server.api import adapters, describe_model, download, receive_json
 from reverie.server.dispatcher import ALL, Dispatcher, Event, QueueFull
 from reverie.server.guard import Refusal
-from reverie.server.shelf import content_of
+from reverie.server.shelf import content_of, encode, json_object
 from reverie.server.store import FINAL, JobRecord
 from reverie.server.submissions import Submission
 
@@ -334,15 +333,14 @@ async def upload_mask(
     original = served.shelf.find(_upload(request, served, named[1])) if named else None
     if original is None:
         raise Refusal(404, "there is no such picture", param="original_ref")
-    data, buffer = await image.read(), io.BytesIO()
+    data = await image.read()
 
-    def mask(original: Path) -> None:
+    def mask(original: Path) -> bytes:
         picture, alpha = decode(original.read_bytes()).convert("RGBA"), decode(data).convert("RGBA").getchannel("A")
         picture.putalpha(alpha.resize(picture.size))
-        picture.save(buffer, "PNG")
+        return encode(picture)
 
-    await asyncio.to_thread(mask, original)
-    return await _keep(request, served, buffer.getvalue(), image.filename)
+    return await _keep(request, served, await asyncio.to_thread(mask, original), image.filename)
 
 
 async def _keep(request: Request, served: Dispatcher, data: bytes, name: str | None) -> Json:
@@ -361,10 +359,6 @@ def _upload(request: Request, served: Dispatcher, name: str) -> str:
 
 async def _body(request: Request) -> Json:
     """Return the body's object, whatever type it is sent as: ComfyUI's scripts name none."""
-    try:
-        body = json.loads(await request.body() or b"{}")
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
+    if (body := json_object(await request.body() or b"{}")) is None:
         raise Refusal(400, "the body is no JSON object")
     return body

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import json
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
@@ -16,7 +15,7 @@ from fastapi import APIRouter, Request, Response
 from reverie.errors import ReverieError
 from reverie.server.answers import answer, dispatcher_of, finish
 from reverie.server.guard import Refusal
-from reverie.server.shelf import data_url
+from reverie.server.shelf import data_url, json_object
 
 router = APIRouter()
 Json = dict[str, Any]
@@ -55,11 +54,7 @@ def _read(data: bytes) -> Json:
     """Return the JSON of a request, or as `inputs` the picture that its body is."""
     if data.startswith(PICTURES):
         return {"inputs": base64.b64encode(data).decode()}
-    try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
-        body = None
-    if not isinstance(body, dict):
+    if (body := json_object(data)) is None:
         raise Refusal(400, "send a JSON object with `inputs`, or a picture")
     return body
 

@@ -28,7 +28,7 @@ from reverie.server.answers import Served, client_of, dispatcher_of, finish
 from reverie.server.api import server_sent_event
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.guard import Refusal, error_body
-from reverie.server.shelf import FILE_URL, data_url
+from reverie.server.shelf import FILE_URL, data_url, encode
 from reverie.server.store import JobRecord
 
 router = APIRouter(prefix="/v1")
@@ -175,9 +175,7 @@ def _mask_of(mask: bytes) -> bytes:
     picture = decode(mask, "the mask")
     if picture.mode != "RGBA":
         raise ReverieError("the mask has no transparent part; what is to be edited is transparent in it", field="mask")
-    buffer = io.BytesIO()
-    ImageOps.invert(picture.getchannel("A")).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(ImageOps.invert(picture.getchannel("A")))
 
 
 def _prompt_of(image: bytes) -> str:
@@ -230,11 +228,9 @@ def _encode(path: Path, asked: ImagesRequest) -> str:
 
 
 def _encode_picture(picture: Image.Image, asked: ImagesRequest) -> str:
-    buffer = io.BytesIO()
     quality = 95 if asked.output_compression is None else asked.output_compression
     exif = exif_texts(read_texts(picture))
-    to_rgb(picture).save(buffer, asked.format.upper(), quality=quality, exif=exif)
-    return base64.b64encode(buffer.getvalue()).decode()
+    return base64.b64encode(encode(to_rgb(picture), asked.format.upper(), quality=quality, exif=exif)).decode()
 
 
 async def _stream(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import io
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -14,7 +13,7 @@ from reverie.errors import ReverieError
 from reverie.media.pictures import to_rgb
 from reverie.server.answers import dispatcher_of, finish
 from reverie.server.dispatcher import Dispatcher
-from reverie.server.shelf import data_url
+from reverie.server.shelf import data_url, encode
 from reverie.server.store import JobRecord
 
 router = APIRouter()
@@ -79,11 +78,10 @@ def _is_here(served: Dispatcher, name: str) -> bool:
 def _answer(served: Dispatcher, record: JobRecord) -> Json:
     """Return the spectrogram as JPEG and the sound as MP3, and how many seconds it has."""
     sound, spectrogram = sorted(served.paths(record), key=lambda path: path.suffix)
-    buffer = io.BytesIO()
     with Image.open(spectrogram) as picture:
-        to_rgb(picture).save(buffer, "JPEG", quality=95)
+        image = encode(to_rgb(picture), "JPEG", quality=95)
     return {
-        "image": data_url(buffer.getvalue(), "image/jpeg"),
+        "image": data_url(image, "image/jpeg"),
         "audio": data_url(sound.read_bytes(), "audio/mpeg"),
         "duration_s": (record.result or {}).get("seconds"),
     }
