@@ -112,7 +112,7 @@ def test_the_way_out(name: str, single_file: Writer, monkeypatch: pytest.MonkeyP
     loaded = load_file(file, config=networks.family, prediction=name)
     expected = PARAMETERISATIONS[name]
     assert loaded.schedule_config == expected
-    with pytest.raises(ReverieError, match="unknown prediction 'w'; choose from eps, v, x0, edm, edm_v, flow, v_zsnr"):
+    with pytest.raises(ReverieError, match="unknown prediction 'w'; choose from eps, v, x0, flow, edm, edm_v, v_zsnr"):
         load_file(file, config=networks.family, prediction="w")
 
 

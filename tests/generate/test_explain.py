@@ -63,9 +63,9 @@ def test_maps_agree_with_a_plain_recomputation(tiny: Pipeline, guidance: float) 
     request = REQUEST.replace(steps=1, guidance=guidance)
     seen: list[torch.Tensor] = []
 
-    def note(module: nn.Module, inputs: tuple[torch.Tensor, ...], output: torch.Tensor) -> None:
+    def note(module: nn.Module, inputs: tuple[torch.Tensor, torch.Tensor | None], output: torch.Tensor) -> None:
         assert isinstance(module, Attention)
-        if len(inputs) == 2:
+        if inputs[1] is not None:
             x, context = inputs[0][-1], inputs[1][-1]  # the positive row is the last
             heads = []
             for q, k in zip(module.to_q(x).chunk(module.heads, -1), module.to_k(context).chunk(module.heads, -1)):  # noqa: B905
