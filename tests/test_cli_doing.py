@@ -179,7 +179,7 @@ def test_previews_are_written_over(model: str, monkeypatch: pytest.MonkeyPatch) 
 
 def test_a_taesd_decodes_the_previews(model: str) -> None:
     torch.manual_seed(0)
-    tiny = TinyAutoencoder(TinyConfig(channels=8))
+    tiny = TinyAutoencoder(TinyConfig(encoder_width=8, decoder_width=8))
     save_file(tiny.state_dict(), "taesd.safetensors")
     assert draw(model, "--preview", "look.png") == 0
     by_colours = Path("look.png").read_bytes()

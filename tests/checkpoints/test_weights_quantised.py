@@ -89,7 +89,7 @@ def test_gguf_of_comfyui_is_a_unet_alone(single_file: Writer, tmp_path: Path, mo
     assert system.name.startswith("sdxl + unet.gguf [")
     assert (system.unet.conv_out.weight - meant["out.2.weight"]).abs().max() < 1e-5
     other, _ = single_file("sd15")
-    with pytest.raises(ReverieError, match="does not know; it reads single files of"):
+    with pytest.raises(ReverieError, match="not known here; it reads single files of"):
         load(file, device="cpu", unet=other)
 
 
