@@ -79,7 +79,7 @@ class Bench:
 
     def loading(self) -> Iterator[Row]:
         """Measure from the files to the first step."""
-        yield processes.first_step(self.model, self.cold_rounds)
+        yield processes.first_step(self.model, self.cold_rounds, self.scratch)
 
     def starting(self) -> Iterator[Row]:
         """Measure imports."""

@@ -36,7 +36,7 @@ def rows(program: Path, model: processes.Model, steps: int, rounds: int, scratch
         whole = draw(program, file, model.pixels, steps, scratch)
         theirs.append(sampled(whole) / steps)
         other.append(whole)
-        mine.append(run(processes.picture_command(model, steps, scratch / "ours.png")))
+        mine.append(processes.draw_ours(model, steps, scratch))
     yield Row(networks.unet_name(sizes, side), "s", ours, theirs, PEER, "its own account of sampling, over the steps")
     yield from processes.whole(model, steps, mine, other, PEER)
 

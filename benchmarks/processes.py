@@ -58,11 +58,11 @@ def random_model(folder: Path) -> Model:
 
 def cold(model: Model, steps: int, rounds: int, scratch: Path) -> Iterator[Row]:
     """Measure whole processes from the prompt to the file: time and peak memory. The disk's cache is warm."""
-    ours, file = picture_command(model, steps, scratch / "ours.png"), str(scratch / "theirs.png")
+    file = str(scratch / "theirs.png")
     theirs = [sys.executable, peer_picture.__file__, str(model.folder), file, str(steps), str(model.pixels)]
     for part in model.folder.rglob("*.safetensors"):  # into the disk's cache
         part.read_bytes()
-    pairs = [(run(ours), run(theirs, **OFFLINE)) for _ in range(rounds)]
+    pairs = [(draw_ours(model, steps, scratch), run(theirs, **OFFLINE)) for _ in range(rounds)]
     yield from whole(model, steps, [mine for mine, _ in pairs], [other for _, other in pairs])
 
 
@@ -77,19 +77,25 @@ def whole(
     yield Row(f"{model.name} peak memory, {drawn}", "MiB", *peaks, peer=peer)
 
 
-def picture_command(model: Model, steps: int, file: Path) -> list[str]:
-    """Return the command that draws the prompt."""
+def draw_ours(model: Model, steps: int, scratch: Path) -> Run:
+    """Draw the prompt in a new process."""
     options = ["--steps", str(steps), "--guidance", str(GUIDANCE), "--seed", "7", "--model", str(model.folder)]
     options += ["--size", f"{model.pixels}x{model.pixels}", "--device", "cpu", "--dtype", "float32"]
-    return [REVERIE, "image", PROMPT, "-o", str(file), *options]
+    command = [REVERIE, "image", PROMPT, "-o", str(scratch / "ours.png"), *options]
+    return run(command, **kept_in(scratch))
 
 
-def first_step(model: Model, rounds: int) -> Row:
+def kept_in(scratch: Path) -> dict[str, str]:
+    """Return the environment in which packed weights are kept in `scratch`, not in the user's cache."""
+    return {"REVERIE_CACHE": str(scratch / "cache")}
+
+
+def first_step(model: Model, rounds: int, scratch: Path) -> Row:
     """Time, in new processes, what lies between the imports and the first denoised latents."""
 
     def taken(side: str) -> float:
         command = [sys.executable, first.__file__, side, str(model.folder), str(model.pixels)]
-        return float(run(command, **OFFLINE).output.split()[-1])
+        return float(run(command, **kept_in(scratch), **OFFLINE).output.split()[-1])
 
     name = f"{model.name} load to first step done, {model.pixels} px"
     return Row(name, "s", *alternate(lambda: taken("reverie"), lambda: taken("diffusers"), rounds))

@@ -121,6 +121,14 @@ def tiny(make_system: Callable[..., Pipeline]) -> Pipeline:
     return make_system()
 
 
+@pytest.fixture(scope="module")
+def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Give the folder of the tiny system, whose pictures have 32 x 32 pixels, for `--model`."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    tiny.save(folder)
+    return str(folder)
+
+
 @pytest.fixture(scope="session")
 def tiny_v(make_system: Callable[..., Pipeline]) -> Pipeline:
     """Give the tiny system that predicts v on a schedule of zero terminal SNR."""

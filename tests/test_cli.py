@@ -27,14 +27,6 @@ from reverie.requests.base import MAX_SEED
 from reverie.requests.pictures import TextToImage
 
 
-@pytest.fixture(scope="module")
-def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Give the folder of a tiny model of random weights; its pictures have 32 x 32 pixels."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny.save(folder)
-    return str(folder)
-
-
 @pytest.fixture
 def unloadable(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(*_: object, **__: object) -> None:

@@ -22,17 +22,9 @@ from reverie.models.autoencoder import TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIPVisionConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
-from reverie.pipeline import Pipeline
 from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, Variation
 
 from .conftest import UNET
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny.save(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)

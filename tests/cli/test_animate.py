@@ -23,21 +23,12 @@ from reverie.animation.store import JOURNAL, FrameStore
 from reverie.cli.app import run
 from reverie.jobs import films
 from reverie.media import footage
-from reverie.pipeline import Pipeline
 from reverie.requests import records
 from reverie.requests.films import Animation
 from reverie.requests.records import from_metadata, read_record
 
 COMMAND = [str(Path(sys.executable).with_name("reverie"))]
 QUICK = ["--steps", "3", "--guidance", "1", "--device", "cpu", "--seed", "3"]
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Give the folder of a tiny model of random weights; its pictures have 32 x 32 pixels."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny.save(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)

@@ -12,16 +12,7 @@ from reverie.cli.ask import ask_picture
 from reverie.cli.flags import PictureFlags
 from reverie.cli.options import parse_time
 from reverie.errors import ReverieError
-from reverie.pipeline import Pipeline
 from reverie.requests.records import from_metadata
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Give the folder of a tiny model of random weights; its pictures have 32 x 32 pixels."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny.save(folder)
-    return str(folder)
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:

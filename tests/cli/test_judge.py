@@ -15,13 +15,6 @@ from reverie.requests.pictures import TextToImage
 from reverie.similarity.embed import load_clip
 
 
-@pytest.fixture(scope="module")
-def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny.save(folder)
-    return str(folder)
-
-
 def draw(model: str, *arguments: str) -> int:
     return run(["image", "a bear", "-o", "bear.png", "--model", model, "--seed", "7", "--steps", "2", *arguments])
 

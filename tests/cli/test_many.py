@@ -7,16 +7,8 @@ from pathlib import Path
 import pytest
 
 from reverie.cli.app import run
-from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import from_metadata
-
-
-@pytest.fixture(scope="module")
-def model(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> str:
-    folder = tmp_path_factory.mktemp("models") / "tiny"
-    tiny.save(folder)
-    return str(folder)
 
 
 @pytest.fixture(autouse=True)
