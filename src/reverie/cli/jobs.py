@@ -44,7 +44,7 @@ def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None
         elif saved:
             last = f" to '{saved[-1]}'" if len(saved) > 1 else ""
             show(Note(f"stopped; what is finished is kept: '{saved[0]}'{last}"))
-        if isinstance(job, BatchJob):
+        if saved and isinstance(job, BatchJob):
             show(Note(f"the same command with --seed {job.jobs[0].request.seed} goes on from there"))
         raise
     if as_json:
