@@ -17,14 +17,13 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
-from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import Components, load_autoencoder, load_clip, load_unet
 from reverie.checkpoints.save import save_folder
 from reverie.corpora.captions import BARE
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
-from reverie.diffusion.denoiser import PREDICTIONS, Prediction
+from reverie.diffusion.denoiser import PREDICTIONS, Prediction, ScheduleConfig
 from reverie.errors import ReverieError, choose
 from reverie.media.pictures import grid
 from reverie.models.clip import CLIP, TextTower
