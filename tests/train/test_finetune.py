@@ -175,8 +175,8 @@ def test_pictures_of_the_class_come_in_turn(recipe: Callable[[str], Path], tmp_p
     batches = learner(recipe(PICTURES + PRIOR), tmp_path).objective.batches
     items = [batches.items.make(index) for index in range(40)]
     captions = {"a photo of sks dog", "a bear on a blue background", ""}
-    assert {caption for _, caption, weight in items[::2]} == captions
-    assert {caption for _, caption, weight in items[1::2]} == {"a photo of a dog", ""}
+    assert {told["caption"] for _, told, _ in items[::2]} == captions
+    assert {told["caption"] for _, told, _ in items[1::2]} == {"a photo of a dog", ""}
     assert [weight for _, _, weight in items[:4]] == [1.0, 0.5, 1.0, 0.5]
     objective = learner(recipe(PICTURES + PRIOR), tmp_path).objective
     ((_, weighted, told),) = objective.losses(0)
@@ -209,7 +209,7 @@ def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> 
     objective = build(read(path), 3, tmp_path)
     stream = objective.batches.items.make
     assert stream.latents.shape == (2, 4, 4, 8)  # of 1.28 s each; the rest is shorter than half of that
-    assert {stream(index)[1] for index in range(40)} == {"a tone", ""}
+    assert {stream(index)[1]["caption"] for index in range(40)} == {"a tone", ""}
     assert objective.components.spectrogram.columns == 64
 
 
@@ -228,16 +228,6 @@ def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> 
 def test_wrong_recipes_get_one_line(recipe: Callable[[str], Path], tmp_path: Path, tables: str, message: str) -> None:
     with pytest.raises(ReverieError, match=message):
         list(run(recipe(tables), tmp_path / "out"))
-
-
-def test_sdxl_is_refused(tiny_xl: Pipeline, recipe: Callable[[str], Path], folder: Path, tmp_path: Path) -> None:
-    tiny_xl.save(tmp_path / "xl")
-    path = recipe(PICTURES)
-    path.write_text(path.read_text().replace(f"{folder}/base", str(tmp_path / "xl")))
-    with pytest.raises(
-        ReverieError, match=r"xl \[\w{10}\] is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2"
-    ):
-        next(prepare(path, tmp_path / "out"))
 
 
 def test_torchrun_is_refused_before_any_latents_are_made(

@@ -285,6 +285,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     data, settings = section(sections, "data", FinetuneDataSettings), section(sections, "distill", DistillSettings)
     products, against = lora.settings_of(sections), section(sections, "adversary", AdversarySettings)
     base = load_base(sections)
+    if base.unet.config.projection_input_dim is not None:
+        raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
     examples = open_examples(sections, base, seed)[LATENTS]
     latents = latent_pool(base.autoencoder, examples, out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)

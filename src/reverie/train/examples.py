@@ -23,6 +23,9 @@ from reverie.train.pairs import crop_box
 
 HELD_OUT_SEED = 10_000  # of scenes and music that no training seed draws
 Identity = list[object]  # plain values, for JSON
+Size = tuple[int, int]
+MicroConditioning = tuple[Size, Size, Size]
+"""Original size, crop and target size in pixels: (width, height), (left, top), (width, height)."""
 
 
 class Examples(Protocol):
@@ -39,6 +42,10 @@ class Examples(Protocol):
 
     def caption(self, index: int, turn: int) -> str:
         """Return its caption, which every turn may tell anew."""
+
+    @property
+    def tellings(self) -> int:
+        """Return after how many turns captions repeat; 0 where they never do."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +94,11 @@ class Scenes:
         """Tell a scene in English or Chinese."""
         return caption(self.scene(index), telling(self.seed, index, turn), bare=self.bare)
 
+    @property
+    def tellings(self) -> int:
+        """Return 0: every turn tells a scene anew."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Pictures:
@@ -112,3 +124,15 @@ class Pictures:
     def caption(self, index: int, turn: int) -> str:
         """Return its one caption."""
         return self.found.caption(index)
+
+    @property
+    def tellings(self) -> int:
+        """Return 1: captions stay as they are."""
+        return 1
+
+    def sizes(self, index: int) -> MicroConditioning:
+        """Return what SDXL is told of a picture: crop and target in pixels of the resized one (2307.01952, 2.2)."""
+        size = self.found.size(index)
+        left, top, right, _ = crop_box(size, 1, np.random.default_rng(0))
+        scale = self.size / (right - left)
+        return size, (round(left * scale), round(top * scale)), (self.size, self.size)

@@ -7,7 +7,7 @@ Prior preservation, pictures of the class beside those of the instance, is Dream
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,16 +29,19 @@ from reverie.errors import ReverieError
 from reverie.progress import Progress
 from reverie.requests.references import BUNDLED_NAME
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train import begun, inversion, lora
+from reverie.system import Conditioning
+from reverie.train import begun, inversion, lora, texts
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples, Scenes
 from reverie.train.latents import LATENTS, Item, Stream, fill, latent_pool
-from reverie.train.loop import CHECKPOINT, RunSettings
+from reverie.train.loop import CHECKPOINT, RunSettings, device_of
 from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import ExampleSource
+from reverie.train.texts import ENCODINGS, Describe, number_captions, read_kept, read_plainly, sizes_of
 from reverie.train.vocabulary import extend, grow_
 
 PRIOR = "prior.safetensors"
+TEXT = "text"  # how the names of text encoders begin among what learns
 WORDS = "words.json"  # in the folder of a run: the new ones
 SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
 READ = 4000  # captions that are looked through for new words
@@ -104,6 +107,7 @@ class FinetuneTextSettings:
 
     pace: NonNegativeFloat = 0.0  # its learning rate, in times the run's; 0 leaves it frozen
     words: NonNegativeInt = 0  # how many tokens its vocabulary grows by
+    cached: bool = False  # encodes all captions ahead, once; the text encoders must be frozen
 
 
 @dataclass(frozen=True)
@@ -141,8 +145,14 @@ class Finetuning(DiffusionObjective):
     text_pace = 1.0
 
     def paces(self) -> dict[nn.Parameter, float]:
-        """Return the text encoder's."""
-        return dict.fromkeys(self.networks["text"].parameters(), self.text_pace) if "text" in self.networks else {}
+        """Return the text encoders'."""
+        towers = [network for name, network in self.networks.items() if name.startswith(TEXT)]
+        return {parameter: self.text_pace for tower in towers for parameter in tower.parameters()}
+
+    def encode(self, captions: Mapping[str, Any]) -> Conditioning:
+        """Return what the U-Net is told by the batch's descriptions, see `texts`."""
+        given = {name: value.to(device_of(self.networks)) for name, value in captions.items() if name != "caption"}
+        return replace(super().encode(captions["caption"]), **given) if "caption" in captions else Conditioning(**given)
 
 
 class LoRAFinetuning(Finetuning):
@@ -182,13 +192,17 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     prior, products = section(sections, "prior", PriorSettings), lora.settings_of(sections)
     loss = section(sections, "loss", FinetuneLossSettings)
     base, rows = load_base(sections), {}
-    for name, examples in open_examples(sections, base, seed).items():
+    opened = open_examples(sections, base, seed)
+    read = read_plainly
+    if check_cached(sections):
+        read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
+    for name, examples in opened.items():
         latents = latent_pool(base.autoencoder, examples, out / name, data.workers)
-        weight = prior.weight if name == PRIOR else 1.0
-        rows[name] = Stream(examples, latents, seed, data.dropout, weight)
+        weight, describe = prior.weight if name == PRIOR else 1.0, Describe(read, sizes_of(base, examples))
+        rows[name] = Stream(examples, latents, seed, data.dropout, weight, describe)
     stream = rows[LATENTS]
     word = inversion.settings_of(sections)
-    if word.word and (products.rank or text != FinetuneTextSettings()):
+    if word.word and (products.rank or "text" in sections):
         raise ReverieError("[inversion] learns one word and nothing else; leave out [lora] and [text]")
     components = _with_words(base, stream.examples, text, products, out)
     torch.manual_seed(seed)
@@ -230,6 +244,18 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         begun.write(folder, begun.deciding(sections, asdict(settings)))
     for name, examples in rows.items():
         yield from fill(autoencoder, examples, folder / name, data.workers)
+    if objective == "finetune" and check_cached(sections):
+        for tower in base.text_encoders:
+            tower.to(autoencoder.device)
+        yield from texts.fill(base, number_captions(rows.values()), folder / ENCODINGS)
+
+
+def check_cached(sections: dict[str, Any]) -> bool:
+    """Tell whether captions are encoded ahead. Raises ReverieError where text encoders learn, whose encodings change."""
+    text = section(sections, "text", FinetuneTextSettings)
+    if text.cached and (text.pace or "inversion" in sections):
+        raise ReverieError("cached in [text] keeps what frozen text encoders give; leave out pace and [inversion]")
+    return text.cached
 
 
 def load_base(sections: dict[str, Any]) -> Components:
@@ -237,8 +263,6 @@ def load_base(sections: dict[str, Any]) -> Components:
     model, data = section(sections, "model", ModelSettings), section(sections, "data", FinetuneDataSettings)
     loaded = system.load(model.base, device="cpu", dtype="float32", vae=model.autoencoder or None, fast=False)
     base = Components(**vars(replace(loaded, known=())))  # it learns other things
-    if base.unet.config.projection_input_dim is not None:
-        raise ReverieError(f"{base.name} is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2")
     for network in (base.unet, base.autoencoder, *base.text_encoders):
         network.requires_grad_(False)
     if data.pictures or "scenes" in sections:
@@ -267,8 +291,10 @@ def _with_words(
     """Give the text encoder new words, in a run that goes on those that it began with."""
     if not text.words:
         return base
-    if products.rank or not text.pace:
-        raise ReverieError("new words = ... in [text] are learned by the text encoder itself; give pace, and no [lora]")
+    if products.rank or not text.pace or len(base.text_encoders) > 1:
+        raise ReverieError(
+            "new words = ... in [text] are learned by SD 1's or 2's text encoder itself; give pace, and no [lora]"
+        )
     tokenizer, tower = base.tokenizers[0], base.text_encoders[0]
     captions = (examples.caption(index, 0) for index in range(min(READ, len(examples))))
     extended = extend(tokenizer, captions, text.words)
@@ -291,7 +317,10 @@ def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
 
 def _learning(components: Components, text: FinetuneTextSettings, products: lora.LoRASettings) -> nn.ModuleDict:
     """Return what learns: networks of the model, or thin matrices put beside their weights."""
-    networks = {"unet": components.unet} | ({"text": components.text_encoders[0]} if text.pace else {})
+    networks: dict[str, nn.Module] = {"unet": components.unet}
+    if text.pace:
+        names = ("text",) if components.unet.config.projection_input_dim is None else ("text_1", "text_2")
+        networks |= zip(names[-len(components.text_encoders) :], components.text_encoders, strict=True)
     if products.rank:
         return nn.ModuleDict({name: lora.install(network, products, name) for name, network in networks.items()})
     return nn.ModuleDict(networks).requires_grad_(True)

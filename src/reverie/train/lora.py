@@ -23,7 +23,12 @@ from reverie.errors import ReverieError
 from reverie.train.recipe import section
 
 # Attention's projections, in the U-Net's names (diffusers) and in the text encoder's (transformers).
-PREFIXES = {"unet": "lora_unet_", "text": "lora_te_"}  # kohya's
+PREFIXES = {  # kohya's
+    "unet": "lora_unet_",
+    "text": "lora_te_",
+    "text_1": "lora_te1_",  # SDXL's
+    "text_2": "lora_te2_",
+}
 PROJECTIONS = ("to_q", "to_k", "to_v", "to_out.0", "q_proj", "k_proj", "v_proj", "out_proj")
 
 
@@ -71,7 +76,7 @@ class LowRank(nn.Module):
 def install(network: nn.Module, settings: LoRASettings, kind: str) -> nn.ModuleDict:
     """Put trainable products beside a frozen network's layers; return them by kohya's names of the layers.
 
-    `kind` is "unet" or "text". Raises ReverieError where no layer's name ends in one of the settings'.
+    `kind` is a key of PREFIXES. Raises ReverieError where no layer's name ends in one of the settings'.
     """
     added = nn.ModuleDict()
     for name, module in list(_layers(network, settings.layers)):

@@ -59,6 +59,11 @@ class ComposedMusic:
         """Tell a clip in English or Chinese."""
         return caption(clip_at(self.seed, index), telling(self.seed, index, turn))
 
+    @property
+    def tellings(self) -> int:
+        """Return 0: every turn tells a clip anew."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Sounds:
@@ -82,6 +87,11 @@ class Sounds:
     def caption(self, index: int, turn: int) -> str:
         """Return its one caption."""
         return self.found.caption(index)
+
+    @property
+    def tellings(self) -> int:
+        """Return 1: captions stay as they are."""
+        return 1
 
 
 def draw_spectrogram(sound: Sound, params: SpectrogramParams) -> UInt8[np.ndarray, "h w 3"]:
