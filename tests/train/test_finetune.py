@@ -218,7 +218,7 @@ def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> 
     [
         ("", r"the recipe's \[data\] names none of them; give one of pictures, sounds and music"),
         ('[data]\npictures = "x"\nmusic = 3\n', r"names pictures and music; give one of"),
-        (PICTURES + "[text]\nwords = 3\n", r"new words = ... in \[text\] are learned by the text encoder itself"),
+        (PICTURES + "[text]\nwords = 3\n", r"new words = ... in \[text\] are learned by SD 1"),
         (PICTURES + WORDS + LORA, r"give pace, and no \[lora\]"),
         (PICTURES + "batch = 0\n", r"batch = 0 in \[data\] of the recipe: Input should be greater than 0"),
         ("[data]\nmusic = -3\n", r"music = -3 in \[data\] of the recipe: Input should be greater than or equal to 0"),

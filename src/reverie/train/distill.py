@@ -39,6 +39,7 @@ from reverie.train.autoencoder import hinge
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.finetune import FinetuneDataSettings, load_base, open_examples, preview_prompts
 from reverie.train.latents import LATENTS, Stream, latent_pool
+from reverie.train.lora_files import export
 from reverie.train.loop import device_of, step_generator
 from reverie.train.recipe import Share, section
 
@@ -125,8 +126,8 @@ def whole_student(teacher: UNet) -> Student:
 def thin_student(teacher: UNet, products: lora.LoRASettings) -> Student:
     """Return a student that is a LoRA on its teacher, whose weights it shares (Luo et al. 2311.05556)."""
     unet = deepcopy(teacher, {id(weight): weight for weight in teacher.parameters()})
-    learned = lora.install(unet, products, "unet")
-    return Student(unet, learned, lambda _, folder: lora.export([learned], folder))
+    learned = lora.install(unet, products)
+    return Student(unet, learned, lambda components, folder: export([("unet", learned)], components, products, folder))
 
 
 class DistillObjective(DiffusionObjective):

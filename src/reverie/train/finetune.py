@@ -35,6 +35,7 @@ from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples, Scenes
 from reverie.train.latents import LATENTS, Item, Stream, fill, latent_pool
 from reverie.train.loop import CHECKPOINT, RunSettings, device_of
+from reverie.train.lora_files import export
 from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import ExampleSource
 from reverie.train.texts import ENCODINGS, Describe, number_captions, read_kept, read_plainly, sizes_of
@@ -156,11 +157,13 @@ class Finetuning(DiffusionObjective):
 
 
 class LoRAFinetuning(Finetuning):
-    """Train thin matrices beside a model's weights."""
+    """Train small changes beside a model's weights."""
+
+    lora = lora.LoRASettings()
 
     def export(self, folder: Path) -> None:
         """Write the LoRA, named after the run, for `--lora FILE`."""
-        lora.export(self.networks.values(), folder)
+        export(self.networks.items(), self.components, self.lora, folder)
 
 
 class InversionFinetuning(Finetuning):
@@ -224,6 +227,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     objective.text_pace = text.pace
     if isinstance(objective, InversionFinetuning):
         objective.inversion = word
+    if isinstance(objective, LoRAFinetuning):
+        objective.lora = products
     return objective
 
 
@@ -251,7 +256,7 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
 
 
 def check_cached(sections: dict[str, Any]) -> bool:
-    """Tell whether captions are encoded ahead. Raises ReverieError where text encoders learn, whose encodings change."""
+    """Tell whether captions are encoded ahead. Raises ReverieError where text encoders learn meanwhile."""
     text = section(sections, "text", FinetuneTextSettings)
     if text.cached and (text.pace or "inversion" in sections):
         raise ReverieError("cached in [text] keeps what frozen text encoders give; leave out pace and [inversion]")
@@ -322,7 +327,7 @@ def _learning(components: Components, text: FinetuneTextSettings, products: lora
         names = ("text",) if components.unet.config.projection_input_dim is None else ("text_1", "text_2")
         networks |= zip(names[-len(components.text_encoders) :], components.text_encoders, strict=True)
     if products.rank:
-        return nn.ModuleDict({name: lora.install(network, products, name) for name, network in networks.items()})
+        return nn.ModuleDict({name: lora.install(network, products) for name, network in networks.items()})
     return nn.ModuleDict(networks).requires_grad_(True)
 
 
