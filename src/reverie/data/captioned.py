@@ -242,6 +242,9 @@ class Captioned(Protocol):
     def size(self, index: int) -> tuple[int, int]:
         """Return width and height of a picture. Raises ReverieError as `picture`."""
 
+    def name(self, index: int) -> str:
+        """Return the name of a picture's file, without its suffix."""
+
 
 def open_captioned(path: str | Path, default: str = "") -> Captioned:
     """Open a folder of shards, one shard, a folder of pictures with captions, or a list of them (`located.locate`).
@@ -276,3 +279,7 @@ class CaptionedPictures:
         """Return width and height of a picture, by its header alone. Raises ReverieError where it is damaged."""
         file = self.found.content(index)
         return size_of(file, f"the picture {file}")
+
+    def name(self, index: int) -> str:
+        """Return the name of a picture's file, without its suffix; in a shard, where it lies."""
+        return Path(str(self.found.content(index))).stem

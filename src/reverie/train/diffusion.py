@@ -143,13 +143,14 @@ class DiffusionObjective:
         eps = torch.randn(x0.shape, generator=generator)
         noisy, time = self.prediction.noised(self.schedule, x0, eps, t)
         target = self.prediction.target(self.schedule, x0, eps, t)
-        weight = self.weigh(self.prediction, self.schedule.snr(t)).to(x0.dtype) * shares.to(x0.dtype)
+        weight = self.weigh(self.prediction, self.schedule.snr(t)).to(x0.dtype)
         device = device_of(self.networks)
         conditioning = self.encode(captions)
         micro = (conditioning.pooled, conditioning.sizes)
         predicted = self.components.unet(noisy.to(device), time.to(device), conditioning.tokens, *micro)
-        error = (predicted - target.to(device)).square().mean((1, 2, 3))
-        loss = (weight.to(device) * error).mean()
+        error = (predicted - target.to(device)).square()
+        shares = shares.to(error).view(len(error), *(shares.shape[1:] or (1, 1, 1)))
+        loss = (weight.to(device) * (shares * error).mean((1, 2, 3))).mean()
         yield "unet", loss, {"loss": loss.item(), "error": error.mean().item()}
 
     def encode(self, captions: Any) -> Conditioning:

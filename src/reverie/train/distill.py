@@ -39,8 +39,8 @@ from reverie.train.autoencoder import hinge
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.finetune import FinetuneDataSettings, load_base, open_examples, preview_prompts
 from reverie.train.latents import LATENTS, Stream, latent_pool
-from reverie.train.lora_files import export
 from reverie.train.loop import device_of, step_generator
+from reverie.train.lora_files import export
 from reverie.train.recipe import Share, section
 
 LevelScalings = Callable[[Float[Tensor, " b"]], Scalings]
@@ -288,7 +288,10 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     base = load_base(sections)
     if base.unet.config.projection_input_dim is not None:
         raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
-    examples = open_examples(sections, base, seed)[LATENTS]
+    opened = open_examples(sections, base, seed)
+    if LATENTS not in opened:
+        raise ReverieError("distillation learns from pictures of one size in one folder; leave out buckets and repeats")
+    examples = opened[LATENTS]
     latents = latent_pool(base.autoencoder, examples, out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)
     torch.manual_seed(seed)

@@ -7,8 +7,9 @@ Prior preservation, pictures of the class beside those of the instance, is Dream
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,15 +26,16 @@ from reverie.corpora.captions import DEFAULT_ONLY
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
-from reverie.errors import ReverieError
+from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.progress import Progress
 from reverie.requests.references import BUNDLED_NAME
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import Conditioning
 from reverie.train import begun, inversion, lora, texts
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
-from reverie.train.examples import Examples, Scenes
-from reverie.train.latents import LATENTS, Item, Stream, fill, latent_pool
+from reverie.train.examples import Augmentation, Examples, Scenes, Wording
+from reverie.train.folders import notes, open_pictures
+from reverie.train.latents import LATENTS, Item, Mixed, Stream, fill, latent_pool
 from reverie.train.loop import CHECKPOINT, RunSettings, device_of
 from reverie.train.lora_files import export
 from reverie.train.recipe import Share, folder_of, read, section
@@ -41,7 +43,8 @@ from reverie.train.sources import ExampleSource
 from reverie.train.texts import ENCODINGS, Describe, number_captions, read_kept, read_plainly, sizes_of
 from reverie.train.vocabulary import extend, grow_
 
-PRIOR = "prior.safetensors"
+PICTURES, SUFFIX = "latents", ".safetensors"
+PRIOR = "prior"  # how files of latents of the class begin
 TEXT = "text"  # how the names of text encoders begin among what learns
 WORDS = "words.json"  # in the folder of a run: the new ones
 SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
@@ -64,6 +67,8 @@ class FinetuneDataSettings(ExampleSource):
     batch: PositiveInt = 4
     dropout: Share = 0.1  # share of captions left empty, for classifier-free guidance
     workers: NonNegativeInt = 0
+    buckets: NonNegativeInt = 0  # pictures keep their shapes, with sides of so many pixels' multiples; 0 cuts squares
+    masks: str = ""  # folder of masks, named as their pictures: what is white counts
     show: tuple[str, ...] = ()  # prompts on the contact sheet; the first captions if not given
 
 
@@ -130,14 +135,16 @@ class FinetuneLossSettings:
 
 @dataclass(frozen=True, eq=False)
 class Alternating:
-    """Serve the items of two streams in turn."""
+    """Serve batches of two streams in turn."""
 
-    first: Stream
-    second: Stream
+    first: Callable[[int], Item]
+    second: Callable[[int], Item]
+    batch: int
 
     def __call__(self, index: int) -> Item:
         """Return item `index`."""
-        return (self.first, self.second)[index % 2](index // 2)
+        number, offset = divmod(index, self.batch)
+        return (self.first, self.second)[number % 2](number // 2 * self.batch + offset)
 
 
 class Finetuning(DiffusionObjective):
@@ -194,23 +201,28 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
     prior, products = section(sections, "prior", PriorSettings), lora.settings_of(sections)
     loss = section(sections, "loss", FinetuneLossSettings)
-    base, rows = load_base(sections), {}
+    base = load_base(sections)
     opened = open_examples(sections, base, seed)
     read = read_plainly
     if check_cached(sections):
         read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
+    rows: dict[bool, list[Stream]] = {False: [], True: []}
     for name, examples in opened.items():
-        latents = latent_pool(base.autoencoder, examples, out / name, data.workers)
-        weight, describe = prior.weight if name == PRIOR else 1.0, Describe(read, sizes_of(base, examples))
-        rows[name] = Stream(examples, latents, seed, data.dropout, weight, describe)
-    stream = rows[LATENTS]
+        latents, of_prior = latent_pool(base.autoencoder, examples, out / name, data.workers), name.startswith(PRIOR)
+        describe, masked = Describe(read, sizes_of(base, examples)), getattr(examples, "masked", False)
+        weight = prior.weight if of_prior else 1.0
+        rows[of_prior].append(Stream(examples, latents, seed, data.dropout, weight, describe, masked))
+    serve = mix(rows[False], data.batch, seed)
+    if rows[True]:
+        serve = Alternating(serve, mix(rows[True], data.batch, seed), data.batch)
+    seen = [stream.examples for stream in rows[False]]
+    captions = list(islice((each.caption(index, 0) for each in seen for index in range(len(each))), READ))
     word = inversion.settings_of(sections)
     if word.word and (products.rank or "text" in sections):
         raise ReverieError("[inversion] learns one word and nothing else; leave out [lora] and [text]")
-    components = _with_words(base, stream.examples, text, products, out)
+    components = _with_words(base, captions, text, products, out)
     torch.manual_seed(seed)
     if word.word:
-        captions = [stream.examples.caption(index, 0) for index in range(min(READ, len(stream.examples)))]
         inversion.check_captions(captions, base.text_encoders[0], base.tokenizers[0], word)
         networks = nn.ModuleDict({"word": inversion.install(components.text_encoders, components.tokenizers, word)})
     else:
@@ -218,10 +230,10 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     objective = (InversionFinetuning if word.word else LoRAFinetuning if products.rank else Finetuning)(
         components,
         networks,
-        Batches(Alternating(stream, rows[PRIOR]) if PRIOR in rows else stream, data.batch, data.workers),
+        Batches(serve, data.batch, data.workers),
         loss.weighting,
         seed,
-        preview_prompts(data, stream, base.autoencoder.factor),
+        preview_prompts(data, rows[False][0], base.autoencoder.factor),
         loss.levels,
     )
     objective.text_pace = text.pace
@@ -230,6 +242,15 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     if isinstance(objective, LoRAFinetuning):
         objective.lora = products
     return objective
+
+
+def mix(streams: Sequence[Stream], batch: int, seed: int) -> Callable[[int], Item]:
+    """Return one stream of several, each of whose batches is of one of them; in a pass all come as often as they say."""
+    if len(streams) == 1:
+        return streams[0]
+    repeats = [getattr(stream.examples, "repeats", 1) for stream in streams]
+    counts = [-(-len(stream.latents) * times // batch) for stream, times in zip(streams, repeats, strict=True)]
+    return Mixed(streams, counts, batch, seed)
 
 
 def prepare(path: Path, out: Path | None = None, objective: str = "finetune") -> Iterator[Progress]:
@@ -244,6 +265,8 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
     base, folder = load_base(sections), folder_of(path, out)
     autoencoder = base.autoencoder.to(system.pick_device(settings.device))
     rows = open_examples(sections, base, settings.seed)
+    for note in notes(data.pictures, data.caption) if data.pictures else ():
+        warn(note, RequestWarning, stacklevel=2)
     if not (folder / CHECKPOINT).exists():
         folder.mkdir(parents=True, exist_ok=True)
         begun.write(folder, begun.deciding(sections, asdict(settings)))
@@ -279,19 +302,36 @@ def load_base(sections: dict[str, Any]) -> Components:
 def open_examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str, Examples]:
     """Open what is learned from, by the file of its latents."""
     data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
-    size = data.size or base.unet.config.sample_size * base.autoencoder.factor
-    params = base.spectrogram or SpectrogramParams()
-    scenes = section(sections, "scenes", SceneSettings)
-    rows: dict[str, Examples] = {
-        LATENTS: scenes.open(scenes.seed or seed, size) if scenes.count else data.open(seed, size, params)
-    }
+    scenes, params = section(sections, "scenes", SceneSettings), base.spectrogram or SpectrogramParams()
+    varied = section(sections, "augment", Augmentation), section(sections, "captions", Wording)
+    factor = base.autoencoder.factor
+    size = data.size or base.unet.config.sample_size * factor
+    if data.buckets % factor:
+        raise ReverieError(f"buckets = {data.buckets} in [data] of the recipe; give a multiple of {factor}, such as 64")
+    if scenes.count or data.named != ["pictures"]:
+        rows: dict[str, Examples] = {LATENTS: _open_made(data, scenes, seed, size, params)}
+    else:
+        found = open_pictures(data.pictures, data.caption, size, data.buckets, *varied, data.masks)
+        rows = {_file(PICTURES, name): pictures for name, pictures in found.items()}
     if prior.pictures:
-        rows[PRIOR] = ExampleSource(pictures=prior.pictures, caption=prior.caption).open(seed, size, params)
+        found = open_pictures(prior.pictures, prior.caption, size, data.buckets, varied[0])
+        rows |= {_file(PRIOR, name): pictures for name, pictures in found.items()}
     return rows
 
 
+def _open_made(
+    data: FinetuneDataSettings, scenes: SceneSettings, seed: int, size: int, params: SpectrogramParams
+) -> Examples:
+    return scenes.open(scenes.seed or seed, size) if scenes.count else data.open(seed, size, params)
+
+
+def _file(kind: str, name: str) -> str:
+    """Name the file of latents of a kind: that of all examples, or of those called `name`."""
+    return f"{kind}-{name}{SUFFIX}" if name else f"{kind}{SUFFIX}"
+
+
 def _with_words(
-    base: Components, examples: Examples, text: FinetuneTextSettings, products: lora.LoRASettings, out: Path
+    base: Components, captions: Sequence[str], text: FinetuneTextSettings, products: lora.LoRASettings, out: Path
 ) -> Components:
     """Give the text encoder new words, in a run that goes on those that it began with."""
     if not text.words:
@@ -301,7 +341,6 @@ def _with_words(
             "new words = ... in [text] are learned by SD 1's or 2's text encoder itself; give pace, and no [lora]"
         )
     tokenizer, tower = base.tokenizers[0], base.text_encoders[0]
-    captions = (examples.caption(index, 0) for index in range(min(READ, len(examples))))
     extended = extend(tokenizer, captions, text.words)
     _hold(extended.merges[len(tokenizer.merges) :], out)
     grow_(tower, tokenizer, extended)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -91,8 +92,8 @@ def latent_pool(
     return read_tensor(path)
 
 
-Item = tuple[Tensor, Any, float]
-"""Latents (c, h, w), what is told of them, and their weight in the loss."""
+Item = tuple[Tensor, Any, float | Tensor]
+"""Latents (c, h, w), what is told of them, and their weight in the loss, one or (1, h, w)."""
 
 
 def tell_caption(number: int, caption: str) -> str:
@@ -105,7 +106,7 @@ class Stream:
     """Serve latents and captions without end: every pass over the examples is shuffled and told anew.
 
     The share `dropout` of the captions is left empty, for classifier-free guidance; an item counts `weight`; `tell`
-    makes of an example's number and caption what is told of it.
+    makes of an example's number and caption what is told of it. Of `masked` latents the last channel is a mask.
     """
 
     examples: Examples
@@ -114,6 +115,7 @@ class Stream:
     dropout: float
     weight: float = 1.0
     tell: Callable[[int, str], Any] = tell_caption
+    masked: bool = False
 
     def __call__(self, index: int) -> Item:
         """Return item `index`."""
@@ -121,14 +123,41 @@ class Stream:
         number = shuffled_index(self.seed, turn, len(self.latents), place)
         empty = np.random.default_rng((self.seed, index, 3)).random() < self.dropout
         caption = "" if empty else self.examples.caption(number, turn)
-        return self.latents[number].float(), self.tell(number, caption), self.weight
+        latents, described = self.latents[number].float(), self.tell(number, caption)
+        if self.masked:
+            return latents[:-1], described, self.weight * latents[-1:]
+        return latents, described, self.weight
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Serve streams batch by batch: of each as many in a pass as `counts` say, in an order that every pass draws."""
+
+    streams: Sequence[Stream]
+    counts: Sequence[int]
+    batch: int
+    seed: int
+
+    def __call__(self, index: int) -> Item:
+        """Return item `index`."""
+        number, offset = divmod(index, self.batch)
+        turn, place = divmod(number, sum(self.counts))
+        slot, which = shuffled_index(self.seed, turn, sum(self.counts), place), 0
+        while slot >= self.counts[which]:
+            slot, which = slot - self.counts[which], which + 1
+        return self.streams[which]((turn * self.counts[which] + slot) * self.batch + offset)
 
 
 @torch.no_grad()
 def _encode(autoencoder: ImageAutoencoder, pixels: Tensor | list[np.ndarray]) -> Tensor:
+    """Encode pictures; the mask in a fourth channel is averaged over each latent's pixels."""
     stacked = torch.from_numpy(np.stack(pixels)) if isinstance(pixels, list) else pixels
-    images = as_images(stacked.permute(0, 3, 1, 2).to(autoencoder.device))
-    return scale_latents(autoencoder.encode(images).mode(), autoencoder.config).half().cpu()
+    pictures, masks = stacked.permute(0, 3, 1, 2).to(autoencoder.device).tensor_split([3], dim=1)
+    latents = scale_latents(autoencoder.encode(as_images(pictures)).mode(), autoencoder.config)
+    if masks.shape[1]:
+        height, width = latents.shape[2:]
+        latents = torch.cat([latents, F.adaptive_avg_pool2d(masks / 255, (height, width))], 1)
+    return latents.half().cpu()
 
 
 def _identity(autoencoder: ImageAutoencoder, examples: Examples) -> str:

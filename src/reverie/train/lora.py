@@ -1,8 +1,8 @@
 """Trainable adapters: beside frozen weights, a change of few parameters that each forward pass adds.
 
 Sources: LoRA, Hu et al. 2106.09685; DoRA, Liu et al. 2402.09353; LoHa (FedPara 2108.06098) and LoKr (KronA 2212.10650)
-as LyCORIS 2309.14859 begins them. The weight is merged anew in every pass, by the same formulas as `adapters` merges the
-file: what was trained and what is loaded are the same to the bit.
+as LyCORIS 2309.14859 begins them. The weight is merged anew in every pass, by the same formulas as `adapters` merges
+the file: what was trained and what is loaded are the same to the bit.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ KINDS: dict[str, Callable[[Tensor, int], dict[str, Tensor]]] = {
 
 @dataclass(frozen=True)
 class LoRASettings:
-    """Choose how many parameters a change has and of which layers; without [lora] in a recipe all weights are trained."""
+    """Choose how large changes are, and of which layers; without [lora] in a recipe all weights are trained."""
 
     rank: NonNegativeInt = 0
     alpha: NonNegativeFloat = 0.0  # the change is scaled by alpha / rank; 0 takes the rank, so by 1

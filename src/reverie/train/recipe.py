@@ -36,7 +36,7 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "tiny": ("reverie.train.tiny", ("tiny", "model", "scenes")),
     "finetune": (
         "reverie.train.finetune",
-        ("model", "data", "scenes", "spectrogram", "text", "lora", "inversion", "prior", "loss"),
+        ("model", "data", "augment", "captions", "scenes", "spectrogram", "text", "lora", "inversion", "prior", "loss"),
     ),
 }
 TOGETHER = ("clip",)  # objectives that share a batch among the processes of torchrun

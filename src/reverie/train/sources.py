@@ -124,7 +124,8 @@ class ExampleSource:
             names = " and ".join(self.named) or "none of them"
             raise ReverieError(f"the recipe's [data] names {names}; give one of pictures, sounds and music")
         if self.pictures:
-            return Pictures(open_captioned(self.pictures, self.caption), size)
+            found = open_captioned(self.pictures, self.caption)
+            return Pictures(found, (size, size), range(len(found)))
         if self.sounds:
             return Sounds(open_sounds(self.sounds, params.seconds, duration, read, self.caption), params)
         return ComposedMusic(seed, self.music, params)

@@ -80,7 +80,10 @@ def number_captions(rows: Iterable[Examples]) -> dict[str, int]:
     captions = {""}
     for examples in rows:
         if not examples.tellings:
-            raise ReverieError("scenes and music get new captions in each pass; leave cached in [text] out")
+            raise ReverieError(
+                "scenes, music and shuffled tags get new captions in each pass; leave cached in [text] out, or give "
+                "versions in [captions]"
+            )
         turns = range(examples.tellings)
         captions |= {examples.caption(index, turn) for index in range(len(examples)) for turn in turns}
     return {caption: row for row, caption in enumerate(sorted(captions))}
