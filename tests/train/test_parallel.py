@@ -7,10 +7,8 @@ import multiprocessing
 import os
 import runpy
 import socket
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any

@@ -18,7 +18,7 @@ from reverie.train.recipe import OBJECTIVES, read, section
 
 def take_steps(recipes: Sequence[Path], accumulate: int = 1) -> None:
     """Keep metrics, weights and the rows of a later step of each recipe."""
-    index, size = parallel.ranks()
+    here = parallel.ranks()
     for recipe in recipes:
         sections = read(recipe)
         settings = section(sections, "run", RunSettings)
@@ -32,7 +32,7 @@ def take_steps(recipes: Sequence[Path], accumulate: int = 1) -> None:
             metrics.append(meter.event(step, 0.0, {}).metrics)
         batches = [objective.batches(9, part) for part in learner.parts]
         found = {"metrics": metrics, "batches": batches, "state": objective.networks.state_dict()}
-        torch.save(found, recipe.with_suffix(f".{index}of{size * accumulate}.pt"))
+        torch.save(found, recipe.with_suffix(f".{here.index}of{here.size * accumulate}.pt"))
 
 
 if __name__ == "__main__":

@@ -39,7 +39,6 @@ from reverie.train.parallel import (
     sum_gradients,
 )
 
-
 CHECKPOINT = "checkpoint.pt"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 

@@ -10,8 +10,9 @@ import importlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,8 @@ BUCKET = 2**23  # numbers that are summed at once: 32 MiB, so that large network
 PATIENCE = timedelta(days=2)  # while the first process makes latents; torchrun notices by itself that one has died
 
 
-class Ranks(NamedTuple):
+@dataclass(frozen=True)
+class Ranks:
     """Say which of how many processes this one is."""
 
     index: int = 0
@@ -42,8 +44,8 @@ def ranks() -> Ranks:
 
 def parts(turns: int) -> list[Part]:
     """Return the parts of a batch that this process computes, one after another."""
-    index, size = ranks()
-    return [Part(index * turns + turn, size * turns, turns) for turn in range(turns)]
+    here = ranks()
+    return [Part(here.index * turns + turn, here.size * turns, turns) for turn in range(turns)]
 
 
 def process_count() -> int:
@@ -64,11 +66,11 @@ def is_restarted() -> bool:
 @contextmanager
 def first_ahead() -> Iterator[None]:
     """Let the first process go through a `with` block before the others: they find the files that it has made."""
-    index, size = ranks()
-    if size > 1 and index > 0:
+    here = ranks()
+    if here.index > 0:
         dist.barrier()
     yield
-    if size > 1 and index == 0:
+    if here.index == 0 and here.size > 1:
         dist.barrier()
 
 
@@ -129,7 +131,7 @@ class _Sum(torch.autograd.Function):
         return _Sum.apply(gradient)
 
 
-def mean_of_ranks(x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+def mean_of_ranks(x: Tensor) -> Tensor:
     """Return the mean over all processes; gradients flow back to each of them."""
     size = ranks().size
     return x if size == 1 else _Sum.apply(x) / size
@@ -146,6 +148,11 @@ class SharedBatchNorm(nn.BatchNorm2d):
 
     torch.nn.SyncBatchNorm does so on GPUs alone.
     """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
 
     def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
         """Return the normalised map; in evaluation mode by the running statistics."""
