@@ -24,6 +24,7 @@ from reverie.train import (
     probe,
     run,
 )
+from reverie.train.inversion import InversionSettings
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
 from reverie.train.recipe import OBJECTIVES, read, section
@@ -68,6 +69,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "spectrogram": SpectrogramParams,
         "text": finetune.FinetuneTextSettings,
         "lora": LoRASettings,
+        "inversion": InversionSettings,
         "prior": finetune.PriorSettings,
         "loss": finetune.FinetuneLossSettings,
     },
