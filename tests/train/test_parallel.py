@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reverie.data.loader import Part
+from reverie.data.loader import BatchPart
 from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
 from reverie.train import parallel, run
@@ -170,11 +170,11 @@ def test_three_processes_learn_what_one_does(folder: Path) -> None:
 
 
 def test_parts_of_a_batch() -> None:
-    assert list(Part(1, 3).rows(range(12, 24))) == [16, 17, 18, 19]
+    assert list(BatchPart(1, 3).rows(range(12, 24))) == [16, 17, 18, 19]
     with pytest.raises(
         ReverieError, match="a batch of 10 does not divide into 6 parts, of 3 processes with accumulate = 2; give a mul"
     ):
-        Part(1, 6, 2).rows(range(10))
+        BatchPart(1, 6, 2).rows(range(10))
 
 
 @pytest.mark.slow

@@ -26,8 +26,8 @@ class Sliced(Protocol):
 
 
 @dataclass(frozen=True)
-class Part:
-    """Part `index` of the `count` equal ones of a batch; a process takes `turns` of them, one after another.
+class BatchPart:
+    """BatchPart `index` of the `count` equal ones of a batch; a process takes `turns` of them, one after another.
 
     What a batch holds, and the random numbers of its rows, do not depend on how many parts it falls into.
     """
@@ -50,17 +50,17 @@ class Part:
         """Draw normal numbers on the CPU for a whole batch and return the rows of this part, which x holds."""
         return self.rows(torch.randn(self.count * len(x), *x.shape[1:], generator=generator))
 
-    def after(self, step: int) -> tuple[int, Part]:
+    def after(self, step: int) -> tuple[int, BatchPart]:
         """Return the step and the part that this process takes after this part of a step."""
         index = self.index + 1
         return (step, replace(self, index=index)) if index % self.turns else (step + 1, self.first())
 
-    def first(self) -> Part:
+    def first(self) -> BatchPart:
         """Return the first part that this process takes."""
         return replace(self, index=self.index // self.turns * self.turns)
 
 
-WHOLE = Part()
+WHOLE = BatchPart()
 
 
 class Indexed(Dataset[Item]):
@@ -81,10 +81,10 @@ class Batches:
 
     def __init__(self, make: Callable[[int], Any], size: int, workers: int = 0) -> None:
         self.items, self.size, self.workers = Indexed(make), size, workers
-        self._next: tuple[int, Part] | None = None
+        self._next: tuple[int, BatchPart] | None = None
         self._stream: Iterator[Any] = iter(())
 
-    def __call__(self, step: int, part: Part = WHOLE) -> Any:
+    def __call__(self, step: int, part: BatchPart = WHOLE) -> Any:
         """Return the collated items of a part of a step."""
         if (step, part) != self._next:
             indices = _indices(step, part, self.size)
@@ -102,7 +102,7 @@ def shuffled_index(seed: int, turn: int, size: int, place: int) -> int:
     return (place * step + int(rng.integers(size))) % size
 
 
-def _indices(step: int, part: Part, size: int) -> Iterator[list[int]]:
+def _indices(step: int, part: BatchPart, size: int) -> Iterator[list[int]]:
     while True:
         yield list(part.rows(range(step * size, (step + 1) * size)))
         step, part = part.after(step)

@@ -24,7 +24,7 @@ from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_pictures
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import crop_at
-from reverie.data.loader import WHOLE, Batches, Part
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAutoencoder
@@ -113,7 +113,7 @@ class AutoencoderObjective:
             groups["discriminator"] = list(self.networks["discriminator"].parameters())
         return groups
 
-    def losses(self, step: int, part: Part = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the autoencoder's loss, then the discriminator's."""
         autoencoder = self.averaged
         images = as_images(self.batches(step, part).to(autoencoder.device))

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from reverie.checkpoints.save import write_tensors
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import CANVAS, PAIR_SHARE, crop_at, scene_at
-from reverie.data.loader import WHOLE, Batches, Part
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError, choose
 from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet, ResidualNet
 from reverie.train.loop import device_of, step_generator
@@ -69,7 +69,7 @@ class ClassifierObjective:
         """Return the one group."""
         return {"classifier": list(self.averaged.parameters())}
 
-    def losses(self, step: int, part: Part = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the cross-entropy."""
         pixels, target = self.batches(step, part)
         images = pixels.float() / 127.5 - 1
@@ -95,7 +95,7 @@ class ClassifierObjective:
 
 
 def degrade(
-    images: Float[Tensor, "b 3 h w"], settings: ClassifierSettings, generator: torch.Generator, part: Part = WHOLE
+    images: Float[Tensor, "b 3 h w"], settings: ClassifierSettings, generator: torch.Generator, part: BatchPart = WHOLE
 ) -> Float[Tensor, "b 3 h w"]:
     """Take sharpness from each image by a factor of its own and lay noise of an amount of its own over it."""
     count = part.count * len(images)

@@ -21,7 +21,7 @@ from reverie.checkpoints.save import save_clip
 from reverie.codecs.clip_images import Preprocessing
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
-from reverie.data.loader import WHOLE, Batches, Part
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError, choose
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, normalise
 from reverie.similarity.classify import PHOTO, PLAIN, Classifier
@@ -174,7 +174,7 @@ class ClipObjective:
         """Return the one group."""
         return {"clip": list(self.networks.parameters())}
 
-    def losses(self, step: int, part: Part = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the contrastive loss of this process's pairs among all."""
         levels, captions = self.batches(step, part)
         device, chunk = device_of(self.averaged), self.settings.chunk

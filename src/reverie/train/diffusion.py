@@ -22,7 +22,7 @@ from reverie.checkpoints.save import save_folder
 from reverie.corpora.captions import BARE
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
-from reverie.data.loader import WHOLE, Batches, Part
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.diffusion.denoiser import PREDICTIONS, Prediction, ScheduleConfig
 from reverie.errors import ReverieError, choose
 from reverie.media.pictures import grid
@@ -134,7 +134,7 @@ class DiffusionObjective:
         """Return the one group, which one loss moves."""
         return {"unet": list(self.networks.parameters())}
 
-    def losses(self, step: int, part: Part = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the weighted squared error of the prediction."""
         x0, captions, shares = self.batches(step, part)
         generator = step_generator(self.seed, step)

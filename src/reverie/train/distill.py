@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from reverie.checkpoints.load import Components, Recommended
 from reverie.checkpoints.save import save_folder
-from reverie.data.loader import WHOLE, Batches, Part
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.diffusion.denoiser import Network, Scalings
 from reverie.diffusion.guidance import guide, linear, together
 from reverie.diffusion.spacings import trailing
@@ -170,7 +170,7 @@ class DistillObjective(DiffusionObjective):
         learning = (name for name in ("unet", "discriminator") if name in self.networks)
         return {name: list(self.networks[name].parameters()) for name in learning}
 
-    def losses(self, step: int, part: Part = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield how far apart two neighbouring points of a path lead, then the discriminator's loss."""
         x0, captions, _ = self.batches(step, part)
         generator, device = step_generator(self.seed, step), device_of(self.networks)

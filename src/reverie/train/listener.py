@@ -23,7 +23,7 @@ from reverie.checkpoints.save import write_tensors
 from reverie.corpora.music.clips import TEMPOS, clip_at
 from reverie.corpora.music.instruments import INSTRUMENTS
 from reverie.corpora.music.synth import render
-from reverie.data.loader import WHOLE, Batches, Part
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError
 from reverie.media.sound import Sound
 from reverie.models.classifier import Listener, ListenerConfig
@@ -84,7 +84,7 @@ class ListenerObjective:
         """Return the one group."""
         return {"listener": list(self.averaged.parameters())}
 
-    def losses(self, step: int, part: Part = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the sum of the three cross-entropies."""
         mel, lead, tempo, drums = (one.to(device_of(self.averaged)) for one in self.batches(step, part))
         heard = self.averaged(blur_levels(mel, self.settings, step_generator(self.seed, step), part))
@@ -149,7 +149,10 @@ def _quiet(mel: Tensor) -> Tensor:
 
 
 def blur_levels(
-    mel: Float[Tensor, "b mels columns"], settings: ListenerSettings, generator: torch.Generator, part: Part = WHOLE
+    mel: Float[Tensor, "b mels columns"],
+    settings: ListenerSettings,
+    generator: torch.Generator,
+    part: BatchPart = WHOLE,
 ) -> Float[Tensor, "b mels columns"]:
     """Blur each clip's spectrogram by a factor of its own, and let its levels waver by an amount of their own."""
     count = part.count * len(mel)

@@ -22,12 +22,12 @@ from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from reverie.data.loader import WHOLE, Part
+from reverie.data.loader import WHOLE, BatchPart
 from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
 from reverie.train import begun
-from reverie.train.ema import EMA
+from reverie.train.ema import EMA, LONGEST, exponential, power_function
 from reverie.train.log import Log, Meter, Silent, TrainingStep
 from reverie.train.parallel import (
     first_ahead,
@@ -59,6 +59,7 @@ class RunSettings:
     clip: float = 1.0  # largest norm of a group's gradient
     accumulate: PositiveInt = 1  # parts of a process's share of the batch, one after another in memory
     ema: float = 0.0  # largest decay of the averaged weights; 0 keeps no average
+    ema_length: float = 0.0  # an average by a power function instead: how much of the run it reaches back, below 0.28
     log_every: int = 10
     save_every: int = 200
     sample_every: int = 1000
@@ -71,6 +72,9 @@ class RunSettings:
         for name in ("steps", "lr", "log_every", "save_every", "sample_every"):
             if not getattr(self, name) > 0:
                 raise ReverieError(f"{name} = {getattr(self, name)} in [run] of the recipe; give more than 0")
+        if (self.ema and self.ema_length) or not 0 <= self.ema_length < LONGEST:
+            given = f"ema = {self.ema}, ema_length = {self.ema_length} in [run] of the recipe"
+            raise ReverieError(f"{given}; give one, a length below {LONGEST}")
         if self.decay not in ("cosine", "constant"):
             raise ReverieError(f"unknown decay {self.decay!r} in [run] of the recipe; choose from cosine, constant")
         if self.precision not in PRECISIONS:
@@ -91,7 +95,7 @@ class Objective(Protocol):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Name the groups of parameters, each with an optimiser of its own."""
 
-    def losses(self, step: int, part: Part = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield (group, loss, metrics) of a part in turn; each loss is stepped before the next is computed.
 
         The mean over all parts of a batch is the loss of the batch.
@@ -156,7 +160,7 @@ class Learner:
         self.groups = objective.groups()
         paces = objective.paces() if isinstance(objective, Paced) else {}
         self.optimisers = {name: _optimiser(parameters, settings, paces) for name, parameters in self.groups.items()}
-        self.average = EMA(objective.averaged, settings.ema) if settings.ema else None
+        self.average = _average(objective.averaged, settings)
         self.kind = device_of(objective.averaged).type
         self.scaler = torch.amp.GradScaler(self.kind, enabled=settings.precision == "float16")
 
@@ -237,6 +241,12 @@ class Learner:
             self.average.load_state_dict(state["average"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _average(network: nn.Module, settings: RunSettings) -> EMA | None:
+    if settings.ema_length:
+        return EMA(network, power_function(settings.ema_length))
+    return EMA(network, exponential(settings.ema)) if settings.ema else None
 
 
 def _optimiser(

@@ -19,7 +19,7 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reverie.data.loader import Part
+from reverie.data.loader import BatchPart
 
 BUCKET = 2**23  # numbers that are summed at once: 32 MiB, so that large networks need no second copy of themselves
 
@@ -42,10 +42,10 @@ def ranks() -> Ranks:
     return Ranks()
 
 
-def parts(turns: int) -> list[Part]:
+def parts(turns: int) -> list[BatchPart]:
     """Return the parts of a batch that this process computes, one after another."""
     here = ranks()
-    return [Part(here.index * turns + turn, here.size * turns, turns) for turn in range(turns)]
+    return [BatchPart(here.index * turns + turn, here.size * turns, turns) for turn in range(turns)]
 
 
 def process_count() -> int:
