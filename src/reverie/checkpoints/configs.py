@@ -158,6 +158,7 @@ VISION_DEFAULTS: Json = {
     "image_size": 224,
     "patch_size": 32,
 }
+SPACE = 512  # numbers of an embedding in the space that texts and pictures share, where a config does not say
 ATTENDED_MIDDLE, PLAIN_MIDDLE = "UNetMidBlock2DCrossAttn", "UNetMidBlock2D"
 UNET_BLOCKS = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpBlock2D"}
 
@@ -335,15 +336,19 @@ def write_text(config: CLIPTextConfig, architecture: str) -> Json:
 
 def read_clip(raw: Json, where: str) -> CLIPConfig:
     """Translate transformers' CLIPConfig."""
-    text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
-    _expect(vision, {"num_channels": 3}, where)
-    space = raw.get("projection_dim", 512)
+    space = raw.get("projection_dim", SPACE)
     return CLIPConfig(
-        text=read_text({**text, "projection_dim": space}, where),
-        vision=CLIPVisionConfig(**{key: {**VISION_DEFAULTS, **vision}[key] for key in VISION_DEFAULTS}),
+        text=read_text({**(raw.get("text_config") or {}), "projection_dim": space}, where),
+        vision=read_vision(raw.get("vision_config") or {}, where),
         projection_dim=space,
         logit_scale_init_value=raw.get("logit_scale_init_value", 2.6592),
     )
+
+
+def read_vision(raw: Json, where: str) -> CLIPVisionConfig:
+    """Translate transformers' CLIPVisionConfig."""
+    _expect(raw, {"num_channels": 3}, where)
+    return CLIPVisionConfig(**{key: {**VISION_DEFAULTS, **raw}[key] for key in VISION_DEFAULTS})
 
 
 def write_clip(config: CLIPConfig) -> Json:

@@ -15,11 +15,11 @@ from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from reverie.checkpoints import configs
-from reverie.checkpoints.configs import ScheduleConfig
+from reverie.checkpoints.configs import SPACE, ScheduleConfig
 from reverie.checkpoints.weights import Rename, Source, find_weights, load_weights, open_source, read_json, same
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
-from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection
+from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection, VisionTowerWithProjection
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
 from reverie.requests.references import locate_part
@@ -262,6 +262,15 @@ def load_clip(
     config = _config(folder, configs.read_clip)
     clip = _load(lambda: CLIP(config), folder, TRANSFORMERS_STEM, device, dtype)
     return CLIPComponents(clip, Tokenizer.load(folder))
+
+
+def load_vision(
+    folder: str | Path, *, device: torch.device = CPU, dtype: torch.dtype | None = torch.float32
+) -> VisionTowerWithProjection:
+    """Read the folder of a CLIP's vision tower with its projection, as transformers' class of this name is saved."""
+    folder = _folder(folder)
+    config, space = _config(folder, configs.read_vision), read_json(folder / "config.json").get("projection_dim", SPACE)
+    return _load(lambda: VisionTowerWithProjection(config, space), folder, TRANSFORMERS_STEM, device, dtype)
 
 
 def load_safety(
