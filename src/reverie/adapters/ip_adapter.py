@@ -154,7 +154,7 @@ def _prompt(
     encoder = asked.encoder or find_encoder(Path(asked.model), adapter)
     tower = towers(encoder)
     if adapter.image_proj.seen != (
-        seen := _seen(adapter, tower.visual_projection.out_features, tower.config.hidden_size)
+        seen := _numbers(adapter, tower.visual_projection.out_features, tower.config.hidden_size)
     ):
         raise ReverieError(
             f"'{asked.model}' was trained with a CLIP that gives it {adapter.image_proj.seen} numbers, and '{encoder}' "
@@ -182,12 +182,12 @@ def _mask(picture: Image.Image) -> Float[Tensor, "1 1 h w"]:
     return torch.from_numpy(np.asarray(masks.from_picture(picture), dtype=np.float32) / 255)[None, None]
 
 
-def _seen(adapter: IPAdapter, pooled: int, hidden: int) -> int:
+def _numbers(adapter: IPAdapter, pooled: int, hidden: int) -> int:
     return pooled if isinstance(adapter.image_proj, ImageProjection) else hidden
 
 
 def find_encoder(file: Path, adapter: IPAdapter) -> str:
-    """Return the vision tower of an adapter: the folder image_encoder beside its file, or the other one of the authors'.
+    """Return the vision tower of an adapter: the folder image_encoder beside its file, or another of the authors'.
 
     Their files for SDXL are made for either, and the one that fits is taken. Raises ReverieError where there is none.
     """
@@ -195,7 +195,7 @@ def find_encoder(file: Path, adapter: IPAdapter) -> str:
     for folder in folders:
         if (folder / "config.json").is_file():
             raw = read_json(folder / "config.json")
-            if _seen(adapter, raw.get("projection_dim", 0), raw.get("hidden_size", 0)) == adapter.image_proj.seen:
+            if _numbers(adapter, raw.get("projection_dim", 0), raw.get("hidden_size", 0)) == adapter.image_proj.seen:
                 return str(folder)
     raise ReverieError(
         f"'{file}' sees pictures through a CLIP that gives it {adapter.image_proj.seen} numbers; give its vision tower "

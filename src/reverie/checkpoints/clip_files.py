@@ -19,11 +19,10 @@ import torch
 from reverie.checkpoints import compvis, hub
 from reverie.checkpoints.compvis import Place, Table
 from reverie.checkpoints.families import FilePart
-from reverie.checkpoints.load import CPU, TRANSFORMERS_STEM, blueprint
+from reverie.checkpoints.load import CPU, TRANSFORMERS_STEM, load_image_encoder
 from reverie.checkpoints.load import load_clip as load_folder
-from reverie.checkpoints.load import load_vision as load_vision_folder
 from reverie.checkpoints.single import find_tokenizer, read_part
-from reverie.checkpoints.weights import Source, find_weights, open_source, read_json
+from reverie.checkpoints.weights import Source, blueprint, find_weights, open_source, read_json
 from reverie.errors import ReverieError
 from reverie.models.clip import (
     ACTIVATIONS,
@@ -131,7 +130,7 @@ def load_vision(
     """
     place, _ = _locate(path, None)
     if place.is_dir() and (place / CONFIG).is_file() and read_json(place / CONFIG).get("model_type") == VISION_TYPE:
-        return load_vision_folder(place, device=device, dtype=dtype)
+        return load_image_encoder(place, device=device, dtype=dtype)
     if place.is_file() and (part := _vision_part(open_source(place), str(place))) is not None:
         return read_part(part, open_source(place), str(place), device, dtype)
     clip = load_clip(place, device=device, dtype=dtype).clip

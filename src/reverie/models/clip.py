@@ -311,7 +311,7 @@ class VisionTower(nn.Module):
 
 
 class VisionTowerWithProjection(nn.Module):
-    """Embed images, the pooled feature in the space shared with texts."""
+    """Embed images, the pooled feature in the space shared with texts; what pictures condition a U-Net by."""
 
     def __init__(self, config: CLIPVisionConfig, projection_dim: int) -> None:
         super().__init__()
