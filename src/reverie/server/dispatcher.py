@@ -140,7 +140,7 @@ class Dispatcher:
         return self.active.get(id) or self.store.get(id)
 
     def cancel(self, record: JobRecord) -> None:
-        """Stop a job: at once where it is queued, between two steps where it runs."""
+        """Stop a job that is not over: at once where it is queued, between two steps where it runs."""
         if record.state == "queued" and self.waiting.remove(record.client, record.id):
             self._end(record, "cancelled")
             self._tell_positions()

@@ -6,7 +6,7 @@ Fields mean what they mean there; what a request leaves open is the model's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from reverie.errors import ReverieError
 from reverie.media.masks import from_picture
 from reverie.media.pictures import decode
-from reverie.requests.base import random_seed
+from reverie.requests.base import RANDOM_SEED, random_seed
 from reverie.requests.foreign.a1111 import read_clip_skip, read_hires, read_sampler
 from reverie.requests.foreign.draft import OFF, Draft, shorten
 from reverie.requests.samplers import RECORDS, SPACINGS, find_sampler, find_schedule, schedule_label
@@ -162,13 +162,15 @@ class Redrawing(Drawing):
     inpainting_mask_invert: bool = False
 
 
-def submission_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tuple[Json, list[str]]:
-    """Return the job's body, and what of it cannot be honoured."""
+def submissions_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tuple[list[Json], list[str]]:
+    """Return the bodies of the jobs, one for each batch, and what of them cannot be honoured."""
+    if (total := asked.batch_size * asked.n_iter) > (most := served.settings.limits.count):
+        raise ReverieError(f"n_iter and batch_size ask for {total} pictures; this server allows {most}", field="n_iter")
     draft = Draft()
     same = {"hr_prompt": asked.prompt, "hr_negative_prompt": asked.negative_prompt}
     asked = _add_styles(asked, draft, served.settings)
     draft.fields = {ours: one for theirs, ours in SAME.items() if (one := getattr(asked, theirs)) not in (None, "")}
-    draft.fields |= {"count": asked.batch_size * asked.n_iter, "tile": "xy" if asked.tiling else "none"}
+    draft.fields |= {"count": asked.batch_size, "tile": "xy" if asked.tiling else "none"}
     draft.fields["rng"] = "cpu" if options.randn_source == "CPU" else "gpu"
     draft.given["Clip skip"] = asked.clip_skip or options.CLIP_stop_at_last_layers
     read_clip_skip(draft)
@@ -184,8 +186,23 @@ def submission_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tu
     notes = asked.notes(NEUTRAL | same, INERT | hires)
     notes += asked.override_settings.notes({}, prefix="override_settings.")
     form = FORMATS[options.samples_format]
-    body = {"kind": kind, "request": draft.fields, "model": options.sd_model_checkpoint}
-    return body | {"options": {"formats": [form], "keep": asked.save_images}}, [*draft.notes, *notes]
+    body = {"kind": kind, "model": options.sd_model_checkpoint}
+    body |= {"options": {"formats": [form], "keep": asked.save_images}}
+    bodies = [
+        body | {"request": fields, "attached": {"job_no": number, "job_count": asked.n_iter}}
+        for number, fields in enumerate(_batches(draft.fields, asked))
+    ]
+    return bodies, [*draft.notes, *notes]
+
+
+def _batches(fields: Json, asked: Drawing) -> Iterator[Json]:
+    """Yield the fields of each batch; its pictures have the seeds that follow those of the batch before."""
+    seed = random_seed() if asked.seed == RANDOM_SEED else asked.seed
+    for first in range(0, asked.batch_size * asked.n_iter, asked.batch_size):
+        if variation := fields.get("variation"):
+            yield fields | {"seed": seed, "variation": variation | {"seed": variation["seed"] + first}}
+        else:
+            yield fields | {"seed": seed + first}
 
 
 def _add_styles(asked: Drawing, draft: Draft, settings: Settings) -> Drawing:
