@@ -308,6 +308,17 @@ def test_styles_go_into_the_prompts(web_ui: WebUIApi) -> None:
     assert drawn.info["styles"] == ["ink"]
 
 
+def test_dynamic_prompts_are_the_extensions(web_ui: WebUIApi) -> None:
+    """One batch or several, and the command line (tests/cli/test_many.py), give one prompt for a seed."""
+    script = "Dynamic Prompts v2.6.3"
+    asked: Json = SMALL | {"prompt": "a {red|blue} __animals__", "seed": 1, "batch_size": 1, "n_iter": 3}
+    drawn = web_ui.txt2img(alwayson_scripts={script: {"args": [True, False]}}, **asked)
+    assert drawn.info["all_prompts"] == ["a blue bear", "a red bear", "a blue bear"]
+    assert web_ui.txt2img(**asked | {"n_iter": 1}).info["all_prompts"] == [asked["prompt"]]
+    with pytest.raises(RuntimeError, match="combinatorial generation"):
+        web_ui.txt2img(alwayson_scripts={script: {"args": [True, True]}}, **asked)
+
+
 def test_open_webui(http: httpx.Client) -> None:
     """Its engine automatic1111: 02530d5, backend/open_webui/routers/images.py."""
     models = [(one["title"], one["model_name"]) for one in http.get("/sdapi/v1/sd-models").json()]

@@ -46,11 +46,11 @@ async def attend(request: Request, bodies: Iterable[Mapping[str, Any] | Submissi
     """Submit jobs and return them over; cancel them where the client goes away, or one of them is not taken."""
     dispatcher = dispatcher_of(request)
     records: list[JobRecord] = []
-    gone = asyncio.ensure_future(_wait_for_disconnect(request))
+    gone: asyncio.Future[Any] = asyncio.ensure_future(_wait_for_disconnect(request))
     try:
         for body in bodies:
             records.append(await dispatcher.submit(body, client_of(request)))
-        over = asyncio.gather(*map(dispatcher.wait, records))
+        over: asyncio.Future[Any] = asyncio.gather(*map(dispatcher.wait, records))
         await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
         if not over.done():
             over.cancel()

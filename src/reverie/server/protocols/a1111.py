@@ -32,6 +32,7 @@ from reverie.server.dispatcher import Dispatcher
 from reverie.server.protocols.a1111_drawing import (
     AUTOMATIC,
     MODULES,
+    SCRIPTS,
     Drawing,
     Lenient,
     Redrawing,
@@ -161,7 +162,7 @@ async def progress(request: Request, skip_current_image: bool = False) -> Json:
     share = 0.01 + (batch["job_no"] + at["done"] / max(1, at["total"])) / batch["job_count"] if jobs else 0.0
     share = min(1.0, share)
     elapsed = time.time() - running.started if running and running.started else 0.0
-    state = {"job": running.id if running else "", "job_timestamp": "0"} | batch
+    state: Json = {"job": running.id if running else "", "job_timestamp": "0"} | batch
     state |= {"sampling_step": at["done"], "sampling_steps": at["total"]}
     state |= dict.fromkeys(("skipped", "interrupted", "stopping_generation"), False)
     preview = running.preview if running and not skip_current_image else None
@@ -258,7 +259,7 @@ async def controlnets(served: Served) -> Json:
 async def prompt_styles(served: Served) -> list[Json]:
     """List the styles."""
     styles = {} if (file := served.settings.styles) is None else await asyncio.to_thread(read_styles, file)
-    return [{"name": one.name, "prompt": one.prompt, "negative_prompt": one.negative} for one in styles.values()]
+    return [{"name": name, "prompt": one.prompt, "negative_prompt": one.negative} for name, one in styles.items()]
 
 
 @router.get(f"{API}/memory")
@@ -283,7 +284,7 @@ FIXED: dict[str, Any] = {
     ],
     f"{API}/upscalers": [{"name": name, "scale": 4, **NO_FILE} for name in ("None", *RESAMPLING)],
     f"{API}/latent-upscale-modes": [{"name": name} for name in UPSCALER_NAMES.values() if name.startswith("Latent")],
-    f"{API}/scripts": {"txt2img": ["controlnet"], "img2img": ["controlnet"]},
+    f"{API}/scripts": {"txt2img": SCRIPTS, "img2img": SCRIPTS},
     f"{API}/cmd-flags": {"api": True},
     "/controlnet/module_list": {"module_list": list(MODULES)},
 }
