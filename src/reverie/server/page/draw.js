@@ -196,6 +196,7 @@ export async function use(request) {
   const taken = steps ? { steps: Math.max(1, Math.round(steps * strength)) } : {};
   fill(ask(), { ...open, ...request, ...taken, count: request.count ?? 1, hires: request.hires?.scale });
   carried.take(request);
+  offerStyles(""); // its words are in the prompt
   const lost = OF_OUTPAINT.filter((name) => request[name]);
   resize();
   sheet.clear();
@@ -253,7 +254,7 @@ function show(piece) {
 
 /** The kind of a job and the request of its picture number `at`, alone: of a template, what it gave. */
 function pictured({ kind, request, result }, at) {
-  const { prompt, negative } = result?.requests?.[at] ?? request;
+  const { prompt, negative } = result?.requests?.[at] ?? result?.request ?? request;
   const alone = { ...request, prompt, negative, seed: result?.seeds?.[at] ?? request.seed, count: 1 };
   if (request.variation) alone.variation = { ...request.variation, seed: request.variation.seed + at };
   return { kind, request: alone };
