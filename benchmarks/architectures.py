@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from networks import random_weights
-from reverie.checkpoints.configs import ScheduleConfig
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
 from reverie.models.clip_presets import CLIPS

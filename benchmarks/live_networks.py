@@ -17,8 +17,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from networks import random_weights
-from reverie.checkpoints.load import blueprint
-from reverie.checkpoints.weights import load_weights
+from reverie.checkpoints.weights import blueprint, load_weights
 from reverie.models.autoencoder import TinyAutoencoder
 from reverie.models.unet import UNETS, UNet
 from reverie.runtime import pack

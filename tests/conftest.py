@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from reverie.checkpoints.configs import ScheduleConfig
 from reverie.corpora.concepts import CLDR, Concept, concepts
 from reverie.corpora.scenes import FONT
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
 from reverie.models.unet import UNet, UNetConfig

@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from reverie.animation.draw import Frame
     from reverie.errors import ReverieError
     from reverie.generate.explain import Explanation
+    from reverie.jobs.batches import compare
     from reverie.media.pictures import grid, save
     from reverie.media.sound import Sound
     from reverie.music.sections import Recording
@@ -58,6 +59,7 @@ __all__ = [
     "Stop",
     "TextToImage",
     "Variation",
+    "compare",
     "from_metadata",
     "grid",
     "load",
@@ -92,6 +94,7 @@ _PLACES = {
     "Stop": "reverie.requests.music",
     "TextToImage": "reverie.requests.pictures",
     "Variation": "reverie.requests.pictures",
+    "compare": "reverie.jobs.batches",
     "from_metadata": "reverie.requests.records",
     "grid": "reverie.media.pictures",
     "load": "reverie.pipeline",

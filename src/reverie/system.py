@@ -13,13 +13,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from reverie.checkpoints import hub
-from reverie.checkpoints.configs import parameterise
 from reverie.checkpoints.load import STEMS, Components, load_folder
 from reverie.checkpoints.save import FULL, Precision, save_folder
 from reverie.checkpoints.single import load_file, load_vae, recommendation_for, replace_unet
 from reverie.checkpoints.weights import content_hash, find_weights
 from reverie.codecs.image import ImageCodec
-from reverie.diffusion.denoiser import Network, Scalings
+from reverie.diffusion.denoiser import Network, Scalings, parameterise
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError, choose
@@ -235,7 +234,7 @@ def load(
 
     A folder is in diffusers' layout, a single file in CompVis' or Stability's (.safetensors, .ckpt, .gguf); `config`
     names the file's family where it does not tell, `prediction` what the U-Net predicts where that is not said or said
-    wrongly: eps, v, v_zsnr, x0, edm, edm_v or flow (`checkpoints.configs.PARAMETERISATIONS`). "reverie-emoji" and
+    wrongly: eps, v, v_zsnr, x0, edm, edm_v or flow (`diffusion.denoiser.PARAMETERISATIONS`). "reverie-emoji" and
     "reverie-music" are the bundled models; another name, `owner/name`, is looked for in the hub's cache, then fetched,
     of a `revision` and in a `variant` ("fp16"). `vae` is an autoencoder to put in place of the model's (a folder or a
     file), `unet` a file with a U-Net to.

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reverie.adapters.control import PREFIX, load_controlnet, places, read_controlnet
-from reverie.checkpoints.load import blueprint
+from reverie.checkpoints.weights import blueprint
 from reverie.errors import ReverieError
 from reverie.models.controlnet import CONTROLNETS, ControlNet, ControlNetConfig
 from reverie.models.unet import UNet, UNetConfig

@@ -16,10 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reverie.checkpoints.compvis import ema_name
-from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.description import Description, describe
 from reverie.checkpoints.single import Networks, load_file
 from reverie.cli.app import run
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.errors import ReverieError
 from reverie.media import sound, video
 from reverie.media.pictures import save

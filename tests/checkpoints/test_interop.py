@@ -23,10 +23,10 @@ from diffusers import (
 )
 from PIL import Image
 from torch import Tensor
-from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer
+from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
-from reverie.checkpoints.load import CLIPComponents, load_clip, load_folder
-from reverie.checkpoints.save import Precision, save_clip
+from reverie.checkpoints.load import CLIPComponents, load_clip, load_folder, load_image_encoder
+from reverie.checkpoints.save import Precision, save_clip, save_image_encoder
 from reverie.codecs.clip_images import Preprocessing
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
@@ -34,7 +34,7 @@ from reverie.errors import ReverieError
 from reverie.generate.conditioning import encode, steady
 from reverie.generate.image import fill_in
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
-from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, VisionTowerWithProjection
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline, load
 from reverie.requests.pictures import TextToImage
@@ -268,3 +268,17 @@ def test_clip(tokenizer: Tokenizer, tmp_path: Path) -> None:
     tokenizer.save(tmp_path / "theirs")
     loaded = load_clip(tmp_path / "theirs").clip
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in clip.state_dict().items())
+
+
+def test_vision_tower_with_projection(tmp_path: Path) -> None:
+    config = CLIPVisionConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=8, patch_size=4
+    )
+    torch.manual_seed(3)
+    save_image_encoder(VisionTowerWithProjection(config, 12).eval(), tmp_path)
+    ours, theirs = load_image_encoder(tmp_path), CLIPVisionModelWithProjection.from_pretrained(tmp_path).eval()
+    pixels = torch.randn(2, 3, 8, 8)
+    with torch.no_grad():
+        a, b = ours(pixels), theirs(pixels, output_hidden_states=True)
+    torch.testing.assert_close(a.pooled, b.image_embeds)
+    torch.testing.assert_close(a.hidden[-2], b.hidden_states[-2])

@@ -12,7 +12,7 @@ from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.checkpoints.configs import PARAMETERISATIONS, read_schedule, write_schedule
+from reverie.checkpoints.configs import read_schedule, write_schedule
 from reverie.checkpoints.convert import convert
 from reverie.checkpoints.families import FAMILIES, Family
 from reverie.checkpoints.identify import identify
@@ -20,7 +20,7 @@ from reverie.checkpoints.load import Components, load_folder
 from reverie.checkpoints.single import Networks, load_file
 from reverie.checkpoints.weights import open_source
 from reverie.codecs.image import ImageCodec
-from reverie.diffusion.denoiser import denoiser
+from reverie.diffusion.denoiser import PARAMETERISATIONS, denoiser
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.diffusion.schedule import to_ve

@@ -10,9 +10,9 @@ import torch
 
 import reverie
 from reverie import Pipeline, ReverieError, TextToImage
-from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import RECOMMENDED, Recommended
 from reverie.checkpoints.single import recommendation_for
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.generate.conditioning import follow_recommended
 from reverie.generate.sample import noise_levels
 from reverie.models.unet import UNet

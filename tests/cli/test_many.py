@@ -55,6 +55,38 @@ def test_styles_go_before_what_is_drawn(model: str, capsys: pytest.CaptureFixtur
     assert draw(model, "a bear", "--style", "ink") == 2
 
 
+def test_a_grid_draws_what_its_flags_would_and_goes_on(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    axes = ["--axis", "replace=bear,fox", "--axis", "steps=1,2", "--axis", "lora-dir=,x"]
+    assert draw(model, "a bear", *axes) == 0
+    cells = [(asked(f"out-{number}.png").prompt, asked(f"out-{number}.png").steps) for number in range(8)]
+    assert cells == [("a bear", 1), ("a fox", 1), ("a bear", 2), ("a fox", 2)] * 2
+    assert {asked(f"out-{number}.png").seed for number in range(8)} == {1}
+    sheet, cell = Path("out.png").read_bytes(), Path("out-3.png").read_bytes()
+    assert run(["image", "a fox", "-o", "alone.png", "--model", model, "--seed", "1", "--steps", "2"]) == 0
+    assert Path("alone.png").read_bytes() == cell
+    Path("out-3.png").unlink()
+    capsys.readouterr()
+    assert draw(model, "a bear", *axes) == 0
+    assert "not drawn again" in capsys.readouterr().err
+    assert (Path("out.png").read_bytes(), Path("out-3.png").read_bytes()) == (sheet, cell)
+
+
+@pytest.mark.parametrize(
+    ("axes", "says"),
+    [
+        (["step=1,2"], "unknown axis 'step'; did you mean 'steps'? choose from"),
+        (["steps=1,x"], "steps 'x' is not possible"),
+        (["steps"], "write NAME=VALUE,VALUE"),
+        (["steps="], "axis 'steps' has no values"),
+        (["replace=cat,dog"], "'cat' is in no prompt"),
+        (["seed=1", "steps=1", "guidance=1", "eta=0"], "a grid of 4 axes is not possible; give 1 to 3"),
+    ],
+)
+def test_an_axis_that_cannot_be_is_told(axes: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert draw("x", "a bear", *(part for axis in axes for part in ("--axis", axis))) == 2
+    assert says in capsys.readouterr().err
+
+
 def test_variations_of_a_picture_keep_its_seed(model: str) -> None:
     assert draw(model, "a bear") == 0
     assert run(["replay", "out.png", "--model", model, "--variations", "2"]) == 0

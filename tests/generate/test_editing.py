@@ -17,7 +17,7 @@ from diffusers import (
 from PIL import Image
 from torch import Tensor
 
-from reverie.checkpoints.configs import PARAMETERISATIONS
+from reverie.diffusion.denoiser import PARAMETERISATIONS
 from reverie.errors import ReverieError
 from reverie.generate.canvas import prepare
 from reverie.generate.image import fill_in, passes, picture_run

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.jobs.batches import BatchJob
+from reverie.jobs.batches import BatchJob, compare
 from reverie.jobs.events import Finished, Saved
 from reverie.jobs.pictures import PictureJob
 from reverie.media.pictures import grid, open_picture
@@ -45,6 +46,29 @@ def test_a_batch_draws_what_each_request_draws_alone(tiny: Pipeline, tmp_path: P
         assert isinstance(made_by, TextToImage)
         assert made_by.prompt == asked.prompt
     assert open_picture(files[2]).tobytes() == grid(pictures).tobytes()
+
+
+def test_a_picture_of_another_request_or_finish_is_drawn_anew(tiny: Pipeline, tmp_path: Path) -> None:
+    first, second = jobs(tmp_path)
+
+    def draw(*jobs: PictureJob) -> int:
+        return sum(isinstance(event, Saved) for event in BatchJob(jobs=jobs).run(lambda name: tiny))
+
+    assert draw(first, second) == 2
+    assert draw(first, replace(second, request=second.request.replace(steps=1))) == 1
+    assert draw(first, second) == 1
+    assert draw(first, second) == 0
+    assert draw(first, replace(second, explain=True)) == 2
+
+
+def test_a_comparison_lays_out_what_each_request_draws(tiny: Pipeline) -> None:
+    asked = TextToImage(prompt="a bear", seed=7, steps=1)
+    sheet, pictures = compare(tiny, asked, {"replace": ("bear", "apple"), "seed": (7, 8)})
+    wanted = [asked.replace(prompt=prompt, seed=seed) for seed in (7, 8) for prompt in ("a bear", "a apple")]
+    assert [one.tobytes() for one in pictures] == [tiny.draw(one)[0].tobytes() for one in wanted]
+    width, height = pictures[0].size
+    assert sheet.width > 2 * width
+    assert sheet.height > 2 * height
 
 
 def test_no_job_writes_over_what_another_reads(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from PIL import ImageFont
+from PIL import Image, ImageFont
 
 from reverie.media import charts
-from reverie.media.charts import VIRIDIS, colour_of, drawable_names, font_for, heat_map, writes
+from reverie.media.charts import VIRIDIS, colour_of, drawable_names, font_for, heat_map, labelled_grid, writes
 
 CJK = "熊苹果"
 
@@ -54,6 +54,21 @@ def test_names_without_a_font_are_numbers() -> None:
     assert (
         heat_map(values, ["熊", "a"], ["苹", "果"]).tobytes() == heat_map(values, ["#1", "a"], ["#1", "#2"]).tobytes()
     )
+
+
+def test_a_labelled_grid_holds_every_picture_in_its_place() -> None:
+    colours = [(10 * number, 0, 255) for number in range(12)]
+    pictures = [Image.new("RGB", (100, 60 if number % 2 else 120), colour) for number, colour in enumerate(colours)]
+    long = "a very long prompt that needs many lines, " * 3
+    sheet = labelled_grid(pictures, ["steps 1", long, "熊" * 40], ["euler", "ddim"], ["2", "7"])
+    (left, width), (top, height) = (sheet.width - 300, 100), (sheet.height // 2 - 240, 120)
+    for number, colour in enumerate(colours):
+        block, row, column = number // 6, number // 3 % 2, number % 3
+        place = (left + width * column + 50, block * (sheet.height // 2) + top + height * row + 60)
+        assert sheet.getpixel(place) == colour
+    ink = sheet.crop((left, 0, sheet.width, top)).convert("L")
+    assert ink.getextrema() == (0, 255)
+    assert labelled_grid(pictures[:1], [""]).size == (100, 120)  # without names, nothing but the picture
 
 
 def test_a_font_of_the_system_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,10 @@ import reverie
 from reverie import ImageToImage, Pipeline, TextToImage, system
 from reverie.adapters import lora
 from reverie.adapters.control import Control, bind_controls
-from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.save import save_folder
 from reverie.codecs import image
 from reverie.codecs.image import to_pictures
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.generate.explain import explain
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig

@@ -13,11 +13,11 @@ import torch
 from PIL import Image
 from torch import nn
 
-from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.data.loader import shuffled_index
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet, UNetConfig
 from reverie.train import diffusion

@@ -12,9 +12,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from reverie.checkpoints.configs import ScheduleConfig
 from reverie.checkpoints.load import Components, Recommended
-from reverie.diffusion.denoiser import denoiser
+from reverie.diffusion.denoiser import ScheduleConfig, denoiser
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.onestep import euler
 from reverie.diffusion.schedule import to_ve

@@ -20,8 +20,8 @@ from torch import Tensor
 from reverie.checkpoints import compvis
 from reverie.checkpoints.compvis import Place, Table
 from reverie.checkpoints.configs import UNET_BLOCKS, read_unet
-from reverie.checkpoints.load import CPU, DIFFUSERS_STEM, blueprint
-from reverie.checkpoints.weights import Source, find_weights, load_weights, open_source, read_json
+from reverie.checkpoints.load import CPU, DIFFUSERS_STEM
+from reverie.checkpoints.weights import Source, blueprint, find_weights, load_weights, open_source, read_json
 from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
 from reverie.media.pictures import to_rgb

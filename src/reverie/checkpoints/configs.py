@@ -5,24 +5,12 @@ Defaults for absent keys are those of diffusers' and transformers' own signature
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
-from functools import partial
+from collections.abc import Mapping
+from dataclasses import asdict, fields, replace
 from typing import Any
 
-from torch import Tensor
-
-from reverie.diffusion.denoiser import SCALINGS, Scalings
-from reverie.diffusion.schedule import (
-    Schedule,
-    linear,
-    log_uniform,
-    rectified_flow,
-    scaled_linear,
-    squared_cosine,
-    zero_terminal_snr,
-)
-from reverie.errors import ReverieError, choose
+from reverie.diffusion.denoiser import ScheduleConfig
+from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig, TinyConfig
 from reverie.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNetConfig
@@ -31,69 +19,6 @@ Json = dict[str, Any]
 
 # The version of the layout, not of a library: from 0.9 on diffusers takes sample_size as it stands.
 DIFFUSERS_VERSION = "0.30.0"
-
-
-@dataclass(frozen=True)
-class ScheduleConfig:
-    """Describe the forward process a network was trained on, and what it predicts: a name in `SCALINGS`.
-
-    For "edm" and "edm_v", whose noise levels are continuous, the sigmas count and the betas do not; for "flow" the
-    `shift` of its times alone. `timestep_spacing` and `steps_offset` are what other programs should sample with by
-    default; ours choose by request.
-    """
-
-    beta_schedule: str = "scaled_linear"
-    beta_start: float = 0.00085
-    beta_end: float = 0.012
-    steps: int = 1000
-    prediction: str = "eps"
-    zero_terminal_snr: bool = False
-    timestep_spacing: str = "leading"
-    steps_offset: int = 1
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    sigma_data: float = 0.5
-    shift: float = 1.0
-
-    @property
-    def is_edm(self) -> bool:
-        """Return whether the noise levels are continuous, and the network is given log(sigma) / 4."""
-        return self.prediction in EDM_PREDICTIONS.values()
-
-    def scalings(self) -> Callable[[Schedule, Tensor], Scalings]:
-        """Return how to read what the network predicts. Raises ReverieError for an unknown prediction."""
-        found = choose("prediction", self.prediction, SCALINGS)
-        return partial(found, sigma_data=self.sigma_data) if self.is_edm else found
-
-    def schedule(self) -> Schedule:
-        """Compute the tables."""
-        if self.is_edm:
-            return log_uniform(self.sigma_min, self.sigma_max, self.steps)
-        if self.prediction == "flow":
-            return rectified_flow(self.steps, self.shift)
-        if self.beta_schedule == "squared_cosine":
-            schedule = squared_cosine(self.steps)
-        else:
-            make = {"scaled_linear": scaled_linear, "linear": linear}[self.beta_schedule]
-            schedule = make(self.beta_start, self.beta_end, self.steps)
-        return zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
-
-
-# What a model may be said to predict, where its file does not say or says it wrongly.
-PARAMETERISATIONS = {
-    **{name: ScheduleConfig(prediction=name) for name in SCALINGS},
-    "v_zsnr": ScheduleConfig(prediction="v", zero_terminal_snr=True),
-    "edm_v": ScheduleConfig(prediction="edm_v", sigma_max=120.0, sigma_data=1.0),  # CosXL's
-}
-
-
-def parameterise(schedule: ScheduleConfig, name: str) -> ScheduleConfig:
-    """Return a schedule with another of PARAMETERISATIONS; its betas stay. Raises ReverieError for other names."""
-    chosen = choose("prediction", name, PARAMETERISATIONS)
-    if chosen.prediction == schedule.prediction and not chosen.zero_terminal_snr:
-        return schedule
-    changed = ("prediction", "zero_terminal_snr", "sigma_min", "sigma_max", "sigma_data")
-    return replace(schedule, **{key: getattr(chosen, key) for key in changed})
 
 
 BETA_SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "squared_cosine"}
@@ -335,27 +260,40 @@ def write_text(config: CLIPTextConfig, architecture: str) -> Json:
 
 def read_clip(raw: Json, where: str) -> CLIPConfig:
     """Translate transformers' CLIPConfig."""
-    text, vision = raw.get("text_config") or {}, raw.get("vision_config") or {}
-    _expect(vision, {"num_channels": 3}, where)
-    space = raw.get("projection_dim", 512)
+    text, space = raw.get("text_config") or {}, raw.get("projection_dim", 512)
     return CLIPConfig(
         text=read_text({**text, "projection_dim": space}, where),
-        vision=CLIPVisionConfig(**{key: {**VISION_DEFAULTS, **vision}[key] for key in VISION_DEFAULTS}),
+        vision=read_vision(raw.get("vision_config") or {}, where),
         projection_dim=space,
         logit_scale_init_value=raw.get("logit_scale_init_value", 2.6592),
     )
 
 
+def read_vision(raw: Json, where: str) -> CLIPVisionConfig:
+    """Translate transformers' CLIPVisionConfig, but for its `projection_dim`, 512 where it is left out."""
+    _expect(raw, {"num_channels": 3}, where)
+    return CLIPVisionConfig(**{key: {**VISION_DEFAULTS, **raw}[key] for key in VISION_DEFAULTS})
+
+
+def write_vision(config: CLIPVisionConfig, projection_dim: int) -> Json:
+    """Write a vision tower's config as transformers' CLIPVisionModelWithProjection reads it."""
+    return {
+        "architectures": ["CLIPVisionModelWithProjection"],
+        "model_type": "clip_vision_model",
+        **asdict(config),
+        "projection_dim": projection_dim,
+    }
+
+
 def write_clip(config: CLIPConfig) -> Json:
     """Write both towers' config as transformers' CLIPModel reads it."""
-    vision = {"model_type": "clip_vision_model", **asdict(config.vision), "projection_dim": config.projection_dim}
     return {
         "architectures": ["CLIPModel"],
         "model_type": "clip",
         "projection_dim": config.projection_dim,
         "logit_scale_init_value": config.logit_scale_init_value,
         "text_config": write_text(config.text, "CLIPTextModel"),
-        "vision_config": vision,
+        "vision_config": write_vision(config.vision, config.projection_dim),
     }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeVar
@@ -11,9 +10,9 @@ from torch import nn
 
 from reverie.checkpoints import compvis
 from reverie.checkpoints.compvis import Table, ema_name
-from reverie.checkpoints.configs import ScheduleConfig
-from reverie.checkpoints.load import OLD_ATTENTION, Components, blueprint
-from reverie.checkpoints.weights import Source, same
+from reverie.checkpoints.load import OLD_ATTENTION, Components
+from reverie.checkpoints.weights import Source, blueprint, same
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
@@ -73,64 +72,6 @@ UNET_LAYOUTS = (
 def unet_layout(names: Collection[str]) -> Layout | None:
     """Find the layout of the U-Net that a file holds; running averages count where there is no other."""
     return next((layout for layout in UNET_LAYOUTS if layout.first in names), None)
-
-
-SELF_KEYS = "attn1to_kweight"  # as wide as the image, where it attends to itself
-RESIDUAL = re.compile(r"(in_layers0|resnets\d+norm1)weight$")  # of a residual block, CompVis' and diffusers'
-
-
-class UNetShape(NamedTuple):
-    """Tell U-Nets apart: by width, channels, prompt's width, added embedding, embedded guidance, and their blocks.
-
-    `crossed` says that some image never attends to itself.
-    """
-
-    width: int
-    in_channels: int
-    context: int
-    added: int | None
-    guided: bool
-    residuals: int
-    transformers: int
-    crossed: bool
-
-    @classmethod
-    def of(cls, config: UNetConfig) -> UNetShape:
-        """Return a config's."""
-        levels, middle = len(config.block_out_channels), config.mid_transformer_depth
-        up = [config.up_depths(level) for level in range(levels)]
-        return cls(
-            config.block_out_channels[0],
-            config.in_channels,
-            config.cross_attention_dim,
-            config.projection_input_dim,
-            config.time_cond_proj_dim is not None,
-            levels * config.layers_per_block + sum(map(len, up)) + (0 if middle is None else 2 if middle else 1),
-            config.layers_per_block * sum(config.transformer_depth) + sum(map(sum, up)) + (middle or 0),
-            config.only_cross_attention is not None,
-        )
-
-    @classmethod
-    def read(cls, source: Source, layout: Layout) -> UNetShape:
-        """Read a file's; 0 stands for what it lacks. Running averages are named without dots, so dots do not count."""
-        start = layout.rename(layout.prefix)
-        inside = {name.removeprefix(start).replace(".", ""): name for name in source.names() if name.startswith(start)}
-
-        def axis(index: int, *suffixes: str) -> int | None:
-            name = next((name for short, name in inside.items() if short.endswith(suffixes)), None)
-            shape = () if name is None else source.shape(name)
-            return shape[index] if len(shape) > index else None
-
-        return cls(
-            (source.shape(layout.first) or (0,))[0],
-            (*source.shape(layout.first), 0, 0)[1],
-            axis(1, "attn2to_kweight") or 0,
-            axis(1, "label_emb00weight", "add_embeddinglinear_1weight", "class_embeddinglinear_1weight"),
-            any(short.endswith("cond_projweight") for short in inside),
-            sum(RESIDUAL.search(short) is not None for short in inside),
-            sum(short.endswith("attn2to_kweight") for short in inside),
-            any(len(set(source.shape(name)[:2])) > 1 for short, name in inside.items() if short.endswith(SELF_KEYS)),
-        )
 
 
 def autoencoder_part(config: AutoencoderConfig, names: Collection[str] = ()) -> FilePart[Autoencoder]:

@@ -10,21 +10,81 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from reverie.checkpoints.adapter_keys import algorithms
-from reverie.checkpoints.configs import PARAMETERISATIONS, ScheduleConfig, parameterise
 from reverie.checkpoints.families import (
     FAMILIES,
     OFFICIAL,
     Family,
-    UNetShape,
+    Layout,
     autoencoder_prefix,
     same_process,
     unet_layout,
 )
 from reverie.checkpoints.weights import Source
+from reverie.diffusion.denoiser import PARAMETERISATIONS, ScheduleConfig, parameterise
 from reverie.errors import ReverieError, choose
+from reverie.models.unet import UNetConfig
 from reverie.requests.samplers import few_steps
+
+SELF_KEYS = "attn1to_kweight"  # as wide as the image, where it attends to itself
+RESIDUAL = re.compile(r"(in_layers0|resnets\d+norm1)weight$")  # of a residual block, CompVis' and diffusers'
+
+
+class UNetShape(NamedTuple):
+    """Tell U-Nets apart: by width, channels, prompt's width, added embedding, embedded guidance, and their blocks.
+
+    `crossed` says that some image never attends to itself.
+    """
+
+    width: int
+    in_channels: int
+    context: int
+    added: int | None
+    guided: bool
+    residuals: int
+    transformers: int
+    crossed: bool
+
+    @classmethod
+    def of(cls, config: UNetConfig) -> UNetShape:
+        """Return a config's."""
+        levels, middle = len(config.block_out_channels), config.mid_transformer_depth
+        up = [config.up_depths(level) for level in range(levels)]
+        return cls(
+            config.block_out_channels[0],
+            config.in_channels,
+            config.cross_attention_dim,
+            config.projection_input_dim,
+            config.time_cond_proj_dim is not None,
+            levels * config.layers_per_block + sum(map(len, up)) + (0 if middle is None else 2 if middle else 1),
+            config.layers_per_block * sum(config.transformer_depth) + sum(map(sum, up)) + (middle or 0),
+            config.only_cross_attention is not None,
+        )
+
+    @classmethod
+    def read(cls, source: Source, layout: Layout) -> UNetShape:
+        """Read a file's; 0 stands for what it lacks. Running averages are named without dots, so dots do not count."""
+        start = layout.rename(layout.prefix)
+        inside = {name.removeprefix(start).replace(".", ""): name for name in source.names() if name.startswith(start)}
+
+        def axis(index: int, *suffixes: str) -> int | None:
+            name = next((name for short, name in inside.items() if short.endswith(suffixes)), None)
+            shape = () if name is None else source.shape(name)
+            return shape[index] if len(shape) > index else None
+
+        return cls(
+            (source.shape(layout.first) or (0,))[0],
+            (*source.shape(layout.first), 0, 0)[1],
+            axis(1, "attn2to_kweight") or 0,
+            axis(1, "label_emb00weight", "add_embeddinglinear_1weight", "class_embeddinglinear_1weight"),
+            any(short.endswith("cond_projweight") for short in inside),
+            sum(RESIDUAL.search(short) is not None for short in inside),
+            sum(short.endswith("attn2to_kweight") for short in inside),
+            any(len(set(source.shape(name)[:2])) > 1 for short, name in inside.items() if short.endswith(SELF_KEYS)),
+        )
+
 
 AUTOENCODER, TEXT_ENCODER = "autoencoder (VAE)", "text encoder"
 EMBEDDED_WIDTHS = (768, 1024, 1280)  # of the text towers of SD 1, SD 2 and XL's second

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -12,14 +12,22 @@ from typing import Annotated, Any, TypeVar
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from reverie.checkpoints import configs
-from reverie.checkpoints.configs import ScheduleConfig
-from reverie.checkpoints.weights import Rename, Source, find_weights, load_weights, open_source, read_json, same
+from reverie.checkpoints.weights import (
+    Rename,
+    Source,
+    blueprint,
+    find_weights,
+    load_weights,
+    open_source,
+    read_json,
+    same,
+)
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
-from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection
+from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection, VisionTowerWithProjection
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
 from reverie.requests.references import locate_part
@@ -143,28 +151,6 @@ def _read_known(
     return Known(emoji, tuple(en), tuple(zh), tuple(keywords), kind)
 
 
-class _Blank(TorchFunctionMode):
-    """Leave new modules without initial values.
-
-    On the meta device values take no memory anyway, but torch would import its compiler, for seconds, to draw nothing.
-    """
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
-    ) -> Any:
-        """Skip torch.nn.init and let everything else be."""
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
-
-
-def blueprint(make: Callable[[], M]) -> M:
-    """Build a network on the meta device, without values: a checkpoint is about to give it its own."""
-    with torch.device("meta"), _Blank():
-        return make()
-
-
 def load_folder(
     path: str | Path,
     *,
@@ -252,6 +238,20 @@ def load_text_encoder(
     architectures = read_json(folder / "config.json").get("architectures") or []
     tower = TextTowerWithProjection if "CLIPTextModelWithProjection" in architectures else TextTower
     return _load(lambda: tower(config), folder, TRANSFORMERS_STEM, device, dtype, variant, text_tower_name)
+
+
+def load_image_encoder(
+    folder: str | Path,
+    *,
+    device: torch.device = CPU,
+    dtype: torch.dtype | None = torch.float32,
+    variant: str | None = None,
+) -> VisionTowerWithProjection:
+    """Read transformers' CLIPVisionModelWithProjection as `load_unet` reads a U-Net."""
+    folder = _folder(folder)
+    config = _config(folder, configs.read_vision)
+    space = read_json(folder / "config.json").get("projection_dim", 512)  # transformers' default
+    return _load(lambda: VisionTowerWithProjection(config, space), folder, TRANSFORMERS_STEM, device, dtype, variant)
 
 
 def load_clip(

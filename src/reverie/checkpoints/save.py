@@ -30,7 +30,14 @@ from reverie.checkpoints.load import (
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of
 from reverie.models.autoencoder import ImageAutoencoder
-from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, CLIPVisionConfig, TextTower, TextTowerWithProjection
+from reverie.models.clip import (
+    IMAGE_MEAN,
+    IMAGE_STD,
+    CLIPVisionConfig,
+    TextTower,
+    TextTowerWithProjection,
+    VisionTowerWithProjection,
+)
 from reverie.models.unet import UNet
 
 SHARD_BYTES = 5 << 30
@@ -120,6 +127,12 @@ def save_text_encoder(tower: TextTower, path: str | Path, precision: Precision =
         _write_text_encoder(tower, folder, precision)
 
 
+def save_image_encoder(tower: VisionTowerWithProjection, path: str | Path, precision: Precision = FULL) -> None:
+    """Write a vision tower's folder, which `load_image_encoder` and transformers' class of that name read."""
+    with _stage(Path(path), precision) as folder:
+        _write_image_encoder(tower, folder, precision)
+
+
 def _write_unet(unet: UNet, folder: Path, precision: Precision) -> None:
     _write(unet, configs.write_unet(unet.config), folder, DIFFUSERS_STEM, precision)
 
@@ -130,6 +143,11 @@ def _write_autoencoder(autoencoder: ImageAutoencoder, folder: Path, precision: P
 
 def _write_text_encoder(tower: TextTower, folder: Path, precision: Precision) -> None:
     _write(tower, configs.write_text(tower.config, _architecture(tower)), folder, TRANSFORMERS_STEM, precision)
+
+
+def _write_image_encoder(tower: VisionTowerWithProjection, folder: Path, precision: Precision) -> None:
+    config = configs.write_vision(tower.config, tower.visual_projection.out_features)
+    _write(tower, config, folder, TRANSFORMERS_STEM, precision)
 
 
 def _suffixes(components: Components) -> list[str]:

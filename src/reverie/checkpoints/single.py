@@ -20,7 +20,6 @@ from torch import Tensor, nn
 
 from reverie.checkpoints import hub
 from reverie.checkpoints.compvis import Table, to_single_file
-from reverie.checkpoints.configs import parameterise
 from reverie.checkpoints.families import (
     AVERAGES,
     OFFICIAL,
@@ -34,6 +33,7 @@ from reverie.checkpoints.families import (
 from reverie.checkpoints.identify import AUTOENCODER, TEXT_ENCODER, Contents, identify
 from reverie.checkpoints.load import CPU, Components, Recommended, load_autoencoder, load_tiny
 from reverie.checkpoints.weights import Source, open_source
+from reverie.diffusion.denoiser import parameterise
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import (
     AUTOENCODERS,

@@ -10,20 +10,23 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from reverie.checkpoints.extents import open_safetensors
 from reverie.checkpoints.pickles import open_pickle
 from reverie.errors import ReverieError
 from reverie.files import reason_of
+
+M = TypeVar("M", bound=nn.Module)
 
 GGUF_MAGIC = b"GGUF"
 ORIGINAL_SHAPE = "comfy.gguf.orig_shape."  # of weights that city96's tools lay out in rows of 256
@@ -259,6 +262,28 @@ def content_hash(files: Iterable[Path]) -> str:
         except OSError as error:
             raise ReverieError(f"cannot read {file}: {reason_of(error)}") from error
     return digest.hexdigest()[:10]
+
+
+class _Blank(TorchFunctionMode):
+    """Leave new modules without initial values.
+
+    On the meta device values take no memory anyway, but torch would import its compiler, for seconds, to draw nothing.
+    """
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Iterable[type], args: Sequence[Any] = (), kwargs: Any = None
+    ) -> Any:
+        """Skip torch.nn.init and let everything else be."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def blueprint(make: Callable[[], M]) -> M:
+    """Build a network on the meta device, without values: a checkpoint is about to give it its own."""
+    with torch.device("meta"), _Blank():
+        return make()
 
 
 def load_weights(

@@ -5,6 +5,7 @@ Requests are imported when one is asked for: pydantic takes longer than a comman
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
 import re
@@ -224,6 +225,18 @@ def parse_numbers(text: str) -> tuple[float, ...]:
         return tuple(float(part) for part in text.split(","))
     except ValueError:
         raise ReverieError(f"'{text}' are no levels of noise; write numbers such as 999,749,499,249") from None
+
+
+def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
+    """Read NAME=VALUE,VALUE of each axis; a value that holds a comma stands in quotes. Raises ReverieError."""
+    axes: dict[str, list[str]] = {}
+    for text in texts:
+        name, equals, values = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (name and equals) or name in axes:
+            raise ReverieError(f"--axis '{text}' is not possible; write NAME=VALUE,VALUE, each name once")
+        axes[name] = [value.strip() for value in next(csv.reader([values], skipinitialspace=True), [])]
+    return axes
 
 
 def parse_fields(text: str, flag: str) -> dict[str, str]:

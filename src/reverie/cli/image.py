@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,7 @@ from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, 
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:
-    from reverie.jobs.batches import BatchJob
+    from reverie.jobs.batches import Axes
     from reverie.jobs.events import Job
     from reverie.requests.pictures import TextToImage
 
@@ -47,6 +47,8 @@ class ManyOptions:
     """Draw each picture's prompts by its seed: {a|b}, {2$$a|b|c}, {3::a|b}, as A1111's extension dynamic prompts."""
     wildcards: Path | None = None
     """Folder of wildcards for --dynamic, which it implies: __animals__ is a line of animals.txt."""
+    axis: Several = ()
+    """Values of a flag, steps=10,20,30, to draw a labelled grid of; up to three; replace=bear,fox goes into prompts."""
 
 
 def image(
@@ -75,21 +77,65 @@ def image(
     """
     from reverie.cli.ask import ask_picture
     from reverie.cli.jobs import carry_out
+    from reverie.cli.output import tell_numbered
+    from reverie.jobs.batches import BatchJob
     from reverie.jobs.outputs import slug
     from reverie.jobs.pictures import PictureJob
 
-    request, within = ask_picture(prompt, drawing, init, adapters, further), parse_time(time_budget)
+    flags = (drawing, init, adapters, further)
+    request, within = ask_picture(prompt, *flags), parse_time(time_budget)
     if within is not None and model.compile:
         raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
     output = result.output or Path(f"{slug(prompt)}-{request.seed}.png")
     options = {"model": model.model, "time_budget": within, **vars(judge), **finishing(model, result, files)}
-    requests = draw_many(request, many)
-    if len(requests) == 1:
-        job: Job = PictureJob(request=requests[0], output=output, **options)
+    job: Job
+    if many.axis:
+        axes, requests = ask_grid(prompt, flags, request, many)
+        tell_numbered([name for names in axes.names for name in names])
+        job = replace(BatchJob.of(requests, output, {**options, "grid": True}), lay_out=axes.lay_out)
+    elif len(requests := draw_many(request, many)) == 1:
+        job = PictureJob(request=requests[0], output=output, **options)
     else:
-        job = batch(requests, output, options)
+        job = BatchJob.of(requests, output, options)
     check_preview(result.preview, requests)
     carry_out(job, model, result.as_json, result.preview)
+
+
+def ask_grid(
+    prompt: str, flags: Sequence[Any], first: TextToImage, many: ManyOptions
+) -> tuple[Axes, tuple[TextToImage, ...]]:
+    """Return a grid and the requests for its cells, each as if their values had been given as flags.
+
+    All have the seed of `first`, which is what was asked but for the axes. Raises ReverieError for an axis that is no
+    flag of a picture, and for values that are not possible.
+    """
+    from reverie.cli.ask import ask_picture, parse_axes
+    from reverie.jobs.batches import SEARCH, Axes
+    from reverie.requests.base import unknown
+
+    axes = Axes(parse_axes(many.axis))
+    allowed = sorted({SEARCH, "prompt", *(name for group in flags for name in vars(group))} - {"count"})
+    for name in axes.values.keys() - set(allowed):
+        raise ReverieError(unknown("axis", name, allowed))
+    if first.count > 1:
+        raise ReverieError("--axis draws one picture a cell; leave out --count, and give an axis such as seed=1,2,3")
+    requests: list[TextToImage] = []
+    for cell in axes.cells():
+        given: dict[str, Any] = {"seed": first.seed, **cell}
+        groups = [replace(group, **_values(group, given)) for group in flags]
+        words, negative = axes.put_words(cell, given.get("prompt", prompt), groups[0].negative or "")
+        groups[0] = replace(groups[0], negative=negative or None)
+        requests += draw_many(ask_picture(words, *groups), many)
+    return axes, tuple(requests)
+
+
+def _values(group: object, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what is given of the flags of a group; one that may be given several times is given once."""
+    return {
+        name: ((given[name],) if given[name] else ()) if isinstance(value, tuple) else given[name] or None
+        for name, value in vars(group).items()
+        if name in given
+    }
 
 
 def draw_many(request: TextToImage, many: ManyOptions) -> tuple[TextToImage, ...]:
@@ -110,13 +156,6 @@ def style(request: TextToImage, names: Sequence[str], file: Path | None) -> Text
     if file is None:
         raise ReverieError("--style names a style of a file; give the file with --styles")
     return request.replace(**add_styles(names, read_styles(file), request.prompt, request.negative))
-
-
-def batch(requests: tuple[TextToImage, ...], output: Path, options: dict[str, Any]) -> BatchJob:
-    """Return the job for several requests, with `options` of a `PictureJob`; a grid is one file more."""
-    from reverie.jobs.batches import BatchJob
-
-    return BatchJob.of(requests, output, options)
 
 
 def check_preview(preview: Path | None, requests: Iterable[TextToImage]) -> None:

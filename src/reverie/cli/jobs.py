@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from reverie.cli.options import ModelOptions
 from reverie.cli.output import say
 from reverie.cli.progress import fetch, show_progress
+from reverie.jobs.batches import BatchJob
 from reverie.jobs.events import Event, Finished, Job, Note, Preview, Saved
 from reverie.jobs.films import FilmJob
 from reverie.media.pictures import save
@@ -43,6 +44,8 @@ def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None
         elif saved:
             last = f" to '{saved[-1]}'" if len(saved) > 1 else ""
             show(Note(f"stopped; what is finished is kept: '{saved[0]}'{last}"))
+        if saved and isinstance(job, BatchJob):
+            show(Note(f"the same command with --seed {job.jobs[0].request.seed} goes on from there"))
         raise
     if as_json:
         say(json.dumps(finished.record, ensure_ascii=False))

@@ -6,14 +6,24 @@ D(x, sigma) = c_skip x + c_out F(c_in x, c_noise)   (Karras et al. 2206.00364, e
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from reverie.diffusion.schedule import Schedule
+from reverie.diffusion.schedule import (
+    Schedule,
+    linear,
+    log_uniform,
+    rectified_flow,
+    scaled_linear,
+    squared_cosine,
+    zero_terminal_snr,
+)
+from reverie.errors import choose
 
 Level = float | Tensor
 """One noise level for the whole batch, a float or a scalar tensor."""
@@ -162,3 +172,67 @@ SCALINGS: dict[str, Callable[..., Scalings]] = {
     "edm_v": edm_v_scalings,
 }
 """What networks can be drawn with; those of EDM also take `sigma_data`, the deviation of the data."""
+EDM = ("edm", "edm_v")  # whose noise levels are continuous
+
+
+@dataclass(frozen=True)
+class ScheduleConfig:
+    """Describe the forward process a network was trained on, and what it predicts: a name in `SCALINGS`.
+
+    For "edm" and "edm_v", whose noise levels are continuous, the sigmas count and the betas do not; for "flow" the
+    `shift` of its times alone. `timestep_spacing` and `steps_offset` are what other programs should sample with by
+    default; ours choose by request.
+    """
+
+    beta_schedule: str = "scaled_linear"
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    steps: int = 1000
+    prediction: str = "eps"
+    zero_terminal_snr: bool = False
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    sigma_data: float = 0.5
+    shift: float = 1.0
+
+    @property
+    def is_edm(self) -> bool:
+        """Return whether the noise levels are continuous, and the network is given log(sigma) / 4."""
+        return self.prediction in EDM
+
+    def scalings(self) -> Callable[[Schedule, Tensor], Scalings]:
+        """Return how to read what the network predicts. Raises ReverieError for an unknown prediction."""
+        found = choose("prediction", self.prediction, SCALINGS)
+        return partial(found, sigma_data=self.sigma_data) if self.is_edm else found
+
+    def schedule(self) -> Schedule:
+        """Compute the tables."""
+        if self.is_edm:
+            return log_uniform(self.sigma_min, self.sigma_max, self.steps)
+        if self.prediction == "flow":
+            return rectified_flow(self.steps, self.shift)
+        if self.beta_schedule == "squared_cosine":
+            schedule = squared_cosine(self.steps)
+        else:
+            make = {"scaled_linear": scaled_linear, "linear": linear}[self.beta_schedule]
+            schedule = make(self.beta_start, self.beta_end, self.steps)
+        return zero_terminal_snr(schedule) if self.zero_terminal_snr else schedule
+
+
+# What a model may be said to predict, where its file does not say or says it wrongly.
+PARAMETERISATIONS = {
+    **{name: ScheduleConfig(prediction=name) for name in SCALINGS},
+    "v_zsnr": ScheduleConfig(prediction="v", zero_terminal_snr=True),
+    "edm_v": ScheduleConfig(prediction="edm_v", sigma_max=120.0, sigma_data=1.0),  # CosXL's
+}
+
+
+def parameterise(schedule: ScheduleConfig, name: str) -> ScheduleConfig:
+    """Return a schedule with another of PARAMETERISATIONS; its betas stay. Raises ReverieError for other names."""
+    chosen = choose("prediction", name, PARAMETERISATIONS)
+    if chosen.prediction == schedule.prediction and not chosen.zero_terminal_snr:
+        return schedule
+    changed = ("prediction", "zero_terminal_snr", "sigma_min", "sigma_max", "sigma_data")
+    return replace(schedule, **{key: getattr(chosen, key) for key in changed})

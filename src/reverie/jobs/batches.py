@@ -1,32 +1,111 @@
-"""Batches: requests for pictures drawn one after the other by one model, and all of them on one sheet."""
+"""Batches: requests for pictures drawn one after the other, all of them on one sheet; grids over values of fields."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.files import check_distinct
+from reverie.files import check_distinct, name_of
 from reverie.jobs.events import Event, Finished, Load, Note, Saved, ignore, seeds_text
 from reverie.jobs.outputs import check_writable, numbered_paths
 from reverie.jobs.pictures import PictureJob
-from reverie.media.pictures import grid, open_picture, save
+from reverie.media.pictures import REQUEST, grid, open_picture, save
 from reverie.progress import Progress
-from reverie.requests.pictures import TextToImage
+from reverie.requests.pictures import PictureMethods, TextToImage
+from reverie.requests.records import texts
 from reverie.requests.references import references
+
+if TYPE_CHECKING:
+    from reverie.pipeline import Pipeline
+
+MOST_AXES = 3
+SEARCH = "replace"  # the axis that is no field
+
+
+@dataclass(frozen=True)
+class Axes:
+    """The values that fields take in a grid: those of the first along its columns, then its rows, then its blocks.
+
+    The axis `replace` is no field: each of its values stands in the prompts where its first one does (A1111's Prompt
+    S/R, scripts/xyz_grid.py). Raises ReverieError for more than three axes, for none, and for one without values.
+    """
+
+    values: Mapping[str, Sequence[object]]
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.values) <= MOST_AXES:
+            raise ReverieError(f"a grid of {len(self.values)} axes is not possible; give 1 to {MOST_AXES}")
+        if empty := [name for name, values in self.values.items() if not values]:
+            raise ReverieError(f"axis '{empty[0]}' has no values; give some, such as steps=10,20")
+
+    def cells(self) -> list[dict[str, object]]:
+        """Return what each picture has of each axis, row by row, block by block."""
+        names = list(self.values)[::-1]
+        return [dict(zip(names, cell, strict=True)) for cell in product(*(self.values[name] for name in names))]
+
+    def put_words(self, cell: Mapping[str, object], *prompts: str) -> tuple[str, ...]:
+        """Return prompts with a cell's words in place of the first ones. Raises ReverieError where none has those."""
+        if SEARCH not in cell:
+            return prompts
+        words = str(self.values[SEARCH][0])
+        if not words or not any(words in prompt for prompt in prompts):
+            raise ReverieError(
+                f"'{words}' is in no prompt; the first value of the axis {SEARCH} is what the others stand for"
+            )
+        return tuple(prompt.replace(words, str(cell[SEARCH])) for prompt in prompts)
+
+    @property
+    def names(self) -> list[list[str]]:
+        """Return what is written beside the columns, the rows and the blocks."""
+        given = [[_label(name, value) for value in values] for name, values in self.values.items()]
+        return given + [[""]] * (MOST_AXES - len(given))
+
+    def lay_out(self, pictures: Sequence[Image.Image]) -> Image.Image:
+        """Lay the pictures of all cells, in order, out on one sheet with names beside them."""
+        from reverie.media.charts import labelled_grid  # brings torch
+
+        return labelled_grid(pictures, *self.names)
+
+
+def _label(name: str, value: object) -> str:
+    """Name a value; of a path its last part alone."""
+    text = str(value)
+    if name in (SEARCH, "prompt"):
+        return text
+    return f"{name.replace('_', ' ')} {text if ' ' in text else name_of(text)}".strip()
+
+
+def compare(
+    model: PictureMethods, request: TextToImage, axes: Mapping[str, Sequence[object]]
+) -> tuple[Image.Image, list[Image.Image]]:
+    """Draw a request with each value of up to three fields; return a sheet of all with names, and the pictures.
+
+    The first field's values go along the columns, the second's along the rows, the third's over blocks; see `Axes`.
+    """
+    grid = Axes(axes)
+    pictures = []
+    for cell in grid.cells():
+        fields = {name: value for name, value in cell.items() if name != SEARCH}
+        one = request.replace(count=1, **fields)
+        prompt, negative = grid.put_words(cell, one.prompt, one.negative)
+        pictures += model.draw(one.replace(prompt=prompt, negative=negative))
+    return grid.lay_out(pictures), pictures
 
 
 @dataclass(frozen=True, kw_only=True)
 class BatchJob:
     """Do several jobs for pictures with one model, and write what `lay_out` makes of all their pictures to `sheet`.
 
-    Each picture carries its own request; the sheet, which shows several, carries none.
+    Each picture carries its own request; the sheet, which shows several, carries none. A picture that is there already
+    by the same request is not drawn again, so that a batch which was stopped goes on.
     """
 
     jobs: tuple[PictureJob, ...]
@@ -50,7 +129,7 @@ class BatchJob:
 
     @property
     def model(self) -> str | None:
-        """Return the model of all of them."""
+        """Return the model of the first."""
         return self.jobs[0].model
 
     @property
@@ -69,22 +148,26 @@ class BatchJob:
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`."""
         self.check()
-        return self._run(cache(load), tell)
+        return self._run(lru_cache(maxsize=1)(load), tell)
 
     def _run(self, load: Load, tell: Callable[[Event], None]) -> Iterator[Event]:
         records: list[dict[str, Any]] = []
         noted: set[str] = set()
-        for index, job in enumerate(self.jobs):
-            for event in job.run(load, tell):
+        before = 0
+        for index, job in enumerate(sorted(self.jobs, key=lambda job: job.model or "")):  # one model after the other
+            done = before
+            for event in _find(job, load) or job.run(load, tell):
                 if isinstance(event, Finished):
                     records.append(event.record)
-                elif isinstance(event, Progress):
-                    yield Progress(index * event.total + event.done, len(self.jobs) * event.total, event.unit)
+                elif isinstance(event, Progress):  # the rest is taken to be as long as this one
+                    done = before + event.done
+                    yield Progress(done, before + event.total * (len(self.jobs) - index), event.unit)
                 elif not isinstance(event, Note):
                     yield event
                 elif event.text not in noted:  # what is said of one holds for most
                     noted.add(event.text)
                     yield event
+            before = done
         files = [file for record in records for file in record["files"]]
         if self.sheet is not None:
             save(self.lay_out([open_picture(path) for job in self.jobs for path in job.paths]), self.sheet)
@@ -101,3 +184,29 @@ class BatchJob:
         }
         took = f"loaded in {timings['load']:.1f} s, drawn in {timings['draw']:.1f} s"
         yield Finished(record, f"{len(seeds)} pictures, {seeds_text(seeds)}; {took}")
+
+
+def _find(job: PictureJob, load: Load) -> tuple[Event, ...]:
+    """Return what a job would say whose picture is there already, by the same request; nothing where it is not."""
+    others = (job.best_of, job.time_budget, job.safety, job.watermark, job.c2pa)  # of which pictures do not tell
+    if job.request.count > 1 or job.explain or any(others) or not job.output.is_file():
+        return ()
+    try:
+        picture = open_picture(job.output)
+    except ReverieError:
+        return ()
+    if not (found := picture.info.get(REQUEST)):
+        return ()
+    if found != texts(_settle(load(job.model), job.request), load(job.model).name)[REQUEST]:
+        return ()
+    record = {"files": [str(job.output)], "seeds": [job.request.seed], "sizes": [picture.size], "timings": {}}
+    kept = Note("what is there already by the same request is not drawn again")
+    return kept, Finished({**record, "request": job.request.to_record()})
+
+
+def _settle(system: Pipeline, request: TextToImage) -> TextToImage:
+    """Return a request as its picture records it: filled in, and with the sums of its models."""
+    from reverie.generate.identity import with_sums
+    from reverie.generate.image import fill_in
+
+    return with_sums(system, fill_in(system, request))[0]

@@ -1,4 +1,4 @@
-"""Charts by Pillow alone: heat maps with names beside and above, pictures under words' attention, fonts that fit."""
+"""Charts by Pillow alone: heat maps and grids with names beside and above, pictures under words' attention, fonts."""
 
 from __future__ import annotations
 
@@ -35,6 +35,7 @@ LONGEST_NAME = 40  # characters
 MARGIN = 8
 STRIP, LETTERS = 18, 12  # pixels: under each picture, for the word, and the word's height
 SMALLEST = 96  # pixels: smaller pictures are enlarged, for the words to be read
+LETTERS_WIDE, LARGEST_LABEL = 16, 28  # a column's width in heights of its label's letters; pixels
 COLOURED = 0.55  # the share of the colour; the rest is the picture's grey
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -177,6 +178,69 @@ def _with_caption(picture: Image.Image, name: str) -> Image.Image:
     tile.paste(picture)
     ImageDraw.Draw(tile).text((3, picture.height + 2), name, fill=BLACK, font=font_for(name, LETTERS))
     return tile
+
+
+def labelled_grid(
+    pictures: Sequence[Image.Image], columns: Sequence[str], rows: Sequence[str] = ("",), blocks: Sequence[str] = ("",)
+) -> Image.Image:
+    """Lay pictures out in blocks of rows and columns, one block below the other, with the names of each beside them.
+
+    `pictures` go row by row, block by block; smaller ones stand in the middle of their cell. A name that no font of the
+    system can write is its number, counted from 1.
+    """
+    width, height = (max(SMALLEST, *(picture.size[side] for picture in pictures)) for side in (0, 1))
+    size = min(LARGEST_LABEL, max(LETTERS, width // LETTERS_WIDE))
+    above, beside = _labels(columns, size, width), _labels(rows, size, width)
+    titles = _labels(blocks, size + size // 4, width * len(columns))
+    left, top = max(label.width for label in beside), max(label.height for label in above)
+    heights = [title.height + top + height * len(rows) for title in titles]
+    sheet, cells, y = Image.new("RGB", (left + width * len(columns), sum(heights)), WHITE), iter(pictures), 0
+    for title, whole in zip(titles, heights, strict=True):
+        _centre(sheet, title, (left, y, width * len(columns), title.height))
+        corner = y + title.height
+        for column, label in enumerate(above):
+            _centre(sheet, label, (left + column * width, corner, width, top))
+        for row, label in enumerate(beside):
+            at = corner + top + row * height
+            _centre(sheet, label, (0, at, left, height))
+            for column in range(len(columns)):
+                _centre(sheet, next(cells), (left + column * width, at, width, height))
+        y += whole
+    return sheet
+
+
+def _centre(sheet: Image.Image, part: Image.Image, box: tuple[int, int, int, int]) -> None:
+    """Lay a part in the middle of a box of left, top, width and height."""
+    left, top, width, height = box
+    sheet.paste(part, (left + (width - part.width) // 2, top + (height - part.height) // 2))
+
+
+def _labels(names: Sequence[str], size: int, width: int) -> list[Image.Image]:
+    """Write names, each in lines of at most `width` pixels with a margin around; of none, nothing."""
+    return [_label(name, size, width) for name in drawable_names(names)]
+
+
+def _label(name: str, size: int, width: int) -> Image.Image:
+    if not name:
+        return Image.new("RGB", (0, 0))
+    font = font_for(name, size) or ImageFont.load_default(size)
+    text = "\n".join(_wrap(name, font, width - 2 * MARGIN))
+    box = ImageDraw.Draw(Image.new("RGB", (1, 1))).multiline_textbbox((0, 0), text, font)
+    label = Image.new("RGB", (round(box[2]) + 2 * MARGIN, round(box[3]) + 2 * MARGIN), WHITE)
+    ImageDraw.Draw(label).multiline_text((MARGIN, MARGIN), text, BLACK, font, align="center")
+    return label
+
+
+def _wrap(text: str, font: Font, width: int) -> list[str]:
+    """Break a text into lines that are at most so wide, between words where a line has several."""
+    lines, rest = [], " ".join(text.split())
+    while rest:
+        fit = next((n for n in range(2, len(rest) + 1) if font.getlength(rest[:n]) > width), len(rest) + 1) - 1
+        if fit < len(rest):
+            fit = rest.rfind(" ", 0, fit + 1) if " " in rest[: fit + 1] else fit
+        lines.append(rest[:fit])
+        rest = rest[fit:].lstrip()
+    return lines
 
 
 @lru_cache(maxsize=256)

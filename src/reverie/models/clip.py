@@ -310,6 +310,21 @@ class VisionTower(nn.Module):
         return self.post_layernorm(last.first(x)[:, 0])
 
 
+class VisionTowerWithProjection(nn.Module):
+    """Embed images, the pooled feature in the space shared with texts; what pictures condition a U-Net by."""
+
+    def __init__(self, config: CLIPVisionConfig, projection_dim: int) -> None:
+        super().__init__()
+        self.config = config
+        self.vision_model = VisionTower(config)
+        self.visual_projection = _projection(config.hidden_size, projection_dim)
+
+    def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> VisionFeatures:
+        """Return the features of images made by `codecs.clip_images`, `pooled` projected."""
+        features = self.vision_model(pixels)
+        return features._replace(pooled=self.visual_projection(features.pooled))
+
+
 class CLIP(nn.Module):
     """Embed texts and images in one space, where a text and its image point the same way."""
 

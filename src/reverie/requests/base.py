@@ -90,9 +90,9 @@ def _message(error: ErrorDetails, request: type[Frozen]) -> str:
     if error["type"] == "missing":
         return f"{request.part}{name} is missing; {request.__name__} needs it"
     if error["type"] == "extra_forbidden":
-        return _unknown(f"{request.part}option", name, list(request.model_fields))
+        return unknown(f"{request.part}option", name, list(request.model_fields))
     if error["type"] == "literal_error":
-        return _unknown(request.part + name, given, _choices(request.model_fields[name].annotation))
+        return unknown(request.part + name, given, _choices(request.model_fields[name].annotation))
     message = error["msg"].removeprefix("Input ").removeprefix("should ")
     return f"{request.part}{name} {given!r} is not possible; it should {message}"
 
@@ -103,7 +103,8 @@ def _choices(annotation: Any) -> tuple[str, ...]:
     return tuple(choice for choices in inner for choice in choices if isinstance(choice, str))
 
 
-def _unknown(what: str, given: object, allowed: Sequence[str]) -> str:
+def unknown(what: str, given: object, allowed: Sequence[str]) -> str:
+    """Say that a name is unknown, which of the allowed ones is near to it, and all of them."""
     near = difflib.get_close_matches(str(given), allowed, n=1)
     hint = f"did you mean '{near[0]}'? " if near else ""
     return f"unknown {what} {given!r}; {hint}choose from {', '.join(allowed)}"
@@ -181,7 +182,7 @@ class Request(Frozen):
 
         kinds = {name: known for name, known in KINDS.items() if issubclass(known, cls)}
         if not isinstance(kind, str) or kind not in kinds:
-            raise ReverieError(_unknown("kind", kind, list(kinds)), field="kind")
+            raise ReverieError(unknown("kind", kind, list(kinds)), field="kind")
         return kinds[kind].of(given)
 
 

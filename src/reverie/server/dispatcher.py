@@ -311,7 +311,7 @@ class Dispatcher:
         else:
             worker.task = None
             if said.what == "done":
-                record.result = said.value
+                record.files, record.result = said.value.pop("files"), said.value
                 self._seconds += SMOOTHING * (time.time() - (record.started or 0.0) - self._seconds)
                 self._end(record, "done")
             elif said.what == "failed":

@@ -80,16 +80,16 @@ class Submission(Frozen):
         if self.kind in KINDS and request.get("seed") in (None, RANDOM_SEED):
             request["seed"] = random_seed()
         if self.style:
-            request |= self._styled(request, settings.styles)
+            request |= self._add_styles(request, settings.styles)
         own = {"text_to_image": "pictures", "animation": "films", "music": "music"}
         formats = self.options.formats or FORMATS[own.get(self.kind, "pictures")][:1]
         options = self.options.replace(formats=formats)
         model = settings.model_for(self.kind, self.model)
         return self.replace(request=request, model=model, style=(), options=options)
 
-    def _styled(self, request: Mapping[str, Any], file: Path | None) -> dict[str, str]:
+    def _add_styles(self, request: Mapping[str, Any], file: Path | None) -> dict[str, str]:
         """Return the prompts with the styles."""
-        prompt, negative = (request.get(name) or "" for name in ("prompt", "negative"))
+        prompt, negative = (request.get(name, "") for name in ("prompt", "negative"))
         if not isinstance(prompt, str) or not isinstance(negative, str):
             raise ReverieError("styles go with prompts, which are texts", field="style")
         return add_styles(self.style, {} if file is None else read_styles(file), prompt, negative)
