@@ -38,6 +38,7 @@ from reverie.train.folders import notes, open_pictures
 from reverie.train.latents import LATENTS, Item, Mixed, Stream, fill, latent_pool
 from reverie.train.loop import CHECKPOINT, RunSettings, device_of
 from reverie.train.lora_files import export
+from reverie.train.parallel import is_first
 from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import ExampleSource
 from reverie.train.texts import ENCODINGS, Describe, number_captions, read_kept, read_plainly, sizes_of
@@ -245,7 +246,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
 
 
 def mix(streams: Sequence[Stream], batch: int, seed: int) -> Callable[[int], Item]:
-    """Return one stream of several, each of whose batches is of one of them; in a pass all come as often as they say."""
+    """Return one stream of several, batch by batch; in a pass the pictures of each come as often as it says."""
     if len(streams) == 1:
         return streams[0]
     repeats = [getattr(stream.examples, "repeats", 1) for stream in streams]
@@ -256,11 +257,13 @@ def mix(streams: Sequence[Stream], batch: int, seed: int) -> Callable[[int], Ite
 def prepare(path: Path, out: Path | None = None, objective: str = "finetune") -> Iterator[Progress]:
     """Make the latents that the run of a recipe for fine-tuning, or for distillation, learns from; yield how far it is.
 
-    Raises ReverieError where the recipe has another objective.
+    Of several processes the first makes them. Raises ReverieError where the recipe has another objective.
     """
     sections = read(path)
     if sections["objective"] != objective:
         raise ReverieError(f"the recipe {path} is for `reverie train`: its objective is {sections['objective']!r}")
+    if not is_first():
+        return
     settings, data = section(sections, "run", RunSettings), section(sections, "data", FinetuneDataSettings)
     base, folder = load_base(sections), folder_of(path, out)
     autoencoder = base.autoencoder.to(system.pick_device(settings.device))
