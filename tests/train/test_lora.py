@@ -133,9 +133,13 @@ def drawn_by_both(model: Pipeline, file: Path, folder: Path) -> tuple[np.ndarray
 def test_diffusers_opens_the_file(
     tiny: Pipeline, tiny_xl: Pipeline, tmp_path: Path, layout: str, kind: str, xl: bool
 ) -> None:
-    """Oracle: diffusers 0.42.1 with peft 0.21.2."""
+    """Oracle: diffusers 0.42.1 with peft 0.21.2.
+
+    With transformers 5.23 it leaves out the attention of text encoders in kohya's files, as `to_q_lora`.
+    """
     model, file = (tiny_xl if xl else tiny), tmp_path / "dog.safetensors"
-    settings = LoRASettings(rank=3, alpha=1.0, layers=EVERYWHERE, kind=kind, layout=layout)
+    layers = tuple(end for end in EVERYWHERE if layout == "diffusers" or end != "q_proj")
+    settings = LoRASettings(rank=3, alpha=1.0, layers=layers, kind=kind, layout=layout)
     save(trained(system := deepcopy(model), settings), system, settings, file)
     ours, theirs, plain = drawn_by_both(model, file, tmp_path / "base")
     assert abs(ours - theirs).max() <= 1

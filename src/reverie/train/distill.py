@@ -291,8 +291,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     if base.unet.config.projection_input_dim is not None:
         raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
     opened = open_examples(sections, base, seed)
-    if LATENTS not in opened:
-        raise ReverieError("distillation learns from pictures of one size in one folder; leave out buckets and repeats")
+    if LATENTS not in opened or data.masks:
+        raise ReverieError("distillation learns from whole pictures of one size; leave out buckets, repeats and masks")
     examples = opened[LATENTS]
     latents = latent_pool(base.autoencoder, examples, out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)

@@ -33,7 +33,7 @@ from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import Conditioning
 from reverie.train import begun, inversion, lora, texts
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
-from reverie.train.examples import Augmentation, Examples, Scenes, Wording
+from reverie.train.examples import Augmentation, Examples, Pictures, Scenes, Wording
 from reverie.train.folders import notes, open_pictures
 from reverie.train.latents import LATENTS, Item, Mixed, Stream, fill, latent_pool
 from reverie.train.loop import CHECKPOINT, RunSettings, device_of
@@ -41,7 +41,7 @@ from reverie.train.lora_files import export
 from reverie.train.parallel import is_first
 from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import ExampleSource
-from reverie.train.texts import ENCODINGS, Describe, number_captions, read_kept, read_plainly, sizes_of
+from reverie.train.texts import ENCODINGS, Describe, Description, number_captions, read_kept, read_plainly, sizes_of
 from reverie.train.vocabulary import extend, grow_
 
 PICTURES, SUFFIX = "latents", ".safetensors"
@@ -200,27 +200,17 @@ class InversionFinetuning(Finetuning):
 def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     """Build the objective from a recipe's tables."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
-    prior, products = section(sections, "prior", PriorSettings), lora.settings_of(sections)
+    products, word = lora.settings_of(sections), inversion.settings_of(sections)
     loss = section(sections, "loss", FinetuneLossSettings)
-    base = load_base(sections)
-    opened = open_examples(sections, base, seed)
-    read = read_plainly
-    if check_cached(sections):
-        read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
-    rows: dict[bool, list[Stream]] = {False: [], True: []}
-    for name, examples in opened.items():
-        latents, of_prior = latent_pool(base.autoencoder, examples, out / name, data.workers), name.startswith(PRIOR)
-        describe, masked = Describe(read, sizes_of(base, examples)), getattr(examples, "masked", False)
-        weight = prior.weight if of_prior else 1.0
-        rows[of_prior].append(Stream(examples, latents, seed, data.dropout, weight, describe, masked))
-    serve = mix(rows[False], data.batch, seed)
-    if rows[True]:
-        serve = Alternating(serve, mix(rows[True], data.batch, seed), data.batch)
-    seen = [stream.examples for stream in rows[False]]
-    captions = list(islice((each.caption(index, 0) for each in seen for index in range(len(each))), READ))
-    word = inversion.settings_of(sections)
     if word.word and (products.rank or "text" in sections):
         raise ReverieError("[inversion] learns one word and nothing else; leave out [lora] and [text]")
+    base = load_base(sections)
+    own, of_class = open_streams(sections, base, seed, out)
+    serve = mix(own, data.batch, seed)
+    if of_class:
+        serve = Alternating(serve, mix(of_class, data.batch, seed), data.batch)
+    seen = [stream.examples for stream in own]
+    captions = list(islice((each.caption(index, 0) for each in seen for index in range(len(each))), READ))
     components = _with_words(base, captions, text, products, out)
     torch.manual_seed(seed)
     if word.word:
@@ -234,7 +224,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         Batches(serve, data.batch, data.workers),
         loss.weighting,
         seed,
-        preview_prompts(data, rows[False][0], base.autoencoder.factor),
+        preview_prompts(data, own[0], base.autoencoder.factor),
         loss.levels,
     )
     objective.text_pace = text.pace
@@ -245,11 +235,27 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     return objective
 
 
+def open_streams(sections: dict[str, Any], base: Components, seed: int, out: Path) -> tuple[list[Stream], list[Stream]]:
+    """Open what is learned from, and the pictures of its class, each in parts of one size."""
+    data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
+    opened = open_examples(sections, base, seed)
+    read: Callable[[str], Description] = read_plainly
+    if check_cached(sections):
+        read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
+    streams: tuple[list[Stream], list[Stream]] = ([], [])
+    for name, examples in opened.items():
+        latents, of_class = latent_pool(base.autoencoder, examples, out / name, data.workers), name.startswith(PRIOR)
+        masked = latents.shape[1] > base.unet.config.out_channels
+        weight, describe = prior.weight if of_class else 1.0, Describe(read, sizes_of(base, examples))
+        streams[of_class].append(Stream(examples, latents, seed, data.dropout, weight, describe, masked))
+    return streams
+
+
 def mix(streams: Sequence[Stream], batch: int, seed: int) -> Callable[[int], Item]:
     """Return one stream of several, batch by batch; in a pass the pictures of each come as often as it says."""
     if len(streams) == 1:
         return streams[0]
-    repeats = [getattr(stream.examples, "repeats", 1) for stream in streams]
+    repeats = [stream.examples.repeats if isinstance(stream.examples, Pictures) else 1 for stream in streams]
     counts = [-(-len(stream.latents) * times // batch) for stream, times in zip(streams, repeats, strict=True)]
     return Mixed(streams, counts, batch, seed)
 
@@ -312,6 +318,8 @@ def open_examples(sections: dict[str, Any], base: Components, seed: int) -> dict
     if data.buckets % factor:
         raise ReverieError(f"buckets = {data.buckets} in [data] of the recipe; give a multiple of {factor}, such as 64")
     if scenes.count or data.named != ["pictures"]:
+        if data.buckets or data.masks or {"augment", "captions"} & sections.keys():
+            raise ReverieError("buckets, masks, [augment] and [captions] are for pictures = FOLDER in [data] alone")
         rows: dict[str, Examples] = {LATENTS: _open_made(data, scenes, seed, size, params)}
     else:
         found = open_pictures(data.pictures, data.caption, size, data.buckets, *varied, data.masks)

@@ -57,7 +57,8 @@ def _diffusers(components: Components, network: str, delta: LearnedDelta) -> dic
     name, parts = f"{DIFFUSERS[network]}.{delta.path}", dict(delta.parts.items())
     parts["up"] = parts["up"] * (delta.alpha / len(parts["down"]))
     if "dora_scale" in parts:
-        parts["dora_scale"] = parts["dora_scale"].flatten()
+        magnitude = parts["dora_scale"]
+        parts["dora_scale"] = magnitude.flatten() if magnitude.ndim == 2 else magnitude.transpose(0, 1)
     return {name + PEFT[part]: value for part, value in parts.items()}
 
 
