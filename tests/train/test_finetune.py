@@ -233,17 +233,6 @@ def test_wrong_recipes_get_one_line(recipe: Callable[[str], Path], tmp_path: Pat
         list(run(recipe(tables), tmp_path / "out"))
 
 
-def test_torchrun_is_refused_before_any_latents_are_made(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = tmp_path / "recipe.toml"
-    path.write_text((RUN + PICTURES).format(folder=folder))
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ReverieError, match="finetune learns in one process, not in 2; leave torchrun out"):
-        next(prepare(path, tmp_path / "out"))
-    assert not (tmp_path / "out").exists()
-
-
 def test_other_new_words_are_told_from_those_a_run_began_with(recipe: Callable[[str], Path], tmp_path: Path) -> None:
     """The vocabulary keeps its size, so that the checkpoint would fit."""
     path, out = recipe(PICTURES + WORDS), tmp_path / "out"

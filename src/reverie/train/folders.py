@@ -17,7 +17,7 @@ NAMED = 3  # files that a note names
 
 
 @dataclass(frozen=True)
-class Part:
+class Subset:
     """Hold pictures that come `repeats` times in each pass."""
 
     name: str
@@ -25,21 +25,21 @@ class Part:
     repeats: int = 1
 
 
-def open_parts(path: str | Path, caption: str) -> list[Part]:
+def open_parts(path: str | Path, caption: str) -> list[Subset]:
     """Open a collection; folders named as kohya's, where all pictures lie in such, are parts of their own.
 
     The rest of such a folder's name is the caption of pictures that have none. Raises ReverieError as `open_captioned`.
     """
-    folders = _repeated(Path(path))
+    folders = _find_repeated(Path(path))
     if not folders:
-        return [Part("", open_captioned(path, caption))]
+        return [Subset("", open_captioned(path, caption))]
     return [
-        Part(folder.name, open_captioned(folder, caption or told), int(count))
-        for folder, (count, told) in folders.items()
+        Subset(folder.name, open_captioned(folder, caption or words), int(count))
+        for folder, (count, words) in folders.items()
     ]
 
 
-def _repeated(path: Path) -> Mapping[Path, tuple[str, str]]:
+def _find_repeated(path: Path) -> Mapping[Path, tuple[str, str]]:
     """Return the folders named as kohya's with what their names say; none where pictures lie elsewhere too."""
     if not path.is_dir() or any(path.glob(f"*{SHARD}")) or any((path / name).is_file() for name in LISTS):
         return {}
@@ -115,7 +115,7 @@ def notes(path: str, caption: str) -> Iterator[str]:
     files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     pictures = {file.with_suffix("") for file in files if _is_picture(file)}
     captions = {file.with_suffix("") for file in files if file.suffix == ".txt"}
-    if (bare := sorted(pictures - captions)) and not caption and not _repeated(folder):
+    if (bare := sorted(pictures - captions)) and not caption and not _find_repeated(folder):
         yield f"{len(bare)} pictures without a caption are left out: {_some(bare)}; write NAME.txt, or give caption"
     if lost := sorted(captions - pictures):
         yield f"{len(lost)} captions without a picture: {_some(lost)}"
