@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
-from functools import partial
 from pathlib import Path
 
 from reverie.adapters.control import control_files
+from reverie.adapters.ip_adapter import image_prompt_files
 from reverie.checkpoints.load import Components, Known
 from reverie.requests.adapter_files import files_sum
 from reverie.requests.base import SampledRequest
@@ -155,15 +155,15 @@ def with_sum(system: StableDiffusion, film: Film) -> tuple[Film, tuple[str, ...]
 
 
 def with_sums(system: StableDiffusion, request: TextToImage) -> tuple[TextToImage, tuple[str, ...]]:
-    """Return a request that knows the sums of its ControlNets, refiner and upscaler; note those that were others."""
-    files: dict[str, Callable[[], Sequence[Path]]] = {
-        control.model: partial(control_files, control.model, system.dtype) for control in request.controls
-    }
+    """Return a request that knows the sums of its adapters, refiner and upscaler, and notes where one was another."""
+    files = {control.model: control_files(control.model, system.dtype) for control in request.controls}
+    for adapter in request.ip_adapters:
+        files |= image_prompt_files(adapter)
     if request.refiner is not None:
-        files[request.refiner.model] = partial(model_files, request.refiner.model, system.dtype)
-    if request.hires is not None and (upscaler := request.hires.upscaler) not in UPSCALER_NAMES:
-        files[upscaler] = lambda: [Path(upscaler)]
-    found = {recorded_name(name): files_sum(find()) for name, find in files.items()}
+        files[request.refiner.model] = model_files(request.refiner.model, system.dtype)
+    if request.hires is not None and request.hires.upscaler not in UPSCALER_NAMES:
+        files[request.hires.upscaler] = [Path(request.hires.upscaler)]
+    found = {recorded_name(name): files_sum(listed) for name, listed in files.items()}
     before = dict(request.sums)
     return request.replace(sums={**before, **found}) if found else request, tuple(differences(found, before))
 

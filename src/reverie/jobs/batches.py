@@ -16,7 +16,7 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.files import check_distinct, name_of
 from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, seeds_text
-from reverie.jobs.outputs import check_writable
+from reverie.jobs.outputs import check_writable, numbered_paths
 from reverie.jobs.pictures import PictureJob
 from reverie.media.pictures import REQUEST, grid, open_picture, save
 from reverie.progress import Progress
@@ -113,6 +113,21 @@ class BatchJob:
     jobs: tuple[PictureJob, ...]
     sheet: Path | None = None
     lay_out: Callable[[list[Image.Image]], Image.Image] = grid
+
+    @classmethod
+    def of(cls, requests: Sequence[TextToImage], output: Path, options: Mapping[str, Any]) -> BatchJob:
+        """Return the job for requests, with `options` of a `PictureJob`; `grid` asks for a sheet.
+
+        Raises ReverieError for `best_of`, which compares pictures of one prompt.
+        """
+        if options["best_of"] is not None:
+            raise ReverieError(
+                "`best_of` compares pictures of one prompt; leave it out where prompts differ", field="best_of"
+            )
+        single = {**options, "grid": False}
+        paths = zip(requests, numbered_paths(output, len(requests)), strict=True)
+        jobs = tuple(PictureJob(request=request, output=path, **single) for request, path in paths)
+        return cls(jobs=jobs, sheet=output if options["grid"] else None)
 
     @property
     def model(self) -> str | None:
