@@ -301,7 +301,7 @@ FOLD = 4  # tiles begin where every upscaler that folds pixels would fold them i
 
 
 @dataclass(frozen=True)
-class Enlarging(Progress):
+class Enlargement(Progress):
     """How far an enlargement is, in tiles; the last one has the `picture`."""
 
     picture: Image.Image | None = None
@@ -315,7 +315,7 @@ def enlarge(network: Upscaler, picture: Image.Image) -> Image.Image:
 
 
 @torch.no_grad()
-def enlarge_tiles(network: Upscaler, picture: Image.Image) -> Iterator[Enlarging]:
+def enlarge_tiles(network: Upscaler, picture: Image.Image) -> Iterator[Enlargement]:
     """Enlarge a picture, RGB or RGBA, by a learned upscaler, tile by tile; how transparent it is, by Lanczos.
 
     A tile sees MARGIN pixels beyond what is kept of it, and tiles are blended over RAMP: where the network sees no
@@ -330,12 +330,12 @@ def enlarge_tiles(network: Upscaler, picture: Image.Image) -> Iterator[Enlarging
         place = (slice(one * network.scale, other * network.scale) for one, other in ((top, bottom), (left, right)))
         whole[:, :, *place] += tile * down[:, None] * across
         if number < total:
-            yield Enlarging(number, total, "tiles")
+            yield Enlargement(number, total, "tiles")
     (larger,) = to_pictures(whole.mul_(2).sub_(1))
     if picture.mode == "RGBA":
         larger.putalpha(picture.getchannel("A").resize(larger.size, Image.Resampling.LANCZOS))
     larger.info = dict(picture.info)
-    yield Enlarging(total, total, "tiles", larger)
+    yield Enlargement(total, total, "tiles", larger)
 
 
 def _tiles(length: int, scale: int) -> list[tuple[int, int, Float[Tensor, " n"]]]:
