@@ -117,7 +117,9 @@ def test_one_of_another_family_or_damaged_is_refused(tiny_xl: Pipeline, tmp_path
     adapter.save_pretrained(tmp_path)
     found = find_t2i_adapter(tmp_path)
     assert found is not None
-    with pytest.raises(ReverieError, match=r"gives \(8, 16\) channels, from 8 pixels each; the model has \(8, 16\)"):
+    with pytest.raises(
+        ReverieError, match=r"\(8, 16\) channels from 8 pixels each; the model takes \(8, 16, 16\) from 16"
+    ):
         bind_features(tiny_xl, [FeatureControl(found, PICTURE)], tiny_xl.network)
     state = original("full", adapter)
     save_file({name: tensor for name, tensor in state.items() if name != "conv_in.weight"}, file := tmp_path / "cut.pt")

@@ -118,9 +118,12 @@ def feature_places(unet: UNet) -> list[nn.Module]:
 def _check(system: StableDiffusion, config: T2IAdapterConfig) -> None:
     ours = system.unet.config.block_out_channels
     xl = not system.unet.config.transformer_depth[0]  # whose first features are added where the image is halved already
-    if config.widths != ((*ours, ours[-1]) if xl else ours) or (config.factor == FACTOR_XL) != xl:
-        theirs = f"{config.widths} channels, from {config.factor} pixels each"
-        raise ReverieError(f"this T2I-Adapter gives {theirs}; the model has {ours}: give one of the same family")
+    wanted = ((*ours, ours[-1]), FACTOR_XL) if xl else (ours, T2IAdapterConfig.factor)
+    if (config.widths, config.factor) != wanted:
+        raise ReverieError(
+            f"this T2I-Adapter gives {config.widths} channels from {config.factor} pixels each; the model takes "
+            f"{wanted[0]} from {wanted[1]}: give one of the same family"
+        )
 
 
 def find_t2i_adapter(
