@@ -239,6 +239,12 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
     return axes
 
 
+def parse_varied(texts: Sequence[str]) -> tuple[Fields, ...]:
+    """Read FILE or FILE:WEIGHT of each; a colon before what is no number belongs to the name."""
+    parts = [re.fullmatch(r"(.+?)(?::(\d*\.?\d+))?", text, re.DOTALL) for text in texts]
+    return tuple({"image": part[1], **({"weight": float(part[2])} if part[2] else {})} for part in parts if part)
+
+
 def parse_fields(text: str, flag: str) -> dict[str, str]:
     """Read name=value,name=value. Raises ReverieError where a part has no name."""
     parts: Sequence[tuple[str, str, str]] = [part.partition("=") for part in text.split(",")]
@@ -248,8 +254,9 @@ def parse_fields(text: str, flag: str) -> dict[str, str]:
 
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
-PARSERS: dict[str, Callable[[str], Any]] = {
+PARSERS: dict[str, Callable[[Any], Any]] = {
     "guidance_interval": parse_interval,
+    "vary": parse_varied,
     **dict.fromkeys(("timesteps", "sigmas"), parse_numbers),
     **dict.fromkeys(SIZES, parse_size),
 }
