@@ -72,6 +72,11 @@ GROUPS = (
         "Start from a picture",
         "The picture that a drawing starts from.",
         of(Inpaint, "init", "strength", "image_guidance", "mask", "mask_blur", "only_masked", "padding", "fill")
+        | {
+            "init": Text(
+                "picture to draw anew, or a folder of them; transparent parts are painted, the rest stays", "Path"
+            )
+        }
         | {"outpaint": Text("continue the picture beyond its edges by so many pixels: 64, or left=64,bottom=32")},
     ),
     Group(

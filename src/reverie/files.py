@@ -14,7 +14,7 @@ import shutil
 import tarfile
 import tempfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -256,6 +256,12 @@ def natural_order(name: str) -> tuple[list[tuple[int, str]], str]:
     """Return a sort key that takes runs of digits for numbers: frame2 before frame10."""
     parts = re.split(r"([0-9]+)", name)
     return [(int(part), "") if place % 2 else (0, part) for place, part in enumerate(parts)], name
+
+
+def list_files(folder: Path, suffixes: Container[str]) -> list[Path]:
+    """Return the files of a folder with some suffixes, in lower case, in natural order; hidden ones are left out."""
+    found = (file for file in folder.iterdir() if file.suffix.lower() in suffixes and file.is_file())
+    return sorted((file for file in found if file.name[0] != "."), key=lambda file: natural_order(file.name))
 
 
 def path_sha256(path: Path) -> str:

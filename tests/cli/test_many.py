@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reverie.cli.app import run
 from reverie.requests.pictures import TextToImage
@@ -85,6 +86,46 @@ def test_a_grid_draws_what_its_flags_would_and_goes_on(model: str, capsys: pytes
 def test_an_axis_that_cannot_be_is_told(axes: list[str], says: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert draw("x", "a bear", *(part for axis in axes for part in ("--axis", axis))) == 2
     assert says in capsys.readouterr().err
+
+
+def test_a_folder_is_drawn_over_picture_by_picture(model: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("in").mkdir()
+    Path("out").mkdir()
+    Path("in/0.png").write_text("no picture")
+    for name, colour in (("Bär 2.jpg", "red"), ("10.bmp", "blue")):
+        Image.new("RGB", (32, 32), colour).save(Path("in", name))
+    drawing = ["image", "a bear", "--model", model, "--seed", "1", "--steps", "2"]
+    assert run([*drawing, "--init", "in", "-o", "out"]) == 2
+    said = capsys.readouterr()
+    assert said.out.splitlines() == ["out/10.png", "out/Bär 2.jpg"]
+    assert "left out: '0.png': cannot read 'in/0.png'" in said.err
+    assert said.err.endswith("left out, the others are drawn: 0.png\n")
+    assert run([*drawing, "--init", "in/10.bmp", "-o", "alone.png"]) == 0
+    assert Path("alone.png").read_bytes() == Path("out/10.png").read_bytes()
+    Path("in/0.png").unlink()
+    assert run([*drawing, "--init", "in", "-o", "out"]) == 0
+    assert "not drawn again" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["-o", "out.png"], "--init 'in' is a folder; give another one that is there with --output"),
+        (["-o", "in"], "is an input and would be written over"),
+        (["-o", ".", "--steps", "0"], "steps 0 is not possible"),
+        (["-o", ".", "--model", "missing"], "missing"),
+        (["-o", ".", "--axis", "steps=1,2"], "--axis draws a grid over one picture"),
+    ],
+)
+def test_a_folder_that_cannot_be_drawn_over_is_told(
+    options: list[str], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("in").mkdir()
+    for name in ("1.png", "2.png"):
+        Image.new("RGB", (32, 32)).save(Path("in", name))
+    assert run(["image", "a bear", "--init", "in", *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert says in line
 
 
 def test_variations_of_a_picture_keep_its_seed(model: str) -> None:

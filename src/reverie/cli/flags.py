@@ -82,7 +82,7 @@ class InitFlags:
     """The picture that a drawing starts from."""
 
     init: Path | None = None
-    """Picture to draw anew; its transparent parts are painted and the rest stays."""
+    """Picture to draw anew, or a folder of them; transparent parts are painted, the rest stays."""
     strength: float | None = None
     """0 to 1, how far to go from the picture; 1 forgets it; 0.75 if not given."""
     image_guidance: float | None = None

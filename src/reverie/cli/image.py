@@ -14,7 +14,7 @@ from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, 
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:
-    from reverie.jobs.batches import Axes, BatchJob
+    from reverie.jobs.batches import Axes, BatchJob, FolderJob
     from reverie.jobs.events import Job
     from reverie.requests.pictures import TextToImage
 
@@ -84,11 +84,16 @@ def image(
     if prompt is None and not further.vary:
         raise ReverieError('nothing to draw; give a prompt, such as "a bear", or a picture with --vary')
     prompt, flags = prompt or "", (drawing, init, adapters, further)
-    request, within = ask_picture(prompt, *flags), parse_time(time_budget)
+    within = parse_time(time_budget)
     if within is not None and model.compile:
         raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")
-    output = result.output or Path(f"{slug(prompt)}-{request.seed}.png")
     options = {"model": model.model, "time_budget": within, **vars(judge), **finishing(model, result, files)}
+    if init.init is not None and init.init.is_dir():
+        check_preview(result.preview, ())
+        carry_out(over_folder(prompt, flags, many, result.output, options), model, result.as_json, result.preview)
+        return
+    request = ask_picture(prompt, *flags)
+    output = result.output or Path(f"{slug(prompt)}-{request.seed}.png")
     job: Job
     if many.axis:
         axes, requests = ask_grid(prompt, flags, request, many)
@@ -100,6 +105,43 @@ def image(
         job = batch(requests, output, options)
     check_preview(result.preview, requests)
     carry_out(job, model, result.as_json, result.preview)
+
+
+def over_folder(
+    prompt: str, flags: Sequence[Any], many: ManyOptions, output: Path | None, options: dict[str, Any]
+) -> FolderJob:
+    """Return the job that draws over each picture of the folder that --init is, into another one, names kept.
+
+    Raises ReverieError where the result is no folder, and where each picture would become several of other prompts.
+    """
+    from reverie.cli.ask import ask_picture
+    from reverie.files import list_files
+    from reverie.jobs.batches import FolderJob
+    from reverie.jobs.pictures import PictureJob
+    from reverie.media.pictures import FORMATS, READABLE
+    from reverie.requests.base import RANDOM_SEED, random_seed
+
+    drawing, init, *others = flags
+    if output is None or not output.is_dir():
+        raise ReverieError(f"--init '{init.init}' is a folder; give another one that is there with --output")
+    if many.axis:
+        raise ReverieError("--axis draws a grid over one picture; give --init a file, or leave out --axis")
+    seed = random_seed() if drawing.seed in (None, RANDOM_SEED) else drawing.seed
+    targets = {
+        file: output / (file.name if file.suffix.lower() in FORMATS else f"{file.stem}.png")
+        for file in list_files(init.init, READABLE)
+    }
+    if len(set(targets.values())) < len(targets):
+        raise ReverieError(f"two pictures in '{init.init}' would be written to one name; rename one of them")
+
+    def ask(file: Path) -> PictureJob:
+        request = ask_picture(prompt, replace(drawing, seed=seed), replace(init, init=file), *others)
+        requests = draw_many(request, many)
+        if len(requests) > 1:
+            raise ReverieError("--dynamic draws one of each picture of a folder; leave out --count")
+        return PictureJob(request=requests[0], output=targets[file], **options)
+
+    return FolderJob(files=tuple(targets), ask=ask, seed=seed, model=options["model"])
 
 
 def ask_grid(

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 from reverie.cli.options import ModelOptions
 from reverie.cli.output import say
 from reverie.cli.progress import fetch, show_progress
-from reverie.jobs.batches import BatchJob
+from reverie.errors import ReverieError
+from reverie.jobs.batches import BatchJob, FolderJob
 from reverie.jobs.events import Event, Finished, Job, Note, Preview, Saved
 from reverie.jobs.films import FilmJob
 from reverie.media.pictures import save
@@ -44,15 +45,22 @@ def carry_out(job: Job, model: ModelOptions, as_json: bool, preview: Path | None
         elif saved:
             last = f" to '{saved[-1]}'" if len(saved) > 1 else ""
             show(Note(f"stopped; what is finished is kept: '{saved[0]}'{last}"))
-        if saved and isinstance(job, BatchJob):
-            show(Note(f"the same command with --seed {job.jobs[0].request.seed} goes on from there"))
+        if saved and isinstance(job, BatchJob | FolderJob):
+            show(Note(f"the same command with --seed {job.seed} goes on from there"))
         raise
+    report(finished, as_json)
+
+
+def report(finished: Finished, as_json: bool) -> None:
+    """Write what was made to stdout. Raises ReverieError, at the end, where some of it could not be."""
     if as_json:
         say(json.dumps(finished.record, ensure_ascii=False))
-        return
-    for file in finished.record["files"]:
-        say(file)
-    show(Note(finished.summary))
+    else:
+        for file in finished.record["files"]:
+            say(file)
+        show(Note(finished.summary))
+    if failed := finished.record.get("failed"):
+        raise ReverieError(f"left out, the others are drawn: {', '.join(failed)}")
 
 
 def show(event: Event) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from contextlib import suppress
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.files import check_distinct, name_of
-from reverie.jobs.events import Event, Finished, Load, Note, Saved, ignore, seeds_text
+from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, seeds_text
 from reverie.jobs.outputs import check_writable
 from reverie.jobs.pictures import PictureJob
 from reverie.media.pictures import REQUEST, grid, open_picture, save
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from reverie.pipeline import Pipeline
 
 MOST_AXES = 3
+LISTED = ("seeds", "sizes", "files")  # what records list one of for each picture
 SEARCH = "replace"  # the axis that is no field
 
 
@@ -130,45 +132,115 @@ class BatchJob:
         inputs = {Path(file.path) for job in self.jobs for _, file in references(job.request) if file.path}
         check_distinct(self.paths, inputs)
 
+    @property
+    def seed(self) -> int:
+        """Return the seed of the first."""
+        return self.jobs[0].request.seed
+
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`."""
         self.check()
-        return self._run(lru_cache(maxsize=1)(load), tell)
+        return self._run(_Turns(len(self.jobs), lru_cache(maxsize=1)(load), tell))
 
-    def _run(self, load: Load, tell: Callable[[Event], None]) -> Iterator[Event]:
-        records: list[dict[str, Any]] = []
-        noted: set[str] = set()
-        before = 0
-        for index, job in enumerate(sorted(self.jobs, key=lambda job: job.model or "")):  # one model after the other
-            done = before
-            for event in _find(job, load) or job.run(load, tell):
-                if isinstance(event, Finished):
-                    records.append(event.record)
-                elif isinstance(event, Progress):  # the rest is taken to be as long as this one
-                    done = before + event.done
-                    yield Progress(done, before + event.total * (len(self.jobs) - index), event.unit)
-                elif not isinstance(event, Note):
-                    yield event
-                elif event.text not in noted:  # what is said of one holds for most
-                    noted.add(event.text)
-                    yield event
-            before = done
-        files = [file for record in records for file in record["files"]]
+    def _run(self, turns: _Turns) -> Iterator[Event]:
+        for job in sorted(self.jobs, key=lambda job: job.model or ""):  # one model after the other
+            yield from turns.draw(job)
+        files = []
         if self.sheet is not None:
             save(self.lay_out([open_picture(path) for job in self.jobs for path in job.paths]), self.sheet)
             files.append(str(self.sheet))
             yield Saved(self.sheet)
-        seeds = [seed for record in records for seed in record["seeds"]]
-        timings = sum((Counter(record["timings"]) for record in records), Counter[str]())
+        yield turns.finish(files=files)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FolderJob:
+    """Do for each of some files the job that `ask` makes of it, all with one model.
+
+    A file of which no job can be made, or that cannot be drawn, is left out and named; what was drawn already by the
+    same request is not drawn again. The record says of those that are left out why, by name, as `failed`.
+    """
+
+    files: Sequence[Path]
+    ask: Callable[[Path], PictureJob]
+    seed: int
+    model: str | None = None
+
+    def check(self) -> None:
+        """Raise ReverieError where the job of the first picture that can be read does, and where none can be read."""
+        for file in self.files:
+            with suppress(ReverieError):
+                open_picture(file)
+                break
+        else:
+            raise ReverieError("no picture of the folder can be read; give a folder of PNG, JPEG or WebP files")
+        self.ask(file).check()
+
+    def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
+        """Draw, and yield what happens; the last event is `Finished`."""
+        self.check()
+        return self._run(_Turns(len(self.files), cache(load), tell))
+
+    def _run(self, turns: _Turns) -> Iterator[Event]:
+        failed: dict[str, str] = {}
+        watch = Stopwatch()
+        with watch.measure("load"):  # outside of what may fail for one picture alone
+            turns.load(self.model)
+        turns.timings.update(watch.summary())
+        for file in self.files:
+            try:
+                yield from turns.draw(self.ask(file))
+            except ReverieError as error:
+                failed[file.name] = str(error)
+                yield Note(f"left out: '{file.name}': {error}")
+        if not turns.records:
+            raise ReverieError(f"no picture could be drawn: {next(iter(failed.values()))}")
+        yield turns.finish(failed=failed)
+
+
+@dataclass
+class _Turns:
+    """Jobs that are done one after the other, out of `count`: what they have made by now."""
+
+    count: int
+    load: Load
+    tell: Callable[[Event], None]
+    records: list[dict[str, Any]] = field(default_factory=list)
+    timings: Counter[str] = field(default_factory=Counter)
+    begun: int = 0
+    done: int = 0
+    noted: set[str] = field(default_factory=set)
+
+    def draw(self, job: PictureJob) -> Iterator[Event]:
+        """Do the next job; yield what happens but its end, with progress over all, and each note once."""
+        before, left = self.done, self.count - self.begun
+        self.begun += 1
+        for event in _find(job, self.load) or job.run(self.load, self.tell):
+            if isinstance(event, Finished):
+                self.records.append(event.record)
+                self.timings.update(event.record["timings"])
+            elif isinstance(event, Progress):  # the rest is taken to be as long as this one
+                self.done = before + event.done
+                yield Progress(self.done, before + event.total * left, event.unit)
+            elif not isinstance(event, Note):
+                yield event
+            elif event.text not in self.noted:  # what is said of one holds for most
+                self.noted.add(event.text)
+                yield event
+
+    def finish(self, files: Sequence[str] = (), **further: object) -> Finished:
+        """Return what was made by all jobs, with further files and fields of the record."""
+        seeds, sizes, drawn = ([one for record in self.records for one in record[name]] for name in LISTED)
         record = {
-            "files": files,
+            "files": [*drawn, *files],
             "seeds": seeds,
-            "sizes": [size for record in records for size in record["sizes"]],
-            "timings": {part: round(seconds, 3) for part, seconds in timings.items()},
-            "requests": [record["request"] for record in records],
+            "sizes": sizes,
+            "timings": {part: round(seconds, 3) for part, seconds in self.timings.items()},
+            "requests": [record["request"] for record in self.records],
+            **further,
         }
-        took = f"loaded in {timings['load']:.1f} s, drawn in {timings['draw']:.1f} s"
-        yield Finished(record, f"{len(seeds)} pictures, {seeds_text(seeds)}; {took}")
+        took = f"loaded in {self.timings['load']:.1f} s, drawn in {self.timings['draw']:.1f} s"
+        return Finished(record, f"{len(seeds)} pictures, {seeds_text(seeds)}; {took}")
 
 
 def _find(job: PictureJob, load: Load) -> tuple[Event, ...]:

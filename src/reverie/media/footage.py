@@ -14,7 +14,7 @@ from typing import Any
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.files import natural_order
+from reverie.files import list_files
 from reverie.media.encoder import COMMENT, ffmpeg_errors, need_av
 from reverie.media.pictures import DAMAGED, FORMATS, REQUEST, read_texts, to_rgb, upright
 
@@ -96,9 +96,7 @@ def _texts(picture: Image.Image) -> dict[str, str]:
 
 def _files(folder: Path) -> list[Path]:
     """List the pictures in a folder by their names, numbers in them as numbers: frame2 before frame10."""
-    found = (file for file in folder.iterdir() if file.suffix.lower() in FORMATS and file.is_file())
-    files = sorted(found, key=lambda file: natural_order(file.name))
-    if not files:
+    if not (files := list_files(folder, FORMATS)):
         raise ReverieError(f"no pictures in '{folder}'; a film's folder holds {', '.join(FORMATS)}")
     return files
 

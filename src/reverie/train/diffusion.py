@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float, Int64
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
@@ -118,7 +119,7 @@ class DiffusionObjective:
         levels: str = "uniform",
     ) -> None:
         self.components, self.networks, self.batches, self.shown = components, networks, batches, shown
-        self.averaged = networks if len(networks) > 1 else networks["unet"]
+        self.averaged = networks if len(networks) > 1 else next(iter(networks.values()))
         config = components.schedule_config
         self.schedule, self.prediction = config.schedule(), choose("prediction", config.prediction, PREDICTIONS)
         self.weigh, self.seed = choose("weighting", weighting, WEIGHTINGS), seed
@@ -143,20 +144,35 @@ class DiffusionObjective:
         target = self.prediction.target(self.schedule, x0, eps, t)
         weight = self.weigh(self.prediction, self.schedule.snr(t)).to(x0.dtype) * shares.to(x0.dtype)
         device = device_of(self.networks)
-        with torch.set_grad_enabled("text" in self.networks):
-            context = self.components.text_encoders[0](self.components.tokenizers[0](captions).to(device)).last
+        context = self.encode(captions)
         predicted = self.components.unet(noisy.to(device), time.to(device), context)
         error = (predicted - target.to(device)).square().mean((1, 2, 3))
         loss = (weight.to(device) * error).mean()
         yield "unet", loss, {"loss": loss.item(), "error": error.mean().item()}
 
+    def encode(self, captions: Sequence[str]) -> Float[Tensor, "b l d"]:
+        """Return what the U-Net is told of captions."""
+        (rows,) = self.tokens(captions)
+        return self.components.text_encoders[0](rows.to(device_of(self.networks))).last
+
+    def tokens(self, captions: Sequence[str]) -> list[Int64[Tensor, "b l"]]:
+        """Return the tokens of captions, for each text encoder."""
+        return [tokenizer(captions) for tokenizer in self.components.tokenizers]
+
     def after_step(self) -> None:
         """Leave the parameters as they are."""
 
     def samples(self) -> Image.Image:
-        """Draw the prompts that are to be shown, ten steps each."""
+        """Draw the prompts that are to be shown."""
+        return self.draw()
+
+    def draw(self, **fields: Any) -> Image.Image:
+        """Draw the prompts that are to be shown, ten steps each, with further fields of a request."""
         pipeline, width, height = Pipeline(**vars(self.components)), self.shown.width, self.shown.height
-        drawn = (pipeline.text_to_image(p, seed=1, steps=10, width=width, height=height) for p in self.shown.prompts)
+        drawn = (
+            pipeline.text_to_image(prompt, seed=1, steps=10, width=width, height=height, **fields)
+            for prompt in self.shown.prompts
+        )
         return grid([picture for pictures in drawn for picture in pictures], columns=self.shown.columns)
 
     def export(self, folder: Path) -> None:

@@ -10,11 +10,14 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from jaxtyping import Int64
+from PIL import Image
 from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
-from torch import nn
+from torch import Tensor, nn
 
 from reverie import system
 from reverie.checkpoints.load import Components
@@ -26,7 +29,7 @@ from reverie.errors import ReverieError
 from reverie.progress import Progress
 from reverie.requests.references import BUNDLED_NAME
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train import begun, lora
+from reverie.train import begun, inversion, lora
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples, Scenes
 from reverie.train.latents import LATENTS, Item, Stream, fill, latent_pool
@@ -38,7 +41,7 @@ from reverie.train.vocabulary import extend, grow_
 PRIOR = "prior.safetensors"
 WORDS = "words.json"  # in the folder of a run: the new ones
 SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
-TOLD = 4000  # captions that new words are learned from
+READ = 4000  # captions that are looked through for new words
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,29 @@ class LoRAFinetuning(Finetuning):
         lora.export(self.networks.values(), folder)
 
 
+class InversionFinetuning(Finetuning):
+    """Train the vectors of a new word."""
+
+    inversion = inversion.InversionSettings()
+
+    def tokens(self, captions: Sequence[str]) -> list[Int64[Tensor, "b l"]]:
+        """Return the tokens of captions, those of the new word among them."""
+        parts = zip(self.components.text_encoders, self.components.tokenizers, strict=True)
+        return [inversion.encode(captions, *part, self.inversion) for part in parts]
+
+    def samples(self) -> Image.Image:
+        """Draw the prompts that are to be shown, with the word as its file says it."""
+        with TemporaryDirectory() as folder:
+            self.export(Path(folder))
+            return self.draw(embeddings=[folder])
+
+    def export(self, folder: Path) -> None:
+        """Write the word, a file that is named after it, for `--embedding FILE`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        word = self.inversion.word
+        inversion.save(self.networks["word"].parameters(), word, folder / f"{word}.safetensors")
+
+
 def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     """Build the objective from a recipe's tables."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
@@ -161,10 +187,18 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         weight = prior.weight if name == PRIOR else 1.0
         rows[name] = Stream(examples, latents, seed, data.dropout, weight)
     stream = rows[LATENTS]
+    word = inversion.settings_of(sections)
+    if word.word and (products.rank or text != FinetuneTextSettings()):
+        raise ReverieError("[inversion] learns one word and nothing else; leave out [lora] and [text]")
     components = _with_words(base, stream.examples, text, products, out)
     torch.manual_seed(seed)
-    networks = _learning(components, text, products)
-    objective = (LoRAFinetuning if products.rank else Finetuning)(
+    if word.word:
+        captions = [stream.examples.caption(index, 0) for index in range(min(READ, len(stream.examples)))]
+        inversion.check_captions(captions, base.text_encoders[0], base.tokenizers[0], word)
+        networks = nn.ModuleDict({"word": inversion.install(components.text_encoders, components.tokenizers, word)})
+    else:
+        networks = _learning(components, text, products)
+    objective = (InversionFinetuning if word.word else LoRAFinetuning if products.rank else Finetuning)(
         components,
         networks,
         Batches(Alternating(stream, rows[PRIOR]) if PRIOR in rows else stream, data.batch, data.workers),
@@ -174,6 +208,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         loss.levels,
     )
     objective.text_pace = text.pace
+    if isinstance(objective, InversionFinetuning):
+        objective.inversion = word
     return objective
 
 
@@ -234,7 +270,7 @@ def _with_words(
     if products.rank or not text.pace:
         raise ReverieError("new words = ... in [text] are learned by the text encoder itself; give pace, and no [lora]")
     tokenizer, tower = base.tokenizers[0], base.text_encoders[0]
-    captions = (examples.caption(index, 0) for index in range(min(TOLD, len(examples))))
+    captions = (examples.caption(index, 0) for index in range(min(READ, len(examples))))
     extended = extend(tokenizer, captions, text.words)
     _hold(extended.merges[len(tokenizer.merges) :], out)
     grow_(tower, tokenizer, extended)

@@ -34,7 +34,10 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "listener": ("reverie.train.listener", ("listener",)),
     "probe": ("reverie.train.probe", ("probe",)),
     "tiny": ("reverie.train.tiny", ("tiny", "model", "scenes")),
-    "finetune": ("reverie.train.finetune", ("model", "data", "scenes", "spectrogram", "text", "lora", "prior", "loss")),
+    "finetune": (
+        "reverie.train.finetune",
+        ("model", "data", "scenes", "spectrogram", "text", "lora", "inversion", "prior", "loss"),
+    ),
 }
 TOGETHER = ("clip",)  # objectives that share a batch among the processes of torchrun
 
