@@ -174,6 +174,7 @@ def test_what_is_laid_out_is_read_back(name: str, tiny_networks: Callable[[str],
     networks = tiny_networks(name)
     single = networks.tensors()
     modules: list[nn.Module] = [networks.unet, networks.autoencoder, *networks.text_encoders]
+    modules += filter(None, [networks.image_encoder])
     for part, module in zip(networks.family.parts(), modules, strict=True):
         state = module.state_dict()
         for ours, place in part.places(state).items():
