@@ -7,6 +7,7 @@ seeds=SEEDS)`, of a variable that is drawn once by a call for each seed.
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,12 @@ from reverie.media.pictures import PARAMETERS
 from reverie.requests.foreign.infotext import split
 from reverie.requests.pictures import TextToImage, Variation
 from reverie.requests.records import texts
-from reverie.requests.templates import Wildcards, add_style, draw_prompts, expand, read_styles
+from reverie.requests.templates import Wildcards, add_styles, draw_prompts, expand, read_styles
 
 SEEDS = (0, 1, 7, 2**32 - 1)
 NONE = Wildcards(None)
+MANY = "9" * 5000  # more digits than Python reads
+DOUBLING = "${a=}" + "".join(f"${{{b}=${{{a}}}${{{a}}}}}" for a, b in pairwise("abcdefghijklmnop")) + "${p}"
 DRAWN = {
     "a {red|blue} bear": ["a blue bear", "a blue bear", "a blue bear", "a red bear"],
     "{0.7::a|b}": ["b", "b", "b", "a"],
@@ -51,7 +54,9 @@ def test_a_seed_gives_the_prompt_that_it_gives_there(template: str, wildcards: W
     assert [expand(template, seed, wildcards) for seed in SEEDS] == DRAWN[template]
 
 
-@pytest.mark.parametrize("text", ["", "a bear", "a | b", "snow_man", "100% wool, 5$", "(a:1.2) [b|c] }", "a __ b", "_"])
+@pytest.mark.parametrize(
+    "text", ["", "a bear", "a | b", "snow_man", "100% wool, 5$", "(a:1.2) [b|c] }", "a __ b", "_", MANY + "$$ b"]
+)
 def test_what_is_no_template_stays(text: str) -> None:
     assert expand(text, 0, NONE) == text
 
@@ -84,6 +89,7 @@ def test_a_comment_is_left_out() -> None:
         ("__self__", "no wildcard"),
         ("${c=${c}}${c}", "names itself"),
         ("{" * 5000, "nested too deep"),
+        (DOUBLING, "10000 times"),
     ],
 )
 def test_what_cannot_be_drawn_is_said_in_a_line(template: str, message: str, wildcards: Wildcards) -> None:
@@ -118,8 +124,8 @@ def test_variations_of_a_seed_share_its_prompt() -> None:
 
 
 def test_a_prompt_without_syntax_keeps_no_template() -> None:
-    (drawn,) = draw_prompts(TextToImage(prompt="a bear", seed=5), NONE)
-    assert drawn == TextToImage(prompt="a bear", seed=5)
+    plain = TextToImage(prompt="a bear", seed=5, count=3)
+    assert draw_prompts(plain, NONE) == (plain,)
 
 
 def test_styles_are_merged_as_a1111_merges_them(tmp_path: Path) -> None:
@@ -130,10 +136,10 @@ def test_styles_are_merged_as_a1111_merges_them(tmp_path: Path) -> None:
     )
     styles = read_styles(file)
     assert list(styles) == ["ink", "old"]
-    assert add_style(styles["ink"], "a bear", "") == ("a bear, in ink", "oil")
-    assert add_style(styles["old"], " a bear ", " blur ") == ("a bear, old", "blur")
+    assert add_styles(["ink"], styles, "a bear", "") == {"prompt": "a bear, in ink", "negative": "oil"}
+    assert add_styles(["old"], styles, " a bear ", " blur ") == {"prompt": "a bear, old", "negative": "blur"}
     file.write_text("name,text\nold,sepia\n")
-    assert add_style(read_styles(file)["old"], "", "") == ("sepia", "")
+    assert add_styles(["old"], read_styles(file), "", "") == {"prompt": "sepia", "negative": ""}
     for text in ("a,b\nc,d\n", "name,prompt\n\xff"):
         file.write_bytes(text.encode("latin-1"))
         with pytest.raises(ReverieError, match=r"styles.csv"):

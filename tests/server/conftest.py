@@ -63,6 +63,8 @@ def settings(
     (loras / "broken.safetensors").write_bytes(b"nothing")
     styles = tmp_path_factory.mktemp("styles") / "styles.csv"
     styles.write_text("name,prompt,negative_prompt\nink,{prompt} in ink,oil\n")
+    wildcards = tmp_path_factory.mktemp("wildcards")
+    (wildcards / "animals.txt").write_text("bear\n")
     limits = Limits(pixels=256 * 256, steps=1000, count=8, body=4 << 20, queue=40)
     return Settings(
         home=home,
@@ -71,6 +73,7 @@ def settings(
         embeddings=(embeddings,),
         controlnets=(controlnets,),
         styles=styles,
+        wildcards=wildcards,
         model="tiny",
         limits=limits,
         hosts=("testserver",),

@@ -248,8 +248,27 @@ def test_progress_is_told_and_interrupt_stops(web_ui: WebUIApi) -> None:
     web_ui.interrupt()
     thread.join(30)
     assert results[0].images == []
-    assert "interrupted" in results[0].info["reverie_notes"]
+    assert "batch 1 of 1: interrupted or skipped" in results[0].info["reverie_notes"]
     assert web_ui.get_progress()["state"]["job_count"] == 0
+
+
+def test_skip_leaves_out_the_batch_at_hand(web_ui: WebUIApi) -> None:
+    """Each batch has the seeds that it has without the others."""
+    results: list[WebUIApiResult] = []
+    asked: Json = SMALL | {"steps": 150, "batch_size": 2, "n_iter": 3}
+    thread = threading.Thread(target=lambda: results.append(web_ui.txt2img(prompt="a bear", **asked)))
+    thread.start()
+    while (seen := web_ui.get_progress())["state"]["job_no"] != 1:
+        assert seen["progress"] < 0.4
+        time.sleep(0.01)
+    assert seen["state"]["job_count"] == 3
+    assert web_ui.skip() is None
+    thread.join(30)
+    info = results[0].info
+    assert info["all_seeds"] == [7, 8, 11, 12]
+    assert info["reverie_notes"] == ["batch 2 of 3: interrupted or skipped"]
+    last = web_ui.txt2img(prompt="a bear", **asked | {"n_iter": 1, "seed": 11})
+    assert [one.tobytes() for one in last.images] == [one.tobytes() for one in results[0].images[2:]]
 
 
 def test_pictures_are_enlarged_and_inspected(web_ui: WebUIApi) -> None:
@@ -287,6 +306,17 @@ def test_styles_go_into_the_prompts(web_ui: WebUIApi) -> None:
     assert isinstance(asked, TextToImage)
     assert (asked.prompt, asked.negative) == ("a bear in ink", "oil")
     assert drawn.info["styles"] == ["ink"]
+
+
+def test_dynamic_prompts_are_the_extensions(web_ui: WebUIApi) -> None:
+    """One batch or several, and the command line (tests/cli/test_many.py), give one prompt for a seed."""
+    script = "Dynamic Prompts v2.6.3"
+    asked: Json = SMALL | {"prompt": "a {red|blue} __animals__", "seed": 1, "batch_size": 1, "n_iter": 3}
+    drawn = web_ui.txt2img(alwayson_scripts={script: {"args": [True, False]}}, **asked)
+    assert drawn.info["all_prompts"] == ["a blue bear", "a red bear", "a blue bear"]
+    assert web_ui.txt2img(**asked | {"n_iter": 1}).info["all_prompts"] == [asked["prompt"]]
+    with pytest.raises(RuntimeError, match="combinatorial generation"):
+        web_ui.txt2img(alwayson_scripts={script: {"args": [True, True]}}, **asked)
 
 
 def test_open_webui(http: httpx.Client) -> None:

@@ -94,6 +94,16 @@ def test_a_seed_that_is_left_open_is_told(finish: Finish) -> None:
     assert job["result"]["seeds"] == [job["request"]["seed"]]
 
 
+def test_templates_and_styles_are_drawn_as_the_command_line_draws_them(client: TestClient, finish: Finish) -> None:
+    """See tests/cli/test_many.py."""
+    body: Json = {"kind": "text_to_image", "dynamic": True, "style": ["ink", {"prompt": "{prompt}, once"}]}
+    body["request"] = {"prompt": "a {red|blue} __animals__", "seed": 1, "steps": 1, "count": 3}
+    job = finish(body)
+    words = ["a blue bear in ink, once", "a red bear in ink, once", "a blue bear in ink, once"]
+    assert [one["prompt"] for one in job["result"]["requests"]] == words
+    assert fetch(client, job, 1).text["parameters"].startswith("a red bear in ink, once\nNegative prompt: oil")  # type: ignore[attr-defined]
+
+
 def test_a_failure_says_why_without_folders(finish: Finish, settings: Settings) -> None:
     job = finish({"kind": "text_to_image", "request": {**BEAR, "prompt": "a bear <lora:broken:1>"}})
     assert job["state"] == "failed"
@@ -115,6 +125,11 @@ def test_a_failure_says_why_without_folders(finish: Finish, settings: Settings) 
         ({"kind": "image_to_image", "request": {**BEAR, "init": "data:image/png;base64,AAAA"}}, 422, None),
         ({"kind": "image_to_image", "request": {**BEAR, "init": "../jobs.sqlite3"}}, 422, "init"),
         ({"kind": "text_to_image", "request": {**BEAR, "prompt": "a bear <lora:nowhere:1>"}}, 422, None),
+        ({"kind": "text_to_image", "request": {**BEAR, "prompt": "{<lora:nowhere:1>}"}, "dynamic": True}, 422, None),
+        ({"kind": "text_to_image", "request": {**BEAR, "prompt": "__none__"}, "dynamic": True}, 422, "wildcards"),
+        ({"kind": "text_to_image", "request": BEAR, "style": ["oil"]}, 422, "style"),
+        ({"kind": "text_to_image", "request": {**BEAR, "prompt": {}}, "style": ["ink"]}, 422, "style"),
+        ({"kind": "music", "request": {"prompt": "jazz"}, "dynamic": True}, 422, "dynamic"),
         ({"request": BEAR}, 422, "kind"),
     ],
 )

@@ -106,18 +106,23 @@ def set_steps(page: Page, steps: int = 2) -> None:
 
 def test_a_prompt_becomes_a_picture_and_stands_in_the_gallery(visit: Callable[..., Page], address: str) -> None:
     page = visit()
-    page.fill("#prompt", "a quiet bear")
+    page.fill("#prompt", "a {quiet|quiet} bear")
+    page.click("#ask summary")
+    page.select_option("#style", "ink")
     set_steps(page)
     page.press("#prompt", "Enter")
-    page.locator("#recent img").wait_for()
+    picture = page.locator("#recent img")
+    picture.wait_for()
     assert page.evaluate("document.querySelector('#picture').naturalWidth") > 0
     (job,) = gallery(address)
-    assert (job["kind"], job["request"]["prompt"], job["request"]["steps"]) == ("text_to_image", "a quiet bear", 2)
+    assert picture.get_attribute("alt") == f"a quiet bear in ink, seed {job['request']['seed']}"
+    words = "a {quiet|quiet} bear in ink"
+    assert (job["kind"], job["request"]["prompt"], job["request"]["steps"]) == ("text_to_image", words, 2)
     page.click("nav a[href='#gallery']")
     page.click("#shelf .card")
-    assert "a quiet bear" in page.inner_text("#piece")
+    assert words in page.inner_text("#piece")
     page.click("#piece .primary")  # use its settings
-    assert page.input_value("#prompt") == "a quiet bear"
+    assert (page.input_value("#prompt"), page.input_value("#style")) == (words, "")
     assert page.input_value("#ask [name=seed]") == str(job["request"]["seed"])
 
 

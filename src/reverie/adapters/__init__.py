@@ -1,1 +1,1 @@
-"""LoRAs, textual inversions and ControlNets: what steers a model from outside, and leaves it as it was."""
+"""LoRAs, textual inversions, ControlNets and IP-Adapters: what steers a model from outside, and leaves it as it was."""

@@ -246,7 +246,7 @@ def _recognise(source: Source, path: Path, configs: list[ControlNetConfig]) -> t
     names = set(source.names())
     other = next((title for part, title in OTHERS.items() if any(part in name for name in names)), None)
     if other is not None:
-        raise ReverieError(f"'{path}' is {other}, which reverie does not steer with; give a plain ControlNet")
+        raise ReverieError(f"'{path}' is {other}, with which no control steers; give a plain ControlNet")
     pooled = path.stem.endswith(POOLED)
     kinds = source.shape(UNION_KINDS)[0] if UNION_KINDS in names else 0
     for config in [replace(config, pooled=pooled or config.pooled, kinds=kinds) for config in configs]:

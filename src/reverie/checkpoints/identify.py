@@ -185,7 +185,12 @@ KINDS = tuple(
         ("lllite", "a ControlNet-LLLite", "reverie reads whole ControlNets", _starts("lllite_")),
         ("control-lora", "a Control-LoRA", "reverie reads whole ControlNets", _has("lora_controlnet")),
         ("motion", "a motion module (AnimateDiff)", UNREAD, _holds("motion_modules.")),
-        ("adapter", "an IP-Adapter", UNREAD, _starts("ip_adapter.", "image_proj.")),
+        (
+            "ip-adapter",
+            "an IP-Adapter",
+            "give it beside a model, among its ip_adapters",
+            _starts("ip_adapter.", "image_proj."),
+        ),
         ("lora", "a LoRA", "give it beside a model, among its loras", _holds(*LORA)),
         ("lora", "a LoRA", "give it beside a model, among its loras", lambda names, _: bool(algorithms(names))),
         ("lora", "a LoRA", "give it beside a model, among its loras", _starts("lora_unet_", "lora_te", "lycoris_")),

@@ -108,6 +108,8 @@ class PictureAdapterFlags(AdapterFlags):
 
     control: Several = ()
     """ControlNet and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times."""
+    ip_adapter: Several = ()
+    """IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times."""
 
 
 @Parameter(name="*", group="Go further")

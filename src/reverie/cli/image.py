@@ -14,7 +14,7 @@ from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, 
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:
-    from reverie.jobs.batches import Axes, BatchJob, FolderJob
+    from reverie.jobs.batches import Axes, FolderJob
     from reverie.jobs.events import Job
     from reverie.requests.pictures import TextToImage
 
@@ -78,6 +78,7 @@ def image(
     from reverie.cli.ask import ask_picture
     from reverie.cli.jobs import carry_out
     from reverie.cli.output import tell_numbered
+    from reverie.jobs.batches import BatchJob
     from reverie.jobs.outputs import slug
     from reverie.jobs.pictures import PictureJob
 
@@ -98,11 +99,11 @@ def image(
     if many.axis:
         axes, requests = ask_grid(prompt, flags, request, many)
         tell_numbered([name for names in axes.names for name in names])
-        job = replace(batch(requests, output, {**options, "grid": True}), lay_out=axes.lay_out)
+        job = replace(BatchJob.of(requests, output, {**options, "grid": True}), lay_out=axes.lay_out)
     elif len(requests := draw_many(request, many)) == 1:
         job = PictureJob(request=requests[0], output=output, **options)
     else:
-        job = batch(requests, output, options)
+        job = BatchJob.of(requests, output, options)
     check_preview(result.preview, requests)
     carry_out(job, model, result.as_json, result.preview)
 
@@ -194,30 +195,11 @@ def draw_many(request: TextToImage, many: ManyOptions) -> tuple[TextToImage, ...
 
 def style(request: TextToImage, names: Sequence[str], file: Path | None) -> TextToImage:
     """Return a request with the styles of these names. Raises ReverieError for names that the file has not."""
-    from reverie.requests.templates import add_style, read_styles
+    from reverie.requests.templates import add_styles, read_styles
 
     if file is None:
         raise ReverieError("--style names a style of a file; give the file with --styles")
-    styles, prompt, negative = read_styles(file), request.prompt, request.negative
-    for name in names:
-        if name not in styles:
-            raise ReverieError(f"no style '{name}' in '{file}'; it has {', '.join(styles) or 'none'}")
-        prompt, negative = add_style(styles[name], prompt, negative)
-    return request.replace(prompt=prompt, negative=negative)
-
-
-def batch(requests: tuple[TextToImage, ...], output: Path, options: dict[str, Any]) -> BatchJob:
-    """Return the job for several requests, with `options` of a `PictureJob`; a grid is one file more."""
-    from reverie.jobs.batches import BatchJob
-    from reverie.jobs.outputs import numbered_paths
-    from reverie.jobs.pictures import PictureJob
-
-    if options["best_of"] is not None:
-        raise ReverieError("--best-of compares pictures of one prompt; leave it out where prompts differ")
-    sheet, options = output if options["grid"] else None, {**options, "grid": False}
-    paths = zip(requests, numbered_paths(output, len(requests)), strict=True)
-    jobs = tuple(PictureJob(request=request, output=path, **options) for request, path in paths)
-    return BatchJob(jobs=jobs, sheet=sheet)
+    return request.replace(**add_styles(names, read_styles(file), request.prompt, request.negative))
 
 
 def check_preview(preview: Path | None, requests: Iterable[TextToImage]) -> None:

@@ -58,7 +58,9 @@ class ServedOptions:
     folders: Paths = ()
     """Folder of pictures, sounds and films that requests may start from; may be given several times."""
     styles: Path | None = None
-    """A1111's styles.csv, whose styles its clients may name."""
+    """A1111's styles.csv, whose styles requests may name."""
+    wildcards: Path | None = None
+    """Folder of wildcards: in a prompt that is a template, __animals__ is a line of its animals.txt."""
     index: Path | None = None
     """Folder of an index (`reverie index`) that the page searches with the bundled CLIP."""
     hub: Flag = False
@@ -186,7 +188,8 @@ def read_settings(
         origins=access.allow_origin,
         hosts=access.allow_host,
         styles=_styles(served.styles),
-        index=None if served.index is None else _folders((served.index,))[0],
+        wildcards=_folder(served.wildcards),
+        index=_folder(served.index),
         hub=served.hub,
         workers=workers,
         memory=round(memory * GIB),
@@ -208,6 +211,10 @@ def _styles(file: Path | None) -> Path | None:
     if file is not None:
         read_styles(file)  # what is wrong with it is said at once
     return None if file is None else file.absolute()
+
+
+def _folder(given: Path | None) -> Path | None:
+    return None if given is None else _folders((given,))[0]
 
 
 def _folders(given: tuple[Path, ...]) -> tuple[Path, ...]:

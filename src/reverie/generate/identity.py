@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from functools import partial
 
 from reverie.adapters.control import control_files
+from reverie.adapters.ip_adapter import image_prompt_files
 from reverie.requests.adapter_files import files_sum
 from reverie.requests.music import Film
 from reverie.requests.pictures import TextToImage
@@ -22,13 +22,13 @@ def with_sum(system: StableDiffusion, film: Film) -> tuple[Film, tuple[str, ...]
 
 
 def with_sums(system: StableDiffusion, request: TextToImage) -> tuple[TextToImage, tuple[str, ...]]:
-    """Return a request that knows the sums of its ControlNets and refiner, and notes where one was another file."""
-    files = [partial(control_files, control.model, system.dtype) for control in request.controls]
-    names = [control.model for control in request.controls]
+    """Return a request that knows the sums of its adapters' files and refiner, and notes where one was another file."""
+    files = {control.model: control_files(control.model, system.dtype) for control in request.controls}
+    for adapter in request.ip_adapters:
+        files |= image_prompt_files(adapter)
     if request.refiner is not None:
-        names.append(request.refiner.model)
-        files.append(partial(model_files, request.refiner.model, system.dtype))
-    found = {recorded_name(name): files_sum(find()) for name, find in zip(names, files, strict=True)}
+        files[request.refiner.model] = model_files(request.refiner.model, system.dtype)
+    found = {recorded_name(name): files_sum(listed) for name, listed in files.items()}
     before = dict(request.sums)
     return request.replace(sums={**before, **found}) if found else request, tuple(differences(found, before))
 

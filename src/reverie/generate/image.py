@@ -18,6 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.adapters.control import Control, bind_controls, load_controlnet
+from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
@@ -123,6 +124,7 @@ def prepare_run(
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
     bind = bind_controls(system, [load_control(system, control) for control in request.controls])
+    bind = bind_image_prompts(system, load_image_prompts(system, request.ip_adapters), bind)
     planned = _passes(system, codec, request, refiner, bind, canvas.extra, encode)
     return PictureRun(system, codec, canvas, planned, refiner)
 

@@ -16,7 +16,7 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.files import check_distinct, name_of
 from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, seeds_text
-from reverie.jobs.outputs import check_writable
+from reverie.jobs.outputs import check_writable, numbered_paths
 from reverie.jobs.pictures import PictureJob
 from reverie.media.pictures import REQUEST, grid, open_picture, save
 from reverie.progress import Progress
@@ -114,6 +114,21 @@ class BatchJob:
     sheet: Path | None = None
     lay_out: Callable[[list[Image.Image]], Image.Image] = grid
 
+    @classmethod
+    def of(cls, requests: Sequence[TextToImage], output: Path, options: Mapping[str, Any]) -> BatchJob:
+        """Return the job for requests, with `options` of a `PictureJob`; `grid` asks for a sheet.
+
+        Raises ReverieError for `best_of`, which compares pictures of one prompt.
+        """
+        if options["best_of"] is not None:
+            raise ReverieError(
+                "`best_of` compares pictures of one prompt; leave it out where prompts differ", field="best_of"
+            )
+        single = {**options, "grid": False}
+        paths = zip(requests, numbered_paths(output, len(requests)), strict=True)
+        jobs = tuple(PictureJob(request=request, output=path, **single) for request, path in paths)
+        return cls(jobs=jobs, sheet=output if options["grid"] else None)
+
     @property
     def model(self) -> str | None:
         """Return the model of the first."""
@@ -140,17 +155,17 @@ class BatchJob:
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`."""
         self.check()
-        return self._run(_Turns(len(self.jobs), lru_cache(maxsize=1)(load), tell))
+        return self._run(_Series(len(self.jobs), lru_cache(maxsize=1)(load), tell))
 
-    def _run(self, turns: _Turns) -> Iterator[Event]:
+    def _run(self, series: _Series) -> Iterator[Event]:
         for job in sorted(self.jobs, key=lambda job: job.model or ""):  # one model after the other
-            yield from turns.draw(job)
+            yield from series.draw(job)
         files = []
         if self.sheet is not None:
             save(self.lay_out([open_picture(path) for job in self.jobs for path in job.paths]), self.sheet)
             files.append(str(self.sheet))
             yield Saved(self.sheet)
-        yield turns.finish(files=files)
+        yield series.finish(files=files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,27 +194,27 @@ class FolderJob:
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`."""
         self.check()
-        return self._run(_Turns(len(self.files), cache(load), tell))
+        return self._run(_Series(len(self.files), cache(load), tell))
 
-    def _run(self, turns: _Turns) -> Iterator[Event]:
+    def _run(self, series: _Series) -> Iterator[Event]:
         failed: dict[str, str] = {}
         watch = Stopwatch()
         with watch.measure("load"):  # outside of what may fail for one picture alone
-            turns.load(self.model)
-        turns.timings.update(watch.summary())
+            series.load(self.model)
+        series.timings.update(watch.summary())
         for file in self.files:
             try:
-                yield from turns.draw(self.ask(file))
+                yield from series.draw(self.ask(file))
             except ReverieError as error:
                 failed[file.name] = str(error)
                 yield Note(f"left out: '{file.name}': {error}")
-        if not turns.records:
+        if not series.records:
             raise ReverieError(f"no picture could be drawn: {next(iter(failed.values()))}")
-        yield turns.finish(failed=failed)
+        yield series.finish(failed=failed)
 
 
 @dataclass
-class _Turns:
+class _Series:
     """Jobs that are done one after the other, out of `count`: what they have made by now."""
 
     count: int

@@ -1,6 +1,6 @@
 """Requests for pictures: from a prompt, over a picture, under a mask, beyond a picture's edges; and their parts.
 
-The parts are variations, the second pass, the refiner and ControlNets.
+The parts are variations, the second pass, the refiner, ControlNets and IP-Adapters.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Unpack, get_args
 
-from pydantic import Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests.base import MAX_SEED, Fraction, Frozen, Pixels, SampledRequest, Seed, Strength, check_strength
@@ -161,6 +161,50 @@ class VariedPicture(Frozen):
         return given if isinstance(given, Mapping | VariedPicture) else {"image": given}
 
 
+def _read_layers(given: object) -> object:
+    """Read "3+6:0.5": numbers of layers, with their weights where these are not 1."""
+    if not isinstance(given, str):
+        return tuple(given.items()) if isinstance(given, Mapping) else given
+    pairs = [part.partition(":") for part in given.split("+")]
+    try:
+        return tuple((int(number), float(weight) if colon else 1.0) for number, colon, weight in pairs)
+    except ValueError:
+        raise ReverieError(
+            f"IP-Adapter layers '{given}' are not possible; write numbers such as 6 or 3+6:0.5"
+        ) from None
+
+
+class IPAdapterInput(Frozen):
+    """Ask for pictures to be seen beside the prompt, by an IP-Adapter (`model`: its file) and a CLIP's vision tower.
+
+    `encoder` is the tower's folder or file; None is the one beside the adapter's file. Several pictures are seen
+    together. `layers` are those that act, each times its weight, counted on the way through the U-Net (SD 1.5 has 0 to
+    15, SDXL 0 to 10, of which 6 carries the style and 3 the composition: 2404.02733); all where none are given.
+    Where the mask is dark the pictures do not act.
+    """
+
+    part: ClassVar[str] = "IP-Adapter "
+
+    model: ModelName
+    images: Annotated[tuple[Picture, ...], Field(min_length=1)]
+    encoder: ModelName | None = None
+    weight: float = Field(default=1.0, ge=0)
+    layers: Annotated[tuple[tuple[Annotated[int, Field(ge=0)], float], ...], BeforeValidator(_read_layers)] = ()
+    start: Fraction = 0.0
+    end: Fraction = 1.0
+    mask: Picture | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(self, /, **fields: Any) -> None: ...
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.start > self.end:
+            raise ReverieError(f"an IP-Adapter from {self.start:g} to {self.end:g} never acts; give start below end")
+        return self
+
+
 Tile = Literal["none", "x", "y", "xy"]
 Rng = Literal["cpu", "gpu", "cpu_then_gpu"]
 Fill = Literal["original", "surroundings", "noise", "nothing"]
@@ -199,6 +243,11 @@ class TextToImage(SampledRequest):
     )
     noise_level: int = Field(
         default=0, ge=0, lt=1000, description="0 to 999, how far unCLIP is to go from the picture that it varies"
+    )
+    ip_adapters: tuple[IPAdapterInput, ...] = Field(
+        default=(),
+        description="IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,"
+        "encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times",
     )
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")
     hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")

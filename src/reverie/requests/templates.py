@@ -20,23 +20,25 @@ from __future__ import annotations
 import csv
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache, lru_cache
+from itertools import count
 from pathlib import Path
 from random import Random
-from typing import NamedTuple
 
 from reverie.errors import ReverieError
 from reverie.files import reason_of
+from reverie.requests.base import Frozen
 from reverie.requests.pictures import TextToImage
 
 NESTING = 50  # templates in templates; wildcards that name each other would go on for ever
+MOST_DRAWS = 10_000  # of one template; each of 50 variables that names the one before twice would be 2^50
 
 _COMMENT = re.compile(r"#[^\n]*")
-_BOUNDS = re.compile(r"\s*(?:(\d+)?(-)?(\d+)?)\$\$(?:([^${}]+)\$\$)?")
-_WEIGHT = re.compile(r"\s*([+-]?\d+(?:\.\d*)?|[+-]?\.\d+)::")
+_BOUNDS = re.compile(r"\s*(?:(\d{1,9})?(-)?(\d{1,9})?)\$\$(?:([^${}]+)\$\$)?")
+_WEIGHT = re.compile(r"\s*([+-]?\d{1,9}(?:\.\d*)?|[+-]?\.\d+)::")
 _SPACE = re.compile(r"\s+")
 _METHOD = re.compile(r"\s*([~!@])")
 _SETTING = re.compile(r"\$\{\s*([A-Za-z_-][\w-]*)\s*(\?)?=(!)?\s*")
@@ -230,15 +232,19 @@ class _Parser:
 
 def expand(template: str, seed: int, wildcards: Wildcards) -> str:
     """Return the prompt that a template gives for a seed. Raises ReverieError for one that cannot be read."""
-    return _draw(parse(template), Random(seed), wildcards, {}, 0)
+    return _draw(parse(template), Random(seed), wildcards, {}, 0, count())
 
 
-def _draw(nodes: Template, rng: Random, wildcards: Wildcards, known: Mapping[str, Template], depth: int) -> str:
+def _draw(
+    nodes: Template, rng: Random, wildcards: Wildcards, known: Mapping[str, Template], depth: int, draws: Iterator[int]
+) -> str:
     if depth > NESTING:
         raise ReverieError("the template names itself; take one of its wildcards or variables out", field="prompt")
+    if next(draws) > MOST_DRAWS:
+        raise ReverieError(f"the template draws more than {MOST_DRAWS} times; write a shorter one", field="prompt")
 
     def draw(nodes: Template) -> str:
-        return _draw(nodes, rng, wildcards, known, depth + 1)
+        return _draw(nodes, rng, wildcards, known, depth + 1, draws)
 
     for node in nodes:
         if isinstance(node, Definition) and not (node.keep and node.name in known):
@@ -283,9 +289,11 @@ def _choose(node: Choice, rng: Random, draw: Callable[[Template], str], wildcard
 def draw_prompts(request: TextToImage, wildcards: Wildcards) -> tuple[TextToImage, ...]:
     """Return a request for each picture of one whose prompts are templates, drawn by the picture's own seed.
 
-    The templates stay beside the prompts that they gave. Raises ReverieError for one that cannot be read.
+    The templates stay beside the prompts that they gave; a request without any stays one. Raises ReverieError for a
+    template that cannot be read.
     """
-    return tuple(_draw_prompt(request.only(index), wildcards) for index in range(request.count))
+    drawn = tuple(_draw_prompt(request.only(index), wildcards) for index in range(request.count))
+    return drawn if any(one.template or one.negative_template for one in drawn) else (request,)
 
 
 def _draw_prompt(request: TextToImage, wildcards: Wildcards) -> TextToImage:
@@ -298,12 +306,11 @@ def _draw_prompt(request: TextToImage, wildcards: Wildcards) -> TextToImage:
     )
 
 
-class PromptStyle(NamedTuple):
+class PromptStyle(Frozen):
     """Words that go with a prompt and a negative prompt: around it where they say `{prompt}`, else behind it."""
 
-    name: str
-    prompt: str
-    negative: str
+    prompt: str = ""
+    negative: str = ""
 
 
 def read_styles(file: Path) -> dict[str, PromptStyle]:
@@ -318,16 +325,28 @@ def read_styles(file: Path) -> dict[str, PromptStyle]:
         raise ReverieError(f"cannot read '{file}': {reason_of(error)}", field="styles") from error
     if any("name" not in row or not row.keys() & {"prompt", "text"} for row in read):
         raise ReverieError(f"'{file}' holds no styles; its first line is name,prompt,negative_prompt", field="styles")
-    styles = [
-        PromptStyle(row["name"], row.get("prompt") or row.get("text") or "", row.get("negative_prompt") or "")
+    return {
+        row["name"]: PromptStyle(
+            prompt=row.get("prompt") or row.get("text") or "", negative=row.get("negative_prompt") or ""
+        )
         for row in read
-    ]
-    return {style.name: style for style in styles if style.name}
+        if row["name"]
+    }
 
 
-def add_style(style: PromptStyle, prompt: str, negative: str) -> tuple[str, str]:
-    """Return prompts with a style, as A1111 merges them (modules/styles.py, merge_prompts)."""
-    return _merge(style.prompt, prompt), _merge(style.negative, negative)
+def add_styles(
+    styles: Iterable[str | PromptStyle], known: Mapping[str, PromptStyle], prompt: str, negative: str
+) -> dict[str, str]:
+    """Return `prompt` and `negative` with styles, given or named, as A1111 merges them (modules/styles.py).
+
+    Raises ReverieError for a name that is not known.
+    """
+    for given in styles:
+        if isinstance(given, str) and given not in known:
+            raise ReverieError(f"no style '{given}'; there is {', '.join(known) or 'none'}", field="style")
+        style = known[given] if isinstance(given, str) else given
+        prompt, negative = _merge(style.prompt, prompt), _merge(style.negative, negative)
+    return {"prompt": prompt, "negative": negative}
 
 
 def _merge(words: str, prompt: str) -> str:

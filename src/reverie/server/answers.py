@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from fastapi import Depends
@@ -36,29 +36,31 @@ async def finish(request: Request, body: Mapping[str, Any] | Submission) -> JobR
 
     Raises Refusal, with the job's own error, where it fails.
     """
-    dispatcher = dispatcher_of(request)
-    record = await dispatcher.submit(body, client_of(request))
-    return await attend(request, record)
-
-
-async def attend(request: Request, record: JobRecord) -> JobRecord:
-    """Return a job once it is done; cancel it where the client goes away. Raises Refusal where it fails."""
-    dispatcher = dispatcher_of(request)
-    over = asyncio.ensure_future(dispatcher.wait(record))
-    gone = asyncio.ensure_future(_wait_for_disconnect(request))
-    try:
-        await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
-        if not over.done():
-            raise Refusal(GONE, "the client went away")
-        record = over.result()
-    finally:
-        over.cancel()
-        gone.cancel()
-        if not record.is_over and not dispatcher.closing:
-            dispatcher.cancel(record)
+    (record,) = await attend(request, [body])
     if record.state != "done":
         raise failure(record)
     return record
+
+
+async def attend(request: Request, bodies: Iterable[Mapping[str, Any] | Submission]) -> list[JobRecord]:
+    """Submit jobs and return them over; cancel them where the client goes away, or one of them is not taken."""
+    dispatcher = dispatcher_of(request)
+    records: list[JobRecord] = []
+    gone: asyncio.Future[Any] = asyncio.ensure_future(_wait_for_disconnect(request))
+    try:
+        for body in bodies:
+            records.append(await dispatcher.submit(body, client_of(request)))
+        over: asyncio.Future[Any] = asyncio.gather(*map(dispatcher.wait, records))
+        await asyncio.wait({over, gone}, return_when=asyncio.FIRST_COMPLETED)
+        if not over.done():
+            over.cancel()
+            raise Refusal(GONE, "the client went away")
+        return over.result()
+    finally:
+        gone.cancel()
+        if not dispatcher.closing:
+            for record in records:
+                dispatcher.cancel(record)
 
 
 def failure(record: JobRecord) -> Refusal:

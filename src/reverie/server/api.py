@@ -19,6 +19,7 @@ from reverie.requests.base import SampledRequest
 from reverie.requests.records import read_record
 from reverie.requests.references import BUNDLED, BUNDLED_NAME, DATA_URL, locate_part, resolving
 from reverie.requests.samplers import RECORDS, SPACINGS, few_steps, schedule_label
+from reverie.requests.templates import read_styles
 from reverie.server.answers import Served, answer, client_of, dispatcher_of
 from reverie.server.dispatcher import ALL, Dispatcher
 from reverie.server.guard import Refusal
@@ -218,6 +219,7 @@ async def info(served: Served) -> Json:
         "defaults": {"pictures": settings.default("text_to_image"), "music": settings.default("music")},
         "limits": vars(settings.limits),
         "formats": FORMATS,
+        "styles": [] if settings.styles is None else list(read_styles(settings.styles)),
         "index": settings.index is not None,
     }
 

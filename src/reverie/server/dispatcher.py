@@ -140,7 +140,7 @@ class Dispatcher:
         return self.active.get(id) or self.store.get(id)
 
     def cancel(self, record: JobRecord) -> None:
-        """Stop a job: at once where it is queued, between two steps where it runs."""
+        """Stop a job that is not over: at once where it is queued, between two steps where it runs."""
         if record.state == "queued" and self.waiting.remove(record.client, record.id):
             self._end(record, "cancelled")
             self._tell_positions()
@@ -311,7 +311,7 @@ class Dispatcher:
         else:
             worker.task = None
             if said.what == "done":
-                record.result = said.value
+                record.files, record.result = said.value.pop("files"), said.value
                 self._seconds += SMOOTHING * (time.time() - (record.started or 0.0) - self._seconds)
                 self._end(record, "done")
             elif said.what == "failed":

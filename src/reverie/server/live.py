@@ -82,7 +82,8 @@ def _read(message: dict[str, Any], resolver: Resolver) -> Submission:
         with resolving(resolver):
             kind = _kind(request.get("init"), request.get("mask"))
     options = {"keep": False, "previews": 0, "formats": [FORMAT]}
-    return Submission.of({"kind": kind, "request": request, "model": message.get("model"), "options": options})
+    given: dict[str, Any] = {name: message[name] for name in ("model", "style", "dynamic") if name in message}
+    return Submission.of({**given, "kind": kind, "request": request, "options": options})
 
 
 def _kind(init: object, mask: object) -> str:

@@ -57,6 +57,7 @@ class Settings:
     controlnets: tuple[Path, ...] = ()
     folders: tuple[Path, ...] = ()
     styles: Path | None = None
+    wildcards: Path | None = None
     index: Path | None = None
     hub: bool = False
     device: str = "auto"
@@ -138,7 +139,7 @@ class Settings:
     def _model_paths(self) -> Iterator[Path]:
         for folders in (self.models, self.loras, self.embeddings, self.controlnets, self.folders):
             yield from folders
-        yield from filter(None, [self.index, self.styles])
+        yield from filter(None, [self.index, self.styles, self.wildcards])
         yield from BUNDLED.values()
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pydantic import ConfigDict, Field
 
 from reverie.errors import ReverieError
+from reverie.jobs.batches import BatchJob
 from reverie.jobs.events import Job
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
@@ -19,7 +21,8 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.requests.records import KINDS
-from reverie.requests.references import references, resolving
+from reverie.requests.references import Resolver, references, resolving
+from reverie.requests.templates import PromptStyle, Wildcards, add_styles, draw_prompts, read_styles
 from reverie.server.questions import QUESTIONS, AnswerJob, Question
 from reverie.server.settings import Limits, Settings
 from reverie.server.shelf import Shelf
@@ -56,6 +59,12 @@ class Submission(Frozen):
     kind: str = Field(description="text_to_image, image_to_image, inpaint, outpaint, animation or music")
     request: dict[str, Any] = Field(default={}, description="the fields of the request")
     model: str | None = Field(default=None, description="a name of /api/models; the default if not given")
+    style: tuple[str | PromptStyle, ...] = Field(
+        default=(), max_length=100, description="pictures: styles that go with the prompts, or names of the server's"
+    )
+    dynamic: bool = Field(
+        default=False, description="pictures: the prompts are templates, drawn for each by its seed: {a|b}, __animals__"
+    )
     film: dict[str, Any] | None = Field(default=None, description="music: the film to the clip")
     options: Options = Field(default=Options(), description="how the job finishes its files")
     attached: dict[str, Any] | None = Field(default=None, description="what a protocol keeps with its jobs")
@@ -70,10 +79,20 @@ class Submission(Frozen):
             raise ReverieError("the request is nested too deep", field="request") from None
         if self.kind in KINDS and request.get("seed") in (None, RANDOM_SEED):
             request["seed"] = random_seed()
+        if self.style:
+            request |= self._add_styles(request, settings.styles)
         own = {"text_to_image": "pictures", "animation": "films", "music": "music"}
         formats = self.options.formats or FORMATS[own.get(self.kind, "pictures")][:1]
         options = self.options.replace(formats=formats)
-        return self.replace(request=request, model=settings.model_for(self.kind, self.model), options=options)
+        model = settings.model_for(self.kind, self.model)
+        return self.replace(request=request, model=model, style=(), options=options)
+
+    def _add_styles(self, request: Mapping[str, Any], file: Path | None) -> dict[str, str]:
+        """Return the prompts with the styles."""
+        prompt, negative = (request.get(name, "") for name in ("prompt", "negative"))
+        if not isinstance(prompt, str) or not isinstance(negative, str):
+            raise ReverieError("styles go with prompts, which are texts", field="style")
+        return add_styles(self.style, {} if file is None else read_styles(file), prompt, negative)
 
     def read(self, settings: Settings) -> Asked:
         """Return the request, its files found as the settings allow. Raises ReverieError."""
@@ -84,17 +103,26 @@ class Submission(Frozen):
             for field, reference in references(request):
                 if not reference.is_here:
                     raise reference.missing(field)
-            if isinstance(request, SampledRequest):
-                for prompt in request.prompts:  # now, and without telling of folders
-                    for tag in adapter_files.extract(prompt).loras:
-                        resolver("lora", tag.name)
+            if isinstance(request, SampledRequest) and not self.dynamic:
+                _check_loras(request, resolver)
         check_limits(request, self.options, settings.limits)
         return request
+
+    def drawings(self, request: TextToImage, settings: Settings) -> tuple[TextToImage, ...]:
+        """Return a request for each picture where the prompts are templates, else the request. Raises ReverieError."""
+        if not self.dynamic:
+            return (request,)
+        drawn = draw_prompts(request, Wildcards(settings.wildcards))
+        for one in drawn:
+            _check_loras(one, settings.resolver())
+        return drawn
 
     def job(self, name: str, settings: Settings) -> Job:
         """Return the job that does it, into files of a name. Raises ReverieError for what is not allowed."""
         request, options = self.read(settings), self.options
         outputs = tuple(settings.outputs / f"{name}.{suffix}" for suffix in options.formats)
+        if self.dynamic and not isinstance(request, TextToImage):
+            raise ReverieError("`dynamic` is for pictures; leave it out", field="dynamic")
         if isinstance(request, Question):
             return AnswerJob(request=request, index=settings.index)
         if isinstance(request, Animation):
@@ -113,8 +141,12 @@ class Submission(Frozen):
         self._check_formats("pictures")
         if len(outputs) > 1:
             raise ReverieError(f"a picture is one file; choose one of {', '.join(options.formats)}", field="formats")
-        finishing = options.model_dump(exclude={"formats", "keep"})
-        pictures = PictureJob(request=request, output=outputs[0], model=self.model, **finishing)
+        finishing = options.model_dump(exclude={"formats", "keep"}) | {"model": self.model}
+        requests = self.drawings(request, settings)
+        if len(requests) == 1:
+            pictures: Job = PictureJob(request=requests[0], output=outputs[0], **finishing)
+        else:
+            pictures = BatchJob.of(requests, outputs[0], finishing)
         pictures.check()
         return pictures
 
@@ -122,6 +154,13 @@ class Submission(Frozen):
         for suffix in self.options.formats:
             if suffix not in FORMATS[of]:
                 raise ReverieError(f"unknown format '{suffix}'; choose from {', '.join(FORMATS[of])}", field="formats")
+
+
+def _check_loras(request: SampledRequest, resolver: Resolver) -> None:
+    """Raise ReverieError, now and without telling of folders, where a prompt names a LoRA that is not there."""
+    for prompt in request.prompts:
+        for tag in adapter_files.extract(prompt).loras:
+            resolver("lora", tag.name)
 
 
 @dataclass(frozen=True)

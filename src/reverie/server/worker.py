@@ -177,7 +177,7 @@ def _plain(event: Event, settings: Settings) -> tuple[str, Any]:
     if isinstance(event, Saved):
         return "file", event.path.name
     if isinstance(event, Finished):
-        return "done", {name: value for name, value in event.record.items() if name not in ("files", "request")}
+        return "done", event.record | {"files": [Path(file).name for file in event.record.get("files", ())]}
     return "note", settings.describe(event.text)
 
 

@@ -5,7 +5,7 @@ import { Sheet } from "./canvas.js";
 import { $, $$, choose, fields, fill, make, onFiles, toast } from "./dom.js";
 import { language, t } from "./i18n.js";
 import { Live } from "./live.js";
-import { Carried, keepStyle, offerLoras, offerStyles, worded } from "./settings.js";
+import { Carried, chosenStyle, keepStyle, offerLoras, offerStyles } from "./settings.js";
 
 const TOOLS = ["brush", "eraser", "line", "rectangle", "ellipse", "fill"];
 const SWATCHES = { black: "#1b1b1b", white: "#fdfdfb", brown: "#8a5a2b", red: "#d8392b", yellow: "#f2c23e", green: "#3f9e4d", blue: "#3b7dd8", pink: "#e58fb0" };
@@ -24,7 +24,7 @@ let sheet, live, carried;
 let models = [];
 let defaults = {}; // of samplers, schedules and steps, where a model recommends none
 let mostSteps = 150;
-let shown = null; // {job, file, seed, at} of the picture that is seen
+let shown = null; // {file, kind, request} of the picture that is seen
 const ask = () => $("#ask");
 
 export function open() {
@@ -116,11 +116,13 @@ function sayFreedom() {
 
 const randomSeed = () => Math.floor(Math.random() * 2 ** 31);
 
-/** Return what the form asks for; while it is drawn live, always the same seed and words. */
+/** What a job is told of the prompts on the form: they are templates, and a style goes with them. */
+const worded = () => ({ style: chosenStyle(), dynamic: true });
+
+/** Return what the form asks for; while it is drawn live, always the same seed. */
 function onForm() {
   const { best_of, hires, count, ...request } = { ...carried.fields, ...fields(ask()) };
   if (live.on) request.seed ??= liveSeed;
-  request.prompt = worded(request.prompt ?? "", (choices) => (live.on ? liveSeed : randomSeed()) % choices);
   return { best_of, request, more: { count, ...(hires && { hires: { scale: hires } }) } };
 }
 
@@ -194,6 +196,7 @@ export async function use(request) {
   const taken = steps ? { steps: Math.max(1, Math.round(steps * strength)) } : {};
   fill(ask(), { ...open, ...request, ...taken, count: request.count ?? 1, hires: request.hires?.scale });
   carried.take(request);
+  offerStyles(""); // its words are in the prompt
   const lost = OF_OUTPAINT.filter((name) => request[name]);
   resize();
   sheet.clear();
@@ -218,21 +221,21 @@ async function fetched(named) {
 // What comes
 
 async function draw(changes = {}, options = {}) {
-  const { kind, request, best_of } = changes.kind ? changes : asked();
+  const { kind, request, best_of, ...words } = changes.kind ? changes : { ...asked(), ...worded() };
   $("#invite").hidden = true;
   const job = await run(
     $("#draw-work"),
-    { kind, request, model: chosenModel(), options: { previews: 2, best_of, ...options } },
+    { kind, request, ...words, model: chosenModel(), options: { previews: 2, best_of, ...options } },
     { preview: ({ image }) => see(image, request.prompt) },
   );
   if (!job) return shown && show(shown);
-  const pieces = job.files.map((file, at) => ({ job, file, at, seed: job.result?.seeds?.[at] ?? job.request.seed }));
+  const pieces = job.files.map((file, at) => ({ file, ...pictured(job, at) }));
   $("#recent").prepend(...pieces.map(thumbnail));
   show(options.explain ? pieces.at(-1) : pieces[0]);
 }
 
 function thumbnail(piece) {
-  const title = t("drawn", piece.job.request.prompt, piece.seed);
+  const title = t("drawn", piece.request.prompt, piece.request.seed);
   return make("button", { type: "button", title, onclick: () => show(piece) }, make("img", { src: piece.file.url, alt: title, loading: "lazy" }));
 }
 
@@ -244,18 +247,21 @@ function see(url, words) {
 
 function show(piece) {
   shown = piece;
-  see(piece.file.url, t("drawn", piece.job.request.prompt, piece.seed));
+  see(piece.file.url, t("drawn", piece.request.prompt, piece.request.seed));
   $("#doings").hidden = false;
   Object.assign($("#save"), { href: piece.file.url, download: piece.file.name });
 }
 
-/** The request of the picture that is seen, alone. */
-function single() {
-  const { job, seed, at } = shown;
-  const request = { ...job.request, seed, count: 1 };
-  if (request.variation) request.variation = { ...request.variation, seed: request.variation.seed + at };
-  return { kind: job.kind, request };
+/** The kind of a job and the request of its picture number `at`, alone: of a template, what it gave. */
+function pictured({ kind, request, result }, at) {
+  const { prompt, negative } = result?.requests?.[at] ?? result?.request ?? request;
+  const alone = { ...request, prompt, negative, seed: result?.seeds?.[at] ?? request.seed, count: 1 };
+  if (request.variation) alone.variation = { ...request.variation, seed: request.variation.seed + at };
+  return { kind, request: alone };
 }
+
+/** The kind and the request of the picture that is seen. */
+const single = () => ({ kind: shown.kind, request: shown.request });
 
 function bindDoings() {
   $("#variations").onclick = () => {
@@ -286,7 +292,7 @@ function quickest() {
 function liveRequest() {
   const [model, { request }] = [quickest(), onForm()];
   const steps = Math.min(model?.steps ?? LIVE_STEPS, LIVE_STEPS);
-  return { model: model?.name ?? null, ...onSheet({ ...request, ...recommended(model), steps }) };
+  return { model: model?.name ?? null, ...worded(), ...onSheet({ ...request, ...recommended(model), steps }) };
 }
 
 function showLive({ image, seconds }) {
@@ -307,6 +313,7 @@ async function loadNames() {
     ask().elements.sampler.replaceChildren(...samplers.map(option));
     ask().elements.schedule.replaceChildren(...schedules.map(option));
     suit();
+    offerStyles("", known.styles);
     offerLoras(loras, ask().elements.prompt);
   } catch (error) {
     toast(error.message);
@@ -344,6 +351,6 @@ function speak() {
       make("button", { type: "button", className: "chip", textContent: text, onclick: () => say(text.slice(text.indexOf(" ") + 1)) }),
     ),
   );
-  offerStyles($("#style").value);
+  offerStyles();
   sayFreedom();
 }

@@ -90,8 +90,8 @@ const WORDS = {
   notTaken: ["Not taken over: {0}.", "未采用：{0}。"],
   initMissing: ["The picture that it was drawn over is not here.", "它所基于的图片不在这里。"],
   wildcards: [
-    "{red|blue} picks one at random. A style goes behind the prompt, or around it where it says {prompt}. Drop a picture beside the canvas to get its settings back, also of A1111 and ComfyUI.",
-    "{红色|蓝色} 会随机选一个。风格加在提示词之后，写有 {prompt} 时则包在提示词外面。把图片拖到画布旁边即可恢复它的设置，A1111 和 ComfyUI 的图片也可以。",
+    "{red|blue} picks one by the seed, __animals__ a line of the server's wildcards. A style goes behind the prompt, or around it where it says {prompt}. Drop a picture beside the canvas to get its settings back, also of A1111 and ComfyUI.",
+    "{红色|蓝色} 会按种子选一个，__animals__ 选服务器词表中的一行。风格加在提示词之后，写有 {prompt} 时则包在提示词外面。把图片拖到画布旁边即可恢复它的设置，A1111 和 ComfyUI 的图片也可以。",
   ],
   knows: ["What the bundled model knows: {0} things, on twelve coloured grounds", "自带模型认识的东西：{0} 种，十二种颜色的背景"],
   filter: ["Filter", "筛选"],

@@ -1,4 +1,4 @@
-/** What goes with a prompt beyond the form: styles, {red|blue}, LoRAs, and what a picture's request holds besides. */
+/** What goes with a prompt beyond the form: styles, LoRAs, and what a picture's request holds besides. */
 
 import { $, make } from "./dom.js";
 import { t } from "./i18n.js";
@@ -30,28 +30,31 @@ export class Carried {
   }
 }
 
-/** Put the chosen style around the prompt, and let {red|blue} be one of the two, as `pick(count)` says. */
-export function worded(prompt, pick) {
-  const style = $("#style").value;
-  const whole = style.includes("{prompt}") ? style.replaceAll("{prompt}", () => prompt) : [prompt, style].filter(Boolean).join(", ");
-  return whole.replace(/\{([^{}]*\|[^{}]*)\}/g, (_, inner) => inner.split("|")[pick(inner.split("|").length)]);
+// Styles are the server's, by name, and words that are kept in the browser.
+let named = [];
+const kept = () => JSON.parse(localStorage.styles ?? "[]");
+
+/** The chosen style, as jobs take it: a name, or words. */
+export function chosenStyle() {
+  const { value } = $("#style");
+  if (!value) return [];
+  return [named.includes(value) ? value : { prompt: value }];
 }
 
-// Styles are kept in the browser.
-const styles = () => JSON.parse(localStorage.styles ?? "[]");
-
-export function offerStyles(chosen = "") {
-  $("#style").replaceChildren(...["", ...styles()].map((text) => make("option", { value: text, textContent: text || t("none") })));
+export function offerStyles(chosen = $("#style").value, names = named) {
+  named = names;
+  $("#style").replaceChildren(...["", ...named, ...kept()].map((text) => make("option", { value: text, textContent: text || t("none") })));
   $("#style").value = chosen;
-  $("#keep-style").textContent = t(chosen ? "forgetStyle" : "keepStyle");
+  $("#keep-style").textContent = t(kept().includes(chosen) ? "forgetStyle" : "keepStyle");
 }
 
-/** Keep words as a style; or forget the chosen one. */
+/** Keep words as a style; or forget the chosen one, where it is one of those. */
 export function keepStyle(words) {
   const chosen = $("#style").value;
-  if (!chosen && !words) return;
-  localStorage.styles = JSON.stringify(chosen ? styles().filter((one) => one !== chosen) : [...new Set([...styles(), words])]);
-  offerStyles();
+  const others = kept().filter((one) => one !== chosen);
+  if (others.length === kept().length && words) others.push(words);
+  localStorage.styles = JSON.stringify([...new Set(others)]);
+  offerStyles("");
 }
 
 /** Offer LoRAs, whose tags go to the end of the prompt. */

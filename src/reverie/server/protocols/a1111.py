@@ -26,19 +26,19 @@ from reverie.requests.pictures import UPSCALER_NAMES
 from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
 from reverie.requests.templates import read_styles
 from reverie.requests.texts import picture_texts
-from reverie.server.answers import Served, answer, attend, client_of, dispatcher_of
+from reverie.server.answers import Served, answer, attend, client_of, dispatcher_of, failure
 from reverie.server.api import describe_model, names_in
 from reverie.server.dispatcher import Dispatcher
-from reverie.server.guard import Refusal
 from reverie.server.protocols.a1111_drawing import (
     AUTOMATIC,
     MODULES,
+    SCRIPTS,
     Drawing,
     Lenient,
     Redrawing,
     WebOptions,
     keep,
-    submission_of,
+    submissions_of,
 )
 from reverie.server.shelf import encode
 from reverie.server.store import JobRecord
@@ -84,24 +84,27 @@ async def img2img(asked: Redrawing, request: Request) -> Json:
 
 
 async def _draw(asked: Drawing, request: Request) -> Json:
-    """Draw, and answer with the pictures that are there when it is done, or interrupted."""
+    """Draw, and answer with the pictures that are there when it is done, or interrupted.
+
+    Each of the `n_iter` batches is a job, so that one of them can be skipped.
+    """
     served, options = dispatcher_of(request), asked.override_settings.over(_options(request))
-    body, notes = await asyncio.to_thread(submission_of, asked, options, served)
-    record = await served.submit(body, client_of(request))
+    bodies, notes = await asyncio.to_thread(submissions_of, asked, options, served)
+    records = await attend(request, bodies)
+    for number, record in enumerate(records, 1):
+        if record.state == "cancelled":
+            notes.append(f"batch {number} of {len(records)}: interrupted or skipped")
+        elif record.state != "done":
+            raise failure(record)
     if not asked.override_settings_restore_afterwards:
-        request.app.state.a1111 = options.model_copy(update={"sd_model_checkpoint": record.submission.model})
-    try:
-        record = await attend(request, record)
-    except Refusal:
-        if record.state != "cancelled":
-            raise
-        notes.append("interrupted")
-    return await asyncio.to_thread(_answer, served, record, asked, notes)
+        request.app.state.a1111 = options.model_copy(update={"sd_model_checkpoint": records[0].submission.model})
+    return await asyncio.to_thread(_answer, served, records, asked, notes)
 
 
-def _answer(served: Dispatcher, record: JobRecord, asked: Drawing, notes: list[str]) -> Json:
-    """Return the answer for a job: its pictures, what was asked, and as JSON in a text what was drawn."""
-    pictures = [path.read_bytes() for path in served.paths(record)]
+def _answer(served: Dispatcher, records: list[JobRecord], asked: Drawing, notes: list[str]) -> Json:
+    """Return the answer for jobs: their pictures, what was asked, and as JSON in a text what was drawn."""
+    pictures = [path.read_bytes() for record in records for path in served.paths(record)]
+    notes += dict.fromkeys(note for record in records for note in record.notes)
     infotexts = []
     for data in pictures:
         with Image.open(io.BytesIO(data)) as picture:
@@ -110,7 +113,7 @@ def _answer(served: Dispatcher, record: JobRecord, asked: Drawing, notes: list[s
     return {
         "images": [base64.b64encode(data).decode() for data in pictures if asked.send_images],
         "parameters": asked.model_dump(exclude=private),
-        "info": json.dumps(_info(record, asked, infotexts) | {"reverie_notes": [*notes, *record.notes]}),
+        "info": json.dumps(_info(records[0], asked, infotexts) | {"reverie_notes": notes}),
     }
 
 
@@ -155,9 +158,11 @@ async def progress(request: Request, skip_current_image: bool = False) -> Json:
     jobs = _own_jobs(request)
     running = next((one for one in jobs if one.state == "running"), None)
     at = (running and running.progress) or {"done": 0, "total": 0}
-    share = min(1.0, 0.01 + at["done"] / max(1, at["total"])) if jobs else 0.0
+    batch = {"job_no": 0, "job_count": len(jobs)} | ((running and running.submission.attached) or {})
+    share = 0.01 + (batch["job_no"] + at["done"] / max(1, at["total"])) / batch["job_count"] if jobs else 0.0
+    share = min(1.0, share)
     elapsed = time.time() - running.started if running and running.started else 0.0
-    state = {"job": running.id if running else "", "job_count": len(jobs), "job_no": 0, "job_timestamp": "0"}
+    state: Json = {"job": running.id if running else "", "job_timestamp": "0"} | batch
     state |= {"sampling_step": at["done"], "sampling_steps": at["total"]}
     state |= dict.fromkeys(("skipped", "interrupted", "stopping_generation"), False)
     preview = running.preview if running and not skip_current_image else None
@@ -171,12 +176,19 @@ async def progress(request: Request, skip_current_image: bool = False) -> Json:
 
 
 @router.post(f"{API}/interrupt")
-@router.post(f"{API}/skip")
 async def interrupt(request: Request, served: Served) -> Json:
     """Stop the client's own jobs, those that wait too."""
     for record in _own_jobs(request):
         served.cancel(record)
     return {}
+
+
+@router.post(f"{API}/skip")
+async def skip(request: Request, served: Served) -> None:
+    """Stop what is drawn of the client's own jobs; those that wait go on."""
+    for record in _own_jobs(request):
+        if record.state == "running":
+            served.cancel(record)
 
 
 # Options and models
@@ -247,7 +259,7 @@ async def controlnets(served: Served) -> Json:
 async def prompt_styles(served: Served) -> list[Json]:
     """List the styles."""
     styles = {} if (file := served.settings.styles) is None else await asyncio.to_thread(read_styles, file)
-    return [{"name": one.name, "prompt": one.prompt, "negative_prompt": one.negative} for one in styles.values()]
+    return [{"name": name, "prompt": one.prompt, "negative_prompt": one.negative} for name, one in styles.items()]
 
 
 @router.get(f"{API}/memory")
@@ -272,7 +284,7 @@ FIXED: dict[str, Any] = {
     ],
     f"{API}/upscalers": [{"name": name, "scale": 4, **NO_FILE} for name in ("None", *RESAMPLING)],
     f"{API}/latent-upscale-modes": [{"name": name} for name in UPSCALER_NAMES.values() if name.startswith("Latent")],
-    f"{API}/scripts": {"txt2img": ["controlnet"], "img2img": ["controlnet"]},
+    f"{API}/scripts": {"txt2img": SCRIPTS, "img2img": SCRIPTS},
     f"{API}/cmd-flags": {"api": True},
     "/controlnet/module_list": {"module_list": list(MODULES)},
 }

@@ -6,7 +6,7 @@ Fields mean what they mean there; what a request leaves open is the model's own.
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,11 +16,11 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from reverie.errors import ReverieError
 from reverie.media.masks import from_picture
 from reverie.media.pictures import decode
-from reverie.requests.base import random_seed
+from reverie.requests.base import RANDOM_SEED, random_seed
 from reverie.requests.foreign.a1111 import read_clip_skip, read_hires, read_sampler
 from reverie.requests.foreign.draft import OFF, Draft, shorten
 from reverie.requests.samplers import RECORDS, SPACINGS, find_sampler, find_schedule, schedule_label
-from reverie.requests.templates import add_style, read_styles
+from reverie.requests.templates import add_styles, read_styles
 from reverie.server.api import names_in
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.settings import Settings
@@ -48,6 +48,10 @@ INERT = {"url", "auth", "force_task_id", "do_not_save_samples", "do_not_save_gri
 NEUTRAL_UNIT: Json = {"control_mode": "Balanced", "hr_option": "Both", "resize_mode": "Just Resize"}
 NEUTRAL_UNIT |= dict.fromkeys(("threshold_a", "threshold_b", "processor_res"), -1)
 INERT_UNIT = {"low_vram", "pixel_perfect", "save_detected_map"}
+CONTROLNET, DYNAMIC = SCRIPTS = ("controlnet", "dynamic prompts")  # what their names begin with
+# What adieyal/sd-dynamic-prompts 2.6.3 does besides templates, by the place of its switch.
+OF_DYNAMIC = {1: "combinatorial generation", 3: "magic prompt", 4: "I'm feeling lucky", 5: "attention grabber"}
+OF_DYNAMIC |= {10: "a fixed seed", 11: "a prompt of another seed", 13: "Jinja2", 14: "no picture"}
 OF_MODULES = {"threshold_a", "threshold_b", "processor_res"}  # change nothing without a preprocessor
 
 
@@ -135,18 +139,35 @@ class Drawing(Lenient):
     save_images: bool = True
     include_init_images: bool = False
 
-    def units(self) -> list[ControlUnit]:
-        """Return the ControlNets. Raises ReverieError for other scripts that are to do something."""
+    def scripts(self) -> dict[str, list[Any]]:
+        """Return the arguments of the scripts that act, by name. Raises ReverieError for those that are not here."""
         given = {name: one.get("args") or [] for name, one in self.alwayson_scripts.items()}
-        units = next((given.pop(name) for name in list(given) if name.lower() == "controlnet"), [])
-        for name, args in {**given, self.script_name: [self.script_name not in OFF]}.items():
-            if not isinstance(args, list) or (any(args) and args[0] is not False):  # the first says whether it acts
+        given |= {self.script_name: [self.script_name not in OFF]}
+        found: dict[str, list[Any]] = {}
+        for name, args in given.items():
+            if isinstance(args, list) and (not any(args) or args[0] is False):  # the first says whether it acts
+                continue
+            script = next((one for one in SCRIPTS if name.lower().startswith(one)), None)
+            if script is None or not isinstance(args, list):
                 raise ReverieError(f"there is no script '{name}' here", field="alwayson_scripts")
+            found[script] = args
+        return found
+
+    def units(self) -> list[ControlUnit]:
+        """Return the ControlNets."""
         try:
-            return [unit for unit in TypeAdapter(list[ControlUnit]).validate_python(units) if unit.enabled]
+            units = TypeAdapter(list[ControlUnit]).validate_python(self.scripts().get(CONTROLNET, []))
         except ValidationError as error:
             message = f"ControlNet: {error.errors()[0]['msg']}"
             raise ReverieError(message, field="alwayson_scripts") from None
+        return [unit for unit in units if unit.enabled]
+
+    def dynamic(self) -> bool:
+        """Tell whether the prompts are templates. Raises ReverieError for what that extension does beside."""
+        args = self.scripts().get(DYNAMIC, [])
+        if asked := [name for place, name in OF_DYNAMIC.items() if len(args) > place and args[place]]:
+            raise ReverieError(f"{asked[0]} of dynamic prompts is not here; switch it off", field="alwayson_scripts")
+        return bool(args)
 
 
 class Redrawing(Drawing):
@@ -162,13 +183,15 @@ class Redrawing(Drawing):
     inpainting_mask_invert: bool = False
 
 
-def submission_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tuple[Json, list[str]]:
-    """Return the job's body, and what of it cannot be honoured."""
+def submissions_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tuple[list[Json], list[str]]:
+    """Return the bodies of the jobs, one for each batch, and what of them cannot be honoured."""
+    if (total := asked.batch_size * asked.n_iter) > (most := served.settings.limits.count):
+        raise ReverieError(f"n_iter and batch_size ask for {total} pictures; this server allows {most}", field="n_iter")
     draft = Draft()
     same = {"hr_prompt": asked.prompt, "hr_negative_prompt": asked.negative_prompt}
     asked = _add_styles(asked, draft, served.settings)
     draft.fields = {ours: one for theirs, ours in SAME.items() if (one := getattr(asked, theirs)) not in (None, "")}
-    draft.fields |= {"count": asked.batch_size * asked.n_iter, "tile": "xy" if asked.tiling else "none"}
+    draft.fields |= {"count": asked.batch_size, "tile": "xy" if asked.tiling else "none"}
     draft.fields["rng"] = "cpu" if options.randn_source == "CPU" else "gpu"
     draft.given["Clip skip"] = asked.clip_skip or options.CLIP_stop_at_last_layers
     read_clip_skip(draft)
@@ -184,20 +207,33 @@ def submission_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tu
     notes = asked.notes(NEUTRAL | same, INERT | hires)
     notes += asked.override_settings.notes({}, prefix="override_settings.")
     form = FORMATS[options.samples_format]
-    body = {"kind": kind, "request": draft.fields, "model": options.sd_model_checkpoint}
-    return body | {"options": {"formats": [form], "keep": asked.save_images}}, [*draft.notes, *notes]
+    body = {"kind": kind, "model": options.sd_model_checkpoint, "dynamic": asked.dynamic()}
+    body |= {"options": {"formats": [form], "keep": asked.save_images}}
+    bodies = [
+        body | {"request": fields, "attached": {"job_no": number, "job_count": asked.n_iter}}
+        for number, fields in enumerate(_batches(draft.fields, asked))
+    ]
+    return bodies, [*draft.notes, *notes]
+
+
+def _batches(fields: Json, asked: Drawing) -> Iterator[Json]:
+    """Yield the fields of each batch; its pictures have the seeds that follow those of the batch before."""
+    seed = random_seed() if asked.seed == RANDOM_SEED else asked.seed
+    for first in range(0, asked.batch_size * asked.n_iter, asked.batch_size):
+        if variation := fields.get("variation"):
+            yield fields | {"seed": seed, "variation": variation | {"seed": variation["seed"] + first}}
+        else:
+            yield fields | {"seed": seed + first}
 
 
 def _add_styles(asked: Drawing, draft: Draft, settings: Settings) -> Drawing:
     """Return what is asked for with its styles in the prompts; names that are not known are noted."""
     known = {} if settings.styles is None else read_styles(settings.styles)
-    prompts = asked.prompt, asked.negative_prompt
-    for name in asked.styles:
-        if name in known:
-            prompts = add_style(known[name], *prompts)
-        else:
-            draft.note(f"styles: {shorten(name)} is not known here")
-    return asked.model_copy(update={"prompt": prompts[0], "negative_prompt": prompts[1]})
+    for name in set(asked.styles) - known.keys():
+        draft.note(f"styles: {shorten(name)} is not known here")
+    named = [name for name in asked.styles if name in known]
+    words = add_styles(named, known, asked.prompt, asked.negative_prompt)
+    return asked.model_copy(update={"prompt": words["prompt"], "negative_prompt": words["negative"]})
 
 
 def _choose_sampler(draft: Draft, asked: Drawing) -> None:
