@@ -111,7 +111,8 @@ def _describe_model(folder: Path) -> Description:
     files = [file for part, stem in STEMS.items() for file in _weights(folder / part, stem)]
     config, schedule = folder / "unet/config.json", folder / "scheduler/scheduler_config.json"
     unet, process = read_unet(read_json(config), str(config)), read_schedule(read_json(schedule), str(schedule))
-    found = alike(unet, process)
+    sees = (folder / "image_encoder").is_dir()
+    found = [family for family in alike(unet, process) if (family.vision is not None) == sees]
     title = found[0].title if found else "a model of its own kind"
     described = _measure(folder, "model", f"{title}, in diffusers' layout", [open_source(one) for one in files], files)
     return replace(

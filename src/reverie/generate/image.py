@@ -32,7 +32,7 @@ from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow
 from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits
-from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
+from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_embeddings, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
 from reverie.requests.base import FREE_LEVELS, steps_taken
@@ -81,15 +81,15 @@ class PictureRun:
         """Run one pass for some pictures; `latents` are those of the pass before."""
         shape = self.codec.latent_shape(one.request.width or 0, one.request.height or 0)
         noise = starting_noise(singles, shape, self.codec.factor, self.system.device)
-        denoise = self._denoiser(one, noise.initial())
+        denoise = self._denoiser(one, noise.initial(), noise_embeddings(self.system, one.bind, singles))
         init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
         sampler = pick_sampler(one.request.sampler, self.system.schedule, one.request.eta)
         return sample(denoise, one.sigmas, noise, sampler, init)
 
-    def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"]) -> Denoise:
+    def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"], bind: Bind) -> Denoise:
         """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
         request, rows = one.request, len(eps)
-        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind, one.blind)
+        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, one.blind)
         if self.refiner is not None and request.refiner is not None and one.refined is not None:
             refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
             denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))

@@ -146,6 +146,23 @@ class ControlInput(Frozen):
         return self
 
 
+class VariedPicture(Frozen):
+    """Ask for a picture to be varied, alone or blended with others, of which it has a share of `weight` of all weights.
+
+    A path or a picture stands for one of weight 1.
+    """
+
+    part: ClassVar[str] = "vary "
+
+    image: Picture
+    weight: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_picture(cls, given: Any) -> Any:
+        return given if isinstance(given, Mapping | VariedPicture) else {"image": given}
+
+
 def _read_layers(given: object) -> object:
     """Read "3+6:0.5": numbers of layers, with their weights where these are not 1."""
     if not isinstance(given, str):
@@ -221,6 +238,14 @@ class TextToImage(SampledRequest):
         description="ControlNet or T2I-Adapter and its picture, "
         "model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times",
     )
+    vary: tuple[VariedPicture, ...] = Field(
+        default=(),
+        description="picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image "
+        "variations); may be given several times, and blends them",
+    )
+    noise_level: int = Field(
+        default=0, ge=0, lt=1000, description="0 to 999, how far unCLIP is to go from the picture that it varies"
+    )
     ip_adapters: tuple[IPAdapterInput, ...] = Field(
         default=(),
         description="IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,"
@@ -270,6 +295,10 @@ class TextToImage(SampledRequest):
         if first + self.count - 1 > MAX_SEED:
             raise ReverieError(
                 f"seed {first} with count {self.count} passes the largest seed, {MAX_SEED}; lower one of them"
+            )
+        if self.noise_level and not self.vary:
+            raise ReverieError(
+                "`noise_level` is about a picture that is varied; give one as `vary`", field="noise_level"
             )
         if self.hires is not None:
             check_strength(self.hires.steps or self.steps, self.hires.strength)
