@@ -99,7 +99,7 @@ OTHERS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[str, ...]]] = {
         ("LoKr, DoRA",),
     ),
     "an embedding of OneTrainer's": ("embedding", {"emp_params": (3, 768)}, OF_SD1),
-    "IP-Adapter with a LoRA": ("adapter", {"ip_adapter.0.to_q_lora.down.weight": (4, 320)}, ()),
+    "IP-Adapter with a LoRA": ("ip-adapter", {"ip_adapter.0.to_q_lora.down.weight": (4, 320)}, ()),
     "embedding": ("embedding", {"emb_params": (3, 1024)}, ("3 vectors of width 1024", "for Stable Diffusion 2.x")),
     "embedding of xl": (
         "embedding",

@@ -27,6 +27,7 @@ CLASSES = {  # of parts of a model in diffusers' layout: their kind and the stem
     "AutoencoderKL": ("vae", "an autoencoder (VAE) alone", STEMS["vae"]),
     "AutoencoderTiny": ("taesd", "a TAESD (tiny autoencoder)", STEMS["vae"]),
     "ControlNetModel": ("controlnet", "a ControlNet", STEMS["unet"]),
+    "T2IAdapter": ("t2i-adapter", "a T2I-Adapter", STEMS["unet"]),
     "UNet2DConditionModel": ("unet", "a U-Net in diffusers' layout", STEMS["unet"]),
     "StableDiffusionSafetyChecker": ("safety", "a safety checker", STEMS["text_encoder"]),
     "CLIPTextModel": ("text-encoder", "a text encoder", STEMS["text_encoder"]),

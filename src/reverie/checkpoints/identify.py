@@ -195,7 +195,12 @@ KINDS = tuple(
         ("lora", "a LoRA", "give it beside a model, among its loras", lambda names, _: bool(algorithms(names))),
         ("lora", "a LoRA", "give it beside a model, among its loras", _starts("lora_unet_", "lora_te", "lycoris_")),
         ("controlnet", "a ControlNet", "give it beside a model, among its controls", _holds(*CONTROLNET)),
-        ("adapter", "a T2I-Adapter", UNREAD, _starts("adapter.body.", "body.0.block1.", "body.0.resnets.")),
+        (
+            "t2i-adapter",
+            "a T2I-Adapter",
+            "give it beside a model, among its controls",
+            _starts("adapter.body.", "body.0.block1.", "body.0.resnets.", "body.0.body."),
+        ),
         ("taesd", "a TAESD (tiny autoencoder)", "give it beside a model, as its vae or for previews", _starts(*TINY)),
         ("transformer", "a transformer (Stable Diffusion 3, Flux or the like)", NOT_DRAWN, _holds(*DIT)),
         ("cascade", "a Stable Cascade", NOT_DRAWN, _holds("clip_txt_mapper.", "channelwise.0.weight")),

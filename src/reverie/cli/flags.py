@@ -107,7 +107,7 @@ class PictureAdapterFlags(AdapterFlags):
     """What is added to the model of pictures."""
 
     control: Several = ()
-    """ControlNet and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times."""
+    """ControlNet or T2I-Adapter and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times."""
     ip_adapter: Several = ()
     """IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times."""
 

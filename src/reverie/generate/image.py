@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reverie.adapters.control import Control, bind_controls, load_controlnet
 from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts
+from reverie.adapters.t2i_adapter import FeatureControl, bind_features, find_t2i_adapter
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
@@ -123,14 +124,23 @@ def prepare_run(
         raise ReverieError("the request hands over to a refiner; give the model that it names")
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
-    bind = bind_controls(system, [load_control(system, control) for control in request.controls])
+    controls = [load_control(system, control) for control in request.controls]
+    bind = bind_controls(system, [control for control in controls if isinstance(control, Control)])
+    bind = bind_features(system, [control for control in controls if isinstance(control, FeatureControl)], bind)
     bind = bind_image_prompts(system, load_image_prompts(system, request.ip_adapters), bind)
     planned = _passes(system, codec, request, refiner, bind, canvas.extra, encode)
     return PictureRun(system, codec, canvas, planned, refiner)
 
 
-def load_control(system: StableDiffusion, control: ControlInput) -> Control:
-    """Load a ControlNet and prepare the picture that it sees."""
+def load_control(system: StableDiffusion, control: ControlInput) -> Control | FeatureControl:
+    """Load a ControlNet or a T2I-Adapter, and prepare the picture that it sees."""
+    picture = control.image.image()
+    if control.preprocessor != "none":
+        picture = PREPROCESSORS[control.preprocessor](picture)
+    if (adapter := find_t2i_adapter(control.model, device=system.device, dtype=system.dtype)) is not None:
+        if control.kind is not None:
+            raise ReverieError(f"a T2I-Adapter is for one kind of pictures; leave out kind {control.kind}")
+        return FeatureControl(adapter, picture, control.weight, control.start, control.end)
     offloader = offloader_of(system.unet)
     carried = (
         offloader is not None and offloader.split is by_block
@@ -141,9 +151,6 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control:
         offloader.take(network)
     if is_packed(system.unet):
         pack(network)
-    picture = control.image.image()
-    if control.preprocessor != "none":
-        picture = PREPROCESSORS[control.preprocessor](picture)
     return Control(network, picture, control.weight, control.start, control.end, control.kind)
 
 

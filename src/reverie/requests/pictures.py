@@ -118,7 +118,9 @@ CONTROL_KINDS: tuple[str, ...] = get_args(ControlKind)
 
 
 class ControlInput(Frozen):
-    """Ask for a ControlNet (`model`: its folder or file) to lead by a picture, between two fractions of the way.
+    """Ask for a ControlNet or a T2I-Adapter (`model`: its folder or file) to lead by a picture.
+
+    It acts between two fractions of the way, `start` and `end`.
 
     `kind` says what the picture is of to a union ControlNet, which knows several.
     """
@@ -233,7 +235,7 @@ class TextToImage(SampledRequest):
     negative_template: str = Field(default="", description="what the negative prompt was drawn from; changes nothing")
     controls: tuple[ControlInput, ...] = Field(
         default=(),
-        description="ControlNet and its picture, "
+        description="ControlNet or T2I-Adapter and its picture, "
         "model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times",
     )
     vary: tuple[VariedPicture, ...] = Field(
