@@ -2,8 +2,8 @@
 
 A folder holds the weights of one model for one kind of machine, a file those that are packed together. What is missing
 is packed as ever, and written by a thread in what time the computation leaves; a process that ends earlier leaves the
-rest to the next. A file is written whole or not at all, and one that is cut short or damaged in what says how it is read counts as
-missing. Where nothing can be written, nothing is: a read-only or full disk costs no more than the packing.
+rest to the next. A file is written whole or not at all, and one that is cut short or damaged in what says how it is
+read counts as missing. Where nothing can be written, nothing is: a read-only or full disk costs no more than packing.
 """
 
 from __future__ import annotations
