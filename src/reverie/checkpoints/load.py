@@ -51,6 +51,7 @@ PIPELINES = (
     "LatentConsistencyModelPipeline",
     "StableDiffusionImageVariationPipeline",
     "StableUnCLIPImg2ImgPipeline",
+    "StableDiffusionDepth2ImgPipeline",
 )
 CPU = torch.device("cpu")
 RECOMMENDED = "recommended.json"  # the fields of Recommended; diffusers does not know it
