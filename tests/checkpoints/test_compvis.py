@@ -48,7 +48,6 @@ TOWER_LISTS = {
 }
 # What diffusers takes our lists for, which it tells by their names and shapes as well.
 DIFFUSERS_KINDS = {
-    "sd2-depth": "depth",
     "sd15": "v1",
     "sd15-inpainting": "inpainting",
     "sd2": "v2",

@@ -129,8 +129,8 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
             return system.size, system.size
         case ImageToImage():
             width, height = request.init.image().size
-        case TextToImage(depth=Picture()):
-            width, height = request.depth.image().size
+        case TextToImage(depth=Picture() as depth):
+            width, height = depth.image().size
         case _:
             return system.size, system.size
     return max(1, round(width / factor)) * factor, max(1, round(height / factor)) * factor
