@@ -28,7 +28,7 @@ from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
-from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise
+from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise, takes_depth
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits, with_sums
@@ -297,6 +297,12 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
     """
     if not edits(system) and getattr(request, "image_guidance", None) is not None:
         raise ReverieError(f"{system.name} edits no pictures, as InstructPix2Pix does; leave out image_guidance")
+    if request.depth is not None and not takes_depth(system):
+        raise ReverieError(
+            f"{system.name} takes no depth map; leave out `depth`, give a model of SD 2 depth, or the map as `control` "
+            "with a ControlNet of depth",
+            field="depth",
+        )
     if edits(system):
         request = request.with_recommended(EDITING)
     width, height = canvas.size_of(system, request)
