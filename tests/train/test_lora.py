@@ -136,7 +136,7 @@ def test_diffusers_opens_the_file(
 ) -> None:
     """Oracle: diffusers 0.42.1 with peft 0.21.2.
 
-    With transformers 5.23 it leaves out the attention of text encoders in kohya's files, as `to_q_lora`, and it reads no
+    With transformers 5.23 it leaves out the attention of text encoders in kohya's files, as `to_q_lora`, and reads no
     magnitudes of text encoders.
     """
     model, file = (tiny_xl if xl else tiny), tmp_path / "dog.safetensors"

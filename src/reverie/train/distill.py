@@ -288,7 +288,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     data, settings = section(sections, "data", FinetuneDataSettings), section(sections, "distill", DistillSettings)
     products, against = lora.settings_of(sections), section(sections, "adversary", AdversarySettings)
     base = load_base(sections)
-    if base.unet.config.projection_input_dim is not None:
+    if base.unet.config.takes_sizes:
         raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
     opened = open_examples(sections, base, seed)
     if LATENTS not in opened or data.masks:

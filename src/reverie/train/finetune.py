@@ -374,7 +374,7 @@ def _learning(components: Components, text: FinetuneTextSettings, products: lora
     """Return what learns: networks of the model, or thin matrices put beside their weights."""
     networks: dict[str, nn.Module] = {"unet": components.unet}
     if text.pace:
-        names = ("text",) if components.unet.config.projection_input_dim is None else ("text_1", "text_2")
+        names = ("text_1", "text_2") if components.unet.config.takes_sizes else ("text",)
         networks |= zip(names[-len(components.text_encoders) :], components.text_encoders, strict=True)
     if products.rank:
         return nn.ModuleDict({name: lora.install(network, products) for name, network in networks.items()})

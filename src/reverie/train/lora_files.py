@@ -107,4 +107,4 @@ def _family(components: Components) -> tuple[str, str]:
 
 
 def _is_xl(components: Components) -> bool:
-    return components.unet.config.projection_input_dim is not None
+    return components.unet.config.takes_sizes

@@ -66,7 +66,7 @@ class KeptEncodings:
 
 def sizes_of(components: Components, examples: Examples) -> Float[Tensor, "n s"] | None:
     """Return the row of sizes that SDXL is told of each example; None for other families."""
-    if components.unet.config.projection_input_dim is None:
+    if not components.unet.config.takes_sizes:
         return None
     model = Pipeline(**vars(components))
     if isinstance(examples, Pictures):
