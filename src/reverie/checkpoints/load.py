@@ -52,6 +52,7 @@ PIPELINES = (
     "LatentConsistencyModelPipeline",
     "StableDiffusionImageVariationPipeline",
     "StableUnCLIPImg2ImgPipeline",
+    "StableDiffusionDepth2ImgPipeline",
 )
 CPU = torch.device("cpu")
 RGB = 3  # channels

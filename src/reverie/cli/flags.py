@@ -127,6 +127,8 @@ class FurtherFlags:
     """Picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image variations); may be given several times, and blends them."""
     noise_level: Whole | None = None
     """0 to 999, how far unCLIP is to go from the picture that it varies; 0 if not given."""
+    depth: Path | None = None
+    """Depth map to draw by, bright where it is near, for SD 2 depth; says the size."""
     subseed: Whole | None = None
     """Seed of a variation: the noise goes towards this seed's; 0 if not given."""
     subseed_strength: float | None = None

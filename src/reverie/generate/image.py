@@ -28,7 +28,7 @@ from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
-from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise
+from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise, takes_depth
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits, with_sums
@@ -208,15 +208,18 @@ def _larger_latents(
     return F.interpolate(latents, codec.latent_shape(*size)[1:], mode=mode, antialias=antialias)
 
 
+def _lanczos(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
 def _larger_pictures(
     codec: ImageCodec,
     size: tuple[int, int],
     latents: Tensor,
     *,
-    learned: Callable[[Image.Image], Image.Image] = lambda picture: picture,
+    resize: Callable[[Image.Image, tuple[int, int]], Image.Image] = _lanczos,
 ) -> Tensor:
-    larger = map(learned, codec.pictures(latents))
-    return codec.encode([picture.resize(size, Image.Resampling.LANCZOS) for picture in larger])
+    return codec.encode([resize(picture, size) for picture in codec.pictures(latents)])
 
 
 UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
@@ -235,12 +238,12 @@ def pick_upscaler(
 ) -> Callable[[ImageCodec, tuple[int, int], Float[Tensor, "b c h w"]], Float[Tensor, "b c h2 w2"]]:
     """Return what enlarges latents to a size in pixels: one of UPSCALERS, or a learned upscaler that is read here.
 
-    A learned one enlarges the decoded pictures, which Lanczos' filter then brings to the size, as A1111 does.
+    A learned one enlarges the decoded pictures.
     """
     if name in UPSCALERS:
         return UPSCALERS[name]
     network = load_upscaler(name, device=system.device)
-    return partial(_larger_pictures, learned=partial(enlarge, pack(network) if is_packed(system.unet) else network))
+    return partial(_larger_pictures, resize=partial(enlarge, pack(network) if is_packed(system.unet) else network))
 
 
 GPU_BATCH = 4
@@ -297,6 +300,12 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
     """
     if not edits(system) and getattr(request, "image_guidance", None) is not None:
         raise ReverieError(f"{system.name} edits no pictures, as InstructPix2Pix does; leave out image_guidance")
+    if request.depth is not None and not takes_depth(system):
+        raise ReverieError(
+            f"{system.name} takes no depth map; leave out `depth`, give a model of SD 2 depth, or the map as `control` "
+            "with a ControlNet of depth",
+            field="depth",
+        )
     if edits(system):
         request = request.with_recommended(EDITING)
     width, height = canvas.size_of(system, request)

@@ -269,6 +269,9 @@ class TextToImage(SampledRequest):
         description="IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,"
         "encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times",
     )
+    depth: Picture | None = Field(
+        default=None, description="depth map to draw by, bright where it is near, for SD 2 depth; says the size"
+    )
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")
     hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
     refiner: Refiner | None = Field(default=None, description="the model that takes the last steps")
