@@ -119,9 +119,7 @@ class DiffusionObjective:
         eps, seen = draw_noise(self.loss, x0, generator, part)
         noisy, time = self.prediction.noised(self.schedule, x0, seen, t)
         target = self.prediction.target(self.schedule, x0, eps, t)
-        weight = WEIGHTINGS[self.loss.weighting](self.prediction, self.schedule.snr(t)).to(x0.dtype) * shares.to(
-            x0.dtype
-        )
+        weight = WEIGHTINGS[self.loss.weighting](self.prediction, self.schedule.snr(t)).to(x0) * shares.to(x0)
         device = device_of(self.networks)
         context = self.encode(captions)
         predicted = self.components.unet(noisy.to(device), time.to(device), context)
