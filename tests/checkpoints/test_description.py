@@ -99,7 +99,7 @@ OTHERS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[str, ...]]] = {
         ("LoKr, DoRA",),
     ),
     "an embedding of OneTrainer's": ("embedding", {"emp_params": (3, 768)}, OF_SD1),
-    "IP-Adapter with a LoRA": ("adapter", {"ip_adapter.0.to_q_lora.down.weight": (4, 320)}, ()),
+    "IP-Adapter with a LoRA": ("ip-adapter", {"ip_adapter.0.to_q_lora.down.weight": (4, 320)}, ()),
     "embedding": ("embedding", {"emb_params": (3, 1024)}, ("3 vectors of width 1024", "for Stable Diffusion 2.x")),
     "embedding of xl": (
         "embedding",
@@ -215,7 +215,6 @@ def first(channels: int, width: int = 320) -> dict[str, tuple[int, ...]]:
 
 # By the shapes of the published files: ComfyUI 0.3.64 supported_models.py and diffusers 0.42.1 single_file_utils.py.
 NOT_DRAWN: dict[str, dict[str, tuple[int, ...]]] = {
-    "Stable Diffusion 2.1 unCLIP": WIDE | {KEY: (320, 1024), ADDED: (1280, 2048)},
     "Stable Diffusion 2 depth": first(5) | {KEY: (320, 1024)},
     "Stable Diffusion x4 upscaler": first(7, 256) | {KEY: (256, 1024)},
     "Stable Zero123": first(8) | {KEY: (320, 768), "cc_projection.weight": (768, 772)},

@@ -133,9 +133,6 @@ OTHERS = {
     "brushnet_": "a BrushNet",
     "ctrl_to_base": "a ControlNet-XS",
     "down_zero_convs_out": "a ControlNet-XS",
-    "adapter.body.": "a T2I-Adapter",
-    "body.0.block1.": "a T2I-Adapter",
-    "body.0.resnets.": "a T2I-Adapter",
     "ip_adapter.": "an IP-Adapter",
     "controlnet_blocks.": "a ControlNet of Stable Diffusion 3, Flux or the like",
 }

@@ -21,7 +21,7 @@ from reverie.checkpoints.compvis import Place, Table
 from reverie.checkpoints.families import FilePart
 from reverie.checkpoints.load import CPU, TRANSFORMERS_STEM, load_image_encoder
 from reverie.checkpoints.load import load_clip as load_folder
-from reverie.checkpoints.single import find_tokenizer, read_part
+from reverie.checkpoints.single import read_part
 from reverie.checkpoints.weights import Source, blueprint, find_weights, open_source, read_json
 from reverie.errors import ReverieError
 from reverie.models.clip import (
@@ -116,7 +116,7 @@ def load_clip_file(
     layout = identify_clip(source, str(file))
     settings = _settings(file)
     config = config_of(source, layout, str(file), activation or _activation(source, layout, file, settings))
-    tokenizer = _with_length(find_tokenizer(file, config.text.vocab_size), config.text.max_position_embeddings)
+    tokenizer = _with_length(hub.find_tokenizer(file, config.text.vocab_size), config.text.max_position_embeddings)
     clip = read_part(layout.ours(config), source, str(file), device, dtype)
     return FoundClip(clip, tokenizer, name, file.parent if settings else None)
 

@@ -241,6 +241,12 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
     return axes
 
 
+def parse_varied(texts: Sequence[str]) -> tuple[Fields, ...]:
+    """Read FILE or FILE:WEIGHT of each; a colon before what is no number belongs to the name."""
+    parts = [re.fullmatch(r"(.+?)(?::(\d*\.?\d+))?", text, re.DOTALL) for text in texts]
+    return tuple({"image": part[1], **({"weight": float(part[2])} if part[2] else {})} for part in parts if part)
+
+
 def parse_fields(text: str, flag: str, several: Sequence[str] = ()) -> Fields:
     """Read name=value,name=value; those that may be given several times become lists.
 
@@ -267,8 +273,9 @@ def parse_ip_adapter(text: str) -> Fields:
 
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
-PARSERS: dict[str, Callable[[str], Any]] = {
+PARSERS: dict[str, Callable[[Any], Any]] = {
     "guidance_interval": parse_interval,
+    "vary": parse_varied,
     **dict.fromkeys(("timesteps", "sigmas"), parse_numbers),
     **dict.fromkeys(SIZES, parse_size),
 }

@@ -107,7 +107,7 @@ class PictureAdapterFlags(AdapterFlags):
     """What is added to the model of pictures."""
 
     control: Several = ()
-    """ControlNet and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times."""
+    """ControlNet or T2I-Adapter and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times."""
     ip_adapter: Several = ()
     """IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times."""
 
@@ -117,6 +117,10 @@ class PictureAdapterFlags(AdapterFlags):
 class FurtherFlags:
     """Variations, a second pass, a refiner, seamless edges and SDXL's sizes."""
 
+    vary: Several = ()
+    """Picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image variations); may be given several times, and blends them."""
+    noise_level: Whole | None = None
+    """0 to 999, how far unCLIP is to go from the picture that it varies; 0 if not given."""
     subseed: Whole | None = None
     """Seed of a variation: the noise goes towards this seed's; 0 if not given."""
     subseed_strength: float | None = None

@@ -1,4 +1,4 @@
-"""The starting point of a drawing: noise of its seed, and the latents and mask of a given picture."""
+"""The starting point of a drawing: noise of its seed, a given picture's latents and mask, and what CLIP sees of it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from reverie.codecs.clip_images import Preprocessing, floor_margin
 from reverie.codecs.image import ImageCodec, to_tensor, unscale_latents
 from reverie.diffusion.noise import SOURCES, Noise, Source, slerp
 from reverie.errors import ReverieError
@@ -265,3 +266,34 @@ def _paste_box(whole: Image.Image, mask: Image.Image, box: masks.Box, drawn: Ima
     sheet = whole.copy()
     sheet.paste(drawn.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS), box[:2])
     return Image.composite(sheet, whole, mask)
+
+
+@torch.no_grad()
+def embed_pictures(system: StableDiffusion, request: TextToImage) -> Float[Tensor, "1 d"] | None:
+    """Return what a model sees of the pictures that a request varies, blended; None for a model that sees none.
+
+    Blends lie on great circles, as DALL-E 2's do (2204.06125, section 3.2). Raises ReverieError where a model varies no
+    pictures and is to, and the other way round.
+    """
+    encoder = system.image_encoder
+    if encoder is None:
+        if request.vary:
+            raise ReverieError(
+                f"{system.name} varies no pictures; give a model of SD 2.1 unCLIP or of image variations, or the "
+                "picture as `init`",
+                field="vary",
+            )
+        return None
+    if not request.vary:
+        raise ReverieError(f"{system.name} draws variations of pictures; give one as `vary`", field="vary")
+    if request.noise_level and system.embedding_noise is None:
+        raise ReverieError(f"{system.name} does not noise what it sees; leave out `noise_level`", field="noise_level")
+    size = encoder.config.image_size
+    see = Preprocessing(size=size, edge=size, begin=floor_margin)
+    pixels = see([to_rgb(one.image.image()) for one in request.vary])
+    rows = encoder(pixels.to(system.device, system.dtype)).pooled
+    seen, share = rows[:1], request.vary[0].weight
+    for index, one in enumerate(request.vary[1:], start=1):
+        share += one.weight
+        seen = slerp(seen, rows[index : index + 1], one.weight / share)
+    return seen

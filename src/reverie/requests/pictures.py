@@ -118,7 +118,9 @@ CONTROL_KINDS: tuple[str, ...] = get_args(ControlKind)
 
 
 class ControlInput(Frozen):
-    """Ask for a ControlNet (`model`: its folder or file) to lead by a picture, between two fractions of the way.
+    """Ask for a ControlNet or a T2I-Adapter (`model`: its folder or file) to lead by a picture.
+
+    It acts between two fractions of the way, `start` and `end`.
 
     `kind` says what the picture is of to a union ControlNet, which knows several.
     """
@@ -142,6 +144,23 @@ class ControlInput(Frozen):
         if self.start > self.end:
             raise ReverieError(f"a control from {self.start:g} to {self.end:g} never acts; give start below end")
         return self
+
+
+class VariedPicture(Frozen):
+    """Ask for a picture to be varied, alone or blended with others, of which it has a share of `weight` of all weights.
+
+    A path or a picture stands for one of weight 1.
+    """
+
+    part: ClassVar[str] = "vary "
+
+    image: Picture
+    weight: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_picture(cls, given: Any) -> Any:
+        return given if isinstance(given, Mapping | VariedPicture) else {"image": given}
 
 
 def _read_layers(given: object) -> object:
@@ -216,8 +235,16 @@ class TextToImage(SampledRequest):
     negative_template: str = Field(default="", description="what the negative prompt was drawn from; changes nothing")
     controls: tuple[ControlInput, ...] = Field(
         default=(),
-        description="ControlNet and its picture, "
+        description="ControlNet or T2I-Adapter and its picture, "
         "model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times",
+    )
+    vary: tuple[VariedPicture, ...] = Field(
+        default=(),
+        description="picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image "
+        "variations); may be given several times, and blends them",
+    )
+    noise_level: int = Field(
+        default=0, ge=0, lt=1000, description="0 to 999, how far unCLIP is to go from the picture that it varies"
     )
     ip_adapters: tuple[IPAdapterInput, ...] = Field(
         default=(),
@@ -268,6 +295,10 @@ class TextToImage(SampledRequest):
         if first + self.count - 1 > MAX_SEED:
             raise ReverieError(
                 f"seed {first} with count {self.count} passes the largest seed, {MAX_SEED}; lower one of them"
+            )
+        if self.noise_level and not self.vary:
+            raise ReverieError(
+                "`noise_level` is about a picture that is varied; give one as `vary`", field="noise_level"
             )
         if self.hires is not None:
             check_strength(self.hires.steps or self.steps, self.hires.strength)

@@ -239,7 +239,7 @@ def load_base(sections: dict[str, Any]) -> Components:
     model, data = section(sections, "model", ModelSettings), section(sections, "data", FinetuneDataSettings)
     loaded = system.load(model.base, device="cpu", dtype="float32", vae=model.autoencoder or None, fast=False)
     base = Components(**vars(replace(loaded, known=())))  # it learns other things
-    if base.unet.config.projection_input_dim is not None:
+    if base.unet.config.takes_sizes:
         raise ReverieError(f"{base.name} is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2")
     for network in (base.unet, base.autoencoder, *base.text_encoders):
         network.requires_grad_(False)
