@@ -22,7 +22,7 @@ ALL = float("inf")
 TINY = 1e-8  # a signal-to-noise ratio that stands for 0
 
 
-def debiased(prediction: Prediction, snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
+def debias(prediction: Prediction, snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
     """Weigh the squared error of eps by 1 / sqrt(SNR) (Yu et al. 2310.08442, equation 11)."""
     return prediction.min_snr(snr, ALL) / snr.clamp(min=TINY).sqrt()
 
@@ -34,7 +34,7 @@ def p2(prediction: Prediction, snr: Float[Tensor, " b"]) -> Float[Tensor, " b"]:
 
 WEIGHTINGS: dict[str, Callable[[Prediction, Tensor], Tensor]] = {
     "min_snr": lambda prediction, snr: prediction.min_snr(snr),
-    "debiased": debiased,
+    "debiased": debias,
     "p2": p2,
     "uniform": lambda prediction, snr: torch.ones_like(snr),
 }
