@@ -91,7 +91,7 @@ GROUPS = (
         "FurtherFlags",
         "Go further",
         "Variations, a second pass, a refiner, seamless edges and SDXL's sizes.",
-        of(TextToImage, "vary", "noise_level")
+        of(TextToImage, "vary", "noise_level", "depth")
         | of(Variation, subseed="seed", subseed_strength="strength", seed_size="width")
         | of(Hires, hires="scale", hires_upscaler="upscaler", hires_steps="steps", hires_strength="strength")
         | of(Refiner, refiner="model", refiner_switch="switch")

@@ -302,6 +302,13 @@ FAMILIES: dict[str, Family] = {
             unet=replace(SD2.unet, in_channels=9),
             ambiguous=False,
         ),
+        replace(
+            SD2,
+            name="sd2-depth",
+            title="Stable Diffusion 2 depth",
+            unet=replace(SD2.unet, in_channels=5),
+            ambiguous=False,
+        ),
         SDXL,
         replace(SDXL, name="sdxl-v", title="Stable Diffusion XL, v-prediction", schedule=V),
         replace(

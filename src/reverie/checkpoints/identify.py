@@ -24,6 +24,7 @@ from reverie.checkpoints.weights import Source
 from reverie.diffusion.denoiser import PARAMETERISATIONS, ScheduleConfig, parameterise
 from reverie.errors import ReverieError, choose
 from reverie.models.unet import UNetConfig
+from reverie.models.upscalers import recognise, today_names
 from reverie.requests.samplers import few_steps
 
 SELF_KEYS = "attn1to_kweight"  # as wide as the image, where it attends to itself
@@ -151,6 +152,10 @@ def _is_embedding(names: set[str], source: Source) -> bool:
     return 0 < len(names) <= 4 and all(0 < len(shape) <= 2 and shape[-1] in EMBEDDED_WIDTHS for shape in shapes)
 
 
+def _is_upscaler(names: set[str], source: Source) -> bool:
+    return recognise({ours: source.shape(theirs) for ours, theirs in today_names(names).items()}) is not None
+
+
 def _is_aesthetic(names: set[str], source: Source) -> bool:
     """Tell linear layers that end in one number: LAION's predictors on CLIP's embeddings."""
     rows = {source.shape(name)[0] for name in names if name.endswith("weight") and len(source.shape(name)) == 2}
@@ -204,7 +209,8 @@ KINDS = tuple(
         ("taesd", "a TAESD (tiny autoencoder)", "give it beside a model, as its vae or for previews", _starts(*TINY)),
         ("transformer", "a transformer (Stable Diffusion 3, Flux or the like)", NOT_DRAWN, _holds(*DIT)),
         ("cascade", "a Stable Cascade", NOT_DRAWN, _holds("clip_txt_mapper.", "channelwise.0.weight")),
-        ("upscaler", "an upscaler (ESRGAN)", UNREAD, _holds("conv_first.", "model.1.sub.", ".rdb1.")),
+        ("upscaler", "an upscaler (ESRGAN or Real-ESRGAN)", "give it to upscale, or as hires_upscaler", _is_upscaler),
+        ("upscaler", "an upscaler", UNREAD, _holds("conv_first.", "model.1.sub.", ".rdb1.")),
         ("safety", "a safety checker", "give its folder, with config.json", _has("concept_embeds")),
         ("clip", "a CLIP", "it compares pictures with words: similarity, classify, index", _is_clip),
         ("text-encoder", "a text encoder (T5)", NOT_DRAWN, _holds("block.0.layer.0.SelfAttention.q.", "enc.blk.0.")),
@@ -232,7 +238,6 @@ OTHER_UNETS: tuple[tuple[str, Callable[[UNetShape], bool], tuple[str, ...]], ...
     ("Stable Diffusion with motion modules (AnimateDiff)", lambda unet: True, ("motion_modules.",)),
     ("Stable Diffusion with GLIGEN", lambda unet: True, ("position_net.",)),
     ("Stable Zero123", lambda unet: unet.in_channels == 8, ("cc_projection.",)),
-    ("Stable Diffusion 2 depth", lambda unet: (unet.in_channels, unet.context) == (5, 1024), ()),
     ("Stable Diffusion x4 upscaler", lambda unet: (unet.in_channels, unet.context) == (7, 1024), ()),
     ("Kolors", lambda unet: (unet.context, unet.added) == (2048, 5632), ()),
     ("CompVis' latent diffusion of 2021", lambda unet: (unet.width, unet.context) == (320, 1280), ()),

@@ -186,13 +186,18 @@ def _architecture(tower: TextTower) -> str:
 
 
 def _pipeline(components: Components) -> str:
-    """Name diffusers' class: nine channels take a mask and a masked picture, eight a picture that is edited."""
+    """Name diffusers' class: of nine channels five are a mask and a masked picture, of eight four one that is edited.
+
+    Of five one is a depth map, which reverie is given: diffusers loads such a folder with `depth_estimator=None`.
+    """
     if components.image_encoder is not None:
         return "StableUnCLIPImg2ImgPipeline" if components.text_encoders else "StableDiffusionImageVariationPipeline"
     if components.unet.config.time_cond_proj_dim is not None:
         return "LatentConsistencyModelPipeline"
     family = "StableDiffusionXL" if _is_xl(components) else "StableDiffusion"
-    if (further := {9: "Inpaint", 8: "InstructPix2Pix"}.get(components.unet.config.in_channels)) is not None:
+    if (
+        further := {9: "Inpaint", 8: "InstructPix2Pix", 5: "Depth2Img"}.get(components.unet.config.in_channels)
+    ) is not None:
         return f"{family}{further}Pipeline"
     return f"{family}Img2ImgPipeline" if _is_refiner(components) else f"{family}Pipeline"
 

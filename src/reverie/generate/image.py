@@ -20,18 +20,18 @@ from torch import Tensor
 from reverie.adapters.control import Control, bind_controls, load_controlnet
 from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts
 from reverie.adapters.t2i_adapter import FeatureControl, bind_features, find_t2i_adapter
-from reverie.codecs.image import ImageCodec
+from reverie.checkpoints.load import load_upscaler
+from reverie.codecs.image import ImageCodec, enlarge
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
 from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
-from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise
+from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise, takes_depth
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
-from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
-from reverie.generate.notes import model_limits
+from reverie.generate.notes import model_limits, with_sums
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_embeddings, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
@@ -198,7 +198,7 @@ def _passes(
     if isinstance(request, ImageToImage):
         changes["strength"] = hires.strength  # the first pass's may leave none of so few steps
     larger = request.replace(**changes)
-    enlarge = partial(UPSCALERS[hires.upscaler], codec, (width, height))
+    enlarge = partial(pick_upscaler(system, hires.upscaler), codec, (width, height))
     return first, plan(larger, hires.strength, further_channels(system, codec, larger), request.steps, enlarge)
 
 
@@ -208,8 +208,18 @@ def _larger_latents(
     return F.interpolate(latents, codec.latent_shape(*size)[1:], mode=mode, antialias=antialias)
 
 
-def _larger_pictures(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:
-    return codec.encode([picture.resize(size, Image.Resampling.LANCZOS) for picture in codec.pictures(latents)])
+def _lanczos(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _larger_pictures(
+    codec: ImageCodec,
+    size: tuple[int, int],
+    latents: Tensor,
+    *,
+    resize: Callable[[Image.Image, tuple[int, int]], Image.Image] = _lanczos,
+) -> Tensor:
+    return codec.encode([resize(picture, size) for picture in codec.pictures(latents)])
 
 
 UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
@@ -221,6 +231,19 @@ UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = 
     "latent-nearest-exact": partial(_larger_latents, mode="nearest-exact"),
     "lanczos": _larger_pictures,
 }
+
+
+def pick_upscaler(
+    system: StableDiffusion, name: str
+) -> Callable[[ImageCodec, tuple[int, int], Float[Tensor, "b c h w"]], Float[Tensor, "b c h2 w2"]]:
+    """Return what enlarges latents to a size in pixels: one of UPSCALERS, or a learned upscaler that is read here.
+
+    A learned one enlarges the decoded pictures.
+    """
+    if name in UPSCALERS:
+        return UPSCALERS[name]
+    network = load_upscaler(name, device=system.device)
+    return partial(_larger_pictures, resize=partial(enlarge, pack(network) if is_packed(system.unet) else network))
 
 
 GPU_BATCH = 4
@@ -277,6 +300,12 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
     """
     if not edits(system) and getattr(request, "image_guidance", None) is not None:
         raise ReverieError(f"{system.name} edits no pictures, as InstructPix2Pix does; leave out image_guidance")
+    if request.depth is not None and not takes_depth(system):
+        raise ReverieError(
+            f"{system.name} takes no depth map; leave out `depth`, give a model of SD 2 depth, or the map as `control` "
+            "with a ControlNet of depth",
+            field="depth",
+        )
     if edits(system):
         request = request.with_recommended(EDITING)
     width, height = canvas.size_of(system, request)

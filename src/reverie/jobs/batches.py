@@ -278,7 +278,7 @@ def _find(job: PictureJob, load: Load) -> tuple[Event, ...]:
 
 def _settle(system: Pipeline, request: TextToImage) -> TextToImage:
     """Return a request as its picture records it: filled in, and with the sums of its models."""
-    from reverie.generate.identity import with_sums
     from reverie.generate.image import fill_in
+    from reverie.generate.notes import with_sums
 
     return with_sums(system, fill_in(system, request))[0]

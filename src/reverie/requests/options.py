@@ -117,6 +117,7 @@ class TextToImageOptions(SampledOptions, total=False):
     vary: Sequence[VariedPicture]
     noise_level: int
     ip_adapters: Sequence[IPAdapterInput]
+    depth: PictureLike | None
     variation: Variation | None
     hires: Hires | None
     refiner: Refiner | None

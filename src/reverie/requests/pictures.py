@@ -8,11 +8,22 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Unpack, get_args
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from reverie.errors import ReverieError
-from reverie.requests.base import MAX_SEED, Fraction, Frozen, Pixels, SampledRequest, Seed, Strength, check_strength
-from reverie.requests.references import ControlNetName, ModelName, Picture
+from reverie.requests.adapter_files import SUFFIXES
+from reverie.requests.base import (
+    MAX_SEED,
+    Fraction,
+    Frozen,
+    Pixels,
+    SampledRequest,
+    Seed,
+    Strength,
+    check_strength,
+    unknown,
+)
+from reverie.requests.references import ControlNetName, ModelName, Picture, find_model, write_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,17 +36,8 @@ if TYPE_CHECKING:
         TextToImageOptions,
     )
 
-Upscaler = Literal[
-    "latent",
-    "latent-antialiased",
-    "latent-bicubic",
-    "latent-bicubic-antialiased",
-    "latent-nearest",
-    "latent-nearest-exact",
-    "lanczos",
-]
 # What A1111 calls each (modules/shared_items.py, latent_upscale_modes).
-UPSCALER_NAMES: dict[Upscaler, str] = {
+UPSCALER_NAMES = {
     "latent": "Latent",
     "latent-antialiased": "Latent (antialiased)",
     "latent-bicubic": "Latent (bicubic)",
@@ -44,6 +46,20 @@ UPSCALER_NAMES: dict[Upscaler, str] = {
     "latent-nearest-exact": "Latent (nearest-exact)",
     "lanczos": "Lanczos",
 }
+
+
+def _find_upscaler(name: str) -> str:
+    """Return one of UPSCALER_NAMES, or where the file of a learned upscaler is."""
+    if name in UPSCALER_NAMES:
+        return name
+    if not name.endswith(SUFFIXES):
+        raise ReverieError(f"{unknown('upscaler', name, list(UPSCALER_NAMES))}, or give the file of a learned one")
+    return find_model(name, "upscaler")
+
+
+UpscalerName = Annotated[str, AfterValidator(_find_upscaler), PlainSerializer(write_model)]
+"""The name of what enlarges latents or pictures: one of UPSCALER_NAMES, or a file."""
+
 Preprocessor = Literal["none", "canny", "lineart", "blurred", "scribble", "softedge"]
 
 
@@ -68,8 +84,8 @@ class Variation(Frozen):
 class Hires(Frozen):
     """Ask for a second pass over the picture enlarged: by `scale`, or to `width` and `height` where they are given.
 
-    `upscaler` "latent" enlarges the latents (bilinear, or as its name goes on), "lanczos" the picture. `steps` are the
-    request's where None.
+    `upscaler` "latent" enlarges the latents (bilinear, or as its name goes on), "lanczos" and the file of a learned
+    upscaler the picture. `steps` are the request's where None.
     """
 
     part: ClassVar[str] = "hires "
@@ -79,8 +95,10 @@ class Hires(Frozen):
     )
     width: Pixels | None = None
     height: Pixels | None = None
-    upscaler: Upscaler = Field(
-        default="latent", description=f"what enlarges the latents, or the picture: {', '.join(UPSCALER_NAMES)}"
+    upscaler: UpscalerName = Field(
+        default="latent",
+        description=f"what enlarges the latents, or the picture: {', '.join(UPSCALER_NAMES)}, or the file of a learned "
+        "upscaler (ESRGAN, Real-ESRGAN)",
     )
     steps: int | None = Field(
         default=None, ge=1, le=1000, description="steps of the second pass; those of the first if not given"
@@ -250,6 +268,9 @@ class TextToImage(SampledRequest):
         default=(),
         description="IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,"
         "encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times",
+    )
+    depth: Picture | None = Field(
+        default=None, description="depth map to draw by, bright where it is near, for SD 2 depth; says the size"
     )
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")
     hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
