@@ -233,6 +233,15 @@ def test_wrong_recipes_get_one_line(recipe: Callable[[str], Path], tmp_path: Pat
         list(run(recipe(tables), tmp_path / "out"))
 
 
+def test_of_several_processes_the_first_makes_the_latents(
+    recipe: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "1")
+    assert not list(prepare(recipe(PICTURES), tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_new_words_are_told_from_those_a_run_began_with(recipe: Callable[[str], Path], tmp_path: Path) -> None:
     """The vocabulary keeps its size, so that the checkpoint would fit."""
     path, out = recipe(PICTURES + WORDS), tmp_path / "out"

@@ -38,6 +38,7 @@ from reverie.train.folders import notes, open_pictures
 from reverie.train.latents import LATENTS, Item, Mixed, Stream, fill, latent_pool
 from reverie.train.loop import CHECKPOINT, RunSettings, device_of
 from reverie.train.lora_files import export
+from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
 from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import ExampleSource
@@ -127,11 +128,10 @@ class PriorSettings:
 
 
 @dataclass(frozen=True)
-class FinetuneLossSettings:
-    """Weigh the noise levels and draw them, by keys of `diffusion.WEIGHTINGS` and `LEVELS`."""
+class FinetuneLossSettings(DenoisingSettings):
+    """Choose the loss: all noise levels count alike, where nothing is said."""
 
     weighting: str = "uniform"
-    levels: str = "uniform"
 
 
 @dataclass(frozen=True, eq=False)
@@ -222,10 +222,9 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         components,
         networks,
         Batches(serve, data.batch, data.workers),
-        loss.weighting,
+        loss,
         seed,
         preview_prompts(data, own[0], base.autoencoder.factor),
-        loss.levels,
     )
     objective.text_pace = text.pace
     if isinstance(objective, InversionFinetuning):
