@@ -56,12 +56,12 @@ torch.set_num_threads(1)
 sections = read(Path(sys.argv[1]))
 settings = section(sections, "run", RunSettings)
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-with parallel.joined(torch.device(settings.device)) as device:
+with parallel.process_group(torch.device(settings.device)) as device:
     objective = build(sections, 0, Path())
     objective.move(device)
     learner = Learner(objective, settings)
-    batch = objective.batches(0)
-    objective.batches = lambda step: batch  # what is measured is learning, not drawing
+    batch = objective.batches(0, *learner.parts)
+    objective.batches = lambda step, part: batch  # what is measured is learning, not drawing
     before, times, worked = peak(), [], []
     for step in range(settings.steps):
         start, busy = time.perf_counter(), time.process_time()

@@ -29,6 +29,7 @@ from reverie.train.recipe import read
 
 ROOT = Path(__file__).parents[1]
 GUIDANCE = 2.0  # of so little training more drives colours and shapes apart
+STEPS = 10  # the judge finds as much in pictures of 20 (docs/measured/bundled-model.md)
 LARGEST = 75_000_000  # bytes of the model and CLIP together
 HALF = Precision(torch.float16)
 Known = dict[str, Any]  # {"emoji": ..., "en": [names], "zh": [names]}
@@ -101,7 +102,7 @@ def write_model(unet: Path, decoder: Path, target: Path) -> None:
     components, tuned = load_folder(unet), load_autoencoder(decoder)
     if not (same_latents(components.autoencoder, tuned) or enlarge.same_latents(components.autoencoder, tuned)):
         raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
-    components = replace(components, autoencoder=tuned, recommended=Recommended(guidance=GUIDANCE))
+    components = replace(components, autoencoder=tuned, recommended=Recommended(guidance=GUIDANCE, steps=STEPS))
     check_finite(components)
     save_folder(components, target, HALF)
 

@@ -24,6 +24,7 @@ from reverie.errors import ReverieError
 
 LARGEST = 30_000_000  # bytes
 GUIDANCE = 3.0
+STEPS = 10  # the judge hears as much in clips of 20 (docs/measured/music.md)
 
 
 def arguments() -> argparse.Namespace:
@@ -44,7 +45,7 @@ def main() -> int:
             if components.spectrogram is None:
                 raise ReverieError(f"{options.model} is no model of music: it has no spectrogram.json")
             check_finite(components)
-            save_folder(replace(components, recommended=Recommended(guidance=GUIDANCE)), target, HALF)
+            save_folder(replace(components, recommended=Recommended(guidance=GUIDANCE, steps=STEPS)), target, HALF)
             write_known(target / "concepts.json")
             check_sizes(Path(staging), LARGEST)
             put(target, assets / "music")

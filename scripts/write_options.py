@@ -26,6 +26,7 @@ SINGULAR = {
     "embeddings": "embedding",
     "folders": "lora_dir",
     "controls": "control",
+    "ip_adapters": "ip_adapter",
     "keyframes": "keyframe",
 }
 SIZES = ("width", "scale")  # fields whose flag is WIDTHxHEIGHT, or such a text among others
@@ -83,14 +84,15 @@ GROUPS = (
         "PictureAdapterFlags",
         "Adapt the model",
         "What is added to the model of pictures.",
-        of(TextToImage, "controls"),
+        of(TextToImage, "controls", "ip_adapters"),
         "AdapterFlags",
     ),
     Group(
         "FurtherFlags",
         "Go further",
         "Variations, a second pass, a refiner, seamless edges and SDXL's sizes.",
-        of(Variation, subseed="seed", subseed_strength="strength", seed_size="width")
+        of(TextToImage, "vary", "noise_level", "depth")
+        | of(Variation, subseed="seed", subseed_strength="strength", seed_size="width")
         | of(Hires, hires="scale", hires_upscaler="upscaler", hires_steps="steps", hires_strength="strength")
         | of(Refiner, refiner="model", refiner_switch="switch")
         | of(TextToImage, "rng", "zero_negative", "tile", "original_size", "crop", "target_size")
@@ -257,7 +259,17 @@ def options_text() -> str:
         from reverie.media.sound import Sound
         from reverie.requests.films import Drive, EasingName, Fit, Interpolation, InversionName, Keyframe, Pace
         from reverie.requests.music import Stop
-        from reverie.requests.pictures import ControlInput, Fill, Hires, Refiner, Rng, Tile, Variation
+        from reverie.requests.pictures import (
+            ControlInput,
+            Fill,
+            Hires,
+            IPAdapterInput,
+            Refiner,
+            Rng,
+            Tile,
+            Variation,
+            VariedPicture,
+        )
         from reverie.requests.references import Picture, SoundInput
 
     PictureLike: TypeAlias = "Picture | Image.Image | str | Path"

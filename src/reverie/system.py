@@ -44,7 +44,8 @@ GOOD_SCORE, POOR_SCORE = 6.0, 2.5
 class Conditioning:
     """Hold what a U-Net is told: the prompt's tokens, and for SDXL the pooled prompt and the sizes in pixels.
 
-    `guidance` is the scale less 1 that a latent consistency model, which is not guided from outside, is told.
+    unCLIP's `pooled` is a picture's embedding. `guidance` is the scale less 1 that a latent consistency model, which is
+    not guided from outside, is told.
     `prompted` is 1 for rows to go towards and 0 for those to keep away from; None where nobody asks.
     """
 
@@ -179,7 +180,7 @@ class StableDiffusion(Components):
         fewest = min(len(feature.hidden) - 1 for feature in features)
         if clip_skip > fewest:
             raise ReverieError(f"clip skip {clip_skip} is too much; this model's text encoder has {fewest} layers")
-        if self.unet.config.projection_input_dim is not None:
+        if self.unet.config.takes_sizes:
             return [feature.hidden[-max(clip_skip, 2)] for feature in features], features[-1].pooled
         if clip_skip == 1:
             return [features[0].last], None
@@ -267,7 +268,8 @@ def load(
         to_channels_last(components.unet)
         to_channels_last(components.autoencoder)
     if offloader is not None:
-        offloader.take(*components.text_encoders, components.unet, components.autoencoder)
+        encoders = (*components.text_encoders, *filter(None, [components.image_encoder]))
+        offloader.take(*encoders, components.unet, components.autoencoder)
     if int8:
         quantize(components.unet)
         name = f"{name} in int8"

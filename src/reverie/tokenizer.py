@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import html
 import json
 import re
@@ -20,6 +21,8 @@ from reverie.errors import ReverieError
 BOS, EOS = "<|startoftext|>", "<|endoftext|>"
 END_OF_WORD = "</w>"
 CLIP_LENGTH = 77
+MERGES_USED = 49152 - 256 - 2  # OpenAI's file goes on with more
+GZIP = b"\x1f\x8b"
 # openai/CLIP, simple_tokenizer.py, less the two special tokens, which are split off before.
 WORDS = r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -112,6 +115,24 @@ class Tokenizer:
         merges = _merges(json.loads(backend.to_str()))
         tokens = dict.fromkeys([*symbols, *(left + right for left, right in merges), BOS, EOS])
         return cls({token: i for i, token in enumerate(tokens)}, merges, length=length)
+
+    @classmethod
+    def from_merges(cls, file: Path) -> Tokenizer:
+        """Read OpenAI's merges: the vocabulary is the bytes, the bytes that end a word, the merges, start and end.
+
+        Raises ReverieError where the file is damaged.
+        """
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        try:
+            data = file.read_bytes()
+            lines = (gzip.decompress(data) if data.startswith(GZIP) else data).decode("utf-8").splitlines()
+            merges = [(left, right) for left, right in (line.split() for line in lines[1 : MERGES_USED + 1])]
+            symbols = alphabet + [symbol + END_OF_WORD for symbol in alphabet]
+            tokens = [*symbols, *(left + right for left, right in merges), BOS, EOS]
+            return cls({token: index for index, token in enumerate(tokens)}, merges)
+        except Exception as error:  # the tokenizers library raises no narrower one
+            reason = " ".join(f"{error}".split())
+            raise ReverieError(f"{file} is no file of CLIP's merges ({reason}); fetch it again") from error
 
     @classmethod
     def load(cls, folder: str | Path) -> Tokenizer:

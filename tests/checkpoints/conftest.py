@@ -13,8 +13,10 @@ from safetensors.torch import save_file
 from reverie.checkpoints import families
 from reverie.checkpoints.families import FAMILIES, Family
 from reverie.checkpoints.single import Networks
+from reverie.diffusion.noise import EmbeddingNoise
+from reverie.diffusion.schedule import squared_cosine
 from reverie.models.autoencoder import Autoencoder
-from reverie.models.clip import TextTower
+from reverie.models.clip import TextTower, VisionTowerWithProjection
 from reverie.models.unet import UNet
 from reverie.tokenizer import Tokenizer
 
@@ -51,7 +53,7 @@ def tiny_family(tokenizer: Tokenizer) -> Callable[[str], Family]:
             )
             for tower in family.towers
         )
-        xl = family.unet.projection_input_dim is not None
+        xl = family.unet.takes_sizes
         sizes = 5 if name == "sdxl-refiner" else 6
         levels = len(family.unet.block_out_channels)
         structure = {
@@ -69,14 +71,27 @@ def tiny_family(tokenizer: Tokenizer) -> Callable[[str], Family]:
         unet = replace(
             family.unet,
             **structure,
-            cross_attention_dim=16 * len(towers),
+            cross_attention_dim=16 * max(1, len(towers)),
             addition_time_embed_dim=4 if xl else None,
-            projection_input_dim=16 + sizes * 4 if xl else None,
+            projection_input_dim=16 + sizes * 4 if xl else family.unet.projection_input_dim and 2 * 16,
         )
         autoencoder = replace(
             family.autoencoder, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
         )
-        return replace(family, unet=unet, towers=towers, autoencoder=autoencoder)
+        vision = family.vision and replace(
+            family.vision,
+            config=replace(
+                family.vision.config,
+                hidden_size=16,
+                intermediate_size=32,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                image_size=8,
+                patch_size=4,
+            ),
+            projection_dim=16,
+        )
+        return replace(family, unet=unet, towers=towers, autoencoder=autoencoder, vision=vision)
 
     return shrink
 
@@ -89,7 +104,12 @@ def tiny_networks(tiny_family: Callable[[str], Family]) -> Callable[[str], Netwo
         family = tiny_family(name)
         torch.manual_seed(0)
         towers: list[TextTower] = [tower.kind(tower.config).eval() for tower in family.towers]
-        return Networks(family, UNet(family.unet).eval(), Autoencoder(family.autoencoder).eval(), tuple(towers))
+        unet, autoencoder = UNet(family.unet).eval(), Autoencoder(family.autoencoder).eval()
+        if family.vision is None:
+            return Networks(family, unet, autoencoder, tuple(towers))
+        vision = VisionTowerWithProjection(family.vision.config, 16).eval()
+        noise = EmbeddingNoise(torch.randn(16), torch.rand(16), squared_cosine()) if towers else None
+        return Networks(family, unet, autoencoder, tuple(towers), vision, noise)
 
     return make
 

@@ -16,12 +16,12 @@ from diffusers.loaders.single_file_utils import (
 from torch import Tensor, nn
 from transformers import CLIPTextConfig as OracleConfig
 from transformers import CLIPTextModelWithProjection as Oracle
+from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from reverie.checkpoints import compvis
-from reverie.checkpoints.compvis import POINTWISE, TRANSPOSED, Place, ema_name, to_single_file
-from reverie.checkpoints.configs import write_autoencoder, write_unet
+from reverie.checkpoints.compvis import POINTWISE, TRANSPOSED, Place, ema_name, text_tower_name, to_single_file
+from reverie.checkpoints.configs import write_autoencoder, write_unet, write_vision
 from reverie.checkpoints.families import FAMILIES, FilePart
-from reverie.checkpoints.load import text_tower_name
 from reverie.checkpoints.single import Networks
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs
@@ -59,7 +59,16 @@ DIFFUSERS_KINDS = {
 }
 # The others share one.
 STRUCTURES = ["sd15", "sd15-inpainting", "sd2", "sdxl", "sdxl-inpainting", "sdxl-refiner"]
-STRUCTURES += ["bk-sdm-base", "bk-sdm-tiny", "sdxs", "sdxs-0.9", "ssd-1b", "koala-700m"]
+STRUCTURES += [
+    "sd15-variations",
+    "sd21-unclip-l",
+    "bk-sdm-base",
+    "bk-sdm-tiny",
+    "sdxs",
+    "sdxs-0.9",
+    "ssd-1b",
+    "koala-700m",
+]
 
 
 def on_meta(part: FilePart) -> dict[str, Tensor]:
@@ -80,6 +89,30 @@ def bare(state: dict[str, Tensor], prefix: str) -> list[tuple[str, Tensor]]:
 @pytest.mark.parametrize("name", UNET_LISTS)
 def test_unets_of_the_official_files(name: str) -> None:
     assert digest(bare(on_meta(FAMILIES[name].unet_part()), "model.diffusion_model.")) == UNET_LISTS[name]
+
+
+@pytest.mark.parametrize(("name", "width"), [("sd21-unclip-l", 768), ("sd21-unclip-h", 1024)])
+def test_unclip_is_sd21_with_an_embedding_of_pictures(name: str, width: int) -> None:
+    """As generative-models' v2-1-stable-unclip-*-inference.yaml says: adm_in_channels 1536 and 2048."""
+    plain, wide = (set(bare(on_meta(FAMILIES[one].unet_part()), "model.diffusion_model.")) for one in ("sd21-v", name))
+    shapes = {name: tuple(tensor.shape) for name, tensor in wide if name not in {name for name, _ in plain}}
+    assert shapes == {
+        "label_emb.0.0.weight": (1280, 2 * width),
+        "label_emb.0.0.bias": (1280,),
+        "label_emb.0.2.weight": (1280, 1280),
+        "label_emb.0.2.bias": (1280,),
+    }
+
+
+@pytest.mark.parametrize("name", ["sd15-variations", "sd21-unclip-h"])
+def test_vision_towers_are_transformers_ones(name: str) -> None:
+    vision = FAMILIES[name].vision
+    assert vision is not None
+    config = CLIPVisionConfig(**write_vision(vision.config, vision.projection_dim))
+    with torch.device("meta"):
+        theirs = CLIPVisionModelWithProjection(config)
+    ours = vision.part().blueprint().state_dict()
+    assert {key: x.shape for key, x in ours.items()} == {key: x.shape for key, x in theirs.state_dict().items()}
 
 
 def test_running_averages_of_the_official_files() -> None:
@@ -141,6 +174,7 @@ def test_what_is_laid_out_is_read_back(name: str, tiny_networks: Callable[[str],
     networks = tiny_networks(name)
     single = networks.tensors()
     modules: list[nn.Module] = [networks.unet, networks.autoencoder, *networks.text_encoders]
+    modules += filter(None, [networks.image_encoder])
     for part, module in zip(networks.family.parts(), modules, strict=True):
         state = module.state_dict()
         for ours, place in part.places(state).items():

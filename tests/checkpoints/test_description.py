@@ -99,7 +99,7 @@ OTHERS: dict[str, tuple[str, dict[str, tuple[int, ...]], tuple[str, ...]]] = {
         ("LoKr, DoRA",),
     ),
     "an embedding of OneTrainer's": ("embedding", {"emp_params": (3, 768)}, OF_SD1),
-    "IP-Adapter with a LoRA": ("adapter", {"ip_adapter.0.to_q_lora.down.weight": (4, 320)}, ()),
+    "IP-Adapter with a LoRA": ("ip-adapter", {"ip_adapter.0.to_q_lora.down.weight": (4, 320)}, ()),
     "embedding": ("embedding", {"emb_params": (3, 1024)}, ("3 vectors of width 1024", "for Stable Diffusion 2.x")),
     "embedding of xl": (
         "embedding",
@@ -215,8 +215,6 @@ def first(channels: int, width: int = 320) -> dict[str, tuple[int, ...]]:
 
 # By the shapes of the published files: ComfyUI 0.3.64 supported_models.py and diffusers 0.42.1 single_file_utils.py.
 NOT_DRAWN: dict[str, dict[str, tuple[int, ...]]] = {
-    "Stable Diffusion 2.1 unCLIP": WIDE | {KEY: (320, 1024), ADDED: (1280, 2048)},
-    "Stable Diffusion 2 depth": first(5) | {KEY: (320, 1024)},
     "Stable Diffusion x4 upscaler": first(7, 256) | {KEY: (256, 1024)},
     "Stable Zero123": first(8) | {KEY: (320, 768), "cc_projection.weight": (768, 772)},
     "Stable Video Diffusion": first(8)
@@ -224,7 +222,7 @@ NOT_DRAWN: dict[str, dict[str, tuple[int, ...]]] = {
     "a transformer (Stable Diffusion 3, Flux or the like)": {"model.diffusion_model.joint_blocks.0.x_block.w": (4, 4)},
     "a ControlNet-LLLite": {"lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight": (64, 640)},
     "an IP-Adapter": {"image_proj.norm.weight": (768,), "ip_adapter.1.to_k_ip.weight": (320, 768)},
-    "an upscaler (ESRGAN)": {"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": (32, 64, 3, 3)},
+    "an upscaler": {"model.0.weight": (64, 3, 3, 3), "model.1.sub.0.RDB1.conv1.0.weight": (32, 64, 3, 3)},
     "a TAESD (tiny autoencoder) of 32 latent channels": {"1.weight": (64, 32, 3, 3), "3.conv.0.weight": (64, 64, 3, 3)},
     "a TAESD (tiny autoencoder) of 16 latent channels": {"decoder.layers.0.weight": (64, 16, 3, 3)},
     "an autoencoder (VAE) of 32 latent channels": {"decoder.conv_in.weight": (512, 32, 3, 3)},

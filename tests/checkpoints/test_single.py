@@ -12,8 +12,8 @@ from safetensors.torch import load_file as read_tensors
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from reverie.checkpoints.compvis import ema_name, to_single_file
-from reverie.checkpoints.families import FAMILIES, Family, unet_layout
+from reverie.checkpoints.compvis import ema_name, to_single_file, unet_layout
+from reverie.checkpoints.families import FAMILIES, Family
 from reverie.checkpoints.identify import UNetShape, identify
 from reverie.checkpoints.load import Components, load_folder
 from reverie.checkpoints.save import save_autoencoder
@@ -54,9 +54,16 @@ def assert_same(a: nn.Module, b: nn.Module) -> None:
 def assert_same_networks(a: Networks, b: Networks | Components) -> None:
     assert_same(a.unet, b.unet)
     assert_same(a.autoencoder, b.autoencoder)
-    for ours, theirs in zip(a.text_encoders, b.text_encoders, strict=True):
+    for ours, theirs in zip(_encoders(a), _encoders(b), strict=True):
         assert type(ours) is type(theirs)
         assert_same(ours, theirs)
+    if a.embedding_noise is not None:
+        assert b.embedding_noise is not None
+        assert all(getattr(a.embedding_noise, name).equal(getattr(b.embedding_noise, name)) for name in ("mean", "std"))
+
+
+def _encoders(model: Networks | Components) -> list[nn.Module]:
+    return [*model.text_encoders, *filter(None, [model.image_encoder])]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -79,13 +86,13 @@ def test_identified_among_all(name: str, tiny_family: Callable[[str], Family], s
     assert contents.family is not None
     # SD 2 base and 768-v look alike; which it is shows when the U-Net is there.
     assert contents.doubtful == (name in ("sd2", "sd21-v"))
-    assert contents.family.name == name.replace("sd21-v", "sd2")
+    assert contents.family.name == name.replace("sd21-v", "sd2").replace("unclip-h", "unclip-l")  # as wide here
     assert (contents.kind, contents.missing) == ("model", ())
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_full_size_is_told_by_its_shape(name: str) -> None:
-    """And by its shape alone: families of one shape differ in their schedule."""
+    """And by its shape alone: families of one shape differ in their schedule, or in what they see pictures by."""
     family = FAMILIES[name]
     state = family.unet_part().blueprint().state_dict()
     laid = {key: tuple(tensor.shape) for key, tensor in to_single_file(state, family.unet_part().places(state)).items()}
@@ -93,7 +100,7 @@ def test_full_size_is_told_by_its_shape(name: str) -> None:
     assert layout is not None
     assert UNetShape.read(Names(laid), layout) == UNetShape.of(family.unet)
     alike = [other for other in FAMILIES.values() if UNetShape.of(other.unet) == UNetShape.of(family.unet)]
-    processes = [(other.schedule.prediction, other.schedule.zero_terminal_snr) for other in alike]
+    processes = [(other.schedule.prediction, other.schedule.zero_terminal_snr, other.vision) for other in alike]
     assert len(set(processes)) == len(processes)
 
 
@@ -116,6 +123,23 @@ def test_what_a_training_left_is_ignored(single_file: Writer) -> None:
     averaged_ones = load_networks(file, config=networks.family, ema=True)
     ours = networks.unet.state_dict()
     assert all(tensor.equal(ours[name] + 1) for name, tensor in averaged_ones.unet.state_dict().items())
+
+
+def test_statistics_of_embeddings_lie_beside_the_file(single_file: Writer, tmp_path: Path) -> None:
+    """Of unCLIP with CLIP-L, as Karlo publishes them; with CLIP-H there are none."""
+    file, networks = single_file("sd21-unclip-l")
+    mean, std = networks.tensors()["noise_augmentor.data_mean"], networks.tensors()["noise_augmentor.data_std"]
+    plain = {name: x for name, x in read_tensors(file).items() if not name.startswith("noise_augmentor.")}
+    save_file(plain, file)
+    with pytest.raises(ReverieError, match=r"put ViT-L-14_stats\.th of Karlo beside it"):
+        load_file(file, config=networks.family)
+    torch.save((mean[0], std[0]), tmp_path / "ViT-L-14_stats.th")
+    assert_same_networks(networks, load_file(file, config=networks.family))
+    file, networks = single_file("sd21-unclip-h")
+    save_file({name: x for name, x in read_tensors(file).items() if not name.startswith("noise_augmentor.")}, file)
+    noise = load_file(file, config=networks.family).embedding_noise
+    assert noise is not None
+    assert (noise.mean.abs().max(), noise.std.min(), noise.std.max()) == (0, 1, 1)
 
 
 def test_towers_without_their_prefix(single_file: Writer) -> None:

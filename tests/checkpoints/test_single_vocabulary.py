@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tokenizers import pre_tokenizers
 
-from reverie.checkpoints import hub, single
-from reverie.checkpoints.single import MERGES, OPENAI, VARIABLE, find_tokenizer, read_tokenizer
+from reverie.checkpoints import hub
+from reverie.checkpoints.hub import MERGES, OPENAI, VARIABLE, find_tokenizer, read_tokenizer
 from reverie.errors import ReverieError
 from reverie.tokenizer import Tokenizer
 
@@ -18,7 +18,7 @@ from reverie.tokenizer import Tokenizer
 def nothing_at_hand(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv(VARIABLE, raising=False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(single, "_installed_files", lambda: iter(()))
+    monkeypatch.setattr(hub, "_installed_files", lambda: iter(()))
 
     def fetch(*_: object) -> Path:
         raise ReverieError("no network")

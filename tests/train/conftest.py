@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from reverie.corpora.concepts import CLDR
 from reverie.corpora.scenes import FONT
+from reverie.data.loader import WHOLE, BatchPart
 from reverie.train import run
 from reverie.train.loop import RunSettings, step_generator
 
@@ -42,9 +43,9 @@ class Toy:
         line = [*self.networks["line"].parameters(), *self.networks["norm"].parameters()]
         return {"convolution": list(self.averaged.parameters()), "line": line}
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         self.before_step(step)
-        x, y = torch.randn(2, 4, 2, 3, 3, generator=step_generator(self.seed, step))
+        x, y = map(part.rows, torch.randn(2, 4, 2, 3, 3, generator=step_generator(self.seed, step)))
         # The weight's gradient comes contiguous, the weight is not: an optimiser must not read both in memory order.
         features = F.conv2d(x, self.averaged.weight.contiguous(), self.averaged.bias)
         loss = (features.mean((1, 2, 3)) - y.mean((1, 2, 3))).square().mean() + self.line(features).mean()
@@ -200,6 +201,7 @@ dropout = 0.2
 KILLED = """
 import os, signal, sys
 from pathlib import Path
+from reverie.data.loader import WHOLE, BatchPart
 from reverie.train import run
 
 assert not any(name.startswith("tensorboard") for name in sys.modules), "it costs a second: only a run may import it"

@@ -72,7 +72,7 @@ def test_named_things_are_distinct_within_a_batch_and_bare(corpus: None) -> None
 
 def test_every_other_batch_names_things(workshop: Any) -> None:
     objective = build(read(workshop.recipe("clip")), 3, Path())
-    meant = {name for thing in objective.pairs.things for name in thing.en + thing.zh}
+    meant = {name for thing in objective.batches.items.make.things for name in thing.en + thing.zh}
     for step in range(4):
         _, captions = objective.batches(step)
         bare = all(caption in meant for caption in captions)
@@ -184,7 +184,7 @@ def test_a_collection_of_ones_own_is_learned(workshop: Any, tmp_path: Path) -> N
     objective = build(read(recipe), 3, Path())
     pixels, captions = objective.batches(0)
     assert pixels.shape == (4, 3, 64, 64)
-    seen = [objective.pairs(index)[1] for index in range(14)]
+    seen = [objective.batches.items.make(index)[1] for index in range(14)]
     found = open_captioned(tmp_path / "shards")
     assert sorted(seen[:7]) == sorted(seen[7:]) == sorted(found.caption(index) for index in range(len(found)))
     assert list(captions) == seen[:4]

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from reverie.checkpoints.load import Components, Recommended
+from reverie.data.loader import WHOLE, BatchPart
 from reverie.diffusion.denoiser import ScheduleConfig, denoiser
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.onestep import euler
@@ -74,7 +75,7 @@ class Samples:
 
     size: int = 256
 
-    def __call__(self, step: int) -> tuple[Tensor, list[str], Tensor]:
+    def __call__(self, step: int, part: BatchPart = WHOLE) -> tuple[Tensor, list[str], Tensor]:
         generator = torch.Generator().manual_seed(step)
         means = torch.tensor(MEANS)[torch.randint(2, (self.size,), generator=generator)]
         x0 = means + DEVIATION * torch.randn(self.size, generator=generator)

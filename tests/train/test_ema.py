@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from reverie.train.loop import EMA
+from reverie.train.ema import EMA, exponential, power_function
 
 LARGEST = 0.9
 
@@ -24,7 +24,7 @@ def network(value: float) -> nn.Linear:
 def test_closed_form() -> None:
     """The average is sum_k (1 - d_k) w_k d_(k+1) ... d_n with d_0 = 0 and d_k = min(0.9, (1 + k) / (10 + k))."""
     linear = network(3.0)
-    average = EMA(linear, LARGEST)
+    average = EMA(linear, exponential(LARGEST))
     weights = [3.0]
     for n in range(1, 121):
         weights.append(math.sin(n))
@@ -41,7 +41,7 @@ def test_closed_form() -> None:
 
 def test_the_network_is_not_moved_by_its_average() -> None:
     linear = network(1.0)
-    average = EMA(linear, LARGEST)
+    average = EMA(linear, exponential(LARGEST))
     with torch.no_grad():
         linear.weight.fill_(5)
     average.update()
@@ -51,7 +51,7 @@ def test_the_network_is_not_moved_by_its_average() -> None:
 
 def test_lent_for_a_while() -> None:
     linear = network(1.0)
-    average = EMA(linear, LARGEST)
+    average = EMA(linear, exponential(LARGEST))
     with torch.no_grad():
         linear.weight.fill_(5)
     with average.swap_in():
@@ -65,12 +65,25 @@ def test_lent_for_a_while() -> None:
 
 def test_state_round_trip() -> None:
     linear = network(1.0)
-    average = EMA(linear, LARGEST)
+    average = EMA(linear, exponential(LARGEST))
     for value in (2.0, 4.0):
         with torch.no_grad():
             linear.weight.fill_(value)
         average.update()
-    other = EMA(network(0.0), LARGEST)
+    other = EMA(network(0.0), exponential(LARGEST))
     other.load_state_dict(average.state_dict())
     assert other.updates == 2
     assert all(torch.equal(other.weights[name], average.weights[name]) for name in average.weights)
+
+
+def test_a_power_function_reaches_back_by_its_length() -> None:
+    """The profile of an average of T weights has the standard deviation `length` T (Karras et al. 2312.02696, 3.1)."""
+    length, total = 0.05, 1000
+    linear = network(0.0)
+    average = EMA(linear, power_function(length))
+    for n in range(1, total + 1):
+        with torch.no_grad():
+            linear.weight.copy_(torch.tensor([[n / total, (n / total) ** 2]]))
+        average.update()
+    mean, square = average.weights["weight"][0].double()
+    assert (square - mean**2).sqrt().item() == pytest.approx(length, rel=1e-2)

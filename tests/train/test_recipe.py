@@ -24,6 +24,7 @@ from reverie.train import (
     probe,
     run,
 )
+from reverie.train.inversion import InversionSettings
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
 from reverie.train.recipe import OBJECTIVES, read, section
@@ -68,6 +69,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "spectrogram": SpectrogramParams,
         "text": finetune.FinetuneTextSettings,
         "lora": LoRASettings,
+        "inversion": InversionSettings,
         "prior": finetune.PriorSettings,
         "loss": finetune.FinetuneLossSettings,
     },
@@ -132,13 +134,16 @@ def test_wrong_recipes_get_one_line(tmp_path: Path, text: str, message: str) -> 
         read(path)
 
 
-def test_objectives_that_cannot_share_a_batch_refuse_torchrun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_objectives_whose_batch_cannot_be_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     path = tmp_path / "recipe.toml"
-    path.write_text('objective = "autoencoder"\n[run]\nsteps = 1\nlr = 1e-3\n')
-    with pytest.raises(ReverieError, match="autoencoder learns in one process, not in 2; leave torchrun out"):
+    path.write_text('objective = "tiny"\n[run]\nsteps = 1\nlr = 1e-3\n')
+    with pytest.raises(ReverieError, match="tiny learns in one process, not in 2; leave torchrun out"):
         next(run(path, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+    path.write_text('objective = "clip"\n[run]\nsteps = 1\nlr = 1e-3\naccumulate = 2\n')
+    with pytest.raises(ReverieError, match=r"the objective clip needs whole batches; give chunk in \[contrast\]"):
+        next(run(path, tmp_path / "out"))
 
 
 def test_files_that_are_no_recipe(tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""LoRAs, textual inversions and ControlNets: what steers a model from outside, and leaves it as it was."""
+"""LoRAs, inversions, ControlNets, T2I- and IP-Adapters: what steers a model from outside, and leaves it as it was."""

@@ -133,9 +133,6 @@ OTHERS = {
     "brushnet_": "a BrushNet",
     "ctrl_to_base": "a ControlNet-XS",
     "down_zero_convs_out": "a ControlNet-XS",
-    "adapter.body.": "a T2I-Adapter",
-    "body.0.block1.": "a T2I-Adapter",
-    "body.0.resnets.": "a T2I-Adapter",
     "ip_adapter.": "an IP-Adapter",
     "controlnet_blocks.": "a ControlNet of Stable Diffusion 3, Flux or the like",
 }
@@ -246,7 +243,7 @@ def _recognise(source: Source, path: Path, configs: list[ControlNetConfig]) -> t
     names = set(source.names())
     other = next((title for part, title in OTHERS.items() if any(part in name for name in names)), None)
     if other is not None:
-        raise ReverieError(f"'{path}' is {other}, which reverie does not steer with; give a plain ControlNet")
+        raise ReverieError(f"'{path}' is {other}, with which no control steers; give a plain ControlNet")
     pooled = path.stem.endswith(POOLED)
     kinds = source.shape(UNION_KINDS)[0] if UNION_KINDS in names else 0
     for config in [replace(config, pooled=pooled or config.pooled, kinds=kinds) for config in configs]:

@@ -158,7 +158,7 @@ def _table(system: StableDiffusion, inversion: Inversion) -> tuple[Tensor, ...]:
     """Return the vectors for each of the model's encoders; SDXL's refiner has the second alone."""
     widths = [tower.config.hidden_size for tower in system.text_encoders]
     vectors = inversion.vectors
-    if len(vectors) > len(widths) == 1 and system.unet.config.projection_input_dim is not None:
+    if len(vectors) > len(widths) == 1 and system.unet.config.takes_sizes:
         vectors = vectors[-1:]
     given = [table.shape[1] for table in vectors]
     if given != widths:

@@ -149,7 +149,7 @@ def targets(network: UNet, text_encoders: Sequence[nn.Module]) -> Mapping[str, T
         for name, module in _layers_with_weights(tower):
             target = Target(module, f"te{number}", name)
             found[canonical(f"lora_te{number}_{name}")] = target
-            if len(text_encoders) == 1 and network.config.projection_input_dim is not None:
+            if len(text_encoders) == 1 and network.config.takes_sizes:
                 found[canonical(f"lora_te2_{name}")] = target  # the refiner has SDXL's second alone
     return found
 

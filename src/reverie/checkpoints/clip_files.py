@@ -19,12 +19,20 @@ import torch
 from reverie.checkpoints import compvis, hub
 from reverie.checkpoints.compvis import Place, Table
 from reverie.checkpoints.families import FilePart
-from reverie.checkpoints.load import CPU, TRANSFORMERS_STEM
+from reverie.checkpoints.load import CPU, TRANSFORMERS_STEM, load_image_encoder
 from reverie.checkpoints.load import load_clip as load_folder
-from reverie.checkpoints.single import find_tokenizer, read_part
-from reverie.checkpoints.weights import Source, find_weights, open_source, read_json
+from reverie.checkpoints.single import read_part
+from reverie.checkpoints.weights import Source, blueprint, find_weights, open_source, read_json
 from reverie.errors import ReverieError
-from reverie.models.clip import ACTIVATIONS, CLIP, MLP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from reverie.models.clip import (
+    ACTIVATIONS,
+    CLIP,
+    MLP,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    VisionTowerWithProjection,
+)
 from reverie.tokenizer import Tokenizer
 
 CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR = "config.json", "open_clip_config.json", "preprocessor_config.json"
@@ -43,6 +51,7 @@ PUBLISHED = {
 HEAD_WIDTH = 64
 VISION_HEADS = {1280: 16, 1408: 16, 1664: 16}
 WIDE_TEXTS = (1024, 1280)  # of H, g and bigG, which OpenAI did not train, so they have the exact GELU
+VISION_TYPE, VISION_MARK = "clip_vision_model", "vision_model.pre_layrnorm.weight"
 OPENAI_MARKS = {"input_resolution", "context_length", "vocab_size"}
 
 
@@ -107,9 +116,41 @@ def load_clip_file(
     layout = identify_clip(source, str(file))
     settings = _settings(file)
     config = config_of(source, layout, str(file), activation or _activation(source, layout, file, settings))
-    tokenizer = _with_length(find_tokenizer(file, config.text.vocab_size), config.text.max_position_embeddings)
+    tokenizer = _with_length(hub.find_tokenizer(file, config.text.vocab_size), config.text.max_position_embeddings)
     clip = read_part(layout.ours(config), source, str(file), device, dtype)
     return FoundClip(clip, tokenizer, name, file.parent if settings else None)
+
+
+def load_vision(
+    path: str | Path, *, device: torch.device = CPU, dtype: torch.dtype = torch.float32
+) -> VisionTowerWithProjection:
+    """Read the vision tower of a CLIP from a folder, a file or a name: one saved alone, or that of a whole CLIP.
+
+    Raises ReverieError.
+    """
+    place, _ = _locate(path, None)
+    if place.is_dir() and (place / CONFIG).is_file() and read_json(place / CONFIG).get("model_type") == VISION_TYPE:
+        return load_image_encoder(place, device=device, dtype=dtype)
+    if place.is_file() and (part := _vision_part(open_source(place), str(place))) is not None:
+        return read_part(part, open_source(place), str(place), device, dtype)
+    clip = load_clip(place, device=device, dtype=dtype).clip
+    tower = blueprint(lambda: VisionTowerWithProjection(clip.config.vision, clip.config.projection_dim))
+    tower.vision_model, tower.visual_projection = clip.vision_model, clip.visual_projection
+    return tower.eval()
+
+
+def _vision_part(source: Source, where: str) -> FilePart[VisionTowerWithProjection] | None:
+    """Describe a vision tower that is alone in a file, in transformers' layout; None for any other file."""
+    names = set(source.names())
+    if not {VISION_MARK, "visual_projection.weight"} <= names or "text_projection.weight" in names:
+        return None
+    layout = CLIPLayout("transformers", _transformers)
+    shape = _shapes(source, layout, layout.modules(CLIPConfig(), layout), where)
+    width, space = shape("vision_model.embeddings.class_embedding", 1)[0], shape("visual_projection.weight", 2)[0]
+    activation = "gelu" if width in VISION_HEADS else "quick_gelu"
+    config = _vision_config(shape, _count(names, layout, {}, "vision_model.encoder.layers"), activation)
+    table = {part: Place(part) for part in ("vision_model", "visual_projection")}
+    return FilePart(lambda: VisionTowerWithProjection(config, space), table, "", tuple(f"{part}." for part in table))
 
 
 def identify_clip(source: Source, where: str) -> CLIPLayout:
@@ -122,7 +163,7 @@ def identify_clip(source: Source, where: str) -> CLIPLayout:
             marks = {"visual.class_embedding", "visual.ln_pre.weight", f"{text}token_embedding.weight"}
             if {f"{prefix}{mark}" for mark in marks} <= names:
                 return CLIPLayout("open_clip", _open_clip, prefix, text)
-        if {f"{prefix}{mark}" for mark in ("vision_model.pre_layrnorm.weight", "text_projection.weight")} <= names:
+        if {f"{prefix}{mark}" for mark in (VISION_MARK, "text_projection.weight")} <= names:
             return CLIPLayout("transformers", _transformers, prefix)
     if {"vision_model.head.probe", "logit_bias"} & names or any(name.startswith("visual.trunk.") for name in names):
         raise ReverieError(
@@ -133,19 +174,9 @@ def identify_clip(source: Source, where: str) -> CLIPLayout:
 
 def config_of(source: Source, layout: CLIPLayout, where: str, activation: str) -> CLIPConfig:
     """Read all sizes from the shapes of a file's tensors, as OpenAI's `build_model` does. Raises ReverieError."""
-    names = set(source.names())
-
-    def shape(ours: str, axes: int) -> tuple[int, ...]:
-        module = max((one for one in modules if ours == one or ours.startswith(f"{one}.")), key=len)
-        theirs = f"{layout.prefix}{modules[module].name}{ours.removeprefix(module)}"
-        if theirs not in names or len(source.shape(theirs)) != axes:
-            raise ReverieError(f"{where} is no whole CLIP: '{theirs}' is missing, or has not {axes} axes")
-        return modules[module].form.shape(source.shape(theirs))
-
-    modules = layout.modules(CLIPConfig(), layout)
+    names, modules = set(source.names()), layout.modules(CLIPConfig(), layout)
+    shape = _shapes(source, layout, modules, where)
     vocab, text_width = shape("text_model.embeddings.token_embedding.weight", 2)
-    width, _, patch, _ = shape("vision_model.embeddings.patch_embedding.weight", 4)
-    grid = math.isqrt(shape("vision_model.embeddings.position_embedding.weight", 2)[0] - 1)
     return CLIPConfig(
         text=CLIPTextConfig(
             hidden_size=text_width,
@@ -158,16 +189,40 @@ def config_of(source: Source, layout: CLIPLayout, where: str, activation: str) -
             eos_token_id=vocab - 1,
             projection_dim=shape("text_projection.weight", 2)[0],
         ),
-        vision=CLIPVisionConfig(
-            hidden_size=width,
-            intermediate_size=shape("vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
-            num_hidden_layers=_count(names, layout, modules, "vision_model.encoder.layers"),
-            num_attention_heads=VISION_HEADS.get(width, max(1, width // HEAD_WIDTH)),
-            hidden_act=activation,
-            image_size=grid * patch,
-            patch_size=patch,
-        ),
+        vision=_vision_config(shape, _count(names, layout, modules, "vision_model.encoder.layers"), activation),
         projection_dim=shape("visual_projection.weight", 2)[0],
+    )
+
+
+Shapes = Callable[[str, int], tuple[int, ...]]
+"""(our name of a tensor, how many axes it has) -> its shape."""
+
+
+def _shapes(source: Source, layout: CLIPLayout, modules: Table, where: str) -> Shapes:
+    """Return what reads the shapes of a file's tensors; it raises ReverieError for what is missing."""
+    names = set(source.names())
+
+    def shape(ours: str, axes: int) -> tuple[int, ...]:
+        module = max((one for one in modules if ours == one or ours.startswith(f"{one}.")), key=len)
+        theirs = f"{layout.prefix}{modules[module].name}{ours.removeprefix(module)}"
+        if theirs not in names or len(source.shape(theirs)) != axes:
+            raise ReverieError(f"{where} is no whole CLIP: '{theirs}' is missing, or has not {axes} axes")
+        return modules[module].form.shape(source.shape(theirs))
+
+    return shape
+
+
+def _vision_config(shape: Shapes, layers: int, activation: str) -> CLIPVisionConfig:
+    width, _, patch, _ = shape("vision_model.embeddings.patch_embedding.weight", 4)
+    grid = math.isqrt(shape("vision_model.embeddings.position_embedding.weight", 2)[0] - 1)
+    return CLIPVisionConfig(
+        hidden_size=width,
+        intermediate_size=shape("vision_model.encoder.layers.0.mlp.fc1.weight", 2)[0],
+        num_hidden_layers=layers,
+        num_attention_heads=VISION_HEADS.get(width, max(1, width // HEAD_WIDTH)),
+        hidden_act=activation,
+        image_size=grid * patch,
+        patch_size=patch,
     )
 
 

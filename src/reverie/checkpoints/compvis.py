@@ -6,12 +6,14 @@ and open_clip (`transformer.py`), whose state dicts the official single files ar
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from reverie.checkpoints.weights import same
 from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, CLIPVisionConfig
 from reverie.models.unet import UNetConfig
@@ -105,7 +107,13 @@ def unet(config: UNetConfig) -> Table:
     table = {
         "conv_in": Place("input_blocks.0.0"),
         **_plain({"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}),
-        **_plain({"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}),
+        **_plain(
+            {
+                f"{added}_embedding.linear_{number}": f"label_emb.0.{2 * number - 2}"
+                for added in ("add", "class")
+                for number in (1, 2)
+            }
+        ),
         **_plain({"time_embedding.cond_proj": "time_embedding.cond_proj"}),  # of latent consistency models
         **_plain({"conv_norm_out": "out.0", "conv_out": "out.2"}),
         **unet_down(config),
@@ -262,3 +270,46 @@ def _thirds(ours: str, theirs: str) -> Table:
 
 
 SAME_NAMES: Table = {"": Place("")}
+UNET_PREFIX = "model.diffusion_model."
+
+
+class Layout(NamedTuple):
+    """Say how a file names the tensors of a U-Net: it holds `first`, and all of them begin with `prefix`."""
+
+    first: str
+    prefix: str
+    modules: Callable[[UNetConfig], Table] = unet
+    rename: Callable[[str], str] = same
+
+
+FIRST = "input_blocks.0.0.weight"
+OFFICIAL = Layout(UNET_PREFIX + FIRST, UNET_PREFIX)
+AVERAGES = Layout(ema_name(UNET_PREFIX + FIRST), UNET_PREFIX, rename=ema_name)
+UNET_LAYOUTS = (
+    OFFICIAL,
+    *(Layout(prefix + FIRST, prefix) for prefix in ("diffusion_model.", "")),
+    *(Layout(f"{prefix}conv_in.weight", prefix, lambda _: SAME_NAMES) for prefix in ("unet.", "")),
+    AVERAGES,
+)
+
+
+def unet_layout(names: Collection[str]) -> Layout | None:
+    """Find the layout of the U-Net that a file holds; running averages count where there is no other."""
+    return next((layout for layout in UNET_LAYOUTS if layout.first in names), None)
+
+
+# diffusers before 0.17 named the autoencoder's attention after CompVis; files of that time are still about.
+OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
+
+
+def autoencoder_name(name: str) -> str:
+    """Give today's name of an autoencoder's weight."""
+    for old, new in OLD_ATTENTION.items():
+        name = name.replace(old, new)
+    return name
+
+
+def text_tower_name(name: str) -> str:
+    """Give the name of a text tower's weight under `text_model.`, which some writers leave out."""
+    bare = name.startswith(("embeddings.", "encoder.", "final_layer_norm."))
+    return f"text_model.{name}" if bare else name

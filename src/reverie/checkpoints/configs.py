@@ -39,7 +39,6 @@ UNET_FIXED: Json = {
     "encoder_hid_dim_type": None,
     "num_attention_heads": None,
     "dual_cross_attention": False,
-    "class_embed_type": None,
     "num_class_embeds": None,
     "resnet_time_scale_shift": "default",
     "resnet_skip_time_act": False,
@@ -106,6 +105,10 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
     added = raw.get("addition_embed_type")
     if added not in (None, "text_time"):
         raise _unsupported_value(where, "addition_embed_type", added, "null or 'text_time'")
+    projected = raw.get("class_embed_type")
+    if projected not in (None, "projection"):
+        raise _unsupported_value(where, "class_embed_type", projected, "null or 'projection'")
+    width = _need(raw, "projection_class_embeddings_input_dim", where) if added or projected else None
     return UNetConfig(
         in_channels=raw.get("in_channels", 4),
         out_channels=raw.get("out_channels", 4),
@@ -122,7 +125,7 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
         use_linear_projection=raw.get("use_linear_projection", False),
         norm_num_groups=raw.get("norm_num_groups", 32),
         addition_time_embed_dim=raw.get("addition_time_embed_dim") if added else None,
-        projection_input_dim=raw.get("projection_class_embeddings_input_dim") if added else None,
+        projection_input_dim=width,
         time_cond_proj_dim=raw.get("time_cond_proj_dim"),
     )
 
@@ -182,7 +185,8 @@ def write_unet(config: UNetConfig) -> Json:
         "cross_attention_dim": config.cross_attention_dim,
         "use_linear_projection": config.use_linear_projection,
         "norm_num_groups": config.norm_num_groups,
-        "addition_embed_type": "text_time" if config.projection_input_dim else None,
+        "addition_embed_type": "text_time" if config.takes_sizes else None,
+        "class_embed_type": "projection" if config.projection_input_dim and not config.takes_sizes else None,
         "addition_time_embed_dim": config.addition_time_embed_dim,
         "projection_class_embeddings_input_dim": config.projection_input_dim,
         "time_cond_proj_dim": config.time_cond_proj_dim,

@@ -12,7 +12,7 @@ from reverie.checkpoints.families import Family, family_of
 from reverie.checkpoints.identify import HEADER, MARKERS
 from reverie.checkpoints.load import load_folder
 from reverie.checkpoints.save import FORMAT, Precision, save_folder, write_tensors
-from reverie.checkpoints.single import Networks, find_tokenizers, load_networks
+from reverie.checkpoints.single import STATISTICS, Networks, find_tokenizers, load_networks
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
 from reverie.files import check_distinct
@@ -21,6 +21,7 @@ from reverie.models.autoencoder import TinyAutoencoder
 # What a single file holds and no network of a folder has room for, as SD 2's last text layer: it goes into a file of
 # its own, which diffusers does not look at.
 REST = "rest_of_single_file.safetensors"
+PARTS = ("unet", "autoencoder", "text_encoders", "image_encoder", "embedding_noise")
 # What only the training needed.
 TRAINING = ("model_ema.", "first_stage_model.loss.", "optimizer_states.", "callbacks.", "loops.", "lr_schedulers.")
 
@@ -51,13 +52,14 @@ def convert(
         if isinstance(components.autoencoder, TinyAutoencoder):
             raise ReverieError(f"'{source}' decodes by a TAESD, which no single file holds; give it an AutoencoderKL")
         family = config if isinstance(config, Family) else family_of(components)
-        networks = Networks(family, components.unet, components.autoencoder, components.text_encoders)
+        parts = {name: getattr(components, name) for name in PARTS}
+        networks = Networks(family, **parts)
         held = open_source(source / REST) if (source / REST).is_file() else None
     else:
         networks = load_networks(source, config=config, prediction=prediction, ema=ema)
         components, held = None, open_source(source)
     names = set() if held is None else set(held.names())
-    names -= networks.names(names) | set(MARKERS)
+    names -= networks.names(names) | {*MARKERS, *STATISTICS}
     rest = {name: held.tensor(name) for name in names if held is not None and not name.startswith(TRAINING)}
     if target.suffix == ".safetensors":
         predicted = {"eps": "epsilon"}.get(networks.family.schedule.prediction, networks.family.schedule.prediction)

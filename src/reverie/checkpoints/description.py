@@ -27,6 +27,7 @@ CLASSES = {  # of parts of a model in diffusers' layout: their kind and the stem
     "AutoencoderKL": ("vae", "an autoencoder (VAE) alone", STEMS["vae"]),
     "AutoencoderTiny": ("taesd", "a TAESD (tiny autoencoder)", STEMS["vae"]),
     "ControlNetModel": ("controlnet", "a ControlNet", STEMS["unet"]),
+    "T2IAdapter": ("t2i-adapter", "a T2I-Adapter", STEMS["unet"]),
     "UNet2DConditionModel": ("unet", "a U-Net in diffusers' layout", STEMS["unet"]),
     "StableDiffusionSafetyChecker": ("safety", "a safety checker", STEMS["text_encoder"]),
     "CLIPTextModel": ("text-encoder", "a text encoder", STEMS["text_encoder"]),
@@ -110,7 +111,8 @@ def _describe_model(folder: Path) -> Description:
     files = [file for part, stem in STEMS.items() for file in _weights(folder / part, stem)]
     config, schedule = folder / "unet/config.json", folder / "scheduler/scheduler_config.json"
     unet, process = read_unet(read_json(config), str(config)), read_schedule(read_json(schedule), str(schedule))
-    found = alike(unet, process)
+    sees = (folder / "image_encoder").is_dir()
+    found = [family for family in alike(unet, process) if (family.vision is not None) == sees]
     title = found[0].title if found else "a model of its own kind"
     described = _measure(folder, "model", f"{title}, in diffusers' layout", [open_source(one) for one in files], files)
     return replace(

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, NamedTuple, TypeVar
+from functools import partial
+from typing import Any, Generic, TypeVar
 
 from torch import nn
 
 from reverie.checkpoints import compvis
-from reverie.checkpoints.compvis import Table, ema_name
-from reverie.checkpoints.load import OLD_ATTENTION, Components
+from reverie.checkpoints.compvis import OFFICIAL, OLD_ATTENTION, Layout, Table, unet_layout
+from reverie.checkpoints.load import Components
 from reverie.checkpoints.weights import Source, blueprint, same
 from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
-from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
+from reverie.models.clip import (
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    TextTower,
+    TextTowerWithProjection,
+    VisionTowerWithProjection,
+)
 from reverie.models.unet import UNETS, UNet, UNetConfig
 from reverie.tokenizer import EOS
 
-UNET_PREFIX = "model.diffusion_model."
 AUTOENCODER_PREFIXES = ("first_stage_model.", "vae.", "")
 POSITIONS = "text_model.embeddings.position_embedding.weight"
 QUERY = "text_model.encoder.layers.0.self_attn.q_proj.weight"
@@ -47,31 +53,6 @@ class FilePart(Generic[M]):
         """Give each of the network's tensors its place."""
         table = compvis.places(names, self.modules, self.prefix)
         return table if self.rename is same else {n: replace(p, name=self.rename(p.name)) for n, p in table.items()}
-
-
-class Layout(NamedTuple):
-    """Say how a file names the tensors of a U-Net: it holds `first`, and all of them begin with `prefix`."""
-
-    first: str
-    prefix: str
-    modules: Callable[[UNetConfig], Table] = compvis.unet
-    rename: Callable[[str], str] = same
-
-
-FIRST = "input_blocks.0.0.weight"
-OFFICIAL = Layout(UNET_PREFIX + FIRST, UNET_PREFIX)
-AVERAGES = Layout(ema_name(UNET_PREFIX + FIRST), UNET_PREFIX, rename=ema_name)
-UNET_LAYOUTS = (
-    OFFICIAL,
-    *(Layout(prefix + FIRST, prefix) for prefix in ("diffusion_model.", "")),
-    *(Layout(f"{prefix}conv_in.weight", prefix, lambda _: compvis.SAME_NAMES) for prefix in ("unet.", "")),
-    AVERAGES,
-)
-
-
-def unet_layout(names: Collection[str]) -> Layout | None:
-    """Find the layout of the U-Net that a file holds; running averages count where there is no other."""
-    return next((layout for layout in UNET_LAYOUTS if layout.first in names), None)
 
 
 def autoencoder_part(config: AutoencoderConfig, names: Collection[str] = ()) -> FilePart[Autoencoder]:
@@ -133,10 +114,33 @@ class Tower:
 
 
 @dataclass(frozen=True)
+class VisionPart:
+    """Describe the vision tower of a single file, in OpenCLIP's layout: what it is, and where.
+
+    `normalised` tells whether embeddings are noised by statistics of their own, which the file does not hold.
+    """
+
+    config: CLIPVisionConfig
+    projection_dim: int
+    prefix: str
+    normalised: bool = False
+
+    def part(self) -> FilePart[VisionTowerWithProjection]:
+        """Describe the network."""
+        make = partial(VisionTowerWithProjection, self.config, self.projection_dim)
+        return FilePart(make, compvis.open_clip_vision(self.config), f"{self.prefix}model.")
+
+    def fits(self, names: Collection[str]) -> bool:
+        """Tell whether a file with these names holds it."""
+        return f"{self.prefix}model.visual.class_embedding" in names
+
+
+@dataclass(frozen=True)
 class Family:
     """Describe models that share their networks' shapes and their schedule.
 
-    `ambiguous` families are of the same shapes, and where a file does not say of which it is, only running it tells.
+    `vision` is how those that vary pictures see. `ambiguous` families are of the same shapes, and where a file does not
+    say of which it is, only running it tells.
     """
 
     name: str
@@ -147,6 +151,7 @@ class Family:
     schedule: ScheduleConfig = ScheduleConfig()
     zero_empty: bool = False
     ambiguous: bool = False
+    vision: VisionPart | None = None
 
     def unet_part(self, layout: Layout = OFFICIAL) -> FilePart[UNet]:
         """Describe the U-Net."""
@@ -158,9 +163,16 @@ class Family:
         return autoencoder_part(self.autoencoder, held)
 
     def parts(self, held: Collection[str] = ()) -> list[FilePart[Any]]:
-        """List the networks, U-Net, autoencoder and text encoders, as a file that holds these names has them."""
+        """List the networks, U-Net, autoencoder, text and image encoders, as a file with these names has them."""
         unet = self.unet_part(unet_layout(held) or OFFICIAL)
-        return [unet, self.autoencoder_part(held), *(tower.part(held) for tower in self.towers)]
+        visions = [] if self.vision is None else [self.vision.part()]
+        return [unet, self.autoencoder_part(held), *(tower.part(held) for tower in self.towers), *visions]
+
+    def fits(self, source: Source, names: Collection[str]) -> bool:
+        """Tell whether a file holds all encoders of texts and pictures."""
+        return all(tower.fits(source, names) for tower in self.towers) and (
+            self.vision is None or self.vision.fits(names)
+        )
 
 
 def _wide(width: int, layers: int, heads: int, projection: int) -> CLIPTextConfig:
@@ -242,6 +254,14 @@ SD21_V = Family(
 )
 SDXL = Family("sdxl", "Stable Diffusion XL", UNETS["sdxl"], XL_TOWERS, AUTOENCODERS["sdxl"], zero_empty=True)
 
+VISION_H = CLIPVisionConfig(
+    hidden_size=1280, intermediate_size=5120, num_hidden_layers=32, num_attention_heads=16, hidden_act="gelu"
+)
+UNCLIP = {  # of unCLIP, by the CLIP that sees
+    "l": VisionPart(CLIPVisionConfig(), 768, "embedder.", normalised=True),
+    "h": VisionPart(VISION_H, 1024, "embedder."),
+}
+
 SMALL = {
     "bk-sdm-base": "BK-SDM base or small-sd",
     "bk-sdm-small": "BK-SDM small",
@@ -282,6 +302,13 @@ FAMILIES: dict[str, Family] = {
             unet=replace(SD2.unet, in_channels=9),
             ambiguous=False,
         ),
+        replace(
+            SD2,
+            name="sd2-depth",
+            title="Stable Diffusion 2 depth",
+            unet=replace(SD2.unet, in_channels=5),
+            ambiguous=False,
+        ),
         SDXL,
         replace(SDXL, name="sdxl-v", title="Stable Diffusion XL, v-prediction", schedule=V),
         replace(
@@ -315,6 +342,24 @@ FAMILIES: dict[str, Family] = {
             title="CosXL Edit or InstructPix2Pix of Stable Diffusion XL",
             unet=replace(SDXL.unet, in_channels=8),
         ),
+        replace(
+            SD15,
+            name="sd15-variations",
+            title="Stable Diffusion 1.x image variations",
+            towers=(),
+            vision=VisionPart(CLIPVisionConfig(), 768, "cond_stage_model."),
+        ),
+        *(
+            replace(
+                SD21_V,
+                name=f"sd21-unclip-{clip}",
+                title=f"Stable Diffusion 2.1 unCLIP ({clip.upper()})",
+                unet=replace(SD21_V.unet, projection_input_dim=2 * vision.projection_dim),
+                ambiguous=False,
+                vision=vision,
+            )
+            for clip, vision in UNCLIP.items()
+        ),
         *_small(SD15, SMALL),
         *_small(SD2, SMALL2),
         *_small(SDXL, SMALLXL),
@@ -341,7 +386,8 @@ def family_of(components: Components) -> Family:
     """Tell which family a loaded model is of, so which layout its single file has. Raises ReverieError."""
     layers = [(tower.config.hidden_size, tower.config.num_hidden_layers) for tower in components.text_encoders]
     for family in alike(components.unet.config, components.schedule_config):
-        if layers == [(tower.config.hidden_size, tower.config.num_hidden_layers) for tower in family.towers]:
+        towers = [(tower.config.hidden_size, tower.config.num_hidden_layers) for tower in family.towers]
+        if layers == towers and (family.vision is None) == (components.image_encoder is None):
             return family
     known = ", ".join(FAMILIES)
     raise ReverieError(f"'{components.name}' has networks of its own, which no single file holds; those are of {known}")

@@ -1,21 +1,25 @@
 """Models from the Hugging Face hub: from its cache where they are whole there, else fetched into it.
 
 The cache is that of huggingface_hub, which other programs share; HF_HOME, HF_HUB_OFFLINE, HF_TOKEN and HF_ENDPOINT are
-honoured as it does. It is imported when it is needed, as most models are on the disk.
+honoured as it does. It is imported when it is needed, as most models are on the disk. A single file holds no tokenizer:
+it is found on the user's disk, else on the hub.
 """
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from reverie.checkpoints.load import STEMS, TRANSFORMERS_STEM
 from reverie.checkpoints.weights import read_json
 from reverie.errors import ReverieError
+from reverie.tokenizer import Tokenizer
 
 INDEX = "model_index.json"
 # Of a tokenizer, either all of the first or all of the second; and what else there is.
@@ -26,6 +30,13 @@ HALF = "fp16"  # taken where there is nothing else, as reverie converts
 NAME = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[\w.-]+(?:/[\w.-]+)*))?", re.ASCII)
 REVISION = re.compile(r"\w[\w.-]*(?:/\w[\w.-]*)*", re.ASCII)
 MAIN = "main"
+VARIABLE = "REVERIE_TOKENIZER"
+OPENAI = "openai/clip-vit-large-patch14"
+MERGES = "bpe_simple_vocab_16e6.txt.gz"  # OpenAI's own form, which the packages clip and open_clip carry
+HELP = (
+    f"a single file holds no vocabulary; put vocab.json and merges.txt of {OPENAI} beside it, "
+    f"or give their folder in {VARIABLE}"
+)
 PATIENCE = 5.0  # seconds to wait for the hub's first answer
 
 
@@ -247,7 +258,7 @@ def folder_files(names: Collection[str], index: Mapping[str, Any], variant: str 
             files += [_one(names, f"{part}/config.json"), *_weights(names, part, STEMS[part], variant)]
         elif part in ("tokenizer", "tokenizer_2"):
             files += _tokenizer(names, part)
-        elif part == "scheduler":
+        elif part.endswith("scheduler"):
             files.append(_one(names, f"{part}/scheduler_config.json"))
     if variant and not any(re.search(rf"\.{re.escape(variant)}[.-]", name) for name in files):
         raise LookupError(f"has no variant '{variant}'; {_variants(names)}")
@@ -313,3 +324,63 @@ def _variants(names: Collection[str]) -> str:
     found = {match[1] for name in names if (match := re.search(r"/[a-z_]+model\.([a-z]\w*)(?:-[^/]*)?\.(?:s|b)", name))}
     found -= {"safetensors", "bin"}
     return f"choose from {', '.join(sorted(found))}, or leave it out" if found else "leave it out"
+
+
+def find_tokenizer(near: Path, size: int) -> Tokenizer:
+    """Find CLIP's tokenizer of `size` tokens for a checkpoint.
+
+    Looked for in the folder (or merges file) that REVERIE_TOKENIZER names, beside the checkpoint, in the hub's cache,
+    in the packages clip and open_clip, and at last fetched from the hub. Raises ReverieError.
+    """
+    if given := os.environ.get(VARIABLE):
+        return _check(Path(given), size)
+    for place in (near.parent, near.parent / "tokenizer", near.parent / MERGES):
+        if _is_vocabulary(place):
+            return _check(place, size)
+    for place in (*_cached_files(), *_installed_files()):
+        with suppress(ReverieError):  # the cache holds those of other models too, which need not be like CLIP's
+            tokenizer = read_tokenizer(place)
+            if len(tokenizer) == size:
+                return tokenizer
+    try:
+        return _check(fetch(OPENAI, VOCABULARIES[0]), size)
+    except ReverieError as error:
+        raise ReverieError(f"no tokenizer for '{near}': {HELP} ({error})") from error
+
+
+def read_tokenizer(place: Path) -> Tokenizer:
+    """Read the folder of a tokenizer, or OpenAI's file of merges."""
+    return Tokenizer.load(place) if place.is_dir() else Tokenizer.from_merges(place)
+
+
+def _check(place: Path, size: int) -> Tokenizer:
+    tokenizer = read_tokenizer(place)
+    if len(tokenizer) != size:
+        raise ReverieError(f"the tokenizer in '{place}' has {len(tokenizer)} tokens; this model was made with {size}")
+    return tokenizer
+
+
+def _is_vocabulary(place: Path) -> bool:
+    return place.is_file() or all((place / name).is_file() for name in VOCABULARIES[0])
+
+
+def _cached_files() -> Iterator[Path]:
+    """Find the tokenizers of models in the hub's cache: CLIP's own first."""
+    models = sorted(_hub_cache().glob("models--*"), key=lambda path: (OPENAI.replace("/", "--") not in path.name, path))
+    for model in models:
+        for name in (".", "tokenizer", "tokenizer_2"):
+            yield from (place for snapshot in model.glob("snapshots/*") if _is_vocabulary(place := snapshot / name))
+
+
+def _hub_cache() -> Path:
+    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
+    return Path(os.environ.get("HF_HUB_CACHE", Path(home, "hub")))
+
+
+def _installed_files() -> Iterator[Path]:
+    """Find OpenAI's file in packages that have it, without importing them."""
+    for package in ("open_clip", "clip"):
+        spec = find_spec(package)
+        for folder in (spec and spec.submodule_search_locations) or ():
+            if (file := Path(folder, MERGES)).is_file():
+                yield file

@@ -13,19 +13,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from reverie.checkpoints.adapter_keys import algorithms
+from reverie.checkpoints.compvis import OFFICIAL, Layout, unet_layout
 from reverie.checkpoints.families import (
     FAMILIES,
-    OFFICIAL,
     Family,
-    Layout,
     autoencoder_prefix,
     same_process,
-    unet_layout,
 )
 from reverie.checkpoints.weights import Source
 from reverie.diffusion.denoiser import PARAMETERISATIONS, ScheduleConfig, parameterise
 from reverie.errors import ReverieError, choose
 from reverie.models.unet import UNetConfig
+from reverie.models.upscalers import recognise, today_names
 from reverie.requests.samplers import few_steps
 
 SELF_KEYS = "attn1to_kweight"  # as wide as the image, where it attends to itself
@@ -86,7 +85,7 @@ class UNetShape(NamedTuple):
         )
 
 
-AUTOENCODER, TEXT_ENCODER = "autoencoder (VAE)", "text encoder"
+AUTOENCODER, TEXT_ENCODER, IMAGE_ENCODER = "autoencoder (VAE)", "text encoder", "image encoder"
 EMBEDDED_WIDTHS = (768, 1024, 1280)  # of the text towers of SD 1, SD 2 and XL's second
 LATENT_CHANNELS = 4
 # What single files say of their parameterisation by tensors of their own: NoobAI and OneTrainer, CosXL, Playground 2.5.
@@ -153,6 +152,10 @@ def _is_embedding(names: set[str], source: Source) -> bool:
     return 0 < len(names) <= 4 and all(0 < len(shape) <= 2 and shape[-1] in EMBEDDED_WIDTHS for shape in shapes)
 
 
+def _is_upscaler(names: set[str], source: Source) -> bool:
+    return recognise({ours: source.shape(theirs) for ours, theirs in today_names(names).items()}) is not None
+
+
 def _is_aesthetic(names: set[str], source: Source) -> bool:
     """Tell linear layers that end in one number: LAION's predictors on CLIP's embeddings."""
     rows = {source.shape(name)[0] for name in names if name.endswith("weight") and len(source.shape(name)) == 2}
@@ -187,16 +190,27 @@ KINDS = tuple(
         ("lllite", "a ControlNet-LLLite", "reverie reads whole ControlNets", _starts("lllite_")),
         ("control-lora", "a Control-LoRA", "reverie reads whole ControlNets", _has("lora_controlnet")),
         ("motion", "a motion module (AnimateDiff)", UNREAD, _holds("motion_modules.")),
-        ("adapter", "an IP-Adapter", UNREAD, _starts("ip_adapter.", "image_proj.")),
+        (
+            "ip-adapter",
+            "an IP-Adapter",
+            "give it beside a model, among its ip_adapters",
+            _starts("ip_adapter.", "image_proj."),
+        ),
         ("lora", "a LoRA", "give it beside a model, among its loras", _holds(*LORA)),
         ("lora", "a LoRA", "give it beside a model, among its loras", lambda names, _: bool(algorithms(names))),
         ("lora", "a LoRA", "give it beside a model, among its loras", _starts("lora_unet_", "lora_te", "lycoris_")),
         ("controlnet", "a ControlNet", "give it beside a model, among its controls", _holds(*CONTROLNET)),
-        ("adapter", "a T2I-Adapter", UNREAD, _starts("adapter.body.", "body.0.block1.", "body.0.resnets.")),
+        (
+            "t2i-adapter",
+            "a T2I-Adapter",
+            "give it beside a model, among its controls",
+            _starts("adapter.body.", "body.0.block1.", "body.0.resnets.", "body.0.body."),
+        ),
         ("taesd", "a TAESD (tiny autoencoder)", "give it beside a model, as its vae or for previews", _starts(*TINY)),
         ("transformer", "a transformer (Stable Diffusion 3, Flux or the like)", NOT_DRAWN, _holds(*DIT)),
         ("cascade", "a Stable Cascade", NOT_DRAWN, _holds("clip_txt_mapper.", "channelwise.0.weight")),
-        ("upscaler", "an upscaler (ESRGAN)", UNREAD, _holds("conv_first.", "model.1.sub.", ".rdb1.")),
+        ("upscaler", "an upscaler (ESRGAN or Real-ESRGAN)", "give it to upscale, or as hires_upscaler", _is_upscaler),
+        ("upscaler", "an upscaler", UNREAD, _holds("conv_first.", "model.1.sub.", ".rdb1.")),
         ("safety", "a safety checker", "give its folder, with config.json", _has("concept_embeds")),
         ("clip", "a CLIP", "it compares pictures with words: similarity, classify, index", _is_clip),
         ("text-encoder", "a text encoder (T5)", NOT_DRAWN, _holds("block.0.layer.0.SelfAttention.q.", "enc.blk.0.")),
@@ -224,9 +238,6 @@ OTHER_UNETS: tuple[tuple[str, Callable[[UNetShape], bool], tuple[str, ...]], ...
     ("Stable Diffusion with motion modules (AnimateDiff)", lambda unet: True, ("motion_modules.",)),
     ("Stable Diffusion with GLIGEN", lambda unet: True, ("position_net.",)),
     ("Stable Zero123", lambda unet: unet.in_channels == 8, ("cc_projection.",)),
-    ("Stable Diffusion 1.x image variations", lambda unet: unet.context == 768, ("cond_stage_model.model.visual.",)),
-    ("Stable Diffusion 2.1 unCLIP", lambda unet: unet.context == 1024 and unet.added in (1536, 2048), ()),
-    ("Stable Diffusion 2 depth", lambda unet: (unet.in_channels, unet.context) == (5, 1024), ()),
     ("Stable Diffusion x4 upscaler", lambda unet: (unet.in_channels, unet.context) == (7, 1024), ()),
     ("Kolors", lambda unet: (unet.context, unet.added) == (2048, 5632), ()),
     ("CompVis' latent diffusion of 2021", lambda unet: (unet.width, unet.context) == (320, 1280), ()),
@@ -268,7 +279,7 @@ def identify(
             f"a U-Net of width {shape.width} with {shape.in_channels} input channels, {blocks}, that is not known here"
         )
         return Contents("unknown", title, f"it reads single files of {', '.join(FAMILIES)}")
-    whole = [family for family in found if all(tower.fits(source, names) for tower in family.towers)]
+    whole = [family for family in found if family.fits(source, names)]
     return _model(source, Path(path), names, whole or found, prediction)
 
 
@@ -287,7 +298,8 @@ def _model(source: Source, path: Path, names: set[str], found: list[Family], pre
     doubtful = len(found) > 1 and found[0].ambiguous and stated is None and prediction is None
     missing = [AUTOENCODER] * (autoencoder_prefix(names) is None)
     missing += [TEXT_ENCODER] * any(tower.positions(names) is None for tower in family.towers)
-    if len(missing) == 2:
+    missing += [IMAGE_ENCODER] * (family.vision is not None and not family.vision.fits(names))
+    if len(missing) == 1 + bool(family.towers) + (family.vision is not None):
         return Contents("unet", f"the U-Net of {family.title} alone", "", family, doubtful, tuple(missing))
     return Contents("model", family.title, "", family, doubtful, tuple(missing))
 

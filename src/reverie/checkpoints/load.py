@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
-from itertools import pairwise
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from reverie.checkpoints import configs
+from reverie.checkpoints.compvis import autoencoder_name, text_tower_name
 from reverie.checkpoints.weights import (
     Rename,
     Source,
@@ -25,11 +26,13 @@ from reverie.checkpoints.weights import (
     same,
 )
 from reverie.diffusion.denoiser import ScheduleConfig
+from reverie.diffusion.noise import EmbeddingNoise
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection, VisionTowerWithProjection
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
+from reverie.models.upscalers import Upscaler, recognise, today_names
 from reverie.requests.references import locate_part
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.tokenizer import Tokenizer
@@ -47,8 +50,12 @@ PIPELINES = (
     "StableDiffusionInstructPix2PixPipeline",
     "StableDiffusionXLInstructPix2PixPipeline",
     "LatentConsistencyModelPipeline",
+    "StableDiffusionImageVariationPipeline",
+    "StableUnCLIPImg2ImgPipeline",
+    "StableDiffusionDepth2ImgPipeline",
 )
 CPU = torch.device("cpu")
+RGB = 3  # channels
 RECOMMENDED = "recommended.json"  # the fields of Recommended; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
 CONCEPTS = "concepts.json"  # what the model was taught; diffusers does not know it
@@ -59,9 +66,9 @@ STEMS = {  # of the weights in the folders of a model's networks
     "vae": DIFFUSERS_STEM,
     "text_encoder": TRANSFORMERS_STEM,
     "text_encoder_2": TRANSFORMERS_STEM,
+    "image_encoder": TRANSFORMERS_STEM,
+    "image_normalizer": DIFFUSERS_STEM,
 }
-# diffusers before 0.17 named the autoencoder's attention after CompVis; files of that time are still about.
-OLD_ATTENTION = {".query.": ".to_q.", ".key.": ".to_k.", ".value.": ".to_v.", ".proj_attn.": ".to_out.0."}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +112,8 @@ class Components:
     SD 1 and 2 have one tokenizer and text encoder, XL two of each, its refiner only the second. `zero_empty` says that
     an empty negative prompt conditions on zeros (XL: `force_zeros_for_empty_prompt`). `spectrogram` says how a model
     of music hears; one of pictures has none. `recommended` is for requests that leave it open. `known` are the things
-    that it says it knows; most models say nothing.
+    that it says it knows; most models say nothing. Those that vary pictures see them by the `image_encoder`; unCLIP
+    noises what it sees (`embedding_noise`), and image variations have nothing else, neither tokenizer nor text encoder.
     """
 
     tokenizers: tuple[Tokenizer, ...]
@@ -114,6 +122,8 @@ class Components:
     autoencoder: ImageAutoencoder
     schedule_config: ScheduleConfig = ScheduleConfig()
     zero_empty: bool = False
+    image_encoder: VisionTowerWithProjection | None = None
+    embedding_noise: EmbeddingNoise | None = None
     spectrogram: SpectrogramParams | None = None
     recommended: Recommended = Recommended()
     known: tuple[Known, ...] = ()
@@ -173,14 +183,18 @@ def load_folder(
         load_text_encoder(locate_part(path, f"text_encoder{suffix}"), device=device, dtype=dtype, variant=variant)
         for suffix in suffixes
     ]
-    if not towers:
+    sees = (index.get("image_encoder") or [None])[0] is not None
+    if not towers and not sees:
         raise ReverieError(f"{path / 'model_index.json'} names no text_encoder")
+    see = partial(load_image_encoder, device=device, dtype=dtype, variant=variant)
     return Components(
         tokenizers=tuple(Tokenizer.load(locate_part(path, f"tokenizer{suffix}")) for suffix in suffixes),
         text_encoders=tuple(towers),
         unet=load_unet(locate_part(path, "unet"), device=device, dtype=dtype, variant=variant),
         autoencoder=load_autoencoder(locate_part(path, "vae"), device=device, dtype=dtype, variant=variant),
         schedule_config=_config(locate_part(path, "scheduler"), configs.read_schedule, "scheduler_config.json"),
+        image_encoder=see(locate_part(path, "image_encoder")) if sees else None,
+        embedding_noise=_embedding_noise(path, variant) if index.get("image_normalizer") else None,
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         spectrogram=_spectrogram(path / SPECTROGRAM),
         recommended=read_recommended(path / RECOMMENDED),
@@ -282,19 +296,6 @@ def load_safety(
     return _load(lambda: SafetyChecker(safety), folder, TRANSFORMERS_STEM, device, dtype, None, rename)
 
 
-def autoencoder_name(name: str) -> str:
-    """Give today's name of an autoencoder's weight."""
-    for old, new in OLD_ATTENTION.items():
-        name = name.replace(old, new)
-    return name
-
-
-def text_tower_name(name: str) -> str:
-    """Give the name of a text tower's weight under `text_model.`, which some writers leave out."""
-    bare = name.startswith(("embeddings.", "encoder.", "final_layer_norm."))
-    return f"text_model.{name}" if bare else name
-
-
 def _folder(path: str | Path) -> Path:
     path = Path(path)
     if not path.is_dir():
@@ -304,6 +305,17 @@ def _folder(path: str | Path) -> Path:
 
 def _config(folder: Path, read: Callable[[dict[str, Any], str], C], name: str = "config.json") -> C:
     return read(read_json(folder / name), str(folder / name))
+
+
+def _embedding_noise(path: Path, variant: str | None) -> EmbeddingNoise:
+    """Read diffusers' StableUnCLIPImageNormalizer and the schedule beside it."""
+    folder, names = locate_part(path, "image_normalizer"), ("mean", "std")
+    source = open_source(find_weights(folder, DIFFUSERS_STEM, torch.float32, variant)[0])
+    if not set(names) <= set(source.names()):
+        raise ReverieError(f"'{folder}' does not hold the mean and std of CLIP's embeddings; fetch it again")
+    mean, std = (source.tensor(name).flatten().float() for name in names)
+    scheduler = locate_part(path, "image_noising_scheduler")
+    return EmbeddingNoise(mean, std, _config(scheduler, configs.read_schedule, "scheduler_config.json").schedule())
 
 
 def _spectrogram(file: Path) -> SpectrogramParams | None:
@@ -366,7 +378,7 @@ def load_tiny(
     halves = [half for half in HALVES if f"{half}.layers.0.weight" in shapes]
     if not halves:
         raise ReverieError(f"{path} is no TAESD; give taesd_decoder.pth, or diffusers' AutoencoderTiny")
-    config = TinyConfig(**{key: value for half in halves for key, value in _read_half(half, shapes).items()})
+    config = TinyConfig.of(shapes, halves)
     tiny = blueprint(lambda: TinyAutoencoder(config, encoder="encoder" in halves, decoder="decoder" in halves))
     load_weights(tiny, [file], device=device, dtype=dtype, rename=lambda name: today(name, source))
     return tiny
@@ -387,14 +399,20 @@ def today(name: str, source: Source) -> str:
     return f"decoder.layers.{int(number) - 1}.{rest}" if decoder else f"encoder.layers.{number}.{rest}"
 
 
-def _read_half(half: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    """Read the fields of TinyConfig that a half tells: its stages' blocks lie between convolutions of their own."""
-    numbers = {int(name.split(".")[2]) for name in shapes if name.startswith(f"{half}.layers.")}
-    convolutions = sorted(n for n in numbers if f"{half}.layers.{n}.weight" in shapes)
-    first, last = (shapes[f"{half}.layers.{n}.weight"] for n in (convolutions[0], convolutions[-1]))
-    return {
-        "in_channels": first[1] if half == "encoder" else last[0],
-        "latent_channels": last[0] if half == "encoder" else first[1],
-        f"{half}_width": first[0],
-        f"num_{half}_blocks": tuple(sum(a < n < b for n in numbers) for a, b in pairwise(convolutions)),
-    }
+def load_upscaler(path: str | Path, *, device: torch.device = CPU) -> Upscaler:
+    """Read a learned upscaler of any of `models.upscalers`, in float32; what it is, is told from names and shapes.
+
+    Raises ReverieError where there is none, it is damaged, or of another kind.
+    """
+    source = open_source(Path(path))
+    names = today_names(source.names())
+    shapes = {ours: source.shape(theirs) for ours, theirs in names.items()}
+    make = recognise(shapes)
+    network = None if make is None else blueprint(make)
+    if network is None or {name: tuple(one.shape) for name, one in network.state_dict().items()} != shapes:
+        raise ReverieError(f"'{path}' is no upscaler that is read; give one of ESRGAN, Real-ESRGAN or its compact kind")
+    if network.channels != RGB:
+        raise ReverieError(f"'{path}' enlarges pictures of {network.channels} channels; give one for pictures of {RGB}")
+    state = {ours: source.tensor(theirs).to(device, torch.float32) for ours, theirs in names.items()}
+    network.load_state_dict(state, assign=True)
+    return network.eval()

@@ -178,7 +178,12 @@ def _follow(opened: BinaryIO, size: int, position: int, storages: list[Storage])
 
 
 def _named_views(content: object) -> Iterator[tuple[str, View]]:
-    """Find the tensors: those of `state_dict` where there is one, else of the table and of the tables in it."""
+    """Find the tensors: those of `state_dict` where there is one, else of the table and of the tables in it.
+
+    Those of a tuple are called by their numbers.
+    """
+    if isinstance(content, tuple):
+        content = {str(number): one for number, one in enumerate(content)}
     if isinstance(content, Scripted):
         yield from _of_modules(content)
     if not isinstance(content, dict):

@@ -27,6 +27,8 @@ from reverie.checkpoints.load import (
     Components,
     Recommended,
 )
+from reverie.diffusion.denoiser import ScheduleConfig
+from reverie.diffusion.noise import EmbeddingNoise
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, reason_of
 from reverie.models.autoencoder import ImageAutoencoder
@@ -86,6 +88,12 @@ def save_folder(components: Components, path: str | Path, precision: Precision =
         for suffix, tokenizer, tower in parts:
             tokenizer.save(folder / f"tokenizer{suffix}")
             _write_text_encoder(tower, folder / f"text_encoder{suffix}", precision)
+        if components.image_encoder is not None:
+            _write_image_encoder(components.image_encoder, folder / "image_encoder", precision)
+            made = _preprocessor(components.image_encoder.config)
+            _write_json(folder / "feature_extractor/preprocessor_config.json", made)
+        if components.embedding_noise is not None:
+            _write_embedding_noise(components.embedding_noise, folder, precision)
         _write_unet(components.unet, folder / "unet", precision)
         _write_autoencoder(components.autoencoder, folder / "vae", precision)
         _write_json(folder / "scheduler/scheduler_config.json", configs.write_schedule(components.schedule_config))
@@ -150,6 +158,15 @@ def _write_image_encoder(tower: VisionTowerWithProjection, folder: Path, precisi
     _write(tower, config, folder, TRANSFORMERS_STEM, precision)
 
 
+def _write_embedding_noise(noise: EmbeddingNoise, folder: Path, precision: Precision) -> None:
+    """Write how unCLIP noises embeddings, by a schedule that all its models share."""
+    normalizer = nn.ParameterDict({"mean": noise.mean[None], "std": noise.std[None]})
+    config = {"_class_name": "StableUnCLIPImageNormalizer", "embedding_dim": len(noise.mean)}
+    _write(normalizer, config, folder / "image_normalizer", DIFFUSERS_STEM, precision)
+    schedule = configs.write_schedule(ScheduleConfig(beta_schedule="squared_cosine", steps=len(noise.schedule)))
+    _write_json(folder / "image_noising_scheduler/scheduler_config.json", schedule)
+
+
 def _suffixes(components: Components) -> list[str]:
     """Name the folders of the text encoders; one with a projection that stands alone is the refiner's second."""
     alone = len(components.text_encoders) == 1
@@ -161,7 +178,7 @@ def _is_refiner(components: Components) -> bool:
 
 
 def _is_xl(components: Components) -> bool:
-    return components.unet.config.projection_input_dim is not None
+    return components.unet.config.takes_sizes
 
 
 def _architecture(tower: TextTower) -> str:
@@ -169,11 +186,18 @@ def _architecture(tower: TextTower) -> str:
 
 
 def _pipeline(components: Components) -> str:
-    """Name diffusers' class: nine channels take a mask and a masked picture, eight a picture that is edited."""
+    """Name diffusers' class: of nine channels five are a mask and a masked picture, of eight four one that is edited.
+
+    Of five one is a depth map, which reverie is given: diffusers loads such a folder with `depth_estimator=None`.
+    """
+    if components.image_encoder is not None:
+        return "StableUnCLIPImg2ImgPipeline" if components.text_encoders else "StableDiffusionImageVariationPipeline"
     if components.unet.config.time_cond_proj_dim is not None:
         return "LatentConsistencyModelPipeline"
     family = "StableDiffusionXL" if _is_xl(components) else "StableDiffusion"
-    if (further := {9: "Inpaint", 8: "InstructPix2Pix"}.get(components.unet.config.in_channels)) is not None:
+    if (
+        further := {9: "Inpaint", 8: "InstructPix2Pix", 5: "Depth2Img"}.get(components.unet.config.in_channels)
+    ) is not None:
         return f"{family}{further}Pipeline"
     return f"{family}Img2ImgPipeline" if _is_refiner(components) else f"{family}Pipeline"
 
@@ -187,6 +211,12 @@ def _index(components: Components) -> dict[str, Any]:
         "vae": ["diffusers", configs.write_autoencoder(components.autoencoder.config)["_class_name"]],
         "feature_extractor": [None, None],
     }
+    if components.image_encoder is not None:
+        index["feature_extractor"] = ["transformers", "CLIPImageProcessor"]
+        index["image_encoder"] = ["transformers", "CLIPVisionModelWithProjection"]
+    if components.embedding_noise is not None:
+        index["image_normalizer"] = ["stable_diffusion", "StableUnCLIPImageNormalizer"]
+        index["image_noising_scheduler"] = ["diffusers", "DDIMScheduler"]
     for suffix, tower in zip(_suffixes(components), components.text_encoders, strict=True):
         index[f"tokenizer{suffix}"] = ["transformers", "CLIPTokenizer"]
         index[f"text_encoder{suffix}"] = ["transformers", _architecture(tower)]
@@ -200,6 +230,8 @@ def _index(components: Components) -> dict[str, Any]:
             "force_zeros_for_empty_prompt": components.zero_empty,
             "add_watermarker": None,
         }
+    if components.embedding_noise is not None:
+        return index
     return {**index, "safety_checker": [None, None], "requires_safety_checker": False}
 
 

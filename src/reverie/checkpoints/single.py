@@ -1,39 +1,30 @@
-"""Models from single files, through the tables of their families, and back into such a layout.
-
-A single file holds no tokenizer: it is found on the user's disk, else on the hub.
-"""
+"""Models from single files, through the tables of their families, and back into such a layout."""
 
 from __future__ import annotations
 
-import gzip
-import os
-from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 import torch
-from tokenizers import pre_tokenizers
 from torch import Tensor, nn
 
-from reverie.checkpoints import hub
-from reverie.checkpoints.compvis import Table, to_single_file
+from reverie.checkpoints.compvis import AVERAGES, OFFICIAL, Table, to_single_file, unet_layout
 from reverie.checkpoints.families import (
-    AVERAGES,
-    OFFICIAL,
     Family,
     FilePart,
     autoencoder_part,
     autoencoder_prefix,
     spelling,
-    unet_layout,
 )
+from reverie.checkpoints.hub import find_tokenizer
 from reverie.checkpoints.identify import AUTOENCODER, TEXT_ENCODER, Contents, identify
 from reverie.checkpoints.load import CPU, Components, Recommended, load_autoencoder, load_tiny
 from reverie.checkpoints.weights import Source, open_source
 from reverie.diffusion.denoiser import parameterise
+from reverie.diffusion.noise import EmbeddingNoise
+from reverie.diffusion.schedule import squared_cosine
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import (
     AUTOENCODERS,
@@ -42,96 +33,13 @@ from reverie.models.autoencoder import (
     TinyAutoencoder,
     TinyConfig,
 )
-from reverie.models.clip import TextTower
+from reverie.models.clip import TextTower, VisionTowerWithProjection
 from reverie.models.unet import UNet
 from reverie.requests.samplers import LATENT_CONSISTENCY, few_steps
-from reverie.tokenizer import BOS, END_OF_WORD, EOS, Tokenizer
+from reverie.tokenizer import Tokenizer
 
-VARIABLE = "REVERIE_TOKENIZER"
-OPENAI = "openai/clip-vit-large-patch14"
-FILES = ("vocab.json", "merges.txt")
-MERGES = "bpe_simple_vocab_16e6.txt.gz"  # OpenAI's own form, which the packages clip and open_clip carry
-MERGES_USED = 49152 - 256 - 2  # the file goes on with more
-GZIP = b"\x1f\x8b"
-HELP = (
-    f"a single file holds no vocabulary; put vocab.json and merges.txt of {OPENAI} beside it, "
-    f"or give their folder in {VARIABLE}"
-)
-
-
-def find_tokenizer(near: Path, size: int) -> Tokenizer:
-    """Find CLIP's tokenizer of `size` tokens for a checkpoint.
-
-    Looked for in the folder (or merges file) that REVERIE_TOKENIZER names, beside the checkpoint, in the hub's cache,
-    in the packages clip and open_clip, and at last fetched from the hub. Raises ReverieError.
-    """
-    if given := os.environ.get(VARIABLE):
-        return _check(Path(given), size)
-    for place in (near.parent, near.parent / "tokenizer", near.parent / MERGES):
-        if _is_vocabulary(place):
-            return _check(place, size)
-    for place in (*_cached_files(), *_installed_files()):
-        with suppress(ReverieError):  # the cache holds those of other models too, which need not be like CLIP's
-            tokenizer = read_tokenizer(place)
-            if len(tokenizer) == size:
-                return tokenizer
-    try:
-        return _check(hub.fetch(OPENAI, FILES), size)
-    except ReverieError as error:
-        raise ReverieError(f"no tokenizer for '{near}': {HELP} ({error})") from error
-
-
-def read_tokenizer(place: Path) -> Tokenizer:
-    """Read the folder of a tokenizer, or OpenAI's file of merges."""
-    return Tokenizer.load(place) if place.is_dir() else _from_merges(place)
-
-
-def _check(place: Path, size: int) -> Tokenizer:
-    tokenizer = read_tokenizer(place)
-    if len(tokenizer) != size:
-        raise ReverieError(f"the tokenizer in '{place}' has {len(tokenizer)} tokens; this model was made with {size}")
-    return tokenizer
-
-
-def _is_vocabulary(place: Path) -> bool:
-    return place.is_file() or all((place / name).is_file() for name in FILES)
-
-
-def _cached_files() -> Iterator[Path]:
-    """Find the tokenizers of models in the hub's cache: CLIP's own first."""
-    models = sorted(_hub_cache().glob("models--*"), key=lambda path: (OPENAI.replace("/", "--") not in path.name, path))
-    for model in models:
-        for name in (".", "tokenizer", "tokenizer_2"):
-            yield from (place for snapshot in model.glob("snapshots/*") if _is_vocabulary(place := snapshot / name))
-
-
-def _hub_cache() -> Path:
-    home = os.environ.get("HF_HOME", Path.home() / ".cache" / "huggingface")
-    return Path(os.environ.get("HF_HUB_CACHE", Path(home, "hub")))
-
-
-def _installed_files() -> Iterator[Path]:
-    """Find OpenAI's file in packages that have it, without importing them."""
-    for package in ("open_clip", "clip"):
-        spec = find_spec(package)
-        for folder in (spec and spec.submodule_search_locations) or ():
-            if (file := Path(folder, MERGES)).is_file():
-                yield file
-
-
-def _from_merges(file: Path) -> Tokenizer:
-    """Read OpenAI's merges: the vocabulary is the bytes, the bytes that end a word, the merges, start and end."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    try:
-        data = file.read_bytes()
-        lines = (gzip.decompress(data) if data.startswith(GZIP) else data).decode("utf-8").splitlines()
-        merges = [(left, right) for left, right in (line.split() for line in lines[1 : MERGES_USED + 1])]
-        symbols = alphabet + [symbol + END_OF_WORD for symbol in alphabet]
-        tokens = [*symbols, *(left + right for left, right in merges), BOS, EOS]
-        return Tokenizer({token: index for index, token in enumerate(tokens)}, merges)
-    except Exception as error:  # the tokenizers library raises no narrower one
-        reason = " ".join(f"{error}".split())
-        raise ReverieError(f"{file} is no file of CLIP's merges ({reason}); fetch it again") from error
+STATISTICS = ("noise_augmentor.data_mean", "noise_augmentor.data_std")  # which generative-models does not store
+STATISTICS_FILE = "ViT-L-14_stats.th"  # a pair of tensors
 
 
 M = TypeVar("M", bound=nn.Module)
@@ -145,6 +53,8 @@ class Networks:
     unet: UNet
     autoencoder: ImageAutoencoder
     text_encoders: tuple[TextTower, ...]
+    image_encoder: VisionTowerWithProjection | None = None
+    embedding_noise: EmbeddingNoise | None = None
 
     def components(self, tokenizers: tuple[Tokenizer, ...], name: str) -> Components:
         """Complete the model."""
@@ -155,6 +65,8 @@ class Networks:
             autoencoder=self.autoencoder,
             schedule_config=self.family.schedule,
             zero_empty=self.family.zero_empty,
+            image_encoder=self.image_encoder,
+            embedding_noise=self.embedding_noise,
             name=name,
         )
 
@@ -163,7 +75,12 @@ class Networks:
         laid = {
             name: tensor for state, table in self._tables() for name, tensor in to_single_file(state, table).items()
         }
-        return self._markers() | laid
+        return self._markers() | self._statistics() | laid
+
+    def _statistics(self) -> dict[str, Tensor]:
+        if self.embedding_noise is None:
+            return {}
+        return dict(zip(STATISTICS, (self.embedding_noise.mean[None], self.embedding_noise.std[None]), strict=True))
 
     def _markers(self) -> dict[str, Tensor]:
         schedule, autoencoder = self.family.schedule, self.family.autoencoder
@@ -183,7 +100,8 @@ class Networks:
         return {spelling(place.name, held) or place.name for _, table in tables for place in table.values()}
 
     def _tables(self, held: Collection[str] = ()) -> list[tuple[dict[str, Tensor], Table]]:
-        states = [module.state_dict() for module in (self.unet, self.autoencoder, *self.text_encoders)]
+        modules = (self.unet, self.autoencoder, *self.text_encoders, *filter(None, [self.image_encoder]))
+        states = [module.state_dict() for module in modules]
         return [(state, part.places(state)) for part, state in zip(self.family.parts(held), states, strict=True)]
 
 
@@ -213,6 +131,8 @@ def load_file(
 
 def find_tokenizers(path: Path, family: Family) -> tuple[Tokenizer, ...]:
     """Find CLIP's vocabulary for a single file, and pad with it as each of the family's text encoders asks."""
+    if not family.towers:
+        return ()
     found = find_tokenizer(path, family.towers[0].config.vocab_size)
     lengths = [tower.config.max_position_embeddings for tower in family.towers]
     return tuple(
@@ -252,6 +172,7 @@ def _read(
     family = contents.drawable(where, [AUTOENCODER] if vae is not None else [])
     if ema and AVERAGES.first not in names:
         raise ReverieError(f"{where} holds no running averages (model_ema); leave out `ema`")
+    noise = _embedding_noise(path, source, family) if family.unet.projection_input_dim else None
     unet_part, autoencoder, *towers = family.parts(names)
     unet = read_part(family.unet_part(AVERAGES) if ema else unet_part, source, where, device, dtype)
     if contents.doubtful:
@@ -264,7 +185,27 @@ def _read(
     else:
         upcast = family.autoencoder.force_upcast and dtype == torch.float16
         decoder = read_part(autoencoder, source, where, device, torch.float32 if upcast else dtype)
-    return Networks(family, unet, decoder, tuple(read_part(tower, source, where, device, dtype) for tower in towers))
+    encoders = [read_part(tower, source, where, device, dtype) for tower in towers]
+    vision = encoders.pop() if family.vision else None
+    return Networks(family, unet, decoder, tuple(encoders), vision, noise)
+
+
+def _embedding_noise(path: Path, source: Source, family: Family) -> EmbeddingNoise | None:
+    """Read how unCLIP noises embeddings: by statistics in the file, as we write them, or beside it; H has none."""
+    if family.vision is None:
+        return None
+    if set(source.names()).issuperset(STATISTICS):
+        mean, std = (source.tensor(name).flatten() for name in STATISTICS)
+    elif not family.vision.normalised:
+        mean, std = torch.zeros(family.vision.projection_dim), torch.ones(family.vision.projection_dim)
+    elif (beside := path.parent / STATISTICS_FILE).is_file():
+        mean, std = (open_source(beside).tensor(name).flatten() for name in "01")
+    else:
+        raise ReverieError(
+            f"{path} does not hold the mean and deviation of CLIP's embeddings; put {STATISTICS_FILE} of Karlo beside "
+            "it, or give the model's folder in diffusers' layout"
+        )
+    return EmbeddingNoise(mean.float(), std.float(), squared_cosine())
 
 
 def replace_unet(components: Components, path: str | Path, prediction: str | None = None) -> Components:

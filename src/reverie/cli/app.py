@@ -52,6 +52,7 @@ app.command("reverie.cli.inspect:cache", help="List what is kept between runs, o
 app.command("reverie.cli.train:train", help="Train a model from a recipe.")
 app.command("reverie.cli.train:finetune", help="Fine-tune a model on pictures or music, by a recipe.")
 app.command("reverie.cli.train:distill", help="Distil a model into one of one to four steps, by a recipe.")
+app.command("reverie.cli.upscale:upscale", help="Enlarge pictures by a learned upscaler.")
 app.command("reverie.cli.similarity:similarity", help="Tell how alike pictures and texts are.")
 app.command("reverie.cli.classify:classify", help="Name pictures by labels, or measure how often that is right.")
 app.command("reverie.cli.index:index", help="Embed a collection of pictures, so that it can be searched.")

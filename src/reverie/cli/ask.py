@@ -61,11 +61,13 @@ def ask_picture(
     further: FurtherFlags = FurtherFlags(),
 ) -> TextToImage:
     """Make the request for pictures. Raises ReverieError for values out of range and for what does not fit."""
-    from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, Outpaint, TextToImage
+    from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, IPAdapterInput, Outpaint, TextToImage
 
     shared = {"prompt": prompt, **fields_of(drawing, adapters), **_further(further)}
     if controls := shared.pop("control", ()):
         shared["controls"] = tuple(ControlInput.of(parse_fields(text, "control")) for text in controls)
+    if seen := shared.pop("ip_adapter", ()):
+        shared["ip_adapters"] = tuple(IPAdapterInput.of(parse_ip_adapter(text)) for text in seen)
     picture = fields_of(init)
     if init.init is None:
         for name in sorted(picture):
@@ -239,17 +241,41 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
     return axes
 
 
-def parse_fields(text: str, flag: str) -> dict[str, str]:
-    """Read name=value,name=value. Raises ReverieError where a part has no name."""
-    parts: Sequence[tuple[str, str, str]] = [part.partition("=") for part in text.split(",")]
-    if not all(name and equals for name, equals, _ in parts):
-        raise ReverieError(f"--{flag} '{text}' is not possible; write name=value,name=value")
-    return {name.strip(): value for name, _, value in parts}
+def parse_varied(texts: Sequence[str]) -> tuple[Fields, ...]:
+    """Read FILE or FILE:WEIGHT of each; a colon before what is no number belongs to the name."""
+    parts = [re.fullmatch(r"(.+?)(?::(\d*\.?\d+))?", text, re.DOTALL) for text in texts]
+    return tuple({"image": part[1], **({"weight": float(part[2])} if part[2] else {})} for part in parts if part)
+
+
+def parse_fields(text: str, flag: str, several: Sequence[str] = ()) -> Fields:
+    """Read name=value,name=value; those that may be given several times become lists.
+
+    Raises ReverieError where a part has no name, and for another that is given twice.
+    """
+    fields: Fields = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not (name and equals):
+            raise ReverieError(f"--{flag} '{text}' is not possible; write name=value,name=value")
+        if name in several:
+            fields.setdefault(name, []).append(value)
+        elif name in fields:
+            raise ReverieError(f"--{flag} '{text}' gives {name} twice; give it once")
+        else:
+            fields[name] = value
+    return fields
+
+
+def parse_ip_adapter(text: str) -> Fields:
+    """Read the fields of an IP-Adapter, whose picture may be several."""
+    fields = parse_fields(text, "ip-adapter", ("image",))
+    return {"images" if name == "image" else name: value for name, value in fields.items()}
 
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
-PARSERS: dict[str, Callable[[str], Any]] = {
+PARSERS: dict[str, Callable[[Any], Any]] = {
     "guidance_interval": parse_interval,
+    "vary": parse_varied,
     **dict.fromkeys(("timesteps", "sigmas"), parse_numbers),
     **dict.fromkeys(SIZES, parse_size),
 }

@@ -107,7 +107,9 @@ class PictureAdapterFlags(AdapterFlags):
     """What is added to the model of pictures."""
 
     control: Several = ()
-    """ControlNet and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times."""
+    """ControlNet or T2I-Adapter and its picture, model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times."""
+    ip_adapter: Several = ()
+    """IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times."""
 
 
 @Parameter(name="*", group="Go further")
@@ -115,6 +117,12 @@ class PictureAdapterFlags(AdapterFlags):
 class FurtherFlags:
     """Variations, a second pass, a refiner, seamless edges and SDXL's sizes."""
 
+    vary: Several = ()
+    """Picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image variations); may be given several times, and blends them."""
+    noise_level: Whole | None = None
+    """0 to 999, how far unCLIP is to go from the picture that it varies; 0 if not given."""
+    depth: Path | None = None
+    """Depth map to draw by, bright where it is near, for SD 2 depth; says the size."""
     subseed: Whole | None = None
     """Seed of a variation: the noise goes towards this seed's; 0 if not given."""
     subseed_strength: float | None = None
@@ -124,7 +132,7 @@ class FurtherFlags:
     hires: str | None = None
     """Enlarge and draw a second time: by a factor such as 2, or to WIDTHxHEIGHT; 2 if not given."""
     hires_upscaler: str | None = None
-    """What enlarges the latents, or the picture: latent, latent-antialiased, latent-bicubic, latent-bicubic-antialiased, latent-nearest, latent-nearest-exact, lanczos; latent if not given."""
+    """What enlarges the latents, or the picture: latent, latent-antialiased, latent-bicubic, latent-bicubic-antialiased, latent-nearest, latent-nearest-exact, lanczos, or the file of a learned upscaler (ESRGAN, Real-ESRGAN); latent if not given."""
     hires_steps: Whole | None = None
     """Steps of the second pass; those of the first if not given."""
     hires_strength: float | None = None

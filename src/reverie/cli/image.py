@@ -52,7 +52,7 @@ class ManyOptions:
 
 
 def image(
-    prompt: str,
+    prompt: str | None = None,
     /,
     *,
     drawing: PictureFlags = PictureFlags(),
@@ -71,7 +71,7 @@ def image(
     Parameters
     ----------
     prompt
-        What to draw.
+        What to draw; may be left out with --vary.
     time_budget
         How long the drawing may take, such as 30s or 2m: steps, sampler and --cache-steps are chosen for this machine.
     """
@@ -82,7 +82,9 @@ def image(
     from reverie.jobs.outputs import slug
     from reverie.jobs.pictures import PictureJob
 
-    flags = (drawing, init, adapters, further)
+    if prompt is None and not further.vary:
+        raise ReverieError('nothing to draw; give a prompt, such as "a bear", or a picture with --vary')
+    prompt, flags = prompt or "", (drawing, init, adapters, further)
     within = parse_time(time_budget)
     if within is not None and model.compile:
         raise ReverieError("--time-budget does not know how long compiling takes; leave out --compile")

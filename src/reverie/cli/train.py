@@ -25,7 +25,7 @@ def resumable(how: str) -> Iterator[None]:
 def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> None:
     """Train a model from a recipe; Ctrl-C stops it, --resume goes on from the last checkpoint to the same bits.
 
-    CLIP learns on several GPUs or machines too: torchrun --nproc-per-node 8 --no-python reverie train RECIPE
+    It learns on several GPUs or machines too: torchrun --nproc-per-node 8 --no-python reverie train RECIPE
 
     Parameters
     ----------

@@ -6,9 +6,11 @@ memory, no tiles and so no seams.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,8 @@ from reverie.models.autoencoder import (
     TinyEncoder,
 )
 from reverie.models.layers import AsymmetricDownsample, ResidualBlock
+from reverie.models.upscalers import Upscaler
+from reverie.progress import Progress
 
 STRIP = 64  # rows of a layer's output that are computed at once
 
@@ -290,6 +294,65 @@ def to_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """Turn images in [-1, 1] into pictures of eight bits, rounded."""
     levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return [Image.fromarray(row) for row in levels.permute(0, 2, 3, 1).cpu().numpy()]
+
+
+TILE, MARGIN, RAMP = 256, 16, 16  # pixels: a tile's side, what is thrown away at its cuts, over what tiles are blended
+FOLD = 4  # tiles begin where every upscaler that folds pixels would fold them in the whole picture
+
+
+@dataclass(frozen=True)
+class Enlargement(Progress):
+    """How far an enlargement is, in tiles; the last one has the `picture`."""
+
+    picture: Image.Image | None = None
+
+
+def enlarge(network: Upscaler, picture: Image.Image) -> Image.Image:
+    """Enlarge a picture, RGB or RGBA, by a learned upscaler. See `enlarge_tiles`."""
+    *_, last = enlarge_tiles(network, picture)
+    assert last.picture is not None
+    return last.picture
+
+
+@torch.no_grad()
+def enlarge_tiles(network: Upscaler, picture: Image.Image) -> Iterator[Enlargement]:
+    """Enlarge a picture, RGB or RGBA, by a learned upscaler, tile by tile; how transparent it is, by Lanczos.
+
+    A tile sees MARGIN pixels beyond what is kept of it, and tiles are blended over RAMP: where the network sees no
+    further, it is the picture that the whole would give. Memory for its layers is that of one tile.
+    """
+    image, weight = (to_tensor([picture.convert("RGB")]) + 1) / 2, next(network.parameters())
+    rows, columns = (_tiles(length, network.scale) for length in image.shape[2:])
+    whole = image.new_zeros(1, 3, *(length * network.scale for length in image.shape[2:]))
+    total = len(rows) * len(columns)
+    for number, ((top, bottom, down), (left, right, across)) in enumerate(product(rows, columns), 1):
+        tile = network(image[:, :, top:bottom, left:right].to(weight)).float().cpu()
+        place = (slice(one * network.scale, other * network.scale) for one, other in ((top, bottom), (left, right)))
+        whole[:, :, *place] += tile * down[:, None] * across
+        if number < total:
+            yield Enlargement(number, total, "tiles")
+    (larger,) = to_pictures(whole.mul_(2).sub_(1))
+    if picture.mode == "RGBA":
+        larger.putalpha(picture.getchannel("A").resize(larger.size, Image.Resampling.LANCZOS))
+    larger.info = dict(picture.info)
+    yield Enlargement(total, total, "tiles", larger)
+
+
+def _tiles(length: int, scale: int) -> list[tuple[int, int, Float[Tensor, " n"]]]:
+    """Return where tiles along a side begin and end, and the share that each has in the pixels of its result."""
+    count = 1 + max(0, math.ceil((length - TILE) / (TILE - 2 * MARGIN - RAMP - FOLD)))
+    starts = [index * (length - TILE) // max(1, count - 1) // FOLD * FOLD for index in range(count)]
+    sides = [(start, start + TILE) for start in starts[:-1]] + [(starts[-1], length)]
+    shares = []
+    for start, end in sides:
+        places = (torch.arange((end - start) * scale) + 0.5) / scale
+        before, after = math.inf if start == 0 else 0, math.inf if end == length else 0  # edges are no cuts
+        cut = torch.minimum(places + before, end - start - places + after)
+        shares.append(((cut - MARGIN) / RAMP).clamp(0, 1))
+    sums = torch.zeros(length * scale)
+    for (start, end), share in zip(sides, shares, strict=True):
+        sums[start * scale : end * scale] += share
+    return [(*side, share / sums[side[0] * scale : side[1] * scale]) for side, share in zip(sides, shares, strict=True)]
 
 
 PATCHES, CELLS = 8, 4  # the fit's picture is a mosaic: PATCHES x PATCHES colours, each of CELLS x CELLS latents

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from reverie.diffusion.schedule import Schedule
 
 NEARLY_PARALLEL = 0.9995  # |cos| above which slerp is lerp, to divide by no vanishing sine (nateraw's threshold)
 
@@ -65,6 +68,25 @@ def slerp(a: Float[Tensor, "b ..."], b: Float[Tensor, "b ..."], w: float) -> Flo
     angle = cosine.clamp(-NEARLY_PARALLEL, NEARLY_PARALLEL).acos()
     arc = (((1 - w) * angle).sin() * a + (w * angle).sin() * b) / angle.sin()
     return torch.where(cosine.abs() > NEARLY_PARALLEL, torch.lerp(a, b, w), arc)
+
+
+@dataclass(frozen=True, eq=False)
+class EmbeddingNoise:
+    """Noise CLIP's embeddings of pictures, as unCLIP does (Ramesh et al. 2204.06125, section 2.1; here by a schedule).
+
+    They are brought to the `mean` 0 and deviation (`std`) 1 for it, and back: generative-models'
+    CLIPEmbeddingNoiseAugmentation.
+    """
+
+    mean: Float[Tensor, " d"]
+    std: Float[Tensor, " d"]
+    schedule: Schedule
+
+    def __call__(self, embedding: Float[Tensor, "b d"], eps: Float[Tensor, "b d"], level: int) -> Float[Tensor, "b d"]:
+        """Return embeddings at a level, a timestep of the schedule: 0 leaves nearly all, the last one nothing."""
+        mean, std = self.mean.to(embedding), self.std.to(embedding)
+        levels = torch.full((len(embedding),), level, device=embedding.device)
+        return self.schedule.add_noise((embedding - mean) / std, eps.to(embedding), levels) * std + mean
 
 
 def cpu_source(seed: int) -> Draw:

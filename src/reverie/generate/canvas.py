@@ -1,4 +1,4 @@
-"""The starting point of a drawing: noise of its seed, and the latents and mask of a given picture."""
+"""The starting point of a drawing: noise of its seed, a given picture's latents and mask, and what CLIP sees of it."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from reverie.codecs.clip_images import Preprocessing, floor_margin
 from reverie.codecs.image import ImageCodec, to_tensor, unscale_latents
 from reverie.diffusion.noise import SOURCES, Noise, Source, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
 from reverie.media.pictures import to_rgb
 from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.references import Picture
 from reverie.system import StableDiffusion
 
 Shape = tuple[int, int, int]
@@ -73,6 +75,7 @@ def _overlap(whole: int, part: int) -> tuple[slice, slice]:
 
 REACH = 3  # times mask_blur: how far a Gaussian of that deviation is felt
 INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves
+DEPTH_CHANNELS = 5  # of one that also takes a depth map (SD 2 depth)
 EDITING_CHANNELS = 8  # of one that also takes the latents of the picture that it edits (InstructPix2Pix)
 Finish = Callable[[Image.Image], Image.Image]
 
@@ -126,6 +129,8 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
             return system.size, system.size
         case ImageToImage():
             width, height = request.init.image().size
+        case TextToImage(depth=Picture() as depth):
+            width, height = depth.image().size
         case _:
             return system.size, system.size
     return max(1, round(width / factor)) * factor, max(1, round(height / factor)) * factor
@@ -134,6 +139,8 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
 def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) -> Canvas:
     """Make the canvas of a request whose size is filled in."""
     size = (request.width or system.size, request.height or system.size)
+    if takes_depth(system) and isinstance(request, Inpaint | Outpaint):
+        raise ReverieError(f"{system.name} draws whole pictures by a depth map; leave out the mask and what is outside")
     match request:
         case Outpaint() if edits(system):
             raise ReverieError(f"{system.name} edits pictures, and continues none; give another model")
@@ -222,23 +229,40 @@ def edits(system: StableDiffusion) -> bool:
     return system.unet.config.in_channels == EDITING_CHANNELS
 
 
+def takes_depth(system: StableDiffusion) -> bool:
+    """Tell whether a model draws by a depth map."""
+    return system.unet.config.in_channels == DEPTH_CHANNELS
+
+
 def further_channels(
     system: StableDiffusion, codec: ImageCodec, request: TextToImage
 ) -> Float[Tensor, "1 e h w"] | None:
     """Return what a U-Net takes beside the latents of a request without a mask; None where it takes nothing.
 
     An inpainting one is told to draw all of a picture, of which it sees grey: so does AUTOMATIC1111. Raises
-    ReverieError where the model edits pictures and there is none.
+    ReverieError where the model edits pictures, or draws by a depth map, and there is none.
     """
     size = (request.width or system.size, request.height or system.size)
     if edits(system):
         if not isinstance(request, ImageToImage):
             raise ReverieError(f"{system.name} edits pictures, and the prompt says what to change; give one as init")
         return _to_edit(system, codec.encode([_resize(request.init.image(), size)]))
+    if takes_depth(system):
+        if request.depth is None:
+            raise ReverieError(f"{system.name} draws by a depth map; give a picture of one as `depth`", field="depth")
+        return _depth(request.depth.image(), codec.latent_shape(*size)[1:]).to(system.device)
     if system.unet.config.in_channels != INPAINTING_CHANNELS:
         return None
     hidden = codec.encode_tensor(torch.zeros(1, 3, size[1], size[0], device=system.device))
     return torch.cat([torch.ones_like(hidden[:, :1]), hidden], dim=1)
+
+
+def _depth(picture: Image.Image, size: tuple[int, int]) -> Float[Tensor, "1 1 h w"]:
+    """Bring a depth map, bright where it is near, to latents: from -1, the farthest, to 1, the nearest (diffusers)."""
+    grey = torch.from_numpy(np.asarray(to_rgb(picture).convert("L"), dtype=np.float32))[None, None]
+    depth = F.interpolate(grey, size, mode="bicubic")
+    far, near = depth.aminmax()
+    return 2 * (depth - far) / (near - far).clamp(min=1) - 1
 
 
 def _to_edit(system: StableDiffusion, latents: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 c h w"]:
@@ -265,3 +289,34 @@ def _paste_box(whole: Image.Image, mask: Image.Image, box: masks.Box, drawn: Ima
     sheet = whole.copy()
     sheet.paste(drawn.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS), box[:2])
     return Image.composite(sheet, whole, mask)
+
+
+@torch.no_grad()
+def embed_pictures(system: StableDiffusion, request: TextToImage) -> Float[Tensor, "1 d"] | None:
+    """Return what a model sees of the pictures that a request varies, blended; None for a model that sees none.
+
+    Blends lie on great circles, as DALL-E 2's do (2204.06125, section 3.2). Raises ReverieError where a model varies no
+    pictures and is to, and the other way round.
+    """
+    encoder = system.image_encoder
+    if encoder is None:
+        if request.vary:
+            raise ReverieError(
+                f"{system.name} varies no pictures; give a model of SD 2.1 unCLIP or of image variations, or the "
+                "picture as `init`",
+                field="vary",
+            )
+        return None
+    if not request.vary:
+        raise ReverieError(f"{system.name} draws variations of pictures; give one as `vary`", field="vary")
+    if request.noise_level and system.embedding_noise is None:
+        raise ReverieError(f"{system.name} does not noise what it sees; leave out `noise_level`", field="noise_level")
+    size = encoder.config.image_size
+    see = Preprocessing(size=size, edge=size, begin=floor_margin)
+    pixels = see([to_rgb(one.image.image()) for one in request.vary])
+    rows = encoder(pixels.to(system.device, system.dtype)).pooled
+    seen, share = rows[:1], request.vary[0].weight
+    for index, one in enumerate(request.vary[1:], start=1):
+        share += one.weight
+        seen = slerp(seen, rows[index : index + 1], one.weight / share)
+    return seen

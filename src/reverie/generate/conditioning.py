@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
@@ -17,6 +17,7 @@ from reverie.adapters import inversion, lora
 from reverie.adapters.inversion import Inversion, Words
 from reverie.errors import ReverieError
 from reverie.generate import prompt
+from reverie.generate.canvas import embed_pictures
 from reverie.generate.prompt import Piece
 from reverie.requests import adapter_files
 from reverie.requests.adapter_files import Adapter, extract
@@ -216,6 +217,9 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
     not fit the model.
     """
     positive, negative = _sizes(system, request)
+    seen = embed_pictures(system, request)
+    if not system.text_encoders:
+        return _without_words(system, request, seen)
     parts, guidance = prompt.parts(extract(request.prompt).text), _told_guidance(system, request)
     if guidance is not None and (request.negative or [part.weight for part in parts] != [1.0]):
         raise ReverieError("this latent consistency model is guided within; leave out the negative prompt and AND")
@@ -228,7 +232,26 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
         )
         zero = system.zero_empty if request.zero_negative is None else request.zero_negative
         away = encoder.guide(request.negative, 1.0, request.steps, after, negative, zero=zero)
-        return Prompts(guides, away)
+        return (
+            Prompts(guides, away)
+            if seen is None
+            else Prompts(
+                tuple(_with_pooled(guide, seen) for guide in guides), _with_pooled(away, torch.zeros_like(seen))
+            )
+        )
+
+
+def _without_words(system: StableDiffusion, request: TextToImage, seen: Tensor | None) -> Prompts:
+    """Steer by what a model sees, in place of tokens, and away from nothing: zeros."""
+    if request.prompt or request.negative:
+        raise ReverieError(f"{system.name} sees pictures and reads no words; leave out the prompts")
+    assert seen is not None
+    return steady(Conditioning(seen[:, None]), Conditioning(torch.zeros_like(seen[:, None])))
+
+
+def _with_pooled(guide: Guide, pooled: Tensor) -> Guide:
+    stages = tuple((until, replace(conditioning, pooled=pooled)) for until, conditioning in guide.stages)
+    return replace(guide, stages=stages)
 
 
 Encode = Callable[[StableDiffusion, TextToImage, int | None], Prompts]
@@ -267,7 +290,7 @@ def _told_guidance(system: StableDiffusion, request: TextToImage) -> Tensor | No
 
 def _sizes(system: StableDiffusion, request: TextToImage) -> tuple[Tensor | None, Tensor | None]:
     """Return what SDXL is told of the picture to make, and of the one to keep away from."""
-    if system.unet.config.projection_input_dim is None:
+    if not system.unet.config.takes_sizes:
         return None, None
     size = (request.width or system.size, request.height or system.size)
     original, crop, target = request.original_size or size, request.crop or (0, 0), request.target_size or size

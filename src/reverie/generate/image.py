@@ -18,19 +18,21 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.adapters.control import Control, bind_controls, load_controlnet
-from reverie.codecs.image import ImageCodec
+from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts
+from reverie.adapters.t2i_adapter import FeatureControl, bind_features, find_t2i_adapter
+from reverie.checkpoints.load import load_upscaler
+from reverie.codecs.image import ImageCodec, enlarge
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
 from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
-from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise
+from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise, takes_depth
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
-from reverie.generate.identity import with_sums
 from reverie.generate.modified import Modification, in_turn, modify
-from reverie.generate.notes import model_limits
-from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_levels, sample
+from reverie.generate.notes import model_limits, with_sums
+from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_embeddings, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
 from reverie.requests.base import FREE_LEVELS, steps_taken
@@ -79,15 +81,15 @@ class PictureRun:
         """Run one pass for some pictures; `latents` are those of the pass before."""
         shape = self.codec.latent_shape(one.request.width or 0, one.request.height or 0)
         noise = starting_noise(singles, shape, self.codec.factor, self.system.device)
-        denoise = self._denoiser(one, noise.initial())
+        denoise = self._denoiser(one, noise.initial(), noise_embeddings(self.system, one.bind, singles))
         init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
         sampler = pick_sampler(one.request.sampler, self.system.schedule, one.request.eta)
         return sample(denoise, one.sigmas, noise, sampler, init)
 
-    def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"]) -> Denoise:
+    def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"], bind: Bind) -> Denoise:
         """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
         request, rows = one.request, len(eps)
-        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, one.bind, one.blind)
+        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, one.blind)
         if self.refiner is not None and request.refiner is not None and one.refined is not None:
             refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
             denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
@@ -122,13 +124,23 @@ def prepare_run(
         raise ReverieError("the request hands over to a refiner; give the model that it names")
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
-    bind = bind_controls(system, [load_control(system, control) for control in request.controls])
+    controls = [load_control(system, control) for control in request.controls]
+    bind = bind_controls(system, [control for control in controls if isinstance(control, Control)])
+    bind = bind_features(system, [control for control in controls if isinstance(control, FeatureControl)], bind)
+    bind = bind_image_prompts(system, load_image_prompts(system, request.ip_adapters), bind)
     planned = _passes(system, codec, request, refiner, bind, canvas.extra, encode)
     return PictureRun(system, codec, canvas, planned, refiner)
 
 
-def load_control(system: StableDiffusion, control: ControlInput) -> Control:
-    """Load a ControlNet and prepare the picture that it sees."""
+def load_control(system: StableDiffusion, control: ControlInput) -> Control | FeatureControl:
+    """Load a ControlNet or a T2I-Adapter, and prepare the picture that it sees."""
+    picture = control.image.image()
+    if control.preprocessor != "none":
+        picture = PREPROCESSORS[control.preprocessor](picture)
+    if (adapter := find_t2i_adapter(control.model, device=system.device, dtype=system.dtype)) is not None:
+        if control.kind is not None:
+            raise ReverieError(f"a T2I-Adapter is for one kind of pictures; leave out kind {control.kind}")
+        return FeatureControl(adapter, picture, control.weight, control.start, control.end)
     offloader = offloader_of(system.unet)
     carried = (
         offloader is not None and offloader.split is by_block
@@ -139,9 +151,6 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control:
         offloader.take(network)
     if is_packed(system.unet):
         pack(network)
-    picture = control.image.image()
-    if control.preprocessor != "none":
-        picture = PREPROCESSORS[control.preprocessor](picture)
     return Control(network, picture, control.weight, control.start, control.end, control.kind)
 
 
@@ -189,7 +198,7 @@ def _passes(
     if isinstance(request, ImageToImage):
         changes["strength"] = hires.strength  # the first pass's may leave none of so few steps
     larger = request.replace(**changes)
-    enlarge = partial(UPSCALERS[hires.upscaler], codec, (width, height))
+    enlarge = partial(pick_upscaler(system, hires.upscaler), codec, (width, height))
     return first, plan(larger, hires.strength, further_channels(system, codec, larger), request.steps, enlarge)
 
 
@@ -199,8 +208,15 @@ def _larger_latents(
     return F.interpolate(latents, codec.latent_shape(*size)[1:], mode=mode, antialias=antialias)
 
 
-def _larger_pictures(codec: ImageCodec, size: tuple[int, int], latents: Tensor) -> Tensor:
-    return codec.encode([picture.resize(size, Image.Resampling.LANCZOS) for picture in codec.pictures(latents)])
+def _larger_pictures(
+    codec: ImageCodec,
+    size: tuple[int, int],
+    latents: Tensor,
+    *,
+    learned: Callable[[Image.Image], Image.Image] = lambda picture: picture,
+) -> Tensor:
+    larger = map(learned, codec.pictures(latents))
+    return codec.encode([picture.resize(size, Image.Resampling.LANCZOS) for picture in larger])
 
 
 UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
@@ -212,6 +228,19 @@ UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = 
     "latent-nearest-exact": partial(_larger_latents, mode="nearest-exact"),
     "lanczos": _larger_pictures,
 }
+
+
+def pick_upscaler(
+    system: StableDiffusion, name: str
+) -> Callable[[ImageCodec, tuple[int, int], Float[Tensor, "b c h w"]], Float[Tensor, "b c h2 w2"]]:
+    """Return what enlarges latents to a size in pixels: one of UPSCALERS, or a learned upscaler that is read here.
+
+    A learned one enlarges the decoded pictures, which Lanczos' filter then brings to the size, as A1111 does.
+    """
+    if name in UPSCALERS:
+        return UPSCALERS[name]
+    network = load_upscaler(name, device=system.device)
+    return partial(_larger_pictures, learned=partial(enlarge, pack(network) if is_packed(system.unet) else network))
 
 
 GPU_BATCH = 4
@@ -268,6 +297,12 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
     """
     if not edits(system) and getattr(request, "image_guidance", None) is not None:
         raise ReverieError(f"{system.name} edits no pictures, as InstructPix2Pix does; leave out image_guidance")
+    if request.depth is not None and not takes_depth(system):
+        raise ReverieError(
+            f"{system.name} takes no depth map; leave out `depth`, give a model of SD 2 depth, or the map as `control` "
+            "with a ControlNet of depth",
+            field="depth",
+        )
     if edits(system):
         request = request.with_recommended(EDITING)
     width, height = canvas.size_of(system, request)

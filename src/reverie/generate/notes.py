@@ -1,21 +1,28 @@
-"""What a model cannot do well of a request: words and tempos that it was never taught, sizes far from its own.
+"""What a model cannot do well of a request, words that it was never taught and sizes far from its own; others' sums.
 
 A small model draws something for every word; without a note, "a cat" from a model that knows no cat is a piano. The
-notes stop nothing.
+notes stop nothing. The models that a request names beside the one that draws are written down by their SHA-256, and
+compared with it.
 """
 
 from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from pathlib import Path
 
+from reverie.adapters.control import control_files
+from reverie.adapters.ip_adapter import image_prompt_files
 from reverie.checkpoints.load import Components, Known
+from reverie.requests.adapter_files import files_sum
 from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
-from reverie.requests.music import Music, tempos
-from reverie.requests.pictures import TextToImage
+from reverie.requests.music import Film, Music, tempos
+from reverie.requests.pictures import UPSCALER_NAMES, TextToImage
+from reverie.requests.references import recorded_name
+from reverie.system import StableDiffusion, model_files
 
 FAR = 1.5  # times the side of the pictures that a model learned from, or a part as small
 NEAREST = 3
@@ -137,3 +144,32 @@ def _unknown_zh(run: str, names: Sequence[str]) -> list[str]:
     for name in names:
         run = run.replace(name, " ")
     return run.split()
+
+
+def with_sum(system: StableDiffusion, film: Film) -> tuple[Film, tuple[str, ...]]:
+    """Return how a film is drawn to music with the sum of its model, and a note where that was another file."""
+    if film.model is None:
+        return film, ()
+    name, sum = recorded_name(film.model), files_sum(model_files(film.model, system.dtype))
+    return film.replace(sha256=sum), tuple(differences({name: sum}, {name: film.sha256 or sum}))
+
+
+def with_sums(system: StableDiffusion, request: TextToImage) -> tuple[TextToImage, tuple[str, ...]]:
+    """Return a request that knows the sums of its adapters, refiner and upscaler, and notes where one was another."""
+    files = {control.model: control_files(control.model, system.dtype) for control in request.controls}
+    for adapter in request.ip_adapters:
+        files |= image_prompt_files(adapter)
+    if request.refiner is not None:
+        files[request.refiner.model] = model_files(request.refiner.model, system.dtype)
+    if request.hires is not None and request.hires.upscaler not in UPSCALER_NAMES:
+        files[request.hires.upscaler] = [Path(request.hires.upscaler)]
+    found = {recorded_name(name): files_sum(listed) for name, listed in files.items()}
+    before = dict(request.sums)
+    return request.replace(sums={**before, **found}) if found else request, tuple(differences(found, before))
+
+
+def differences(found: Mapping[str, str], before: Mapping[str, str]) -> Iterator[str]:
+    """Say which models, by name with their sums, are not those that were written down."""
+    for name, sum in found.items():
+        if before.get(name, sum) != sum:
+            yield f"'{name}' is not the model that it was: its SHA-256 is {sum} and was {before[name]}"

@@ -25,12 +25,13 @@ from reverie.diffusion.guidance import (
     together,
     within,
 )
-from reverie.diffusion.noise import Noise
+from reverie.diffusion.noise import SOURCES, Noise
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp
 from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate.conditioning import Prompts
+from reverie.models.layers import timestep_embedding
 from reverie.requests.pictures import ImageToImage, TextToImage
 from reverie.system import Conditioning, StableDiffusion
 
@@ -80,6 +81,29 @@ def guided_denoiser(
     by_picture = request.image_guidance if isinstance(request, ImageToImage) else None
     lead = None if blind is None or by_picture in (None, 1) else Lead(blind, by_picture)
     return within(asking(request.scale, lead), asking(1.0), start, end)
+
+
+def noise_embeddings(system: StableDiffusion, bind: Bind, singles: Sequence[TextToImage]) -> Bind:
+    """Bind a network that sees noised embeddings, unCLIP's, for requests of one picture each; others as they are.
+
+    The noise is that of each seed. The level's embedding follows the picture's. Rows of zeros, which keep away from the
+    picture, stay zeros.
+    """
+    noise, level = system.embedding_noise, singles[0].noise_level
+    if noise is None:
+        return bind
+    width, source = len(noise.mean), SOURCES[singles[0].rng]
+    eps = Noise([single.seed for single in singles], (width,), system.device, source).initial()
+
+    def bind_noised(conditioning: Conditioning) -> Network:
+        assert conditioning.pooled is not None
+        clean = conditioning.pooled
+        noisy = noise(clean, eps.repeat(len(clean) // len(eps), 1), level)
+        levels = timestep_embedding(torch.full((len(clean),), level, device=clean.device), width).to(clean)
+        pooled = torch.cat([noisy, levels], dim=1) * clean.any(dim=1, keepdim=True)
+        return bind(replace(conditioning, pooled=pooled))
+
+    return bind_noised
 
 
 def level_at(schedule: Schedule, way: float) -> float:

@@ -155,17 +155,17 @@ class BatchJob:
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`."""
         self.check()
-        return self._run(_Turns(len(self.jobs), lru_cache(maxsize=1)(load), tell))
+        return self._run(_Series(len(self.jobs), lru_cache(maxsize=1)(load), tell))
 
-    def _run(self, turns: _Turns) -> Iterator[Event]:
+    def _run(self, series: _Series) -> Iterator[Event]:
         for job in sorted(self.jobs, key=lambda job: job.model or ""):  # one model after the other
-            yield from turns.draw(job)
+            yield from series.draw(job)
         files = []
         if self.sheet is not None:
             save(self.lay_out([open_picture(path) for job in self.jobs for path in job.paths]), self.sheet)
             files.append(str(self.sheet))
             yield Saved(self.sheet)
-        yield turns.finish(files=files)
+        yield series.finish(files=files)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,27 +194,27 @@ class FolderJob:
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`."""
         self.check()
-        return self._run(_Turns(len(self.files), cache(load), tell))
+        return self._run(_Series(len(self.files), cache(load), tell))
 
-    def _run(self, turns: _Turns) -> Iterator[Event]:
+    def _run(self, series: _Series) -> Iterator[Event]:
         failed: dict[str, str] = {}
         watch = Stopwatch()
         with watch.measure("load"):  # outside of what may fail for one picture alone
-            turns.load(self.model)
-        turns.timings.update(watch.summary())
+            series.load(self.model)
+        series.timings.update(watch.summary())
         for file in self.files:
             try:
-                yield from turns.draw(self.ask(file))
+                yield from series.draw(self.ask(file))
             except ReverieError as error:
                 failed[file.name] = str(error)
                 yield Note(f"left out: '{file.name}': {error}")
-        if not turns.records:
+        if not series.records:
             raise ReverieError(f"no picture could be drawn: {next(iter(failed.values()))}")
-        yield turns.finish(failed=failed)
+        yield series.finish(failed=failed)
 
 
 @dataclass
-class _Turns:
+class _Series:
     """Jobs that are done one after the other, out of `count`: what they have made by now."""
 
     count: int
@@ -278,7 +278,7 @@ def _find(job: PictureJob, load: Load) -> tuple[Event, ...]:
 
 def _settle(system: Pipeline, request: TextToImage) -> TextToImage:
     """Return a request as its picture records it: filled in, and with the sums of its models."""
-    from reverie.generate.identity import with_sums
     from reverie.generate.image import fill_in
+    from reverie.generate.notes import with_sums
 
     return with_sums(system, fill_in(system, request))[0]

@@ -119,7 +119,7 @@ class MusicJob:
 
     def _draw_film(self, system: Pipeline, clip: Recording, path: Path) -> Iterator[Event]:
         """Draw the film to a clip and write it with its sound."""
-        from reverie.generate.identity import with_sum
+        from reverie.generate.notes import with_sum
         from reverie.media import video
 
         film, changed = with_sum(system, (self.film or Film()).with_recommended(system.recommended.fields()))

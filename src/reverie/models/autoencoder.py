@@ -7,7 +7,7 @@ parameters named as in diffusers' `AutoencoderKL`; madebyollin/taesd.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -280,6 +280,24 @@ class TinyConfig:
     scaling_factor: float = 1.0
     latents_mean: None = None
     latents_std: None = None
+
+    @classmethod
+    def of(cls, shapes: Mapping[str, tuple[int, ...]], halves: Sequence[str]) -> TinyConfig:
+        """Read the config of some halves, "encoder" and "decoder", off the shapes of their weights."""
+        return cls(**{key: value for half in halves for key, value in _read_half(half, shapes).items()})
+
+
+def _read_half(half: str, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    """Read the fields of TinyConfig that a half tells: its stages' blocks lie between convolutions of their own."""
+    numbers = {int(name.split(".")[2]) for name in shapes if name.startswith(f"{half}.layers.")}
+    convolutions = sorted(n for n in numbers if f"{half}.layers.{n}.weight" in shapes)
+    first, last = (shapes[f"{half}.layers.{n}.weight"] for n in (convolutions[0], convolutions[-1]))
+    return {
+        "in_channels": first[1] if half == "encoder" else last[0],
+        "latent_channels": last[0] if half == "encoder" else first[1],
+        f"{half}_width": first[0],
+        f"num_{half}_blocks": tuple(sum(a < n < b for n in numbers) for a, b in pairwise(convolutions)),
+    }
 
 
 class TinyBlock(nn.Module):

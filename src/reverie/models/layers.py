@@ -7,6 +7,7 @@ strips of rows: three forwards of the same blocks. Change one, and the other two
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -118,6 +119,10 @@ class TimestepEmbedding(nn.Module):
         return self.linear_2(F.silu(self.linear_1(x)))
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]
+"""(queries "b l d", keys "b m d", values "b m d", heads) -> what is gathered "b l d"."""
+
+
 def attend(
     q: Float[Tensor, "b l d"], k: Float[Tensor, "b m d"], v: Float[Tensor, "b m d"], heads: int
 ) -> Float[Tensor, "b l d"]:
@@ -154,7 +159,12 @@ class ImageAttention(nn.Module):
 
 
 class Attention(nn.Module):
-    """Attend from tokens to a context of width `context_dim`, or to themselves where none is given."""
+    """Attend from tokens to a context of width `context_dim`, or to themselves where none is given.
+
+    `attend` may be another for a while (`runtime.changes.attending`): it says what queries gather.
+    """
+
+    attend: Attend = staticmethod(attend)
 
     def __init__(self, dim: int, heads: int, context_dim: int | None = None):
         super().__init__()
@@ -168,7 +178,7 @@ class Attention(nn.Module):
         self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b m e"] | None = None
     ) -> Float[Tensor, "b l d"]:
         context = x if context is None else context
-        return self.to_out(attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
+        return self.to_out(self.attend(self.to_q(x), self.to_k(context), self.to_v(context), self.heads))
 
 
 class GEGLU(nn.Module):

@@ -38,7 +38,8 @@ class UNetConfig:
     middle of one residual block alone, None is no middle. In levels of `only_cross_attention` the image attends to the
     prompt twice, and never to itself.
     `projection_input_dim` is the width of SDXL's added embedding: the pooled text, then every size embedded at width
-    `addition_time_embed_dim`. None is a U-Net that takes neither. `time_cond_proj_dim` is the width at which a latent
+    `addition_time_embed_dim`; where that is None, of unCLIP's class embedding: a picture's and its noise level's. None
+    is a U-Net that takes neither. `time_cond_proj_dim` is the width at which a latent
     consistency model embeds the guidance that it was distilled for; None is a U-Net that is guided from outside.
     """
 
@@ -78,6 +79,11 @@ class UNetConfig:
             raise ReverieError(
                 f"U-Net of {levels} levels with {len(crossed)} of only_cross_attention; give one a level"
             )
+
+    @property
+    def takes_sizes(self) -> bool:
+        """Return whether sizes in pixels are embedded beside the pooled text, as SDXL does."""
+        return self.addition_time_embed_dim is not None
 
     def up_depths(self, level: int) -> tuple[int, ...]:
         """Count the transformer blocks after each residual block of a level on the way up."""
@@ -256,7 +262,11 @@ class DownPath(nn.Module):
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], config.time_cond_proj_dim)
         if config.projection_input_dim is not None:
-            self.add_embedding = TimestepEmbedding(config.projection_input_dim, 4 * widths[0])
+            added = TimestepEmbedding(config.projection_input_dim, 4 * widths[0])
+            if config.takes_sizes:
+                self.add_embedding = added
+            else:
+                self.class_embedding = added
         inputs, _ = _input_widths(widths, config.layers_per_block)
         self.down_blocks = nn.ModuleList(DownBlock(inputs[level], level, config) for level in range(len(widths)))
         depth = config.mid_transformer_depth
@@ -311,11 +321,15 @@ class DownPath(nn.Module):
     def _embed(
         self, t: Tensor, pooled: Tensor | None, sizes: Tensor | None, guidance: Tensor | None = None
     ) -> Float[Tensor, "b e"]:
-        """Embed the timestep, plus the pooled text and the sizes where the model takes them."""
+        """Embed the timestep, plus the pooled text and the sizes, or the picture, where the model takes them."""
         emb = self._embed_time(t, guidance)
         width, size_width = self.config.projection_input_dim, self.config.addition_time_embed_dim
-        if width is None or size_width is None:
+        if width is None:
             return emb
+        if size_width is None:
+            if pooled is None or pooled.shape[1] != width:
+                raise ReverieError(f"this U-Net also takes a picture's embedding, {width} wide; give it as `pooled`")
+            return emb + self.class_embedding(pooled)
         if pooled is None or sizes is None:
             raise ReverieError(
                 "this U-Net also takes the pooled text embedding and the image sizes; give `pooled`, `sizes`"
@@ -354,10 +368,10 @@ class UNet(DownPath):
         """Denoise latents of any height and width.
 
         `t` is in training timesteps, 0 to 999, and may be fractional. SDXL alone takes the pooled text and `sizes`, in
-        pixels: original height and width, crop top and left, then target height and width (the refiner: an aesthetic
-        score in place of these two). `residuals`, from a ControlNet, are added to the outputs of the way down, the last
-        to the middle's. `guidance`, the scale less 1, is for latent consistency models alone. Raises `ReverieError`
-        where a width is not the config's.
+        pixels (unCLIP: a picture's embedding as `pooled`): original height and width, crop top and left, then target
+        height and width (the refiner: an aesthetic score in place of these two). `residuals`, from a ControlNet, are
+        added to the outputs of the way down, the last to the middle's. `guidance`, the scale less 1, is for latent
+        consistency models alone. Raises `ReverieError` where a width is not the config's.
         """
         self._check(x, context)
         emb = self._embed(t, pooled, sizes, guidance)

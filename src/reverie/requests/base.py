@@ -278,8 +278,8 @@ class SampledRequest(Request):
     )
     sums: Annotated[tuple[tuple[str, str], ...], BeforeValidator(_pairs)] = Field(
         default=(),
-        description="SHA-256 of LoRAs, embeddings, ControlNets and the refiner by name, as recorded; other content is "
-        "noted",
+        description="SHA-256 of adapters, embeddings, ControlNets and the refiner by name, as recorded; other content "
+        "is noted",
     )
 
     @model_validator(mode="before")

@@ -15,7 +15,17 @@ if TYPE_CHECKING:
     from reverie.media.sound import Sound
     from reverie.requests.films import Drive, EasingName, Fit, Interpolation, InversionName, Keyframe, Pace
     from reverie.requests.music import Stop
-    from reverie.requests.pictures import ControlInput, Fill, Hires, Refiner, Rng, Tile, Variation
+    from reverie.requests.pictures import (
+        ControlInput,
+        Fill,
+        Hires,
+        IPAdapterInput,
+        Refiner,
+        Rng,
+        Tile,
+        Variation,
+        VariedPicture,
+    )
     from reverie.requests.references import Picture, SoundInput
 
 PictureLike: TypeAlias = "Picture | Image.Image | str | Path"
@@ -104,6 +114,10 @@ class TextToImageOptions(SampledOptions, total=False):
     template: str
     negative_template: str
     controls: Sequence[ControlInput]
+    vary: Sequence[VariedPicture]
+    noise_level: int
+    ip_adapters: Sequence[IPAdapterInput]
+    depth: PictureLike | None
     variation: Variation | None
     hires: Hires | None
     refiner: Refiner | None

@@ -1,18 +1,29 @@
 """Requests for pictures: from a prompt, over a picture, under a mask, beyond a picture's edges; and their parts.
 
-The parts are variations, the second pass, the refiner and ControlNets.
+The parts are variations, the second pass, the refiner, ControlNets and IP-Adapters.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Unpack, get_args
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
 
 from reverie.errors import ReverieError
-from reverie.requests.base import MAX_SEED, Fraction, Frozen, Pixels, SampledRequest, Seed, Strength, check_strength
-from reverie.requests.references import ControlNetName, ModelName, Picture
+from reverie.requests.adapter_files import SUFFIXES
+from reverie.requests.base import (
+    MAX_SEED,
+    Fraction,
+    Frozen,
+    Pixels,
+    SampledRequest,
+    Seed,
+    Strength,
+    check_strength,
+    unknown,
+)
+from reverie.requests.references import ControlNetName, ModelName, Picture, find_model, write_model
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -25,17 +36,8 @@ if TYPE_CHECKING:
         TextToImageOptions,
     )
 
-Upscaler = Literal[
-    "latent",
-    "latent-antialiased",
-    "latent-bicubic",
-    "latent-bicubic-antialiased",
-    "latent-nearest",
-    "latent-nearest-exact",
-    "lanczos",
-]
 # What A1111 calls each (modules/shared_items.py, latent_upscale_modes).
-UPSCALER_NAMES: dict[Upscaler, str] = {
+UPSCALER_NAMES = {
     "latent": "Latent",
     "latent-antialiased": "Latent (antialiased)",
     "latent-bicubic": "Latent (bicubic)",
@@ -44,6 +46,20 @@ UPSCALER_NAMES: dict[Upscaler, str] = {
     "latent-nearest-exact": "Latent (nearest-exact)",
     "lanczos": "Lanczos",
 }
+
+
+def _find_upscaler(name: str) -> str:
+    """Return one of UPSCALER_NAMES, or where the file of a learned upscaler is."""
+    if name in UPSCALER_NAMES:
+        return name
+    if not name.endswith(SUFFIXES):
+        raise ReverieError(f"{unknown('upscaler', name, list(UPSCALER_NAMES))}, or give the file of a learned one")
+    return find_model(name, "upscaler")
+
+
+UpscalerName = Annotated[str, AfterValidator(_find_upscaler), PlainSerializer(write_model)]
+"""The name of what enlarges latents or pictures: one of UPSCALER_NAMES, or a file."""
+
 Preprocessor = Literal["none", "canny", "lineart", "blurred", "scribble", "softedge"]
 
 
@@ -68,8 +84,8 @@ class Variation(Frozen):
 class Hires(Frozen):
     """Ask for a second pass over the picture enlarged: by `scale`, or to `width` and `height` where they are given.
 
-    `upscaler` "latent" enlarges the latents (bilinear, or as its name goes on), "lanczos" the picture. `steps` are the
-    request's where None.
+    `upscaler` "latent" enlarges the latents (bilinear, or as its name goes on), "lanczos" and the file of a learned
+    upscaler the picture. `steps` are the request's where None.
     """
 
     part: ClassVar[str] = "hires "
@@ -79,8 +95,10 @@ class Hires(Frozen):
     )
     width: Pixels | None = None
     height: Pixels | None = None
-    upscaler: Upscaler = Field(
-        default="latent", description=f"what enlarges the latents, or the picture: {', '.join(UPSCALER_NAMES)}"
+    upscaler: UpscalerName = Field(
+        default="latent",
+        description=f"what enlarges the latents, or the picture: {', '.join(UPSCALER_NAMES)}, or the file of a learned "
+        "upscaler (ESRGAN, Real-ESRGAN)",
     )
     steps: int | None = Field(
         default=None, ge=1, le=1000, description="steps of the second pass; those of the first if not given"
@@ -118,7 +136,9 @@ CONTROL_KINDS: tuple[str, ...] = get_args(ControlKind)
 
 
 class ControlInput(Frozen):
-    """Ask for a ControlNet (`model`: its folder or file) to lead by a picture, between two fractions of the way.
+    """Ask for a ControlNet or a T2I-Adapter (`model`: its folder or file) to lead by a picture.
+
+    It acts between two fractions of the way, `start` and `end`.
 
     `kind` says what the picture is of to a union ControlNet, which knows several.
     """
@@ -141,6 +161,67 @@ class ControlInput(Frozen):
     def _check(self) -> Self:
         if self.start > self.end:
             raise ReverieError(f"a control from {self.start:g} to {self.end:g} never acts; give start below end")
+        return self
+
+
+class VariedPicture(Frozen):
+    """Ask for a picture to be varied, alone or blended with others, of which it has a share of `weight` of all weights.
+
+    A path or a picture stands for one of weight 1.
+    """
+
+    part: ClassVar[str] = "vary "
+
+    image: Picture
+    weight: float = Field(default=1.0, gt=0)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_picture(cls, given: Any) -> Any:
+        return given if isinstance(given, Mapping | VariedPicture) else {"image": given}
+
+
+def _read_layers(given: object) -> object:
+    """Read "3+6:0.5": numbers of layers, with their weights where these are not 1."""
+    if not isinstance(given, str):
+        return tuple(given.items()) if isinstance(given, Mapping) else given
+    pairs = [part.partition(":") for part in given.split("+")]
+    try:
+        return tuple((int(number), float(weight) if colon else 1.0) for number, colon, weight in pairs)
+    except ValueError:
+        raise ReverieError(
+            f"IP-Adapter layers '{given}' are not possible; write numbers such as 6 or 3+6:0.5"
+        ) from None
+
+
+class IPAdapterInput(Frozen):
+    """Ask for pictures to be seen beside the prompt, by an IP-Adapter (`model`: its file) and a CLIP's vision tower.
+
+    `encoder` is the tower's folder or file; None is the one beside the adapter's file. Several pictures are seen
+    together. `layers` are those that act, each times its weight, counted on the way through the U-Net (SD 1.5 has 0 to
+    15, SDXL 0 to 10, of which 6 carries the style and 3 the composition: 2404.02733); all where none are given.
+    Where the mask is dark the pictures do not act.
+    """
+
+    part: ClassVar[str] = "IP-Adapter "
+
+    model: ModelName
+    images: Annotated[tuple[Picture, ...], Field(min_length=1)]
+    encoder: ModelName | None = None
+    weight: float = Field(default=1.0, ge=0)
+    layers: Annotated[tuple[tuple[Annotated[int, Field(ge=0)], float], ...], BeforeValidator(_read_layers)] = ()
+    start: Fraction = 0.0
+    end: Fraction = 1.0
+    mask: Picture | None = None
+
+    if TYPE_CHECKING:
+
+        def __init__(self, /, **fields: Any) -> None: ...
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if self.start > self.end:
+            raise ReverieError(f"an IP-Adapter from {self.start:g} to {self.end:g} never acts; give start below end")
         return self
 
 
@@ -172,8 +253,24 @@ class TextToImage(SampledRequest):
     negative_template: str = Field(default="", description="what the negative prompt was drawn from; changes nothing")
     controls: tuple[ControlInput, ...] = Field(
         default=(),
-        description="ControlNet and its picture, "
+        description="ControlNet or T2I-Adapter and its picture, "
         "model=FILE,image=FILE[,weight=1,start=0,end=1,preprocessor=canny,kind=depth]; may be given several times",
+    )
+    vary: tuple[VariedPicture, ...] = Field(
+        default=(),
+        description="picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image "
+        "variations); may be given several times, and blends them",
+    )
+    noise_level: int = Field(
+        default=0, ge=0, lt=1000, description="0 to 999, how far unCLIP is to go from the picture that it varies"
+    )
+    ip_adapters: tuple[IPAdapterInput, ...] = Field(
+        default=(),
+        description="IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,"
+        "encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times",
+    )
+    depth: Picture | None = Field(
+        default=None, description="depth map to draw by, bright where it is near, for SD 2 depth; says the size"
     )
     variation: Variation | None = Field(default=None, description="another picture near to the seed's")
     hires: Hires | None = Field(default=None, description="a second pass over the enlarged picture")
@@ -219,6 +316,10 @@ class TextToImage(SampledRequest):
         if first + self.count - 1 > MAX_SEED:
             raise ReverieError(
                 f"seed {first} with count {self.count} passes the largest seed, {MAX_SEED}; lower one of them"
+            )
+        if self.noise_level and not self.vary:
+            raise ReverieError(
+                "`noise_level` is about a picture that is varied; give one as `vary`", field="noise_level"
             )
         if self.hires is not None:
             check_strength(self.hires.steps or self.steps, self.hires.strength)

@@ -121,11 +121,16 @@ def _further(request: TextToImage) -> dict[str, object]:
             fields["Seed resize from"] = f"{variation.width}x{variation.height}"
     if hires := request.hires:
         larger = hires.size(request.width or 0, request.height or 0, 8)
-        fields |= {"Hires resize": f"{larger[0]}x{larger[1]}", "Hires upscaler": UPSCALER_NAMES[hires.upscaler]}
+        fields |= {"Hires resize": f"{larger[0]}x{larger[1]}", "Hires upscaler": _upscaler_label(hires.upscaler)}
         fields |= {"Hires steps": hires.steps, "Hires denoising strength": f"{hires.strength:g}"}
     if refiner := request.refiner:
         fields |= {"Refiner": recorded_name(refiner.model), "Refiner switch at": f"{refiner.switch:g}"}
     return fields
+
+
+def _upscaler_label(name: str) -> str:
+    """Return what AUTOMATIC1111 calls an upscaler: a file by its name without suffix."""
+    return UPSCALER_NAMES.get(name) or Path(recorded_name(name)).stem
 
 
 def read_own(texts: Mapping[str, str], *folders: Path) -> Record | None:

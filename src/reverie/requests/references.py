@@ -349,7 +349,7 @@ def _from_data_url(url: str, what: str) -> bytes:
         raise ReverieError(f"'{url[:32]}...' is no {what}: {error}; write data:image/png;base64,...") from error
 
 
-def _find_model(name: str, what: str = "model") -> str:
+def find_model(name: str, what: str = "model") -> str:
     """Return the path of a model; one that is recorded by its name alone is looked for beside the record."""
     inside = find_beside(name) if name == name_of(name) else None
     return _RESOLVER.get()(what, name) if inside is None else str(inside)
@@ -369,18 +369,19 @@ def find_beside(name: str) -> Path | None:
     return next((place for place in places if place.exists()), None)
 
 
-def _write_model(name: str, info: SerializationInfo) -> str:
+def write_model(name: str, info: SerializationInfo) -> str:
+    """Write the name of a model: in metadata without folders of this machine."""
     return recorded_name(name) if info.context == RECORDED else name
 
 
-ModelName = Annotated[str, Field(min_length=1), AfterValidator(_find_model), PlainSerializer(_write_model)]
+ModelName = Annotated[str, Field(min_length=1), AfterValidator(find_model), PlainSerializer(write_model)]
 """The name of a model: a file, a folder, or a name on the hub."""
 
 ControlNetName = Annotated[
     str,
     Field(min_length=1),
-    AfterValidator(partial(_find_model, what="controlnet")),
-    PlainSerializer(_write_model),
+    AfterValidator(partial(find_model, what="controlnet")),
+    PlainSerializer(write_model),
 ]
 """The name of a ControlNet."""
 

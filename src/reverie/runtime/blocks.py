@@ -151,7 +151,7 @@ class FastAttention(layers.Attention):
             q, k, v = project([self.to_q, self.to_k, self.to_v], x)
         else:
             q, (k, v) = self.to_q(x), self.keys_values(context)
-        return self.to_out[0](layers.attend(q, k, v, self.heads), add=add)
+        return self.to_out[0](self.attend(q, k, v, self.heads), add=add)
 
     def keys_values(self, context: Float[Tensor, "b m e"]) -> tuple[Tensor, ...]:
         """Return the keys and values of a context, kept until it dies, is written to, or the weights are others."""

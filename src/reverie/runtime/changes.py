@@ -7,7 +7,7 @@ largest images one of four neighbours is kept, and the most similar of the other
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from reverie.errors import ReverieError
-from reverie.models.layers import SpatialTransformer
+from reverie.models.layers import Attend, Attention, SpatialTransformer
 from reverie.models.unet import UNet, UpBlock
 
 Hook = Callable[[nn.Module, tuple[Tensor]], tuple[Tensor]]
@@ -212,6 +212,18 @@ def _take(x: Float[Tensor, "b l d"], index: Int64[Tensor, "b n"]) -> Float[Tenso
     return x.gather(1, _wide(index, x))
 
 
+@contextmanager
+def attending(ways: Mapping[Attention, Attend]) -> Iterator[None]:
+    """Within the block, let attentions gather otherwise: each in the way that it is given."""
+    try:
+        for attention, way in ways.items():
+            attention.attend = way
+        yield
+    finally:
+        for attention in ways:
+            attention.__dict__.pop("attend", None)
+
+
 WAYS = ("fast", "int8", "offload", "compile", "cache_steps", "merge_tokens", "tile")
 
 
@@ -253,3 +265,8 @@ def check_combination(asked: Iterable[str]) -> None:
 def is_hooked(*modules: nn.Module) -> bool:
     """Tell whether a forward hook watches one of the modules themselves: fused and compiled forwards skip hooks."""
     return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+
+
+def gathers_otherwise(*modules: nn.Module) -> bool:
+    """Tell whether one of the modules is an attention that was given another way to gather."""
+    return any("attend" in module.__dict__ for module in modules)

@@ -3,8 +3,8 @@
 U-Net and decoder change their class, as packed networks do, and nothing else: modules, names, parameters and hooks
 stay. Weights are inputs of what is compiled, so a LoRA may come and go. Each size (and batch) is compiled by itself:
 kernels are chosen for it, and CUDA graphs, which on CUDA repeat the whole call, hold one size anyhow. The plain class
-computes with gradients, and where someone looks into the network with hooks (seamless edges, merged tokens, the maps
-of words), which what is compiled would not see.
+computes with gradients, where someone looks into the network with hooks (seamless edges, merged tokens, the maps
+of words), and where attentions gather otherwise (IP-Adapters): what is compiled would not see it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.models.autoencoder import Decoder, TinyDecoder
 from reverie.models.unet import UNet
-from reverie.runtime.changes import is_hooked
+from reverie.runtime.changes import gathers_otherwise, is_hooked
 
 MODES = {"cuda": "max-autotune"}  # by the type of device: kernels are tried out, and a call is one CUDA graph
 FOLDER = "TORCHINDUCTOR_CACHE_DIR"  # the environment variable by which torch knows where it keeps what it compiled
@@ -34,7 +34,8 @@ class Compiled(nn.Module):
     inner: tuple[nn.Module, ...] = ()  # all modules inside, of which a hook may watch any
 
     def forward(self, *given: Any, **named: Any) -> Tensor:
-        if self.kernels is None or torch.is_grad_enabled() or is_hooked(*self.inner):
+        changed = is_hooked(*self.inner) or gathers_otherwise(*self.inner)
+        if self.kernels is None or torch.is_grad_enabled() or changed:
             return super().forward(*given, **named)
         try:
             made = self.kernels(self, *given, **named)

@@ -24,7 +24,7 @@ from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_pictures
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import crop_at
-from reverie.data.loader import Batches
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAutoencoder
@@ -34,6 +34,7 @@ from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train.classifier import load_features
 from reverie.train.examples import HELD_OUT_SEED, Examples, Scenes
 from reverie.train.loop import step_generator
+from reverie.train.parallel import mean_of_ranks
 from reverie.train.recipe import section
 from reverie.train.sources import HELD_OUT, Crops, ExampleSource
 
@@ -112,13 +113,13 @@ class AutoencoderObjective:
             groups["discriminator"] = list(self.networks["discriminator"].parameters())
         return groups
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the autoencoder's loss, then the discriminator's."""
         autoencoder = self.averaged
-        images = as_images(self.batches(step).to(autoencoder.device))
+        images = as_images(self.batches(step, part).to(autoencoder.device))
         with torch.set_grad_enabled(not self.loss.decoder_only):
             posterior = autoencoder.encode(images)
-        noise = torch.randn(posterior.mean.shape, generator=step_generator(self.seed, step))
+        noise = part.randn_like(posterior.mean, step_generator(self.seed, step))
         decoded = autoencoder.decode(posterior.sample(noise.to(images.device)))
         difference = decoded - images
         reconstruction = difference.abs() + self.loss.l2 * difference.square()
@@ -205,6 +206,7 @@ def adaptive_weight(nll: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
     """
     (of_nll,) = torch.autograd.grad(nll, last, retain_graph=True)
     (of_adversarial,) = torch.autograd.grad(adversarial, last, retain_graph=True)
+    of_nll, of_adversarial = mean_of_ranks(of_nll), mean_of_ranks(of_adversarial)
     return (of_nll.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
 
 

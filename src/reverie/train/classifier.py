@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from reverie.checkpoints.save import write_tensors
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import CANVAS, PAIR_SHARE, crop_at, scene_at
-from reverie.data.loader import Batches
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError, choose
 from reverie.models.classifier import CLASSIFIERS, ClassifierConfig, PlainNet, ResidualNet
 from reverie.train.loop import device_of, step_generator
@@ -69,11 +69,11 @@ class ClassifierObjective:
         """Return the one group."""
         return {"classifier": list(self.averaged.parameters())}
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the cross-entropy."""
-        pixels, target = self.batches(step)
+        pixels, target = self.batches(step, part)
         images = pixels.float() / 127.5 - 1
-        images = degrade(images, self.settings, step_generator(self.seed, step))
+        images = degrade(images, self.settings, step_generator(self.seed, step), part)
         images, target = images.to(device_of(self.averaged)), target.to(device_of(self.averaged))
         logits = self.averaged(images.contiguous(memory_format=torch.channels_last))
         loss = F.cross_entropy(logits, target)
@@ -95,16 +95,17 @@ class ClassifierObjective:
 
 
 def degrade(
-    images: Float[Tensor, "b 3 h w"], settings: ClassifierSettings, generator: torch.Generator
+    images: Float[Tensor, "b 3 h w"], settings: ClassifierSettings, generator: torch.Generator, part: BatchPart = WHOLE
 ) -> Float[Tensor, "b 3 h w"]:
     """Take sharpness from each image by a factor of its own and lay noise of an amount of its own over it."""
+    count = part.count * len(images)
     if settings.coarsest > 1:
-        factors = torch.randint(1, settings.coarsest + 1, (len(images),), generator=generator)
+        factors = part.rows(torch.randint(1, settings.coarsest + 1, (count,), generator=generator))
         rows = zip(images.split(1), factors.tolist(), strict=True)
         images = torch.cat([coarsen(row, factor) for row, factor in rows])
     if settings.noise:
-        amount = settings.noise * torch.rand(len(images), 1, 1, 1, generator=generator)
-        images = images + amount * torch.randn(images.shape, generator=generator)
+        amount = settings.noise * part.rows(torch.rand(count, 1, 1, 1, generator=generator))
+        images = images + amount * part.randn_like(images, generator)
     return images
 
 

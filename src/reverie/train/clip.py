@@ -21,7 +21,7 @@ from reverie.checkpoints.save import save_clip
 from reverie.codecs.clip_images import Preprocessing
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
-from reverie.data.loader import Batches
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError, choose
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, normalise
 from reverie.similarity.classify import PHOTO, PLAIN, Classifier
@@ -30,8 +30,7 @@ from reverie.similarity.evaluate import LabelledPicture, Report, evaluate, find_
 from reverie.tokenizer import Tokenizer
 from reverie.train.contrast import CONTRASTS, Sigmoid, Softmax, in_chunks, recompute_layers_
 from reverie.train.loop import device_of
-from reverie.train.pairs import Pair, Pairs, open_pairs
-from reverie.train.parallel import Ranks, ranks, total
+from reverie.train.pairs import Pairs, open_pairs
 from reverie.train.recipe import section
 
 Examination = Callable[[CLIP, Tokenizer], dict[str, float]]
@@ -161,15 +160,11 @@ class ClipObjective:
         pairs: Pairs,
         settings: ContrastSettings,
         exam: Examination | None = None,
-        here: Ranks = Ranks(),
     ) -> None:
         self.averaged, self.tokenizer, self.contrast = clip, tokenizer, contrast
         self.networks = nn.ModuleDict({"clip": clip, "contrast": contrast})
-        self.pairs, self.settings, self.exam, self.here = pairs, settings, exam, here
-        self.batches = Batches(self._item, here.share(settings.batch), settings.workers)
-
-    def _item(self, index: int) -> Pair:
-        return self.pairs(self.here.position(index, self.settings.batch))
+        self.settings, self.exam = settings, exam
+        self.batches = Batches(pairs, settings.batch, settings.workers)
 
     def move(self, device: torch.device) -> None:
         """Put the networks onto a device."""
@@ -179,15 +174,15 @@ class ClipObjective:
         """Return the one group."""
         return {"clip": list(self.networks.parameters())}
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-        """Yield the contrastive loss: this process's share of it."""
-        levels, captions = self.batches(step)
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield the contrastive loss of this process's pairs among all."""
+        levels, captions = self.batches(step, part)
         device, chunk = device_of(self.averaged), self.settings.chunk
         images = in_chunks(self._embed_levels, levels.to(device), chunk)
         texts = in_chunks(self.averaged.encode_text, self.tokenizer(captions).to(device), chunk)
         with torch.autocast(device.type, enabled=False):  # cosines near one another need all the digits
             loss = self.contrast(images.float(), texts.float(), self.averaged.logit_scale)
-        yield "clip", loss, {"loss": total(loss), "scale": self.averaged.logit_scale.exp().item()}
+        yield "clip", loss, {"loss": loss.item(), "scale": self.averaged.logit_scale.exp().item()}
 
     def _embed_levels(self, levels: Tensor) -> Float[Tensor, "b d"]:
         return self.averaged.encode_image(normalise(levels))
@@ -249,8 +244,6 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> ClipObjective:
     text, vision = section(sections, "text", TextSettings), section(sections, "vision", VisionSettings)
     data, settings = section(sections, "data", PairSettings), section(sections, "contrast", ContrastSettings)
     kind = choose("loss", settings.loss, CONTRASTS)
-    here = ranks()
-    here.share(settings.batch)
     exam = examination(section(sections, "evaluation", EvaluationSettings), settings.subset, vision.size)
     pairs = open_pairs(
         data.path,
@@ -270,4 +263,4 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> ClipObjective:
         clip.logit_scale.fill_(contrast.start)
     if settings.recompute_layers:
         recompute_layers_(clip)
-    return ClipObjective(clip, tokenizer, contrast, pairs, settings, exam, here)
+    return ClipObjective(clip, tokenizer, contrast, pairs, settings, exam)

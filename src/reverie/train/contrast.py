@@ -1,6 +1,6 @@
 """Contrastive losses over a batch that no memory and no process holds: gathered features, gradient caching.
 
-The losses return this process's share: the shares of all processes add up to the loss of the whole batch.
+Each process gets the loss of its own pairs among all: the mean over the processes is that of the whole batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Softmax(nn.Module):
     def forward(
         self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], logit_scale: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
-        """Return this process's share of the loss; the features need not be normalised."""
+        """Return the loss of this process's pairs; the features need not be normalised."""
         if (here := ranks()).size == 1:
             return contrastive_loss(images, texts, logit_scale)
         images, texts = F.normalize(images, dim=-1), F.normalize(texts, dim=-1)
@@ -35,7 +35,7 @@ class Softmax(nn.Module):
         own = torch.arange(len(images), device=images.device) + here.index * len(images)
         scale = logit_scale.exp()
         losses = F.cross_entropy(scale * images @ all_texts.T, own) + F.cross_entropy(scale * texts @ all_images.T, own)
-        return losses / 2 / here.size
+        return losses / 2
 
     def settle(self, clip: CLIP) -> None:
         """Keep the temperature in its range, after a step."""
@@ -57,13 +57,13 @@ class Sigmoid(nn.Module):
     def forward(
         self, images: Float[Tensor, "b d"], texts: Float[Tensor, "b d"], logit_scale: Float[Tensor, ""]
     ) -> Float[Tensor, ""]:
-        """Return this process's share of the loss, a sum over pairs divided by the number of pictures."""
+        """Return the loss of this process's pictures: a sum over pairs divided by their number."""
         here = ranks()
         texts = gather(F.normalize(texts, dim=-1))
         logits = logit_scale.exp() * F.normalize(images, dim=-1) @ texts.T + self.bias
         signs = torch.full_like(logits, -1.0)
         signs.diagonal(here.index * len(images)).fill_(1.0)
-        return -F.logsigmoid(signs * logits).sum() / len(texts)
+        return -F.logsigmoid(signs * logits).sum() / len(images)
 
     def settle(self, clip: CLIP) -> None:
         """Leave the temperature free, as the paper does."""

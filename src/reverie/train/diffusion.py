@@ -22,7 +22,7 @@ from reverie.checkpoints.save import save_folder
 from reverie.corpora.captions import BARE
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
-from reverie.data.loader import Batches
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.diffusion.denoiser import PREDICTIONS, Prediction, ScheduleConfig
 from reverie.errors import ReverieError, choose
 from reverie.media.pictures import grid
@@ -134,12 +134,12 @@ class DiffusionObjective:
         """Return the one group, which one loss moves."""
         return {"unet": list(self.networks.parameters())}
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the weighted squared error of the prediction."""
-        x0, captions, shares = self.batches(step)
+        x0, captions, shares = self.batches(step, part)
         generator = step_generator(self.seed, step)
-        t = self.draw_levels(len(self.schedule), len(x0), generator)
-        eps = torch.randn(x0.shape, generator=generator)
+        t = part.rows(self.draw_levels(len(self.schedule), part.count * len(x0), generator))
+        eps = part.randn_like(x0, generator)
         noisy, time = self.prediction.noised(self.schedule, x0, eps, t)
         target = self.prediction.target(self.schedule, x0, eps, t)
         weight = self.weigh(self.prediction, self.schedule.snr(t)).to(x0.dtype) * shares.to(x0.dtype)

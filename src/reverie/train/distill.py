@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from reverie.checkpoints.load import Components, Recommended
 from reverie.checkpoints.save import save_folder
-from reverie.data.loader import Batches
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.diffusion.denoiser import Network, Scalings
 from reverie.diffusion.guidance import guide, linear, together
 from reverie.diffusion.spacings import trailing
@@ -170,13 +170,14 @@ class DistillObjective(DiffusionObjective):
         learning = (name for name in ("unet", "discriminator") if name in self.networks)
         return {name: list(self.networks[name].parameters()) for name in learning}
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield how far apart two neighbouring points of a path lead, then the discriminator's loss."""
-        x0, captions, _ = self.batches(step)
+        x0, captions, _ = self.batches(step, part)
         generator, device = step_generator(self.seed, step), device_of(self.networks)
-        place, last = draw_jumps(self.settings.levels, self.settings.phases, self.draw_end, len(x0), generator)
+        levels, phases, count = self.settings.levels, self.settings.phases, part.count * len(x0)
+        place, last = map(part.rows, draw_jumps(levels, phases, self.draw_end, count, generator))
         sigma, following, end = self.sigmas[place], self.sigmas[place + 1], self.sigmas[last]
-        x = add_noise(x0, sigma, generator).to(device)
+        x = add_noise(x0, sigma, part.randn_like(x0, generator)).to(device)
         with torch.no_grad():
             tokenizer, tower = self.components.tokenizers[0], self.components.text_encoders[0]
             context, empty = (tower(tokenizer(texts).to(device)).last for texts in (captions, [""] * len(captions)))
@@ -186,13 +187,14 @@ class DistillObjective(DiffusionObjective):
         led = jump(partial(self.student.unet, context=context), self.scalings, x, sigma, end)
         far = (led.float() - target.float()) / rows(1 + end**2, x).sqrt()  # in the variance-preserving frame
         loss = pseudo_huber(far, self.settings.huber).mean()
-        metrics = {"loss": loss.item(), "distance": far.square().mean().sqrt().item()}
+        metrics = {"loss": loss.item(), "distance": far.square().mean((1, 2, 3)).sqrt().mean().item()}
         if self.adversary is None:
             yield "unet", loss, metrics
         else:
-            level = self.sigmas[(torch.rand(len(x0), generator=generator, dtype=torch.float64) * last).long()]
-            fake = add_noise(led, (level**2 - end**2).sqrt(), generator)
-            real = add_noise(x0, level, generator).to(device)
+            share = part.rows(torch.rand(count, generator=generator, dtype=torch.float64))
+            level = self.sigmas[(share * last).long()]
+            fake = add_noise(led, (level**2 - end**2).sqrt(), part.randn_like(x0, generator))
+            real = add_noise(x0, level, part.randn_like(x0, generator)).to(device)
             judge = partial(self.adversary.logits, sigma=level, context=context, scalings=self.scalings)
             yield from contest(judge, real, fake, loss, self.adversary.weight, metrics)
 
@@ -250,10 +252,10 @@ def draw_jumps(
 
 
 def add_noise(
-    x: Float[Tensor, "b ..."], sigma: Float[Tensor, " b"], generator: torch.Generator
+    x: Float[Tensor, "b ..."], sigma: Float[Tensor, " b"], noise: Float[Tensor, "b ..."]
 ) -> Float[Tensor, "b ..."]:
-    """Add noise of the deviations `sigma`, one a row, drawn on the CPU."""
-    return x + rows(sigma, x) * torch.randn(x.shape, generator=generator).to(x.device)
+    """Add noise of the deviations `sigma`, one a row."""
+    return x + rows(sigma, x) * noise.to(x.device)
 
 
 def jump(

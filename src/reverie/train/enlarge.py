@@ -29,7 +29,7 @@ from reverie import system
 from reverie.checkpoints.load import Components
 from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_pictures
-from reverie.data.loader import Batches
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
 from reverie.errors import choose
 from reverie.media.pictures import grid
@@ -118,9 +118,9 @@ class DecoderObjective:
             for group, prefixes in self.learning.items()
         }
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the decoder's loss, then the encoder's where it learns."""
-        z, clean, pixels = self.batches(step)
+        z, clean, pixels = self.batches(step, part)
         images = as_images(pixels)
         decoded = self.decode(z)
         loss = (decoded - images).abs().mean()

@@ -34,6 +34,7 @@ from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples, Scenes
 from reverie.train.latents import LATENTS, Item, Stream, fill, latent_pool
 from reverie.train.loop import CHECKPOINT, RunSettings
+from reverie.train.parallel import is_first
 from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import ExampleSource
 from reverie.train.vocabulary import extend, grow_
@@ -216,11 +217,13 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
 def prepare(path: Path, out: Path | None = None, objective: str = "finetune") -> Iterator[Progress]:
     """Make the latents that the run of a recipe for fine-tuning, or for distillation, learns from; yield how far it is.
 
-    Raises ReverieError where the recipe has another objective.
+    Of several processes the first makes them. Raises ReverieError where the recipe has another objective.
     """
     sections = read(path)
     if sections["objective"] != objective:
         raise ReverieError(f"the recipe {path} is for `reverie train`: its objective is {sections['objective']!r}")
+    if not is_first():
+        return
     settings, data = section(sections, "run", RunSettings), section(sections, "data", FinetuneDataSettings)
     base, folder = load_base(sections), folder_of(path, out)
     autoencoder = base.autoencoder.to(system.pick_device(settings.device))
@@ -237,7 +240,7 @@ def load_base(sections: dict[str, Any]) -> Components:
     model, data = section(sections, "model", ModelSettings), section(sections, "data", FinetuneDataSettings)
     loaded = system.load(model.base, device="cpu", dtype="float32", vae=model.autoencoder or None, fast=False)
     base = Components(**vars(replace(loaded, known=())))  # it learns other things
-    if base.unet.config.projection_input_dim is not None:
+    if base.unet.config.takes_sizes:
         raise ReverieError(f"{base.name} is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2")
     for network in (base.unet, base.autoencoder, *base.text_encoders):
         network.requires_grad_(False)

@@ -23,7 +23,7 @@ from reverie.checkpoints.save import write_tensors
 from reverie.corpora.music.clips import TEMPOS, clip_at
 from reverie.corpora.music.instruments import INSTRUMENTS
 from reverie.corpora.music.synth import render
-from reverie.data.loader import Batches
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError
 from reverie.media.sound import Sound
 from reverie.models.classifier import Listener, ListenerConfig
@@ -84,10 +84,10 @@ class ListenerObjective:
         """Return the one group."""
         return {"listener": list(self.averaged.parameters())}
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the sum of the three cross-entropies."""
-        mel, lead, tempo, drums = (part.to(device_of(self.averaged)) for part in self.batches(step))
-        heard = self.averaged(blur_levels(mel, self.settings, step_generator(self.seed, step)))
+        mel, lead, tempo, drums = (one.to(device_of(self.averaged)) for one in self.batches(step, part))
+        heard = self.averaged(blur_levels(mel, self.settings, step_generator(self.seed, step), part))
         timbre, pulse = F.cross_entropy(heard.instrument, lead), F.cross_entropy(heard.tempo, tempo)
         beaten = F.binary_cross_entropy_with_logits(heard.drums, drums.to(heard.drums.dtype))
         right = heard.instrument.argmax(1).eq(lead).float().mean().item()
@@ -149,15 +149,19 @@ def _quiet(mel: Tensor) -> Tensor:
 
 
 def blur_levels(
-    mel: Float[Tensor, "b mels columns"], settings: ListenerSettings, generator: torch.Generator
+    mel: Float[Tensor, "b mels columns"],
+    settings: ListenerSettings,
+    generator: torch.Generator,
+    part: BatchPart = WHOLE,
 ) -> Float[Tensor, "b mels columns"]:
     """Blur each clip's spectrogram by a factor of its own, and let its levels waver by an amount of their own."""
-    factors = torch.randint(1, settings.coarsest + 1, (len(mel),), generator=generator)
+    count = part.count * len(mel)
+    factors = part.rows(torch.randint(1, settings.coarsest + 1, (count,), generator=generator))
     roots = mel.pow(1 / 4)[:, None]  # on the amplitudes themselves, blur would leave the loudest alone
     rows = zip(roots.split(1), factors.tolist(), strict=True)
     roots = torch.cat([coarsen(row, factor) for row, factor in rows])
-    amount = settings.noise * torch.rand(len(mel), 1, 1, 1, generator=generator)
-    wavering = torch.randn(roots.shape, generator=generator) * amount
+    amount = settings.noise * part.rows(torch.rand(count, 1, 1, 1, generator=generator))
+    wavering = part.randn_like(roots, generator) * amount
     return (roots * (1 + wavering.to(roots)).clamp(min=0)).pow(4)[:, 0]
 
 

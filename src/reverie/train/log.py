@@ -14,6 +14,7 @@ from PIL import Image
 
 from reverie.files import write_text
 from reverie.progress import Progress
+from reverie.train.parallel import average
 
 LINES = "log.jsonl"
 
@@ -56,9 +57,12 @@ class Meter:
             self.sums.setdefault(name, []).append(value)
 
     def event(self, step: int, rate: float, measured: dict[str, float]) -> TrainingStep:
-        """Sum up the interval that ends with `step`, taken at learning rate `rate`; `measured` holds for its end."""
+        """Sum up the interval that ends with `step`, taken at learning rate `rate`; `measured` holds for its end.
+
+        Of several processes all must ask for it: the metrics are their means.
+        """
         seconds = (time.monotonic() - self.since) / self.counted
-        means = {name: sum(values) / len(values) for name, values in self.sums.items()}
+        means = average({name: sum(values) / len(values) for name, values in self.sums.items()})
         means |= measured | {"lr": rate}
         return TrainingStep(step, self.total, "steps", means, 1 / seconds, (self.total - step) * seconds)
 

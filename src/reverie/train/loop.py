@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -18,62 +18,26 @@ from zipfile import BadZipFile, ZipFile
 
 import torch
 from PIL import Image
-from pydantic import NonNegativeInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from reverie.data.loader import WHOLE, BatchPart
 from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
 from reverie.train import begun
+from reverie.train.ema import EMA, LONGEST, exponential, power_function
 from reverie.train.log import Log, Meter, Silent, TrainingStep
-from reverie.train.parallel import is_first, process_group, sum_gradients
-
-
-class EMA:
-    """Average a network's weights exponentially with decay min(largest, (1 + n) / (10 + n)) at update n.
-
-    Buffers, such as batch normalisation's statistics, are not averaged.
-    Source: CompVis/latent-diffusion, ldm/modules/ema.py.
-    """
-
-    def __init__(self, network: nn.Module, largest: float) -> None:
-        self.largest = largest
-        self.updates = 0
-        self.parameters = dict(network.named_parameters())
-        self.weights = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-
-    @torch.no_grad()
-    def update(self) -> None:
-        """Move the average towards the network's weights."""
-        self.updates += 1
-        decay = min(self.largest, (1 + self.updates) / (10 + self.updates))
-        torch._foreach_lerp_(list(self.weights.values()), list(self.parameters.values()), 1 - decay)
-
-    @contextmanager
-    def swap_in(self) -> Iterator[None]:
-        """Swap in the EMA weights for the length of a `with` block."""
-        own = {name: parameter.data for name, parameter in self.parameters.items()}
-        try:
-            self._lend(self.weights)
-            yield
-        finally:
-            self._lend(own)
-
-    def _lend(self, weights: dict[str, torch.Tensor]) -> None:
-        for name, parameter in self.parameters.items():
-            parameter.data = weights[name]
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the average and the count of updates."""
-        return {"updates": self.updates, "weights": self.weights}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up an average that `state_dict` returned."""
-        self.updates = int(state["updates"])
-        for name, value in self.weights.items():
-            value.copy_(state["weights"][name])
-
+from reverie.train.parallel import (
+    first_ahead,
+    is_first,
+    is_restarted,
+    parts,
+    process_group,
+    share_statistics_,
+    sum_gradients,
+)
 
 CHECKPOINT = "checkpoint.pt"
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -93,7 +57,9 @@ class RunSettings:
     weight_decay: float = 0.0
     spare_gains: bool = False  # leaves gains, biases and other vectors out of the weight decay, as CLIP's paper does
     clip: float = 1.0  # largest norm of a group's gradient
+    accumulate: PositiveInt = 1  # parts of a process's share of the batch, one after another in memory
     ema: float = 0.0  # largest decay of the averaged weights; 0 keeps no average
+    ema_length: float = 0.0  # an average by a power function instead: how much of the run it reaches back, below 0.28
     log_every: int = 10
     save_every: int = 200
     sample_every: int = 1000
@@ -106,6 +72,9 @@ class RunSettings:
         for name in ("steps", "lr", "log_every", "save_every", "sample_every"):
             if not getattr(self, name) > 0:
                 raise ReverieError(f"{name} = {getattr(self, name)} in [run] of the recipe; give more than 0")
+        if (self.ema and self.ema_length) or not 0 <= self.ema_length < LONGEST:
+            given = f"ema = {self.ema}, ema_length = {self.ema_length} in [run] of the recipe"
+            raise ReverieError(f"{given}; give one, a length below {LONGEST}")
         if self.decay not in ("cosine", "constant"):
             raise ReverieError(f"unknown decay {self.decay!r} in [run] of the recipe; choose from cosine, constant")
         if self.precision not in PRECISIONS:
@@ -126,8 +95,11 @@ class Objective(Protocol):
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Name the groups of parameters, each with an optimiser of its own."""
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-        """Yield (group, loss, metrics) in turn; each loss is stepped before the next is computed."""
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield (group, loss, metrics) of a part in turn; each loss is stepped before the next is computed.
+
+        The mean over all parts of a batch is the loss of the batch.
+        """
 
     def after_step(self) -> None:
         """Put parameters back into their range, where they have one."""
@@ -183,22 +155,23 @@ class Learner:
 
     def __init__(self, objective: Objective, settings: RunSettings) -> None:
         self.objective, self.settings = objective, settings
+        self.parts = parts(settings.accumulate)
+        share_statistics_(objective.networks)
         self.groups = objective.groups()
         paces = objective.paces() if isinstance(objective, Paced) else {}
         self.optimisers = {name: _optimiser(parameters, settings, paces) for name, parameters in self.groups.items()}
-        self.average = EMA(objective.averaged, settings.ema) if settings.ema else None
+        self.average = _average(objective.averaged, settings)
         self.kind = device_of(objective.averaged).type
         self.scaler = torch.amp.GradScaler(self.kind, enabled=settings.precision == "float16")
 
     def step(self, step: int) -> list[tuple[str, float]]:
         """Take one step and return its metrics."""
         metrics: list[tuple[str, float]] = []
-        losses = self.objective.losses(step)
+        passes = [self._gradients(self.objective.losses(step, part)) for part in self.parts]
         with self._attention():  # on the way back too, where checkpointed parts are computed again
-            while (found := self._next(losses)) is not None:
-                name, loss, more = found
-                self._descend(name, loss, learning_rate(self.settings, step))
-                metrics += more.items()
+            for found in zip(*passes, strict=True):
+                self._descend(found[0][0], learning_rate(self.settings, step))
+                metrics += [item for _, more in found for item in more.items()]
         self.objective.after_step()
         if self.average is not None:
             self.average.update()
@@ -218,15 +191,23 @@ class Learner:
         with torch.autocast(self.kind, PRECISIONS[self.settings.precision]):
             return next(losses, None)
 
-    def _descend(self, group: str, loss: Tensor, rate: float) -> None:
-        """Step one group down the gradient of its loss; no other group's gradient is computed."""
-        if not torch.isfinite(loss):
-            raise ReverieError(
-                f"the loss became {loss.item()}; lower lr or raise warmup in the recipe, then start again"
-            )
+    def _gradients(
+        self, losses: Iterator[tuple[str, Tensor, dict[str, float]]]
+    ) -> Iterator[tuple[str, dict[str, float]]]:
+        """Add the gradient of each loss of a part to those of its group, and yield group and metrics."""
+        while (found := self._next(losses)) is not None:
+            group, loss, metrics = found
+            if not torch.isfinite(loss):
+                raise ReverieError(
+                    f"the loss became {loss.item()}; lower lr or raise warmup in the recipe, then start again"
+                )
+            # Not autograd.grad: fused AdamW needs gradients laid out as their parameters, which backward sees to.
+            torch.autograd.backward(self.scaler.scale(loss / self.parts[0].count), inputs=self.groups[group])
+            yield group, metrics
+
+    def _descend(self, group: str, rate: float) -> None:
+        """Step one group down the gradient that all parts of the batch have given it."""
         parameters, optimiser = self.groups[group], self.optimisers[group]
-        # Not autograd.grad: fused AdamW needs gradients laid out in memory as their parameters, which backward sees to.
-        torch.autograd.backward(self.scaler.scale(loss), inputs=parameters)
         sum_gradients(parameters)
         self.scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(parameters, self.settings.clip)
@@ -260,6 +241,12 @@ class Learner:
             self.average.load_state_dict(state["average"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _average(network: nn.Module, settings: RunSettings) -> EMA | None:
+    if settings.ema_length:
+        return EMA(network, power_function(settings.ema_length))
+    return EMA(network, exponential(settings.ema)) if settings.ema else None
 
 
 def _optimiser(
@@ -309,7 +296,8 @@ def train(
             _tell_changes(out, recipe)
         elif is_first():
             begun.write(out, recipe)
-        objective = build()
+        with first_ahead():
+            objective = build()
         objective.move(device)
         learner = Learner(objective, settings)
         start = load_checkpoint(out / CHECKPOINT, learner) if goes_on else 0
@@ -338,7 +326,7 @@ def _steps(
         done, last = step + 1, step + 1 == settings.steps
         sampled = last or done % settings.sample_every == 0
         measured = _measure(learner) if sampled else {}
-        if last or measured or done % settings.log_every == 0:
+        if last or measured or done % settings.log_every == 0:  # in all processes, which average their metrics
             event = meter.event(done, learning_rate(settings, step), measured)
             log.event(event)
             yield event
@@ -346,7 +334,7 @@ def _steps(
         if is_first() and (last or done % settings.save_every == 0):
             save_checkpoint(out / CHECKPOINT, done, learner)
             begun.write(out, recipe)
-        if sampled:
+        if sampled and is_first():
             _sample(learner, log, done)
 
 
@@ -381,8 +369,11 @@ def load_checkpoint(path: Path, learner: Learner) -> int:
 def check(out: Path, resume: bool) -> None:
     """Raise ReverieError where a folder holds a run and `resume` is not set, or none to go on with.
 
-    A run that was stopped before its first checkpoint goes on from its beginning, with the latents that it has.
+    A run that was stopped before its first checkpoint goes on from its beginning, with the latents that it has. What
+    torchrun starts anew goes on, whatever was asked for at first.
     """
+    if is_restarted():
+        return
     trained = (out / CHECKPOINT).exists()
     if resume and not trained and not (out / begun.RECIPE).exists():
         raise ReverieError(f"nothing to resume in {out}: no run was begun there; start without `resume`")

@@ -1,7 +1,7 @@
 """Data parallelism: each process takes a share of the batch; what they compute is gathered and summed.
 
-Started by torchrun, every process holds the whole network and steps it alike. A loss is handed in as shares that add
-up to that of the whole batch, so gradients are summed, not averaged.
+Started by torchrun, every process holds the whole network and steps it alike. The loss of a batch is the mean of those
+of its equal parts; a process may compute several, one after another (gradient accumulation).
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reverie.errors import ReverieError
+from reverie.data.loader import BatchPart
 
 BUCKET = 2**23  # numbers that are summed at once: 32 MiB, so that large networks need no second copy of themselves
+
+
+PATIENCE = timedelta(days=2)  # while the first process makes latents; torchrun notices by itself that one has died
 
 
 @dataclass(frozen=True)
@@ -30,24 +34,18 @@ class Ranks:
     index: int = 0
     size: int = 1
 
-    def share(self, batch: int) -> int:
-        """Return how many items of a batch are this process's. Raises ReverieError where they cannot be shared out."""
-        if batch % self.size:
-            raise ReverieError(f"a batch of {batch} does not divide among {self.size} processes; give a multiple")
-        return batch // self.size
-
-    def position(self, index: int, batch: int) -> int:
-        """Return where item `index` of this process's stream stands in the stream of whole batches."""
-        share = self.share(batch)
-        step, place = divmod(index, share)
-        return step * batch + self.index * share + place
-
 
 def ranks() -> Ranks:
     """Return which process this is of those that have joined; alone, the first of one."""
     if dist.is_available() and dist.is_initialized():
         return Ranks(dist.get_rank(), dist.get_world_size())
     return Ranks()
+
+
+def parts(turns: int) -> list[BatchPart]:
+    """Return the parts of a batch that this process computes, one after another."""
+    here = ranks()
+    return [BatchPart(here.index * turns + turn, here.size * turns, turns) for turn in range(turns)]
 
 
 def process_count() -> int:
@@ -58,6 +56,22 @@ def process_count() -> int:
 def is_first() -> bool:
     """Tell whether this is the process that writes and speaks for all."""
     return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_restarted() -> bool:
+    """Tell whether torchrun started this process anew, after one had died."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+@contextmanager
+def first_ahead() -> Iterator[None]:
+    """Let the first process go through a `with` block before the others: they find the files that it has made."""
+    here = ranks()
+    if here.index > 0:
+        dist.barrier()
+    yield
+    if here.index == 0 and here.size > 1:
+        dist.barrier()
 
 
 @contextmanager
@@ -75,7 +89,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
     # Its functions' defaults hold the group that stands when it is first imported, which torch does when it pleases: a
     # group held so outlives its end, and its threads abort the interpreter's exit now and then.
     importlib.import_module("torch.distributed.nn.functional")
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
     try:
         yield device
     finally:
@@ -103,12 +117,64 @@ def gather(x: Float[Tensor, "b d"]) -> Float[Tensor, "n d"]:
     return x if ranks().size == 1 else _Gather.apply(x.contiguous())
 
 
-def total(value: Tensor) -> float:
-    """Sum a number over all processes."""
-    value = value.detach().clone()
-    if ranks().size > 1:
-        dist.all_reduce(value)
-    return value.item()
+class _Sum(torch.autograd.Function):
+    """Every process's loss depends on the sum, so the gradient of each term is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return _Sum.apply(gradient)
+
+
+def mean_of_ranks(x: Tensor) -> Tensor:
+    """Return the mean over all processes; gradients flow back to each of them."""
+    size = ranks().size
+    return x if size == 1 else _Sum.apply(x) / size
+
+
+def average(metrics: dict[str, float]) -> dict[str, float]:
+    """Return the means over all processes of numbers that each of them has."""
+    means = mean_of_ranks(torch.tensor([*metrics.values()], dtype=torch.float64))
+    return dict(zip(metrics, means.tolist(), strict=True))
+
+
+class SharedBatchNorm(nn.BatchNorm2d):
+    """Normalise by the statistics of the rows of all processes (Peng et al. 1711.07240, section 3.2).
+
+    torch.nn.SyncBatchNorm does so on GPUs alone.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+    momentum: float
+
+    def forward(self, input: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        """Return the normalised map; in evaluation mode by the running statistics."""
+        if not self.training:
+            return super().forward(input)
+        mean = mean_of_ranks(input.float().mean((0, 2, 3)))
+        centred = input - mean[:, None, None]
+        variance = mean_of_ranks(centred.float().square().mean((0, 2, 3)))
+        count = ranks().size * input.numel() / input.shape[1]
+        with torch.no_grad():
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * count / (count - 1), self.momentum)
+            self.num_batches_tracked += 1
+        gain = self.weight * (variance + self.eps).rsqrt()
+        return (centred * gain[:, None, None] + self.bias[:, None, None]).to(input.dtype)
+
+
+def share_statistics_(network: nn.Module) -> None:
+    """Let the batch normalisation of a network see the rows of all processes, where there are several."""
+    for module in network.modules() if ranks().size > 1 else ():
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SharedBatchNorm
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from reverie.checkpoints.load import load_autoencoder
 from reverie.corpora.concepts import Concept, concepts
 from reverie.corpora.scenes import render, scene_at
+from reverie.data.loader import WHOLE, BatchPart
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import ImageAutoencoder
 from reverie.train.autoencoder import as_images
@@ -95,10 +96,10 @@ class ProbeObjective:
         """Return the one group."""
         return {"probe": list(self.averaged.parameters())}
 
-    def losses(self, step: int) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the cross-entropy with the things of each scene, which share its belief."""
         generator = step_generator(self.seed, step)
-        rows = torch.randint(len(self.features), (self.settings.batch,), generator=generator)
+        rows = part.rows(torch.randint(len(self.features), (self.settings.batch,), generator=generator))
         device = self.averaged.linear.weight.device
         logits, target = self.averaged(self.features[rows].to(device)), self.targets[rows].to(device)
         loss = F.cross_entropy(logits, target)

@@ -39,7 +39,7 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
         ("model", "data", "scenes", "spectrogram", "text", "lora", "inversion", "prior", "loss"),
     ),
 }
-TOGETHER = ("clip",)  # objectives that share a batch among the processes of torchrun
+UNDIVIDED = ("clip", "enlarge", "tiny")  # objectives whose loss is of a whole batch, not a mean over its rows
 
 
 def section(sections: dict[str, Any], name: str, kind: type[Settings]) -> Settings:
@@ -84,9 +84,17 @@ def read(path: Path) -> dict[str, Any]:
     for key in sections:
         if key not in allowed:
             raise ReverieError(f"the recipe {path} has an unknown table {key!r}; choose from {', '.join(allowed)}")
-    if (processes := process_count()) > 1 and name not in TOGETHER:
-        raise ReverieError(f"the objective {name} learns in one process, not in {processes}; leave torchrun out")
+    _check_division(name, sections)
     return sections
+
+
+def _check_division(name: str, sections: dict[str, Any]) -> None:
+    """Raise ReverieError where the batch of an objective would be divided and must not be."""
+    if (processes := process_count()) > 1 and name in UNDIVIDED and name != "clip":  # CLIP gathers its features
+        raise ReverieError(f"the objective {name} learns in one process, not in {processes}; leave torchrun out")
+    if name in UNDIVIDED and section(sections, "run", RunSettings).accumulate > 1:
+        instead = "give chunk in [contrast] instead" if name == "clip" else "leave it out"
+        raise ReverieError(f"accumulate in [run] of the recipe: the objective {name} needs whole batches; {instead}")
 
 
 def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from reverie.generate.identity import with_sum
+from reverie.generate.notes import with_sum
 from reverie.pipeline import Pipeline
 from reverie.requests.music import Film
 

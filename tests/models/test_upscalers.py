@@ -1,0 +1,89 @@
+"""Upscalers against spandrel 0.4.2's: golden values, from weights and a picture that are sines, in every layout."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from reverie.checkpoints.identify import identify
+from reverie.checkpoints.load import load_upscaler
+from reverie.checkpoints.weights import open_source
+from reverie.errors import ReverieError
+from reverie.models.upscalers import CompactConfig, RRDBConfig, RRDBNet, SRVGGNet
+
+TINY = {"features": 8, "blocks": 2}
+# Of what spandrel's networks give: mean, standard deviation, and the values at (0, 0, 0), (1, 7, 3) and (2, -1, -1).
+GOLDEN = {
+    RRDBConfig(**TINY): (0.094233, 0.780904, 1.033835, 0.260266, -0.840877),
+    RRDBConfig(**TINY, unshuffle=2): (0.095933, 0.782373, 1.044552, 0.275067, -0.849201),
+    RRDBConfig(**TINY, doublings=1): (0.167107, 0.709949, -0.696177, 0.477063, 0.831688),
+    CompactConfig(features=8, layers=2): (0.501841, 0.88184, 1.268334, 0.500923, 0.555154),
+}
+X = (torch.arange(3 * 5 * 6, dtype=torch.float64) * 0.9).sin().mul(0.5).add(0.5).float().reshape(1, 3, 5, 6)
+
+
+def first_layout(name: str, doublings: int) -> str:
+    """Give the name that a weight has in the first ESRGAN's files."""
+    tops = {"conv_first": 0, "conv_hr": 3 * doublings + 2, "conv_last": 3 * doublings + 4}
+    tops |= {f"conv_up{number}": 3 * number for number in range(1, doublings + 1)}
+    part, rest = name.split(".", 1)
+    if part in tops:
+        return f"model.{tops[part]}.{rest}"
+    name = name.replace("conv_body", "model.1.sub.2")
+    return re.sub(r"body\.(\d)\.rdb(\d)\.conv(\d)", r"model.1.sub.\1.RDB\2.conv\3.0", name)
+
+
+def second_layout(name: str) -> str:
+    for ours, theirs in (("conv_body", "trunk_conv"), ("body.", "RRDB_trunk."), ("rdb", "RDB"), ("conv_up", "upconv")):
+        name = name.replace(ours, theirs)
+    return name.replace("conv_hr", "HRconv")
+
+
+def weights(config: RRDBConfig | CompactConfig) -> dict[str, Tensor]:
+    """Fill a network with sines, in the order of its names in the layout that spandrel keeps."""
+    network = RRDBNet(config) if isinstance(config, RRDBConfig) else SRVGGNet(config)
+    doublings = config.doublings if isinstance(config, RRDBConfig) else 0
+    order = {name: first_layout(name, doublings) if doublings else name for name in network.state_dict()}
+    filled = {}
+    for number, name in enumerate(sorted(order, key=order.__getitem__)):
+        shape = network.state_dict()[name].shape
+        sines = (torch.arange(shape.numel(), dtype=torch.float64) * 1.7 + number).sin()
+        filled[name] = (sines / math.sqrt(shape.numel() // shape[0])).float().reshape(shape)
+    return filled
+
+
+@pytest.mark.parametrize("config", GOLDEN, ids=str)
+@pytest.mark.parametrize("layout", ["first", "second", "today", "wrapped"])
+def test_upscalers_give_what_spandrel_gives(config: RRDBConfig | CompactConfig, layout: str, tmp_path: Path) -> None:
+    state: Mapping[str, Tensor] = weights(config)
+    if layout in ("first", "second") and isinstance(config, RRDBConfig):
+        rename = {"first": lambda name: first_layout(name, config.doublings), "second": second_layout}[layout]
+        state = {rename(name): tensor for name, tensor in state.items()}
+    file = tmp_path / "upscaler.pth"
+    torch.save({"params": {"other": torch.ones(1)}, "params_ema": state} if layout == "wrapped" else state, file)
+    network = load_upscaler(file)
+    assert network.config == config
+    with torch.no_grad():
+        y = network(X)
+    assert y.shape == (1, 3, 5 * config.scale, 6 * config.scale)
+    seen = (y.mean(), y.std(), y[0, 0, 0, 0], y[0, 1, 7, 3], y[0, 2, -1, -1])
+    assert [value.item() for value in seen] == pytest.approx(GOLDEN[config], abs=2e-5)
+    assert identify(open_source(file), file).title == "an upscaler (ESRGAN or Real-ESRGAN)"
+
+
+def test_what_is_no_upscaler_is_told(tmp_path: Path) -> None:
+    state = weights(CompactConfig(features=8, layers=1))
+    for names, says in (({"body.1.weight": "body.1.x"}, "no upscaler that is read"), ({}, "1 channels")):
+        kept = {names.get(name, name): tensor for name, tensor in state.items()}
+        save_file(
+            kept if names else weights(CompactConfig(channels=1, features=8, layers=1)), tmp_path / "x.safetensors"
+        )
+        with pytest.raises(ReverieError, match=says):
+            load_upscaler(tmp_path / "x.safetensors")
