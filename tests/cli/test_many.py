@@ -80,6 +80,7 @@ def test_a_grid_draws_what_its_flags_would_and_goes_on(model: str, capsys: pytes
         (["steps"], "write NAME=VALUE,VALUE"),
         (["steps="], "axis 'steps' has no values"),
         (["replace=cat,dog"], "'cat' is in no prompt"),
+        (["model=a,b"], "no model at 'a'"),
         (["seed=1", "steps=1", "guidance=1", "eta=0"], "a grid of 4 axes is not possible; give 1 to 3"),
     ],
 )

@@ -61,6 +61,25 @@ def test_a_picture_of_another_request_or_finish_is_drawn_anew(tiny: Pipeline, tm
     assert draw(first, replace(second, explain=True)) == 2
 
 
+def test_models_are_loaded_one_after_the_other(tiny: Pipeline, tmp_path: Path) -> None:
+    loaded: list[str | None] = []
+
+    def load(name: str | None) -> Pipeline:
+        loaded.append(name)
+        return tiny
+
+    first, second = jobs(tmp_path)
+    several = tuple(
+        replace(job, model=name, output=tmp_path / f"{name}-{job.output.name}")
+        for job in (first, second)
+        for name in "ab"
+    )
+    *_, last = BatchJob(jobs=several).run(load)
+    assert isinstance(last, Finished)
+    assert loaded == ["a", "b"]
+    assert [Path(file).name for file in last.record["files"]] == ["a-0.png", "a-1.png", "b-0.png", "b-1.png"]
+
+
 def test_a_comparison_lays_out_what_each_request_draws(tiny: Pipeline) -> None:
     asked = TextToImage(prompt="a bear", seed=7, steps=1)
     sheet, pictures = compare(tiny, asked, {"replace": ("bear", "apple"), "seed": (7, 8)})

@@ -14,7 +14,7 @@ from reverie.cli.options import FileOptions, Flag, ModelOptions, ResultOptions, 
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:
-    from reverie.jobs.batches import Axes, FolderJob
+    from reverie.jobs.batches import Axes, BatchJob, FolderJob
     from reverie.jobs.events import Job
     from reverie.requests.pictures import TextToImage
 
@@ -99,7 +99,7 @@ def image(
     if many.axis:
         axes, requests = ask_grid(prompt, flags, request, many)
         tell_numbered([name for names in axes.names for name in names])
-        job = replace(BatchJob.of(requests, output, {**options, "grid": True}), lay_out=axes.lay_out)
+        job = grid_job(axes, BatchJob.of(requests, output, {**options, "grid": True}), model)
     elif len(requests := draw_many(request, many)) == 1:
         job = PictureJob(request=requests[0], output=output, **options)
     else:
@@ -158,7 +158,7 @@ def ask_grid(
     from reverie.requests.base import unknown
 
     axes = Axes(parse_axes(many.axis))
-    allowed = sorted({SEARCH, "prompt", *(name for group in flags for name in vars(group))} - {"count"})
+    allowed = sorted({SEARCH, "model", "prompt", *(name for group in flags for name in vars(group))} - {"count"})
     for name in axes.values.keys() - set(allowed):
         raise ReverieError(unknown("axis", name, allowed))
     if first.count > 1:
@@ -171,6 +171,21 @@ def ask_grid(
         groups[0] = replace(groups[0], negative=negative or None)
         requests += draw_many(ask_picture(words, *groups), many)
     return axes, tuple(requests)
+
+
+def grid_job(axes: Axes, job: BatchJob, model: ModelOptions) -> BatchJob:
+    """Return a job that lays its pictures out as a grid does, each drawn by its cell's model.
+
+    Raises ReverieError for options of one model beside several.
+    """
+    job = replace(job, lay_out=axes.lay_out)
+    if "model" not in axes.values:
+        return job
+    for name in ("config", "prediction", "revision", "variant", "vae", "unet"):
+        if getattr(model, name) is not None:
+            raise ReverieError(f"--{name} is about one model; leave it out with --axis model=..., or draw one by one")
+    drawn_by = (str(cell["model"]) for cell in axes.cells())
+    return replace(job, jobs=tuple(replace(one, model=name) for one, name in zip(job.jobs, drawn_by, strict=True)))
 
 
 def _values(group: object, given: Mapping[str, Any]) -> dict[str, Any]:

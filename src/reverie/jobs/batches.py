@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache, lru_cache
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -155,7 +155,7 @@ class BatchJob:
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`."""
         self.check()
-        return self._run(_Series(len(self.jobs), lru_cache(maxsize=1)(load), tell))
+        return self._run(_Series(len(self.jobs), _one_at_a_time(load), tell))
 
     def _run(self, series: _Series) -> Iterator[Event]:
         for job in sorted(self.jobs, key=lambda job: job.model or ""):  # one model after the other
@@ -256,6 +256,19 @@ class _Series:
         }
         took = f"loaded in {self.timings['load']:.1f} s, drawn in {self.timings['draw']:.1f} s"
         return Finished(record, f"{len(seeds)} pictures, {seeds_text(seeds)}; {took}")
+
+
+def _one_at_a_time(load: Load) -> Load:
+    """Load as `load` does, and hold the last model alone: it is let go before another is loaded."""
+    held: dict[str | None, Pipeline] = {}
+
+    def get(name: str | None) -> Pipeline:
+        if name not in held:
+            held.clear()
+            held[name] = load(name)
+        return held[name]
+
+    return get
 
 
 def _find(job: PictureJob, load: Load) -> tuple[Event, ...]:
