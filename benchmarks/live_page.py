@@ -1,12 +1,13 @@
 """How long until a sketch is a picture on the screen? Strokes in Chromium, drawn live by a server.
 
 From the end of each stroke until the picture of the whole sketch is shown; before it one of a part of the sketch may
-still be drawn. Beside it stands what the server took of it.
+still be drawn up to its next step. Beside it stands what the server took of it.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import sys
 import tempfile
@@ -61,18 +62,16 @@ def main() -> int:
 
 def strokes(page: Page, count: int) -> Iterator[tuple[float, float]]:
     """Draw live, and yield of each stroke the milliseconds until its picture, and how many the server took for that."""
-    counts = {"sent": 0, "heard": 0}
+    last = {"sent": 0, "heard": 0}  # numbers of canvases
 
-    def count_frames(name: str, word: str, text: str | bytes) -> None:
-        counts[name] += word in str(text)[:40]
+    def note_sent(text: str | bytes) -> None:
+        last["sent"] = json.loads(text)["number"]
 
-    page.on(
-        "websocket",
-        lambda socket: (
-            socket.on("framesent", lambda text: count_frames("sent", '"number"', text)),
-            socket.on("framereceived", lambda text: count_frames("heard", '"picture"', text)),
-        ),
-    )
+    def note_heard(text: str | bytes) -> None:
+        event = json.loads(text)
+        last["heard"] = event["number"] if event["type"] == "picture" else last["heard"]
+
+    page.on("websocket", lambda socket: (socket.on("framesent", note_sent), socket.on("framereceived", note_heard)))
     page.evaluate(WATCH)
     page.check("#live", force=True)
     page.locator("#picture[data-seconds]").wait_for()
@@ -92,10 +91,12 @@ def strokes(page: Page, count: int) -> Iterator[tuple[float, float]]:
         still = 0
         while still < 5:  # looks at an idle page, one after the other
             page.wait_for_timeout(30)
-            still = still + 1 if counts["sent"] == counts["heard"] and page.evaluate("seen > released") else 0
+            still = still + 1 if last["sent"] == last["heard"] else 0
         if number >= 2:  # the first ones warm up
             seconds = page.get_attribute("#picture", "data-seconds") or ""
-            yield page.evaluate("seen - released"), 1000 * float(seconds)
+            waited = max(0.0, page.evaluate("seen - released"))  # 0: it was there when the stroke ended
+            print(f"stroke {number - 1}: {waited:.0f} ms, {seconds} s of it on the server", file=sys.stderr)
+            yield waited, 1000 * float(seconds)
 
 
 @contextmanager

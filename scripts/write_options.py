@@ -32,7 +32,17 @@ SINGULAR = {
 SIZES = ("width", "scale")  # fields whose flag is WIDTHxHEIGHT, or such a text among others
 SAMPLED = (
     *("negative", "seed", "steps", "guidance", "sampler", "schedule", "timesteps", "sigmas", "eta"),
-    *("discard_penultimate", "guidance_rescale", "guidance_interval", "cache_steps", "merge_tokens", "threshold"),
+    *(
+        "discard_penultimate",
+        "guidance_rescale",
+        "guidance_interval",
+        "perturbed_guidance",
+        "cfg_pp",
+        "freeu",
+        "cache_steps",
+        "merge_tokens",
+        "threshold",
+    ),
 )
 
 
@@ -233,6 +243,7 @@ LIKE = {
     "Fraction": "float",
     "Guidance": "float",
     "Interval": "tuple[float, float]",
+    "FreeU": "tuple[float, float, float, float]",
     "Size": "tuple[int, int]",
     "Corner": "tuple[int, int]",
     "Stop": "StopLike",

@@ -226,7 +226,7 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     ("arguments", "says"),
     [
         (["imge", "x"], 'Did you mean "image"?'),
-        (["image"], "PROMPT"),
+        (["image"], "nothing to draw; give a prompt"),
         (["image", "x", "-o", "x.png", "--model", "nowhere"], "no model at 'nowhere'"),
         (["image", "x", "-o", "x.png", "--device", "abacus"], "abacus"),
         (["image", "x", "-o", "x.png", "--dtype", "int3"], "int3"),

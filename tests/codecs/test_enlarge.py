@@ -36,7 +36,7 @@ def test_tiles_give_what_the_whole_gives(network: Upscaler, monkeypatch: pytest.
     small = picture(131, 70)
     with torch.no_grad():
         (whole,) = to_pictures(network(torch.from_numpy(np.array(small)).permute(2, 0, 1)[None] / 255) * 2 - 1)
-    check_alike(enlarge(network, small), whole)
+    check_alike(enlarge(network, small, whole.size), whole)
     monkeypatch.setattr(image, "TILE", 64)
     monkeypatch.setattr(image, "RAMP", 4)
     steps = list(enlarge_tiles(network, small))
@@ -49,8 +49,14 @@ def test_a_transparent_picture_stays_so() -> None:
     network = SRVGGNet(CompactConfig(features=4, layers=1, scale=2))
     small = picture(9, 7, "RGBA")
     small.info["parameters"] = "a bear"
-    larger = enlarge(network, small)
+    larger = enlarge(network, small, (18, 14))
     assert (larger.mode, larger.size, larger.info) == ("RGBA", (18, 14), {"parameters": "a bear"})
     assert (
         larger.getchannel("A").tobytes() == small.getchannel("A").resize((18, 14), Image.Resampling.LANCZOS).tobytes()
     )
+
+
+def test_a_picture_passes_until_it_is_large_enough() -> None:
+    network, small = SRVGGNet(CompactConfig(features=4, layers=1, scale=2)), picture(8, 6)
+    twice = enlarge(network, enlarge(network, small, (16, 12)), (32, 24))
+    assert enlarge(network, small, (20, 16)).tobytes() == twice.resize((20, 16), Image.Resampling.LANCZOS).tobytes()

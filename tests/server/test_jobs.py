@@ -179,6 +179,13 @@ def test_live_draws_the_newest_canvas(client: TestClient, model_folder: Path) ->
         assert len(pictures) < 8
         socket.send_json({"number": 8, "request": {**request, "steps": 0}})
         assert socket.receive_json()["param"] == "steps"
+        for number, steps in ((9, 1000), (10, 1)):
+            socket.send_json({"number": number, "urgent": number == 10, "request": {**request, "steps": steps}})
+            while (event := socket.receive_json())["number"] == 9 and number == 9 and event["done"] < 5:
+                pass
+        while event["type"] != "picture":
+            event = socket.receive_json()
+        assert event["number"] == 10
     assert Image.open(io.BytesIO(base64.b64decode(pictures[-1]["image"].partition(",")[2]))).size == (32, 32)
 
 

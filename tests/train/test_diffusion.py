@@ -23,6 +23,7 @@ from reverie.models.unet import UNet, UNetConfig
 from reverie.train import diffusion
 from reverie.train.diffusion import build, initialise_, text_tower
 from reverie.train.loop import step_generator
+from reverie.train.losses import DenoisingSettings
 from reverie.train.recipe import read
 
 CPU = torch.device("cpu")
@@ -105,7 +106,8 @@ def test_loss_is_the_weighted_error_of_v(objective: diffusion.DiffusionObjective
 def test_loss_of_rectified_flow(objective: diffusion.DiffusionObjective) -> None:
     """(1 - u) x0 + u eps at a u of normal logit, shifted, and eps - x0 (Esser et al. 2403.03206, eq. 13, 19, 23)."""
     components = replace(objective.components, schedule_config=ScheduleConfig(prediction="flow", shift=3.0))
-    parts = (components, objective.networks, objective.batches, "uniform", 3, objective.shown, "logit_normal")
+    chosen = DenoisingSettings(weighting="uniform", levels="logit_normal")
+    parts = (components, objective.networks, objective.batches, chosen, 3, objective.shown)
     ((_, loss, _),) = diffusion.DiffusionObjective(*parts).losses(1)
     items = [objective.batches.items.make(index) for index in range(4, 8)]
     x0 = torch.stack([latents for latents, _, _ in items]).float()

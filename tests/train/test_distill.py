@@ -21,8 +21,9 @@ from reverie.diffusion.schedule import to_ve
 from reverie.diffusion.spacings import trailing
 from reverie.errors import ReverieError
 from reverie.train.diffusion import SampleSheet
-from reverie.train.distill import Adversary, DistillObjective, DistillSettings, jump, pseudo_huber, whole_student
+from reverie.train.distill import Adversary, DistillObjective, DistillSettings, jump, whole_student
 from reverie.train.loop import Learner, RunSettings
+from reverie.train.losses import pseudo_huber
 
 CONFIG = ScheduleConfig(prediction="v")
 SCHEDULE = CONFIG.schedule()

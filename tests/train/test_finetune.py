@@ -240,14 +240,12 @@ def test_sdxl_is_refused(tiny_xl: Pipeline, recipe: Callable[[str], Path], folde
         next(prepare(path, tmp_path / "out"))
 
 
-def test_torchrun_is_refused_before_any_latents_are_made(
-    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_of_several_processes_the_first_makes_the_latents(
+    recipe: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = tmp_path / "recipe.toml"
-    path.write_text((RUN + PICTURES).format(folder=folder))
     monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ReverieError, match="finetune learns in one process, not in 2; leave torchrun out"):
-        next(prepare(path, tmp_path / "out"))
+    monkeypatch.setenv("RANK", "1")
+    assert not list(prepare(recipe(PICTURES), tmp_path / "out"))
     assert not (tmp_path / "out").exists()
 
 

@@ -23,7 +23,8 @@ from reverie.cli import app as cli
 from reverie.errors import RequestWarning, ReverieError
 from reverie.train import loop
 from reverie.train.begun import deciding
-from reverie.train.loop import Learner, RunSettings, learning_rate, step_generator, train
+from reverie.train.loop import Learner, RunSettings, step_generator, train
+from reverie.train.optimisers import learning_rate
 from reverie.train.recipe import OBJECTIVES
 
 Make = Callable[..., RunSettings]
@@ -44,6 +45,8 @@ def test_learning_rate_rises_then_falls_to_a_tenth() -> None:
     constant = RunSettings(steps=100, lr=2.0, warmup=10, decay="constant")
     assert [learning_rate(constant, step) for step in (0, 4, 9, 50, 99)] == pytest.approx([0.2, 1, 2, 2, 2])
     assert learning_rate(RunSettings(steps=2, lr=2.0, warmup=0), 0) == 2.0
+    linear = RunSettings(steps=100, lr=2.0, warmup=10, decay="linear")
+    assert [learning_rate(linear, step) for step in (0, 10, 50, 99)] == pytest.approx([0.2, 1.8, 1.0, 0.02])
 
 
 @pytest.mark.parametrize(
@@ -52,8 +55,8 @@ def test_learning_rate_rises_then_falls_to_a_tenth() -> None:
         ({"steps": 0}, "steps = 0 .* give more than 0"),
         ({"lr": math.nan}, "lr = nan"),
         ({"save_every": 0}, "save_every = 0"),
-        ({"decay": "linear"}, "unknown decay 'linear' .* choose from cosine, constant"),
-        ({"precision": "half"}, "unknown precision 'half' .* choose from float32, bfloat16, float16"),
+        ({"decay": "steps"}, r"unknown decay in \[run\] 'steps'; choose from constant, cosine, linear"),
+        ({"precision": "half"}, r"unknown precision in \[run\] 'half'; choose from float32, bfloat16, float16"),
     ],
 )
 def test_settings_that_no_run_can_use(settings: Make, wrong: dict[str, object], message: str) -> None:
@@ -224,7 +227,7 @@ def test_a_checkpoint_without_fused_adamw_goes_on_without_it(toy: type, settings
     torch.save(state, tmp_path / "checkpoint.pt")
     learner = Learner(toy(), settings())
     assert loop.load_checkpoint(tmp_path / "checkpoint.pt", learner) == 3
-    assert {optimiser.param_groups[0]["fused"] for optimiser in learner.optimisers.values()} == {None}
+    assert {optimiser.param_groups[0]["fused"] for _, optimiser in learner._named_optimisers()} == {None}
 
 
 def test_a_kill_while_writing_leaves_the_last_checkpoint(

@@ -111,8 +111,8 @@ def test_wrong_tables_get_one_line(table: object, message: str) -> None:
 
 
 def test_what_a_dataclass_refuses_is_told_in_its_words() -> None:
-    with pytest.raises(ReverieError, match=r"^unknown decay 'linear'"):
-        section({"run": {"steps": 1, "lr": 1.0, "decay": "linear"}}, "run", RunSettings)
+    with pytest.raises(ReverieError, match=r"^unknown decay in \[run\] 'steps'"):
+        section({"run": {"steps": 1, "lr": 1.0, "decay": "steps"}}, "run", RunSettings)
 
 
 @pytest.mark.parametrize(

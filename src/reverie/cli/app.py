@@ -32,7 +32,7 @@ app.suppress_keyboard_interrupt = False
 
 # Commands are named by their path and imported when called, so that `reverie --help` stays quick; where there are many
 # flags, the usage is given, so that cyclopts does not read all of them once more for one line.
-app.command("reverie.cli.image:image", help="Draw pictures of a prompt.", usage="reverie image [OPTIONS] PROMPT")
+app.command("reverie.cli.image:image", help="Draw pictures of a prompt.", usage="reverie image [OPTIONS] [ARGS]")
 app.command("reverie.cli.replay:replay", help="Make a picture or a film again from the request that it carries.")
 app.command(
     "reverie.cli.animate:animate",

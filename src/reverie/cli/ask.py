@@ -221,6 +221,15 @@ def parse_interval(text: str) -> tuple[float, float]:
     return start, end
 
 
+def parse_freeu(text: str) -> tuple[float, ...]:
+    """Read four numbers. Raises ReverieError for anything else."""
+    try:
+        first, second, third, fourth = (float(part) for part in text.split(","))
+    except ValueError:
+        raise ReverieError(f"--freeu '{text}' is not possible; write b1,b2,s1,s2 such as 1.5,1.6,0.9,0.2") from None
+    return first, second, third, fourth
+
+
 def parse_numbers(text: str) -> tuple[float, ...]:
     """Read NUMBER,NUMBER,... Raises ReverieError for anything else."""
     try:
@@ -275,6 +284,7 @@ def parse_ip_adapter(text: str) -> Fields:
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "guidance_interval": parse_interval,
+    "freeu": parse_freeu,
     "vary": parse_varied,
     **dict.fromkeys(("timesteps", "sigmas"), parse_numbers),
     **dict.fromkeys(SIZES, parse_size),

@@ -42,6 +42,12 @@ class SampledFlags:
     """0 to 1, against overexposure at high guidance (Lin et al. 2305.08891, eq. 15-16); 0 if not given."""
     guidance_interval: str | None = None
     """START,END: fractions of the way between which guidance acts, such as 0.2,0.8; the whole if not given."""
+    perturbed_guidance: float | None = None
+    """Scale of perturbed-attention guidance (Ahn et al. 2403.17377), such as 3, beside guidance or with guidance 1; 0 is none; 0 if not given."""
+    cfg_pp: Flag = False
+    """CFG++ (Chung et al. 2406.08070), with a guidance of 0 to 1 such as 0.6; for euler and ddim."""
+    freeu: str | None = None
+    """FreeU (Si et al. 2309.11497), its b1,b2,s1,s2: 1.5,1.6,0.9,0.2 for SD 1, 1.3,1.4,0.9,0.2 for XL."""
     cache_steps: Whole | None = None
     """Steps for which the U-Net's inner levels are computed once (DeepCache): quicker, and a little another picture; 1 if not given."""
     merge_tokens: float | None = None

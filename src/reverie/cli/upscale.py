@@ -31,14 +31,12 @@ def upscale(
     output
         Where the larger picture goes (.png, .jpg, .webp).
     scale
-        How many times larger it is to be; as the upscaler makes it if not given.
+        How many times larger it is to be, in up to three passes; as the upscaler makes it if not given.
     device
         cpu, cuda or mps; auto takes a GPU where there is one.
     no_clobber
         Refuse to write over a file that is there.
     """
-    from PIL import Image
-
     from reverie.cli.progress import show_progress
     from reverie.errors import ReverieError
     from reverie.jobs.outputs import check_writable
@@ -52,16 +50,14 @@ def upscale(
     picture = open_picture(file)
 
     from reverie.checkpoints.load import load_upscaler  # these bring torch, which takes seconds
-    from reverie.codecs.image import enlarge_tiles
+    from reverie.codecs.image import enlarge_to
     from reverie.runtime import pack
     from reverie.system import pick_device
 
-    network = load_upscaler(model, device=pick_device(device))
-    for step in show_progress(enlarge_tiles(pack(network), picture)):
-        larger = step.picture
-    assert larger is not None
-    if scale is not None:
-        size = (round(picture.width * scale), round(picture.height * scale))
-        larger = larger.resize(size, Image.Resampling.LANCZOS)
-    save(larger, output)
+    network = pack(load_upscaler(model, device=pick_device(device)))
+    factor = network.scale if scale is None else scale
+    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
+    *_, last = show_progress(enlarge_to(network, picture, size))
+    assert last.picture is not None
+    save(last.picture, output)
     say(str(output))

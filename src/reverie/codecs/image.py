@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
@@ -297,6 +297,7 @@ def to_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
 
 
 TILE, MARGIN, RAMP = 256, 16, 16  # pixels: a tile's side, what is thrown away at its cuts, over what tiles are blended
+PASSES = 3
 FOLD = 4  # tiles begin where every upscaler that folds pixels would fold them in the whole picture
 
 
@@ -307,11 +308,25 @@ class Enlargement(Progress):
     picture: Image.Image | None = None
 
 
-def enlarge(network: Upscaler, picture: Image.Image) -> Image.Image:
-    """Enlarge a picture, RGB or RGBA, by a learned upscaler. See `enlarge_tiles`."""
-    *_, last = enlarge_tiles(network, picture)
+def enlarge(network: Upscaler, picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Enlarge a picture, RGB or RGBA, to a size in pixels by a learned upscaler. See `enlarge_to`."""
+    *_, last = enlarge_to(network, picture, size)
     assert last.picture is not None
     return last.picture
+
+
+def enlarge_to(network: Upscaler, picture: Image.Image, size: tuple[int, int]) -> Iterator[Enlargement]:
+    """Enlarge a picture by a learned upscaler to at least a size, in up to PASSES, and bring it there by Lanczos.
+
+    So does AUTOMATIC1111 (modules/upscaler.py). Yields how far it is, and last the picture.
+    """
+    for _ in range(PASSES):
+        for step in enlarge_tiles(network, picture):
+            picture = step.picture or picture
+            yield replace(step, picture=None)
+        if network.scale == 1 or (picture.width >= size[0] and picture.height >= size[1]):
+            break
+    yield replace(step, picture=picture.resize(size, Image.Resampling.LANCZOS))
 
 
 @torch.no_grad()

@@ -154,7 +154,7 @@ class Prediction:
 
     scalings: Callable[[Schedule, Tensor], Scalings]
     target: Callable[[Schedule, Tensor, Tensor, Tensor], Tensor]
-    min_snr: Callable[[Tensor], Tensor]
+    min_snr: Callable[..., Tensor]  # (SNR, gamma = 5) -> weights
     noised: Callable[[Schedule, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]] = variance_preserving
 
 

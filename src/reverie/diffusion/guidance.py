@@ -77,6 +77,44 @@ def beside_blind(predict: PredictPair, blind: Predict, scale: float) -> PredictP
     return pair
 
 
+def beside_perturbed(
+    predict: PredictPair, perturbed: Predict, scale: float, weights: Sequence[float] = (1.0,)
+) -> PredictPair:
+    """Lead away from what `perturbed` predicts for the parts of the prompt, in whose attention places see themselves.
+
+    scale (c - perturbed) is added to both predictions, so that mixing them linearly gives u + guidance (c - u) and the
+    perturbed-attention guidance of Ahn et al. 2403.17377, eq. 10.
+    """
+
+    def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        unconditional, conditional = predict(x, level)
+        parts = perturbed(torch.cat([x] * len(weights)), _repeat(level, len(weights))).chunk(len(weights))
+        lead = scale * (conditional - compose(unconditional, parts, weights))
+        return unconditional + lead, conditional + lead
+
+    return pair
+
+
+def alone(predict: Predict) -> PredictPair:
+    """Give one prediction for both: to be guided by other means than the prompt."""
+
+    def pair(x: Tensor, level: Any) -> tuple[Tensor, Tensor]:
+        prediction = predict(x, level)
+        return prediction, prediction
+
+    return pair
+
+
+def renoising_scale(strength: float, sigma: float, following: float) -> float:
+    """Return the scale by which Euler's step from a level to the next is that of CFG++ (Chung et al. 2406.08070).
+
+    CFG++ goes to x0(u + strength (c - u)) and takes the noise along that is seen without a prompt: with r = following /
+    sigma, x' = x0_u + strength (x0_c - x0_u) + r (x - x0_u). Euler's x' = (1 - r) x0 + r x is the same for a
+    guidance of strength / (1 - r).
+    """
+    return strength / (1 - following / sigma)
+
+
 def _repeat(level: Any, count: int) -> Any:
     return torch.cat([level] * count) if isinstance(level, Tensor) and level.ndim else level
 

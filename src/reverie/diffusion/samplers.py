@@ -19,6 +19,7 @@ from reverie.diffusion.multistep import bh1, dpmpp_2m, dpmpp_3m, lms, plms, unip
 from reverie.diffusion.onestep import dpm2, dpmpp_2s, dpmpp_sde, euler, heun, lcm, tcd
 from reverie.diffusion.schedule import Schedule
 from reverie.diffusion.step import Sampler
+from reverie.requests.samplers import RECORDS
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": partial(euler, eta=1.0),
@@ -46,4 +47,6 @@ SAMPLERS: dict[str, Sampler] = {
 def pick_sampler(name: str, schedule: Schedule, eta: float | None = None) -> Sampler:
     """Return a sampler by name, for a model of a schedule; an eta of None is its own."""
     options: dict[str, Any] = {} if eta is None else {"eta": eta}
-    return partial(SAMPLERS[name], **options | ({"schedule": schedule} if name == "tcd" else {}))
+    if RECORDS[name].by_timestep:
+        options["schedule"] = schedule
+    return partial(SAMPLERS[name], **options)

@@ -41,7 +41,16 @@ LADDER = (
 
 Measured with the bundled model: PSNR of the pictures to those of 20 steps (docs/measured/performance.md).
 """
-PROBED = ("prompt", "negative", "guidance", "guidance_interval", "merge_tokens", "width", "height")
+PROBED = (
+    "prompt",
+    "negative",
+    "guidance",
+    "guidance_interval",
+    "perturbed_guidance",
+    "merge_tokens",
+    "width",
+    "height",
+)
 SPARE = 0.95  # of the time is planned: steps do not take equally long
 
 
@@ -127,7 +136,8 @@ def _key(system: StableDiffusion, request: TextToImage) -> str:
     machine = (platform.node(), torch.__version__, capabilities, torch.get_num_threads(), str(system.device))
     block = system.unet.down_blocks[-1].get_submodule("resnets.0")
     model = (system.name, str(system.dtype), str(system.unet.config), type(block).__name__)
-    drawing = (request.width, request.height, request.guidance == 1, request.guidance_interval, request.merge_tokens)
+    guided = (request.guidance == 1, request.guidance_interval, bool(request.perturbed_guidance))
+    drawing = (request.width, request.height, *guided, request.merge_tokens)
     return hashlib.sha256(repr((machine, model, drawing)).encode()).hexdigest()[:32]
 
 

@@ -208,15 +208,18 @@ def _larger_latents(
     return F.interpolate(latents, codec.latent_shape(*size)[1:], mode=mode, antialias=antialias)
 
 
+def _lanczos(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
 def _larger_pictures(
     codec: ImageCodec,
     size: tuple[int, int],
     latents: Tensor,
     *,
-    learned: Callable[[Image.Image], Image.Image] = lambda picture: picture,
+    resize: Callable[[Image.Image, tuple[int, int]], Image.Image] = _lanczos,
 ) -> Tensor:
-    larger = map(learned, codec.pictures(latents))
-    return codec.encode([picture.resize(size, Image.Resampling.LANCZOS) for picture in larger])
+    return codec.encode([resize(picture, size) for picture in codec.pictures(latents)])
 
 
 UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
@@ -235,12 +238,12 @@ def pick_upscaler(
 ) -> Callable[[ImageCodec, tuple[int, int], Float[Tensor, "b c h w"]], Float[Tensor, "b c h2 w2"]]:
     """Return what enlarges latents to a size in pixels: one of UPSCALERS, or a learned upscaler that is read here.
 
-    A learned one enlarges the decoded pictures, which Lanczos' filter then brings to the size, as A1111 does.
+    A learned one enlarges the decoded pictures.
     """
     if name in UPSCALERS:
         return UPSCALERS[name]
     network = load_upscaler(name, device=system.device)
-    return partial(_larger_pictures, learned=partial(enlarge, pack(network) if is_packed(system.unet) else network))
+    return partial(_larger_pictures, resize=partial(enlarge, pack(network) if is_packed(system.unet) else network))
 
 
 GPU_BATCH = 4

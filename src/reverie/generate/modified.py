@@ -1,7 +1,7 @@
 """What a request changes in a model's networks while it is drawn, and how drawings of one model take turns.
 
-LoRAs, DeepCache, token merging and seamless edges change networks in place. A `Modification` holds the changes of one
-drawing: they are in the networks while it computes, whatever thread that is in, and are taken out before another
+LoRAs, DeepCache, token merging, FreeU and seamless edges change networks in place. A `Modification` holds the changes
+of one drawing: they are in the networks while it computes, whatever thread that is in, and are taken out before another
 drawing of the same model computes. Between two events a generator holds nothing: suspended drawings may be interleaved
 in one thread, closed in any order, or go on in several threads, and each gives what it gives alone.
 """
@@ -20,7 +20,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from reverie.generate.conditioning import apply_adapters
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.changes import merging, reusing, seamless
+from reverie.runtime.changes import freeing, merging, reusing, seamless
 from reverie.system import StableDiffusion
 
 Event = TypeVar("Event")
@@ -112,6 +112,7 @@ def modify(
             partial(seamless, *edges),
             partial(reusing, system.unet, request.cache_steps, inner),
             partial(merging, system.unet, request.merge_tokens),
+            partial(freeing, system.unet, request.freeu),
         ],
     )
     try:

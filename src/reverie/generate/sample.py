@@ -15,13 +15,17 @@ from torch import Tensor
 
 from reverie.diffusion.denoiser import Denoise, Level, Network, denoiser
 from reverie.diffusion.guidance import (
+    PredictPair,
+    alone,
     apart,
     beside_blind,
+    beside_perturbed,
     consistency,
     dynamic_thresholding,
     guide,
     linear,
     linear_rescaled,
+    renoising_scale,
     together,
     within,
 )
@@ -33,6 +37,7 @@ from reverie.errors import ReverieError
 from reverie.generate.conditioning import Prompts
 from reverie.models.layers import timestep_embedding
 from reverie.requests.pictures import ImageToImage, TextToImage
+from reverie.runtime.changes import perturbing
 from reverie.system import Conditioning, StableDiffusion
 
 # Dynamic thresholding wants the range of clean data. Scaled latents have unit variance: 99.7 % lie within 3.
@@ -62,25 +67,40 @@ def guided_denoiser(
     """
 
     weights = [guide.weight for guide in prompts.positive]
+    away = Away(system, request.perturbed_guidance) if request.perturbed_guidance else None
 
     @cache
-    def stage(guidance: float, lead: Lead | None, negative: Conditioning, *positive: Conditioning) -> Denoise:
-        parts = (negative, positive, weights, rows, bind or system.network)
-        predict = _bind_guidance(guidance, request.guidance_rescale, lead, *parts)
-        return _denoiser(system, request, predict)
+    def bind_pair(guided: bool, lead: Lead | None, negative: Conditioning, *positive: Conditioning) -> PredictPair:
+        return _bind_pair(guided, lead, away, negative, positive, weights, rows, bind or system.network)
 
-    def asking(guidance: float, lead: Lead | None = None) -> Denoise:
+    @cache
+    def stage(guidance: float, lead: Lead | None, *said: Conditioning) -> Denoise:
+        guided = guidance != 1 or tuple(weights) != (1.0,) or lead is not None
+        rescale = request.guidance_rescale if guided else 0.0
+        mix = linear_rescaled(guidance, rescale) if rescale else linear(guidance)
+        return _denoiser(system, request, guide(bind_pair(guided, lead, *said), mix))
+
+    def asking(guidance: Callable[[int], float], lead: Lead | None = None) -> Denoise:
         def denoise(x: Float[Tensor, "b c h w"], sigma: Level) -> Float[Tensor, "b c h w"]:
             step = step_at(sigmas, sigma)
             said = prompts.negative.at(step), *(guide.at(step) for guide in prompts.positive)
-            return stage(guidance, lead, *said)(x, sigma)
+            return stage(guidance(step), lead, *said)(x, sigma)
 
         return denoise
 
     start, end = (level_at(system.schedule, way) for way in request.guidance_interval)
     by_picture = request.image_guidance if isinstance(request, ImageToImage) else None
     lead = None if blind is None or by_picture in (None, 1) else Lead(blind, by_picture)
-    return within(asking(request.scale, lead), asking(1.0), start, end)
+    return within(asking(_scales(request, sigmas), lead), asking(lambda step: 1.0), start, end)
+
+
+def _scales(request: TextToImage, sigmas: Sigmas) -> Callable[[int], float]:
+    """Return the scale of guidance at each step, which CFG++ reckons from the levels that a step goes between."""
+    if not request.cfg_pp:
+        return lambda step: request.scale
+    if request.scale > 1:
+        raise ReverieError(f"guidance {request.scale:g} is not possible with CFG++; give 0 to 1, such as 0.6")
+    return lambda step: renoising_scale(request.scale, *sigmas[step : step + 2].tolist())
 
 
 def noise_embeddings(system: StableDiffusion, bind: Bind, singles: Sequence[TextToImage]) -> Bind:
@@ -128,30 +148,48 @@ class Lead(NamedTuple):
     scale: float
 
 
-def _bind_guidance(
-    guidance: float,
-    rescale: float,
+class Away(NamedTuple):
+    """Say how far to lead away from what a model predicts whose innermost self-attention sees each place alone."""
+
+    system: StableDiffusion
+    scale: float
+
+    def bind(self, bind: Bind, conditioning: Conditioning) -> Network:
+        """Bind the perturbed network; its tokens are its own, as DeepCache keeps by them what levels gave."""
+        network = bind(replace(conditioning, tokens=conditioning.tokens.clone()))
+
+        def predict(x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+            with perturbing(self.system.unet):
+                return network(x, t)
+
+        return predict
+
+
+def _bind_pair(
+    guided: bool,
     lead: Lead | None,
+    away: Away | None,
     negative: Conditioning,
     positive: Sequence[Conditioning],
     weights: Sequence[float],
     rows: int,
     bind: Bind,
-) -> Network:
-    """Bind the network to all that it is asked at a step, and mix its answers.
+) -> PredictPair:
+    """Bind the network to all that it is asked at a step.
 
-    Guidance of 1 asks nothing of the negative prompt, nor does a model that is told the guidance: the U-Net is then
-    run once a step instead of twice.
+    Unguided it asks nothing of the negative prompt, nor does a model that is told the guidance: the U-Net is then run
+    once a step instead of twice.
     """
     nothing, something = _mark(negative.repeat(rows), 0.0), _mark(_batch(positive, rows), 1.0)
-    if something.guidance is not None or (guidance == 1 and tuple(weights) == (1.0,) and lead is None):
-        return bind(something)
-    mix = linear_rescaled(guidance, rescale) if rescale else linear(guidance)
-    if nothing.tokens.shape[1] == something.tokens.shape[1]:
+    if not guided or something.guidance is not None:
+        pair = alone(bind(something))
+    elif nothing.tokens.shape[1] == something.tokens.shape[1]:
         pair = together(bind(nothing.cat(something)), weights)
     else:
         pair = apart(bind(nothing), bind(something), weights)
-    return guide(pair if lead is None else beside_blind(pair, lead.blind(nothing), lead.scale), mix)
+    if away is not None:
+        pair = beside_perturbed(pair, away.bind(bind, something), away.scale, weights)
+    return pair if lead is None else beside_blind(pair, lead.blind(nothing), lead.scale)
 
 
 def _mark(conditioning: Conditioning, prompted: float) -> Conditioning:

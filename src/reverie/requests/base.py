@@ -39,6 +39,7 @@ Strength = Annotated[float, Field(gt=0, le=1)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Guidance = Annotated[float, Field(ge=0, le=100)]
 Level = Annotated[float, Field(ge=0)]
+FreeU = tuple[Level, Level, Level, Level]
 
 FREE_LEVELS = frozenset({"timesteps", "sigmas"})
 """The fields that say themselves which noise levels are visited, in place of a number of steps and a spacing."""
@@ -242,6 +243,21 @@ class SampledRequest(Request):
         description="START,END: fractions of the way between which guidance acts, such as 0.2,0.8; the whole "
         "if not given",
     )
+    perturbed_guidance: float = Field(
+        default=0.0,
+        ge=0,
+        le=100,
+        description="scale of perturbed-attention guidance (Ahn et al. 2403.17377), such as 3, beside guidance or with "
+        "guidance 1; 0 is none",
+    )
+    cfg_pp: bool = Field(
+        default=False,
+        description="CFG++ (Chung et al. 2406.08070), with a guidance of 0 to 1 such as 0.6; for euler and ddim",
+    )
+    freeu: FreeU | None = Field(
+        default=None,
+        description="FreeU (Si et al. 2309.11497), its b1,b2,s1,s2: 1.5,1.6,0.9,0.2 for SD 1, 1.3,1.4,0.9,0.2 for XL",
+    )
     cache_steps: int = Field(
         default=1,
         ge=1,
@@ -330,6 +346,13 @@ class SampledRequest(Request):
         if self.eta is not None and RECORDS[self.sampler].eta is None:
             fitting = ", ".join(name for name, record in RECORDS.items() if record.eta is not None)
             raise ReverieError(f"{self.sampler} takes no eta; choose from {fitting}, or leave eta out", field="eta")
+        return self
+
+    @model_validator(mode="after")
+    def _check_cfg_pp(self) -> Self:
+        if self.cfg_pp and (self.eta or not RECORDS[self.sampler].linear):
+            fitting = " or ".join(name for name, record in RECORDS.items() if record.linear)
+            raise ReverieError(f"CFG++ is defined for {fitting} without eta; choose one of them", field="cfg_pp")
         return self
 
     @property

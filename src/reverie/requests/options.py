@@ -95,6 +95,9 @@ class SampledOptions(TypedDict, total=False):
     discard_penultimate: bool
     guidance_rescale: float
     guidance_interval: tuple[float, float]
+    perturbed_guidance: float
+    cfg_pp: bool
+    freeu: tuple[float, float, float, float] | None
     cache_steps: int
     merge_tokens: float
     threshold: float | None

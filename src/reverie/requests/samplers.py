@@ -23,7 +23,9 @@ class SamplerRecord:
 
     `automatic` is the spacing that AUTOMATIC1111's "Automatic" stands for. `noise` is "none" for samplers that draw
     noise at the start alone, "fresh" for a draw per step, "brownian" where k-diffusion reads it off a Brownian path.
-    `eta` is the share of noise that a step draws afresh, None for samplers in which it is fixed.
+    `eta` is the share of noise that a step draws afresh, None for samplers in which it is fixed. `by_timestep` says
+    that steps are counted in the model's timesteps, so that the sampler takes its schedule; `linear` that a step goes
+    straight towards one x0, as CFG++ is defined for.
     """
 
     label: str
@@ -31,13 +33,15 @@ class SamplerRecord:
     automatic: str = "normal"
     noise: Literal["none", "fresh", "brownian"] = "none"
     eta: float | None = None
+    by_timestep: bool = False
+    linear: bool = False
 
 
 RECORDS = {
     "ddpm": SamplerRecord("DDPM", ("DDPMScheduler",), noise="fresh"),
-    "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="a1111_ddim", eta=0.0),
+    "ddim": SamplerRecord("DDIM", ("DDIMScheduler",), automatic="a1111_ddim", eta=0.0, linear=True),
     "plms": SamplerRecord("PLMS", ("pndm", "PNDMScheduler"), automatic="a1111_ddim"),
-    "euler": SamplerRecord("Euler", ("EulerDiscreteScheduler",)),
+    "euler": SamplerRecord("Euler", ("EulerDiscreteScheduler",), linear=True),
     "euler_ancestral": SamplerRecord("Euler a", ("EulerAncestralDiscreteScheduler",), noise="fresh", eta=1.0),
     "heun": SamplerRecord("Heun", ("HeunDiscreteScheduler",)),
     "dpm2": SamplerRecord("DPM2", ("kdpm_2", "KDPM2DiscreteScheduler"), automatic="karras"),
@@ -54,7 +58,9 @@ RECORDS = {
     "unipc_bh1": SamplerRecord("UniPC bh1", ("uni_pc",)),
     "unipc_bh2": SamplerRecord("UniPC bh2"),
     "lcm": SamplerRecord("LCM", ("LCMScheduler",), automatic="a1111_lcm", noise="fresh"),
-    "tcd": SamplerRecord("TCD", ("TCDScheduler", "sample_tcd"), automatic="sgm_uniform", noise="fresh", eta=0.3),
+    "tcd": SamplerRecord(
+        "TCD", ("TCDScheduler", "sample_tcd"), automatic="sgm_uniform", noise="fresh", eta=0.3, by_timestep=True
+    ),
 }
 # What AUTOMATIC1111 calls a spacing, and after it the names of others; ours itself is one of them.
 SPACINGS: dict[str, tuple[str, ...]] = {

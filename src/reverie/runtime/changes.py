@@ -1,8 +1,9 @@
-"""Changes of a network for one drawing: seamless tiling, DeepCache and token merging; and what combines with what.
+"""Changes of a network for one drawing: seamless tiling, DeepCache, token merging, FreeU; and what combines with what.
 
 Sources: Ma et al. 2312.00858, "DeepCache": the outermost layers alone are computed at every step, on what the inner
 ones gave earlier. Bolya and Hoffman 2303.17604, "Token Merging for Fast Stable Diffusion": in self-attention at the
-largest images one of four neighbours is kept, and the most similar of the others are merged into the kept ones.
+largest images one of four neighbours is kept, and the most similar of the others are merged into the kept ones. Si et
+al. 2309.11497, "FreeU". Ahn et al. 2403.17377, "Perturbed-Attention Guidance".
 """
 
 from __future__ import annotations
@@ -222,6 +223,58 @@ def attending(ways: Mapping[Attention, Attend]) -> Iterator[None]:
     finally:
         for attention in ways:
             attention.__dict__.pop("attend", None)
+
+
+@contextmanager
+def perturbing(unet: UNet) -> Iterator[None]:
+    """Within the block, let self-attention in the middle see each place alone: it gathers what each place has itself.
+
+    Raises ReverieError for a U-Net whose middle has no attention.
+    """
+    middle = [] if unet.mid_block is None else list(unet.mid_block.named_modules())
+    found = [module for name, module in middle if name.endswith("attn1") and isinstance(module, Attention)]
+    if not found:
+        raise ReverieError("this model has no attention in its middle to perturb; leave out perturbed guidance")
+    with attending({attention: lambda q, k, v, heads: v for attention in found}):
+        yield
+
+
+Strengths = tuple[float, float, float, float]
+"""FreeU's b1, b2, s1 and s2."""
+
+
+@contextmanager
+def freeing(unet: UNet, strengths: Strengths | None) -> Iterator[None]:
+    """Within the block, let the two lowest levels of the way up rely more on themselves, less on the way down (FreeU).
+
+    Half of what comes from below is multiplied by b1 and b2, and the lowest frequencies of what comes from the way
+    down by s1 and s2. None changes nothing.
+    """
+    hooks = []
+    levels = list(zip(unet.up_blocks, unet.config.block_out_channels[::-1], strict=True))[:2] if strengths else []
+    below = unet.config.block_out_channels[-1]
+    try:
+        for (block, width), strength, damping in zip(levels, (strengths or ())[:2], (strengths or ())[2:], strict=True):
+            for resnet in block.get_submodule("resnets").children():
+                hooks.append(resnet.register_forward_pre_hook(_free(below, strength, damping)))
+                below = width
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _free(below: int, strength: float, damping: float) -> Callable[[nn.Module, tuple[Any, ...]], tuple[Any, ...]]:
+    """Change what a residual block of the way up is given: `below` channels from below, then those of the way down."""
+
+    def change(module: nn.Module, given: tuple[Any, ...]) -> tuple[Any, ...]:
+        half, rest, skip = given[0].tensor_split([below // 2, below], dim=1)
+        spectrum = torch.fft.fftn(skip.float(), dim=(-2, -1))
+        spectrum[..., (-1, -1, 0, 0), (-1, 0, -1, 0)] *= damping  # the authors' square of frequencies
+        damped = torch.fft.ifftn(spectrum, dim=(-2, -1)).real.to(skip)
+        return (torch.cat([half * strength, rest, damped], dim=1), *given[1:])
+
+    return change
 
 
 WAYS = ("fast", "int8", "offload", "compile", "cache_steps", "merge_tokens", "tile")

@@ -1,12 +1,12 @@
 """Training of the U-Net: the denoising loss on latents of captioned scenes.
 
-Source: Rombach et al. 2022, equation 3; v-prediction after Salimans and Ho 2022, appendix D; the weights of the noise
-levels are min-SNR's (Hang et al. 2023).
+Source: Rombach et al. 2022, equation 3; v-prediction after Salimans and Ho 2022, appendix D; the parts of the loss
+are in `losses.py`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from reverie.corpora.captions import BARE
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import WHOLE, Batches, BatchPart
-from reverie.diffusion.denoiser import PREDICTIONS, Prediction, ScheduleConfig
+from reverie.diffusion.denoiser import PREDICTIONS, ScheduleConfig
 from reverie.errors import ReverieError, choose
 from reverie.media.pictures import grid
 from reverie.models.clip import CLIP, TextTower
@@ -32,6 +32,7 @@ from reverie.pipeline import Pipeline
 from reverie.train.examples import Scenes
 from reverie.train.latents import LATENTS, Stream, latent_pool
 from reverie.train.loop import device_of, step_generator
+from reverie.train.losses import LEVELS, WEIGHTINGS, DenoisingSettings, draw_noise
 from reverie.train.recipe import Share, section
 
 CPU = torch.device("cpu")
@@ -64,36 +65,14 @@ class SampleSheet:
     columns: int
 
 
-WEIGHTINGS: dict[str, Callable[[Prediction, Tensor], Tensor]] = {
-    "min_snr": lambda prediction, snr: prediction.min_snr(snr),
-    "uniform": lambda prediction, snr: torch.ones_like(snr),
-}
-"""How much the error of the prediction counts at a signal-to-noise ratio."""
-
-
-def _logit_normal(levels: int, count: int, generator: torch.Generator) -> Tensor:
-    """Draw levels whose logit is standard normal: those in the middle more often (Esser et al. 2403.03206, eq. 19)."""
-    u = torch.randn(count, generator=generator).sigmoid()
-    return (levels * u).long().clamp(max=levels - 1)
-
-
-LEVELS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
-    "uniform": lambda levels, count, generator: torch.randint(levels, (count,), generator=generator),
-    "logit_normal": _logit_normal,
-}
-"""Which of so many noise levels are drawn, so many at a time."""
-
-
 @dataclass(frozen=True)
-class DiffusionSettings:
-    """Choose what is predicted, over which noise levels, and how they are weighed."""
+class DiffusionSettings(DenoisingSettings):
+    """Choose what is predicted on which schedule, beside the loss."""
 
     prediction: str = "v"
-    weighting: str = "min_snr"  # of the noise levels, a key of WEIGHTINGS
     beta_schedule: str = "scaled_linear"
     zero_terminal_snr: bool = False
     shift: float = 1.0  # of the times of "flow": above 1 more of them are noisy
-    levels: str = "uniform"  # how often which is drawn, a key of LEVELS
     initial: str = ""  # folder of a U-Net to start from, whose configuration is kept; "" starts from nothing
 
 
@@ -113,17 +92,15 @@ class DiffusionObjective:
         components: Components,
         networks: nn.ModuleDict,
         batches: Batches,
-        weighting: str,
+        loss: DenoisingSettings,
         seed: int,
         shown: SampleSheet,
-        levels: str = "uniform",
     ) -> None:
         self.components, self.networks, self.batches, self.shown = components, networks, batches, shown
         self.averaged = networks if len(networks) > 1 else next(iter(networks.values()))
         config = components.schedule_config
         self.schedule, self.prediction = config.schedule(), choose("prediction", config.prediction, PREDICTIONS)
-        self.weigh, self.seed = choose("weighting", weighting, WEIGHTINGS), seed
-        self.draw_levels = choose("levels", levels, LEVELS)
+        self.loss, self.seed = loss, seed
 
     def move(self, device: torch.device) -> None:
         """Put the model onto a device."""
@@ -138,15 +115,15 @@ class DiffusionObjective:
         """Yield the weighted squared error of the prediction."""
         x0, captions, shares = self.batches(step, part)
         generator = step_generator(self.seed, step)
-        t = part.rows(self.draw_levels(len(self.schedule), part.count * len(x0), generator))
-        eps = part.randn_like(x0, generator)
-        noisy, time = self.prediction.noised(self.schedule, x0, eps, t)
+        t = part.rows(LEVELS[self.loss.levels](len(self.schedule), part.count * len(x0), generator))
+        eps, seen = draw_noise(self.loss, x0, generator, part)
+        noisy, time = self.prediction.noised(self.schedule, x0, seen, t)
         target = self.prediction.target(self.schedule, x0, eps, t)
-        weight = self.weigh(self.prediction, self.schedule.snr(t)).to(x0.dtype) * shares.to(x0.dtype)
+        weight = WEIGHTINGS[self.loss.weighting](self.prediction, self.schedule.snr(t)).to(x0) * shares.to(x0)
         device = device_of(self.networks)
         context = self.encode(captions)
         predicted = self.components.unet(noisy.to(device), time.to(device), context)
-        error = (predicted - target.to(device)).square().mean((1, 2, 3))
+        error = self.loss.measure(predicted - target.to(device)).mean((1, 2, 3))
         loss = (weight.to(device) * error).mean()
         yield "unet", loss, {"loss": loss.item(), "error": error.mean().item()}
 
@@ -215,7 +192,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
     shown = SampleSheet([thing.en[0] for thing in things[::10]], CANVAS, CANVAS, columns=7)
     batches = Batches(stream, data.batch, data.workers)
     networks = nn.ModuleDict({"unet": components.unet})
-    return DiffusionObjective(components, networks, batches, diffusion.weighting, seed, shown, diffusion.levels)
+    return DiffusionObjective(components, networks, batches, diffusion, seed, shown)
 
 
 def _unet(sections: dict[str, Any], diffusion: DiffusionSettings, seed: int) -> UNet:

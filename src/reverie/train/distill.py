@@ -40,6 +40,7 @@ from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.finetune import FinetuneDataSettings, load_base, open_examples, preview_prompts
 from reverie.train.latents import LATENTS, Stream, latent_pool
 from reverie.train.loop import device_of, step_generator
+from reverie.train.losses import DenoisingSettings, pseudo_huber
 from reverie.train.recipe import Share, section
 
 LevelScalings = Callable[[Float[Tensor, " b"]], Scalings]
@@ -153,7 +154,7 @@ class DistillObjective(DiffusionObjective):
         steps = settings.steps or settings.phases
         few = Recommended(guidance=1.0, steps=steps, sampler="euler", schedule="trailing")
         taught = replace(components, unet=student.unet, recommended=few)
-        super().__init__(taught, networks, batches, "uniform", seed, shown)
+        super().__init__(taught, networks, batches, DenoisingSettings(), seed, shown)
         self.averaged, self.settings, self.adversary = student.learned, settings, adversary
         self.mix, self.draw_end = linear(guidance), ENDINGS[settings.ending]
         self.sigmas = trailing(self.schedule, settings.levels)
@@ -275,11 +276,6 @@ def jump(
 def rows(values: Float[Tensor, " b"], x: Float[Tensor, "b ..."]) -> Float[Tensor, "b ..."]:
     """Shape one value a row so that it multiplies x, on its device and in its dtype."""
     return values.to(x).view(-1, *[1] * (x.ndim - 1))
-
-
-def pseudo_huber(difference: Tensor, c: float) -> Tensor:
-    """Return sqrt(d^2 + c^2) - c, elementwise: |d| with a round bottom."""
-    return (difference.square() + c**2).sqrt() - c
 
 
 def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:

@@ -34,6 +34,7 @@ from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples, Scenes
 from reverie.train.latents import LATENTS, Item, Stream, fill, latent_pool
 from reverie.train.loop import CHECKPOINT, RunSettings
+from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
 from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import ExampleSource
@@ -117,11 +118,10 @@ class PriorSettings:
 
 
 @dataclass(frozen=True)
-class FinetuneLossSettings:
-    """Weigh the noise levels and draw them, by keys of `diffusion.WEIGHTINGS` and `LEVELS`."""
+class FinetuneLossSettings(DenoisingSettings):
+    """Choose the loss: all noise levels count alike, where nothing is said."""
 
     weighting: str = "uniform"
-    levels: str = "uniform"
 
 
 @dataclass(frozen=True, eq=False)
@@ -203,10 +203,9 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         components,
         networks,
         Batches(Alternating(stream, rows[PRIOR]) if PRIOR in rows else stream, data.batch, data.workers),
-        loss.weighting,
+        loss,
         seed,
         preview_prompts(data, stream, base.autoencoder.factor),
-        loss.levels,
     )
     objective.text_pace = text.pace
     if isinstance(objective, InversionFinetuning):

@@ -6,7 +6,6 @@ that was killed and resumed from a checkpoint ends in the same bits as one that 
 
 from __future__ import annotations
 
-import math
 import pickle
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -23,12 +22,13 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from reverie.data.loader import WHOLE, BatchPart
-from reverie.errors import RequestWarning, ReverieError, warn
+from reverie.errors import RequestWarning, ReverieError, choose, warn
 from reverie.files import atomic_write, lock_folder
 from reverie.system import pick_device
 from reverie.train import begun
 from reverie.train.ema import EMA, LONGEST, exponential, power_function
 from reverie.train.log import Log, Meter, Silent, TrainingStep
+from reverie.train.optimisers import OPTIMISERS, RATES, learning_rate, make_optimisers
 from reverie.train.parallel import (
     first_ahead,
     is_first,
@@ -51,7 +51,8 @@ class RunSettings:
     lr: float
     seed: NonNegativeInt = 0
     warmup: int = 100  # steps of linear growth of the learning rate
-    decay: str = "cosine"  # "cosine" to a tenth, or "constant"
+    decay: str = "cosine"  # of the learning rate, a key of RATES
+    optimiser: str = "adamw"  # a key of OPTIMISERS
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     weight_decay: float = 0.0
@@ -75,12 +76,8 @@ class RunSettings:
         if (self.ema and self.ema_length) or not 0 <= self.ema_length < LONGEST:
             given = f"ema = {self.ema}, ema_length = {self.ema_length} in [run] of the recipe"
             raise ReverieError(f"{given}; give one, a length below {LONGEST}")
-        if self.decay not in ("cosine", "constant"):
-            raise ReverieError(f"unknown decay {self.decay!r} in [run] of the recipe; choose from cosine, constant")
-        if self.precision not in PRECISIONS:
-            raise ReverieError(
-                f"unknown precision {self.precision!r} in [run] of the recipe; choose from {', '.join(PRECISIONS)}"
-            )
+        for name, table in (("decay", RATES), ("optimiser", OPTIMISERS), ("precision", PRECISIONS)):
+            choose(f"{name} in [run]", getattr(self, name), table)
 
 
 class Objective(Protocol):
@@ -127,15 +124,6 @@ class Paced(Protocol):
         """Return how many times the run's rate they learn at; the others learn at the run's."""
 
 
-def learning_rate(settings: RunSettings, step: int) -> float:
-    """Return the learning rate of a step: linear warm-up, then a cosine down to a tenth, or constant."""
-    rise = min(1.0, (step + 1) / max(1, settings.warmup))
-    if settings.decay == "constant":
-        return settings.lr * rise
-    progress = min(1.0, step / max(1, settings.steps))
-    return settings.lr * rise * (0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)))
-
-
 def device_of(network: nn.Module) -> torch.device:
     """Return where a network's first parameter is."""
     return next(network.parameters()).device
@@ -159,7 +147,9 @@ class Learner:
         share_statistics_(objective.networks)
         self.groups = objective.groups()
         paces = objective.paces() if isinstance(objective, Paced) else {}
-        self.optimisers = {name: _optimiser(parameters, settings, paces) for name, parameters in self.groups.items()}
+        self.optimisers = {
+            name: make_optimisers(parameters, settings, paces) for name, parameters in self.groups.items()
+        }
         self.average = _average(objective.averaged, settings)
         self.kind = device_of(objective.averaged).type
         self.scaler = torch.amp.GradScaler(self.kind, enabled=settings.precision == "float16")
@@ -207,15 +197,20 @@ class Learner:
 
     def _descend(self, group: str, rate: float) -> None:
         """Step one group down the gradient that all parts of the batch have given it."""
-        parameters, optimiser = self.groups[group], self.optimisers[group]
+        parameters, optimisers = self.groups[group], self.optimisers[group].values()
         sum_gradients(parameters)
-        self.scaler.unscale_(optimiser)
+        for optimiser in optimisers:
+            self.scaler.unscale_(optimiser)
         nn.utils.clip_grad_norm_(parameters, self.settings.clip)
-        for options in optimiser.param_groups:
-            options["lr"] = rate * options.get("pace", 1.0)  # a checkpoint written before there were paces has none
-        self.scaler.step(optimiser)
+        for optimiser in optimisers:
+            for options in optimiser.param_groups:
+                options["lr"] = rate * options.get("pace", 1.0)  # a checkpoint written before there were paces has none
+            self.scaler.step(optimiser)
+            optimiser.zero_grad(set_to_none=True)
         self.scaler.update()
-        optimiser.zero_grad(set_to_none=True)
+
+    def _named_optimisers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
+        return ((group + suffix, one) for group, made in self.optimisers.items() for suffix, one in made.items())
 
     def ema_weights(self) -> AbstractContextManager[None]:
         """Swap in the EMA weights, where there are some, for the length of a `with` block."""
@@ -225,17 +220,18 @@ class Learner:
         """Return the state that the rest of the run depends on."""
         state = {
             "networks": self.objective.networks.state_dict(),
-            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.optimisers.items()},
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self._named_optimisers()},
             "average": None if self.average is None else self.average.state_dict(),
         }
         return state | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Take up a state. Raises KeyError, ValueError or RuntimeError where it is of another recipe."""
-        if state["optimisers"].keys() != self.optimisers.keys() or (state["average"] is None) != (self.average is None):
+        optimisers = dict(self._named_optimisers())
+        if state["optimisers"].keys() != optimisers.keys() or (state["average"] is None) != (self.average is None):
             raise ValueError("other groups of parameters, or a moving average on one side only")
         self.objective.networks.load_state_dict(state["networks"])
-        for name, optimiser in self.optimisers.items():
+        for name, optimiser in optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
         if self.average is not None:
             self.average.load_state_dict(state["average"])
@@ -247,25 +243,6 @@ def _average(network: nn.Module, settings: RunSettings) -> EMA | None:
     if settings.ema_length:
         return EMA(network, power_function(settings.ema_length))
     return EMA(network, exponential(settings.ema)) if settings.ema else None
-
-
-def _optimiser(
-    parameters: list[nn.Parameter], settings: RunSettings, paces: Mapping[nn.Parameter, float]
-) -> torch.optim.AdamW:
-    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        spared = settings.spare_gains and parameter.ndim < 2
-        kinds.setdefault((paces.get(parameter, 1.0), spared), []).append(parameter)
-    return torch.optim.AdamW(
-        [
-            {"params": alike, "pace": pace, "weight_decay": 0.0 if spared else settings.weight_decay}
-            for (pace, spared), alike in sorted(kinds.items(), key=lambda kind: kind[0])
-        ],
-        settings.lr,
-        betas=settings.betas,
-        eps=settings.eps,
-        fused=True,  # a third of the time; a checkpoint written without it goes on without it
-    )
 
 
 def train(

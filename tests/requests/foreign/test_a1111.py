@@ -155,6 +155,27 @@ def test_the_free_side_of_a_second_pass(resize: str, width: int, height: int, no
     assert len(record.notes) == noted
 
 
+@pytest.mark.parametrize(
+    ("name", "file"), [("R-ESRGAN 4x+", "RealESRGAN_x4plus.pth"), ("4x-UltraSharp", "4x-UltraSharp.safetensors")]
+)
+def test_an_upscaler_is_taken_where_its_file_is_here(
+    name: str, file: str, read: Text, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = (
+        "a\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64, RNG: CPU, Denoising strength: 0.5, "
+        f"Hires upscale: 2, Hires upscaler: {name}"
+    )
+    monkeypatch.setenv("REVERIE_MODEL_DIR", str(tmp_path / "models"))
+    record = read(text)
+    assert record.request.hires == Hires(upscaler="lanczos", strength=0.5)
+    assert record.notes[0].startswith(f"Hires upscaler: {name}; lanczos takes its place")
+    (tmp_path / "models").mkdir()
+    path = tmp_path / "models" / file
+    path.touch()
+    record = read(text)
+    assert (record.request.hires, record.notes) == (Hires(upscaler=str(path), strength=0.5), ())
+
+
 def test_clip_skip_is_left_out_of_account_for_sdxl(read: Text) -> None:
     """modules/sd_hijack_clip.py, FrozenCLIPEmbedderForSDXLWithCustomWords: a hidden layer is read as it is."""
     text = "a\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: {}, Clip skip: 2, RNG: CPU"

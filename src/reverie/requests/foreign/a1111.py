@@ -27,9 +27,18 @@ from reverie.requests.foreign.draft import (
 )
 from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.pictures import UPSCALER_NAMES, Hires, Variation
+from reverie.requests.references import MODEL_FOLDERS, find_beside
 from reverie.requests.samplers import RECORDS
 from reverie.requests.texts import json_object
 
+REAL_ESRGAN = {  # what it calls files of Real-ESRGAN (modules/realesrgan_model.py); others by their names
+    "R-ESRGAN 4x+": "RealESRGAN_x4plus",
+    "R-ESRGAN 4x+ Anime6B": "RealESRGAN_x4plus_anime_6B",
+    "R-ESRGAN 2x+": "RealESRGAN_x2plus",
+    "R-ESRGAN General 4xV3": "realesr-general-x4v3",
+    "R-ESRGAN General WDN 4xV3": "realesr-general-wdn-x4v3",
+    "R-ESRGAN AnimeVideo": "realesr-animevideov3",
+}
 UPSCALERS = {name: ours for ours, theirs in UPSCALER_NAMES.items() for name in (ours, theirs)}
 # What changes nothing, or is only a name or a sum of what else is there.
 NEUTRAL = {"Version", "Model hash", "Lora hashes", "TI hashes", "Hashes", "User", "Batch size", "Batch pos", "Template"}
@@ -280,14 +289,19 @@ def read_hires(draft: Draft) -> None:
         return
     if strength is None:
         strength = draft.take("Denoising strength", default="0.7")
-    if upscaler is not None and upscaler not in UPSCALERS:
-        draft.note(f"Hires upscaler: {upscaler}; lanczos takes its place")
+    ours = UPSCALERS.get(str(upscaler or "Latent"))
+    if ours is None and (file := find_beside(REAL_ESRGAN.get(str(upscaler), str(upscaler)))) is not None:
+        ours = str(file)
+    if ours is None:
+        draft.note(
+            f"Hires upscaler: {upscaler}; lanczos takes its place, or its file beside this or in {MODEL_FOLDERS}"
+        )
     larger = _larger(draft, *size) if any(size) else {"scale": as_float(scale)}
     draft.part(
         "hires",
         Hires,
         **larger,
-        upscaler=UPSCALERS.get(str(upscaler or "Latent"), "lanczos"),
+        upscaler=ours or "lanczos",
         steps=int(as_float(steps)) or None,
         strength=as_float(strength),
     )

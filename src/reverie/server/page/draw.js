@@ -78,7 +78,7 @@ function pick(colour) {
 
 function bindSheet() {
   sheet.addEventListener("change", ({ detail }) => {
-    live.changed();
+    live.changed(detail.done);
     if (!detail.done) return ($(".paper .ghost").hidden = true);
     $(".paper .ghost").hidden = !sheet.empty;
     $("#undo").disabled = !sheet.undoable;

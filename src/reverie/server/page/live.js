@@ -1,4 +1,4 @@
-/** Drawing while one sketches: never more than one drawing in flight, always the newest canvas, and each but once. */
+/** Drawing while one sketches: one drawing in flight, always the newest canvas, and each but once. */
 
 import { openSocket } from "./api.js";
 import { t } from "./i18n.js";
@@ -19,7 +19,7 @@ export class Live {
     const socket = (this.#socket = openSocket("api/live"));
     this.#flying = true; // until it is open
     this.#last = "";
-    socket.onopen = () => this.#next();
+    socket.onopen = () => [(this.#flying = false), this.#next()];
     socket.onmessage = ({ data }) => this.#hear(JSON.parse(data));
     socket.onclose = () => {
       if (this.#socket === socket) setTimeout(() => this.#socket === socket && this.open(), 1000);
@@ -38,11 +38,11 @@ export class Live {
     return this.#socket !== null;
   }
 
-  /** Ask for the canvas to be drawn, at once or after the drawing in flight. */
-  changed() {
+  /** Ask for the canvas to be drawn, after the drawing in flight; that one is broken off where it is `urgent`. */
+  changed(urgent = false) {
     if (!this.on) return;
     this.#wanted = true;
-    if (!this.#flying) this.#next();
+    if (!this.#flying || urgent) this.#next(urgent);
   }
 
   #hear(event) {
@@ -52,19 +52,20 @@ export class Live {
       this.#last = ""; // to be asked for again
       this.complain(event.message ?? t("unreachable"));
     }
+    if (event.number !== this.#number) return; // it was to be broken off
+    this.#flying = false;
     this.#next();
   }
 
-  #next() {
-    this.#flying = this.#wanted && this.#socket?.readyState === WebSocket.OPEN;
-    if (!this.#flying) return;
+  #next(urgent = false) {
+    if (!this.#wanted || this.#socket?.readyState !== WebSocket.OPEN) return;
     this.#wanted = false;
     const asked = this.request();
     const text = JSON.stringify(asked);
-    this.#flying = text !== this.#last;
-    if (!this.#flying) return;
+    if (text === this.#last) return;
     this.#last = text;
     this.#number += 1;
-    this.#socket.send(JSON.stringify({ number: this.#number, ...asked }));
+    this.#flying = true;
+    this.#socket.send(JSON.stringify({ number: this.#number, urgent, ...asked }));
   }
 }

@@ -32,6 +32,7 @@ from reverie.server.shelf import FILE_URL, data_url, encode
 from reverie.server.store import JobRecord
 
 router = APIRouter(prefix="/v1")
+STREAMED: dict[int | str, Any] = {200: {"content": {"text/event-stream": {}}}}  # with `stream`
 
 QUALITY_STEPS = {"low": 12, "medium": 20, "standard": 20, "auto": 20, "high": 40, "hd": 40}
 HOSTED = re.compile(r"(dall-e|gpt-image|chatgpt-image)-[\w.-]+")  # programs name these without a choice: the default
@@ -93,13 +94,13 @@ class ImagesRequest(BaseModel):
         return {"kind": kind, "request": given, "model": model, "options": options}
 
 
-@router.post("/images/generations", response_model=None)
+@router.post("/images/generations", response_model=None, responses=STREAMED)
 async def generate(asked: ImagesRequest, request: Request) -> dict[str, Any] | Response:
     """Draw pictures of a prompt."""
     return await _respond(request, asked, asked.submission("text_to_image"), "image_generation")
 
 
-@router.post("/images/edits", response_model=None)
+@router.post("/images/edits", response_model=None, responses=STREAMED)
 async def edit(request: Request) -> dict[str, Any] | Response:
     """Draw a picture anew, or the part of it that the mask, or the picture itself, leaves transparent."""
     asked, files = await _read_form(request)
