@@ -204,11 +204,11 @@ def shared_request(animation: Animation, size: tuple[int, int]) -> TextToImage:
         width=size[0],
         height=size[1],
         tile=animation.tile,
-        vary=_varied(next((keyframe for keyframe in animation.keyframes if keyframe.vary), Keyframe())),
+        vary=_pictures_of(next((keyframe for keyframe in animation.keyframes if keyframe.vary), Keyframe())),
     )
 
 
-def _varied(keyframe: Keyframe) -> tuple[VariedPicture, ...]:
+def _pictures_of(keyframe: Keyframe) -> tuple[VariedPicture, ...]:
     return () if keyframe.vary is None else (VariedPicture(image=keyframe.vary),)
 
 
@@ -262,7 +262,12 @@ class _Builder:
     def _encode(self, keyframe: Keyframe) -> tuple[TextToImage, Prompts]:
         negative = self.animation.negative if keyframe.negative is None else keyframe.negative
         guidance = self.animation.guidance if keyframe.guidance is None else keyframe.guidance
-        changes = {"prompt": keyframe.prompt, "negative": negative, "guidance": guidance, "vary": _varied(keyframe)}
+        changes = {
+            "prompt": keyframe.prompt,
+            "negative": negative,
+            "guidance": guidance,
+            "vary": _pictures_of(keyframe),
+        }
         request = self.request.replace(**changes)
         encoded = request if self.system.unet.config.time_cond_proj_dim is not None else request.replace(guidance=1.0)
         if encoded not in self._prompts:
