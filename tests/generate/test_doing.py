@@ -268,7 +268,7 @@ def test_seamless_pictures_roll(tiny: Pipeline) -> None:
     """Rolled noise gives the rolled picture, so no place on it is an edge."""
     with picture_run(tiny, image.fill_in(tiny, ASKED["tile"]), None) as run:
         one, noise = run.passes[0], torch.randn(1, 4, 4, 4)
-        denoise = run._denoiser(one, noise)
+        denoise = run._denoiser(one, noise, one.bind)
         with torch.no_grad():
             a, b = denoise(noise, 3.0), denoise(noise.roll((2, 2), (2, 3)), 3.0)
             assert torch.allclose(a.roll((2, 2), (2, 3)), b, atol=1e-4)

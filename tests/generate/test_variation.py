@@ -21,6 +21,7 @@ from reverie.generate.image import fill_in, passes, picture_run
 from reverie.models.clip import CLIPVisionConfig, VisionTowerWithProjection
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline, load
+from reverie.requests.films import Animation
 from reverie.requests.pictures import TextToImage
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs
@@ -112,6 +113,15 @@ def test_every_picture_of_several_is_the_one_made_alone(unclip: Pipeline) -> Non
     assert np.array_equal(np.asarray(both[1]), np.asarray(alone))
 
 
+def test_a_film_goes_through_the_blends(unclip: Pipeline) -> None:
+    plain = {"seed": SEED, "steps": 3, "guidance": 6.0, "sampler": "ddim", "schedule": "ddim"}
+    keyframes = [{"vary": PICTURE}, {"vary": OTHER}]
+    frames = unclip.animate(Animation.of({**plain, "keyframes": keyframes, "frames": 3, "anchor": 0.0}), batch=1)
+    for frame, vary in zip(frames, ([PICTURE], [PICTURE, OTHER], [OTHER]), strict=True):
+        alone = unclip.draw(TextToImage.of({**plain, "vary": vary}))[0]
+        assert np.abs(np.asarray(frame.picture, dtype=int) - np.asarray(alone, dtype=int)).max() <= 1
+
+
 def test_what_does_not_go_is_said(tiny: Pipeline, unclip: Pipeline, variations: Pipeline) -> None:
     refused = {
         "tiny varies no pictures; give a model of SD 2.1 unCLIP": (tiny, {}),
@@ -122,3 +132,5 @@ def test_what_does_not_go_is_said(tiny: Pipeline, unclip: Pipeline, variations: 
     for text, (system, changes) in refused.items():
         with pytest.raises(ReverieError, match=text):
             system.draw(request(**changes))
+    with pytest.raises(ReverieError, match="reads no words; leave out `explain`"):
+        variations.explain(request())

@@ -16,12 +16,13 @@ from torch import nn
 from reverie.checkpoints.load import load_autoencoder, load_clip, load_folder
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
-from reverie.data.loader import shuffled_index
+from reverie.data.loader import Batches, shuffled_index
 from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet, UNetConfig
 from reverie.train import diffusion
 from reverie.train.diffusion import build, initialise_, text_tower
+from reverie.train.examples import HELD_OUT_SEED
 from reverie.train.loop import step_generator
 from reverie.train.losses import DenoisingSettings
 from reverie.train.recipe import read
@@ -120,6 +121,26 @@ def test_loss_of_rectified_flow(objective: diffusion.DiffusionObjective) -> None
         context = objective.components.text_encoders[0](tokens).last
         predicted = objective.averaged((1 - u) * x0 + u * eps, 1000 * u.flatten(), context)
     assert loss.item() == pytest.approx((predicted - (eps - x0)).square().mean().item(), rel=1e-4)
+
+
+def test_the_validation_loss_is_of_other_scenes_at_the_same_noise_each_time(workshop: Any, tmp_path: Path) -> None:
+    sections = read(workshop.recipe("diffusion"))
+    sections["data"] = sections["data"] | {"held_out": 5}
+    objective = build(sections, 3, tmp_path)
+    first = objective.measures()
+    list(objective.losses(7))
+    assert objective.measures() == first
+    others = objective.held_out.examples
+    assert len(others) == 5
+    assert others.seed == HELD_OUT_SEED
+    alone = replace_batches(objective, Batches(objective.held_out, 4))
+    ((_, loss, _),) = alone.losses(0)
+    assert first == {"validation": loss.item()}  # one whole batch of four
+
+
+def replace_batches(objective: diffusion.DiffusionObjective, batches: Batches) -> diffusion.DiffusionObjective:
+    parts = (objective.components, objective.networks, batches, objective.loss, objective.seed, objective.shown)
+    return diffusion.DiffusionObjective(*parts)
 
 
 def test_only_the_unet_learns(objective: diffusion.DiffusionObjective) -> None:

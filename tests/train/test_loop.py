@@ -73,7 +73,7 @@ def test_random_numbers_depend_on_seed_step_and_stream() -> None:
 
 
 def descend(learner: Learner, loss: Tensor, group: str = "convolution") -> None:
-    list(learner._gradients(iter([(group, loss, {})])))
+    list(learner._gradients(0, iter([(group, loss, {})])))
     learner._descend(group, 0.1)
 
 
@@ -249,6 +249,47 @@ def test_a_kill_while_writing_leaves_the_last_checkpoint(
     assert (tmp_path / "checkpoint.pt").read_bytes() == saved
 
 
+def test_a_full_disk_leaves_the_last_checkpoint(
+    toy: type, settings: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stop_at(train(toy, settings(), tmp_path), 4)
+    saved, save = (tmp_path / "checkpoint.pt").read_bytes(), torch.save
+
+    def full(state: object, file: object) -> None:
+        with Path("/dev/full").open("wb") as full:
+            save(state, full)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ReverieError, match=r"cannot write '.*checkpoint\.pt': the disk is full"):
+        list(train(toy, settings(), tmp_path, resume=True))
+    assert (tmp_path / "checkpoint.pt").read_bytes() == saved
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_a_run_ends_when_its_validation_loss_has_not_fallen_for_long(
+    toy: type, settings: Make, tmp_path: Path, same_run: Callable[[Path, Path], None]
+) -> None:
+    """Measured after every second step: 3, 1, 2, 1; so the run ends after the eighth of its twenty steps."""
+    losses = dict(zip((2, 4, 6, 8, 10), (3.0, 1.0, 2.0, 1.0, 0.0), strict=True))
+
+    def build() -> Any:
+        objective, steps = toy(), []
+        objective.before_step = steps.append
+        objective.measures = lambda: {"validation": losses[steps[-1] + 1]}
+        return objective
+
+    chosen = settings(steps=20, sample_every=2, patience=2, decay="constant")
+    events = list(train(build, chosen, tmp_path / "whole"))
+    assert events[-1].step == 8
+    assert (tmp_path / "whole" / "export").is_dir()
+    stop_at(train(build, chosen, tmp_path / "parts"), 7)
+    assert list(train(build, chosen, tmp_path / "parts", resume=True))[-1].step == 8
+    same_run(tmp_path / "whole", tmp_path / "parts")
+    assert not list(train(build, chosen, tmp_path / "parts", resume=True))  # it has ended
+    with pytest.raises(ReverieError, match=r"patience in \[run\] waits for a validation loss"):
+        list(train(toy, chosen, tmp_path / "none"))
+
+
 def stop_at(run: Iterator[Any], step: int) -> None:
     while next(run).step < step:
         pass
@@ -362,7 +403,7 @@ def test_a_loss_that_explodes_stops_the_run(toy: type, settings: Make, tmp_path:
                 objective.averaged.weight.fill_(math.inf)
 
     objective.before_step = explode
-    with pytest.raises(ReverieError, match=r"the loss became (nan|inf); lower lr"):
+    with pytest.raises(ReverieError, match=r"the loss of convolution became (nan|inf) at step 2; lower lr"):
         list(train(lambda: objective, settings(), tmp_path))
 
 

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.train.pairs import CaptionedPairs, crop_box, open_pairs
+from reverie.train.pairs import CaptionedPairs, crop_box, first_readable, open_pairs
 
 SIZES = [(100, 100), (640, 480), (30, 900), (1, 1)]
 
@@ -82,3 +82,16 @@ def test_without_chance_the_largest_square_in_the_middle_is_kept(size: tuple[int
     assert right - left == bottom - top == min(size)
     assert left + right == size[0]
     assert top + bottom == size[1]
+
+
+def test_a_damaged_picture_gives_its_turn_to_the_next_and_is_named(caplog: pytest.LogCaptureFixture) -> None:
+    def read(index: int) -> int:
+        if index in (3, 0):
+            raise ReverieError(f"cannot read the picture {index}.png")
+        return index
+
+    assert first_readable(read, 3, 4) == (1, 1)
+    assert [record.message.split(";")[0] for record in caplog.records] == [
+        "cannot read the picture 3.png",
+        "cannot read the picture 0.png",
+    ]

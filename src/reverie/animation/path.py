@@ -29,11 +29,11 @@ from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.conditioning import Prompts
 from reverie.generate.image import prepare_run
-from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
+from reverie.generate.sample import Bind, guided_denoiser, noise_embeddings, noise_levels, resume
 from reverie.requests.adapter_files import extract
 from reverie.requests.base import steps_taken
 from reverie.requests.films import Animation, Keyframe
-from reverie.requests.pictures import TextToImage
+from reverie.requests.pictures import TextToImage, VariedPicture
 from reverie.system import StableDiffusion
 
 
@@ -185,11 +185,14 @@ def prepare_path(system: StableDiffusion, animation: Animation, request: TextToI
     are missing or do not fit, and for pictures of another size.
     """
     run = prepare_run(system, request)
-    return _Builder(system, run.codec, animation, request, run.passes[0].bind).path()
+    bind = noise_embeddings(system, run.passes[0].bind, [request])
+    return _Builder(system, run.codec, animation, request, bind).path()
 
 
 def shared_request(animation: Animation, size: tuple[int, int]) -> TextToImage:
     """Return what all pictures of a film, of a size in pixels, have in common; its prompt is the LoRAs alone.
+
+    Where keyframes vary pictures it varies the first one, which nobody sees.
 
     Raises ReverieError for LoRAs that keyframes want with several weights.
     """
@@ -201,7 +204,12 @@ def shared_request(animation: Animation, size: tuple[int, int]) -> TextToImage:
         width=size[0],
         height=size[1],
         tile=animation.tile,
+        vary=_pictures_of(next((keyframe for keyframe in animation.keyframes if keyframe.vary), Keyframe())),
     )
+
+
+def _pictures_of(keyframe: Keyframe) -> tuple[VariedPicture, ...]:
+    return () if keyframe.vary is None else (VariedPicture(image=keyframe.vary),)
 
 
 def lora_tags(prompts: Sequence[str]) -> str:
@@ -254,7 +262,13 @@ class _Builder:
     def _encode(self, keyframe: Keyframe) -> tuple[TextToImage, Prompts]:
         negative = self.animation.negative if keyframe.negative is None else keyframe.negative
         guidance = self.animation.guidance if keyframe.guidance is None else keyframe.guidance
-        request = self.request.replace(prompt=keyframe.prompt, negative=negative, guidance=guidance)
+        changes = {
+            "prompt": keyframe.prompt,
+            "negative": negative,
+            "guidance": guidance,
+            "vary": _pictures_of(keyframe),
+        }
+        request = self.request.replace(**changes)
         encoded = request if self.system.unet.config.time_cond_proj_dim is not None else request.replace(guidance=1.0)
         if encoded not in self._prompts:
             self._prompts[encoded] = conditioning.encode(self.system, encoded)

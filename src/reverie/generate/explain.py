@@ -132,8 +132,11 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
     """Draw the first picture of a request, to the bit the one that `stream` draws, and tell which word drew what.
 
     A word that the prompt says twice has one map, the sum. Costs a second softmax a layer, for this picture only.
-    Raises ReverieError where the request hands over to a refiner, whose attention is not watched.
+    Raises ReverieError where the request hands over to a refiner, whose attention is not watched, and for a model that
+    reads no words.
     """
+    if not system.text_encoders:
+        raise ReverieError(f"{system.name} sees pictures and reads no words; leave out `explain`", field="explain")
     if request.refiner is not None:
         raise ReverieError("the attention of a refiner is not recorded; leave out the refiner")
     single = fill_in(system, request).only(0)

@@ -95,7 +95,8 @@ InversionName = Literal["ddim", "edict"]
 class Keyframe(Frozen):
     """Name a place that the film passes: a prompt, a seed, a picture of one's own or several of these, and when.
 
-    What is None is the film's. With `image` the film passes the picture itself, from the noise that it is inverted to.
+    What is None is the film's. With `image` the film passes the picture itself, from the noise that it is inverted to;
+    with `vary` a variation of one, by a model that sees pictures, and goes between what it sees.
     `time` is in seconds; keyframes without times are spread evenly. `easing` shapes the way on from here.
     """
 
@@ -105,6 +106,7 @@ class Keyframe(Frozen):
     negative: str | None = None
     seed: Seed | None = None
     image: Picture | None = None
+    vary: Picture | None = None
     guidance: Guidance | None = None
     strength: Strength | None = None
     time: float | None = Field(default=None, ge=0, le=86_400)

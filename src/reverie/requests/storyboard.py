@@ -15,10 +15,11 @@ from reverie.files import reason_of
 
 Fields = dict[str, Any]
 
-OPTIONS = ("seed", "image", "guidance", "strength", "negative", "easing")
+OPTIONS = ("seed", "image", "vary", "guidance", "strength", "negative", "easing")
 """What a keyframe's text may say after its prompt: `@seed 3`."""
 
 FILES = ("audio", "init_video")
+PICTURES = ("image", "vary")  # of a keyframe
 LISTS_OF_FILES = ("loras", "embeddings", "folders")
 LARGEST = 64 * 1024**2  # bytes of a storyboard, whose pictures may stand in it as data URLs
 
@@ -114,9 +115,10 @@ def _keyframe(given: object, path: Path) -> list[Fields]:
     else:
         raise ReverieError(f"a keyframe in '{path}' is {given!r}; write a table or a text")
     for fields in found:
-        image = fields.get("image")
-        if isinstance(image, str) and not image.startswith("data:"):
-            fields["image"] = _beside(path, image)
+        for name in PICTURES:
+            picture = fields.get(name)
+            if isinstance(picture, str) and not picture.startswith("data:"):
+                fields[name] = _beside(path, picture)
     return found
 
 

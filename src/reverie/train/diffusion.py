@@ -7,7 +7,8 @@ are in `losses.py`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,14 @@ from reverie.media.pictures import grid
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
-from reverie.train.examples import Scenes
+from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.latents import LATENTS, Stream, latent_pool
-from reverie.train.loop import device_of, step_generator
+from reverie.train.loop import VALIDATION, device_of, step_generator
 from reverie.train.losses import LEVELS, WEIGHTINGS, DenoisingSettings, draw_noise
 from reverie.train.recipe import Share, section
 
 CPU = torch.device("cpu")
+HELD_OUT_LATENTS = "held-out.safetensors"  # in the folder of a run
 
 
 @dataclass(frozen=True)
@@ -53,6 +55,7 @@ class LatentSettings:
     bare: int = BARE  # one caption in so many leaves the ground out: it cannot be foreseen, and that drowns the rest
     dropout: Share = 0.1  # share of captions left empty, for classifier-free guidance
     workers: NonNegativeInt = 0
+    held_out: NonNegativeInt = 0  # scenes that are not learned from, whose loss is measured every `sample_every` steps
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,8 @@ class DiffusionObjective:
         self.schedule, self.prediction = config.schedule(), choose("prediction", config.prediction, PREDICTIONS)
         self.loss, self.seed = loss, seed
 
+    held_out: Stream | None = None
+
     def move(self, device: torch.device) -> None:
         """Put the model onto a device."""
         for network in (self.components.unet, self.components.autoencoder, *self.components.text_encoders):
@@ -135,6 +140,16 @@ class DiffusionObjective:
     def tokens(self, captions: Sequence[str]) -> list[Int64[Tensor, "b l"]]:
         """Return the tokens of captions, for each text encoder."""
         return [tokenizer(captions) for tokenizer in self.components.tokenizers]
+
+    @torch.no_grad()
+    def measures(self) -> dict[str, float]:
+        """Return the validation loss, where examples are held out: their noise is the same each time."""
+        if self.held_out is None:
+            return {}
+        seen, count = copy(self), len(self.held_out.latents)
+        seen.batches = Batches(self.held_out, min(count, self.batches.size))
+        losses = [found["loss"] for step in range(count // seen.batches.size) for _, _, found in seen.losses(step)]
+        return {VALIDATION: sum(losses) / len(losses)}
 
     def after_step(self) -> None:
         """Leave the parameters as they are."""
@@ -192,7 +207,12 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
     shown = SampleSheet([thing.en[0] for thing in things[::10]], CANVAS, CANVAS, columns=7)
     batches = Batches(stream, data.batch, data.workers)
     networks = nn.ModuleDict({"unet": components.unet})
-    return DiffusionObjective(components, networks, batches, diffusion, seed, shown)
+    objective = DiffusionObjective(components, networks, batches, diffusion, seed, shown)
+    if data.held_out:
+        others = replace(scenes, seed=HELD_OUT_SEED, count=data.held_out)
+        latents = latent_pool(autoencoder, others, out / HELD_OUT_LATENTS, data.workers)
+        objective.held_out = Stream(others, latents, seed, dropout=0.0)
+    return objective
 
 
 def _unet(sections: dict[str, Any], diffusion: DiffusionSettings, seed: int) -> UNet:

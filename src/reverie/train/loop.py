@@ -40,6 +40,7 @@ from reverie.train.parallel import (
 )
 
 CHECKPOINT = "checkpoint.pt"
+VALIDATION = "validation"  # of what is measured: the loss of examples that are not learned from
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,6 +65,7 @@ class RunSettings:
     log_every: int = 10
     save_every: int = 200
     sample_every: int = 1000
+    patience: NonNegativeInt = 0  # after so many measurements without a lower validation loss the run ends; 0 is never
     threads: int = 0  # torch threads; 0 leaves torch's choice
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU where there is one
     precision: str = "float32"  # in which networks multiply, a key of PRECISIONS; weights stay in float32
@@ -151,13 +153,14 @@ class Learner:
             name: make_optimisers(parameters, settings, paces) for name, parameters in self.groups.items()
         }
         self.average = _average(objective.averaged, settings)
+        self.validations: list[float] = []
         self.kind = device_of(objective.averaged).type
         self.scaler = torch.amp.GradScaler(self.kind, enabled=settings.precision == "float16")
 
     def step(self, step: int) -> list[tuple[str, float]]:
         """Take one step and return its metrics."""
         metrics: list[tuple[str, float]] = []
-        passes = [self._gradients(self.objective.losses(step, part)) for part in self.parts]
+        passes = [self._gradients(step, self.objective.losses(step, part)) for part in self.parts]
         with self._attention():  # on the way back too, where checkpointed parts are computed again
             for found in zip(*passes, strict=True):
                 self._descend(found[0][0], learning_rate(self.settings, step))
@@ -182,14 +185,15 @@ class Learner:
             return next(losses, None)
 
     def _gradients(
-        self, losses: Iterator[tuple[str, Tensor, dict[str, float]]]
+        self, step: int, losses: Iterator[tuple[str, Tensor, dict[str, float]]]
     ) -> Iterator[tuple[str, dict[str, float]]]:
         """Add the gradient of each loss of a part to those of its group, and yield group and metrics."""
         while (found := self._next(losses)) is not None:
             group, loss, metrics = found
             if not torch.isfinite(loss):
                 raise ReverieError(
-                    f"the loss became {loss.item()}; lower lr or raise warmup in the recipe, then start again"
+                    f"the loss of {group} became {loss.item()} at step {step}; lower lr or raise warmup in the recipe, "
+                    "then start again, or go on from the last checkpoint with --resume"
                 )
             # Not autograd.grad: fused AdamW needs gradients laid out as their parameters, which backward sees to.
             torch.autograd.backward(self.scaler.scale(loss / self.parts[0].count), inputs=self.groups[group])
@@ -209,6 +213,28 @@ class Learner:
             optimiser.zero_grad(set_to_none=True)
         self.scaler.update()
 
+    @property
+    def is_stalled(self) -> bool:
+        """Tell whether the validation loss has not fallen for as long as the settings have patience."""
+        patience, losses = self.settings.patience, self.validations
+        return 0 < patience <= len(losses) - 1 - losses.index(min(losses)) if losses else False
+
+    def measure(self) -> dict[str, float]:
+        """Measure what the averaged weights have learned, where the objective can tell.
+
+        Raises ReverieError where the settings have patience and there is no validation loss.
+        """
+        if isinstance(self.objective, MeasuredObjective):
+            with self.ema_weights():
+                measured = self.objective.measures()
+        else:
+            measured = {}
+        if self.settings.patience:
+            if VALIDATION not in measured:
+                raise ReverieError("patience in [run] waits for a validation loss; give held_out in [data] as well")
+            self.validations.append(measured[VALIDATION])
+        return measured
+
     def _named_optimisers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
         return ((group + suffix, one) for group, made in self.optimisers.items() for suffix, one in made.items())
 
@@ -218,11 +244,12 @@ class Learner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run depends on."""
-        state = {
+        state: dict[str, Any] = {
             "networks": self.objective.networks.state_dict(),
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self._named_optimisers()},
             "average": None if self.average is None else self.average.state_dict(),
         }
+        state |= {"validations": self.validations} if self.settings.patience else {}
         return state | ({"scaler": self.scaler.state_dict()} if self.scaler.is_enabled() else {})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -233,6 +260,7 @@ class Learner:
         self.objective.networks.load_state_dict(state["networks"])
         for name, optimiser in optimisers.items():
             optimiser.load_state_dict(state["optimisers"][name])
+        self.validations = list(state.get("validations", []))
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         if self.scaler.is_enabled():
@@ -299,10 +327,13 @@ def _steps(
     settings = learner.settings
     meter = Meter(settings.steps)
     for step in range(start, settings.steps):
+        if learner.is_stalled:
+            break
         meter.add(learner.step(step))
-        done, last = step + 1, step + 1 == settings.steps
-        sampled = last or done % settings.sample_every == 0
-        measured = _measure(learner) if sampled else {}
+        done = step + 1
+        sampled = done % settings.sample_every == 0 or done == settings.steps
+        measured = learner.measure() if sampled else {}
+        last = done == settings.steps or learner.is_stalled
         if last or measured or done % settings.log_every == 0:  # in all processes, which average their metrics
             event = meter.event(done, learning_rate(settings, step), measured)
             log.event(event)
@@ -356,13 +387,6 @@ def check(out: Path, resume: bool) -> None:
         raise ReverieError(f"nothing to resume in {out}: no run was begun there; start without `resume`")
     if trained and not resume:
         raise ReverieError(f"{out} already holds a run; continue it with `resume` or choose another `out`")
-
-
-def _measure(learner: Learner) -> dict[str, float]:
-    if not isinstance(learner.objective, MeasuredObjective):
-        return {}
-    with learner.ema_weights():
-        return learner.objective.measures()
 
 
 def _sample(learner: Learner, log: Log | Silent, step: int) -> None:

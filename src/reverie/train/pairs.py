@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -18,6 +18,7 @@ from reverie.data.captioned import Captioned, open_captioned
 from reverie.data.loader import shuffled_index
 from reverie.errors import ReverieError
 
+Picture = TypeVar("Picture")
 Pair = tuple[np.ndarray, str]
 """A picture, uint8 (3, h, w), and its caption."""
 
@@ -74,22 +75,25 @@ class CaptionedPairs:
         """Read pair `index`; a picture that cannot be read gives its turn to the one after it."""
         turn, place = divmod(index, len(self.found))
         chosen = shuffled_index(self.seed, turn, len(self.found), place)
-        for tried in range(TRIES):
-            which = (chosen + tried) % len(self.found)
-            try:
-                picture = self.found.picture(which)
-            except ReverieError as error:
-                log.warning("%s; the next is taken for it", error)
-                continue
-            box = crop_box(picture.size, self.smallest, np.random.default_rng((self.seed, index, 7)))
-            resized = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
-            return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)), self.found.caption(which)
-        raise ReverieError(f"{TRIES} pictures in a row cannot be read; repair the collection")
+        which, picture = first_readable(self.found.picture, chosen, len(self.found))
+        box = crop_box(picture.size, self.smallest, np.random.default_rng((self.seed, index, 7)))
+        resized = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
+        return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)), self.found.caption(which)
 
     def captions(self, count: int) -> Iterator[str]:
         """Tell captions from all over the collection."""
         step = -(-len(self.found) // count)
         return (self.found.caption(index) for index in range(0, len(self.found), step))
+
+
+def first_readable(read: Callable[[int], Picture], chosen: int, count: int) -> tuple[int, Picture]:
+    """Read picture `chosen` of `count`, or the first after it that is not damaged; each that is is named in the log."""
+    for which in ((chosen + tried) % count for tried in range(TRIES)):
+        try:
+            return which, read(which)
+        except ReverieError as error:
+            log.warning("%s; the next is taken for it", error)
+    raise ReverieError(f"{TRIES} pictures in a row cannot be read; repair the collection")
 
 
 def crop_box(size: tuple[int, int], smallest: float, rng: np.random.Generator) -> tuple[float, float, float, float]:

@@ -27,6 +27,7 @@ from reverie.errors import ReverieError
 from reverie.media.sound import Sound, duration, read
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train.examples import HELD_OUT_SEED, Examples, Identity, Pictures
+from reverie.train.pairs import first_readable
 
 SAMPLED = 20  # clips whose notes tell whether music is still composed as before
 
@@ -134,6 +135,6 @@ class Crops:
     def __call__(self, index: int) -> UInt8[np.ndarray, "3 size size"]:
         """Return crop `index`."""
         rng = np.random.default_rng((self.seed, index, 1))
-        picture = self.picture(int(rng.integers(self.count)))
+        picture = first_readable(self.picture, int(rng.integers(self.count)), self.count)[1]
         y, x = (int(rng.integers(side - self.size + 1)) for side in picture.shape[:2])
         return np.ascontiguousarray(picture[y : y + self.size, x : x + self.size].transpose(2, 0, 1))

@@ -44,6 +44,7 @@ Made = tuple[list[tuple[Path, str]], Json]
 Run = Callable[[Json, "ServerRequestContext[Any, Any]"], Awaitable[Made]]
 """Do a job, the body of `POST /api/jobs`."""
 MOST = 1 << 20  # bytes of a file that the answer holds
+UNTOLD = ("timings", "request", "requests")  # of what a job says, what an assistant need not read
 URL = re.compile(rf'"https?://[^"/]+{FILE_URL}')  # before the name of a result, in JSON
 MASK = "a picture, white where it is painted anew; or 'transparent', for what is; the whole is drawn anew if not given"
 SAMPLING = "negative steps guidance sampler schedule seed loras"
@@ -101,7 +102,7 @@ def create_server(run: Run) -> Server:
             line = " ".join(str(getattr(error, "detail", error)).split())
             return types.CallToolResult(content=[types.TextContent(text=line)], is_error=True)
         answer = {"files": [place for _, place in files]} if files else {}
-        answer |= {name: value for name, value in result.items() if name != "timings"}
+        answer |= {name: value for name, value in result.items() if name not in UNTOLD}
         shown = [block for path, _ in files if (block := await asyncio.to_thread(_content, path)) is not None]
         return types.CallToolResult(content=[*shown, types.TextContent(text=json.dumps(answer, ensure_ascii=False))])
 
@@ -211,7 +212,7 @@ def run_here(settings: Settings) -> Run:
     async def run(body: Json, context: ServerRequestContext[Any, Any]) -> Made:
         loop, stopped, said = asyncio.get_running_loop(), threading.Event(), asyncio.Queue[Said]()
         submission = await asyncio.to_thread(Submission.of(body).fill, settings)
-        task, files = Task(secrets.token_hex(12), submission), list[tuple[Path, str]]()
+        task = Task(secrets.token_hex(12), submission)
 
         def work() -> None:
             def say(one: Said) -> None:
@@ -225,14 +226,13 @@ def run_here(settings: Settings) -> Run:
                 while (one := await said.get()).what not in ("done", "failed"):
                     if one.what == "progress":
                         await context.session.report_progress(one.value["done"], one.value["total"])
-                    elif one.what == "file":
-                        files.append((settings.outputs / one.value, str(settings.outputs / one.value)))
             finally:
                 stopped.set()
                 await working
         if one.what == "failed":
             raise ReverieError(one.value[0])
-        return files, one.value
+        files = [settings.outputs / name for name in one.value.pop("files")]
+        return [(file, str(file)) for file in files], one.value
 
     return run
 
