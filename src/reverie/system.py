@@ -76,6 +76,25 @@ class Conditioning:
         return _merge([self], lambda only: only[0].repeat_interleave(count, dim=0))
 
 
+def text_layers(
+    components: Components, tokens: Sequence[Int64[Tensor, "b l"]], clip_skip: int = 1
+) -> tuple[list[Float[Tensor, "b l d"]], Float[Tensor, "b p"] | None]:
+    """Return the layer of each text encoder that the U-Net conditions on, and for SDXL the pooled text.
+
+    `clip_skip` counts layers from the end: 1 is the last, which SD 1 and 2 normalise. SDXL never takes the last, so
+    1 and 2 both mean its own, the last but one. Raises ReverieError where there are not so many layers.
+    """
+    features = [tower(ids) for ids, tower in zip(tokens, components.text_encoders, strict=True)]
+    fewest = min(len(feature.hidden) - 1 for feature in features)
+    if clip_skip > fewest:
+        raise ReverieError(f"clip skip {clip_skip} is too much; this model's text encoder has {fewest} layers")
+    if components.unet.config.takes_sizes:
+        return [feature.hidden[-max(clip_skip, 2)] for feature in features], features[-1].pooled
+    if clip_skip == 1:
+        return [features[0].last], None
+    return [components.text_encoders[0].text_model.final_layer_norm(features[0].hidden[-clip_skip])], None
+
+
 def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor]) -> Conditioning:
     """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out."""
 
@@ -171,20 +190,8 @@ class StableDiffusion(Components):
     def text_layers(
         self, tokens: Sequence[Int64[Tensor, "b l"]], clip_skip: int = 1
     ) -> tuple[list[Float[Tensor, "b l d"]], Float[Tensor, "b p"] | None]:
-        """Return the layer of each text encoder that the U-Net conditions on, and for SDXL the pooled text.
-
-        `clip_skip` counts layers from the end: 1 is the last, which SD 1 and 2 normalise. SDXL never takes the last, so
-        1 and 2 both mean its own, the last but one. Raises ReverieError where there are not so many layers.
-        """
-        features = [tower(ids.to(self.device)) for ids, tower in zip(tokens, self.text_encoders, strict=True)]
-        fewest = min(len(feature.hidden) - 1 for feature in features)
-        if clip_skip > fewest:
-            raise ReverieError(f"clip skip {clip_skip} is too much; this model's text encoder has {fewest} layers")
-        if self.unet.config.takes_sizes:
-            return [feature.hidden[-max(clip_skip, 2)] for feature in features], features[-1].pooled
-        if clip_skip == 1:
-            return [features[0].last], None
-        return [self.text_encoders[0].text_model.final_layer_norm(features[0].hidden[-clip_skip])], None
+        """Return what the module's `text_layers` does, of tokens on any device, without gradients."""
+        return text_layers(self, [ids.to(self.device) for ids in tokens], clip_skip)
 
     def sizes(
         self, original: tuple[int, int], crop: tuple[int, int], target: tuple[int, int], score: float = GOOD_SCORE

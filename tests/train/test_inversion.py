@@ -88,7 +88,7 @@ def test_a_word_is_trained_as_it_is_drawn(recipe: Path, file: Path) -> None:
     base = Pipeline(**vars(load_folder(recipe.parent / "base")))
     prompts = encode(base, TextToImage(prompt="a my-toy", embeddings=[str(file)]))
     with torch.no_grad():
-        assert torch.equal(prompts.positive[0].at(0).tokens, objective.encode(["a my-toy"]))
+        assert torch.equal(prompts.positive[0].at(0).tokens, objective.encode({"caption": ["a my-toy"]}).tokens)
 
 
 def test_diffusers_reads_the_word(recipe: Path, file: Path) -> None:

@@ -129,6 +129,8 @@ def rows(parts: list[Any]) -> list[Any]:
     """Join the parts of a batch."""
     if isinstance(parts[0], Tensor):
         return torch.cat(parts).tolist()
+    if isinstance(parts[0], dict):
+        return [rows([part[name] for part in parts]) for name in parts[0]]
     if isinstance(parts[0][0], str):
         return [text for part in parts for text in part]
     return [rows(list(column)) for column in zip(*parts, strict=True)]

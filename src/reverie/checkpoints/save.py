@@ -71,10 +71,22 @@ def write_tensors(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[s
     with atomic_write(path) as temporary:
         try:
             save_file(ready, temporary, metadata=dict(metadata))
+            if len(metadata) > 1:
+                _sort_metadata(temporary)
         except SafetensorError as error:
             if number := _OS_ERROR.search(str(error)):
                 raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
             raise ReverieError(f"cannot write '{path}': {error}") from error
+
+
+def _sort_metadata(file: Path) -> None:
+    """Bring the entries of a safetensors header into order: the library writes them in another one each time."""
+    with file.open("r+b") as opened:
+        size = int.from_bytes(opened.read(8), "little")
+        header = json.loads(opened.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        opened.seek(8)
+        opened.write(json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode().ljust(size))
 
 
 def save_folder(components: Components, path: str | Path, precision: Precision = FULL) -> None:

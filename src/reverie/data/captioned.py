@@ -22,7 +22,7 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.files import SHARD, TAR_ERRORS, reason_of, tar_members, tar_samples
-from reverie.media.pictures import decode, to_rgb
+from reverie.media.pictures import decode, size_of, to_rgb
 
 LISTS = ("metadata.jsonl", "metadata.csv")  # as Hugging Face's: {"file_name": "a.jpg", "text": "a bear"} a line, or CSV
 CAPTION_KEYS = ("text", "caption")
@@ -239,6 +239,12 @@ class Captioned(Protocol):
     def picture(self, index: int) -> Image.Image:
         """Return a picture as RGB. Raises ReverieError, naming it, where it cannot be read."""
 
+    def size(self, index: int) -> tuple[int, int]:
+        """Return width and height of a picture. Raises ReverieError as `picture`."""
+
+    def name(self, index: int) -> str:
+        """Return the name of a picture's file, without its suffix."""
+
 
 def open_captioned(path: str | Path, default: str = "") -> Captioned:
     """Open a folder of shards, one shard, a folder of pictures with captions, or a list of them (`located.locate`).
@@ -268,3 +274,12 @@ class CaptionedPictures:
         """Return a picture as RGB, upright and on white. Raises ReverieError where it is damaged."""
         file = self.found.content(index)
         return to_rgb(decode(file, f"the picture {file}"))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Return width and height of a picture, by its header alone. Raises ReverieError where it is damaged."""
+        file = self.found.content(index)
+        return size_of(file, f"the picture {file}")
+
+    def name(self, index: int) -> str:
+        """Return the name of a picture's file, without its suffix; in a shard, where it lies."""
+        return Path(str(self.found.content(index))).stem

@@ -22,7 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
 
 from reverie.errors import ReverieError
@@ -36,6 +36,7 @@ DAMAGED = (
 )
 """What Pillow raises for damaged files."""
 
+SIDEWAYS = (5, 6, 7, 8)  # EXIF's rotations by a quarter turn
 Encoded = str | Path | bytes | io.BytesIO
 """A picture's file, or what it holds."""
 
@@ -54,6 +55,18 @@ def read_stored(source: Encoded, name: str | None = None) -> Image.Image:
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
             opened.load()
             return eight_bits(opened)
+    except DAMAGED as error:
+        name = name or ("the picture" if isinstance(source, bytes) else f"'{source}'")
+        raise ReverieError(f"cannot read {name}: {unreadable(error, source)}") from error
+
+
+def size_of(source: Encoded, name: str | None = None) -> tuple[int, int]:
+    """Return width and height of a picture, upright, by its header alone. Raises ReverieError as `decode`."""
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as opened:
+            width, height = opened.size
+            turned = opened.getexif().get(ExifTags.Base.Orientation, 1) in SIDEWAYS
+            return (height, width) if turned else (width, height)
     except DAMAGED as error:
         name = name or ("the picture" if isinstance(source, bytes) else f"'{source}'")
         raise ReverieError(f"cannot read {name}: {unreadable(error, source)}") from error

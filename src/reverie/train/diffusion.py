@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
@@ -30,6 +30,7 @@ from reverie.media.pictures import grid
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
+from reverie.system import Conditioning, text_layers
 from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.latents import LATENTS, Stream, latent_pool
 from reverie.train.loop import VALIDATION, device_of, step_generator
@@ -124,18 +125,21 @@ class DiffusionObjective:
         eps, seen = draw_noise(self.loss, x0, generator, part)
         noisy, time = self.prediction.noised(self.schedule, x0, seen, t)
         target = self.prediction.target(self.schedule, x0, eps, t)
-        weight = WEIGHTINGS[self.loss.weighting](self.prediction, self.schedule.snr(t)).to(x0) * shares.to(x0)
+        weight = WEIGHTINGS[self.loss.weighting](self.prediction, self.schedule.snr(t)).to(x0)
         device = device_of(self.networks)
-        context = self.encode(captions)
-        predicted = self.components.unet(noisy.to(device), time.to(device), context)
-        error = self.loss.measure(predicted - target.to(device)).mean((1, 2, 3))
-        loss = (weight.to(device) * error).mean()
+        conditioning = self.encode(captions)
+        micro = (conditioning.pooled, conditioning.sizes)
+        predicted = self.components.unet(noisy.to(device), time.to(device), conditioning.tokens, *micro)
+        error = self.loss.measure(predicted - target.to(device))
+        shares = shares.to(error).view(len(error), *(shares.shape[1:] or (1, 1, 1)))
+        loss = (weight.to(device) * (shares * error).mean((1, 2, 3))).mean()
         yield "unet", loss, {"loss": loss.item(), "error": error.mean().item()}
 
-    def encode(self, captions: Sequence[str]) -> Float[Tensor, "b l d"]:
-        """Return what the U-Net is told of captions."""
-        (rows,) = self.tokens(captions)
-        return self.components.text_encoders[0](rows.to(device_of(self.networks))).last
+    def encode(self, captions: Any) -> Conditioning:
+        """Return what the U-Net is told of the batch's captions."""
+        rows = [ids.to(device_of(self.networks)) for ids in self.tokens(captions)]
+        layers, pooled = text_layers(self.components, rows)
+        return Conditioning(torch.cat(layers, -1), pooled)
 
     def tokens(self, captions: Sequence[str]) -> list[Int64[Tensor, "b l"]]:
         """Return the tokens of captions, for each text encoder."""

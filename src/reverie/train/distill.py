@@ -40,6 +40,7 @@ from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.finetune import FinetuneDataSettings, load_base, open_examples, preview_prompts
 from reverie.train.latents import LATENTS, Stream, latent_pool
 from reverie.train.loop import device_of, step_generator
+from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings, pseudo_huber
 from reverie.train.recipe import Share, section
 
@@ -126,8 +127,8 @@ def whole_student(teacher: UNet) -> Student:
 def thin_student(teacher: UNet, products: lora.LoRASettings) -> Student:
     """Return a student that is a LoRA on its teacher, whose weights it shares (Luo et al. 2311.05556)."""
     unet = deepcopy(teacher, {id(weight): weight for weight in teacher.parameters()})
-    learned = lora.install(unet, products, "unet")
-    return Student(unet, learned, lambda _, folder: lora.export([learned], folder))
+    learned = lora.install(unet, products)
+    return Student(unet, learned, lambda components, folder: export([("unet", learned)], components, products, folder))
 
 
 class DistillObjective(DiffusionObjective):
@@ -283,7 +284,12 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     data, settings = section(sections, "data", FinetuneDataSettings), section(sections, "distill", DistillSettings)
     products, against = lora.settings_of(sections), section(sections, "adversary", AdversarySettings)
     base = load_base(sections)
-    examples = open_examples(sections, base, seed)[LATENTS]
+    if base.unet.config.takes_sizes:
+        raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
+    opened = open_examples(sections, base, seed)
+    if LATENTS not in opened or data.masks:
+        raise ReverieError("distillation learns from whole pictures of one size; leave out buckets, repeats and masks")
+    examples = opened[LATENTS]
     latents = latent_pool(base.autoencoder, examples, out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)
     torch.manual_seed(seed)

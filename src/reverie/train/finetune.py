@@ -7,8 +7,9 @@ Prior preservation, pictures of the class beside those of the instance, is Dream
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,22 +26,28 @@ from reverie.corpora.captions import DEFAULT_ONLY
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
-from reverie.errors import ReverieError
+from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.progress import Progress
 from reverie.requests.references import BUNDLED_NAME
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train import begun, inversion, lora
+from reverie.system import Conditioning
+from reverie.train import begun, inversion, lora, texts
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
-from reverie.train.examples import Examples, Scenes
-from reverie.train.latents import LATENTS, Item, Stream, fill, latent_pool
-from reverie.train.loop import CHECKPOINT, RunSettings
+from reverie.train.examples import Augmentation, Examples, Pictures, Scenes, Wording
+from reverie.train.folders import notes, open_pictures
+from reverie.train.latents import LATENTS, Item, Mixed, Stream, fill, latent_pool
+from reverie.train.loop import CHECKPOINT, RunSettings, device_of
+from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
 from reverie.train.recipe import Share, folder_of, read, section
 from reverie.train.sources import ExampleSource
+from reverie.train.texts import ENCODINGS, Describe, Description, number_captions, read_kept, read_plainly, sizes_of
 from reverie.train.vocabulary import extend, grow_
 
-PRIOR = "prior.safetensors"
+PICTURES, SUFFIX = "latents", ".safetensors"
+PRIOR = "prior"  # how files of latents of the class begin
+TEXT = "text"  # how the names of text encoders begin among what learns
 WORDS = "words.json"  # in the folder of a run: the new ones
 SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
 READ = 4000  # captions that are looked through for new words
@@ -62,6 +69,8 @@ class FinetuneDataSettings(ExampleSource):
     batch: PositiveInt = 4
     dropout: Share = 0.1  # share of captions left empty, for classifier-free guidance
     workers: NonNegativeInt = 0
+    buckets: NonNegativeInt = 0  # pictures keep their shapes, with sides of so many pixels' multiples; 0 cuts squares
+    masks: str = ""  # folder of masks, named as their pictures: what is white counts
     show: tuple[str, ...] = ()  # prompts on the contact sheet; the first captions if not given
 
 
@@ -106,6 +115,7 @@ class FinetuneTextSettings:
 
     pace: NonNegativeFloat = 0.0  # its learning rate, in times the run's; 0 leaves it frozen
     words: NonNegativeInt = 0  # how many tokens its vocabulary grows by
+    cached: bool = False  # encodes all captions ahead, once; the text encoders must be frozen
 
 
 @dataclass(frozen=True)
@@ -126,14 +136,16 @@ class FinetuneLossSettings(DenoisingSettings):
 
 @dataclass(frozen=True, eq=False)
 class Alternating:
-    """Serve the items of two streams in turn."""
+    """Serve batches of two streams in turn."""
 
-    first: Stream
-    second: Stream
+    first: Callable[[int], Item]
+    second: Callable[[int], Item]
+    batch: int
 
     def __call__(self, index: int) -> Item:
         """Return item `index`."""
-        return (self.first, self.second)[index % 2](index // 2)
+        number, offset = divmod(index, self.batch)
+        return (self.first, self.second)[number % 2](number // 2 * self.batch + offset)
 
 
 class Finetuning(DiffusionObjective):
@@ -142,16 +154,24 @@ class Finetuning(DiffusionObjective):
     text_pace = 1.0
 
     def paces(self) -> dict[nn.Parameter, float]:
-        """Return the text encoder's."""
-        return dict.fromkeys(self.networks["text"].parameters(), self.text_pace) if "text" in self.networks else {}
+        """Return the text encoders'."""
+        towers = [network for name, network in self.networks.items() if name.startswith(TEXT)]
+        return {parameter: self.text_pace for tower in towers for parameter in tower.parameters()}
+
+    def encode(self, captions: Mapping[str, Any]) -> Conditioning:
+        """Return what the U-Net is told by the batch's descriptions, see `texts`."""
+        given = {name: value.to(device_of(self.networks)) for name, value in captions.items() if name != "caption"}
+        return replace(super().encode(captions["caption"]), **given) if "caption" in captions else Conditioning(**given)
 
 
 class LoRAFinetuning(Finetuning):
-    """Train thin matrices beside a model's weights."""
+    """Train small changes beside a model's weights."""
+
+    lora = lora.LoRASettings()
 
     def export(self, folder: Path) -> None:
         """Write the LoRA, named after the run, for `--lora FILE`."""
-        lora.export(self.networks.values(), folder)
+        export(self.networks.items(), self.components, self.lora, folder)
 
 
 class InversionFinetuning(Finetuning):
@@ -180,21 +200,20 @@ class InversionFinetuning(Finetuning):
 def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     """Build the objective from a recipe's tables."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
-    prior, products = section(sections, "prior", PriorSettings), lora.settings_of(sections)
+    products, word = lora.settings_of(sections), inversion.settings_of(sections)
     loss = section(sections, "loss", FinetuneLossSettings)
-    base, rows = load_base(sections), {}
-    for name, examples in open_examples(sections, base, seed).items():
-        latents = latent_pool(base.autoencoder, examples, out / name, data.workers)
-        weight = prior.weight if name == PRIOR else 1.0
-        rows[name] = Stream(examples, latents, seed, data.dropout, weight)
-    stream = rows[LATENTS]
-    word = inversion.settings_of(sections)
-    if word.word and (products.rank or text != FinetuneTextSettings()):
+    if word.word and (products.rank or "text" in sections):
         raise ReverieError("[inversion] learns one word and nothing else; leave out [lora] and [text]")
-    components = _with_words(base, stream.examples, text, products, out)
+    base = load_base(sections)
+    own, of_class = open_streams(sections, base, seed, out)
+    serve = mix(own, data.batch, seed)
+    if of_class:
+        serve = Alternating(serve, mix(of_class, data.batch, seed), data.batch)
+    seen = [stream.examples for stream in own]
+    captions = list(islice((each.caption(index, 0) for each in seen for index in range(len(each))), READ))
+    components = _with_words(base, captions, text, products, out)
     torch.manual_seed(seed)
     if word.word:
-        captions = [stream.examples.caption(index, 0) for index in range(min(READ, len(stream.examples)))]
         inversion.check_captions(captions, base.text_encoders[0], base.tokenizers[0], word)
         networks = nn.ModuleDict({"word": inversion.install(components.text_encoders, components.tokenizers, word)})
     else:
@@ -202,15 +221,42 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     objective = (InversionFinetuning if word.word else LoRAFinetuning if products.rank else Finetuning)(
         components,
         networks,
-        Batches(Alternating(stream, rows[PRIOR]) if PRIOR in rows else stream, data.batch, data.workers),
+        Batches(serve, data.batch, data.workers),
         loss,
         seed,
-        preview_prompts(data, stream, base.autoencoder.factor),
+        preview_prompts(data, own[0], base.autoencoder.factor),
     )
     objective.text_pace = text.pace
     if isinstance(objective, InversionFinetuning):
         objective.inversion = word
+    if isinstance(objective, LoRAFinetuning):
+        objective.lora = products
     return objective
+
+
+def open_streams(sections: dict[str, Any], base: Components, seed: int, out: Path) -> tuple[list[Stream], list[Stream]]:
+    """Open what is learned from, and the pictures of its class, each in parts of one size."""
+    data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
+    opened = open_examples(sections, base, seed)
+    read: Callable[[str], Description] = read_plainly
+    if check_cached(sections):
+        read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
+    streams: tuple[list[Stream], list[Stream]] = ([], [])
+    for name, examples in opened.items():
+        latents, of_class = latent_pool(base.autoencoder, examples, out / name, data.workers), name.startswith(PRIOR)
+        masked = latents.shape[1] > base.unet.config.out_channels
+        weight, describe = prior.weight if of_class else 1.0, Describe(read, sizes_of(base, examples))
+        streams[of_class].append(Stream(examples, latents, seed, data.dropout, weight, describe, masked))
+    return streams
+
+
+def mix(streams: Sequence[Stream], batch: int, seed: int) -> Callable[[int], Item]:
+    """Return one stream of several, batch by batch; in a pass the pictures of each come as often as it says."""
+    if len(streams) == 1:
+        return streams[0]
+    repeats = [stream.examples.repeats if isinstance(stream.examples, Pictures) else 1 for stream in streams]
+    counts = [-(-len(stream.latents) * times // batch) for stream, times in zip(streams, repeats, strict=True)]
+    return Mixed(streams, counts, batch, seed)
 
 
 def prepare(path: Path, out: Path | None = None, objective: str = "finetune") -> Iterator[Progress]:
@@ -227,11 +273,25 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
     base, folder = load_base(sections), folder_of(path, out)
     autoencoder = base.autoencoder.to(system.pick_device(settings.device))
     rows = open_examples(sections, base, settings.seed)
+    for note in notes(data.pictures, data.caption) if data.pictures else ():
+        warn(note, RequestWarning, stacklevel=2)
     if not (folder / CHECKPOINT).exists():
         folder.mkdir(parents=True, exist_ok=True)
         begun.write(folder, begun.deciding(sections, asdict(settings)))
     for name, examples in rows.items():
         yield from fill(autoencoder, examples, folder / name, data.workers)
+    if objective == "finetune" and check_cached(sections):
+        for tower in base.text_encoders:
+            tower.to(autoencoder.device)
+        yield from texts.fill(base, number_captions(rows.values()), folder / ENCODINGS)
+
+
+def check_cached(sections: dict[str, Any]) -> bool:
+    """Tell whether captions are encoded ahead. Raises ReverieError where text encoders learn meanwhile."""
+    text = section(sections, "text", FinetuneTextSettings)
+    if text.cached and (text.pace or "inversion" in sections):
+        raise ReverieError("cached in [text] keeps what frozen text encoders give; leave out pace and [inversion]")
+    return text.cached
 
 
 def load_base(sections: dict[str, Any]) -> Components:
@@ -239,8 +299,6 @@ def load_base(sections: dict[str, Any]) -> Components:
     model, data = section(sections, "model", ModelSettings), section(sections, "data", FinetuneDataSettings)
     loaded = system.load(model.base, device="cpu", dtype="float32", vae=model.autoencoder or None, fast=False)
     base = Components(**vars(replace(loaded, known=())))  # it learns other things
-    if base.unet.config.takes_sizes:
-        raise ReverieError(f"{base.name} is of SDXL's family, which cannot be fine-tuned yet; choose SD 1 or 2")
     for network in (base.unet, base.autoencoder, *base.text_encoders):
         network.requires_grad_(False)
     if data.pictures or "scenes" in sections:
@@ -252,27 +310,47 @@ def load_base(sections: dict[str, Any]) -> Components:
 def open_examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str, Examples]:
     """Open what is learned from, by the file of its latents."""
     data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
-    size = data.size or base.unet.config.sample_size * base.autoencoder.factor
-    params = base.spectrogram or SpectrogramParams()
-    scenes = section(sections, "scenes", SceneSettings)
-    rows: dict[str, Examples] = {
-        LATENTS: scenes.open(scenes.seed or seed, size) if scenes.count else data.open(seed, size, params)
-    }
+    scenes, params = section(sections, "scenes", SceneSettings), base.spectrogram or SpectrogramParams()
+    varied = section(sections, "augment", Augmentation), section(sections, "captions", Wording)
+    factor = base.autoencoder.factor
+    size = data.size or base.unet.config.sample_size * factor
+    if data.buckets % factor:
+        raise ReverieError(f"buckets = {data.buckets} in [data] of the recipe; give a multiple of {factor}, such as 64")
+    if scenes.count or data.named != ["pictures"]:
+        if data.buckets or data.masks or {"augment", "captions"} & sections.keys():
+            raise ReverieError("buckets, masks, [augment] and [captions] are for pictures = FOLDER in [data] alone")
+        rows: dict[str, Examples] = {LATENTS: _open_made(data, scenes, seed, size, params)}
+    else:
+        found = open_pictures(data.pictures, data.caption, size, data.buckets, *varied, data.masks)
+        rows = {_file(PICTURES, name): pictures for name, pictures in found.items()}
     if prior.pictures:
-        rows[PRIOR] = ExampleSource(pictures=prior.pictures, caption=prior.caption).open(seed, size, params)
+        found = open_pictures(prior.pictures, prior.caption, size, data.buckets, varied[0])
+        rows |= {_file(PRIOR, name): pictures for name, pictures in found.items()}
     return rows
 
 
+def _open_made(
+    data: FinetuneDataSettings, scenes: SceneSettings, seed: int, size: int, params: SpectrogramParams
+) -> Examples:
+    return scenes.open(scenes.seed or seed, size) if scenes.count else data.open(seed, size, params)
+
+
+def _file(kind: str, name: str) -> str:
+    """Name the file of latents of a kind: that of all examples, or of those called `name`."""
+    return f"{kind}-{name}{SUFFIX}" if name else f"{kind}{SUFFIX}"
+
+
 def _with_words(
-    base: Components, examples: Examples, text: FinetuneTextSettings, products: lora.LoRASettings, out: Path
+    base: Components, captions: Sequence[str], text: FinetuneTextSettings, products: lora.LoRASettings, out: Path
 ) -> Components:
     """Give the text encoder new words, in a run that goes on those that it began with."""
     if not text.words:
         return base
-    if products.rank or not text.pace:
-        raise ReverieError("new words = ... in [text] are learned by the text encoder itself; give pace, and no [lora]")
+    if products.rank or not text.pace or len(base.text_encoders) > 1:
+        raise ReverieError(
+            "new words = ... in [text] are learned by SD 1's or 2's text encoder itself; give pace, and no [lora]"
+        )
     tokenizer, tower = base.tokenizers[0], base.text_encoders[0]
-    captions = (examples.caption(index, 0) for index in range(min(READ, len(examples))))
     extended = extend(tokenizer, captions, text.words)
     _hold(extended.merges[len(tokenizer.merges) :], out)
     grow_(tower, tokenizer, extended)
@@ -293,9 +371,12 @@ def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
 
 def _learning(components: Components, text: FinetuneTextSettings, products: lora.LoRASettings) -> nn.ModuleDict:
     """Return what learns: networks of the model, or thin matrices put beside their weights."""
-    networks = {"unet": components.unet} | ({"text": components.text_encoders[0]} if text.pace else {})
+    networks: dict[str, nn.Module] = {"unet": components.unet}
+    if text.pace:
+        names = ("text_1", "text_2") if components.unet.config.takes_sizes else ("text",)
+        networks |= zip(names[-len(components.text_encoders) :], components.text_encoders, strict=True)
     if products.rank:
-        return nn.ModuleDict({name: lora.install(network, products, name) for name, network in networks.items()})
+        return nn.ModuleDict({name: lora.install(network, products) for name, network in networks.items()})
     return nn.ModuleDict(networks).requires_grad_(True)
 
 

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
@@ -38,25 +40,46 @@ def fill(autoencoder: ImageAutoencoder, examples: Examples, path: Path, workers:
 
     Nothing is done where the file is there already, for this encoder and these examples.
     """
-    identity = _identity(autoencoder, examples)
+    batches = Batches(lambda index: examples.picture(min(index, len(examples) - 1)), ENCODE_BATCH, workers)
+
+    def encode(start: int, end: int) -> Tensor:
+        return _encode(autoencoder, batches(start // ENCODE_BATCH))[: end - start]
+
+    def shape() -> torch.Size:
+        return _encode(autoencoder, [examples.picture(0)]).shape[1:]
+
+    yield from fill_rows(_identity(autoencoder, examples), path, len(examples), shape, encode, "latents")
+
+
+def fill_rows(
+    identity: str,
+    path: Path,
+    count: int,
+    measure: Callable[[], torch.Size],
+    encode: Callable[[int, int], Float[Tensor, "b ..."]],
+    what: str,
+) -> Iterator[Progress]:
+    """Write `count` rows of half precision to `path`: `encode(start, end)` gives some, `measure` the shape of one.
+
+    Nothing is done where the file is there already and was made of what `identity` says.
+    """
     if is_kept(identity, path):
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{hashlib.sha256(identity.encode()).hexdigest()[:12]}{PART}")
-    shape = _encode(autoencoder, [examples.picture(0)]).shape[1:]
+    shape = measure()
     with unwritable(path), part.open("ab") as file:
         lock(file, f"making '{path}'")
         batch_bytes = ENCODE_BATCH * shape.numel() * torch.float16.itemsize
-        start = file.tell() // batch_bytes  # a batch that was cut off is made again, whole
-        file.truncate(start * batch_bytes)
-        batches = Batches(lambda index: examples.picture(min(index, len(examples) - 1)), ENCODE_BATCH, workers)
-        for step in range(start, -(-len(examples) // ENCODE_BATCH)):
-            latents = _encode(autoencoder, batches(step))[: len(examples) - step * ENCODE_BATCH]
-            file.write(latents.numpy().tobytes())
+        start = file.tell() // batch_bytes * ENCODE_BATCH  # a batch that was cut off is made again, whole
+        file.truncate(start * shape.numel() * torch.float16.itemsize)
+        for first in range(start, count, ENCODE_BATCH):
+            end = min(first + ENCODE_BATCH, count)
+            file.write(encode(first, end).numpy().tobytes())
             file.flush()
-            yield Progress(step * ENCODE_BATCH + len(latents), len(examples), "latents")
-    latents = torch.from_numpy(np.fromfile(part, np.float16)).view(-1, *shape)
-    keep(latents, identity, path)
+            yield Progress(end, count, what)
+    rows = torch.from_numpy(np.fromfile(part, np.float16)).view(-1, *shape)
+    keep(rows, identity, path)
     part.unlink()
 
 
@@ -69,15 +92,21 @@ def latent_pool(
     return read_tensor(path)
 
 
-Item = tuple[Tensor, str, float]
-"""Latents (c, h, w), their caption, and their weight in the loss."""
+Item = tuple[Tensor, Any, float | Tensor]
+"""Latents (c, h, w), what is told of them, and their weight in the loss, one or (1, h, w)."""
+
+
+def tell_caption(number: int, caption: str) -> str:
+    """Tell of an example its caption alone."""
+    return caption
 
 
 @dataclass(frozen=True, eq=False)
 class Stream:
     """Serve latents and captions without end: every pass over the examples is shuffled and told anew.
 
-    The share `dropout` of the captions is left empty, for classifier-free guidance; an item counts `weight`.
+    The share `dropout` of the captions is left empty, for classifier-free guidance; an item counts `weight`; `tell`
+    makes of an example's number and caption what is told of it. Of `masked` latents the last channel is a mask.
     """
 
     examples: Examples
@@ -85,20 +114,50 @@ class Stream:
     seed: int
     dropout: float
     weight: float = 1.0
+    tell: Callable[[int, str], Any] = tell_caption
+    masked: bool = False
 
     def __call__(self, index: int) -> Item:
         """Return item `index`."""
         turn, place = divmod(index, len(self.latents))
         number = shuffled_index(self.seed, turn, len(self.latents), place)
         empty = np.random.default_rng((self.seed, index, 3)).random() < self.dropout
-        return self.latents[number].float(), "" if empty else self.examples.caption(number, turn), self.weight
+        caption = "" if empty else self.examples.caption(number, turn)
+        latents, described = self.latents[number].float(), self.tell(number, caption)
+        if self.masked:
+            return latents[:-1], described, self.weight * latents[-1:]
+        return latents, described, self.weight
+
+
+@dataclass(frozen=True, eq=False)
+class Mixed:
+    """Serve streams batch by batch: of each as many in a pass as `counts` say, in an order that every pass draws."""
+
+    streams: Sequence[Stream]
+    counts: Sequence[int]
+    batch: int
+    seed: int
+
+    def __call__(self, index: int) -> Item:
+        """Return item `index`."""
+        number, offset = divmod(index, self.batch)
+        turn, place = divmod(number, sum(self.counts))
+        slot, which = shuffled_index(self.seed, turn, sum(self.counts), place), 0
+        while slot >= self.counts[which]:
+            slot, which = slot - self.counts[which], which + 1
+        return self.streams[which]((turn * self.counts[which] + slot) * self.batch + offset)
 
 
 @torch.no_grad()
 def _encode(autoencoder: ImageAutoencoder, pixels: Tensor | list[np.ndarray]) -> Tensor:
+    """Encode pictures; the mask in a fourth channel is averaged over each latent's pixels."""
     stacked = torch.from_numpy(np.stack(pixels)) if isinstance(pixels, list) else pixels
-    images = as_images(stacked.permute(0, 3, 1, 2).to(autoencoder.device))
-    return scale_latents(autoencoder.encode(images).mode(), autoencoder.config).half().cpu()
+    pictures, masks = stacked.permute(0, 3, 1, 2).to(autoencoder.device).tensor_split([3], dim=1)
+    latents = scale_latents(autoencoder.encode(as_images(pictures)).mode(), autoencoder.config)
+    if masks.shape[1]:
+        height, width = latents.shape[2:]
+        latents = torch.cat([latents, F.adaptive_avg_pool2d(masks / 255, (height, width))], 1)
+    return latents.half().cpu()
 
 
 def _identity(autoencoder: ImageAutoencoder, examples: Examples) -> str:

@@ -60,6 +60,11 @@ class ComposedMusic:
         """Tell a clip in English or Chinese."""
         return caption(clip_at(self.seed, index), telling(self.seed, index, turn))
 
+    @property
+    def tellings(self) -> int:
+        """Return 0: every turn tells a clip anew."""
+        return 0
+
 
 @dataclass(frozen=True)
 class Sounds:
@@ -83,6 +88,11 @@ class Sounds:
     def caption(self, index: int, turn: int) -> str:
         """Return its one caption."""
         return self.found.caption(index)
+
+    @property
+    def tellings(self) -> int:
+        """Return 1: captions stay as they are."""
+        return 1
 
 
 def draw_spectrogram(sound: Sound, params: SpectrogramParams) -> UInt8[np.ndarray, "h w 3"]:
@@ -115,7 +125,8 @@ class ExampleSource:
             names = " and ".join(self.named) or "none of them"
             raise ReverieError(f"the recipe's [data] names {names}; give one of pictures, sounds and music")
         if self.pictures:
-            return Pictures(open_captioned(self.pictures, self.caption), size)
+            found = open_captioned(self.pictures, self.caption)
+            return Pictures(found, (size, size), range(len(found)))
         if self.sounds:
             return Sounds(open_sounds(self.sounds, params.seconds, duration, read, self.caption), params)
         return ComposedMusic(seed, self.music, params)
