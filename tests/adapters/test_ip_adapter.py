@@ -198,3 +198,5 @@ def test_what_does_not_fit_is_said(files: dict[str, Path], tower: Path, tiny_xl:
         load_image_prompts(tiny_xl, [ask(model=str(alone))])
     with pytest.raises(ReverieError, match="layers 'all' are not possible"):
         ask(model=str(alone), layers="all")
+    with pytest.raises(ReverieError, match="layers name one twice"):
+        ask(model=str(alone), layers="3+3:0.2")

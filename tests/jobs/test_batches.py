@@ -12,11 +12,12 @@ from reverie.errors import ReverieError
 from reverie.jobs.batches import BatchJob, compare
 from reverie.jobs.events import Finished, Saved
 from reverie.jobs.pictures import PictureJob
-from reverie.media.pictures import grid, open_picture
+from reverie.jobs.replay import replay_job
+from reverie.media.pictures import grid, open_picture, save
 from reverie.pipeline import Pipeline
 from reverie.progress import Progress
 from reverie.requests.pictures import ImageToImage, TextToImage
-from reverie.requests.records import from_metadata
+from reverie.requests.records import from_metadata, texts
 
 ASKED = tuple(TextToImage(prompt=prompt, seed=7, steps=2) for prompt in ("a bear", "an apple"))
 
@@ -59,6 +60,22 @@ def test_a_picture_of_another_request_or_finish_is_drawn_anew(tiny: Pipeline, tm
     assert draw(first, second) == 1
     assert draw(first, second) == 0
     assert draw(first, replace(second, explain=True)) == 2
+    assert draw(first, replace(second, metadata=False)) == 1
+
+
+def test_a_sheet_of_one_picture_leaves_it_there(tmp_path: Path) -> None:
+    options = {"best_of": None, "grid": True}
+    job = BatchJob.of([TextToImage(prompt="a bear", seed=7)], tmp_path / "sheet.png", options)
+    assert job.paths == [tmp_path / "sheet-0.png", tmp_path / "sheet.png"]
+
+
+def test_a_bundled_model_replays_by_its_name(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (8, 8))
+    asked = TextToImage(prompt="a bear", seed=7, width=256, height=256, guidance=1.0)
+    picture.info.update(texts(asked, "reverie-turbo"))
+    save(picture, file := tmp_path / "bear.png")
+    job, _ = replay_job(file, {})
+    assert job.model == "reverie-turbo"
 
 
 def test_models_are_loaded_one_after_the_other(tiny: Pipeline, tmp_path: Path) -> None:

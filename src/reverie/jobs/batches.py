@@ -125,8 +125,10 @@ class BatchJob:
                 "`best_of` compares pictures of one prompt; leave it out where prompts differ", field="best_of"
             )
         single = {**options, "grid": False}
-        paths = zip(requests, numbered_paths(output, len(requests)), strict=True)
-        jobs = tuple(PictureJob(request=request, output=path, **single) for request, path in paths)
+        paths = numbered_paths(output, len(requests), alone=not options["grid"])
+        jobs = tuple(
+            PictureJob(request=request, output=path, **single) for request, path in zip(requests, paths, strict=True)
+        )
         return cls(jobs=jobs, sheet=output if options["grid"] else None)
 
     @property
@@ -274,7 +276,7 @@ def _one_at_a_time(load: Load) -> Load:
 def _find(job: PictureJob, load: Load) -> tuple[Event, ...]:
     """Return what a job would say whose picture is there already, by the same request; nothing where it is not."""
     others = (job.best_of, job.time_budget, job.safety, job.watermark, job.c2pa)  # of which pictures do not tell
-    if job.request.count > 1 or job.explain or any(others) or not job.output.is_file():
+    if job.request.count > 1 or job.explain or any(others) or not (job.metadata and job.output.is_file()):
         return ()
     try:
         picture = open_picture(job.output)

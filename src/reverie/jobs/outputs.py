@@ -24,9 +24,9 @@ def slug(text: str, otherwise: str = "picture") -> str:
     return "-".join(words)[:LONGEST_SLUG].strip("-") or otherwise
 
 
-def numbered_paths(path: Path, count: int) -> list[Path]:
-    """Return `path` for one file, and path-0, path-1, ... for several."""
-    if count == 1:
+def numbered_paths(path: Path, count: int, *, alone: bool = True) -> list[Path]:
+    """Return `path` for one file that stands `alone`, and path-0, path-1, ... for several."""
+    if count == 1 and alone:
         return [path]
     return [path.with_stem(f"{path.stem}-{index}") for index in range(count)]
 

@@ -16,7 +16,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
-from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, FileReference, references
+from reverie.requests.references import BUNDLED, FileReference, references
 
 
 def replay_job(
@@ -38,7 +38,7 @@ def replay_job(
         for name, value in finishing.items():
             if value not in (None, False, 0) and name not in ("no_clobber", "metadata", "device"):
                 raise ReverieError(f"`{name.replace('previews', 'preview')}` is about pictures; '{file}' is {kind}")
-    _check_model(file, request, drawn_by, model)
+    model = _find_model(file, request, drawn_by, model)
     suffix = ".png" if isinstance(request, TextToImage) else file.suffix
     output = output or file.with_name(f"{file.stem}-replay{suffix}")
     shared: dict[str, Any] = {"request": request, "model": model, "drawn_by": drawn_by}
@@ -49,7 +49,6 @@ def replay_job(
     shared |= {name: finishing[name] for name in ("metadata", "no_clobber") if name in finishing}
     if isinstance(request, Animation):
         return FilmJob(outputs=(output,), **shared), notes
-    shared["model"] = model or MUSIC_NAME
     if film is not None:
         return MusicJob(film=film, film_output=output, **shared), notes
     return MusicJob(outputs=(output,), **shared), notes
@@ -93,10 +92,9 @@ def supply(request: SampledRequest, files: Mapping[str, object]) -> tuple[Sample
     return supplied, tuple(notes)
 
 
-def _check_model(file: Path, request: SampledRequest, drawn_by: str, model: str | None) -> None:
-    """Raise ReverieError where neither the request's model is bundled nor one is given."""
-    if model is not None:
-        return
-    bundled, did = (MUSIC_NAME, "played") if isinstance(request, Music) else (BUNDLED_NAME, "drawn")
-    if drawn_by != bundled:
+def _find_model(file: Path, request: SampledRequest, drawn_by: str, model: str | None) -> str:
+    """Return the model that is given, else the bundled one that made a file. Raises ReverieError where neither is."""
+    if model is None and drawn_by not in BUNDLED:
+        did = "played" if isinstance(request, Music) else "drawn"
         raise ReverieError(f"'{file}' was {did} by the model '{drawn_by}'; say where that is with `model`")
+    return model or drawn_by

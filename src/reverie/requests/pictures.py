@@ -222,6 +222,8 @@ class IPAdapterInput(Frozen):
     def _check(self) -> Self:
         if self.start > self.end:
             raise ReverieError(f"an IP-Adapter from {self.start:g} to {self.end:g} never acts; give start below end")
+        if len(dict(self.layers)) < len(self.layers):
+            raise ReverieError("IP-Adapter layers name one twice; give each once, such as 3+6:0.5")
         return self
 
 

@@ -202,7 +202,9 @@ class FileReference(Frozen):
             said = f"the {self.what} '{self.name}' has changed since (its SHA-256 was {self.sha256})"
         else:
             said = f"the {self.what} '{self.name}' is not here (its SHA-256: {self.sha256})"
-        where = "" if field is None or "." in field else f" with `{field.removesuffix('_video')}`"
+        if field is not None and "." in field:
+            return ReverieError(said, field=field, hint="put it beside the file that names it, or give it")
+        where = "" if field is None else f" with `{field.removesuffix('_video')}`"
         return ReverieError(said, field=field, hint=f"give it{where}")
 
     def file(self) -> Path:
