@@ -133,7 +133,10 @@ SD15 = write_unet(UNETS["sd15"])
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        ({"class_embed_type": "timestep"}, "class_embed_type is 'timestep', which is not supported; it should be null or"),
+        (
+            {"class_embed_type": "timestep"},
+            "class_embed_type is 'timestep', which is not supported; it should be null or",
+        ),
         ({"norm_eps": 1e-6}, "norm_eps is 1e-06, which is not supported; it should be 1e-05"),
         (
             {"down_block_types": ["AttnDownBlock2D"] * 4},

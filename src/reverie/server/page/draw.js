@@ -14,6 +14,7 @@ const STARTERS = {
   zh: ["🐼 绿色背景上的一只熊猫", "🚀 蓝色背景上的火箭", "🎹 钢琴", "🍎 苹果", "🐢 黄色背景上的小龟"],
 };
 const [LEAST, MOST] = [64, 2048]; // pixels of a side
+const TEMPLATE = /\{[^{}]*\||__.+__|\$\{|\d\$\$/; // {a|b}, __wildcard__ and such: elsewhere # begins no comment
 const HELD = ["prompt", "negative", "sampler", "schedule", "steps", "guidance", "seed", "width", "height", "count", "hires", "init", "mask", "strength"];
 const [OF_INPAINT, OF_OUTPAINT] = [["mask_blur", "only_masked", "padding", "fill"], ["left", "right", "top", "bottom"]];
 const RECOMMENDED = ["steps", "sampler", "schedule"]; // by models; their guidance is taken where the form says none
@@ -116,8 +117,11 @@ function sayFreedom() {
 
 const randomSeed = () => Math.floor(Math.random() * 2 ** 31);
 
-/** What a job is told of the prompts on the form: they are templates, and a style goes with them. */
-const worded = () => ({ style: chosenStyle(), dynamic: true });
+/** What a job is told of the prompts on the form: whether they hold a template, and what style goes with them. */
+function worded() {
+  const { prompt = "", negative = "" } = fields(ask());
+  return { style: chosenStyle(), dynamic: [prompt, negative].some((words) => TEMPLATE.test(words)) };
+}
 
 /** Return what the form asks for; while it is drawn live, always the same seed. */
 function onForm() {
