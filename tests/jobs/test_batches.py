@@ -105,6 +105,10 @@ def test_a_comparison_lays_out_what_each_request_draws(tiny: Pipeline) -> None:
     width, height = pictures[0].size
     assert sheet.width > 2 * width
     assert sheet.height > 2 * height
+    with pytest.raises(ReverieError, match="one picture a cell"):
+        compare(tiny, asked, {"count": (1, 2)})
+    with pytest.raises(ReverieError, match=r"vary 'a.png' is not possible; it should be a list"):
+        TextToImage.of({"vary": "a.png"})
 
 
 def test_no_job_writes_over_what_another_reads(tmp_path: Path) -> None:

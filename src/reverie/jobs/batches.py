@@ -93,6 +93,8 @@ def compare(
     The first field's values go along the columns, the second's along the rows, the third's over blocks; see `Axes`.
     """
     grid = Axes(axes)
+    if "count" in axes:
+        raise ReverieError("a grid draws one picture a cell; give an axis such as seed in place of count")
     pictures = []
     for cell in grid.cells():
         fields = {name: value for name, value in cell.items() if name != SEARCH}

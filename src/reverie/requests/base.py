@@ -94,7 +94,7 @@ def _message(error: ErrorDetails, request: type[Frozen]) -> str:
         return unknown(f"{request.part}option", name, list(request.model_fields))
     if error["type"] == "literal_error":
         return unknown(request.part + name, given, _choices(request.model_fields[name].annotation))
-    message = error["msg"].removeprefix("Input ").removeprefix("should ")
+    message = error["msg"].removeprefix("Input ").split("should ", 1)[-1].replace("a valid tuple", "a list")
     return f"{request.part}{name} {given!r} is not possible; it should {message}"
 
 
