@@ -15,6 +15,7 @@ from reverie.checkpoints.single import recommendation_for
 from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.generate.conditioning import follow_recommended
 from reverie.generate.sample import noise_levels
+from reverie.jobs.pictures import PictureJob
 from reverie.models.unet import UNet
 from reverie.requests.pictures import Hires
 from reverie.requests.records import from_metadata
@@ -54,6 +55,15 @@ def test_what_a_request_leaves_open_is_the_models(tiny: Pipeline, tmp_path: Path
     said = from_metadata(model.draw(open_request.replace(steps=20, sampler="dpmpp_2m"))[0])
     assert (said.steps, said.sampler, said.schedule) == (20, "dpmpp_2m", "trailing")
     assert model.draw(made)[0].tobytes() == model.draw(open_request)[0].tobytes()
+
+
+def test_what_is_told_of_a_job_and_its_sheet_is_what_was_drawn(tiny: Pipeline, tmp_path: Path) -> None:
+    model, file = replace(tiny, recommended=Recommended(steps=3, sampler="euler")), tmp_path / "sheet.png"
+    job = PictureJob(request=TextToImage(prompt="a bear", seed=7, count=2), output=file, grid=True)
+    *_, finished = job.run(lambda _: model)
+    assert (finished.record["request"]["steps"], finished.record["request"]["sampler"]) == (3, "euler")
+    sheet = from_metadata(file)
+    assert (sheet.steps, sheet.sampler, sheet.count) == (3, "euler", 2)
 
 
 def test_the_bundled_models_recommend_theirs() -> None:

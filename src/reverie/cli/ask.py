@@ -252,7 +252,7 @@ def parse_axes(texts: Sequence[str]) -> dict[str, list[str]]:
 
 def parse_varied(texts: Sequence[str]) -> tuple[Fields, ...]:
     """Read FILE or FILE:WEIGHT of each; a colon before what is no number belongs to the name."""
-    parts = [re.fullmatch(r"(.+?)(?::(\d*\.?\d+))?", text, re.DOTALL) for text in texts]
+    parts = [re.fullmatch(r"(.+?)(?::([-+]?\d*\.?\d+(?:e[-+]?\d+)?))?", text, re.DOTALL) for text in texts]
     return tuple({"image": part[1], **({"weight": float(part[2])} if part[2] else {})} for part in parts if part)
 
 

@@ -243,8 +243,8 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
 
 def _without_words(system: StableDiffusion, request: TextToImage, seen: Tensor | None) -> Prompts:
     """Steer by what a model sees, in place of tokens, and away from nothing: zeros."""
-    if request.prompt or request.negative:
-        raise ReverieError(f"{system.name} sees pictures and reads no words; leave out the prompts")
+    if request.prompt or request.negative or request.clip_skip > 1:
+        raise ReverieError(f"{system.name} sees pictures and reads no words; leave out the prompts and `clip_skip`")
     assert seen is not None
     return steady(Conditioning(seen[:, None]), Conditioning(torch.zeros_like(seen[:, None])))
 

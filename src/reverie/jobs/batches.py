@@ -17,7 +17,7 @@ from reverie.errors import ReverieError
 from reverie.files import check_distinct, name_of
 from reverie.jobs.events import Event, Finished, Load, Note, Saved, Stopwatch, ignore, seeds_text
 from reverie.jobs.outputs import check_writable, numbered_paths
-from reverie.jobs.pictures import PictureJob
+from reverie.jobs.pictures import PictureJob, settle
 from reverie.media.pictures import REQUEST, grid, open_picture, save
 from reverie.progress import Progress
 from reverie.requests.pictures import PictureMethods, TextToImage
@@ -286,16 +286,10 @@ def _find(job: PictureJob, load: Load) -> tuple[Event, ...]:
         return ()
     if not (found := picture.info.get(REQUEST)):
         return ()
-    if found != texts(_settle(load(job.model), job.request), load(job.model).name)[REQUEST]:
+    system = load(job.model)
+    request = settle(system, job.request)
+    if found != texts(request, system.name)[REQUEST]:
         return ()
     record = {"files": [str(job.output)], "seeds": [job.request.seed], "sizes": [picture.size], "timings": {}}
     kept = Note("what is there already by the same request is not drawn again")
-    return kept, Finished({**record, "request": job.request.to_record()})
-
-
-def _settle(system: Pipeline, request: TextToImage) -> TextToImage:
-    """Return a request as its picture records it: filled in, and with the sums of its models."""
-    from reverie.generate.image import fill_in
-    from reverie.generate.notes import with_sums
-
-    return with_sums(system, fill_in(system, request))[0]
+    return kept, Finished({**record, "request": request.to_record()})

@@ -13,10 +13,10 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.jobs.events import Event, Finished, Load, Note, Preview, Saved, Stopwatch, ignore, model_notes, seeds_text
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths, numbering_note
-from reverie.media.pictures import grid, read_texts, save
+from reverie.media.pictures import grid, save
 from reverie.progress import Progress
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import read_own, texts
+from reverie.requests.records import texts
 
 if TYPE_CHECKING:
     from reverie.codecs.image import LinearPreview
@@ -115,6 +115,7 @@ class _Drawing:
             with self.watch.measure("explain"):
                 for request_, path in zip(self.drawn, job.paths, strict=True):
                     yield from self._explain(request_, path)
+        request = settle(self.system, request)
         if job.grid:
             self.pictures = [sheet(self.pictures, request, self.system.name)]
             yield from self._write(self.pictures[0], job.output)
@@ -257,10 +258,15 @@ def signing(c2pa: Path | None) -> Sign | None:
 
 
 def sheet(pictures: list[Image.Image], request: TextToImage, model: str) -> Image.Image:
-    """Lay pictures out on one sheet that carries the request for all of them."""
-    record = read_own(read_texts(pictures[0]))
-    assert record is not None  # which was written when it was drawn
-    laid_out, first = grid(pictures), record.request
-    filled = {name: getattr(first, name) for name in ("guidance", "width", "height", "hires")}
-    laid_out.info.update(texts(request.replace(**filled), model))
+    """Lay pictures out on one sheet that carries the request for all of them, which is settled."""
+    laid_out = grid(pictures)
+    laid_out.info.update(texts(request, model))
     return laid_out
+
+
+def settle(system: Pipeline, request: TextToImage) -> TextToImage:
+    """Return a request as its pictures record it: filled in, and with the sums of its models."""
+    from reverie.generate.image import fill_in
+    from reverie.generate.notes import with_sums
+
+    return with_sums(system, fill_in(system, request))[0]
