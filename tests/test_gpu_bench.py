@@ -32,6 +32,7 @@ def measured(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, out: Path, *parts
     return {f"{row['name']} / {row['peer']}" if row["theirs"] else row["name"]: row for row in told["rows"]}
 
 
+@pytest.mark.slow  # 20 s
 def test_offloading_is_measured(gpu: ModuleType, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rows = measured(gpu, monkeypatch, tmp_path, "offload")
     offloads = ("no offload", "offload networks", "offload blocks")

@@ -95,6 +95,7 @@ def test_a_lora_comes_and_goes_without_compiling_again(tiny: Pipeline, ink: Path
     assert (counting.graphs, counting.calls) == (1, 4)
 
 
+@pytest.mark.slow  # tracing SDXL's U-Net twice takes half a minute
 @torch.no_grad()
 def test_residuals_of_a_controlnet_are_added(tiny_xl: Pipeline) -> None:
     ours, counting = made(tiny_xl)

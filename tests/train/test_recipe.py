@@ -24,6 +24,7 @@ from reverie.train import (
     probe,
     run,
 )
+from reverie.train.examples import Augmentation, Wording
 from reverie.train.inversion import InversionSettings
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
@@ -70,6 +71,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "text": finetune.FinetuneTextSettings,
         "lora": LoRASettings,
         "inversion": InversionSettings,
+        "augment": Augmentation,
+        "captions": Wording,
         "prior": finetune.PriorSettings,
         "loss": finetune.FinetuneLossSettings,
     },
