@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from networks import random_weights
+from networks import Predict, random_weights
 from reverie.checkpoints.weights import blueprint, load_weights
 from reverie.models.autoencoder import TinyAutoencoder
 from reverie.models.unet import UNETS, UNet
@@ -46,18 +46,6 @@ class Decode(Encode):
     def forward(self, z: Tensor) -> Tensor:
         """Decode."""
         return self.tiny.decode(z)
-
-
-class Predict(nn.Module):
-    """Predict the noise, alone."""
-
-    def __init__(self, unet: UNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Predict."""
-        return self.unet(x, t, context)
 
 
 def parts(folder: Path, name: str, dtype: torch.dtype = torch.float32) -> dict[str, nn.Module]:

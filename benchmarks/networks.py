@@ -185,6 +185,18 @@ def empty_peer(config: UNetConfig) -> UNet2DConditionModel:
         return UNet2DConditionModel.from_config(write_unet(config)).eval()
 
 
+class Predict(nn.Module):
+    """Take and give tensors alone, as the conversion to another runtime wants them."""
+
+    def __init__(self, unet: UNet) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+        """Predict as the U-Net does."""
+        return self.unet(x, t, context)
+
+
 def random_unet(config: UNetConfig) -> UNet:
     """Build a U-Net of random weights."""
     with torch.device("meta"):

@@ -12,21 +12,9 @@ import openvino
 import torch
 from torch import Tensor, nn
 
-from networks import random_autoencoder, random_unet, unet_inputs
+from networks import Predict, random_autoencoder, random_unet, unet_inputs
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
-from reverie.models.unet import UNet, UNetConfig
-
-
-class Step(nn.Module):
-    """Take tensors alone, as the conversion wants them."""
-
-    def __init__(self, unet: UNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Predict as the U-Net does."""
-        return self.unet(x, t, context)
+from reverie.models.unet import UNetConfig
 
 
 class Decoder(nn.Module):
@@ -44,7 +32,7 @@ class Decoder(nn.Module):
 def build(network: str, side: int) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """Return the network and what one call is given, at `side` x `side` latents."""
     if network == "unet":
-        return Step(random_unet(UNetConfig())), unet_inputs(UNetConfig(), side)
+        return Predict(random_unet(UNetConfig())), unet_inputs(UNetConfig(), side)
     return Decoder(random_autoencoder(AutoencoderConfig())), (torch.randn(1, 4, side, side),)
 
 

@@ -5,11 +5,27 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+
+from cyclopts import Parameter
 
 from reverie.cli.options import Flag
 from reverie.cli.output import say
 from reverie.cli.progress import show_progress
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class LatentsOptions:
+    """Choose where what learns from latents made ahead keeps its run, and how far it goes."""
+
+    out: Path | None = None
+    """Folder for latents, checkpoints, logs and samples; runs/NAME if not given."""
+    resume: Flag = False
+    """Go on with the run in that folder."""
+    prepare: Flag = False
+    """Make the latents alone."""
 
 
 @contextmanager
@@ -47,7 +63,7 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
         say(str(folder_of(recipe, out)))
 
 
-def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, prepare: Flag = False) -> None:
+def finetune(recipe: Path, /, *, learning: LatentsOptions = LatentsOptions()) -> None:
     """Fine-tune a model by a recipe: first its examples are turned into latents, then it learns from them.
 
     Either can be stopped with Ctrl-C: the latents go on where they were, and --resume goes on with the learning.
@@ -56,17 +72,11 @@ def finetune(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, 
     ----------
     recipe
         A .toml file, such as recipes/finetune-pictures.toml.
-    out
-        Folder for latents, checkpoints, logs and samples; runs/NAME if not given.
-    resume
-        Go on with the run in that folder.
-    prepare
-        Make the latents alone.
     """
-    _learn_from_latents("finetune", recipe, out, resume, prepare)
+    _learn_from_latents("finetune", recipe, learning)
 
 
-def distill(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, prepare: Flag = False) -> None:
+def distill(recipe: Path, /, *, learning: LatentsOptions = LatentsOptions()) -> None:
     """Distil a model by a recipe: a student, whole or a LoRA, learns to draw in one to four steps.
 
     First the examples are turned into latents. Either can be stopped with Ctrl-C: the latents go on where they were,
@@ -76,28 +86,23 @@ def distill(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, p
     ----------
     recipe
         A .toml file, such as recipes/turbo.toml.
-    out
-        Folder for latents, checkpoints, logs and samples; runs/NAME if not given.
-    resume
-        Go on with the run in that folder.
-    prepare
-        Make the latents alone.
     """
-    _learn_from_latents("distill", recipe, out, resume, prepare)
+    _learn_from_latents("distill", recipe, learning)
 
 
-def _learn_from_latents(objective: str, recipe: Path, out: Path | None, resume: bool, prepare: bool) -> None:
+def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) -> None:
     """Make the latents of a recipe of an objective, then train."""
     from reverie.train import finetune
     from reverie.train.loop import check
     from reverie.train.recipe import folder_of
 
-    if not prepare:
-        check(folder_of(recipe, out), resume)
+    out = learning.out
+    if not learning.prepare:
+        check(folder_of(recipe, out), learning.resume)
     with resumable("the same command goes on with the latents"):
         for _ in show_progress(finetune.prepare(recipe, out, objective)):
             pass
-    if prepare:
+    if learning.prepare:
         say(str(folder_of(recipe, out)))
     else:
-        train(recipe, out=out, resume=resume)
+        train(recipe, out=out, resume=learning.resume)

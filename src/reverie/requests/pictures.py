@@ -135,6 +135,12 @@ CONTROL_KINDS: tuple[str, ...] = get_args(ControlKind)
 """What a union ControlNet calls kinds of pictures, in the order of its weights; the first one knows six of them."""
 
 
+def _check_way(what: str, start: float, end: float) -> None:
+    """Raise ReverieError where what acts between two fractions of the way never does."""
+    if start > end:
+        raise ReverieError(f"{what} from {start:g} to {end:g} never acts; give start below end")
+
+
 class ControlInput(Frozen):
     """Ask for a ControlNet or a T2I-Adapter (`model`: its folder or file) to lead by a picture.
 
@@ -159,8 +165,7 @@ class ControlInput(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.start > self.end:
-            raise ReverieError(f"a control from {self.start:g} to {self.end:g} never acts; give start below end")
+        _check_way("a control", self.start, self.end)
         return self
 
 
@@ -220,8 +225,7 @@ class IPAdapterInput(Frozen):
 
     @model_validator(mode="after")
     def _check(self) -> Self:
-        if self.start > self.end:
-            raise ReverieError(f"an IP-Adapter from {self.start:g} to {self.end:g} never acts; give start below end")
+        _check_way("an IP-Adapter", self.start, self.end)
         if len(dict(self.layers)) < len(self.layers):
             raise ReverieError("IP-Adapter layers name one twice; give each once, such as 3+6:0.5")
         return self
