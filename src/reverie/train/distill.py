@@ -37,7 +37,7 @@ from reverie.pipeline import Pipeline
 from reverie.train import lora
 from reverie.train.autoencoder import hinge
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
-from reverie.train.finetune import FinetuneDataSettings, load_base, open_examples, preview_prompts
+from reverie.train.inputs import FinetuneDataSettings, load_base, open_examples, preview_prompts, relearn
 from reverie.train.latents import LATENTS, Stream, latent_pool
 from reverie.train.loop import device_of, step_generator
 from reverie.train.lora_files import export
@@ -284,11 +284,16 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     data, settings = section(sections, "data", FinetuneDataSettings), section(sections, "distill", DistillSettings)
     products, against = lora.settings_of(sections), section(sections, "adversary", AdversarySettings)
     base = load_base(sections)
+    if relearn(sections, base) is not base:
+        raise ReverieError("a student learns from its teacher as it is; leave prediction and zero_terminal_snr out")
     if base.unet.config.takes_sizes:
         raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
     opened = open_examples(sections, base, seed)
-    if LATENTS not in opened or data.masks:
-        raise ReverieError("distillation learns from whole pictures of one size; leave out buckets, repeats and masks")
+    if LATENTS not in opened or data.masks or data.held_out:
+        raise ReverieError(
+            "distillation learns from whole pictures of one size, all of them; leave out buckets, repeats, masks and "
+            "held_out"
+        )
     examples = opened[LATENTS]
     latents = latent_pool(base.autoencoder, examples, out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)
