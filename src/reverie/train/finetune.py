@@ -364,9 +364,7 @@ def _file(kind: str, name: str) -> str:
     return f"{kind}-{name}{SUFFIX}" if name else f"{kind}{SUFFIX}"
 
 
-def _with_words(
-    base: Components, captions: Sequence[str], text: FinetuneTextSettings, out: Path
-) -> Components:
+def _with_words(base: Components, captions: Sequence[str], text: FinetuneTextSettings, out: Path) -> Components:
     """Give the text encoder new words, in a run that goes on those that it began with."""
     if not text.words:
         return base

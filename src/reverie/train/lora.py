@@ -8,7 +8,7 @@ the file: what was trained and what is loaded are the same to the bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
