@@ -254,8 +254,8 @@ def load(
     device one at a time, or their "blocks" (see `runtime.offload`); an `Offloader` is that of a model to share it
     with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `runtime.compiled`).
     The model is called by its file or folder, a hash of the weights, "v1-5 [1a2b3c4d5e]", the dtype where that is not
-    float32, and the `prediction` that was named, so that what it draws says which of that name drew it. Raises ReverieError where there is no model or it is
-    damaged.
+    float32, and the `prediction` that was named, so that what it draws says which of that name drew it. Raises
+    ReverieError where there is no model or it is damaged.
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
