@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from reverie.requests.base import Frozen, SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, TextToImage, Variation
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import FileReference
 from reverie.requests.samplers import SAMPLERS, SCHEDULES
 
@@ -270,17 +271,8 @@ def options_text() -> str:
         from reverie.media.sound import Sound
         from reverie.requests.films import Drive, EasingName, Fit, Interpolation, InversionName, Keyframe, Pace
         from reverie.requests.music import Stop
-        from reverie.requests.pictures import (
-            ControlInput,
-            Fill,
-            Hires,
-            IPAdapterInput,
-            Refiner,
-            Rng,
-            Tile,
-            Variation,
-            VariedPicture,
-        )
+        from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Refiner, Variation, VariedPicture
+        from reverie.requests.pictures import Fill, Rng, Tile
         from reverie.requests.references import Picture, SoundInput
 
     PictureLike: TypeAlias = "Picture | Image.Image | str | Path"

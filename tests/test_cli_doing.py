@@ -22,7 +22,8 @@ from reverie.models.autoencoder import TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIPVisionConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
-from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, Variation
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint
 
 from .conftest import UNET
 

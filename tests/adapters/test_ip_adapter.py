@@ -24,7 +24,7 @@ from reverie.errors import RequestWarning, ReverieError
 from reverie.models.ip_adapter import ImageProjection, IPAdapter, PatchProjection, Projection, Resampler
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline, load
-from reverie.requests.pictures import IPAdapterInput
+from reverie.requests.parts import IPAdapterInput
 from reverie.runtime import is_packed, pack
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs

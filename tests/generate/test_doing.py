@@ -17,7 +17,8 @@ from reverie.generate.canvas import prepare
 from reverie.generate.image import picture_run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
-from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, TextToImage, Variation
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.records import from_metadata, texts
 
 BEAR = {"prompt": "a bear", "negative": "red", "seed": 7, "steps": 4}

@@ -51,7 +51,8 @@ def test_every_field_has_a_flag() -> None:
 LINES = """
 from reverie.requests.films import Animation, Keyframe
 from reverie.requests.music import Music
-from reverie.requests.pictures import ControlInput, Inpaint, Outpaint, TextToImage
+from reverie.requests.parts import ControlInput
+from reverie.requests.pictures import Inpaint, Outpaint, TextToImage
 
 Animation(keyframes=("a bear", "an apple"))
 Animation(keyframes=[{"prompt": "a bear"}, Keyframe(image="bear.png")], init_video="film.mp4")

@@ -34,7 +34,7 @@ from reverie.models.ip_adapter import ImageProjection, IPAdapter, PatchProjectio
 from reverie.models.layers import Attention, SpatialTransformer, attend
 from reverie.models.unet import UNet
 from reverie.requests.adapter_files import SUFFIXES
-from reverie.requests.pictures import IPAdapterInput
+from reverie.requests.parts import IPAdapterInput
 from reverie.runtime.changes import attending
 from reverie.runtime.offload import HOST, offloader_of
 from reverie.system import Conditioning, StableDiffusion

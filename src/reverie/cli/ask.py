@@ -32,7 +32,8 @@ from reverie.errors import ReverieError
 if TYPE_CHECKING:
     from reverie.requests.films import Animation
     from reverie.requests.music import Film, Music
-    from reverie.requests.pictures import Hires, Refiner, TextToImage, Variation
+    from reverie.requests.parts import Hires, Refiner, Variation
+    from reverie.requests.pictures import TextToImage
 
 Fields = dict[str, Any]
 
@@ -61,7 +62,8 @@ def ask_picture(
     further: FurtherFlags = FurtherFlags(),
 ) -> TextToImage:
     """Make the request for pictures. Raises ReverieError for values out of range and for what does not fit."""
-    from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, IPAdapterInput, Outpaint, TextToImage
+    from reverie.requests.parts import ControlInput, IPAdapterInput
+    from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 
     shared = {"prompt": prompt, **fields_of(drawing, adapters), **_further(further)}
     if controls := shared.pop("control", ()):
@@ -91,7 +93,7 @@ def _further(flags: FurtherFlags) -> Fields:
 
 
 def _variation(flags: FurtherFlags) -> Variation | None:
-    from reverie.requests.pictures import Variation
+    from reverie.requests.parts import Variation
 
     width, height = parse_size(flags.seed_size) if flags.seed_size is not None else (None, None)
     fields = _without_none(seed=flags.subseed, strength=flags.subseed_strength, width=width, height=height)
@@ -103,7 +105,7 @@ def _variation(flags: FurtherFlags) -> Variation | None:
 
 
 def _hires(flags: FurtherFlags) -> Hires | None:
-    from reverie.requests.pictures import Hires
+    from reverie.requests.parts import Hires
 
     fields = _without_none(upscaler=flags.hires_upscaler, steps=flags.hires_steps, strength=flags.hires_strength)
     if flags.hires is None:
@@ -117,7 +119,7 @@ def _hires(flags: FurtherFlags) -> Hires | None:
 
 
 def _refiner(flags: FurtherFlags) -> Refiner | None:
-    from reverie.requests.pictures import Refiner
+    from reverie.requests.parts import Refiner
 
     if flags.refiner is not None:
         return Refiner(model=flags.refiner, **_without_none(switch=flags.refiner_switch))

@@ -56,7 +56,7 @@ def replay(
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if variations is not None:
         from reverie.requests.base import MAX_SEED, random_seed
-        from reverie.requests.pictures import Variation
+        from reverie.requests.parts import Variation
 
         other = min(random_seed(), MAX_SEED + 1 - variations)  # the last is to be a seed too
         changes |= {"count": variations, "variation": Variation(seed=other, strength=subseed_strength)}

@@ -37,7 +37,8 @@ from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
 from reverie.requests.base import FREE_LEVELS, steps_taken
-from reverie.requests.pictures import ControlInput, ImageToImage, IPAdapterInput, Outpaint, TextToImage
+from reverie.requests.parts import ControlInput, IPAdapterInput
+from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.requests.records import texts
 from reverie.runtime import is_packed, pack
 from reverie.runtime.offload import HOST, by_block, offloader_of

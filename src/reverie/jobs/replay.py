@@ -15,7 +15,8 @@ from reverie.jobs.pictures import PictureJob
 from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.pictures import UPSCALER_NAMES, TextToImage
+from reverie.requests.parts import UPSCALER_NAMES
+from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
 from reverie.requests.references import BUNDLED, MODEL_FOLDERS, FileReference, plain_name, references
 

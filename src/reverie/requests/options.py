@@ -15,17 +15,8 @@ if TYPE_CHECKING:
     from reverie.media.sound import Sound
     from reverie.requests.films import Drive, EasingName, Fit, Interpolation, InversionName, Keyframe, Pace
     from reverie.requests.music import Stop
-    from reverie.requests.pictures import (
-        ControlInput,
-        Fill,
-        Hires,
-        IPAdapterInput,
-        Refiner,
-        Rng,
-        Tile,
-        Variation,
-        VariedPicture,
-    )
+    from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Refiner, Variation, VariedPicture
+    from reverie.requests.pictures import Fill, Rng, Tile
     from reverie.requests.references import Picture, SoundInput
 
 PictureLike: TypeAlias = "Picture | Image.Image | str | Path"

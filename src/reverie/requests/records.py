@@ -18,7 +18,8 @@ from reverie.media.pictures import PARAMETERS, REQUEST, parameters_text
 from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.pictures import UPSCALER_NAMES, ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.parts import UPSCALER_NAMES
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import looking_in, plain_name, recorded_name
 from reverie.requests.samplers import RECORDS, schedule_label
 from reverie.requests.texts import Carrier, json_object, read_carrier

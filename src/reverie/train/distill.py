@@ -38,7 +38,7 @@ from reverie.train import lora
 from reverie.train.autoencoder import hinge
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples
-from reverie.train.finetune import FinetuneDataSettings, load_base, open_examples, preview_prompts
+from reverie.train.inputs import FinetuneDataSettings, load_base, open_examples, preview_prompts, relearn
 from reverie.train.latents import LATENTS, Stream, latent_pool
 from reverie.train.loop import device_of, step_generator
 from reverie.train.lora_files import export
@@ -304,12 +304,18 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
 
 def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examples]) -> None:
     """Raise ReverieError for what a recipe cannot distil, or not of the examples that it opened."""
-    if base.unet.config.takes_sizes:
-        raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
-    if LATENTS not in opened or section(sections, "data", FinetuneDataSettings).masks:
-        raise ReverieError("distillation learns from whole pictures of one size; leave out buckets, repeats and masks")
+    data = section(sections, "data", FinetuneDataSettings)
     section(sections, "distill", DistillSettings)
     section(sections, "adversary", AdversarySettings)
+    if relearn(sections, base) is not base:
+        raise ReverieError("a student learns from its teacher as it is; leave prediction and zero_terminal_snr out")
+    if base.unet.config.takes_sizes:
+        raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
+    if LATENTS not in opened or data.masks or data.held_out:
+        raise ReverieError(
+            "distillation learns from whole pictures of one size, all of them; leave out buckets, repeats, masks and "
+            "held_out"
+        )
     if (products := lora.settings_of(sections)).rank:
         lora.pick_layers(base.unet, products)
 

@@ -7,7 +7,7 @@ Prior preservation, pictures of the class beside those of the instance, is Dream
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib import import_module
 from itertools import islice
@@ -18,114 +18,42 @@ from typing import Any
 import torch
 from jaxtyping import Int64
 from PIL import Image
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
 from reverie import system
 from reverie.checkpoints.load import Components
-from reverie.corpora.captions import DEFAULT_ONLY
-from reverie.corpora.concepts import concepts
-from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import Batches
 from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.progress import Progress
-from reverie.requests.references import BUNDLED_NAME
-from reverie.sound.spectrogram import SpectrogramParams
 from reverie.system import Conditioning
 from reverie.train import begun, inversion, lora, texts
-from reverie.train.diffusion import DiffusionObjective, SampleSheet
-from reverie.train.examples import Augmentation, Examples, Pictures, Scenes, Wording
-from reverie.train.folders import notes, open_pictures
-from reverie.train.latents import LATENTS, Item, Mixed, Stream, fill, latent_pool
+from reverie.train.diffusion import DiffusionObjective
+from reverie.train.examples import Examples
+from reverie.train.folders import notes
+from reverie.train.inputs import (
+    HELD_OUT,
+    PRIOR,
+    FinetuneDataSettings,
+    FinetuneTextSettings,
+    check_cached,
+    load_base,
+    open_examples,
+    open_streams,
+    preview_prompts,
+    relearn,
+)
+from reverie.train.latents import fill
 from reverie.train.loop import CHECKPOINT, RunSettings, device_of
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
-from reverie.train.recipe import OBJECTIVES, Share, folder_of, read, section
-from reverie.train.sources import ExampleSource
-from reverie.train.texts import ENCODINGS, Describe, Description, number_captions, read_kept, read_plainly, sizes_of
+from reverie.train.recipe import OBJECTIVES, folder_of, read, section
+from reverie.train.texts import ENCODINGS, number_captions
 from reverie.train.vocabulary import extend, grow_
 
-PICTURES, SUFFIX = "latents", ".safetensors"
-PRIOR = "prior"  # how files of latents of the class begin
 TEXT = "text"  # how the names of text encoders begin among what learns
 WORDS = "words.json"  # in the folder of a run: the new ones
-SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
 READ = 4000  # captions that are looked through for new words
-
-
-@dataclass(frozen=True)
-class ModelSettings:
-    """Name the model to start from, and an autoencoder to put in place of its own."""
-
-    base: str = BUNDLED_NAME  # what `reverie.load` takes
-    autoencoder: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class FinetuneDataSettings(ExampleSource):
-    """Choose the examples, `batch` a step."""
-
-    size: NonNegativeInt = 0  # of pictures, in pixels; 0 takes the model's
-    batch: PositiveInt = 4
-    dropout: Share = 0.1  # share of captions left empty, for classifier-free guidance
-    workers: NonNegativeInt = 0
-    buckets: NonNegativeInt = 0  # pictures keep their shapes, with sides of so many pixels' multiples; 0 cuts squares
-    masks: str = ""  # folder of masks, named as their pictures: what is white counts
-    show: tuple[str, ...] = ()  # prompts on the contact sheet; the first captions if not given
-
-
-@dataclass(frozen=True)
-class SceneSettings:
-    """Choose emoji scenes to go on with, in place of a collection: `count` of them, see `corpora.scenes.draw_scene`."""
-
-    count: NonNegativeInt = 0
-    seed: NonNegativeInt = 0  # of the scenes; 0 takes the run's
-    subset: str = "everyday"
-    known: str = ""  # a subset that the model knows already; the other things come `often` times as often
-    often: PositiveInt = 1
-    pair_share: Share = PAIR_SHARE
-    scatter: NonNegativeInt = ANYWHERE
-    sizes: tuple[str, ...] = SIZE_WORDS
-    bare: NonNegativeInt = DEFAULT_ONLY
-    default_share: Share = 0.25
-    tint_share: Share = 0.0  # of the lone things are told by a colour
-
-    def open(self, seed: int, size: int = CANVAS) -> Scenes:
-        """Return the scenes, drawn at `size` pixels."""
-        known = {thing.emoji for thing in concepts(self.known)} if self.known else set()
-        things = concepts(self.subset)
-        new = tuple(thing for thing in things if thing.emoji not in known) if known else ()
-        return Scenes(
-            things + new * (self.often - 1),
-            seed,
-            self.count,
-            pair_share=self.pair_share,
-            scatter=self.scatter,
-            sizes=self.sizes,
-            bare=self.bare,
-            default_share=self.default_share,
-            tint_share=self.tint_share,
-            scale=size // CANVAS,
-        )
-
-
-@dataclass(frozen=True)
-class FinetuneTextSettings:
-    """Choose how the text encoder learns."""
-
-    pace: NonNegativeFloat = 0.0  # its learning rate, in times the run's; 0 leaves it frozen
-    words: NonNegativeInt = 0  # how many tokens its vocabulary grows by
-    cached: bool = False  # encodes all captions ahead, once; the text encoders must be frozen
-
-
-@dataclass(frozen=True)
-class PriorSettings:
-    """Choose pictures of the class that every other item of a batch is drawn from; `weight` is their share's."""
-
-    pictures: str = ""
-    caption: str = ""  # of those that have none of their own
-    weight: NonNegativeFloat = 1.0
 
 
 @dataclass(frozen=True)
@@ -133,20 +61,6 @@ class FinetuneLossSettings(DenoisingSettings):
     """Choose the loss: all noise levels count alike, where nothing is said."""
 
     weighting: str = "uniform"
-
-
-@dataclass(frozen=True, eq=False)
-class Alternating:
-    """Serve batches of two streams in turn."""
-
-    first: Callable[[int], Item]
-    second: Callable[[int], Item]
-    batch: int
-
-    def __call__(self, index: int) -> Item:
-        """Return item `index`."""
-        number, offset = divmod(index, self.batch)
-        return (self.first, self.second)[number % 2](number // 2 * self.batch + offset)
 
 
 class Finetuning(DiffusionObjective):
@@ -205,10 +119,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     base = load_base(sections)
     opened = open_examples(sections, base, seed)
     check(sections, base, opened)
-    own, of_class = open_streams(sections, base, opened, seed, out)
-    serve = mix(own, data.batch, seed)
-    if of_class:
-        serve = Alternating(serve, mix(of_class, data.batch, seed), data.batch)
+    base = relearn(sections, base)
+    streams = open_streams(sections, base, opened, seed, out)
     components = _with_words(base, first_captions(opened), text, out)
     torch.manual_seed(seed)
     if word.word:
@@ -218,12 +130,12 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     objective = (InversionFinetuning if word.word else LoRAFinetuning if products.rank else Finetuning)(
         components,
         networks,
-        Batches(serve, data.batch, data.workers),
+        Batches(streams.serve(data.batch, seed), data.batch, data.workers),
         section(sections, "loss", FinetuneLossSettings),
         seed,
-        preview_prompts(data, own[0], base.autoencoder.factor),
+        preview_prompts(data, streams.own[0], base.autoencoder.factor),
     )
-    objective.text_pace = text.pace
+    objective.text_pace, objective.held_out = text.pace, streams.held_out
     if isinstance(objective, InversionFinetuning):
         objective.inversion = word
     if isinstance(objective, LoRAFinetuning):
@@ -232,11 +144,12 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
 
 
 def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examples]) -> None:
-    """Raise ReverieError for what a recipe cannot learn of the examples that it opened."""
+    """Raise ReverieError for what a recipe cannot teach its base model by the examples that it opened."""
     text = section(sections, "text", FinetuneTextSettings)
     products, word = lora.settings_of(sections), inversion.settings_of(sections)
     section(sections, "loss", FinetuneLossSettings)
     check_cached(sections)
+    relearn(sections, base)
     if word.word and (products.rank or "text" in sections):
         raise ReverieError("[inversion] learns one word and nothing else; leave out [lora] and [text]")
     if word.word:
@@ -251,34 +164,8 @@ def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examp
 
 def first_captions(opened: Mapping[str, Examples]) -> list[str]:
     """Return the first READ captions of what is learned from, but for the pictures of its class."""
-    own = [examples for name, examples in opened.items() if not name.startswith(PRIOR)]
+    own = [examples for name, examples in opened.items() if not name.startswith((PRIOR, HELD_OUT))]
     return list(islice((each.caption(index, 0) for each in own for index in range(len(each))), READ))
-
-
-def open_streams(
-    sections: dict[str, Any], base: Components, opened: Mapping[str, Examples], seed: int, out: Path
-) -> tuple[list[Stream], list[Stream]]:
-    """Open the latents of what is learned from, and of the pictures of its class, each in parts of one size."""
-    data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
-    read: Callable[[str], Description] = read_plainly
-    if check_cached(sections):
-        read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
-    streams: tuple[list[Stream], list[Stream]] = ([], [])
-    for name, examples in opened.items():
-        latents, of_class = latent_pool(base.autoencoder, examples, out / name, data.workers), name.startswith(PRIOR)
-        masked = latents.shape[1] > base.unet.config.out_channels
-        weight, describe = prior.weight if of_class else 1.0, Describe(read, sizes_of(base, examples))
-        streams[of_class].append(Stream(examples, latents, seed, data.dropout, weight, describe, masked))
-    return streams
-
-
-def mix(streams: Sequence[Stream], batch: int, seed: int) -> Callable[[int], Item]:
-    """Return one stream of several, batch by batch; in a pass the pictures of each come as often as it says."""
-    if len(streams) == 1:
-        return streams[0]
-    repeats = [stream.examples.repeats if isinstance(stream.examples, Pictures) else 1 for stream in streams]
-    counts = [-(-len(stream.latents) * times // batch) for stream, times in zip(streams, repeats, strict=True)]
-    return Mixed(streams, counts, batch, seed)
 
 
 def prepare(path: Path, out: Path | None = None, objective: str = "finetune") -> Iterator[Progress]:
@@ -308,60 +195,6 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         for tower in base.text_encoders:
             tower.to(autoencoder.device)
         yield from texts.fill(base, number_captions(rows.values()), folder / ENCODINGS)
-
-
-def check_cached(sections: dict[str, Any]) -> bool:
-    """Tell whether captions are encoded ahead. Raises ReverieError where text encoders learn meanwhile."""
-    text = section(sections, "text", FinetuneTextSettings)
-    if text.cached and (text.pace or "inversion" in sections):
-        raise ReverieError("cached in [text] keeps what frozen text encoders give; leave out pace and [inversion]")
-    return text.cached
-
-
-def load_base(sections: dict[str, Any]) -> Components:
-    """Load the model to start from, all of it frozen."""
-    model, data = section(sections, "model", ModelSettings), section(sections, "data", FinetuneDataSettings)
-    loaded = system.load(model.base, device="cpu", dtype="float32", vae=model.autoencoder or None, fast=False)
-    base = Components(**vars(replace(loaded, known=())))  # it learns other things
-    for network in (base.unet, base.autoencoder, *base.text_encoders):
-        network.requires_grad_(False)
-    if data.pictures or "scenes" in sections:
-        return base
-    given = section(sections, "spectrogram", SpectrogramParams)
-    return replace(base, spectrogram=given if "spectrogram" in sections else base.spectrogram or given)
-
-
-def open_examples(sections: dict[str, Any], base: Components, seed: int) -> dict[str, Examples]:
-    """Open what is learned from, by the file of its latents."""
-    data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
-    scenes, params = section(sections, "scenes", SceneSettings), base.spectrogram or SpectrogramParams()
-    varied = section(sections, "augment", Augmentation), section(sections, "captions", Wording)
-    factor = base.autoencoder.factor
-    size = data.size or base.unet.config.sample_size * factor
-    if data.buckets % factor:
-        raise ReverieError(f"buckets = {data.buckets} in [data] of the recipe; give a multiple of {factor}, such as 64")
-    if scenes.count or data.named != ["pictures"]:
-        if data.buckets or data.masks or {"augment", "captions"} & sections.keys():
-            raise ReverieError("buckets, masks, [augment] and [captions] are for pictures = FOLDER in [data] alone")
-        rows: dict[str, Examples] = {LATENTS: _open_made(data, scenes, seed, size, params)}
-    else:
-        found = open_pictures(data.pictures, data.caption, size, data.buckets, *varied, data.masks)
-        rows = {_file(PICTURES, name): pictures for name, pictures in found.items()}
-    if prior.pictures:
-        found = open_pictures(prior.pictures, prior.caption, size, data.buckets, varied[0])
-        rows |= {_file(PRIOR, name): pictures for name, pictures in found.items()}
-    return rows
-
-
-def _open_made(
-    data: FinetuneDataSettings, scenes: SceneSettings, seed: int, size: int, params: SpectrogramParams
-) -> Examples:
-    return scenes.open(scenes.seed or seed, size) if scenes.count else data.open(seed, size, params)
-
-
-def _file(kind: str, name: str) -> str:
-    """Name the file of latents of a kind: that of all examples, or of those called `name`."""
-    return f"{kind}-{name}{SUFFIX}" if name else f"{kind}{SUFFIX}"
 
 
 def _with_words(base: Components, captions: Sequence[str], text: FinetuneTextSettings, out: Path) -> Components:
@@ -402,10 +235,3 @@ def _learning(components: Components, text: FinetuneTextSettings, products: lora
     if products.rank:
         return nn.ModuleDict({name: lora.install(network, products) for name, network in networks.items()})
     return nn.ModuleDict(networks).requires_grad_(True)
-
-
-def preview_prompts(data: FinetuneDataSettings, stream: Stream, factor: int) -> SampleSheet:
-    """Choose what is drawn to see how far it is: the prompts of a recipe, else the first captions."""
-    prompts = data.show or [stream.examples.caption(index, 0) for index in range(min(SHOWN, len(stream.examples)))]
-    height, width = (factor * side for side in stream.latents.shape[2:])
-    return SampleSheet(prompts, width, height, COLUMNS)
