@@ -268,9 +268,9 @@ def load(
     bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
     device one at a time, or their "blocks" (see `runtime.offload`); an `Offloader` is that of a model to share it
     with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `runtime.compiled`).
-    The model is called by its file or folder, a hash of the weights, "v1-5 [1a2b3c4d5e]", and the `prediction` that was
-    named, so that what it draws says which of that name drew it. Raises ReverieError where there is no model or it is
-    damaged.
+    The model is called by its file or folder, a hash of the weights, "v1-5 [1a2b3c4d5e]", the dtype where that is not
+    float32, and the `prediction` that was named, so that what it draws says which of that name drew it. Raises
+    ReverieError where there is no model or it is damaged.
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
@@ -298,6 +298,8 @@ def load(
         name = f"{name} in int8"
     if fast and offloader is None:
         _quicken(components, name, files if unet is None else [*files, Path(unet)], int8=int8)
+    if kind != torch.float32:
+        name = f"{name} in {str(kind).removeprefix('torch.')}"
     if prediction is not None:
         name = f"{name} predicting {prediction}"
     if compile is not None:

@@ -281,9 +281,11 @@ def parse_fields(text: str, flag: str, several: Sequence[str] = ()) -> Fields:
 
 
 def parse_ip_adapter(text: str) -> Fields:
-    """Read the fields of an IP-Adapter, whose picture may be several."""
+    """Read the fields of an IP-Adapter, whose picture may be several. Raises ReverieError where there is none."""
     fields = parse_fields(text, "ip-adapter", ("image",))
-    return {"images" if name == "image" else name: value for name, value in fields.items()}
+    if "image" not in fields:
+        raise ReverieError(f"--ip-adapter '{text}' names no picture; write image=FILE into it")
+    return {**fields, "images": fields.pop("image")}
 
 
 def parse_region(text: str) -> Fields:
