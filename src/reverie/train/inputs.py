@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -140,10 +140,11 @@ class Streams:
         return Alternating(own, mix(self.of_class, batch, seed), batch) if self.of_class else own
 
 
-def open_streams(sections: dict[str, Any], base: Components, seed: int, out: Path) -> Streams:
-    """Open the examples of a recipe as streams of latents, which are made where they are not there yet."""
+def open_streams(
+    sections: dict[str, Any], base: Components, opened: Mapping[str, Examples], seed: int, out: Path
+) -> Streams:
+    """Return the examples of a recipe as streams of latents, which are made where they are not there yet."""
     data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
-    opened = open_examples(sections, base, seed)
     read: Callable[[str], Description] = read_plainly
     if check_cached(sections):
         read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
