@@ -229,7 +229,7 @@ def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> 
         ("[data]\nmusic = -3\n", r"music = -3 in \[data\] of the recipe: Input should be greater than or equal to 0"),
         (PICTURES + '[loss]\nweighting = "none"\n', r"unknown weighting 'none'; choose from"),
         ("zero_terminal_snr = true\n" + PICTURES, r"of which prediction = 'eps' tells nothing; give prediction = 'v'"),
-        ('prediction = "v"\n' + PICTURES + LORA, r"change the whole model; leave out \[lora\] and \[inversion\]"),
+        ('prediction = "v"\n' + PICTURES + LORA, r"change the whole model; leave out \[lora\]"),
         ('prediction = "w"\n' + PICTURES, r"unknown prediction in \[model\] 'w'"),
         ("[data]\nmusic = 3\nheld_out = 0.5\n", r"held_out, \[augment\] and \[captions\] are for pictures = FOLDER"),
     ],

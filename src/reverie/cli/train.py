@@ -93,7 +93,7 @@ def distill(recipe: Path, /, *, learning: LatentsOptions = LatentsOptions()) -> 
 def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) -> None:
     """Make the latents of a recipe of an objective, then train."""
     from reverie.train import finetune
-    from reverie.train.loop import check
+    from reverie.train.checkpoint import check
     from reverie.train.recipe import folder_of
 
     out = learning.out

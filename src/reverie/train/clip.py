@@ -187,6 +187,10 @@ class ClipObjective:
     def _embed_levels(self, levels: Tensor) -> Float[Tensor, "b d"]:
         return self.averaged.encode_image(normalise(levels))
 
+    def keys(self, step: int, part: BatchPart) -> list[str]:
+        """Name what a part of a step is learned from."""
+        return self.batches.keys(step, part)
+
     def after_step(self) -> None:
         """Keep the temperature in its range."""
         self.contrast.settle(self.averaged)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64, Num
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
@@ -111,7 +111,12 @@ class DiffusionObjective:
 
     def move(self, device: torch.device) -> None:
         """Put the model onto a device."""
-        for network in (self.components.unet, self.components.autoencoder, *self.components.text_encoders):
+        for network in (
+            self.components.unet,
+            self.components.autoencoder,
+            *self.components.text_encoders,
+            self.networks,
+        ):
             network.to(device)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
@@ -128,13 +133,16 @@ class DiffusionObjective:
         target = self.prediction.target(self.schedule, x0, eps, t)
         weight = WEIGHTINGS[self.loss.weighting](self.prediction, self.schedule.snr(t)).to(x0)
         device = device_of(self.networks)
-        conditioning = self.encode(captions)
-        micro = (conditioning.pooled, conditioning.sizes)
-        predicted = self.components.unet(noisy.to(device), time.to(device), conditioning.tokens, *micro)
+        predicted = self.predict(noisy.to(device), time.to(device), captions)
         error = self.loss.measure(predicted - target.to(device))
         shares = shares.to(error).view(len(error), *(shares.shape[1:] or (1, 1, 1)))
         loss = (weight.to(device) * (shares * error).mean((1, 2, 3))).mean()
         yield "unet", loss, {"loss": loss.item(), "error": error.mean().item()}
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: Num[Tensor, " b"], captions: Any) -> Float[Tensor, "b c h w"]:
+        """Return what the U-Net predicts of latents at its times, by what it is told of them."""
+        conditioning = self.encode(captions)
+        return self.components.unet(x, t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
 
     def encode(self, captions: Any) -> Conditioning:
         """Return what the U-Net is told of the batch's captions."""
@@ -159,6 +167,10 @@ class DiffusionObjective:
                 losses += [found["loss"] for _, _, found in seen.losses(step)] * seen.batches.size
         return {VALIDATION: sum(losses) / len(losses)} if losses else {}
 
+    def keys(self, step: int, part: BatchPart) -> list[str]:
+        """Name what a part of a step is learned from."""
+        return self.batches.keys(step, part)
+
     def after_step(self) -> None:
         """Leave the parameters as they are."""
 
@@ -168,12 +180,12 @@ class DiffusionObjective:
 
     def draw(self, **fields: Any) -> Image.Image:
         """Draw the prompts that are to be shown, ten steps each, with further fields of a request."""
+        return grid([self.picture(prompt, **fields) for prompt in self.shown.prompts], columns=self.shown.columns)
+
+    def picture(self, prompt: str, **fields: Any) -> Image.Image:
+        """Draw a prompt in ten steps, with further fields of a request."""
         pipeline, width, height = Pipeline(**vars(self.components)), self.shown.width, self.shown.height
-        drawn = (
-            pipeline.text_to_image(prompt, seed=1, steps=10, width=width, height=height, **fields)
-            for prompt in self.shown.prompts
-        )
-        return grid([picture for pictures in drawn for picture in pictures], columns=self.shown.columns)
+        return pipeline.text_to_image(prompt, seed=1, steps=10, width=width, height=height, **fields)[0]
 
     def export(self, folder: Path) -> None:
         """Save the whole model in diffusers' layout."""

@@ -38,7 +38,7 @@ from reverie.train import lora
 from reverie.train.autoencoder import hinge
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.inputs import FinetuneDataSettings, load_base, open_examples, preview_prompts, relearn
-from reverie.train.latents import LATENTS, Stream, latent_pool
+from reverie.train.latents import LATENTS, Stream, open_pool
 from reverie.train.loop import device_of, step_generator
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings, pseudo_huber
@@ -294,8 +294,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
             "distillation learns from whole pictures of one size, all of them; leave out buckets, repeats, masks and "
             "held_out"
         )
-    examples = opened[LATENTS]
-    latents = latent_pool(base.autoencoder, examples, out / LATENTS, data.workers)
+    examples, latents = open_pool(base.autoencoder, opened[LATENTS], out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)
     torch.manual_seed(seed)
     return DistillObjective(
