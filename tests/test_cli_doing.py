@@ -282,6 +282,7 @@ def test_json_names_the_pictures_and_does_not_hold_them(model: str, capsys: pyte
         (["--control", "edges.png"], "--control 'edges.png' is not possible; write name=value,name=value"),
         (["--control", "model=x,image=init.png,wieght=2"], "unknown control option 'wieght'; did you mean 'weight'?"),
         (["--control", "model=x"], "control image is missing"),
+        (["--ip-adapter", "model=x"], "--ip-adapter 'model=x' names no picture; write image=FILE into it"),
         (["--preview", "look.gif"], "choose from .png"),
         (["--taesd", "taesd"], "--taesd is about the preview; ask for one with --preview"),
         (["--watermark", ""], "--watermark '' says nothing"),

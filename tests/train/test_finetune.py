@@ -228,6 +228,7 @@ def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> 
         (PICTURES + "batch = 0\n", r"batch = 0 in \[data\] of the recipe: Input should be greater than 0"),
         ("[data]\nmusic = -3\n", r"music = -3 in \[data\] of the recipe: Input should be greater than or equal to 0"),
         (PICTURES + '[loss]\nweighting = "none"\n', r"unknown weighting 'none'; choose from"),
+        (PICTURES + "[lora]\nrank = 9999\n", r"rank = 9999 in \[lora\] of the recipe is too much: a layer has"),
         ("zero_terminal_snr = true\n" + PICTURES, r"of which prediction = 'eps' tells nothing; give prediction = 'v'"),
         ('prediction = "v"\n' + PICTURES + LORA, r"change the whole model; leave out \[lora\]"),
         ('prediction = "w"\n' + PICTURES, r"unknown prediction in \[model\] 'w'"),
@@ -236,7 +237,19 @@ def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> 
 )
 def test_wrong_recipes_get_one_line(recipe: Callable[[str], Path], tmp_path: Path, tables: str, message: str) -> None:
     with pytest.raises(ReverieError, match=message):
-        list(run(recipe(tables), tmp_path / "out"))
+        next(prepare(path := recipe(tables), out := tmp_path / "out"))
+    assert not out.exists()
+    with pytest.raises(ReverieError, match=message):
+        list(run(path, out))
+
+
+def test_a_file_in_place_of_the_folder_gets_one_line(
+    recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (out := tmp_path / "out").touch()
+    for flags in ((), ("--prepare",)):
+        assert cli.run(["finetune", str(recipe(PICTURES + LORA)), "--out", str(out), *flags]) == 2
+        assert "is a file, and a run is kept in a folder; choose another --out" in capsys.readouterr().err
 
 
 def test_of_several_processes_the_first_makes_the_latents(

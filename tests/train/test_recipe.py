@@ -123,7 +123,7 @@ def test_what_a_dataclass_refuses_is_told_in_its_words() -> None:
     ("text", "message"),
     [
         ("objective = ", "is not TOML"),
-        ("\n", "has objective None; choose from autoencoder, classifier, clip, diffusion"),
+        ("\n", r"names no objective; add a line objective = \"...\", with one of autoencoder, classifier, clip"),
         ('objective = "gan"', "has objective 'gan'; choose from"),
         (
             'objective = "clip"\n[txet]\n',

@@ -27,16 +27,18 @@ from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_
 from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
+from reverie.files import name_of
 from reverie.generate import canvas, conditioning
 from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise, takes_depth
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits, with_sums
+from reverie.generate.regions import bind_regions
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_embeddings, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
 from reverie.requests.base import FREE_LEVELS, steps_taken
-from reverie.requests.parts import ControlInput
+from reverie.requests.parts import ControlInput, IPAdapterInput
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.requests.records import texts
 from reverie.runtime import is_packed, pack
@@ -92,7 +94,8 @@ class PictureRun:
         request, rows = one.request, len(eps)
         denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, one.blind)
         if self.refiner is not None and request.refiner is not None and one.refined is not None:
-            refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
+            coupled = bind_regions([self.refiner.unet], self.refiner.network)
+            refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows, coupled)
             denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
         mask, known = self.canvas.mask, self.canvas.known
         if mask is None or known is None:
@@ -126,9 +129,11 @@ def prepare_run(
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
     controls = [load_control(system, control) for control in request.controls]
-    bind = bind_controls(system, [control for control in controls if isinstance(control, Control)])
+    nets = [control for control in controls if isinstance(control, Control)]
+    bind = bind_controls(system, nets)
     bind = bind_features(system, [control for control in controls if isinstance(control, FeatureControl)], bind)
     bind = bind_image_prompts(system, load_image_prompts(system, request.ip_adapters), bind)
+    bind = bind_regions([system.unet, *(control.network for control in nets)], bind)
     planned = _passes(system, codec, request, refiner, bind, canvas.extra, encode)
     return PictureRun(system, codec, canvas, planned, refiner)
 
@@ -330,7 +335,7 @@ def _draw(
     run = prepare_run(system, request, refiner, encode)
     notes = adapter_notes(system, request)  # by the sums that were written down, before others join them
     request, changed = with_sums(system, request)
-    notes = (*notes, *changed, *model_limits(request, system))
+    notes = (*notes, *changed, *model_limits(request, system), *_idle(run, request))
 
     def show(latents: Tensor) -> list[Image.Image]:
         with modification.active():
@@ -346,6 +351,17 @@ def _draw(
             look, done = partial(show, step.denoised), done + 1
             yield PictureStep(done, total, "steps", seeds, step.denoised, look, pictures, notes=notes)
             notes = ()
+
+
+def _idle(run: PictureRun, request: TextToImage) -> Iterator[str]:
+    """Say which controls and IP-Adapters act on no step, as no noise level lies on their part of the way."""
+    system, levels = run.system, torch.cat([one.sigmas[:-1] for one in run.passes])
+    ways = [system.progress(t) for t in system.scalings(system.schedule, levels).c_noise.tolist()]
+    asked: list[ControlInput | IPAdapterInput] = [*request.controls, *request.ip_adapters]
+    for one in asked:
+        if not any(one.start <= way <= one.end for way in ways):
+            part = f"from {one.start:g} to {one.end:g} of the way"
+            yield f"'{name_of(one.model)}' acts on no step: none of the {len(ways)} noise levels is {part}"
 
 
 def passes(run: PictureRun, singles: Sequence[TextToImage]) -> Iterator[tuple[Step, bool]]:

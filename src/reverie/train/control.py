@@ -6,7 +6,7 @@ begins with the model that it started from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,29 +93,37 @@ class DescribeWithHint:
 
 
 def tell_hints(settings: ControlSettings) -> Callable[[Examples, Describe], DescribeWithHint]:
-    """Return what adds hints to the descriptions of a row. Raises ReverieError where pictures have none."""
+    """Return what adds hints to the descriptions of a row. Raises ReverieError as `find_hints`."""
+    return lambda examples, describe: DescribeWithHint(describe, find_hints(settings, examples))
+
+
+def find_hints(settings: ControlSettings, examples: Examples) -> Hints:
+    """Return the hints of a row. Raises ReverieError where pictures have none."""
+    if not isinstance(examples, Pictures):
+        raise ReverieError("[control] learns from pictures = FOLDER in [data] alone")
     files = find_named(settings.hints, "hints")
+    bare = sorted({examples.name(index) for index in range(len(examples))} - files.keys())
+    if bare and not settings.detect:
+        some = ", ".join(bare[:NAMED]) + (", ..." if len(bare) > NAMED else "")
+        raise ReverieError(f"{len(bare)} pictures without a hint in {settings.hints}: {some}; name hints as these")
+    return Hints(examples, files, PREPROCESSORS.get(settings.detect))
 
-    def tell(examples: Examples, describe: Describe) -> DescribeWithHint:
-        if not isinstance(examples, Pictures):
-            raise ReverieError("[control] learns from pictures = FOLDER in [data] alone")
-        bare = sorted({examples.name(index) for index in range(len(examples))} - files.keys())
-        if bare and not settings.detect:
-            some = ", ".join(bare[:NAMED]) + (", ..." if len(bare) > NAMED else "")
-            raise ReverieError(f"{len(bare)} pictures without a hint in {settings.hints}: {some}; name hints as these")
-        return DescribeWithHint(describe, Hints(examples, files, PREPROCESSORS.get(settings.detect)))
 
-    return tell
+def check(settings: ControlSettings, base: Components, opened: Iterable[Examples]) -> None:
+    """Raise ReverieError where no ControlNet is trained for the model, or pictures have no hints."""
+    channels = base.autoencoder.config.latent_channels
+    if base.unet.config.in_channels != channels or base.unet.config.time_cond_proj_dim is not None:
+        raise ReverieError(f"{base.name} takes more than latents; start from a plain model of its family")
+    for examples in opened:
+        find_hints(settings, examples)
 
 
 def begin(base: Components, settings: ControlSettings) -> ControlNet:
     """Return a ControlNet for a model: a copy of its U-Net's way down that answers nothing yet, or the one named.
 
-    Raises ReverieError where the model or the ControlNet is of a kind that is not trained.
+    Raises ReverieError where that is of a kind that is not trained.
     """
-    unet, channels = base.unet, base.autoencoder.config.latent_channels
-    if unet.config.in_channels != channels or unet.config.time_cond_proj_dim is not None:
-        raise ReverieError(f"{base.name} takes more than latents; start from a plain model of its family")
+    unet = base.unet
     if settings.initial:
         control = load_controlnet(settings.initial, base=unet)
         if control.control.kinds or control.control.pooled:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib import import_module
 from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -31,8 +32,11 @@ from reverie.system import Conditioning
 from reverie.train import begun, control, inversion, lora, texts
 from reverie.train.checkpoint import CHECKPOINT
 from reverie.train.diffusion import DiffusionObjective
+from reverie.train.examples import Examples
 from reverie.train.folders import notes
 from reverie.train.inputs import (
+    HELD_OUT,
+    PRIOR,
     FinetuneDataSettings,
     FinetuneTextSettings,
     check_cached,
@@ -48,7 +52,7 @@ from reverie.train.loop import RunSettings, device_of
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
-from reverie.train.recipe import folder_of, read, section
+from reverie.train.recipe import OBJECTIVES, folder_of, read, section
 from reverie.train.texts import ENCODINGS, number_captions
 from reverie.train.vocabulary import extend, grow_
 
@@ -153,17 +157,14 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     """Build the objective from a recipe's tables."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
     products, word, hints = (kind.settings_of(sections) for kind in (lora, inversion, control))
-    loss = section(sections, "loss", FinetuneLossSettings)
-    if word.word and (products.rank or "text" in sections):
-        raise ReverieError("[inversion] learns one word and nothing else; leave out [lora] and [text]")
-    base = relearn(sections, load_base(sections))
-    streams = open_streams(sections, base, seed, out, control.tell_hints(hints) if hints else tell_plainly)
-    seen = [stream.examples for stream in streams.own]
-    captions = list(islice((each.caption(index, 0) for each in seen for index in range(len(each))), READ))
-    components = _with_words(base, captions, text, products, out)
+    base = load_base(sections)
+    opened = open_examples(sections, base, seed)
+    check(sections, base, opened)
+    base = relearn(sections, base)
+    streams = open_streams(sections, base, opened, seed, out, control.tell_hints(hints) if hints else tell_plainly)
+    components = _with_words(base, first_captions(opened), text, out)
     torch.manual_seed(seed)
     if word.word:
-        inversion.check_captions(captions, base.text_encoders[0], base.tokenizers[0], word)
         networks = nn.ModuleDict({"word": inversion.install(components.text_encoders, components.tokenizers, word)})
         kind: type[Finetuning] = InversionFinetuning
     elif hints:
@@ -174,7 +175,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         components,
         networks,
         Batches(streams.serve(data.batch, seed), data.batch, data.workers),
-        loss,
+        section(sections, "loss", FinetuneLossSettings),
         seed,
         preview_prompts(data, streams.own[0], base.autoencoder.factor),
     )
@@ -190,10 +191,38 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     return objective
 
 
+def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examples]) -> None:
+    """Raise ReverieError for what a recipe cannot teach its base model by the examples that it opened."""
+    text = section(sections, "text", FinetuneTextSettings)
+    products, word = lora.settings_of(sections), inversion.settings_of(sections)
+    section(sections, "loss", FinetuneLossSettings)
+    check_cached(sections)
+    relearn(sections, base)
+    if word.word and (products.rank or "text" in sections):
+        raise ReverieError("[inversion] learns one word and nothing else; leave out [lora] and [text]")
+    if word.word:
+        inversion.check_captions(first_captions(opened), base.text_encoders[0], base.tokenizers[0], word)
+    if text.words and (products.rank or not text.pace or len(base.text_encoders) > 1):
+        raise ReverieError(
+            "new words = ... in [text] are learned by SD 1's or 2's text encoder itself; give pace, and no [lora]"
+        )
+    if hints := control.settings_of(sections):
+        control.check(hints, base, opened.values())
+    for network in _learners(base, text).values() if products.rank else ():
+        lora.pick_layers(network, products)
+
+
+def first_captions(opened: Mapping[str, Examples]) -> list[str]:
+    """Return the first READ captions of what is learned from, but for the pictures of its class."""
+    own = [examples for name, examples in opened.items() if not name.startswith((PRIOR, HELD_OUT))]
+    return list(islice((each.caption(index, 0) for each in own for index in range(len(each))), READ))
+
+
 def prepare(path: Path, out: Path | None = None, objective: str = "finetune") -> Iterator[Progress]:
     """Make the latents that the run of a recipe for fine-tuning, or for distillation, learns from; yield how far it is.
 
-    Of several processes the first makes them. Raises ReverieError where the recipe has another objective.
+    Of several processes the first makes them. Raises ReverieError, before anything is written, where the recipe has
+    another objective, and where the objective cannot learn what it asks for.
     """
     sections = read(path)
     if sections["objective"] != objective:
@@ -204,6 +233,7 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
     base, folder = load_base(sections), folder_of(path, out)
     autoencoder = base.autoencoder.to(system.pick_device(settings.device))
     rows = open_examples(sections, base, settings.seed)
+    import_module(OBJECTIVES[objective][0]).check(sections, base, rows)
     for note in notes(data.pictures, data.caption) if data.pictures else ():
         warn(note, RequestWarning, stacklevel=2)
     if not (folder / CHECKPOINT).exists():
@@ -217,16 +247,10 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         yield from texts.fill(base, number_captions(rows.values()), folder / ENCODINGS)
 
 
-def _with_words(
-    base: Components, captions: Sequence[str], text: FinetuneTextSettings, products: lora.LoRASettings, out: Path
-) -> Components:
+def _with_words(base: Components, captions: Sequence[str], text: FinetuneTextSettings, out: Path) -> Components:
     """Give the text encoder new words, in a run that goes on those that it began with."""
     if not text.words:
         return base
-    if products.rank or not text.pace or len(base.text_encoders) > 1:
-        raise ReverieError(
-            "new words = ... in [text] are learned by SD 1's or 2's text encoder itself; give pace, and no [lora]"
-        )
     tokenizer, tower = base.tokenizers[0], base.text_encoders[0]
     extended = extend(tokenizer, captions, text.words)
     _hold(extended.merges[len(tokenizer.merges) :], out)
@@ -246,12 +270,18 @@ def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
         raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another `out`")
 
 
-def _learning(components: Components, text: FinetuneTextSettings, products: lora.LoRASettings) -> nn.ModuleDict:
-    """Return what learns: networks of the model, or thin matrices put beside their weights."""
+def _learners(components: Components, text: FinetuneTextSettings) -> dict[str, nn.Module]:
+    """Return the networks that learn, or beside whose weights something does."""
     networks: dict[str, nn.Module] = {"unet": components.unet}
     if text.pace:
         names = ("text_1", "text_2") if components.unet.config.takes_sizes else ("text",)
         networks |= zip(names[-len(components.text_encoders) :], components.text_encoders, strict=True)
+    return networks
+
+
+def _learning(components: Components, text: FinetuneTextSettings, products: lora.LoRASettings) -> nn.ModuleDict:
+    """Return what learns: networks of the model, or thin matrices put beside their weights."""
+    networks = _learners(components, text)
     if products.rank:
         return nn.ModuleDict({name: lora.install(network, products) for name, network in networks.items()})
     return nn.ModuleDict(networks).requires_grad_(True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -161,16 +161,16 @@ def tell_plainly(examples: Examples, describe: Describe) -> Tell:
 def open_streams(
     sections: dict[str, Any],
     base: Components,
+    opened: Mapping[str, Examples],
     seed: int,
     out: Path,
     tell: Callable[[Examples, Describe], Tell] = tell_plainly,
 ) -> Streams:
-    """Open the examples of a recipe as streams of latents, which are made where they are not there yet.
+    """Return the examples of a recipe as streams of latents, which are made where they are not there yet.
 
     `tell` says for a row of examples what the U-Net is told of each.
     """
     data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
-    opened = open_examples(sections, base, seed)
     read: Callable[[str], Description] = read_plainly
     if check_cached(sections):
         read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
