@@ -114,7 +114,7 @@ def written(recipe: Path, folder: Path, **changed: str) -> Path:
 @pytest.mark.parametrize(
     ("run_lines", "contrast"),
     [
-        ("", "chunk = 3\nrecompute_layers = true"),
+        ("recompute_layers = true", "chunk = 3"),
         ('precision = "bfloat16"', 'chunk = 2\nloss = "sigmoid"'),
         ('precision = "float16"', ""),
     ],
@@ -135,7 +135,7 @@ def test_a_stopped_run_ends_in_the_same_bits(
 def test_saving_memory_changes_no_loss(workshop: Any, tmp_path: Path) -> None:
     """The batch of 4 is contrasted as a whole, whatever passes the towers at once."""
     plain = [event.metrics for event in run(written(workshop.recipe("clip"), tmp_path), tmp_path / "plain")]
-    saving = written(workshop.recipe("clip"), tmp_path, contrast="chunk = 1\nrecompute_layers = true")
+    saving = written(workshop.recipe("clip"), tmp_path, run="recompute_layers = true", contrast="chunk = 1")
     for one, other in zip(plain, run(saving, tmp_path / "saving"), strict=True):
         assert other.metrics == pytest.approx(one, rel=1e-4)
 

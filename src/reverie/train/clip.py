@@ -28,7 +28,7 @@ from reverie.similarity.classify import PHOTO, PLAIN, Classifier
 from reverie.similarity.embed import Clip
 from reverie.similarity.evaluate import LabelledPicture, Report, evaluate, find_classes
 from reverie.tokenizer import Tokenizer
-from reverie.train.contrast import CONTRASTS, Sigmoid, Softmax, in_chunks, recompute_layers_
+from reverie.train.contrast import CONTRASTS, Sigmoid, Softmax, in_chunks
 from reverie.train.loop import device_of
 from reverie.train.pairs import Pairs, open_pairs
 from reverie.train.recipe import section
@@ -141,7 +141,6 @@ class ContrastSettings:
     loss: str = "softmax"  # a key of CONTRASTS
     activation: str = "gelu"
     chunk: int = 0  # pairs that pass the towers at once, by gradient caching; 0 is a process's whole share
-    recompute_layers: bool = False  # half the layers' memory or less, for a third more time
 
     def __post_init__(self) -> None:
         """Raise ReverieError for numbers that no run can use."""
@@ -169,6 +168,10 @@ class ClipObjective:
     def move(self, device: torch.device) -> None:
         """Put the networks onto a device."""
         self.networks.to(device)
+
+    def backbones(self) -> Iterator[nn.Module]:
+        """Return both towers."""
+        yield self.averaged
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group."""
@@ -265,6 +268,4 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> ClipObjective:
     contrast = kind()
     with torch.no_grad():
         clip.logit_scale.fill_(contrast.start)
-    if settings.recompute_layers:
-        recompute_layers_(clip)
     return ClipObjective(clip, tokenizer, contrast, pairs, settings, exam)

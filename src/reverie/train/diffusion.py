@@ -32,7 +32,7 @@ from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.system import Conditioning, text_layers
 from reverie.train.examples import HELD_OUT_SEED, Scenes
-from reverie.train.latents import LATENTS, Stream, latent_pool
+from reverie.train.latents import LATENTS, Pool, Stream, open_pool
 from reverie.train.loop import VALIDATION, device_of, step_generator
 from reverie.train.losses import LEVELS, WEIGHTINGS, DenoisingSettings, draw_noise
 from reverie.train.recipe import Share, section
@@ -119,6 +119,10 @@ class DiffusionObjective:
         ):
             network.to(device)
 
+    def backbones(self) -> Iterator[nn.Module]:
+        """Return the U-Net, the text encoders, and what learns beside them."""
+        yield from (self.components.unet, *self.components.text_encoders, self.networks)
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group, which one loss moves."""
         return {"unet": list(self.networks.parameters())}
@@ -202,8 +206,8 @@ def initialise_(unet: UNet) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
-    """Build the objective from a recipe's tables [unet], [data] and [diffusion]."""
+def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool) -> DiffusionObjective:
+    """Build the objective from a recipe's tables [unet], [data] and [diffusion], on the latents that `pool` makes."""
     data, diffusion = section(sections, "data", LatentSettings), section(sections, "diffusion", DiffusionSettings)
     choose("prediction", diffusion.prediction, PREDICTIONS)
     autoencoder = load_autoencoder(data.autoencoder, device=CPU, dtype=torch.float32).requires_grad_(False)
@@ -223,15 +227,15 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
     )
     things = concepts(data.subset)
     scenes = Scenes(things, seed, data.pool, data.pair_share, data.scatter, data.sizes, data.bare)
-    stream = Stream(scenes, latent_pool(autoencoder, scenes, out / LATENTS, data.workers), seed, data.dropout)
+    stream = Stream(*pool(autoencoder, scenes, out / LATENTS, data.workers), seed, data.dropout)
     shown = SampleSheet([thing.en[0] for thing in things[::10]], CANVAS, CANVAS, columns=7)
     batches = Batches(stream, data.batch, data.workers)
     networks = nn.ModuleDict({"unet": components.unet})
     objective = DiffusionObjective(components, networks, batches, diffusion, seed, shown)
     if data.held_out:
         others = replace(scenes, seed=HELD_OUT_SEED, count=data.held_out)
-        latents = latent_pool(autoencoder, others, out / HELD_OUT_LATENTS, data.workers)
-        objective.held_out = (Stream(others, latents, seed, dropout=0.0),)
+        apart = pool(autoencoder, others, out / HELD_OUT_LATENTS, data.workers)
+        objective.held_out = (Stream(*apart, seed, dropout=0.0),)
     return objective
 
 

@@ -47,7 +47,7 @@ from reverie.train.inputs import (
     relearn,
     tell_plainly,
 )
-from reverie.train.latents import fill
+from reverie.train.latents import Pool, fill, open_pool
 from reverie.train.loop import RunSettings, device_of
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings
@@ -153,15 +153,16 @@ class ControlFinetuning(Finetuning):
         control.export(self.control, folder)
 
 
-def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
-    """Build the objective from a recipe's tables."""
+def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool) -> Finetuning:
+    """Build the objective from a recipe's tables, on the latents that `pool` makes."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
     products, word, hints = (kind.settings_of(sections) for kind in (lora, inversion, control))
     base = load_base(sections)
     opened = open_examples(sections, base, seed)
     check(sections, base, opened)
     base = relearn(sections, base)
-    streams = open_streams(sections, base, opened, seed, out, control.tell_hints(hints) if hints else tell_plainly)
+    tell = control.tell_hints(hints) if hints else tell_plainly
+    streams = open_streams(sections, base, opened, seed, out, tell, pool)
     components = _with_words(base, first_captions(opened), text, out)
     torch.manual_seed(seed)
     if word.word:
@@ -185,9 +186,9 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
     if isinstance(objective, LoRAFinetuning):
         objective.lora = products
     if isinstance(objective, ControlFinetuning):
-        tell = streams.own[0].tell
-        assert isinstance(tell, control.DescribeWithHint)
-        objective.hints = tell.hints
+        described = streams.own[0].tell
+        assert isinstance(described, control.DescribeWithHint)
+        objective.hints = described.hints
     return objective
 
 

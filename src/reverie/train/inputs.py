@@ -21,7 +21,7 @@ from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train.diffusion import SampleSheet
 from reverie.train.examples import Augmentation, Examples, Pictures, Scenes, Wording
 from reverie.train.folders import hold_out, open_pictures
-from reverie.train.latents import LATENTS, Item, Mixed, Stream, open_pool
+from reverie.train.latents import LATENTS, Item, Mixed, Pool, Stream, open_pool
 from reverie.train.recipe import Share, section
 from reverie.train.sources import ExampleSource
 from reverie.train.texts import ENCODINGS, Describe, Description, number_captions, read_kept, read_plainly, sizes_of
@@ -119,8 +119,7 @@ class PriorSettings:
 class Alternating:
     """Serve batches of two streams in turn."""
 
-    first: Stream | Mixed
-    second: Stream | Mixed
+    streams: tuple[Stream | Mixed, Stream | Mixed]
     batch: int
 
     def key(self, index: int) -> str:
@@ -131,7 +130,7 @@ class Alternating:
     def _draw(self, index: int) -> tuple[Stream | Mixed, int]:
         """Return the stream that an item is of, and which of its items."""
         number, offset = divmod(index, self.batch)
-        return (self.first, self.second)[number % 2], number // 2 * self.batch + offset
+        return self.streams[number % 2], number // 2 * self.batch + offset
 
     def __call__(self, index: int) -> Item:
         """Return item `index`."""
@@ -150,7 +149,7 @@ class Streams:
     def serve(self, batch: int, seed: int) -> Callable[[int], Item]:
         """Return the endless stream of what is learned from, and of its class in turn where there is one."""
         own = mix(self.own, batch, seed)
-        return Alternating(own, mix(self.of_class, batch, seed), batch) if self.of_class else own
+        return Alternating((own, mix(self.of_class, batch, seed)), batch) if self.of_class else own
 
 
 def tell_plainly(examples: Examples, describe: Describe) -> Tell:
@@ -165,8 +164,9 @@ def open_streams(
     seed: int,
     out: Path,
     tell: Callable[[Examples, Describe], Tell] = tell_plainly,
+    pool: Pool = open_pool,
 ) -> Streams:
-    """Return the examples of a recipe as streams of latents, which are made where they are not there yet.
+    """Return the examples of a recipe as streams of latents, which `pool` makes where they are not there yet.
 
     `tell` says for a row of examples what the U-Net is told of each.
     """
@@ -176,7 +176,7 @@ def open_streams(
         read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
     streams = Streams()
     for name, examples in opened.items():
-        kept, latents = open_pool(base.autoencoder, examples, out / name, data.workers)
+        kept, latents = pool(base.autoencoder, examples, out / name, data.workers)
         described = tell(kept, Describe(read, sizes_of(base, kept)))
         stream = Stream(kept, latents, seed, data.dropout, tell=described)
         stream = replace(stream, masked=latents.shape[1] > base.unet.config.out_channels)

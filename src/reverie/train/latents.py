@@ -130,6 +130,9 @@ def open_pool(
     return replace(examples, members=members), latents[whole.repeat_interleave(variants)]
 
 
+Pool = Callable[..., tuple[Examples, Tensor]]
+"""(autoencoder, examples, path, workers) -> examples and their latents, as `open_pool`."""
+
 Item = tuple[Tensor, Any, float | Tensor]
 """Latents (c, h, w), what is told of them, and their weight in the loss, one or (1, h, w)."""
 

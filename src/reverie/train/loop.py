@@ -6,9 +6,10 @@ that was killed and resumed from a checkpoint ends in the same bits as one that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
@@ -18,10 +19,14 @@ from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from reverie.data.loader import WHOLE, BatchPart
 from reverie.errors import RequestWarning, ReverieError, choose, warn
 from reverie.files import lock_folder
+from reverie.models.clip import Layer
+from reverie.models.controlnet import HintEmbedding
+from reverie.models.layers import ResidualBlock, SpatialTransformer
 from reverie.system import pick_device
 from reverie.train import begun
 from reverie.train.checkpoint import CHECKPOINT, check, load_checkpoint, save_checkpoint
@@ -38,6 +43,7 @@ from reverie.train.parallel import (
 )
 
 VALIDATION = "validation"  # of what is measured: the loss of examples that are not learned from
+TWICE = (ResidualBlock, SpatialTransformer, HintEmbedding, Layer)  # what may be computed again on the way back
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -65,6 +71,7 @@ class RunSettings:
     patience: NonNegativeInt = 0  # after so many measurements without a lower validation loss the run ends; 0 is never
     threads: int = 0  # torch threads; 0 leaves torch's choice
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU where there is one
+    recompute_layers: bool = False  # on the way back: half the layers' memory or less, for a third more time
     precision: str = "float32"  # in which networks multiply, a key of PRECISIONS; weights stay in float32
 
     def __post_init__(self) -> None:
@@ -116,6 +123,14 @@ class MeasuredObjective(Protocol):
 
 
 @runtime_checkable
+class Layered(Protocol):
+    """An objective whose layers can be computed twice."""
+
+    def backbones(self) -> Iterator[nn.Module]:
+        """Return the networks that gradients pass through."""
+
+
+@runtime_checkable
 class Tracing(Protocol):
     """An objective that can say what a step is learned from."""
 
@@ -129,6 +144,17 @@ class Paced(Protocol):
 
     def paces(self) -> dict[nn.Parameter, float]:
         """Return how many times the run's rate they learn at; the others learn at the run's."""
+
+
+def recompute_layers_(networks: Iterable[nn.Module]) -> None:
+    """Let every layer forget what it computed inside, and compute it again going back (gradient checkpointing).
+
+    These are residual blocks, spatial transformers, hints' embeddings and CLIP's layers (Chen et al. 1604.06174).
+    """
+    for module in {module for network in networks for module in network.modules()}:
+        for name in ("forward", "first") if isinstance(module, TWICE) else ():
+            if (method := getattr(module, name, None)) is not None:  # of this instance alone; names of parameters stay
+                module.__dict__[name] = partial(checkpoint, method, use_reentrant=False, preserve_rng_state=False)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -150,6 +176,10 @@ class Learner:
 
     def __init__(self, objective: Objective, settings: RunSettings) -> None:
         self.objective, self.settings = objective, settings
+        if settings.recompute_layers:
+            if not isinstance(objective, Layered):
+                raise ReverieError("recompute_layers in [run] is for U-Nets, ControlNets and CLIP; leave it out")
+            recompute_layers_(objective.backbones())
         self.parts = parts(settings.accumulate)
         share_statistics_(objective.networks)
         self.groups = objective.groups()
