@@ -299,7 +299,7 @@ def test_learned_upscalers_are_listed_and_enlarge(web_ui: WebUIApi, upscalers: P
     both = web_ui.extra_batch_images([picture, picture], upscaler_1="ink-4x", **cut).images
     whole = Image.frombytes("RGB", (64, 64), own[64, 64])
     assert [one.tobytes() for one in both] == [whole.crop((0, 8, 64, 56)).tobytes()] * 2
-    with pytest.raises(RuntimeError, match="unknown upscaler 'ink-8x'; did you mean 'ink-4x'"):
+    with pytest.raises(RuntimeError, match=r"unknown upscaler .*ink-8x.*; did you mean .*ink-4x"):
         web_ui.extra_single_image(picture, upscaler_1="ink-8x")
     with pytest.raises(RuntimeError, match="more pixels than the 65536 that this server allows"):
         web_ui.extra_batch_images([picture], upscaler_1="ink-4x", upscaling_resize=60)

@@ -15,6 +15,7 @@ from reverie.errors import ReverieError
 from reverie.jobs.events import Event, Finished, Load, Saved, Stopwatch, ignore
 from reverie.jobs.outputs import check_outputs, check_writable
 from reverie.media.pictures import open_picture, save
+from reverie.progress import Progress
 from reverie.requests.base import Frozen
 from reverie.requests.records import read_record
 from reverie.requests.references import Picture, find_model, write_model
@@ -85,10 +86,8 @@ class UpscaleJob:
         picture = open_picture(self.request.picture.data or b"")  # which `check` saw
         with watch.measure("enlarge"):
             for step in enlarge_to(network, picture, self.request.size(network.scale)):
-                if step.picture is None:
-                    yield step
-                else:
-                    picture = step.picture
+                picture = step.picture or picture
+                yield Progress(step.done, step.total, step.unit)
         save(picture, self.output)
         yield Saved(self.output)
         record = {"files": [str(self.output)], "sizes": [picture.size], "timings": watch.summary()}
