@@ -28,6 +28,7 @@ SINGULAR = {
     "folders": "lora_dir",
     "controls": "control",
     "ip_adapters": "ip_adapter",
+    "regions": "region",
     "keyframes": "keyframe",
 }
 SIZES = ("width", "scale")  # fields whose flag is WIDTHxHEIGHT, or such a text among others
@@ -78,7 +79,9 @@ GROUPS = (
         "What is added to the model and to its prompt.",
         of(SampledRequest, "loras", "embeddings", "folders", "clip_skip"),
     ),
-    Group("PictureFlags", None, "How pictures are drawn.", of(TextToImage, "width", "count"), "SampledFlags"),
+    Group(
+        "PictureFlags", None, "How pictures are drawn.", of(TextToImage, "width", "count", "regions"), "SampledFlags"
+    ),
     Group(
         "InitFlags",
         "Start from a picture",
@@ -271,7 +274,15 @@ def options_text() -> str:
         from reverie.media.sound import Sound
         from reverie.requests.films import Drive, EasingName, Fit, Interpolation, InversionName, Keyframe, Pace
         from reverie.requests.music import Stop
-        from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Refiner, Variation, VariedPicture
+        from reverie.requests.parts import (
+            ControlInput,
+            Hires,
+            IPAdapterInput,
+            Refiner,
+            Region,
+            Variation,
+            VariedPicture,
+        )
         from reverie.requests.pictures import Fill, Rng, Tile
         from reverie.requests.references import Picture, SoundInput
 

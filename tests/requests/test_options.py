@@ -37,7 +37,17 @@ def names(*groups: type) -> set[str]:
 
 def test_every_field_has_a_flag() -> None:
     pictures = names(flags.PictureFlags, flags.InitFlags, flags.FurtherFlags) | SHARED
-    parts = {"prompt", "width", "height", "controls", "ip_adapters", "variation", "template", "negative_template"}
+    parts = {
+        "prompt",
+        "width",
+        "height",
+        "controls",
+        "ip_adapters",
+        "regions",
+        "variation",
+        "template",
+        "negative_template",
+    }
     assert set(Inpaint.model_fields) | set(TextToImage.model_fields) == pictures & set(Inpaint.model_fields) | parts
     films = names(flags.PathFlags, flags.FrameFlags, flags.SourceFlags) | SHARED | {"width", "height", "keyframes"}
     assert set(Animation.model_fields) <= films

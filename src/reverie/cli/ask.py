@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reverie.cli.flags import (
@@ -62,7 +63,7 @@ def ask_picture(
     further: FurtherFlags = FurtherFlags(),
 ) -> TextToImage:
     """Make the request for pictures. Raises ReverieError for values out of range and for what does not fit."""
-    from reverie.requests.parts import ControlInput, IPAdapterInput
+    from reverie.requests.parts import ControlInput, IPAdapterInput, Region
     from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 
     shared = {"prompt": prompt, **fields_of(drawing, adapters), **_further(further)}
@@ -70,6 +71,8 @@ def ask_picture(
         shared["controls"] = tuple(ControlInput.of(parse_fields(text, "control")) for text in controls)
     if seen := shared.pop("ip_adapter", ()):
         shared["ip_adapters"] = tuple(IPAdapterInput.of(parse_ip_adapter(text)) for text in seen)
+    if regions := shared.pop("region", ()):
+        shared["regions"] = tuple(Region.of(parse_region(text)) for text in regions)
     picture = fields_of(init)
     if init.init is None:
         for name in sorted(picture):
@@ -283,6 +286,25 @@ def parse_ip_adapter(text: str) -> Fields:
     if "image" not in fields:
         raise ReverieError(f"--ip-adapter '{text}' names no picture; write image=FILE into it")
     return {**fields, "images": fields.pop("image")}
+
+
+def parse_region(text: str) -> Fields:
+    """Read PLACE=PROMPT or PLACE:WEIGHT=PROMPT. Raises ReverieError where the place is neither a box nor a mask."""
+    from reverie.requests.parts import BOX_FORMS, read_box
+
+    found = re.fullmatch(r"(.+?)(?::(\d*\.?\d+))?=(.*)", text, re.DOTALL)
+    if found is None:
+        raise ReverieError(f"--region '{text}' is not possible; write PLACE=PROMPT such as 'left=a bear'")
+    place, weight, prompt = found.groups()
+    fields = {"prompt": prompt, **({"weight": weight} if weight else {})}
+    if Path(place).is_file():
+        return {**fields, "mask": place}
+    try:
+        return {**fields, "box": read_box(place)}
+    except ReverieError:
+        raise ReverieError(
+            f"--region '{text}' names no part of a picture; write {BOX_FORMS}, or the file of a mask"
+        ) from None
 
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")

@@ -81,9 +81,9 @@ def read_watermark(file: Path, /) -> None:
     file
         A picture; one saved as JPEG since still tells.
     """
-    from reverie.media import watermark
+    from reverie.media import provenance
 
-    say(watermark.read(file))
+    say(provenance.read_watermark(file))
 
 
 @watermark_app.command(name="write")
@@ -100,9 +100,9 @@ def write_watermark(file: Path, /, *, output: Output, text: str = "reverie") -> 
         What it says: up to 12 bytes in 128 x 128 pixels, 60 in 256 x 256 and more.
     """
     from reverie.jobs.outputs import check_writable
-    from reverie.media import watermark
+    from reverie.media import provenance
     from reverie.media.pictures import open_picture, save
 
     check_writable([output], [file])
-    save(watermark.write(open_picture(file), text), output)
+    save(provenance.write_watermark(open_picture(file), text), output)
     say(str(output))

@@ -33,6 +33,7 @@ from reverie.generate.canvas import Canvas, edits, further_channels, prepare, st
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits, with_sums
+from reverie.generate.regions import bind_regions
 from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_embeddings, noise_levels, sample
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
@@ -93,7 +94,8 @@ class PictureRun:
         request, rows = one.request, len(eps)
         denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, one.blind)
         if self.refiner is not None and request.refiner is not None and one.refined is not None:
-            refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
+            coupled = bind_regions([self.refiner.unet], self.refiner.network)
+            refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows, coupled)
             denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
         mask, known = self.canvas.mask, self.canvas.known
         if mask is None or known is None:
@@ -127,9 +129,11 @@ def prepare_run(
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
     controls = [load_control(system, control) for control in request.controls]
-    bind = bind_controls(system, [control for control in controls if isinstance(control, Control)])
+    nets = [control for control in controls if isinstance(control, Control)]
+    bind = bind_controls(system, nets)
     bind = bind_features(system, [control for control in controls if isinstance(control, FeatureControl)], bind)
     bind = bind_image_prompts(system, load_image_prompts(system, request.ip_adapters), bind)
+    bind = bind_regions([system.unet, *(control.network for control in nets)], bind)
     planned = _passes(system, codec, request, refiner, bind, canvas.extra, encode)
     return PictureRun(system, codec, canvas, planned, refiner)
 

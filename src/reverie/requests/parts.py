@@ -1,7 +1,8 @@
-"""Parts of requests for pictures: variations, the second pass, the refiner, ControlNets, pictures that are seen."""
+"""Parts of requests for pictures: variations, the second pass, the refiner, ControlNets, seen pictures, regions."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
@@ -204,4 +205,63 @@ class IPAdapterInput(Frozen):
         _check_way("an IP-Adapter", self.start, self.end)
         if len(dict(self.layers)) < len(self.layers):
             raise ReverieError("IP-Adapter layers name one twice; give each once, such as 3+6:0.5")
+        return self
+
+
+Box = tuple[Fraction, Fraction, Fraction, Fraction]
+"""Left, top, right and bottom, as fractions of a picture's width and height."""
+HALVES: dict[str, Box] = {
+    "left": (0, 0, 0.5, 1),
+    "right": (0.5, 0, 1, 1),
+    "top": (0, 0, 1, 0.5),
+    "bottom": (0, 0.5, 1, 1),
+}
+BOX_FORMS = f"{', '.join(HALVES)}, column1/3, row2/3, or LEFT,TOP,RIGHT,BOTTOM as fractions such as 0,0.2,0.5,1"
+_STRIPE = re.compile(r"(column|row)(\d{1,3})/(\d{1,3})")
+
+
+def read_box(given: object) -> object:
+    """Read "left", "column1/3" or "0,0.2,0.5,1". Raises ReverieError for other texts."""
+    if not isinstance(given, str):
+        return given
+    if given in HALVES:
+        return HALVES[given]
+    if stripe := _STRIPE.fullmatch(given):
+        number, count = int(stripe[2]), int(stripe[3])
+        if 1 <= number <= count:
+            start, end = (number - 1) / count, number / count
+            return (start, 0.0, end, 1.0) if stripe[1] == "column" else (0.0, start, 1.0, end)
+    try:
+        left, top, right, bottom = (float(part) for part in given.split(","))
+    except ValueError:
+        raise ReverieError(f"'{given}' is no part of a picture; write {BOX_FORMS}") from None
+    return left, top, right, bottom
+
+
+class Region(Frozen):
+    """Ask for a part of the picture to follow a prompt of its own: a box, or where a mask is light.
+
+    `box` is left, top, right and bottom as fractions, or a text of BOX_FORMS. `weight` says how far the prompt takes
+    the place of the request's there, 1 wholly; where regions overlap, they share by their weights.
+    """
+
+    part: ClassVar[str] = "region "
+
+    prompt: str
+    box: Annotated[Box | None, BeforeValidator(read_box)] = None
+    mask: Picture | None = None
+    weight: float = Field(default=1.0, gt=0, le=10)
+
+    if TYPE_CHECKING:
+
+        def __init__(self, /, **fields: Any) -> None: ...
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.box is None) == (self.mask is None):
+            raise ReverieError("a region is a box or a mask; give one of them")
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ReverieError(
+                f"a region from {self.box[:2]} to {self.box[2:]} is empty; give left below right, and top below bottom"
+            )
         return self

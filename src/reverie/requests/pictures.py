@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests.base import MAX_SEED, Pixels, SampledRequest, Strength, check_strength
-from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Refiner, Variation, VariedPicture
+from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Refiner, Region, Variation, VariedPicture
 from reverie.requests.references import Picture
 
 if TYPE_CHECKING:
@@ -66,6 +66,12 @@ class TextToImage(SampledRequest):
         default=(),
         description="IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,"
         "encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times",
+    )
+    regions: tuple[Region, ...] = Field(
+        default=(),
+        description="part of the picture and its own prompt, PLACE=PROMPT or PLACE:WEIGHT=PROMPT; PLACE is left, "
+        "right, top, bottom, column1/3, row2/3, LEFT,TOP,RIGHT,BOTTOM as fractions, or a mask; may be given several "
+        "times",
     )
     depth: Picture | None = Field(
         default=None, description="depth map to draw by, bright where it is near, for SD 2 depth; says the size"
@@ -125,8 +131,8 @@ class TextToImage(SampledRequest):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Return the prompt alone."""
-        return (self.prompt,)
+        """Return the prompt, and those of regions."""
+        return (self.prompt, *(region.prompt for region in self.regions))
 
     def only(self, index: int) -> Self:
         """Return the request for picture `index` of the `count` alone."""
@@ -204,6 +210,10 @@ class Inpaint(ImageToImage):
     def _check_mask(self) -> Self:
         if self.hires is not None:
             raise ReverieError("a second pass does not go with a mask; leave out one of hires and mask")
+        if self.regions and self.only_masked:
+            raise ReverieError(
+                "regions are parts of the whole picture, of which only_masked draws one; leave out one of them"
+            )
         if self.mask is None:
             if self.init.transparent is False:
                 raise ReverieError("nothing says where to paint: give a mask, or a picture with transparent parts")
