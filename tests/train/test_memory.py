@@ -138,25 +138,17 @@ def test_a_plan_tells_what_a_step_holds(
     assert not (tmp_path / "none").exists()
 
 
-def test_a_plan_names_every_cost(
-    recipe: Callable[..., Path], tiny: Pipeline, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plan_names_every_cost(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
     path = recipe(KINDS["lora"], "accumulate = 2")
-    assert cli.main(["finetune", str(path), "--plan"]) == 0
-    lines = dict(
-        line.split(maxsplit=1)
-        for line in capsys.readouterr().out.splitlines()
-        if not line.startswith(("a ", "in", "on"))
-    )
+    assert cli.run(["finetune", str(path), "--plan"]) == 0
+    lines = {line[:11].rstrip(): line[11:] for line in capsys.readouterr().out.splitlines()}
     learned = sum(weight.numel() for weight in build(read(path), 0, path.parent, blank_pool).networks.parameters())
     assert lines["learns"] == f"{learned:,} parameters"
     assert lines["optimiser"].startswith(f"{8 * learned / 1e3:.1f} kB")
     assert lines["average"] == f"{4 * learned / 1e3:.1f} kB"
     assert lines["examples"].startswith("40 in 10 steps, 8.0 times 5, latents of")
     assert not (path.parent / "runs").exists()
-    path.write_text(
-        path.read_text().replace('"finetune"', '"distill"').replace("[lora]", "[distill]").replace("rank = 2", "")
-    )
+    path.write_text(path.read_text().replace('"finetune"', '"distill"'))
     with pytest.raises(ReverieError, match="the costs of the objective distill cannot be told ahead"):
         list(plan(path))
 
