@@ -232,6 +232,10 @@ def test_nodes_that_write_out_levels_and_say_how_much_noise_is_fresh(read: Read)
     assert read(nodes) == Record(expected.replace(sigmas=(14.6, 3, 0.5, 0)), "sd/v1-5.safetensors")
     nodes["42"] = node("AlignYourStepsScheduler", model_type="SDXL", steps=12, denoise=1.0)
     assert read(nodes) == Record(expected.replace(schedule="align_your_steps_xl", steps=12), "sd/v1-5.safetensors")
+    nodes["42"] = node("GITSScheduler", coeff=1.2, steps=8, denoise=1.0)
+    assert read(nodes) == Record(expected.replace(schedule="gits", steps=8), "sd/v1-5.safetensors")
+    nodes["42"] = node("GITSScheduler", coeff=0.9, steps=8, denoise=1.0)
+    assert read(nodes).notes == ("node GITSScheduler: coeff 0.9",)
     nodes["44"] = node("TCDModelSamplingDiscrete", model=["10", 0], steps=4, scheduler="simple", denoise=1.0, eta=0.2)
     nodes |= {"43": node("CFGGuider", model=["44", 0], positive=["6", 0], negative=["7", 0], cfg=1.0)}
     nodes |= {"3": node("SamplerCustomAdvanced", **inputs | {"sampler": ["44", 1], "sigmas": ["44", 2]})}

@@ -286,6 +286,7 @@ KNOWN: tuple[tuple[Reader, str], ...] = (
     (levels_of("SDTurboScheduler"), "SDTurboScheduler"),
     (levels_of("beta"), "BetaSamplingScheduler"),
     (align_your_steps, "AlignYourStepsScheduler"),
+    (levels_of("gits", coeff=1.2), "GITSScheduler"),
     (solver_of("euler_ancestral", s_noise=1.0), "SamplerEulerAncestral"),
     (solver_of("lms", order=4), "SamplerLMS"),
     (solver_of("dpmpp_sde", s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),
