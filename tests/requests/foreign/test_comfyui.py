@@ -494,7 +494,7 @@ def test_patches_of_the_model_that_are_fields_here(read: Read) -> None:
 def test_an_ip_adapter_acts_where_its_files_and_its_picture_are_here(
     read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """ComfyUI_IPAdapter_plus a0f451a, IPAdapterPlus.py."""
+    """ComfyUI_IPAdapter_plus 01adae3, CrossAttentionPatch.py."""
     given = {"model": ["10", 0], "ipadapter": ["41", 0], "image": ["43", 0], "clip_vision": ["42", 0]}
     ways = {"weight": 0.7, "weight_type": "linear", "start_at": 0.1, "end_at": 0.9}
     nodes = graph(
@@ -528,6 +528,11 @@ def test_an_ip_adapter_acts_where_its_files_and_its_picture_are_here(
     assert read(nodes) == Record(REQUEST.replace(ip_adapters=(seen,)), "sd/v1-5.safetensors")
     assert read(changed(nodes, "40", weight_type="style transfer")).notes == (
         "node IPAdapterAdvanced: weight_type style transfer",
+    )
+    other = changed(nodes, "40", embeds_scaling="K+V", image_negative=["43", 0])
+    assert read(other).notes == (
+        "node IPAdapterAdvanced: embeds_scaling K+V",
+        "node IPAdapterAdvanced: image_negative, a picture to keep away from",
     )
     nodes["41"] = node("IPAdapterUnifiedLoader", model=["10", 0], preset="PLUS (high strength)")
     record = read(changed(nodes, "40", model=["41", 0]))

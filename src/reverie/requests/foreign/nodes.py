@@ -101,13 +101,16 @@ def _freeu(node: Node, slot: int, want: type) -> object:
 
 
 def _ip_adapter(node: Node, slot: int, want: type) -> object:
-    """Read ComfyUI_IPAdapter_plus: its plain node, and the advanced one, whose vision tower is a node too."""
+    """Read ComfyUI_IPAdapter_plus (01adae3): its plain node, and the advanced one, whose vision tower is a node too."""
     if want is not Model:
         return None
     model, loader = node.get("model", Model) or Model(), node.graph.source(node.inputs.get("ipadapter"))
     tower, picture = (node.graph.source(node.inputs.get(name)) for name in ("clip_vision", "image"))
-    if (way := node.scalar("weight_type", "linear")) not in PLAIN_WEIGHTS:
-        node.graph.note(f"node {node.kind}: weight_type {shorten(way)}")
+    for name, usual in (("weight_type", ("linear", "standard")), ("embeds_scaling", ("V only",))):
+        if (given := node.scalar(name, usual[0])) not in usual:
+            node.graph.note(f"node {node.kind}: {name} {shorten(given)}")
+    if "image_negative" in node.inputs:
+        node.graph.note(f"node {node.kind}: image_negative, a picture to keep away from")
     seen = GraphSeen(
         None if loader is None else loader.scalar("ipadapter_file", loader.scalar("preset")),
         None if tower is None else tower.scalar("clip_name"),
@@ -116,9 +119,6 @@ def _ip_adapter(node: Node, slot: int, want: type) -> object:
         *(node.scalar(name, usual) for name, usual in (("weight", 1), ("start_at", 0), ("end_at", 1))),
     )
     return replace(model, seen=(*model.seen, seen))
-
-
-PLAIN_WEIGHTS = ("linear", "standard", "original")  # of an IP-Adapter's layers, which are all alike then
 
 
 def pass_on(*names: str, note: str | None = None, tell: Sequence[str] = ()) -> Reader:
