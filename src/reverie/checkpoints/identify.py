@@ -238,7 +238,6 @@ OTHER_UNETS: tuple[tuple[str, Callable[[UNetShape], bool], tuple[str, ...]], ...
     ("Stable Diffusion with motion modules (AnimateDiff)", lambda unet: True, ("motion_modules.",)),
     ("Stable Diffusion with GLIGEN", lambda unet: True, ("position_net.",)),
     ("Stable Zero123", lambda unet: unet.in_channels == 8, ("cc_projection.",)),
-    ("Stable Diffusion x4 upscaler", lambda unet: (unet.in_channels, unet.context) == (7, 1024), ()),
     ("Kolors", lambda unet: (unet.context, unet.added) == (2048, 5632), ()),
     ("CompVis' latent diffusion of 2021", lambda unet: (unet.width, unet.context) == (320, 1280), ()),
 )

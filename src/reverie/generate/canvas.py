@@ -15,7 +15,7 @@ from torch import Tensor
 
 from reverie.codecs.clip_images import Preprocessing, floor_margin
 from reverie.codecs.image import ImageCodec, to_tensor, unscale_latents
-from reverie.diffusion.noise import SOURCES, Noise, Source, slerp
+from reverie.diffusion.noise import SOURCES, Draw, Noise, Source, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
 from reverie.media.pictures import to_rgb
@@ -37,18 +37,32 @@ class Varied(Noise):
 
 
 def starting_noise(
-    singles: Sequence[TextToImage], shape: Shape, factor: int, device: torch.device | str = "cpu"
+    singles: Sequence[TextToImage],
+    shape: Shape,
+    factor: int,
+    device: torch.device | str = "cpu",
+    before: Shape | None = None,
 ) -> Noise:
-    """Give the noise of requests for one picture each, drawn together; `factor` is how many pixels a latent spans."""
-    seeds, source = [single.seed for single in singles], SOURCES[singles[0].rng]
+    """Give the noise of requests for one picture each, drawn together; `factor` is how many pixels a latent spans.
+
+    `before` is the shape of what is drawn from each seed before it.
+    """
+    seeds, source = [single.seed for single in singles], partial(_draw_after, SOURCES[singles[0].rng], before)
     if singles[0].variation is None:
         return Noise(seeds, shape, device, source)
-    return Varied(seeds, torch.stack([_vary(single, shape, factor) for single in singles]), device, source)
+    return Varied(seeds, torch.stack([_vary(single, shape, factor, source) for single in singles]), device, source)
 
 
-def _vary(single: TextToImage, shape: Shape, factor: int) -> Float[Tensor, "c h w"]:
+def _draw_after(source: Source, before: Shape | None, seed: int) -> Draw:
+    draw = source(seed)
+    if before is not None:
+        draw(before)
+    return draw
+
+
+def _vary(single: TextToImage, shape: Shape, factor: int, draw: Source) -> Float[Tensor, "c h w"]:
     """Draw as AUTOMATIC1111 does (modules/rng.py), whose slerp turns each column of the noise on its own."""
-    draw, variation = SOURCES[single.rng], single.variation
+    variation = single.variation
     if variation is None:
         return draw(single.seed)(shape)
     channels, height, width = shape
@@ -129,6 +143,8 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
             return system.size, system.size
         case ImageToImage():
             width, height = request.init.image().size
+            if enlarges(system):
+                return width * factor, height * factor
         case TextToImage(depth=Picture() as depth):
             width, height = depth.image().size
         case _:
@@ -139,8 +155,9 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
 def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) -> Canvas:
     """Make the canvas of a request whose size is filled in."""
     size = (request.width or system.size, request.height or system.size)
-    if takes_depth(system) and isinstance(request, Inpaint | Outpaint):
-        raise ReverieError(f"{system.name} draws whole pictures by a depth map; leave out the mask and what is outside")
+    if isinstance(request, Inpaint | Outpaint) and (takes_depth(system) or enlarges(system)):
+        does = "enlarges whole pictures" if enlarges(system) else "draws whole pictures by a depth map"
+        raise ReverieError(f"{system.name} {does}; leave out the mask and what is outside")
     match request:
         case Outpaint() if edits(system):
             raise ReverieError(f"{system.name} edits pictures, and continues none; give another model")
@@ -156,9 +173,8 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
         case Inpaint():
             return _inpaint(system, codec, request, size)
         case ImageToImage():
-            latents = codec.encode([_resize(request.init.image(), size)])
-            extra = _to_edit(system, latents) if edits(system) else further_channels(system, codec, request)
-            return Canvas(start=latents if request.strength < 1 else None, extra=extra)
+            start = codec.encode([_resize(request.init.image(), size)]) if request.strength < 1 else None
+            return Canvas(start, extra=further_channels(system, codec, request))
         case _:
             return Canvas(extra=further_channels(system, codec, request))
 
@@ -234,19 +250,29 @@ def takes_depth(system: StableDiffusion) -> bool:
     return system.unet.config.in_channels == DEPTH_CHANNELS
 
 
+def enlarges(system: StableDiffusion) -> bool:
+    """Tell whether a model enlarges pictures, of which its U-Net sees the pixels (SD 2's x4 upscaler)."""
+    return system.unet.config.num_class_embeds is not None
+
+
 def further_channels(
     system: StableDiffusion, codec: ImageCodec, request: TextToImage
 ) -> Float[Tensor, "1 e h w"] | None:
     """Return what a U-Net takes beside the latents of a request without a mask; None where it takes nothing.
 
     An inpainting one is told to draw all of a picture, of which it sees grey: so does AUTOMATIC1111. Raises
-    ReverieError where the model edits pictures, or draws by a depth map, and there is none.
+    ReverieError where the model edits or enlarges pictures, or draws by a depth map, and there is none.
     """
     size = (request.width or system.size, request.height or system.size)
     if edits(system):
         if not isinstance(request, ImageToImage):
             raise ReverieError(f"{system.name} edits pictures, and the prompt says what to change; give one as init")
         return _to_edit(system, codec.encode([_resize(request.init.image(), size)]))
+    if enlarges(system):
+        if not isinstance(request, ImageToImage):
+            raise ReverieError(f"{system.name} enlarges pictures; give one as init")
+        height, width = codec.latent_shape(*size)[1:]
+        return to_tensor([_resize(request.init.image(), (width, height))]).to(system.device)
     if takes_depth(system):
         if request.depth is None:
             raise ReverieError(f"{system.name} draws by a depth map; give a picture of one as `depth`", field="depth")

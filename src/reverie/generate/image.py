@@ -20,19 +20,29 @@ from torch import Tensor
 from reverie.adapters.control import Control, bind_controls, load_controlnet
 from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts
 from reverie.adapters.t2i_adapter import FeatureControl, bind_features, find_t2i_adapter
-from reverie.checkpoints.load import load_upscaler
+from reverie.checkpoints.load import RGB, load_upscaler
 from reverie.codecs.image import ImageCodec, enlarge
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
+from reverie.diffusion.noise import SOURCES, Noise
 from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
-from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise, takes_depth
+from reverie.generate.canvas import Canvas, edits, enlarges, further_channels, prepare, starting_noise, takes_depth
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits, with_sums
-from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_embeddings, noise_levels, sample
+from reverie.generate.sample import (
+    SAME,
+    Bind,
+    bind_level,
+    guided_denoiser,
+    level_at,
+    noise_embeddings,
+    noise_levels,
+    sample,
+)
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
 from reverie.requests.base import FREE_LEVELS, steps_taken
@@ -49,8 +59,8 @@ Enlarge = Callable[[Tensor], Tensor]
 class Pass:
     """Hold one run of the sampler: the request with the size and steps of this run, its levels and its prompts.
 
-    `bind` gives its network, and `blind` one that does not see the picture which is edited; `enlarge` makes the latents
-    to start from of those of the pass before.
+    `bind` gives its network, which takes `extra` beside the latents; `enlarge` makes the latents to start from of those
+    of the pass before.
     """
 
     request: TextToImage
@@ -58,7 +68,7 @@ class Pass:
     prompts: Prompts
     refined: Prompts | None
     bind: Bind
-    blind: Bind | None
+    extra: Float[Tensor, "1 e h w"] | None
     enlarge: Enlarge
 
     def __len__(self) -> int:
@@ -80,16 +90,28 @@ class PictureRun:
     ) -> Iterator[Step]:
         """Run one pass for some pictures; `latents` are those of the pass before."""
         shape = self.codec.latent_shape(one.request.width or 0, one.request.height or 0)
-        noise = starting_noise(singles, shape, self.codec.factor, self.system.device)
-        denoise = self._denoiser(one, noise.initial(), noise_embeddings(self.system, one.bind, singles))
+        before = (RGB, *shape[1:]) if enlarges(self.system) else None
+        noise = starting_noise(singles, shape, self.codec.factor, self.system.device, before)
+        denoise = self._denoiser(one, noise.initial(), self.bind(one, singles))
         init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
         sampler = pick_sampler(one.request.sampler, self.system.schedule, one.request.eta)
         return sample(denoise, one.sigmas, noise, sampler, init)
 
+    def bind(self, one: Pass, singles: Sequence[TextToImage]) -> Bind:
+        """Bind the network of a pass, with what it sees beside the latents; a picture that it enlarges is noised."""
+        if one.extra is None or not enlarges(self.system):
+            return noise_embeddings(self.system, _bind_extra(one.bind, one.extra), singles)
+        source, level = SOURCES[singles[0].rng], singles[0].noise_level or 0
+        eps = Noise([single.seed for single in singles], one.extra.shape[1:], self.system.device, source).initial()
+        noisy = self.system.picture_noise(one.extra.expand_as(eps), eps, level)
+        return _bind_extra(bind_level(one.bind, level), noisy)
+
     def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"], bind: Bind) -> Denoise:
         """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
-        request, rows = one.request, len(eps)
-        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, one.blind)
+        request, rows, blind = one.request, len(eps), None
+        if edits(self.system) and one.extra is not None:
+            blind = _bind_extra(one.bind, torch.zeros_like(one.extra))
+        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, blind)
         if self.refiner is not None and request.refiner is not None and one.refined is not None:
             refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
             denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
@@ -183,8 +205,7 @@ def _passes(
         sigmas = noise_levels(system, request)[-steps_taken(request.steps, strength) - 1 :]
         prompts = encode(system, request, after)
         refined = encode(refiner, request, after) if refiner else None
-        blind = _bind_extra(bind, torch.zeros_like(extra)) if edits(system) and extra is not None else None
-        return Pass(request, sigmas, prompts, refined, _bind_extra(bind, extra), blind, enlarge)
+        return Pass(request, sigmas, prompts, refined, bind, extra, enlarge)
 
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
     first = plan(request, strength, extra, None, lambda latents: latents)
@@ -291,6 +312,7 @@ def stream(
 
 
 EDITING = {"strength": 1.0, "image_guidance": 1.5}  # what a model that edits pictures recommends (2211.09800)
+ENLARGING = {"strength": 1.0, "guidance": 9.0, "noise_level": 20}  # what one that enlarges them does (diffusers)
 
 
 def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
@@ -306,8 +328,16 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
             "with a ControlNet of depth",
             field="depth",
         )
+    if request.noise_level and not request.vary and not enlarges(system):
+        raise ReverieError(f"{system.name} does not noise what it sees; leave out `noise_level`", field="noise_level")
     if edits(system):
         request = request.with_recommended(EDITING)
+    if enlarges(system) and isinstance(request, ImageToImage):
+        request, most = request.with_recommended(ENLARGING), system.picture_noise.max_level
+        if (level := request.noise_level or 0) > most:
+            raise ReverieError(
+                f"noise level {level} is not possible: {system.name} takes 0 to {most}", field="noise_level"
+            )
     width, height = canvas.size_of(system, request)
     hires = request.hires
     if hires is not None:

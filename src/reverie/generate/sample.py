@@ -109,7 +109,7 @@ def noise_embeddings(system: StableDiffusion, bind: Bind, singles: Sequence[Text
     The noise is that of each seed. The level's embedding follows the picture's. Rows of zeros, which keep away from the
     picture, stay zeros.
     """
-    noise, level = system.embedding_noise, singles[0].noise_level
+    noise, level = system.embedding_noise, singles[0].noise_level or 0
     if noise is None:
         return bind
     width, source = len(noise.mean), SOURCES[singles[0].rng]
@@ -124,6 +124,16 @@ def noise_embeddings(system: StableDiffusion, bind: Bind, singles: Sequence[Text
         return bind(replace(conditioning, pooled=pooled))
 
     return bind_noised
+
+
+def bind_level(bind: Bind, level: int) -> Bind:
+    """Bind a network that is given the noise level of the picture which it enlarges."""
+
+    def bind_given(conditioning: Conditioning) -> Network:
+        tokens = conditioning.tokens
+        return bind(replace(conditioning, pooled=tokens.new_full((len(tokens), 1), level, dtype=torch.float32)))
+
+    return bind_given
 
 
 def level_at(schedule: Schedule, way: float) -> float:

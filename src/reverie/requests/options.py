@@ -118,7 +118,7 @@ class TextToImageOptions(SampledOptions, total=False):
     negative_template: str
     controls: Sequence[ControlInput]
     vary: Sequence[VariedPicture]
-    noise_level: int
+    noise_level: int | None
     ip_adapters: Sequence[IPAdapterInput]
     depth: PictureLike | None
     variation: Variation | None
