@@ -12,7 +12,7 @@ from PIL import Image, ImageChops
 
 from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.errors import ReverieError
-from reverie.generate import image
+from reverie.generate import canvas, image
 from reverie.generate.canvas import prepare
 from reverie.generate.image import picture_run
 from reverie.models.unet import UNet
@@ -129,7 +129,7 @@ def test_latents_are_enlarged_by_the_kernel_of_their_name(
     codec, latents = tiny.codec, torch.zeros(1, 4, 8, 8)
     latents[..., 4] = 1
     size = 32 * codec.factor
-    row = image.UPSCALERS[upscaler](codec, (size, size), latents)[0, 0, 0, 10:26]
+    row = canvas.UPSCALERS[upscaler](codec, (size, size), latents)[0, 0, 0, 10:26]
     expected = [kernel((column + 0.5) / 4 - 0.5 - 4) for column in range(10, 26)]
     assert row.tolist() == pytest.approx(expected, abs=1e-6)
 

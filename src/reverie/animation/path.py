@@ -185,7 +185,9 @@ def prepare_path(system: StableDiffusion, animation: Animation, request: TextToI
     are missing or do not fit, and for pictures of another size.
     """
     run = prepare_run(system, request)
-    return _Builder(system, run.codec, animation, request, run.bind(run.passes[0], [request])).path()
+    return _Builder(
+        system, run.codec, animation, request, run.bind(run.passes[0], [request], run.passes[0].extra)
+    ).path()
 
 
 def shared_request(animation: Animation, size: tuple[int, int]) -> TextToImage:

@@ -153,6 +153,8 @@ class FurtherFlags:
     """Put zeros for an empty negative prompt, not its encoding; the model's own way if not given."""
     tile: str | None = None
     """x, y or xy: directions in which copies of the picture fit each other."""
+    tile_size: Whole | None = None
+    """pixels, such as the model's own size: what is larger is denoised in tiles of that side, which lie half over one another and are averaged (MultiDiffusion, Bar-Tal et al. 2302.08113), in the memory of one."""
     original_size: str | None = None
     """SDXL: WIDTHxHEIGHT of the picture that this one is said to be cut from; its own if not given."""
     crop: str | None = None

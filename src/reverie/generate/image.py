@@ -12,30 +12,41 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.adapters.control import Control, bind_controls, load_controlnet
-from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts
-from reverie.adapters.t2i_adapter import FeatureControl, bind_features, find_t2i_adapter
-from reverie.checkpoints.load import RGB, load_upscaler
-from reverie.codecs.image import ImageCodec, enlarge
-from reverie.diffusion.denoiser import Denoise, Network
-from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
+from reverie.adapters.control import Control, load_controlnet
+from reverie.adapters.ip_adapter import load_image_prompts
+from reverie.adapters.t2i_adapter import FeatureControl, find_t2i_adapter
+from reverie.checkpoints.load import RGB
+from reverie.codecs.image import ImageCodec
+from reverie.diffusion.denoiser import Denoise
+from reverie.diffusion.guidance import hold_known, switch_at
 from reverie.diffusion.noise import SOURCES, Noise
 from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
+from reverie.diffusion.windows import Place, Tiles, by_tiles
 from reverie.errors import ReverieError
 from reverie.generate import canvas, conditioning
-from reverie.generate.canvas import Canvas, edits, enlarges, further_channels, prepare, starting_noise, takes_depth
+from reverie.generate.canvas import (
+    Canvas,
+    edits,
+    enlarges,
+    further_channels,
+    pick_upscaler,
+    prepare,
+    starting_noise,
+    takes_depth,
+)
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits, with_sums
 from reverie.generate.sample import (
     SAME,
     Bind,
+    Steering,
+    bind_extra,
     bind_level,
     guided_denoiser,
     level_at,
@@ -50,7 +61,7 @@ from reverie.requests.pictures import ControlInput, ImageToImage, Outpaint, Text
 from reverie.requests.records import texts
 from reverie.runtime import is_packed, pack
 from reverie.runtime.offload import HOST, by_block, offloader_of
-from reverie.system import Conditioning, StableDiffusion
+from reverie.system import StableDiffusion
 
 Enlarge = Callable[[Tensor], Tensor]
 
@@ -59,8 +70,9 @@ Enlarge = Callable[[Tensor], Tensor]
 class Pass:
     """Hold one run of the sampler: the request with the size and steps of this run, its levels and its prompts.
 
-    `bind` gives its network, which takes `extra` beside the latents; `enlarge` makes the latents to start from of those
-    of the pass before.
+    `bind` gives its network, which takes `extra` beside the latents. In `tiles` it is asked tile by tile, each under
+    its part of `steering`, which is as large as the latents. `enlarge` makes the latents to start from of those of the
+    pass before.
     """
 
     request: TextToImage
@@ -69,6 +81,8 @@ class Pass:
     refined: Prompts | None
     bind: Bind
     extra: Float[Tensor, "1 e h w"] | None
+    tiles: Tiles | None
+    steering: Steering
     enlarge: Enlarge
 
     def __len__(self) -> int:
@@ -92,34 +106,49 @@ class PictureRun:
         shape = self.codec.latent_shape(one.request.width or 0, one.request.height or 0)
         before = (RGB, *shape[1:]) if enlarges(self.system) else None
         noise = starting_noise(singles, shape, self.codec.factor, self.system.device, before)
-        denoise = self._denoiser(one, noise.initial(), self.bind(one, singles))
+        denoise = self._denoiser(one, singles, noise.initial())
         init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
         sampler = pick_sampler(one.request.sampler, self.system.schedule, one.request.eta)
         return sample(denoise, one.sigmas, noise, sampler, init)
 
-    def bind(self, one: Pass, singles: Sequence[TextToImage]) -> Bind:
-        """Bind the network of a pass, with what it sees beside the latents; a picture that it enlarges is noised."""
-        if one.extra is None or not enlarges(self.system):
-            return noise_embeddings(self.system, _bind_extra(one.bind, one.extra), singles)
-        source, level = SOURCES[singles[0].rng], singles[0].noise_level or 0
-        eps = Noise([single.seed for single in singles], one.extra.shape[1:], self.system.device, source).initial()
-        noisy = self.system.picture_noise(one.extra.expand_as(eps), eps, level)
-        return _bind_extra(bind_level(one.bind, level), noisy)
+    def bind(self, one: Pass, singles: Sequence[TextToImage], extra: Tensor | None, place: Place | None = None) -> Bind:
+        """Bind the network of a pass, with what it sees beside the latents, at a tile's place or all."""
+        bind = one.bind if place is None else one.steering.cut(place).bind()
+        if enlarges(self.system):
+            bind = bind_level(bind, singles[0].noise_level or 0)
+        return noise_embeddings(self.system, bind_extra(bind, extra, place), singles)
 
-    def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"], bind: Bind) -> Denoise:
-        """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
-        request, rows, blind = one.request, len(eps), None
-        if edits(self.system) and one.extra is not None:
-            blind = _bind_extra(one.bind, torch.zeros_like(one.extra))
-        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, blind)
-        if self.refiner is not None and request.refiner is not None and one.refined is not None:
-            refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
-            denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
+    def _noise_extra(self, one: Pass, singles: Sequence[TextToImage]) -> Float[Tensor, "b e h w"] | None:
+        """Return what is seen beside the latents; a picture that is enlarged is noised by the seeds."""
+        if one.extra is None or not enlarges(self.system):
+            return one.extra
+        source, seeds = SOURCES[singles[0].rng], [single.seed for single in singles]
+        eps = Noise(seeds, one.extra.shape[1:], self.system.device, source).initial()
+        return self.system.picture_noise(one.extra.expand_as(eps), eps, singles[0].noise_level or 0)
+
+    def _denoiser(self, one: Pass, singles: Sequence[TextToImage], eps: Float[Tensor, "b c h w"]) -> Denoise:
+        """Build the denoiser of a pass, in tiles or of all at once, which is held where the mask is dark."""
+        guided = partial(self._guided_denoiser, one, singles, self._noise_extra(one, singles))
+        denoise = guided(None) if one.tiles is None else by_tiles(one.tiles, guided)
         mask, known = self.canvas.mask, self.canvas.known
         if mask is None or known is None:
             return denoise
         below = math.inf if self.canvas.start is not None else one.sigmas[0].item() * (1 - SAME)
-        return hold_known(denoise, mask.expand(rows, -1, -1, -1), known.expand_as(eps), eps, below)
+        return hold_known(denoise, mask.expand(len(eps), -1, -1, -1), known.expand_as(eps), eps, below)
+
+    def _guided_denoiser(
+        self, one: Pass, singles: Sequence[TextToImage], extra: Tensor | None, place: Place | None
+    ) -> Denoise:
+        """Build the denoiser of a tile, or of all: guided, and handed over to the refiner."""
+        request, rows, blind = one.request, len(singles), None
+        bind = self.bind(one, singles, extra, place)
+        if edits(self.system) and extra is not None:
+            blind = bind_extra(one.bind, torch.zeros_like(extra), place)
+        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, blind)
+        if self.refiner is None or request.refiner is None or one.refined is None:
+            return denoise
+        refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
+        return switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
 
 
 @contextmanager
@@ -147,10 +176,8 @@ def prepare_run(
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
     controls = [load_control(system, control) for control in request.controls]
-    bind = bind_controls(system, [control for control in controls if isinstance(control, Control)])
-    bind = bind_features(system, [control for control in controls if isinstance(control, FeatureControl)], bind)
-    bind = bind_image_prompts(system, load_image_prompts(system, request.ip_adapters), bind)
-    planned = _passes(system, codec, request, refiner, bind, canvas.extra, encode)
+    steering = Steering(system, controls, load_image_prompts(system, request.ip_adapters))
+    planned = _passes(system, codec, request, refiner, steering, canvas.extra, encode)
     return PictureRun(system, codec, canvas, planned, refiner)
 
 
@@ -176,23 +203,12 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control | Fe
     return Control(network, picture, control.weight, control.start, control.end, control.kind)
 
 
-def _bind_extra(bind: Bind, extra: Tensor | None) -> Bind:
-    """Bind a U-Net with its further channels."""
-    if extra is None:
-        return bind
-
-    def wide(conditioning: Conditioning) -> Network:
-        return concatenate_channels(bind(conditioning), extra)
-
-    return wide
-
-
 def _passes(
     system: StableDiffusion,
     codec: ImageCodec,
     request: TextToImage,
     refiner: StableDiffusion | None,
-    bind: Bind,
+    steering: Steering,
     extra: Tensor | None,
     encode: Encode,
 ) -> tuple[Pass, ...]:
@@ -200,12 +216,18 @@ def _passes(
 
     Of the request's levels a pass visits the last int(steps * strength) intervals, as diffusers counts.
     """
+    bind = steering.bind()
 
     def plan(request: TextToImage, strength: float, extra: Tensor | None, after: int | None, enlarge: Enlarge) -> Pass:
         sigmas = noise_levels(system, request)[-steps_taken(request.steps, strength) - 1 :]
         prompts = encode(system, request, after)
         refined = encode(refiner, request, after) if refiner else None
-        return Pass(request, sigmas, prompts, refined, bind, extra, enlarge)
+        height, width = codec.latent_shape(request.width or 0, request.height or 0)[1:]
+        tiles = None if request.tile_size is None else Tiles.over(height, width, request.tile_size // codec.factor)
+        if tiles is None or tiles.whole:
+            return Pass(request, sigmas, prompts, refined, bind, extra, None, steering, enlarge)
+        large = steering.stretch(height, width)
+        return Pass(request, sigmas, prompts, refined, bind, extra, tiles, large, enlarge)
 
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
     first = plan(request, strength, extra, None, lambda latents: latents)
@@ -221,50 +243,6 @@ def _passes(
     larger = request.replace(**changes)
     enlarge = partial(pick_upscaler(system, hires.upscaler), codec, (width, height))
     return first, plan(larger, hires.strength, further_channels(system, codec, larger), request.steps, enlarge)
-
-
-def _larger_latents(
-    codec: ImageCodec, size: tuple[int, int], latents: Tensor, *, mode: str = "bilinear", antialias: bool = False
-) -> Tensor:
-    return F.interpolate(latents, codec.latent_shape(*size)[1:], mode=mode, antialias=antialias)
-
-
-def _lanczos(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def _larger_pictures(
-    codec: ImageCodec,
-    size: tuple[int, int],
-    latents: Tensor,
-    *,
-    resize: Callable[[Image.Image, tuple[int, int]], Image.Image] = _lanczos,
-) -> Tensor:
-    return codec.encode([resize(picture, size) for picture in codec.pictures(latents)])
-
-
-UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
-    "latent": _larger_latents,
-    "latent-antialiased": partial(_larger_latents, antialias=True),
-    "latent-bicubic": partial(_larger_latents, mode="bicubic"),
-    "latent-bicubic-antialiased": partial(_larger_latents, mode="bicubic", antialias=True),
-    "latent-nearest": partial(_larger_latents, mode="nearest"),
-    "latent-nearest-exact": partial(_larger_latents, mode="nearest-exact"),
-    "lanczos": _larger_pictures,
-}
-
-
-def pick_upscaler(
-    system: StableDiffusion, name: str
-) -> Callable[[ImageCodec, tuple[int, int], Float[Tensor, "b c h w"]], Float[Tensor, "b c h2 w2"]]:
-    """Return what enlarges latents to a size in pixels: one of UPSCALERS, or a learned upscaler that is read here.
-
-    A learned one enlarges the decoded pictures.
-    """
-    if name in UPSCALERS:
-        return UPSCALERS[name]
-    network = load_upscaler(name, device=system.device)
-    return partial(_larger_pictures, resize=partial(enlarge, pack(network) if is_packed(system.unet) else network))
 
 
 GPU_BATCH = 4

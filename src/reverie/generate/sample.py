@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from reverie.adapters.control import Control, bind_controls
+from reverie.adapters.ip_adapter import ImagePrompt, bind_image_prompts
+from reverie.adapters.t2i_adapter import FeatureControl, bind_features
 from reverie.diffusion.denoiser import Denoise, Level, Network, denoiser
 from reverie.diffusion.guidance import (
     PredictPair,
@@ -20,6 +23,7 @@ from reverie.diffusion.guidance import (
     apart,
     beside_blind,
     beside_perturbed,
+    concatenate_channels,
     consistency,
     dynamic_thresholding,
     guide,
@@ -33,8 +37,11 @@ from reverie.diffusion.noise import SOURCES, Noise
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp
 from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
+from reverie.diffusion.windows import Place
 from reverie.errors import ReverieError
+from reverie.generate.canvas import resize
 from reverie.generate.conditioning import Prompts
+from reverie.media.pictures import to_rgb
 from reverie.models.layers import timestep_embedding
 from reverie.requests.pictures import ImageToImage, TextToImage
 from reverie.runtime.changes import perturbing
@@ -47,6 +54,51 @@ NEAR = 1e-4  # a level counts as reached within this fraction of it: samplers co
 
 Bind = Callable[[Conditioning], Network]
 """Give the network for a conditioning, as `StableDiffusion.network` does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """Hold what steers a drawing beside its prompts: ControlNets, T2I-Adapters and IP-Adapters."""
+
+    system: StableDiffusion
+    controls: Sequence[Control | FeatureControl]
+    prompts: Sequence[ImagePrompt]
+
+    def bind(self) -> Bind:
+        """Return what binds the network that they steer. Raises ReverieError where one is of another family."""
+        bind = bind_controls(self.system, [one for one in self.controls if isinstance(one, Control)])
+        bind = bind_features(self.system, [one for one in self.controls if isinstance(one, FeatureControl)], bind)
+        return bind_image_prompts(self.system, self.prompts, bind)
+
+    def stretch(self, height: int, width: int) -> Steering:
+        """Stretch pictures and masks to latents of a height and a width."""
+        size, area = (width * self.system.codec.factor, height * self.system.codec.factor), (height, width)
+        controls = [replace(one, picture=resize(to_rgb(one.picture), size)) for one in self.controls]
+        prompts = [
+            one if one.mask is None else replace(one, mask=F.interpolate(one.mask, area, mode="area"))
+            for one in self.prompts
+        ]
+        return replace(self, controls=controls, prompts=prompts)
+
+    def cut(self, place: Place) -> Steering:
+        """Cut what steers a tile out of what is stretched."""
+        rows, columns = place
+        box = tuple(side * self.system.codec.factor for side in (columns.start, rows.start, columns.stop, rows.stop))
+        controls = [replace(one, picture=one.picture.crop(box)) for one in self.controls]
+        prompts = [one if one.mask is None else replace(one, mask=one.mask[..., *place]) for one in self.prompts]
+        return replace(self, controls=controls, prompts=prompts)
+
+
+def bind_extra(bind: Bind, extra: Tensor | None, place: Place | None) -> Bind:
+    """Bind a U-Net with its further channels, at a tile's place or all."""
+    if extra is None:
+        return bind
+    seen = extra if place is None else extra[..., *place]
+
+    def wide(conditioning: Conditioning) -> Network:
+        return concatenate_channels(bind(conditioning), seen)
+
+    return wide
 
 
 def guided_denoiser(

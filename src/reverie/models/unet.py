@@ -267,6 +267,8 @@ class UpBlock(Block):
 class DownPath(nn.Module):
     """Hold what a U-Net shares with its ControlNet: the timestep's embedding, the way down and the middle."""
 
+    class_embedding: nn.Module
+
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
@@ -275,9 +277,12 @@ class DownPath(nn.Module):
         self.time_embedding = TimestepEmbedding(widths[0], 4 * widths[0], config.time_cond_proj_dim)
         if config.projection_input_dim is not None:
             added = TimestepEmbedding(config.projection_input_dim, 4 * widths[0])
-            self.add_module("add_embedding" if config.takes_sizes else "class_embedding", added)
+            if config.takes_sizes:
+                self.add_embedding = added
+            else:
+                self.class_embedding = added
         elif config.num_class_embeds is not None:
-            self.add_module("class_embedding", nn.Embedding(config.num_class_embeds, 4 * widths[0]))
+            self.class_embedding = nn.Embedding(config.num_class_embeds, 4 * widths[0])
         inputs, _ = _input_widths(widths, config.layers_per_block)
         self.down_blocks = nn.ModuleList(DownBlock(inputs[level], level, config) for level in range(len(widths)))
         depth = config.mid_transformer_depth

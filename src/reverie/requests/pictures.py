@@ -296,6 +296,11 @@ class TextToImage(SampledRequest):
     tile: Tile = Field(
         default="none", description="x, y or xy: directions in which copies of the picture fit each other"
     )
+    tile_size: Annotated[Pixels, Field(ge=64)] | None = Field(
+        default=None,
+        description="pixels, such as the model's own size: what is larger is denoised in tiles of that side, which lie "
+        "half over one another and are averaged (MultiDiffusion, Bar-Tal et al. 2302.08113), in the memory of one",
+    )
     original_size: Size | None = Field(
         default=None,
         description="SDXL: WIDTHxHEIGHT of the picture that this one is said to be cut from; its own if not given",
@@ -332,6 +337,9 @@ class TextToImage(SampledRequest):
                 "`noise_level` is about a picture that is varied or enlarged; give one as `vary` or `init`",
                 field="noise_level",
             )
+        if self.tile_size is not None and (self.cache_steps > 1 or self.tile != "none"):
+            other = "cache_steps" if self.cache_steps > 1 else "tile"
+            raise ReverieError(f"`tile_size` does not go with `{other}`; leave out one of them", field="tile_size")
         if self.hires is not None:
             check_strength(self.hires.steps or self.steps, self.hires.strength)
         return self
