@@ -16,7 +16,8 @@ from typing import Any, Literal, NamedTuple, get_args, get_origin
 from reverie.requests.base import Frozen, SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, TextToImage, Variation
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import FileReference
 from reverie.requests.samplers import SAMPLERS, SCHEDULES
 
@@ -27,6 +28,7 @@ SINGULAR = {
     "folders": "lora_dir",
     "controls": "control",
     "ip_adapters": "ip_adapter",
+    "regions": "region",
     "keyframes": "keyframe",
 }
 SIZES = ("width", "scale")  # fields whose flag is WIDTHxHEIGHT, or such a text among others
@@ -77,7 +79,9 @@ GROUPS = (
         "What is added to the model and to its prompt.",
         of(SampledRequest, "loras", "embeddings", "folders", "clip_skip"),
     ),
-    Group("PictureFlags", None, "How pictures are drawn.", of(TextToImage, "width", "count"), "SampledFlags"),
+    Group(
+        "PictureFlags", None, "How pictures are drawn.", of(TextToImage, "width", "count", "regions"), "SampledFlags"
+    ),
     Group(
         "InitFlags",
         "Start from a picture",
@@ -270,17 +274,16 @@ def options_text() -> str:
         from reverie.media.sound import Sound
         from reverie.requests.films import Drive, EasingName, Fit, Interpolation, InversionName, Keyframe, Pace
         from reverie.requests.music import Stop
-        from reverie.requests.pictures import (
+        from reverie.requests.parts import (
             ControlInput,
-            Fill,
             Hires,
             IPAdapterInput,
             Refiner,
-            Rng,
-            Tile,
+            Region,
             Variation,
             VariedPicture,
         )
+        from reverie.requests.pictures import Fill, Rng, Tile
         from reverie.requests.references import Picture, SoundInput
 
     PictureLike: TypeAlias = "Picture | Image.Image | str | Path"

@@ -22,7 +22,8 @@ from reverie.models.autoencoder import TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIPVisionConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
-from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, Variation
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint
 
 from .conftest import UNET
 
@@ -281,6 +282,7 @@ def test_json_names_the_pictures_and_does_not_hold_them(model: str, capsys: pyte
         (["--control", "edges.png"], "--control 'edges.png' is not possible; write name=value,name=value"),
         (["--control", "model=x,image=init.png,wieght=2"], "unknown control option 'wieght'; did you mean 'weight'?"),
         (["--control", "model=x"], "control image is missing"),
+        (["--ip-adapter", "model=x"], "--ip-adapter 'model=x' names no picture; write image=FILE into it"),
         (["--preview", "look.gif"], "choose from .png"),
         (["--taesd", "taesd"], "--taesd is about the preview; ask for one with --preview"),
         (["--watermark", ""], "--watermark '' says nothing"),

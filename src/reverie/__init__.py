@@ -18,16 +18,8 @@ if TYPE_CHECKING:
     from reverie.progress import Progress
     from reverie.requests.films import Animation, Keyframe
     from reverie.requests.music import Film, Music, Stop
-    from reverie.requests.pictures import (
-        ControlInput,
-        Hires,
-        ImageToImage,
-        Inpaint,
-        Outpaint,
-        Refiner,
-        TextToImage,
-        Variation,
-    )
+    from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
+    from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
     from reverie.requests.records import from_metadata
     from reverie.server.client import AsyncClient, Client
     from reverie.similarity.embed import Clip, load_clip
@@ -74,11 +66,11 @@ _PLACES = {
     "Client": "reverie.server.client",
     "Clip": "reverie.similarity.embed",
     "Conditioning": "reverie.system",
-    "ControlInput": "reverie.requests.pictures",
+    "ControlInput": "reverie.requests.parts",
     "Explanation": "reverie.generate.explain",
     "Film": "reverie.requests.music",
     "Frame": "reverie.animation.draw",
-    "Hires": "reverie.requests.pictures",
+    "Hires": "reverie.requests.parts",
     "ImageToImage": "reverie.requests.pictures",
     "Inpaint": "reverie.requests.pictures",
     "Keyframe": "reverie.requests.films",
@@ -87,13 +79,13 @@ _PLACES = {
     "Pipeline": "reverie.pipeline",
     "Progress": "reverie.progress",
     "Recording": "reverie.music.sections",
-    "Refiner": "reverie.requests.pictures",
+    "Refiner": "reverie.requests.parts",
     "ReverieError": "reverie.errors",
     "Sound": "reverie.media.sound",
     "StableDiffusion": "reverie.system",
     "Stop": "reverie.requests.music",
     "TextToImage": "reverie.requests.pictures",
-    "Variation": "reverie.requests.pictures",
+    "Variation": "reverie.requests.parts",
     "compare": "reverie.jobs.batches",
     "from_metadata": "reverie.requests.records",
     "grid": "reverie.media.pictures",

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int64
@@ -40,13 +41,25 @@ TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itsel
 GOOD_SCORE, POOR_SCORE = 6.0, 2.5
 
 
+class RegionPrompt(NamedTuple):
+    """Hold a prompt of one row that a part of the picture follows, and how far: 0 to 1 in an image of a size.
+
+    `coverage` takes height and width. Weights above 1 are for regions that overlap.
+    """
+
+    tokens: Float[Tensor, "1 l d"]
+    coverage: Callable[[int, int], Float[Tensor, "h w"]]
+    weight: float
+
+
 @dataclass(frozen=True, eq=False)
 class Conditioning:
     """Hold what a U-Net is told: the prompt's tokens, and for SDXL the pooled prompt and the sizes in pixels.
 
     unCLIP's `pooled` is a picture's embedding. `guidance` is the scale less 1 that a latent consistency model, which is
     not guided from outside, is told.
-    `prompted` is 1 for rows to go towards and 0 for those to keep away from; None where nobody asks.
+    `prompted` is 1 for rows to go towards and 0 for those to keep away from; None where nobody asks. `regions` are what
+    parts of the picture follow in place of the tokens, in rows to go towards.
     """
 
     tokens: Float[Tensor, "b l d"]
@@ -54,6 +67,7 @@ class Conditioning:
     sizes: Float[Tensor, "b s"] | None = None
     guidance: Float[Tensor, " b"] | None = None
     prompted: Float[Tensor, " b"] | None = None
+    regions: tuple[RegionPrompt, ...] = ()
 
     def lerp(self, other: Conditioning, w: float) -> Conditioning:
         """Go the fraction w of the straight line to another."""
@@ -96,7 +110,7 @@ def text_layers(
 
 
 def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor]) -> Conditioning:
-    """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out."""
+    """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out. Regions are those of any."""
 
     def cat_or_none(tensors: list[Tensor | None]) -> Tensor | None:
         held = [tensor for tensor in tensors if tensor is not None]
@@ -108,6 +122,7 @@ def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor
         cat_or_none([part.sizes for part in parts]),
         cat_or_none([part.guidance for part in parts]),
         cat_or_none([part.prompted for part in parts]),
+        next((part.regions for part in parts if part.regions), ()),
     )
 
 
@@ -253,9 +268,9 @@ def load(
     bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
     device one at a time, or their "blocks" (see `runtime.offload`); an `Offloader` is that of a model to share it
     with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `runtime.compiled`).
-    The model is called by its file or folder, a hash of the weights, "v1-5 [1a2b3c4d5e]", and the `prediction` that was
-    named, so that what it draws says which of that name drew it. Raises ReverieError where there is no model or it is
-    damaged.
+    The model is called by its file or folder, a hash of the weights, "v1-5 [1a2b3c4d5e]", the dtype where that is not
+    float32, and the `prediction` that was named, so that what it draws says which of that name drew it. Raises
+    ReverieError where there is no model or it is damaged.
     """
     target = pick_device(device)
     kind = pick_dtype(dtype, target)
@@ -283,6 +298,8 @@ def load(
         name = f"{name} in int8"
     if fast and offloader is None:
         _quicken(components, name, files if unet is None else [*files, Path(unet)], int8=int8)
+    if kind != torch.float32:
+        name = f"{name} in {str(kind).removeprefix('torch.')}"
     if prediction is not None:
         name = f"{name} predicting {prediction}"
     if compile is not None:

@@ -17,7 +17,8 @@ from reverie.generate.sample import guided_denoiser, noise_levels
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
-from reverie.requests.pictures import ControlInput, TextToImage
+from reverie.requests.parts import ControlInput
+from reverie.requests.pictures import TextToImage
 from reverie.system import Conditioning, StableDiffusion
 
 PICTURE = Image.linear_gradient("L")

@@ -20,11 +20,11 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from reverie.adapters.ip_adapter import bind_image_prompts, cross_attentions, load_image_prompts, load_ip_adapter
 from reverie.checkpoints.clip_files import load_vision
-from reverie.errors import ReverieError
+from reverie.errors import RequestWarning, ReverieError
 from reverie.models.ip_adapter import ImageProjection, IPAdapter, PatchProjection, Projection, Resampler
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline, load
-from reverie.requests.pictures import IPAdapterInput
+from reverie.requests.parts import IPAdapterInput
 from reverie.runtime import is_packed, pack
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs
@@ -150,6 +150,14 @@ def test_it_acts_for_a_part_of_the_way(files: dict[str, Path], tiny: Pipeline) -
             time = torch.full((1,), t)
             assert torch.equal(bound(x, time), tiny.network(said)(x, time)) is not acts
     assert bind_image_prompts(tiny, [], tiny.network) == tiny.network
+
+
+def test_what_acts_on_no_step_is_noted(files: dict[str, Path], tiny: Pipeline) -> None:
+    between = {"model": str(files["plain"]), "images": PICTURES[:1], "start": 0.5, "end": 0.5}
+    drawn = partial(tiny.text_to_image, "a bear", seed=SEED, steps=2)
+    with pytest.warns(RequestWarning, match="'plain.safetensors' acts on no step: none of the 2 noise levels is from"):
+        seen = drawn(ip_adapters=[between])[0]
+    assert seen.tobytes() == drawn()[0].tobytes()
 
 
 def test_packed_networks_see_the_same(tower: Path, tiny: Pipeline) -> None:

@@ -17,7 +17,7 @@ from reverie.generate.conditioning import follow_recommended
 from reverie.generate.sample import noise_levels
 from reverie.jobs.pictures import PictureJob
 from reverie.models.unet import UNet
-from reverie.requests.pictures import Hires
+from reverie.requests.parts import Hires
 from reverie.requests.records import from_metadata
 
 BEAR = TextToImage(prompt="a bear", seed=7, steps=2)

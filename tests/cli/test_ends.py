@@ -105,10 +105,9 @@ def test_closed_stdout_is_no_failure() -> None:
     assert (done.returncode, done.stderr) == (0, b"")
 
 
-def test_what_is_finished_is_named_when_it_is_stopped(
-    tiny: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tiny.save(tmp_path / "model")
+@pytest.fixture
+def stopping(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Press Ctrl-C before the third picture is written."""
     save, written = pictures.save, []
 
     def stopped(picture: object, path: Path, **options: object) -> None:
@@ -118,8 +117,26 @@ def test_what_is_finished_is_named_when_it_is_stopped(
         save(picture, path, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr("reverie.jobs.pictures.save", stopped)
-    output = ["-o", str(tmp_path / "b.png"), "--count", "100", "--steps", "1", "--model", str(tmp_path / "model")]
-    assert run(["image", "a bear", *output]) == 130
+
+
+@pytest.mark.usefixtures("stopping")
+def test_what_is_finished_is_named_when_it_is_stopped(
+    tiny: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.save(tmp_path / "model")
+    output = ["-o", str(tmp_path / "b.png"), "--steps", "1", "--model", str(tmp_path / "model")]
+    assert run(["image", "a bear", *output, "--count", "100"]) == 130
     kept = [tmp_path / f"b-{index}.png" for index in (0, 1)]
-    assert capsys.readouterr().err.strip() == f"stopped; what is finished is kept: '{kept[0]}' to '{kept[1]}'"
+    stopped = f"stopped; what is finished is kept: '{kept[0]}' to '{kept[1]}'"
+    assert capsys.readouterr().err.strip() == stopped
     assert sorted(tmp_path.glob("*.png")) == kept
+
+
+@pytest.mark.usefixtures("stopping")
+def test_a_stopped_grid_names_the_seed_that_was_asked_for(
+    tiny: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tiny.save(tmp_path / "model")
+    output = ["-o", str(tmp_path / "b.png"), "--steps", "1", "--model", str(tmp_path / "model")]
+    assert run(["image", "a bear", *output, "--seed", "5", "--axis", "seed=1,2,3"]) == 130
+    assert "the same command with --seed 5 goes on from there" in capsys.readouterr().err

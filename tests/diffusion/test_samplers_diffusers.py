@@ -33,8 +33,7 @@ from reverie.diffusion.denoiser import PREDICTIONS, Denoise, denoiser
 from reverie.diffusion.guidance import consistency
 from reverie.diffusion.multistep import bh1, dpmpp_3m, unipc
 from reverie.diffusion.noise import Noise
-from reverie.diffusion.onestep import dpmpp_2s
-from reverie.diffusion.samplers import SAMPLERS, pick_sampler
+from reverie.diffusion.samplers import SAMPLERS, dpmpp_2s, pick_sampler
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp, zero_terminal_snr
 from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Sampler

@@ -39,7 +39,8 @@ from reverie.errors import ReverieError
 from reverie.generate.image import fill_in, picture_run
 from reverie.requests.foreign.diffusers import read_scheduler
 from reverie.requests.foreign.draft import Draft
-from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, TextToImage
+from reverie.requests.parts import ControlInput
+from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
 
 LOG = Path(os.environ["SHIM_LOG"])
 PIPELINES = [

@@ -11,7 +11,7 @@ from reverie.errors import ReverieError
 from reverie.generate import budget
 from reverie.generate.budget import LADDER, Profile, machine_profile, measure, plan
 from reverie.pipeline import Pipeline
-from reverie.requests.pictures import Hires
+from reverie.requests.parts import Hires
 
 PROFILE = Profile(step=2.0, reused=0.25, rest=3.0)
 BEAR = TextToImage(prompt="a bear", seed=1, steps=20)

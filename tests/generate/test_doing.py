@@ -12,12 +12,13 @@ from PIL import Image, ImageChops
 
 from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.errors import ReverieError
-from reverie.generate import canvas, image
-from reverie.generate.canvas import prepare
+from reverie.generate import image
+from reverie.generate.canvas import UPSCALERS, prepare
 from reverie.generate.image import picture_run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
-from reverie.requests.pictures import Hires, ImageToImage, Inpaint, Outpaint, Refiner, TextToImage, Variation
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.records import from_metadata, texts
 
 BEAR = {"prompt": "a bear", "negative": "red", "seed": 7, "steps": 4}
@@ -129,7 +130,7 @@ def test_latents_are_enlarged_by_the_kernel_of_their_name(
     codec, latents = tiny.codec, torch.zeros(1, 4, 8, 8)
     latents[..., 4] = 1
     size = 32 * codec.factor
-    row = canvas.UPSCALERS[upscaler](codec, (size, size), latents)[0, 0, 0, 10:26]
+    row = UPSCALERS[upscaler](codec, (size, size), latents)[0, 0, 0, 10:26]
     expected = [kernel((column + 0.5) / 4 - 0.5 - 4) for column in range(10, 26)]
     assert row.tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -268,7 +269,7 @@ def test_seamless_pictures_roll(tiny: Pipeline) -> None:
     """Rolled noise gives the rolled picture, so no place on it is an edge."""
     with picture_run(tiny, image.fill_in(tiny, ASKED["tile"]), None) as run:
         one, noise = run.passes[0], torch.randn(1, 4, 4, 4)
-        denoise = run._denoiser(one, noise, one.bind)
+        denoise = run._denoiser(one, [ASKED["tile"]], noise)
         with torch.no_grad():
             a, b = denoise(noise, 3.0), denoise(noise.roll((2, 2), (2, 3)), 3.0)
             assert torch.allclose(a.roll((2, 2), (2, 3)), b, atol=1e-4)

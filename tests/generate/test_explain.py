@@ -13,7 +13,8 @@ from reverie.errors import ReverieError
 from reverie.generate.explain import attention, explain, record_attention, token_words
 from reverie.models.layers import Attention
 from reverie.pipeline import Pipeline
-from reverie.requests.pictures import Refiner, TextToImage
+from reverie.requests.parts import Refiner
+from reverie.requests.pictures import TextToImage
 from reverie.tokenizer import Tokenizer
 
 REQUEST = TextToImage(prompt="a red bear", seed=3, steps=3)

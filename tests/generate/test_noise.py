@@ -6,7 +6,8 @@ import torch
 
 from reverie.diffusion.noise import Noise, gpu_source
 from reverie.generate.canvas import starting_noise
-from reverie.requests.pictures import TextToImage, Variation
+from reverie.requests.parts import Variation
+from reverie.requests.pictures import TextToImage
 
 SHAPE = (4, 6, 8)
 

@@ -52,8 +52,8 @@ def test_a_batch_draws_what_each_request_draws_alone(tiny: Pipeline, tmp_path: P
 def test_a_picture_of_another_request_or_finish_is_drawn_anew(tiny: Pipeline, tmp_path: Path) -> None:
     first, second = jobs(tmp_path)
 
-    def draw(*jobs: PictureJob) -> int:
-        return sum(isinstance(event, Saved) for event in BatchJob(jobs=jobs).run(lambda name: tiny))
+    def draw(*jobs: PictureJob, system: Pipeline = tiny) -> int:
+        return sum(isinstance(event, Saved) for event in BatchJob(jobs=jobs).run(lambda name: system))
 
     assert draw(first, second) == 2
     assert draw(first, replace(second, request=second.request.replace(steps=1))) == 1
@@ -61,6 +61,7 @@ def test_a_picture_of_another_request_or_finish_is_drawn_anew(tiny: Pipeline, tm
     assert draw(first, second) == 0
     assert draw(first, replace(second, explain=True)) == 2
     assert draw(first, replace(second, metadata=False)) == 1
+    assert draw(first, system=replace(tiny, name="tiny in bfloat16")) == 1  # as one that was loaded so is called
 
 
 def test_a_sheet_of_one_picture_leaves_it_there(tmp_path: Path) -> None:
@@ -69,10 +70,12 @@ def test_a_sheet_of_one_picture_leaves_it_there(tmp_path: Path) -> None:
     assert job.paths == [tmp_path / "sheet-0.png", tmp_path / "sheet.png"]
 
 
-def test_a_bundled_model_replays_by_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["reverie-turbo", "reverie-turbo in float16"])
+def test_a_bundled_model_replays_by_its_name(tmp_path: Path, name: str) -> None:
     picture = Image.new("RGB", (8, 8))
     asked = TextToImage(prompt="a bear", seed=7, width=256, height=256, guidance=1.0)
-    picture.info.update(texts(asked, "reverie-turbo"))
+    picture.info.update(texts(asked, name))
+    assert "Model: reverie-turbo, " in picture.info["parameters"]
     save(picture, file := tmp_path / "bear.png")
     job, _ = replay_job(file, {})
     assert job.model == "reverie-turbo"

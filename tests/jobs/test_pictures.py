@@ -12,11 +12,11 @@ from reverie.errors import ReverieError
 from reverie.jobs.events import Finished, Note, Preview, Saved
 from reverie.jobs.pictures import PictureJob
 from reverie.jobs.replay import replay_job
-from reverie.media.pictures import open_picture
+from reverie.media.pictures import open_picture, save
 from reverie.pipeline import Pipeline
 from reverie.progress import Progress
 from reverie.requests.pictures import ImageToImage, TextToImage
-from reverie.requests.records import from_metadata
+from reverie.requests.records import from_metadata, texts
 
 BEAR = TextToImage(prompt="a bear", seed=7, steps=2)
 
@@ -107,6 +107,33 @@ def test_a_replay_may_change_seed_steps_and_loras(tiny: Pipeline, tmp_path: Path
     assert (made.seed, made.steps) == (9, 3)
     with pytest.raises(ReverieError, match="was made without mask; leave out `mask`"):
         replay_job(tmp_path / "bear.png", {"mask": tmp_path / "bear.png"}, model="tiny")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"controls": [{"model": "gone.pth", "image": "seen.png"}]},
+        {"ip_adapters": [{"model": "gone.pth", "images": ["seen.png"]}]},
+        {"refiner": {"model": "gone.pth"}},
+        {"hires": {"upscaler": "gone.pth"}},
+    ],
+)
+def test_a_replay_says_where_to_put_a_model_that_is_not_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: dict[str, Any]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    picture = Image.new("RGB", (64, 64))
+    picture.save("seen.png")
+    asked = TextToImage.of({"seed": 7, "width": 64, "height": 64, "guidance": 1.0, **part})
+    picture.info.update(texts(asked, "reverie-emoji"))
+    save(picture, file := Path("bear.png"))
+    with pytest.raises(ReverieError, match=r"'gone.pth', which is not here; put it beside that file, or name its fol"):
+        replay_job(file, {})
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/gone.pth").touch()
+    monkeypatch.setenv("REVERIE_MODEL_DIR", str(tmp_path / "models"))
+    job, _ = replay_job(file, {})
+    assert str(tmp_path / "models/gone.pth") in job.request.to_json()
 
 
 def test_another_model_is_noted(tiny: Pipeline, tmp_path: Path) -> None:

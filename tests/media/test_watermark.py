@@ -13,7 +13,15 @@ from scipy import fft
 
 from reverie.errors import ReverieError
 from reverie.media.pictures import open_picture, save
-from reverie.media.watermark import LUMA, STEP, embed, extract, read, room, write
+from reverie.media.provenance import (
+    LUMA,
+    STEP,
+    embed_bits,
+    extract_votes,
+    read_watermark,
+    watermark_room,
+    write_watermark,
+)
 
 
 def clouds(size: int, seed: int = 0) -> Image.Image:
@@ -46,21 +54,21 @@ def psnr(a: Image.Image, b: Image.Image) -> float:
 def test_survives_jpeg(make, size: int, quality: int, tmp_path: Path) -> None:
     text, file = {128: "reverie 0.1", 512: "drawn by reverie from the prompt 'a bear'"}[size], tmp_path / "x.jpg"
     picture = make(size)
-    marked = write(picture, text)
+    marked = write_watermark(picture, text)
     assert psnr(picture, marked) > 43
     marked.save(file, quality=quality)
-    assert read(file) == text
+    assert read_watermark(file) == text
 
 
 def test_survives_other_formats_and_a_change_of_brightness(tmp_path: Path) -> None:
-    marked = write(clouds(128), "reverie")
-    assert read(marked) == "reverie"
+    marked = write_watermark(clouds(128), "reverie")
+    assert read_watermark(marked) == "reverie"
     for suffix in ("png", "webp"):
         save(marked, tmp_path / f"x.{suffix}")
-        assert read(tmp_path / f"x.{suffix}") == "reverie"
+        assert read_watermark(tmp_path / f"x.{suffix}") == "reverie"
     wiped = np.asarray(marked).copy()
     wiped[:32, :32] = 0
-    assert read(Image.fromarray(wiped)) == "reverie"
+    assert read_watermark(Image.fromarray(wiped)) == "reverie"
 
 
 def test_nothing_is_read_where_nothing_was_written(tmp_path: Path) -> None:
@@ -68,39 +76,39 @@ def test_nothing_is_read_where_nothing_was_written(tmp_path: Path) -> None:
     pictures += [Image.new("RGB", (256, 256), colour) for colour in ("white", "black", "teal")]
     for picture in (*pictures, Image.new("RGB", (8, 8))):
         with pytest.raises(ReverieError, match="holds no watermark"):
-            read(picture)
+            read_watermark(picture)
     with pytest.raises(ReverieError, match=r"cannot read '.*nothing\.png': no such file"):
-        read(tmp_path / "nothing.png")
+        read_watermark(tmp_path / "nothing.png")
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(ReverieError, match="not a picture, or damaged"):
-        read(tmp_path / "text.png")
+        read_watermark(tmp_path / "text.png")
 
 
 @settings(max_examples=20, deadline=None)
 @given(text=st.text(min_size=1, max_size=3), width=st.integers(96, 140), height=st.integers(96, 140))
 def test_every_text_and_size(text: str, width: int, height: int) -> None:
     picture = clouds(140).crop((0, 0, width, height))
-    if 0 < len(text.encode(errors="replace")) <= room(picture):
-        assert read(write(picture, text)) == text
+    if 0 < len(text.encode(errors="replace")) <= watermark_room(picture):
+        assert read_watermark(write_watermark(picture, text)) == text
 
 
 def test_what_does_not_fit_is_refused() -> None:
-    assert [room(Image.new("RGB", (size, size))) for size in (64, 128, 256, 1024)] == [0, 12, 60, 60]
+    assert [watermark_room(Image.new("RGB", (size, size))) for size in (64, 128, 256, 1024)] == [0, 12, 60, 60]
     with pytest.raises(
         ReverieError, match="13 bytes does not fit a picture of 128 x 128 pixels; give a text of 1 to 12"
     ):
-        write(clouds(128), "reverie 0.1.0")
+        write_watermark(clouds(128), "reverie 0.1.0")
     with pytest.raises(ReverieError, match="give one of at least 96 x 96"):
-        write(clouds(64), "x")
+        write_watermark(clouds(64), "x")
     with pytest.raises(ReverieError, match="0 bytes"):
-        write(clouds(128), "")
+        write_watermark(clouds(128), "")
 
 
 def test_transparency_and_metadata_stay(tmp_path: Path) -> None:
     picture = clouds(128)
     picture.putalpha(Image.linear_gradient("L").resize((128, 128)))
     picture.info["parameters"] = "a bear\nSteps: 20"
-    marked = write(picture, "reverie")
+    marked = write_watermark(picture, "reverie")
     save(marked, tmp_path / "x.png")
     assert marked.getchannel("A").tobytes() == picture.getchannel("A").tobytes()
     assert open_picture(tmp_path / "x.png").info["parameters"] == "a bear\nSteps: 20"
@@ -109,20 +117,20 @@ def test_transparency_and_metadata_stay(tmp_path: Path) -> None:
 def test_a_palette_s_transparency_stays(tmp_path: Path) -> None:
     discs(128).quantize(16).save(tmp_path / "x.png", transparency=0)
     picture = open_picture(tmp_path / "x.png")
-    marked = write(picture, "reverie")
+    marked = write_watermark(picture, "reverie")
     save(marked, tmp_path / "y.png")
     assert marked.getchannel("A").tobytes() == picture.convert("RGBA").getchannel("A").tobytes()
-    assert read(tmp_path / "y.png") == "reverie"
+    assert read_watermark(tmp_path / "y.png") == "reverie"
 
 
 def test_a_bit_is_in_the_largest_singular_value_of_the_wavelet_s_cosine_transform() -> None:
     """Compute the three transforms one after another, as the method is named."""
     bits = np.random.default_rng(0).integers(0, 2, 16 * 16).astype(np.uint8)
-    luma = embed(np.asarray(clouds(128), dtype=np.float64), bits) @ LUMA
+    luma = embed_bits(np.asarray(clouds(128), dtype=np.float64), bits) @ LUMA
     low = (luma[::2, ::2] + luma[1::2, ::2] + luma[::2, 1::2] + luma[1::2, 1::2]) / 2
     for index, (row, column) in enumerate(np.ndindex(16, 16)):
         block = low[4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
         largest = np.linalg.svd(fft.dctn(block, norm="ortho"), compute_uv=False)[0]
         assert (largest / STEP % 1 > 0.5) == bits[index]
-    assert ((extract(luma) > 0) == bits).all()
-    assert np.abs(extract(luma)).mean() > 0.9
+    assert ((extract_votes(luma) > 0) == bits).all()
+    assert np.abs(extract_votes(luma)).mean() > 0.9

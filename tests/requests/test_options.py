@@ -37,7 +37,17 @@ def names(*groups: type) -> set[str]:
 
 def test_every_field_has_a_flag() -> None:
     pictures = names(flags.PictureFlags, flags.InitFlags, flags.FurtherFlags) | SHARED
-    parts = {"prompt", "width", "height", "controls", "ip_adapters", "variation", "template", "negative_template"}
+    parts = {
+        "prompt",
+        "width",
+        "height",
+        "controls",
+        "ip_adapters",
+        "regions",
+        "variation",
+        "template",
+        "negative_template",
+    }
     assert set(Inpaint.model_fields) | set(TextToImage.model_fields) == pictures & set(Inpaint.model_fields) | parts
     films = names(flags.PathFlags, flags.FrameFlags, flags.SourceFlags) | SHARED | {"width", "height", "keyframes"}
     assert set(Animation.model_fields) <= films
@@ -51,7 +61,8 @@ def test_every_field_has_a_flag() -> None:
 LINES = """
 from reverie.requests.films import Animation, Keyframe
 from reverie.requests.music import Music
-from reverie.requests.pictures import ControlInput, Inpaint, Outpaint, TextToImage
+from reverie.requests.parts import ControlInput
+from reverie.requests.pictures import Inpaint, Outpaint, TextToImage
 
 Animation(keyframes=("a bear", "an apple"))
 Animation(keyframes=[{"prompt": "a bear"}, Keyframe(image="bear.png")], init_video="film.mp4")

@@ -19,7 +19,8 @@ from reverie.media.sound import Sound
 from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, Refiner, TextToImage
+from reverie.requests.parts import ControlInput, Refiner
+from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
 from reverie.requests.records import read_own, texts
 from reverie.requests.references import AllowedFolders, Picture, looking_in, references, resolving
 

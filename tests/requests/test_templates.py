@@ -15,7 +15,8 @@ import pytest
 from reverie.errors import ReverieError
 from reverie.media.pictures import PARAMETERS
 from reverie.requests.foreign.infotext import split
-from reverie.requests.pictures import TextToImage, Variation
+from reverie.requests.parts import Variation
+from reverie.requests.pictures import TextToImage
 from reverie.requests.records import texts
 from reverie.requests.templates import Wildcards, add_styles, draw_prompts, expand, read_styles
 

@@ -88,6 +88,11 @@ def test_a_model_may_be_rounded(plain: Pipeline, folder: Path, tmp_path: Path) -
     assert error(latents(small, BEAR), without) < 1e-2
 
 
+def test_a_model_in_another_dtype_has_another_name(plain: Pipeline, folder: Path) -> None:
+    """By which what was drawn in it is told apart."""
+    assert reverie.load(folder, dtype="bfloat16").name == f"{plain.name} in bfloat16"
+
+
 def test_pictures_are_the_same(plain: Pipeline, fast: Pipeline) -> None:
     assert error(latents(fast, BEAR), latents(plain, BEAR)) < 1e-5
     request = ImageToImage(**{**BEAR.model_dump(), "steps": 4, "strength": 0.5}, init=plain.draw(BEAR)[0])

@@ -18,7 +18,8 @@ from webuiapi import ControlNetUnit, WebUIApi, WebUIApiResult
 
 import reverie
 from reverie.requests.foreign import a1111
-from reverie.requests.pictures import ControlInput, Refiner, TextToImage
+from reverie.requests.parts import ControlInput, Refiner
+from reverie.requests.pictures import TextToImage
 from reverie.requests.records import from_metadata
 
 Json = dict[str, Any]

@@ -16,7 +16,7 @@ from reverie.checkpoints.load import Components, Recommended
 from reverie.data.loader import WHOLE, BatchPart
 from reverie.diffusion.denoiser import ScheduleConfig, denoiser
 from reverie.diffusion.noise import Noise
-from reverie.diffusion.onestep import euler
+from reverie.diffusion.samplers import euler
 from reverie.diffusion.schedule import to_ve
 from reverie.diffusion.spacings import trailing
 from reverie.errors import ReverieError

@@ -129,13 +129,17 @@ def test_the_adversary_sees_each_level_of_the_teacher(folder: Path) -> None:
         ('[distill]\nending = "now"\n', "unknown ending 'now'; choose from edge, later"),
         ("[distill]\n[lora]\nrank = 0\n", r"rank = 0 in \[lora\] makes no LoRA; give a rank such as 16"),
         ("[distill]\n[adversary]\nweight = -1\n", r"weight = -1 in \[adversary\] of the recipe"),
+        ("[distill]\n[lora]\nrank = 9999\n", r"rank = 9999 in \[lora\] of the recipe is too much: a layer has"),
     ],
 )
 def test_wrong_recipes_get_one_line(folder: Path, tmp_path: Path, tables: str, message: str) -> None:
     path = tmp_path / "recipe.toml"
     path.write_text(RECIPE.replace("{folder}", str(folder)) + tables)
     with pytest.raises(ReverieError, match=message):
-        list(run(path, tmp_path / "out"))
+        next(prepare(path, out := tmp_path / "out", "distill"))
+    assert not out.exists()
+    with pytest.raises(ReverieError, match=message):
+        list(run(path, out))
 
 
 def test_the_command_makes_latents_first_and_takes_no_other_objective(

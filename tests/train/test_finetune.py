@@ -9,6 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from diffusers import DDIMScheduler, DDPMScheduler
 from PIL import Image
 from torch import nn
 
@@ -22,7 +24,7 @@ from reverie.media.sound import Sound
 from reverie.pipeline import Pipeline
 from reverie.train import run
 from reverie.train.finetune import build, prepare
-from reverie.train.loop import Learner, RunSettings
+from reverie.train.loop import Learner, RunSettings, step_generator
 from reverie.train.recipe import read, section
 
 RUN = """
@@ -226,11 +228,28 @@ def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> 
         (PICTURES + "batch = 0\n", r"batch = 0 in \[data\] of the recipe: Input should be greater than 0"),
         ("[data]\nmusic = -3\n", r"music = -3 in \[data\] of the recipe: Input should be greater than or equal to 0"),
         (PICTURES + '[loss]\nweighting = "none"\n', r"unknown weighting 'none'; choose from"),
+        (PICTURES + "[lora]\nrank = 9999\n", r"rank = 9999 in \[lora\] of the recipe is too much: a layer has"),
+        ("zero_terminal_snr = true\n" + PICTURES, r"of which prediction = 'eps' tells nothing; give prediction = 'v'"),
+        ('prediction = "v"\n' + PICTURES + LORA, r"change the whole model; leave out \[lora\] and \[inversion\]"),
+        ('prediction = "w"\n' + PICTURES, r"unknown prediction in \[model\] 'w'"),
+        ("[data]\nmusic = 3\nheld_out = 0.5\n", r"held_out, \[augment\] and \[captions\] are for pictures = FOLDER"),
     ],
 )
 def test_wrong_recipes_get_one_line(recipe: Callable[[str], Path], tmp_path: Path, tables: str, message: str) -> None:
     with pytest.raises(ReverieError, match=message):
-        list(run(recipe(tables), tmp_path / "out"))
+        next(prepare(path := recipe(tables), out := tmp_path / "out"))
+    assert not out.exists()
+    with pytest.raises(ReverieError, match=message):
+        list(run(path, out))
+
+
+def test_a_file_in_place_of_the_folder_gets_one_line(
+    recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (out := tmp_path / "out").touch()
+    for flags in ((), ("--prepare",)):
+        assert cli.run(["finetune", str(recipe(PICTURES + LORA)), "--out", str(out), *flags]) == 2
+        assert "is a file, and a run is kept in a folder; choose another --out" in capsys.readouterr().err
 
 
 def test_of_several_processes_the_first_makes_the_latents(
@@ -286,3 +305,47 @@ def test_the_command_makes_latents_first(
     path.write_text(path.read_text().replace('"finetune"', '"diffusion"').split("[model]")[0])
     assert cli.run(["finetune", str(path)]) == 2
     assert "is for `reverie train`: its objective is 'diffusion'" in capsys.readouterr().err
+
+
+ZERO_SNR = '[data]\npictures = "{folder}/pictures"\ncaption = "a dog"\ndropout = 0.0\n'
+RELEARNED = 'prediction = "v"\nzero_terminal_snr = true\n' + ZERO_SNR
+
+
+@torch.no_grad()
+def test_a_step_at_zero_terminal_snr_is_diffusers(recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    """The arithmetic of examples/text_to_image/train_text_to_image.py with rescaled betas and velocities."""
+    objective = build(read(recipe(RELEARNED)), 3, tmp_path)
+    theirs = DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        rescale_betas_zero_snr=True,
+        prediction_type="v_prediction",
+    )
+    rescaled = theirs.alphas_cumprod.double()
+    assert (objective.schedule.alphas_cumprod - rescaled).abs().max() < 2e-6  # they compute in single precision
+    assert objective.schedule.alphas_cumprod[-1] == 0
+    for step in range(3):
+        ((_, loss, _),) = objective.losses(step)
+        latents, told, _ = objective.batches(step)
+        generator = step_generator(3, step)
+        t = torch.randint(1000, (4,), generator=generator)
+        noise, components = torch.randn(latents.shape, generator=generator), objective.components
+        context = components.text_encoders[0](components.tokenizers[0](told["caption"])).last
+        predicted = components.unet(theirs.add_noise(latents, noise, t), t, context)
+        expected = F.mse_loss(predicted, theirs.get_velocity(latents, noise, t))
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+def test_a_model_says_that_its_schedule_ends_in_noise_alone(recipe: Callable[[str], Path], tmp_path: Path) -> None:
+    build(read(recipe(RELEARNED)), 3, tmp_path).export(tmp_path / "out/export")
+    model, export = Pipeline(**vars(load_folder(tmp_path / "out/export"))), tmp_path / "out/export"
+    assert (model.schedule_config.prediction, model.schedule_config.zero_terminal_snr) == ("v", True)
+    drawn, asked = (
+        model.text_to_image("a dog", steps=3, seed=1, **given)[0] for given in ({}, {"schedule": "trailing"})
+    )
+    assert drawn.tobytes() == asked.tobytes()
+    theirs = DDIMScheduler.from_pretrained(export / "scheduler")
+    theirs.set_timesteps(3)
+    assert theirs.timesteps[0] == 999
+    assert theirs.alphas_cumprod[-1] == 0

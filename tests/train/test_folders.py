@@ -157,3 +157,56 @@ def test_wrong_settings_get_one_line(tmp_path: Path, objective: Callable[[str], 
         objective('[data]\npictures = "PATH/train"\nmasks = "PATH/none"\n')
     with pytest.raises(ReverieError, match=r"get new captions in each pass; leave cached in \[text\] out"):
         objective('[data]\npictures = "PATH/train"\n[captions]\nshuffle = true\n[text]\ncached = true\n')
+
+
+HELD_OUT = '[data]\npictures = "PATH/photos"\ncaption = "a dog"\nbatch = 2\nbuckets = 8\nheld_out = '
+
+
+def test_a_share_of_the_pictures_is_measured_and_not_learned(
+    tmp_path: Path, objective: Callable[[str], Finetuning]
+) -> None:
+    for number in range(10):
+        save(tmp_path / f"photos/y{'x' * number}.png", *((48, 40), (64, 32))[number % 2])
+    varied = "[augment]\nvariants = 3\nflip = 0.5\n"
+    trained = objective(f"{HELD_OUT}0.2\n{varied}")
+    streams = [serve.examples for serve in trained.batches.items.make.streams]
+    apart = [stream.examples for stream in trained.held_out]
+    numbers = [[n for examples in rows for n in examples.members] for rows in (streams, apart)]
+    assert sorted(numbers[0] + numbers[1]) == list(range(10))
+    assert len(numbers[1]) == 2
+    assert sum(map(len, apart)) == 2  # no variants
+    first = trained.measures()
+    list(trained.losses(7))
+    assert trained.measures() == first
+    again = objective(f"{HELD_OUT}0.2\n{varied}")
+    assert [stream.examples.members for stream in again.held_out] == [examples.members for examples in apart]
+    with pytest.raises(ReverieError, match=r"held_out = 0.99 in \[data\] leaves nothing of 10 pictures"):
+        objective(f"{HELD_OUT}0.99\n")
+
+
+def test_the_validation_loss_is_the_mean_over_a_folder_at_fixed_noise(
+    tmp_path: Path, objective: Callable[[str], Finetuning]
+) -> None:
+    for folder, count in (("photos", 4), ("others", 3)):
+        for number in range(count):
+            save(tmp_path / f"{folder}/y{'x' * number}.png", caption=f"{folder} {number}")
+    trained = objective(f'{HELD_OUT}"PATH/others"\n')
+    (stream,) = trained.held_out
+    told = {trained.batches.items.make(index)[1]["caption"] for index in range(40)}
+    assert told == {"", *(f"photos {number}" for number in range(4))}
+    assert {stream(index)[1]["caption"] for index in range(40)} == {f"others {number}" for number in range(3)}
+    losses = []
+    for step in range(16):  # three pictures in batches of two, each seen ten times or more
+        generator, items = (
+            torch.Generator().manual_seed((3 * 1_000_003 + step) * 8),
+            [stream(2 * step + k) for k in (0, 1)],
+        )
+        t, x0 = torch.randint(1000, (2,), generator=generator), torch.stack([latents for latents, _, _ in items])
+        eps, components = torch.randn(x0.shape, generator=generator), trained.components
+        tokens = components.tokenizers[0]([told["caption"] for _, told, _ in items])
+        with torch.no_grad():
+            noisy = trained.schedule.add_noise(x0, eps, t)
+            predicted = components.unet(noisy, t, components.text_encoders[0](tokens).last)
+        target = trained.prediction.target(trained.schedule, x0, eps, t)
+        losses.append((predicted - target).square().mean().item())
+    assert trained.measures()["validation"] == pytest.approx(np.mean(losses), rel=1e-5)

@@ -16,7 +16,7 @@ from reverie.generate.conditioning import encode
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
 from reverie.train import run
-from reverie.train.finetune import build
+from reverie.train.finetune import build, prepare
 from reverie.train.recipe import read
 
 RECIPE = """
@@ -119,4 +119,7 @@ def test_diffusers_reads_the_word(recipe: Path, file: Path) -> None:
 def test_wrong_recipes_get_one_line(recipe: Path, tmp_path: Path, old: str, new: str, message: str) -> None:
     (path := tmp_path / "recipe.toml").write_text(recipe.read_text().replace(old, new))
     with pytest.raises(ReverieError, match=message):
-        build(read(path), 0, tmp_path)
+        next(prepare(path, out := tmp_path / "out"))
+    assert not out.exists()
+    with pytest.raises(ReverieError, match=message):
+        build(read(path), 0, out)

@@ -27,7 +27,7 @@ from reverie.errors import ReverieError
 from reverie.media.pictures import to_rgb
 from reverie.models.controlnet import CONTROLNETS, ControlNet, ControlNetConfig
 from reverie.models.unet import UNet
-from reverie.requests.pictures import CONTROL_KINDS
+from reverie.requests.parts import CONTROL_KINDS
 from reverie.system import Conditioning, StableDiffusion
 
 

@@ -31,10 +31,10 @@ from reverie.media import masks
 from reverie.media.pictures import to_rgb
 from reverie.models.clip import VisionTowerWithProjection
 from reverie.models.ip_adapter import ImageProjection, IPAdapter, PatchProjection, Projection, Resampler
-from reverie.models.layers import Attention, SpatialTransformer, attend
+from reverie.models.layers import Attend, Attention, SpatialTransformer, attend
 from reverie.models.unet import UNet
 from reverie.requests.adapter_files import SUFFIXES
-from reverie.requests.pictures import IPAdapterInput
+from reverie.requests.parts import IPAdapterInput
 from reverie.runtime.changes import attending
 from reverie.runtime.offload import HOST, offloader_of
 from reverie.system import Conditioning, StableDiffusion
@@ -65,10 +65,15 @@ class ImagePrompt:
         """Return how far the pictures act on each token of an image, in a U-Net whose latents have a size."""
         if self.mask is None:
             return 1.0
-        height, width = size
-        while height * width > tokens:
-            height, width = -(-height // 2), -(-width // 2)
-        return F.interpolate(self.mask, (height, width), mode="area").flatten(2).mT
+        return F.interpolate(self.mask, level_size(size, tokens), mode="area").flatten(2).mT
+
+
+def level_size(size: tuple[int, int], tokens: int) -> tuple[int, int]:
+    """Return height and width of an image of so many tokens, in a U-Net whose latents have a size."""
+    height, width = size
+    while height * width > tokens:
+        height, width = -(-height // 2), -(-width // 2)
+    return height, width
 
 
 def bind_image_prompts(system: StableDiffusion, prompts: Sequence[ImagePrompt], bind: Bind) -> Bind:
@@ -90,15 +95,15 @@ def bind_image_prompts(system: StableDiffusion, prompts: Sequence[ImagePrompt], 
             way, size = system.progress(t[0].item()), (x.shape[2], x.shape[3])
             acting = [prompt for prompt in prompts if prompt.start <= way <= prompt.end]
 
-            def gather(layer: int, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-                gathered = attend(q, k, v, heads)
+            def gather(layer: int, before: Attend, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+                gathered = before(q, k, v, heads)
                 for prompt in acting:
                     if weight := prompt.weights[layer]:
                         seen = attend(q, *shown[prompt][layer], heads)
                         gathered = gathered + weight * share(prompt, size, q.shape[1]) * seen
                 return gathered
 
-            ways = {attention: partial(gather, layer) for layer, attention in enumerate(attentions)}
+            ways = {attention: partial(gather, layer, attention.attend) for layer, attention in enumerate(attentions)}
             with attending(ways if acting else {}):
                 return network(x, t)
 
@@ -174,11 +179,12 @@ def _prompt(
         [asked.weight * share for share in shares],
         asked.start,
         asked.end,
-        None if asked.mask is None else _mask(asked.mask.image()).to(system.device, system.dtype),
+        None if asked.mask is None else mask_tensor(asked.mask.image()).to(system.device, system.dtype),
     )
 
 
-def _mask(picture: Image.Image) -> Float[Tensor, "1 1 h w"]:
+def mask_tensor(picture: Image.Image) -> Float[Tensor, "1 1 h w"]:
+    """Return the mask that a picture draws, 0 to 1."""
     return torch.from_numpy(np.asarray(masks.from_picture(picture), dtype=np.float32) / 255)[None, None]
 
 

@@ -33,7 +33,8 @@ from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
 from reverie.requests.adapter_files import extract
 from reverie.requests.base import steps_taken
 from reverie.requests.films import Animation, Keyframe
-from reverie.requests.pictures import TextToImage, VariedPicture
+from reverie.requests.parts import VariedPicture
+from reverie.requests.pictures import TextToImage
 from reverie.system import StableDiffusion
 
 

@@ -10,6 +10,7 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reverie.cli.flags import (
@@ -32,7 +33,8 @@ from reverie.errors import ReverieError
 if TYPE_CHECKING:
     from reverie.requests.films import Animation
     from reverie.requests.music import Film, Music
-    from reverie.requests.pictures import Hires, Refiner, TextToImage, Variation
+    from reverie.requests.parts import Hires, Refiner, Variation
+    from reverie.requests.pictures import TextToImage
 
 Fields = dict[str, Any]
 
@@ -61,13 +63,16 @@ def ask_picture(
     further: FurtherFlags = FurtherFlags(),
 ) -> TextToImage:
     """Make the request for pictures. Raises ReverieError for values out of range and for what does not fit."""
-    from reverie.requests.pictures import ControlInput, ImageToImage, Inpaint, IPAdapterInput, Outpaint, TextToImage
+    from reverie.requests.parts import ControlInput, IPAdapterInput, Region
+    from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 
     shared = {"prompt": prompt, **fields_of(drawing, adapters), **_further(further)}
     if controls := shared.pop("control", ()):
         shared["controls"] = tuple(ControlInput.of(parse_fields(text, "control")) for text in controls)
     if seen := shared.pop("ip_adapter", ()):
         shared["ip_adapters"] = tuple(IPAdapterInput.of(parse_ip_adapter(text)) for text in seen)
+    if regions := shared.pop("region", ()):
+        shared["regions"] = tuple(Region.of(parse_region(text)) for text in regions)
     picture = fields_of(init)
     if init.init is None:
         for name in sorted(picture):
@@ -91,7 +96,7 @@ def _further(flags: FurtherFlags) -> Fields:
 
 
 def _variation(flags: FurtherFlags) -> Variation | None:
-    from reverie.requests.pictures import Variation
+    from reverie.requests.parts import Variation
 
     width, height = parse_size(flags.seed_size) if flags.seed_size is not None else (None, None)
     fields = _without_none(seed=flags.subseed, strength=flags.subseed_strength, width=width, height=height)
@@ -103,7 +108,7 @@ def _variation(flags: FurtherFlags) -> Variation | None:
 
 
 def _hires(flags: FurtherFlags) -> Hires | None:
-    from reverie.requests.pictures import Hires
+    from reverie.requests.parts import Hires
 
     fields = _without_none(upscaler=flags.hires_upscaler, steps=flags.hires_steps, strength=flags.hires_strength)
     if flags.hires is None:
@@ -117,7 +122,7 @@ def _hires(flags: FurtherFlags) -> Hires | None:
 
 
 def _refiner(flags: FurtherFlags) -> Refiner | None:
-    from reverie.requests.pictures import Refiner
+    from reverie.requests.parts import Refiner
 
     if flags.refiner is not None:
         return Refiner(model=flags.refiner, **_without_none(switch=flags.refiner_switch))
@@ -276,9 +281,30 @@ def parse_fields(text: str, flag: str, several: Sequence[str] = ()) -> Fields:
 
 
 def parse_ip_adapter(text: str) -> Fields:
-    """Read the fields of an IP-Adapter, whose picture may be several."""
+    """Read the fields of an IP-Adapter, whose picture may be several. Raises ReverieError where there is none."""
     fields = parse_fields(text, "ip-adapter", ("image",))
-    return {"images" if name == "image" else name: value for name, value in fields.items()}
+    if "image" not in fields:
+        raise ReverieError(f"--ip-adapter '{text}' names no picture; write image=FILE into it")
+    return {**fields, "images": fields.pop("image")}
+
+
+def parse_region(text: str) -> Fields:
+    """Read PLACE=PROMPT or PLACE:WEIGHT=PROMPT. Raises ReverieError where the place is neither a box nor a mask."""
+    from reverie.requests.parts import BOX_FORMS, read_box
+
+    found = re.fullmatch(r"(.+?)(?::(\d*\.?\d+))?=(.*)", text, re.DOTALL)
+    if found is None:
+        raise ReverieError(f"--region '{text}' is not possible; write PLACE=PROMPT such as 'left=a bear'")
+    place, weight, prompt = found.groups()
+    fields = {"prompt": prompt, **({"weight": weight} if weight else {})}
+    if Path(place).is_file():
+        return {**fields, "mask": place}
+    try:
+        return {**fields, "box": read_box(place)}
+    except ReverieError:
+        raise ReverieError(
+            f"--region '{text}' names no part of a picture; write {BOX_FORMS}, or the file of a mask"
+        ) from None
 
 
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")

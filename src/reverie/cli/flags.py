@@ -80,6 +80,8 @@ class PictureFlags(SampledFlags):
     """WIDTHxHEIGHT in pixels, multiples of 8, or what the model asks; the model's own if not given."""
     count: Whole | None = None
     """How many pictures; 1 if not given."""
+    region: Several = ()
+    """Part of the picture and its own prompt, PLACE=PROMPT or PLACE:WEIGHT=PROMPT; PLACE is left, right, top, bottom, column1/3, row2/3, LEFT,TOP,RIGHT,BOTTOM as fractions, or a mask; may be given several times."""
 
 
 @Parameter(name="*", group="Start from a picture")

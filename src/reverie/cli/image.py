@@ -99,7 +99,8 @@ def image(
     if many.axis:
         axes, requests = ask_grid(prompt, flags, request, many)
         tell_numbered([name for names in axes.names for name in names])
-        job = grid_job(axes, BatchJob.of(requests, output, {**options, "grid": True}), model)
+        batch = replace(BatchJob.of(requests, output, {**options, "grid": True}), asked_seed=request.seed)
+        job = grid_job(axes, batch, model)
     elif len(requests := draw_many(request, many)) == 1:
         job = PictureJob(request=requests[0], output=output, **options)
     else:

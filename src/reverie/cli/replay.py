@@ -56,7 +56,7 @@ def replay(
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if variations is not None:
         from reverie.requests.base import MAX_SEED, random_seed
-        from reverie.requests.pictures import Variation
+        from reverie.requests.parts import Variation
 
         other = min(random_seed(), MAX_SEED + 1 - variations)  # the last is to be a seed too
         changes |= {"count": variations, "variation": Variation(seed=other, strength=subseed_strength)}
@@ -81,9 +81,9 @@ def read_watermark(file: Path, /) -> None:
     file
         A picture; one saved as JPEG since still tells.
     """
-    from reverie.media import watermark
+    from reverie.media import provenance
 
-    say(watermark.read(file))
+    say(provenance.read_watermark(file))
 
 
 @watermark_app.command(name="write")
@@ -100,9 +100,9 @@ def write_watermark(file: Path, /, *, output: Output, text: str = "reverie") -> 
         What it says: up to 12 bytes in 128 x 128 pixels, 60 in 256 x 256 and more.
     """
     from reverie.jobs.outputs import check_writable
-    from reverie.media import watermark
+    from reverie.media import provenance
     from reverie.media.pictures import open_picture, save
 
     check_writable([output], [file])
-    save(watermark.write(open_picture(file), text), output)
+    save(provenance.write_watermark(open_picture(file), text), output)
     say(str(output))

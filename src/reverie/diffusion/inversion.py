@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.noise import slerp
-from reverie.diffusion.onestep import euler
+from reverie.diffusion.samplers import euler
 from reverie.diffusion.schedule import to_ve, to_vp
 from reverie.diffusion.step import Interval, Latent, NoiseSource, Past, Point, Sampler, Sigmas, Step, intervals
 

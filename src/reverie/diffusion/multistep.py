@@ -1,7 +1,7 @@
 """Multistep samplers: LMS, PLMS, DPM++ 2M and 3M, UniPC.
 
 Each of these asks the denoiser once a step (PLMS twice in its first) and gains order from `past`, which every Step
-carries on. Noise is drawn afresh for each step, not read off one Brownian path (see onestep.py).
+carries on. Noise is drawn afresh for each step, not read off one Brownian path (see samplers.py).
 """
 
 from __future__ import annotations

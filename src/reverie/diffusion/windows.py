@@ -130,6 +130,11 @@ class Tiles:
         return cls(line(height, min(side, height)), line(width, min(side, width)))
 
     @property
+    def size(self) -> tuple[int, int]:
+        """Return the image's height and width."""
+        return self.rows.length, self.columns.length
+
+    @property
     def places(self) -> list[Place]:
         """Return where the tiles lie, row by row."""
         rows, columns = ([slice(start, start + one.width) for start in one.starts] for one in (self.rows, self.columns))

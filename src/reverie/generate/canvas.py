@@ -1,4 +1,4 @@
-"""The starting point of a drawing: noise of its seed, a picture's latents, also enlarged, a mask, what CLIP sees of it."""
+"""The starting point of a drawing: noise of its seed, a picture's latents, also enlarged, and what CLIP sees of it."""
 
 from __future__ import annotations
 

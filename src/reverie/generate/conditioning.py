@@ -19,6 +19,7 @@ from reverie.errors import ReverieError
 from reverie.generate import prompt
 from reverie.generate.canvas import embed_pictures
 from reverie.generate.prompt import Piece
+from reverie.generate.regions import with_regions
 from reverie.requests import adapter_files
 from reverie.requests.adapter_files import Adapter, extract
 from reverie.requests.base import SampledRequest
@@ -220,16 +221,23 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
     seen = embed_pictures(system, request)
     if not system.text_encoders:
         return _without_words(system, request, seen)
-    parts, guidance = prompt.parts(extract(request.prompt).text), _told_guidance(system, request)
+    parts, *others = (prompt.parts(extract(text).text) for text in request.prompts)
+    if others and any([part.weight for part in said] != [1.0] for said in (parts, *others)):
+        raise ReverieError("regions go with neither AND nor a weight of a whole prompt; leave out one of them")
+    guidance = _told_guidance(system, request)
     if guidance is not None and (request.negative or [part.weight for part in parts] != [1.0]):
         raise ReverieError("this latent consistency model is guided within; leave out the negative prompt and AND")
     inversions = inversions_of(request)
     outputs = inversion.outputs(system, inversions)
     with inversion.apply(system, inversions) as words:
         encoder = _Encoder(system, words, outputs, request.clip_skip, guidance)
-        guides = tuple(
-            encoder.guide(part.text, part.weight, request.steps, after, positive, zero=False) for part in parts
-        )
+
+        def guide(part: prompt.Part) -> Guide:
+            return encoder.guide(part.text, part.weight, request.steps, after, positive, zero=False)
+
+        guides = tuple(map(guide, parts))
+        if request.regions:
+            guides = (with_regions(guides[0], request.regions, [guide(part) for (part,) in others]),)
         zero = system.zero_empty if request.zero_negative is None else request.zero_negative
         away = encoder.guide(request.negative, 1.0, request.steps, after, negative, zero=zero)
         return (
@@ -243,8 +251,10 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
 
 def _without_words(system: StableDiffusion, request: TextToImage, seen: Tensor | None) -> Prompts:
     """Steer by what a model sees, in place of tokens, and away from nothing: zeros."""
-    if request.prompt or request.negative or request.clip_skip > 1:
-        raise ReverieError(f"{system.name} sees pictures and reads no words; leave out the prompts and `clip_skip`")
+    if request.prompt or request.negative or request.clip_skip > 1 or request.regions:
+        raise ReverieError(
+            f"{system.name} sees pictures and reads no words; leave out the prompts, `regions` and `clip_skip`"
+        )
     assert seen is not None
     return steady(Conditioning(seen[:, None]), Conditioning(torch.zeros_like(seen[:, None])))
 

@@ -132,8 +132,8 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
     """Draw the first picture of a request, to the bit the one that `stream` draws, and tell which word drew what.
 
     A word that the prompt says twice has one map, the sum. Costs a second softmax a layer, for this picture only.
-    Raises ReverieError where the request hands over to a refiner, whose attention is not watched, and for a model that
-    reads no words.
+    Raises ReverieError where the request hands over to a refiner, whose attention is not watched, or has regions, and
+    for a model that reads no words.
     """
     if not system.text_encoders:
         raise ReverieError(f"{system.name} sees pictures and reads no words; leave out `explain`", field="explain")
@@ -141,6 +141,8 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
         raise ReverieError("the attention of a refiner is not recorded; leave out the refiner")
     if request.tile_size is not None:
         raise ReverieError("the attention of tiles is not recorded; leave out `tile_size`", field="tile_size")
+    if request.regions:
+        raise ReverieError("the attention to the prompts of regions is not recorded; leave out the regions")
     single = fill_in(system, request).only(0)
     words = list(_words(system, single))
     with picture_run(system, single) as run:

@@ -28,6 +28,7 @@ from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
 from reverie.diffusion.windows import Place, Tiles, by_tiles
 from reverie.errors import ReverieError
+from reverie.files import name_of
 from reverie.generate import canvas, conditioning
 from reverie.generate.canvas import (
     Canvas,
@@ -42,6 +43,7 @@ from reverie.generate.canvas import (
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits, with_sums
+from reverie.generate.regions import bind_regions, cut_regions
 from reverie.generate.sample import (
     SAME,
     Bind,
@@ -57,7 +59,8 @@ from reverie.generate.sample import (
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
 from reverie.requests.base import FREE_LEVELS, steps_taken
-from reverie.requests.pictures import ControlInput, ImageToImage, Outpaint, TextToImage
+from reverie.requests.parts import ControlInput, IPAdapterInput
+from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.requests.records import texts
 from reverie.runtime import is_packed, pack
 from reverie.runtime.offload import HOST, by_block, offloader_of
@@ -88,6 +91,10 @@ class Pass:
     def __len__(self) -> int:
         return len(self.sigmas) - 1
 
+    def within(self, bind: Bind, place: Place | None) -> Bind:
+        """Bind what is asked at a tile's place, or of all: regions cover there what they cover of the whole."""
+        return bind if self.tiles is None or place is None else cut_regions(bind, self.tiles.size, place)
+
 
 @dataclass(frozen=True, eq=False)
 class PictureRun:
@@ -113,7 +120,7 @@ class PictureRun:
 
     def bind(self, one: Pass, singles: Sequence[TextToImage], extra: Tensor | None, place: Place | None = None) -> Bind:
         """Bind the network of a pass, with what it sees beside the latents, at a tile's place or all."""
-        bind = one.bind if place is None else one.steering.cut(place).bind()
+        bind = one.bind if place is None else one.within(one.steering.cut(place).bind(), place)
         if enlarges(self.system):
             bind = bind_level(bind, singles[0].noise_level or 0)
         return noise_embeddings(self.system, bind_extra(bind, extra, place), singles)
@@ -147,7 +154,8 @@ class PictureRun:
         denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, blind)
         if self.refiner is None or request.refiner is None or one.refined is None:
             return denoise
-        refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows)
+        refined = one.within(bind_regions([self.refiner.unet], self.refiner.network), place)
+        refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows, refined)
         return switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
 
 
@@ -337,7 +345,7 @@ def _draw(
     run = prepare_run(system, request, refiner, encode)
     notes = adapter_notes(system, request)  # by the sums that were written down, before others join them
     request, changed = with_sums(system, request)
-    notes = (*notes, *changed, *model_limits(request, system))
+    notes = (*notes, *changed, *model_limits(request, system), *_idle(run, request))
 
     def show(latents: Tensor) -> list[Image.Image]:
         with modification.active():
@@ -353,6 +361,17 @@ def _draw(
             look, done = partial(show, step.denoised), done + 1
             yield PictureStep(done, total, "steps", seeds, step.denoised, look, pictures, notes=notes)
             notes = ()
+
+
+def _idle(run: PictureRun, request: TextToImage) -> Iterator[str]:
+    """Say which controls and IP-Adapters act on no step, as no noise level lies on their part of the way."""
+    system, levels = run.system, torch.cat([one.sigmas[:-1] for one in run.passes])
+    ways = [system.progress(t) for t in system.scalings(system.schedule, levels).c_noise.tolist()]
+    asked: list[ControlInput | IPAdapterInput] = [*request.controls, *request.ip_adapters]
+    for one in asked:
+        if not any(one.start <= way <= one.end for way in ways):
+            part = f"from {one.start:g} to {one.end:g} of the way"
+            yield f"'{name_of(one.model)}' acts on no step: none of the {len(ways)} noise levels is {part}"
 
 
 def passes(run: PictureRun, singles: Sequence[TextToImage]) -> Iterator[tuple[Step, bool]]:

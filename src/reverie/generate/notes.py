@@ -20,7 +20,8 @@ from reverie.requests.adapter_files import files_sum
 from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music, tempos
-from reverie.requests.pictures import UPSCALER_NAMES, TextToImage
+from reverie.requests.parts import UPSCALER_NAMES
+from reverie.requests.pictures import TextToImage
 from reverie.requests.references import recorded_name
 from reverie.system import StableDiffusion, model_files
 

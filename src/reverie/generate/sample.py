@@ -41,6 +41,7 @@ from reverie.diffusion.windows import Place
 from reverie.errors import ReverieError
 from reverie.generate.canvas import resize
 from reverie.generate.conditioning import Prompts
+from reverie.generate.regions import bind_regions
 from reverie.media.pictures import to_rgb
 from reverie.models.layers import timestep_embedding
 from reverie.requests.pictures import ImageToImage, TextToImage
@@ -66,9 +67,11 @@ class Steering:
 
     def bind(self) -> Bind:
         """Return what binds the network that they steer. Raises ReverieError where one is of another family."""
-        bind = bind_controls(self.system, [one for one in self.controls if isinstance(one, Control)])
+        nets = [one for one in self.controls if isinstance(one, Control)]
+        bind = bind_controls(self.system, nets)
         bind = bind_features(self.system, [one for one in self.controls if isinstance(one, FeatureControl)], bind)
-        return bind_image_prompts(self.system, self.prompts, bind)
+        bind = bind_image_prompts(self.system, self.prompts, bind)
+        return bind_regions([self.system.unet, *(control.network for control in nets)], bind)
 
     def stretch(self, height: int, width: int) -> Steering:
         """Stretch pictures and masks to latents of a height and a width."""

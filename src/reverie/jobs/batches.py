@@ -109,12 +109,14 @@ class BatchJob:
     """Do several jobs for pictures with one model, and write what `lay_out` makes of all their pictures to `sheet`.
 
     Each picture carries its own request; the sheet, which shows several, carries none. A picture that is there already
-    by the same request is not drawn again, so that a batch which was stopped goes on.
+    by the same request is not drawn again, so that a batch which was stopped goes on. `asked_seed` is the seed of what
+    the jobs came from, where each may have another.
     """
 
     jobs: tuple[PictureJob, ...]
     sheet: Path | None = None
     lay_out: Callable[[list[Image.Image]], Image.Image] = grid
+    asked_seed: int | None = None
 
     @classmethod
     def of(cls, requests: Sequence[TextToImage], output: Path, options: Mapping[str, Any]) -> BatchJob:
@@ -153,8 +155,8 @@ class BatchJob:
 
     @property
     def seed(self) -> int:
-        """Return the seed of the first."""
-        return self.jobs[0].request.seed
+        """Return the seed that was asked for: where that is not said, the first's."""
+        return self.jobs[0].request.seed if self.asked_seed is None else self.asked_seed
 
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`."""

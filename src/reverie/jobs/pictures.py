@@ -235,7 +235,7 @@ def finishing(
     """Return what becomes of each picture before it is written, and whether the safety checker held it back."""
     from reverie.checkpoints.load import load_safety
     from reverie.codecs.clip_images import screen_pictures
-    from reverie.media import watermark as watermarks
+    from reverie.media.provenance import write_watermark
 
     checker = None if safety is None else load_safety(safety, device=system.device)
 
@@ -243,7 +243,7 @@ def finishing(
         held = False
         if checker is not None:
             (picture,), (held,) = screen_pictures(checker, [picture])
-        return (picture if watermark is None else watermarks.write(picture, watermark)), held
+        return (picture if watermark is None else write_watermark(picture, watermark)), held
 
     return finish
 

@@ -7,16 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from reverie.errors import ReverieError
+from reverie.files import name_of
 from reverie.jobs.events import Job, Note, not_honoured
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
 from reverie.jobs.pictures import PictureJob
 from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
-from reverie.requests.music import Music
+from reverie.requests.music import Film, Music
+from reverie.requests.parts import UPSCALER_NAMES
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import read_record
-from reverie.requests.references import BUNDLED, FileReference, references
+from reverie.requests.references import BUNDLED, MODEL_FOLDERS, FileReference, plain_name, references
 
 
 def replay_job(
@@ -26,7 +28,7 @@ def replay_job(
 
     `changes` are fields that go before the file's, such as where its `init` is now. `finishing` are further fields of
     a `PictureJob`, for pictures alone. Raises ReverieError where the file holds no request, was made by a model that
-    is neither bundled nor given, or without what is changed.
+    is neither bundled nor given, with one that is not here, or without what is changed.
     """
     record = read_record(file)
     notes = list(not_honoured(record.notes))
@@ -39,6 +41,7 @@ def replay_job(
             if value not in (None, False, 0) and name not in ("no_clobber", "metadata", "device"):
                 raise ReverieError(f"`{name.replace('previews', 'preview')}` is about pictures; '{file}' is {kind}")
     model = _find_model(file, request, drawn_by, model)
+    _check_models(file, request, film)
     suffix = ".png" if isinstance(request, TextToImage) else file.suffix
     output = output or file.with_name(f"{file.stem}-replay{suffix}")
     shared: dict[str, Any] = {"request": request, "model": model, "drawn_by": drawn_by}
@@ -94,7 +97,23 @@ def supply(request: SampledRequest, files: Mapping[str, object]) -> tuple[Sample
 
 def _find_model(file: Path, request: SampledRequest, drawn_by: str, model: str | None) -> str:
     """Return the model that is given, else the bundled one that made a file. Raises ReverieError where neither is."""
-    if model is None and drawn_by not in BUNDLED:
+    if model is None and plain_name(drawn_by) not in BUNDLED:
         did = "played" if isinstance(request, Music) else "drawn"
         raise ReverieError(f"'{file}' was {did} by the model '{drawn_by}'; say where that is with `model`")
-    return model or drawn_by
+    return model or plain_name(drawn_by)
+
+
+def _check_models(file: Path, request: SampledRequest, film: Film | None) -> None:
+    """Raise ReverieError where a model is not here that a file was made with, beside the one that drew or played it."""
+    names: list[str | None] = [film.model] if film is not None else []
+    if isinstance(request, TextToImage):
+        names += [control.model for control in request.controls]
+        names += [name for adapter in request.ip_adapters for name in (adapter.model, adapter.encoder)]
+        names += [request.refiner.model] if request.refiner is not None else []
+        names += [request.hires.upscaler] if request.hires and request.hires.upscaler not in UPSCALER_NAMES else []
+    for name in filter(None, names):
+        if name == name_of(name) and name not in BUNDLED and not Path(name).exists():
+            raise ReverieError(
+                f"'{file}' was made with '{name}', which is not here; put it beside that file, or name its folder with "
+                f"{MODEL_FOLDERS}"
+            )

@@ -113,6 +113,7 @@ def find(name: str, folders: Sequence[Path] = ()) -> Path:
     hint = f"did you mean '{near[0]}'? " if near else ""
     where = ", ".join(map(str, dict.fromkeys([*folders, *own])))
     missing = f"no LoRA '{name}' in {where}" if where else f"nowhere to look for the LoRA '{name}'"
+    hint += "put it there, or " if where else ""
     raise ReverieError(f"{missing}; {hint}set {FOLDERS} to the folder that holds it")
 
 

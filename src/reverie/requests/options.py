@@ -15,17 +15,16 @@ if TYPE_CHECKING:
     from reverie.media.sound import Sound
     from reverie.requests.films import Drive, EasingName, Fit, Interpolation, InversionName, Keyframe, Pace
     from reverie.requests.music import Stop
-    from reverie.requests.pictures import (
+    from reverie.requests.parts import (
         ControlInput,
-        Fill,
         Hires,
         IPAdapterInput,
         Refiner,
-        Rng,
-        Tile,
+        Region,
         Variation,
         VariedPicture,
     )
+    from reverie.requests.pictures import Fill, Rng, Tile
     from reverie.requests.references import Picture, SoundInput
 
 PictureLike: TypeAlias = "Picture | Image.Image | str | Path"
@@ -120,6 +119,7 @@ class TextToImageOptions(SampledOptions, total=False):
     vary: Sequence[VariedPicture]
     noise_level: int | None
     ip_adapters: Sequence[IPAdapterInput]
+    regions: Sequence[Region]
     depth: PictureLike | None
     variation: Variation | None
     hires: Hires | None

@@ -1,29 +1,16 @@
-"""Requests for pictures: from a prompt, over a picture, under a mask, beyond a picture's edges; and their parts.
-
-The parts are variations, the second pass, the refiner, ControlNets and IP-Adapters.
-"""
+"""Requests for pictures: from a prompt, over a picture, under a mask, beyond a picture's edges."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, Unpack, get_args
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self, Unpack
 
-from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
+from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
-from reverie.requests.adapter_files import SUFFIXES
-from reverie.requests.base import (
-    MAX_SEED,
-    Fraction,
-    Frozen,
-    Pixels,
-    SampledRequest,
-    Seed,
-    Strength,
-    check_strength,
-    unknown,
-)
-from reverie.requests.references import ControlNetName, ModelName, Picture, find_model, write_model
+from reverie.requests.base import MAX_SEED, Pixels, SampledRequest, Strength, check_strength
+from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Refiner, Region, Variation, VariedPicture
+from reverie.requests.references import Picture
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,201 +22,6 @@ if TYPE_CHECKING:
         PictureLike,
         TextToImageOptions,
     )
-
-# What A1111 calls each (modules/shared_items.py, latent_upscale_modes).
-UPSCALER_NAMES = {
-    "latent": "Latent",
-    "latent-antialiased": "Latent (antialiased)",
-    "latent-bicubic": "Latent (bicubic)",
-    "latent-bicubic-antialiased": "Latent (bicubic antialiased)",
-    "latent-nearest": "Latent (nearest)",
-    "latent-nearest-exact": "Latent (nearest-exact)",
-    "lanczos": "Lanczos",
-}
-
-
-def _find_upscaler(name: str) -> str:
-    """Return one of UPSCALER_NAMES, or where the file of a learned upscaler is."""
-    if name in UPSCALER_NAMES:
-        return name
-    if not name.endswith(SUFFIXES):
-        raise ReverieError(f"{unknown('upscaler', name, list(UPSCALER_NAMES))}, or give the file of a learned one")
-    return find_model(name, "upscaler")
-
-
-UpscalerName = Annotated[str, AfterValidator(_find_upscaler), PlainSerializer(write_model)]
-"""The name of what enlarges latents or pictures: one of UPSCALER_NAMES, or a file."""
-
-Preprocessor = Literal["none", "canny", "lineart", "blurred", "scribble", "softedge"]
-
-
-class Variation(Frozen):
-    """Ask for another picture near to a seed's: its noise goes `strength` of the great circle to that of `seed`.
-
-    Picture k of several keeps the request's seed and varies it with `seed` + k. `width` and `height` name the size that
-    the noise is drawn at, and laid in the middle of the picture's: so a seed keeps its composition at another size.
-    """
-
-    part: ClassVar[str] = "variation "
-
-    seed: Seed = Field(default=0, description="seed of a variation: the noise goes towards this seed's")
-    strength: Fraction = Field(default=0.0, description="0 to 1, how far it goes")
-    width: Pixels | None = Field(
-        default=None,
-        description="WIDTHxHEIGHT that the seed's noise is drawn at, to keep a composition at another size",
-    )
-    height: Pixels | None = None
-
-
-class Hires(Frozen):
-    """Ask for a second pass over the picture enlarged: by `scale`, or to `width` and `height` where they are given.
-
-    `upscaler` "latent" enlarges the latents (bilinear, or as its name goes on), "lanczos" and the file of a learned
-    upscaler the picture. `steps` are the request's where None.
-    """
-
-    part: ClassVar[str] = "hires "
-
-    scale: float = Field(
-        default=2.0, gt=1, le=8, description="enlarge and draw a second time: by a factor such as 2, or to WIDTHxHEIGHT"
-    )
-    width: Pixels | None = None
-    height: Pixels | None = None
-    upscaler: UpscalerName = Field(
-        default="latent",
-        description=f"what enlarges the latents, or the picture: {', '.join(UPSCALER_NAMES)}, or the file of a learned "
-        "upscaler (ESRGAN, Real-ESRGAN)",
-    )
-    steps: int | None = Field(
-        default=None, ge=1, le=1000, description="steps of the second pass; those of the first if not given"
-    )
-    strength: Strength = Field(default=0.7, description="0 to 1, how far the second pass goes from the first")
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.width is None) != (self.height is None):
-            raise ReverieError("a second pass takes both width and height, or neither and a scale")
-        return self
-
-    def size(self, width: int, height: int, multiple: int) -> tuple[int, int]:
-        """Return the second pass's width and height, whole multiples of `multiple`, for the first's."""
-        if self.width is not None and self.height is not None:
-            return self.width, self.height
-        return round(width * self.scale / multiple) * multiple, round(height * self.scale / multiple) * multiple
-
-
-class Refiner(Frozen):
-    """Ask for another model (a folder, a file or a name on the hub) to take the last steps.
-
-    Those are the steps of the timesteps below 1 - `switch` of all, as diffusers' denoising_end and denoising_start say.
-    """
-
-    part: ClassVar[str] = "refiner "
-
-    model: ModelName = Field(description="model that takes the last steps: folder, file or name on the hub")
-    switch: Strength = Field(default=0.8, description="fraction of the way after which it does")
-
-
-ControlKind = Literal["openpose", "depth", "softedge", "canny", "normal", "segment", "tile", "repaint"]
-CONTROL_KINDS: tuple[str, ...] = get_args(ControlKind)
-"""What a union ControlNet calls kinds of pictures, in the order of its weights; the first one knows six of them."""
-
-
-def _check_way(what: str, start: float, end: float) -> None:
-    """Raise ReverieError where what acts between two fractions of the way never does."""
-    if start > end:
-        raise ReverieError(f"{what} from {start:g} to {end:g} never acts; give start below end")
-
-
-class ControlInput(Frozen):
-    """Ask for a ControlNet or a T2I-Adapter (`model`: its folder or file) to lead by a picture.
-
-    It acts between two fractions of the way, `start` and `end`.
-
-    `kind` says what the picture is of to a union ControlNet, which knows several.
-    """
-
-    part: ClassVar[str] = "control "
-
-    model: ControlNetName
-    image: Picture
-    weight: float = Field(default=1.0, ge=0)
-    start: Fraction = 0.0
-    end: Fraction = 1.0
-    preprocessor: Preprocessor = "none"
-    kind: ControlKind | None = None
-
-    if TYPE_CHECKING:
-
-        def __init__(self, /, **fields: Any) -> None: ...
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_way("a control", self.start, self.end)
-        return self
-
-
-class VariedPicture(Frozen):
-    """Ask for a picture to be varied, alone or blended with others, of which it has a share of `weight` of all weights.
-
-    A path or a picture stands for one of weight 1.
-    """
-
-    part: ClassVar[str] = "vary "
-
-    image: Picture
-    weight: float = Field(default=1.0, gt=0)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _of_picture(cls, given: Any) -> Any:
-        return given if isinstance(given, Mapping | VariedPicture) else {"image": given}
-
-
-def _read_layers(given: object) -> object:
-    """Read "3+6:0.5": numbers of layers, with their weights where these are not 1."""
-    if not isinstance(given, str):
-        return tuple(given.items()) if isinstance(given, Mapping) else given
-    pairs = [part.partition(":") for part in given.split("+")]
-    try:
-        return tuple((int(number), float(weight) if colon else 1.0) for number, colon, weight in pairs)
-    except ValueError:
-        raise ReverieError(
-            f"IP-Adapter layers '{given}' are not possible; write numbers such as 6 or 3+6:0.5"
-        ) from None
-
-
-class IPAdapterInput(Frozen):
-    """Ask for pictures to be seen beside the prompt, by an IP-Adapter (`model`: its file) and a CLIP's vision tower.
-
-    `encoder` is the tower's folder or file; None is the one beside the adapter's file. Several pictures are seen
-    together. `layers` are those that act, each times its weight, counted on the way through the U-Net (SD 1.5 has 0 to
-    15, SDXL 0 to 10, of which 6 carries the style and 3 the composition: 2404.02733); all where none are given.
-    Where the mask is dark the pictures do not act.
-    """
-
-    part: ClassVar[str] = "IP-Adapter "
-
-    model: ModelName
-    images: Annotated[tuple[Picture, ...], Field(min_length=1)]
-    encoder: ModelName | None = None
-    weight: float = Field(default=1.0, ge=0)
-    layers: Annotated[tuple[tuple[Annotated[int, Field(ge=0)], float], ...], BeforeValidator(_read_layers)] = ()
-    start: Fraction = 0.0
-    end: Fraction = 1.0
-    mask: Picture | None = None
-
-    if TYPE_CHECKING:
-
-        def __init__(self, /, **fields: Any) -> None: ...
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        _check_way("an IP-Adapter", self.start, self.end)
-        if len(dict(self.layers)) < len(self.layers):
-            raise ReverieError("IP-Adapter layers name one twice; give each once, such as 3+6:0.5")
-        return self
-
 
 Tile = Literal["none", "x", "y", "xy"]
 Rng = Literal["cpu", "gpu", "cpu_then_gpu"]
@@ -278,6 +70,12 @@ class TextToImage(SampledRequest):
         default=(),
         description="IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,"
         "encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times",
+    )
+    regions: tuple[Region, ...] = Field(
+        default=(),
+        description="part of the picture and its own prompt, PLACE=PROMPT or PLACE:WEIGHT=PROMPT; PLACE is left, "
+        "right, top, bottom, column1/3, row2/3, LEFT,TOP,RIGHT,BOTTOM as fractions, or a mask; may be given several "
+        "times",
     )
     depth: Picture | None = Field(
         default=None, description="depth map to draw by, bright where it is near, for SD 2 depth; says the size"
@@ -346,8 +144,8 @@ class TextToImage(SampledRequest):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Return the prompt alone."""
-        return (self.prompt,)
+        """Return the prompt, and those of regions."""
+        return (self.prompt, *(region.prompt for region in self.regions))
 
     def only(self, index: int) -> Self:
         """Return the request for picture `index` of the `count` alone."""
@@ -425,6 +223,10 @@ class Inpaint(ImageToImage):
     def _check_mask(self) -> Self:
         if self.hires is not None:
             raise ReverieError("a second pass does not go with a mask; leave out one of hires and mask")
+        if self.regions and self.only_masked:
+            raise ReverieError(
+                "regions are parts of the whole picture, of which only_masked draws one; leave out one of them"
+            )
         if self.mask is None:
             if self.init.transparent is False:
                 raise ReverieError("nothing says where to paint: give a mask, or a picture with transparent parts")

@@ -18,8 +18,9 @@ from reverie.media.pictures import PARAMETERS, REQUEST, parameters_text
 from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
-from reverie.requests.pictures import UPSCALER_NAMES, ImageToImage, Inpaint, Outpaint, TextToImage
-from reverie.requests.references import looking_in, recorded_name
+from reverie.requests.parts import UPSCALER_NAMES
+from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
+from reverie.requests.references import looking_in, plain_name, recorded_name
 from reverie.requests.samplers import RECORDS, schedule_label
 from reverie.requests.texts import Carrier, json_object, read_carrier
 
@@ -83,7 +84,7 @@ def _parameters(request: TextToImage, model: str) -> str:
         "CFG scale": f"{request.scale:g}",
         "Seed": request.seed,
         "Size": f"{request.width}x{request.height}",
-        "Model": model.partition(" [")[0],  # without our hash, which is not that program's
+        "Model": plain_name(model),  # our hash is not that program's
         "RNG": "NV" if request.rng == "gpu" else "CPU",  # NV: a GPU's, drawn on the CPU
         "CFG Rescale": request.guidance_rescale or None,
         "Dynamic thresholding": request.threshold,

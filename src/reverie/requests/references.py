@@ -104,6 +104,12 @@ def looking_in(*folders: Path) -> Iterator[None]:
         _FOLDERS.reset(before)
 
 
+def plain_name(model: str) -> str:
+    """Return the name of a model that drew a file, without its hash and what it computed in."""
+    bundled = model.partition(" in ")[0]
+    return bundled if bundled in BUNDLED else model.partition(" [")[0]
+
+
 def recorded_name(name: str) -> str:
     """Return what metadata says of a model's name: of a file or folder its last part, of the hub's names the whole."""
     return name_of(name) if Path(name).exists() or len(re.split(r"[\\/]", name)) != HUB_PARTS else name

@@ -293,7 +293,8 @@ def draw_prompts(request: TextToImage, wildcards: Wildcards) -> tuple[TextToImag
     template that cannot be read.
     """
     drawn = tuple(_draw_prompt(request.only(index), wildcards) for index in range(request.count))
-    return drawn if any(one.template or one.negative_template for one in drawn) else (request,)
+    whole = all(not (one.template or one.negative_template) and one.regions == request.regions for one in drawn)
+    return (request,) if whole else drawn
 
 
 def _draw_prompt(request: TextToImage, wildcards: Wildcards) -> TextToImage:
@@ -301,6 +302,7 @@ def _draw_prompt(request: TextToImage, wildcards: Wildcards) -> TextToImage:
     return request.replace(
         prompt=prompt,
         negative=negative,
+        regions=tuple(one.replace(prompt=expand(one.prompt, request.seed, wildcards)) for one in request.regions),
         template=request.prompt if prompt != request.prompt else "",
         negative_template=request.negative if negative != request.negative else "",
     )

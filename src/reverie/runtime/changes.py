@@ -215,14 +215,17 @@ def _take(x: Float[Tensor, "b l d"], index: Int64[Tensor, "b n"]) -> Float[Tenso
 
 @contextmanager
 def attending(ways: Mapping[Attention, Attend]) -> Iterator[None]:
-    """Within the block, let attentions gather otherwise: each in the way that it is given."""
+    """Within the block, let attentions gather otherwise: each in the way that it is given. Blocks may be nested."""
+    before = {attention: attention.__dict__.get("attend") for attention in ways}
     try:
         for attention, way in ways.items():
             attention.attend = way
         yield
     finally:
-        for attention in ways:
+        for attention, way_before in before.items():
             attention.__dict__.pop("attend", None)
+            if way_before is not None:
+                attention.attend = way_before
 
 
 @contextmanager

@@ -39,6 +39,7 @@ from reverie.train.recipe import Share, section
 
 CPU = torch.device("cpu")
 HELD_OUT_LATENTS = "held-out.safetensors"  # in the folder of a run
+LOOKS = 32  # at held-out examples, of which a validation loss is the mean at least
 
 
 @dataclass(frozen=True)
@@ -106,7 +107,7 @@ class DiffusionObjective:
         self.schedule, self.prediction = config.schedule(), choose("prediction", config.prediction, PREDICTIONS)
         self.loss, self.seed = loss, seed
 
-    held_out: Stream | None = None
+    held_out: Sequence[Stream] = ()
 
     def move(self, device: torch.device) -> None:
         """Put the model onto a device."""
@@ -147,13 +148,16 @@ class DiffusionObjective:
 
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
-        """Return the validation loss, where examples are held out: their noise is the same each time."""
-        if self.held_out is None:
-            return {}
-        seen, count = copy(self), len(self.held_out.latents)
-        seen.batches = Batches(self.held_out, min(count, self.batches.size))
-        losses = [found["loss"] for step in range(count // seen.batches.size) for _, _, found in seen.losses(step)]
-        return {VALIDATION: sum(losses) / len(losses)}
+        """Return the validation loss, where examples are held out: their noise and its levels are the same each time.
+
+        It is a mean over LOOKS of them at least, in whole batches: the few there are come at several levels.
+        """
+        seen, losses = copy(self), []
+        for stream in self.held_out:
+            seen.batches = Batches(stream, min(len(stream.latents), self.batches.size))
+            for step in range(-(-max(len(stream.latents), LOOKS) // seen.batches.size)):
+                losses += [found["loss"] for _, _, found in seen.losses(step)] * seen.batches.size
+        return {VALIDATION: sum(losses) / len(losses)} if losses else {}
 
     def after_step(self) -> None:
         """Leave the parameters as they are."""
@@ -215,7 +219,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
     if data.held_out:
         others = replace(scenes, seed=HELD_OUT_SEED, count=data.held_out)
         latents = latent_pool(autoencoder, others, out / HELD_OUT_LATENTS, data.workers)
-        objective.held_out = Stream(others, latents, seed, dropout=0.0)
+        objective.held_out = (Stream(others, latents, seed, dropout=0.0),)
     return objective
 
 

@@ -10,7 +10,7 @@ serves all ends, by DDIM's formula, as in TCD-LoRA. Guidance is folded in: the s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,7 +37,8 @@ from reverie.pipeline import Pipeline
 from reverie.train import lora
 from reverie.train.autoencoder import hinge
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
-from reverie.train.finetune import FinetuneDataSettings, load_base, open_examples, preview_prompts
+from reverie.train.examples import Examples
+from reverie.train.inputs import FinetuneDataSettings, load_base, open_examples, preview_prompts, relearn
 from reverie.train.latents import LATENTS, Stream, latent_pool
 from reverie.train.loop import device_of, step_generator
 from reverie.train.lora_files import export
@@ -284,11 +285,8 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     data, settings = section(sections, "data", FinetuneDataSettings), section(sections, "distill", DistillSettings)
     products, against = lora.settings_of(sections), section(sections, "adversary", AdversarySettings)
     base = load_base(sections)
-    if base.unet.config.takes_sizes:
-        raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
     opened = open_examples(sections, base, seed)
-    if LATENTS not in opened or data.masks:
-        raise ReverieError("distillation learns from whole pictures of one size; leave out buckets, repeats and masks")
+    check(sections, base, opened)
     examples = opened[LATENTS]
     latents = latent_pool(base.autoencoder, examples, out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)
@@ -302,6 +300,24 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
         preview_prompts(data, stream, base.autoencoder.factor),
         adversary_of(base.unet, against) if against.weight else None,
     )
+
+
+def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examples]) -> None:
+    """Raise ReverieError for what a recipe cannot distil, or not of the examples that it opened."""
+    data = section(sections, "data", FinetuneDataSettings)
+    section(sections, "distill", DistillSettings)
+    section(sections, "adversary", AdversarySettings)
+    if relearn(sections, base) is not base:
+        raise ReverieError("a student learns from its teacher as it is; leave prediction and zero_terminal_snr out")
+    if base.unet.config.takes_sizes:
+        raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
+    if LATENTS not in opened or data.masks or data.held_out:
+        raise ReverieError(
+            "distillation learns from whole pictures of one size, all of them; leave out buckets, repeats, masks and "
+            "held_out"
+        )
+    if (products := lora.settings_of(sections)).rank:
+        lora.pick_layers(base.unet, products)
 
 
 def adversary_of(teacher: UNet, settings: AdversarySettings) -> Adversary:

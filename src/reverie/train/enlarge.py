@@ -37,8 +37,8 @@ from reverie.models.autoencoder import Autoencoder, ImageAutoencoder
 from reverie.models.lpips import FeatureDistance
 from reverie.train.autoencoder import as_images, require_kl
 from reverie.train.examples import HELD_OUT_SEED, Scenes
-from reverie.train.finetune import SceneSettings
 from reverie.train.imagenet import perceptual_features
+from reverie.train.inputs import SceneSettings
 from reverie.train.kept import is_kept, keep, read_tensor
 from reverie.train.latents import ENCODER, LATENTS, latent_pool
 from reverie.train.loop import step_generator

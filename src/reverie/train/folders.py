@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+
+import numpy as np
 
 from reverie.data.captioned import LISTS, PICTURES, Captioned, open_captioned
 from reverie.errors import ReverieError
@@ -95,6 +97,27 @@ def open_pictures(
             name = "-".join(filter(None, (part.name, f"{width}x{height}" if step else "")))
             rows[name] = Pictures(part.found, (width, height), tuple(numbers), *varied, part.repeats)
     return rows
+
+
+def hold_out(rows: Mapping[str, Pictures], share: float, seed: int) -> tuple[dict[str, Pictures], dict[str, Pictures]]:
+    """Divide rows into pictures that are learned from and a share of them, drawn by `seed`, that is not.
+
+    The latter are seen as they are, once each, and told as written. Raises ReverieError where none would be left.
+    """
+    places = [(name, number) for name, pictures in rows.items() for number in pictures.members]
+    count = max(1, round(share * len(places)))
+    if count >= len(places):
+        raise ReverieError(f"held_out = {share} in [data] leaves nothing of {len(places)} pictures to learn from")
+    drawn = {places[place] for place in np.random.default_rng((seed, 11)).permutation(len(places))[:count].tolist()}
+    learned, held = {}, {}
+    for name, pictures in rows.items():
+        apart = tuple(number for number in pictures.members if (name, number) in drawn)
+        rest = tuple(number for number in pictures.members if (name, number) not in drawn)
+        if rest:
+            learned[name] = replace(pictures, members=rest)
+        if apart:
+            held[name] = replace(pictures, members=apart, augmentation=PLAIN, wording=AS_WRITTEN, repeats=1)
+    return learned, held
 
 
 def find_masks(folder: str) -> Mapping[str, Path]:

@@ -8,7 +8,7 @@ the file: what was trained and what is loaded are the same to the bit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -125,24 +125,31 @@ class LearnedDelta(nn.Module):
 def install(network: nn.Module, settings: LoRASettings) -> nn.ModuleDict:
     """Put trainable changes beside a frozen network's layers; return them by the layers' names, with underscores.
 
-    Raises ReverieError where no layer's name ends in one of the settings'.
+    Raises ReverieError as `pick_layers` does.
     """
     added = nn.ModuleDict()
-    for name, module in list(_layers(network, settings.layers)):
-        rank = (settings.conv_rank or settings.rank) if module.weight[0, 0].numel() > 1 else settings.rank
-        if rank > (most := min(len(module.weight), module.weight[0].numel())):
-            raise ReverieError(f"rank = {rank} in [lora] of the recipe is too much: a layer has {most}; give less")
+    for name, module, rank in pick_layers(network, settings):
         parts, whole = KINDS[settings.kind](module.weight, rank), {"lokr_w1", "lokr_w2"}
         scale = 1.0 if whole <= parts.keys() or not settings.alpha else settings.alpha / settings.rank
         delta = LearnedDelta(name, parts, scale * rank)
         added[name.replace(".", "_")] = delta
         parametrize.register_parametrization(module, "weight", delta)
-    if not added:
-        raise ReverieError(f"no layer's name ends in {', '.join(settings.layers)}; choose other layers in [lora]")
     return added
 
 
-def _layers(network: nn.Module, endings: tuple[str, ...]) -> Iterator[tuple[str, nn.Linear | nn.Conv2d]]:
+def pick_layers(network: nn.Module, settings: LoRASettings) -> list[tuple[str, nn.Linear | nn.Conv2d, int]]:
+    """Return the layers that changes are put beside, by name, each with the rank of its change.
+
+    Raises ReverieError where no layer's name ends in one of the settings', and for a rank that a layer has not.
+    """
+    found, endings = list[tuple[str, nn.Linear | nn.Conv2d, int]](), tuple(f".{end}" for end in settings.layers)
     for name, module in network.named_modules():
-        if isinstance(module, nn.Linear | nn.Conv2d) and f".{name}".endswith(tuple(f".{end}" for end in endings)):
-            yield name, module
+        if not (isinstance(module, nn.Linear | nn.Conv2d) and f".{name}".endswith(endings)):
+            continue
+        rank = (settings.conv_rank or settings.rank) if module.weight[0, 0].numel() > 1 else settings.rank
+        if rank > (most := min(len(module.weight), module.weight[0].numel())):
+            raise ReverieError(f"rank = {rank} in [lora] of the recipe is too much: a layer has {most}; give less")
+        found.append((name, module, rank))
+    if not found:
+        raise ReverieError(f"no layer's name ends in {', '.join(settings.layers)}; choose other layers in [lora]")
+    return found

@@ -77,9 +77,11 @@ def read(path: Path) -> dict[str, Any]:
         raise ReverieError(f"the recipe {path} is not TOML: {error}") from error
     if (base := sections.pop("extends", None)) is not None:
         sections = _merge(read(path.parent / base), sections)
-    name = sections.get("objective")
+    name, known = sections.get("objective"), ", ".join(OBJECTIVES)
+    if name is None:
+        raise ReverieError(f'the recipe {path} names no objective; add a line objective = "...", with one of {known}')
     if name not in OBJECTIVES:
-        raise ReverieError(f"the recipe {path} has objective {name!r}; choose from {', '.join(OBJECTIVES)}")
+        raise ReverieError(f"the recipe {path} has objective {name!r}; choose from {known}")
     allowed = ("objective", "run", *OBJECTIVES[name][1])
     for key in sections:
         if key not in allowed:
@@ -104,8 +106,11 @@ def _merge(base: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
 
 
 def folder_of(path: Path, out: Path | None) -> Path:
-    """Return the folder of a recipe's run: `out`, or runs/NAME."""
-    return out or Path("runs") / path.stem
+    """Return the folder of a recipe's run: `out`, or runs/NAME. Raises ReverieError where that is a file."""
+    folder = out or Path("runs") / path.stem
+    if folder.is_file():
+        raise ReverieError(f"'{folder}' is a file, and a run is kept in a folder; choose another `out`")
+    return folder
 
 
 def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[TrainingStep]:

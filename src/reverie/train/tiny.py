@@ -19,7 +19,7 @@ from reverie.checkpoints.load import Components
 from reverie.models.autoencoder import TinyAutoencoder, TinyBlock, TinyConfig
 from reverie.runtime.blocks import draw_composed
 from reverie.train.enlarge import PREDICTED, DecoderObjective, DecoderSettings, predictions
-from reverie.train.finetune import SceneSettings
+from reverie.train.inputs import SceneSettings
 from reverie.train.latents import LATENTS, latent_pool
 from reverie.train.recipe import section
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.requests.foreign.draft import way_at
-from reverie.requests.pictures import Hires, Refiner, TextToImage, Variation
+from reverie.requests.parts import Hires, Refiner, Variation
+from reverie.requests.pictures import TextToImage
 from reverie.requests.records import Record, read_record, texts
 from reverie.requests.samplers import SAMPLERS
 

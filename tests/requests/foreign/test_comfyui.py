@@ -19,7 +19,8 @@ from reverie.generate.sample import level_at
 from reverie.requests.base import steps_taken
 from reverie.requests.foreign import core_nodes
 from reverie.requests.music import Music
-from reverie.requests.pictures import ControlInput, Hires, ImageToImage, Inpaint, TextToImage
+from reverie.requests.parts import ControlInput, Hires
+from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
 from reverie.requests.records import Record, read_record
 
 Graph = dict[str, Any]

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from reverie.errors import ReverieError
-from reverie.requests.pictures import TextToImage, Variation
+from reverie.requests.parts import Variation
+from reverie.requests.pictures import TextToImage
 from reverie.requests.records import Record, read_record
 
 Read = Callable[[dict[str, str]], Record]

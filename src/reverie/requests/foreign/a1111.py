@@ -26,7 +26,7 @@ from reverie.requests.foreign.draft import (
     way_at,
 )
 from reverie.requests.foreign.infotext import pair, split
-from reverie.requests.pictures import UPSCALER_NAMES, Hires, Variation
+from reverie.requests.parts import UPSCALER_NAMES, Hires, Variation
 from reverie.requests.references import MODEL_FOLDERS, find_beside
 from reverie.requests.samplers import RECORDS
 from reverie.requests.texts import json_object

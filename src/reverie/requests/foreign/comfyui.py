@@ -36,7 +36,8 @@ from reverie.requests.foreign.graph import (
     Sigmas,
 )
 from reverie.requests.foreign.nodes import NODES, unknown
-from reverie.requests.pictures import Hires, ImageToImage, Inpaint
+from reverie.requests.parts import Hires
+from reverie.requests.pictures import ImageToImage, Inpaint
 from reverie.requests.references import find_beside
 
 WEIGHED = re.compile(r"(?<!\\)\(")

@@ -13,7 +13,8 @@ from typing import Any, Literal, TypeVar
 
 from reverie.errors import ReverieError
 from reverie.requests.base import MAX_SEED, Frozen
-from reverie.requests.pictures import ControlInput, Refiner, TextToImage
+from reverie.requests.parts import ControlInput, Refiner
+from reverie.requests.pictures import TextToImage
 from reverie.requests.references import MODEL_FOLDERS, find_beside
 from reverie.requests.samplers import RECORDS, find_sampler, find_schedule
 

@@ -27,7 +27,7 @@ from reverie.requests.foreign.graph import (
     Reader,
     Scalar,
 )
-from reverie.requests.pictures import CONTROL_KINDS
+from reverie.requests.parts import CONTROL_KINDS
 from reverie.requests.references import find_beside
 
 UNPICTURED = "the pictures that it takes are not in the file"

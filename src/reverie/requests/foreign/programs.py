@@ -22,7 +22,7 @@ from reverie.requests.foreign.draft import (
     stem_of,
 )
 from reverie.requests.foreign.infotext import pair
-from reverie.requests.pictures import Variation
+from reverie.requests.parts import Variation
 from reverie.requests.texts import json_object
 
 TILES = {"true": "xy", "x-only": "x", "y-only": "y", "x": "x", "y": "y", "xy": "xy"}

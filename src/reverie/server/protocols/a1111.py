@@ -22,7 +22,7 @@ from pydantic import BaseModel, Field
 from reverie.errors import ReverieError
 from reverie.media.pictures import PARAMETERS, decode, read_texts
 from reverie.requests.foreign.infotext import pair, split
-from reverie.requests.pictures import UPSCALER_NAMES
+from reverie.requests.parts import UPSCALER_NAMES
 from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
 from reverie.requests.templates import read_styles
 from reverie.requests.texts import picture_texts
