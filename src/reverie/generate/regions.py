@@ -134,7 +134,7 @@ def cut_regions(bind: Bind, size: tuple[int, int], place: Place) -> Bind:
 
     def cut(region: RegionPrompt) -> RegionPrompt:
         whole = region.coverage(*size)[place][None, None]
-        return replace(region, coverage=lambda height, width: F.interpolate(whole, (height, width), mode="area")[0, 0])
+        return region._replace(coverage=lambda height, width: F.interpolate(whole, (height, width), mode="area")[0, 0])
 
     return lambda conditioning: bind(replace(conditioning, regions=tuple(map(cut, conditioning.regions))))
 

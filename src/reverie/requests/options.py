@@ -127,7 +127,7 @@ class TextToImageOptions(SampledOptions, total=False):
     rng: Rng
     zero_negative: bool | None
     tile: Tile
-    tile_size: Annotated[int, Field(ge=64)] | None
+    tile_size: int | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

@@ -94,8 +94,9 @@ class TextToImage(SampledRequest):
     tile: Tile = Field(
         default="none", description="x, y or xy: directions in which copies of the picture fit each other"
     )
-    tile_size: Annotated[Pixels, Field(ge=64)] | None = Field(
+    tile_size: Pixels | None = Field(
         default=None,
+        ge=64,
         description="pixels, such as the model's own size: what is larger is denoised in tiles of that side, which lie "
         "half over one another and are averaged (MultiDiffusion, Bar-Tal et al. 2302.08113), in the memory of one",
     )
