@@ -187,8 +187,8 @@ OTHER_LATENTS = f"reverie's models have latents of {LATENT_CHANNELS}"
 KINDS = tuple(
     Kind(*row)
     for row in (
-        ("lllite", "a ControlNet-LLLite", "reverie reads whole ControlNets", _starts("lllite_")),
-        ("control-lora", "a Control-LoRA", "reverie reads whole ControlNets", _has("lora_controlnet")),
+        ("lllite", "a ControlNet-LLLite", "give it beside a model, among its controls", _starts("lllite_")),
+        ("control-lora", "a Control-LoRA", "give it beside a model, among its controls", _has("lora_controlnet")),
         ("motion", "a motion module (AnimateDiff)", UNREAD, _holds("motion_modules.")),
         (
             "ip-adapter",

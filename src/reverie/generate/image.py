@@ -17,8 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from reverie.adapters.control import Control, load_controlnet
+from reverie.adapters.features import FeatureControl, LayerControl, find_lllite, find_t2i_adapter
 from reverie.adapters.ip_adapter import load_image_prompts
-from reverie.adapters.t2i_adapter import FeatureControl, find_t2i_adapter
 from reverie.checkpoints.load import RGB
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise
@@ -184,20 +184,28 @@ def prepare_run(
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
     controls = [load_control(system, control) for control in request.controls]
+    if request.merge_tokens and any(isinstance(control, LayerControl) for control in controls):
+        raise ReverieError("a ControlNet-LLLite changes tokens that merge_tokens merges; leave out one of them")
     steering = Steering(system, controls, load_image_prompts(system, request.ip_adapters))
     planned = _passes(system, codec, request, refiner, steering, canvas.extra, encode)
     return PictureRun(system, codec, canvas, planned, refiner)
 
 
-def load_control(system: StableDiffusion, control: ControlInput) -> Control | FeatureControl:
-    """Load a ControlNet or a T2I-Adapter, and prepare the picture that it sees."""
+def load_control(system: StableDiffusion, control: ControlInput) -> Control | FeatureControl | LayerControl:
+    """Load a ControlNet, a T2I-Adapter or a ControlNet-LLLite, and prepare the picture that it sees."""
     picture = control.image.image()
     if control.preprocessor != "none":
         picture = PREPROCESSORS[control.preprocessor](picture)
-    if (adapter := find_t2i_adapter(control.model, device=system.device, dtype=system.dtype)) is not None:
-        if control.kind is not None:
-            raise ReverieError(f"a T2I-Adapter is for one kind of pictures; leave out kind {control.kind}")
-        return FeatureControl(adapter, picture, control.weight, control.start, control.end)
+    way = (control.weight, control.start, control.end)
+    adapter = find_t2i_adapter(control.model, device=system.device, dtype=system.dtype)
+    layers = find_lllite(control.model, device=system.device, dtype=system.dtype)
+    if control.kind is not None and (adapter or layers):
+        title = "T2I-Adapter" if adapter else "ControlNet-LLLite"
+        raise ReverieError(f"a {title} is for one kind of pictures; leave out kind {control.kind}")
+    if adapter is not None:
+        return FeatureControl(adapter, picture, *way)
+    if layers is not None:
+        return LayerControl(layers, picture, *way)
     offloader = offloader_of(system.unet)
     carried = (
         offloader is not None and offloader.split is by_block

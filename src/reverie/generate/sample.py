@@ -14,8 +14,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from reverie.adapters.control import Control, bind_controls
+from reverie.adapters.features import FeatureControl, LayerControl, bind_features, bind_layer_controls
 from reverie.adapters.ip_adapter import ImagePrompt, bind_image_prompts
-from reverie.adapters.t2i_adapter import FeatureControl, bind_features
 from reverie.diffusion.denoiser import Denoise, Level, Network, denoiser
 from reverie.diffusion.guidance import (
     PredictPair,
@@ -59,10 +59,10 @@ Bind = Callable[[Conditioning], Network]
 
 @dataclass(frozen=True, eq=False)
 class Steering:
-    """Hold what steers a drawing beside its prompts: ControlNets, T2I-Adapters and IP-Adapters."""
+    """Hold what steers a drawing beside its prompts: ControlNets and kin, T2I-Adapters and IP-Adapters."""
 
     system: StableDiffusion
-    controls: Sequence[Control | FeatureControl]
+    controls: Sequence[Control | FeatureControl | LayerControl]
     prompts: Sequence[ImagePrompt]
 
     def bind(self) -> Bind:
@@ -70,6 +70,8 @@ class Steering:
         nets = [one for one in self.controls if isinstance(one, Control)]
         bind = bind_controls(self.system, nets)
         bind = bind_features(self.system, [one for one in self.controls if isinstance(one, FeatureControl)], bind)
+        layers = [one for one in self.controls if isinstance(one, LayerControl)]
+        bind = bind_layer_controls(self.system, layers, bind)
         bind = bind_image_prompts(self.system, self.prompts, bind)
         return bind_regions([self.system.unet, *(control.network for control in nets)], bind)
 

@@ -277,8 +277,8 @@ async def unload_model(name: str, served: Served) -> Json:
 
 @router.get("/adapters")
 async def adapters(served: Served) -> Json:
-    """List the files of LoRAs, embeddings and ControlNets that requests may name."""
-    kinds = ("loras", "embeddings", "controlnets")
+    """List the files of LoRAs, embeddings, ControlNets and upscalers that requests may name."""
+    kinds = ("loras", "embeddings", "controlnets", "upscalers")
     return {kind: names_in(getattr(served.settings, kind)) for kind in kinds}
 
 

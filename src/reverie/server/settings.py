@@ -55,6 +55,7 @@ class Settings:
     loras: tuple[Path, ...] = ()
     embeddings: tuple[Path, ...] = ()
     controlnets: tuple[Path, ...] = ()
+    upscalers: tuple[Path, ...] = ()
     folders: tuple[Path, ...] = ()
     styles: Path | None = None
     wildcards: Path | None = None
@@ -112,6 +113,7 @@ class Settings:
         """Return the policy by which requests name files: uploads, results, and what is in the folders."""
         content = [self.uploads, self.outputs, *self.folders]
         folders = {"lora": self.loras, "embedding": self.embeddings, "controlnet": self.controlnets}
+        folders |= {"upscaler": self.upscalers}
         allowed = AllowedFolders({**folders, **dict.fromkeys(("picture", "sound", "film"), content)})
         places = self.places()
 
@@ -137,7 +139,7 @@ class Settings:
         return text
 
     def _model_paths(self) -> Iterator[Path]:
-        for folders in (self.models, self.loras, self.embeddings, self.controlnets, self.folders):
+        for folders in (self.models, self.loras, self.embeddings, self.controlnets, self.upscalers, self.folders):
             yield from folders
         yield from filter(None, [self.index, self.styles, self.wildcards])
         yield from BUNDLED.values()

@@ -10,6 +10,7 @@ import asyncio
 import base64
 import io
 import json
+import math
 import os
 import time
 from pathlib import Path
@@ -20,7 +21,8 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import PARAMETERS, decode, read_texts
+from reverie.media.pictures import PARAMETERS, decode, read_texts, size_of
+from reverie.requests.base import unknown
 from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.parts import UPSCALER_NAMES
 from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
@@ -39,6 +41,7 @@ from reverie.server.protocols.a1111_drawing import (
     WebOptions,
     keep,
     submissions_of,
+    upscalers_of,
 )
 from reverie.server.shelf import encode
 from reverie.server.store import JobRecord
@@ -48,18 +51,47 @@ router = APIRouter()
 Json = dict[str, Any]
 
 RESAMPLING = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
+UPSCALE: Json = {"kind": "upscale", "options": {"keep": False}}
 
 
 class Enlarging(Lenient):
-    """What extra-single-image takes."""
+    """What both routes of extras take."""
 
-    image: str
     resize_mode: Literal[0, 1] = 0
     upscaling_resize: float = Field(default=2.0, gt=0, le=64)
     upscaling_resize_w: int = Field(default=512, ge=1, le=65536)
     upscaling_resize_h: int = Field(default=512, ge=1, le=65536)
     upscaling_crop: bool = True
-    upscaler_1: Literal["None", "Lanczos", "Nearest"] = "None"
+    upscaler_1: str = "None"
+
+    def sizes(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the size that a picture is enlarged to, and the one that it is cut to."""
+        if self.resize_mode == 0:
+            factor = self.upscaling_resize
+        else:
+            factor = max(self.upscaling_resize_w / width, self.upscaling_resize_h / height)
+        larger = max(1, round(width * factor)), max(1, round(height * factor))
+        cut = self.resize_mode == 1 and self.upscaling_crop
+        return larger, (self.upscaling_resize_w, self.upscaling_resize_h) if cut else larger
+
+
+class EnlargingOne(Enlarging):
+    """What extra-single-image takes."""
+
+    image: str
+
+
+class NamedPicture(BaseModel):
+    """A picture as base64, with a name that nothing depends on."""
+
+    data: str
+    name: str = ""
+
+
+class EnlargingSeveral(Enlarging):
+    """What extra-batch-images takes."""
+
+    imageList: list[NamedPicture] = Field(max_length=256)
 
 
 class EncodedPicture(BaseModel):
@@ -249,6 +281,14 @@ async def embeddings(served: Served) -> Json:
     return {"loaded": {Path(name).stem: unknown for name in names_in(served.settings.embeddings)}, "skipped": {}}
 
 
+@router.get(f"{API}/upscalers")
+async def upscalers(served: Served) -> list[Json]:
+    """List what enlarges pictures."""
+    named = dict.fromkeys(("None", *RESAMPLING)) | upscalers_of(served.settings)
+    empty = dict.fromkeys(("model_name", "model_url"))
+    return [{"name": name, "model_path": file, "scale": 4, **empty} for name, file in named.items()]
+
+
 @router.get("/controlnet/model_list")
 async def controlnets(served: Served) -> Json:
     """List the ControlNets."""
@@ -273,7 +313,6 @@ async def memory() -> Json:
     return {"ram": ram, "cuda": {"error": "unavailable"}}
 
 
-NO_FILE = dict.fromkeys(("model_name", "model_path", "model_url"))
 OWN = {"aliases": None, "default_rho": -1, "need_inner_model": False}
 # What is the same for everyone, by path; a POST that has nothing to do, as folders are read at every request.
 FIXED: dict[str, Any] = {
@@ -282,7 +321,6 @@ FIXED: dict[str, Any] = {
         {"name": name, "label": label, **OWN}
         for name, label in [("automatic", AUTOMATIC), *((key, schedule_label(key)) for key in SPACINGS)]
     ],
-    f"{API}/upscalers": [{"name": name, "scale": 4, **NO_FILE} for name in ("None", *RESAMPLING)],
     f"{API}/latent-upscale-modes": [{"name": name} for name in UPSCALER_NAMES.values() if name.startswith("Latent")],
     f"{API}/scripts": {"txt2img": SCRIPTS, "img2img": SCRIPTS},
     f"{API}/cmd-flags": {"api": True},
@@ -307,26 +345,52 @@ for _path, _value in FIXED.items():
 
 
 @router.post(f"{API}/extra-single-image")
-async def extra_single_image(asked: Enlarging, served: Served) -> Json:
-    """Enlarge a picture. What would restore faces, or is a network, is refused."""
+async def extra_single_image(asked: EnlargingOne, request: Request) -> Json:
+    """Enlarge a picture. What would restore faces, or blend two upscalers, is refused."""
+    (image,) = await _enlarge(asked, [asked.image], request)
+    return {"image": image, "html_info": ""}
+
+
+@router.post(f"{API}/extra-batch-images")
+async def extra_batch_images(asked: EnlargingSeveral, request: Request) -> Json:
+    """Enlarge pictures."""
+    return {"images": await _enlarge(asked, [one.data for one in asked.imageList], request), "html_info": ""}
+
+
+async def _enlarge(asked: Enlarging, images: list[str], request: Request) -> list[str]:
+    """Enlarge pictures, by a learned upscaler as jobs; return them as base64. Raises ReverieError."""
+    served = dispatcher_of(request)
     if changing := asked.notes({}, {"show_extras_results", "codeformer_weight", "upscale_first"}):
         raise ReverieError(changing[0], field="upscaler_1")
-    return await asyncio.to_thread(_enlarge, asked, served)
+    learned = upscalers_of(served.settings)
+    if asked.upscaler_1 not in (known := ["None", *RESAMPLING, *learned]):
+        raise ReverieError(unknown("upscaler", asked.upscaler_1, known), field="upscaler_1")
 
+    def look(image: str) -> tuple[Path, tuple[int, int], tuple[int, int]]:
+        place = keep(served.shelf, image)
+        larger, cut = asked.sizes(*size_of(place))
+        if (most := served.settings.limits.pixels) < max(math.prod(larger), math.prod(cut)):
+            raise ReverieError(f"{larger[0]}x{larger[1]} are more pixels than the {most} that this server allows")
+        return place, larger, cut
 
-def _enlarge(asked: Enlarging, served: Served) -> Json:
-    picture = decode(keep(served.shelf, asked.image))
-    size = (asked.upscaling_resize_w, asked.upscaling_resize_h)
-    if asked.resize_mode == 0:
-        size = (round(picture.width * asked.upscaling_resize), round(picture.height * asked.upscaling_resize))
-    elif not asked.upscaling_crop:
-        factor = max(size[0] / picture.width, size[1] / picture.height)
-        size = (round(picture.width * factor), round(picture.height * factor))
-    if size[0] * size[1] > (most := served.settings.limits.pixels):
-        raise ReverieError(f"{size[0]}x{size[1]} are more pixels than the {most} that this server allows")
-    if asked.upscaler_1 in RESAMPLING:
-        picture = ImageOps.fit(picture, (max(1, size[0]), max(1, size[1])), RESAMPLING[asked.upscaler_1])
-    return {"image": base64.b64encode(encode(picture)).decode(), "html_info": ""}
+    def cut(place: Path, size: tuple[int, int]) -> str:
+        picture, kind = decode(place), RESAMPLING.get(asked.upscaler_1, Image.Resampling.LANCZOS)
+        picture = picture if asked.upscaler_1 == "None" else ImageOps.fit(picture, size, kind)
+        return base64.b64encode(encode(picture)).decode()
+
+    seen = [await asyncio.to_thread(look, image) for image in images]
+    places = [place for place, _, _ in seen]
+    records = list[JobRecord]()
+    if (file := learned.get(asked.upscaler_1)) is not None:
+        wanted = [{"picture": place.name, "upscaler": file, "width": w, "height": h} for place, (w, h), _ in seen]
+        records = await attend(request, [UPSCALE | {"request": one} for one in wanted])
+        if failed := next((record for record in records if record.state != "done"), None):
+            raise failure(failed)
+        places = [served.paths(record)[0] for record in records]
+    made = [await asyncio.to_thread(cut, place, size) for place, (_, _, size) in zip(places, seen, strict=True)]
+    for record in records:
+        served.delete(record)
+    return made
 
 
 @router.post(f"{API}/png-info")
