@@ -390,7 +390,7 @@ def to_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
 
 TILE, MARGIN, RAMP = 256, 16, 16  # pixels: a tile's side, what is thrown away at its cuts, over what tiles are blended
 PASSES = 3
-FOLD = 4  # tiles begin where every upscaler that folds pixels would fold them in the whole picture
+FOLD = 8  # tiles begin where upscalers that fold pixels, or look within windows, would cut the whole picture
 
 
 @dataclass(frozen=True)
