@@ -179,8 +179,8 @@ class SwinBlock(nn.Module):
         self.shift = config.window // 2 if shifted else 0
         self.norm1, self.norm2 = nn.LayerNorm(config.width), nn.LayerNorm(config.width)
         self.attn = WindowAttention(config.width, config.window, config.heads)
-        self.mlp = nn.Module()
-        self.mlp.fc1, self.mlp.fc2 = nn.Linear(config.width, config.hidden), nn.Linear(config.hidden, config.width)
+        layers = nn.Linear(config.width, config.hidden), nn.Linear(config.hidden, config.width)
+        self.mlp = nn.ModuleDict({"fc1": layers[0], "fc2": layers[1]})
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
         """Pass an image whose sides are whole windows."""
@@ -194,7 +194,7 @@ class SwinBlock(nn.Module):
         h = h.unflatten(0, (-1, height // window, width // window)).unflatten(3, (window, window))
         h = h.permute(0, 1, 3, 2, 4, 5).reshape(x.shape)
         x = x + (h.roll((shift, shift), (1, 2)) if shift else h)
-        return x + self.mlp.fc2(F.gelu(self.mlp.fc1(self.norm2(x))))
+        return x + self.mlp["fc2"](F.gelu(self.mlp["fc1"](self.norm2(x))))
 
     def _mask(self, height: int, width: int, like: Tensor) -> Float[Tensor, "windows 1 n n"]:
         """Keep apart, by -100, places that the roll brought into one window from opposite edges."""
@@ -219,13 +219,12 @@ class SwinGroup(nn.Module):
 
     def __init__(self, config: SwinIRConfig, depth: int) -> None:
         super().__init__()
-        self.residual_group = nn.Module()
         blocks = (SwinBlock(config, shifted=number % 2 == 1) for number in range(depth))
-        self.residual_group.blocks = nn.Sequential(*blocks)
+        self.residual_group = nn.ModuleDict({"blocks": nn.Sequential(*blocks)})
         self.conv = _between(config)
 
     def forward(self, x: Float[Tensor, "b h w d"]) -> Float[Tensor, "b h w d"]:
-        return x + self.conv(self.residual_group.blocks(x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        return x + self.conv(self.residual_group["blocks"](x).permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
 
 
 class SwinIR(nn.Module):
@@ -236,8 +235,7 @@ class SwinIR(nn.Module):
         self.config, width, features = config, config.width, config.features
         self.channels, self.scale = config.channels, config.scale
         self.conv_first = _conv(config.channels, width)
-        self.patch_embed = nn.Module()
-        self.patch_embed.norm = nn.LayerNorm(width)
+        self.patch_embed = nn.ModuleDict({"norm": nn.LayerNorm(width)})
         self.layers = nn.Sequential(*(SwinGroup(config, depth) for depth in config.depths))
         self.norm = nn.LayerNorm(width)
         self.conv_after_body = _between(config)
@@ -265,7 +263,7 @@ class SwinIR(nn.Module):
         most = 255.0 if self.config.window == JPEG_WINDOW else 1.0
         x = (_fill(x, self.config.window) - mean) * most
         first = self.conv_first(x)
-        deep = self.norm(self.layers(self.patch_embed.norm(first.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
+        deep = self.norm(self.layers(self.patch_embed["norm"](first.permute(0, 2, 3, 1)))).permute(0, 3, 1, 2)
         y = self._reconstruct(first + self.conv_after_body(deep))
         return (((y if self.config.upsampler else x + y) / most) + mean)[:, :, :height, :width]
 
