@@ -55,11 +55,11 @@ def fused_attention() -> Iterator[None]:
     """
     plain = F.scaled_dot_product_attention
 
-    def fused(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> Tensor:
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal)[0]
 
     try:
-        F.scaled_dot_product_attention = fused  # type: ignore[assignment]
+        F.scaled_dot_product_attention = attend  # type: ignore[assignment]
         yield
     finally:
         F.scaled_dot_product_attention = plain
