@@ -27,7 +27,7 @@ from reverie.adapters.features import (
     find_t2i_adapter,
 )
 from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts
-from reverie.checkpoints.load import load_upscaler
+from reverie.checkpoints.single import load_upscaler
 from reverie.codecs.image import ImageCodec, enlarge
 from reverie.diffusion.denoiser import Denoise, Network
 from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
