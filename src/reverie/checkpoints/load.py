@@ -26,7 +26,7 @@ from reverie.checkpoints.weights import (
     same,
 )
 from reverie.diffusion.denoiser import ScheduleConfig
-from reverie.diffusion.noise import EmbeddingNoise
+from reverie.diffusion.noise import EmbeddingNoise, PictureNoise
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection, VisionTowerWithProjection
@@ -52,11 +52,13 @@ PIPELINES = (
     "StableDiffusionImageVariationPipeline",
     "StableUnCLIPImg2ImgPipeline",
     "StableDiffusionDepth2ImgPipeline",
+    "StableDiffusionUpscalePipeline",
 )
 CPU = torch.device("cpu")
 RECOMMENDED = "recommended.json"  # the fields of Recommended; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
 CONCEPTS = "concepts.json"  # what the model was taught; diffusers does not know it
+LOW_RES = "low_res_scheduler"  # the folder's name of how pictures are noised that are enlarged
 SAFETY = "safety_checker"  # the folder's name inside a model
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 STEMS = {  # of the weights in the folders of a model's networks
@@ -112,6 +114,7 @@ class Components:
     of music hears; one of pictures has none. `recommended` is for requests that leave it open. `known` are the things
     that it says it knows; most models say nothing. Those that vary pictures see them by the `image_encoder`; unCLIP
     noises what it sees (`embedding_noise`), and image variations have nothing else, neither tokenizer nor text encoder.
+    Those that enlarge pictures noise them by `picture_noise`.
     """
 
     tokenizers: tuple[Tokenizer, ...]
@@ -122,6 +125,7 @@ class Components:
     zero_empty: bool = False
     image_encoder: VisionTowerWithProjection | None = None
     embedding_noise: EmbeddingNoise | None = None
+    picture_noise: PictureNoise = PictureNoise()
     spectrogram: SpectrogramParams | None = None
     recommended: Recommended = Recommended()
     known: tuple[Known, ...] = ()
@@ -193,6 +197,7 @@ def load_folder(
         schedule_config=_config(locate_part(path, "scheduler"), configs.read_schedule, "scheduler_config.json"),
         image_encoder=see(locate_part(path, "image_encoder")) if sees else None,
         embedding_noise=_embedding_noise(path, variant) if index.get("image_normalizer") else None,
+        picture_noise=_picture_noise(path, index),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         spectrogram=_spectrogram(path / SPECTROGRAM),
         recommended=read_recommended(path / RECOMMENDED),
@@ -314,6 +319,14 @@ def _embedding_noise(path: Path, variant: str | None) -> EmbeddingNoise:
     mean, std = (source.tensor(name).flatten().float() for name in names)
     scheduler = locate_part(path, "image_noising_scheduler")
     return EmbeddingNoise(mean, std, _config(scheduler, configs.read_schedule, "scheduler_config.json").schedule())
+
+
+def _picture_noise(path: Path, index: dict[str, Any]) -> PictureNoise:
+    """Read how a model that enlarges pictures noises them; as the official one where a folder does not say."""
+    if not index.get(LOW_RES):
+        return PictureNoise()
+    config = _config(locate_part(path, LOW_RES), configs.read_schedule, "scheduler_config.json")
+    return PictureNoise(config, index.get("max_noise_level", PictureNoise.max_level))
 
 
 def _spectrogram(file: Path) -> SpectrogramParams | None:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import BeforeValidator, ConfigDict, Field
 
@@ -179,8 +178,7 @@ def _check_loras(request: SampledRequest, resolver: Resolver) -> None:
             resolver("lora", tag.name)
 
 
-@dataclass(frozen=True)
-class _Demand:
+class _Demand(NamedTuple):
     """How much of something is asked for, and how much may be."""
 
     field: str
@@ -191,12 +189,9 @@ class _Demand:
 
 def check_limits(request: Asked, options: Options, limits: Limits) -> None:
     """Raise ReverieError where a request asks for more than the server gives."""
-    for demand in _demands(request, options, limits):
-        if demand.asked > demand.most:
-            raise ReverieError(
-                f"{demand.field} asks for {demand.asked:g} {demand.unit}; this server allows {demand.most:g}",
-                field=demand.field,
-            )
+    for field, asked, most, unit in _demands(request, options, limits):
+        if asked > most:
+            raise ReverieError(f"{field} asks for {asked:g} {unit}; this server allows {most:g}", field=field)
 
 
 def _demands(request: Asked, options: Options, limits: Limits) -> Iterator[_Demand]:

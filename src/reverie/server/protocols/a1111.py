@@ -11,7 +11,6 @@ import base64
 import io
 import json
 import math
-import os
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -29,7 +28,7 @@ from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
 from reverie.requests.templates import read_styles
 from reverie.requests.texts import picture_texts
 from reverie.server.answers import Served, answer, attend, client_of, dispatcher_of, failure
-from reverie.server.api import describe_model, names_in
+from reverie.server.api import describe_model, machine_memory, names_in
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.protocols.a1111_drawing import (
     AUTOMATIC,
@@ -54,9 +53,18 @@ RESAMPLING = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.N
 UPSCALE: Json = {"kind": "upscale", "options": {"keep": False}}
 
 
-class Enlarging(Lenient):
-    """What both routes of extras take."""
+class NamedPicture(BaseModel):
+    """A picture as base64, with a name that nothing depends on."""
 
+    data: str
+    name: str = ""
+
+
+class Enlarging(Lenient):
+    """What the two routes of extras take: one picture, or several."""
+
+    image: str = ""
+    imageList: list[NamedPicture] = Field(default=[], max_length=256)
     resize_mode: Literal[0, 1] = 0
     upscaling_resize: float = Field(default=2.0, gt=0, le=64)
     upscaling_resize_w: int = Field(default=512, ge=1, le=65536)
@@ -73,25 +81,6 @@ class Enlarging(Lenient):
         larger = max(1, round(width * factor)), max(1, round(height * factor))
         cut = self.resize_mode == 1 and self.upscaling_crop
         return larger, (self.upscaling_resize_w, self.upscaling_resize_h) if cut else larger
-
-
-class EnlargingOne(Enlarging):
-    """What extra-single-image takes."""
-
-    image: str
-
-
-class NamedPicture(BaseModel):
-    """A picture as base64, with a name that nothing depends on."""
-
-    data: str
-    name: str = ""
-
-
-class EnlargingSeveral(Enlarging):
-    """What extra-batch-images takes."""
-
-    imageList: list[NamedPicture] = Field(max_length=256)
 
 
 class EncodedPicture(BaseModel):
@@ -305,12 +294,9 @@ async def prompt_styles(served: Served) -> list[Json]:
 @router.get(f"{API}/memory")
 async def memory() -> Json:
     """Tell of this machine's memory, in bytes."""
-    try:
-        page, pages, free = (os.sysconf(f"SC_{name}") for name in ("PAGE_SIZE", "PHYS_PAGES", "AVPHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return {"ram": {"error": "unavailable"}, "cuda": {"error": "unavailable"}}
-    ram = {"free": free * page, "used": (pages - free) * page, "total": pages * page}
-    return {"ram": ram, "cuda": {"error": "unavailable"}}
+    (total, free), unknown = machine_memory(), {"error": "unavailable"}
+    ram = {"free": free, "used": total - free, "total": total} if total else unknown
+    return {"ram": ram, "cuda": unknown}
 
 
 OWN = {"aliases": None, "default_rho": -1, "need_inner_model": False}
@@ -345,20 +331,20 @@ for _path, _value in FIXED.items():
 
 
 @router.post(f"{API}/extra-single-image")
-async def extra_single_image(asked: EnlargingOne, request: Request) -> Json:
+async def extra_single_image(asked: Enlarging, request: Request) -> Json:
     """Enlarge a picture. What would restore faces, or blend two upscalers, is refused."""
     (image,) = await _enlarge(asked, [asked.image], request)
     return {"image": image, "html_info": ""}
 
 
 @router.post(f"{API}/extra-batch-images")
-async def extra_batch_images(asked: EnlargingSeveral, request: Request) -> Json:
+async def extra_batch_images(asked: Enlarging, request: Request) -> Json:
     """Enlarge pictures."""
     return {"images": await _enlarge(asked, [one.data for one in asked.imageList], request), "html_info": ""}
 
 
 async def _enlarge(asked: Enlarging, images: list[str], request: Request) -> list[str]:
-    """Enlarge pictures, by a learned upscaler as jobs; return them as base64. Raises ReverieError."""
+    """Enlarge pictures, by a learned upscaler as jobs, and return them as base64. Raises ReverieError."""
     served = dispatcher_of(request)
     if changing := asked.notes({}, {"show_extras_results", "codeformer_weight", "upscale_first"}):
         raise ReverieError(changing[0], field="upscaler_1")
