@@ -27,7 +27,7 @@ from reverie.files import lock_folder
 from reverie.models.clip import Layer
 from reverie.models.controlnet import HintEmbedding
 from reverie.models.layers import ResidualBlock, SpatialTransformer
-from reverie.system import pick_device
+from reverie.runtime.transform import pick_device
 from reverie.train import begun
 from reverie.train.checkpoint import CHECKPOINT, check, load_checkpoint, save_checkpoint
 from reverie.train.ema import EMA, LONGEST, exponential, power_function
