@@ -205,14 +205,12 @@ def test_differences_are_added_to_the_models_weights(controlnet: ControlNet, tmp
     ("name", "told"),
     [
         ("control_add_embedding.linear_1.weight", "of a kind that is not known here: it holds 'control_add_embedding"),
-        ("lora_controlnet", "a Control-LoRA"),
-        ("lllite_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.down.0.weight", "a ControlNet-LLLite"),
         ("down_blocks.0.motion_modules.0.proj_out.weight", "a SparseCtrl"),
         ("controlnet_extra.weight", "of a kind that is not known here: it holds 'controlnet_extra.weight'"),
     ],
 )
 def test_other_kinds_are_refused_by_name(name: str, told: str, controlnet: ControlNet, tmp_path: Path) -> None:
-    """Names of a union without its kinds, of Stability's Control-LoRAs, sd-scripts' LLLite and guoyww's SparseCtrl."""
+    """Names of a union without its kinds, and of guoyww's SparseCtrl."""
     file = tmp_path / "x.safetensors"
     save_file({**controlnet.state_dict(), name: torch.ones(1)}, file)
     with pytest.raises(ReverieError, match=told) as error:
@@ -233,3 +231,77 @@ def test_refusals(controlnet: ControlNet, tmp_path: Path) -> None:
         load_controlnet(file, config=TINY)
     with pytest.raises(ReverieError):
         load_controlnet(file, config=replace(TINY, hint_widths=(4, 8)))
+
+
+def control_lora(net: ControlNet, base: UNet) -> dict[str, Tensor]:
+    """Lay out what a Control-LoRA keeps: products of low rank beside the U-Net's weights, and what is its own.
+
+    `net` is changed to the network that they make, by the U-Net's own weights.
+    """
+    drawn = torch.Generator().manual_seed(3)
+    state, own = {"lora_controlnet": torch.ones(0)}, dict(base.named_parameters())
+    for ours, place in places(net.control, list(net.state_dict()), "").items():
+        tensor = net.get_parameter(ours)
+        layer, _, kind = place.name.rpartition(".")
+        if ours not in own or kind == "bias":
+            state[place.name] = tensor.detach()
+            continue
+        weight = own[ours].detach().clone()
+        if weight.ndim > 1 and "attn1" not in ours:  # some layers are the U-Net's
+            down = torch.randn(2, *weight.shape[1:], generator=drawn)
+            up = torch.randn(len(weight), 2, *[1] * (weight.ndim - 2), generator=drawn)
+            state |= {f"{layer}.up": up, f"{layer}.down": down}
+            weight += torch.einsum("or,r...->o...", up.flatten(1), down)
+        tensor.data.copy_(weight)
+    return state
+
+
+def test_a_control_lora_is_the_u_net_with_changes_of_low_rank(controlnet: ControlNet, tmp_path: Path) -> None:
+    """As ComfyUI derives it (comfy/controlnet.py, ControlLora), run by diffusers' network."""
+    torch.manual_seed(5)
+    base, net = UNet(TINY.unet).eval(), ControlNet(TINY).eval()
+    net.load_state_dict(controlnet.state_dict())
+    state = control_lora(net, base)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file := tmp_path / "x.safetensors")
+    found = load_controlnet(file, base=base)
+    assert found.control == TINY
+    oracle = ControlNetModel(
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        block_out_channels=TINY.unet.block_out_channels,
+        attention_head_dim=2,
+        cross_attention_dim=12,
+        norm_num_groups=4,
+        conditioning_embedding_out_channels=TINY.hint_widths,
+    ).eval()
+    oracle.load_state_dict(net.state_dict())
+    x, hint, said = torch.randn(1, 4, 8, 8), torch.rand(1, 3, 64, 64), torch.randn(1, 5, 12)
+    with torch.no_grad():
+        down, mid = oracle(x, torch.tensor([501]), said, hint, return_dict=False)
+        ours = found(x, torch.tensor([501.0]), said, found.embed_hint(hint))
+    for a, b in zip(ours, (*down, mid), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4 * float(b.abs().max()))
+    wide = UNet(replace(TINY.unet, in_channels=9))
+    wide.load_state_dict({n: t for n, t in base.state_dict().items() if n != "conv_in.weight"}, strict=False)
+    wide.conv_in.weight.data[:, :4] = base.conv_in.weight
+    assert_same(load_controlnet(file, base=wide), found)
+
+
+def test_a_control_lora_that_does_not_fit_is_refused(controlnet: ControlNet, tmp_path: Path) -> None:
+    base, net = UNet(TINY.unet).eval(), ControlNet(TINY).eval()
+    state, file = control_lora(net, base), tmp_path / "x.safetensors"
+
+    def write(**changes: Tensor | None) -> None:
+        kept = {name: tensor for name, tensor in {**state, **changes}.items() if tensor is not None}
+        save_file({name: tensor.contiguous() for name, tensor in kept.items()}, file)
+
+    write()
+    with pytest.raises(ReverieError, match="holds changes of a U-Net; give the model that it steers"):
+        load_controlnet(file)
+    with pytest.raises(ReverieError, match="does not fit this model at "):
+        load_controlnet(file, base=UNet(replace(TINY.unet, cross_attention_dim=8)))
+    write(**{"zero_convs.3.0.bias": None})
+    with pytest.raises(ReverieError, match=r"is damaged: it lacks 'zero_convs\.3\.0\.bias'"):
+        load_controlnet(file, base=base)
+    write(**{"input_blocks.99.0.up": torch.ones(1)})
+    with pytest.raises(ReverieError, match=r"it holds 'input_blocks\.99\.0\.up', too"):
+        load_controlnet(file, base=base)

@@ -14,7 +14,7 @@ from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
 
-from reverie.adapters.t2i_adapter import FeatureControl, bind_features, find_t2i_adapter
+from reverie.adapters.features import FeatureControl, bind_features, find_t2i_adapter
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline, load

@@ -30,7 +30,7 @@ def test_a_picture_is_enlarged(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, says in (
         (["small.png", "--model", "small.png", "-o", "x.png"], "is no file of weights"),
         (["small.png", "--model", "4x.pth", "-o", "small.png"], "is an input"),
-        (["small.png", "--model", "4x.pth", "-o", "x.png", "--scale", "0"], "--scale 0 is not possible"),
+        (["small.png", "--model", "4x.pth", "-o", "x.png", "--scale", "0"], "scale 0.0 is not possible"),
         (["4x.pth", "--model", "4x.pth", "-o", "x.png"], "cannot read '4x.pth'"),
     ):
         capsys.readouterr()

@@ -17,8 +17,10 @@ from PIL import Image
 from webuiapi import ControlNetUnit, WebUIApi, WebUIApiResult
 
 import reverie
+from reverie.checkpoints.single import load_upscaler
+from reverie.codecs.image import enlarge
 from reverie.requests.foreign import a1111
-from reverie.requests.parts import ControlInput, Refiner
+from reverie.requests.parts import ControlInput, Hires, Refiner
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import from_metadata
 
@@ -284,6 +286,36 @@ def test_pictures_are_enlarged_and_inspected(web_ui: WebUIApi) -> None:
         web_ui.extra_single_image(picture, gfpgan_visibility=1)
     assert web_ui.png_info(picture).info == picture.info["parameters"]
     assert web_ui.png_info(picture).parameters["Seed"] == "7"
+
+
+def test_learned_upscalers_are_listed_and_enlarge(web_ui: WebUIApi, upscalers: Path) -> None:
+    assert web_ui.get_upscalers()[-1]["name"] == "ink-4x"
+    network = load_upscaler(upscalers / "ink-4x.pth")
+    picture = web_ui.txt2img(prompt="a bear", **SMALL).image
+    own = {size: enlarge(network, picture.convert("RGB"), size).tobytes() for size in ((96, 96), (64, 64))}
+    larger = web_ui.extra_single_image(picture, upscaler_1="ink-4x", upscaling_resize=3).image
+    assert (larger.size, larger.tobytes()) == ((96, 96), own[96, 96])
+    cut = {"resize_mode": 1, "upscaling_resize_w": 64, "upscaling_resize_h": 48}
+    both = web_ui.extra_batch_images([picture, picture], upscaler_1="ink-4x", **cut).images
+    whole = Image.frombytes("RGB", (64, 64), own[64, 64])
+    assert [one.tobytes() for one in both] == [whole.crop((0, 8, 64, 56)).tobytes()] * 2
+    with pytest.raises(RuntimeError, match=r"unknown upscaler .*ink-8x.*; did you mean .*ink-4x"):
+        web_ui.extra_single_image(picture, upscaler_1="ink-8x")
+    with pytest.raises(RuntimeError, match="more pixels than the 65536 that this server allows"):
+        web_ui.extra_batch_images([picture], upscaler_1="ink-4x", upscaling_resize=60)
+
+
+def test_a_second_pass_by_a_learned_upscaler(web_ui: WebUIApi, model_folder: Path, upscalers: Path) -> None:
+    passes = {"enable_hr": True, "hr_scale": 2, "denoising_strength": 0.5}
+    result = web_ui.txt2img(prompt="a bear", sampler_name="Euler", hr_upscaler="ink-4x", **passes, **SMALL)
+    second = Hires(upscaler=str(upscalers / "ink-4x.pth"), scale=2, strength=0.5)
+    asked = {"sampler": "euler", "schedule": "normal", "guidance": 7, "hires": second}
+    own = reverie.load(model_folder / "tiny").text_to_image("a bear", **asked, **SMALL)
+    assert result.image.tobytes() == own[0].tobytes()
+    assert result.info["reverie_notes"] == []
+    assert "Hires upscaler: ink-4x" in result.info["infotexts"][0]
+    unknown = web_ui.txt2img(prompt="a bear", hr_upscaler="ink-8x", **passes, **SMALL)
+    assert "Hires upscaler: ink-8x; lanczos takes its place" in unknown.info["reverie_notes"][0]
 
 
 def test_lists(web_ui: WebUIApi) -> None:

@@ -104,6 +104,22 @@ def test_templates_and_styles_are_drawn_as_the_command_line_draws_them(client: T
     assert fetch(client, job, 1).text["parameters"].startswith("a red bear in ink, once\nNegative prompt: oil")  # type: ignore[attr-defined]
 
 
+def test_one_style_and_one_format_need_no_list(client: TestClient, finish: Finish) -> None:
+    job = finish({"kind": "text_to_image", "request": BEAR, "style": "ink", "options": {"formats": "webp"}})
+    assert (job["request"]["prompt"], fetch(client, job).format) == ("a bear in ink", "WEBP")
+
+
+def test_a_picture_is_enlarged_and_keeps_what_it_says(client: TestClient, finish: Finish) -> None:
+    job = finish({"kind": "text_to_image", "request": BEAR})
+    asked = {"picture": job["files"][0]["name"], "upscaler": "ink-4x.pth"}
+    larger = finish({"kind": "upscale", "request": asked})
+    assert larger["state"] == "done"
+    assert fetch(client, larger).size == (128, 128)
+    assert fetch(client, larger).text == fetch(client, job).text  # type: ignore[attr-defined]
+    assert larger["result"]["request"]["prompt"] == "a bear"
+    assert client.get("/api/adapters").json()["upscalers"] == ["ink-4x.pth"]
+
+
 def test_a_failure_says_why_without_folders(finish: Finish, settings: Settings) -> None:
     job = finish({"kind": "text_to_image", "request": {**BEAR, "prompt": "a bear <lora:broken:1>"}})
     assert job["state"] == "failed"
@@ -130,6 +146,9 @@ def test_a_failure_says_why_without_folders(finish: Finish, settings: Settings) 
         ({"kind": "text_to_image", "request": BEAR, "style": ["oil"]}, 422, "style"),
         ({"kind": "text_to_image", "request": {**BEAR, "prompt": {}}, "style": ["ink"]}, 422, "style"),
         ({"kind": "music", "request": {"prompt": "jazz"}, "dynamic": True}, 422, "dynamic"),
+        ({"kind": "text_to_image", "request": BEAR, "style": 3}, 422, "style"),
+        ({"kind": "upscale", "request": {"picture": url(png()), "upscaler": "other.pth"}}, 422, "upscaler"),
+        ({"kind": "upscale", "request": {"picture": url(png((65, 64))), "upscaler": "ink-4x.pth"}}, 422, "picture"),
         ({"request": BEAR}, 422, "kind"),
     ],
 )

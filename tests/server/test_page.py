@@ -112,10 +112,15 @@ def test_a_prompt_becomes_a_picture_and_stands_in_the_gallery(visit: Callable[..
     set_steps(page)
     page.press("#prompt", "Enter")
     picture = page.locator("#recent img")
-    picture.wait_for()
+    picture.first.wait_for()
     assert page.evaluate("document.querySelector('#picture').naturalWidth") > 0
     (job,) = gallery(address)
-    assert picture.get_attribute("alt") == f"a quiet bear in ink, seed {job['request']['seed']}"
+    width = page.evaluate("document.querySelector('#picture').naturalWidth")
+    page.click("#enlarge")
+    page.wait_for_function(f"document.querySelector('#picture').naturalWidth == {2 * width}")
+    assert [one["kind"] for one in gallery(address)] == ["upscale", "text_to_image"]
+    httpx.delete(f"{address}/api/gallery/{gallery(address)[0]['id']}").raise_for_status()
+    assert picture.first.get_attribute("alt") == f"a quiet bear in ink, seed {job['request']['seed']}"
     words = "a {quiet|quiet} bear in ink"
     assert (job["kind"], job["request"]["prompt"], job["request"]["steps"]) == ("text_to_image", words, 2)
     page.click("nav a[href='#gallery']")

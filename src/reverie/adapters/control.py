@@ -1,10 +1,12 @@
 """ControlNets: pictures that steer a drawing, several at once, each with a weight and a part of the way.
 
-They are read from a folder in diffusers' layout, or from one file in diffusers' or lllyasviel's.
+They are read from a folder in diffusers' layout, or from one file in diffusers' or lllyasviel's; Control-LoRAs, which
+are changes of the U-Net that they steer, from Stability's files.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -19,8 +21,9 @@ from torch import Tensor
 
 from reverie.checkpoints import compvis
 from reverie.checkpoints.compvis import Place, Table
-from reverie.checkpoints.configs import UNET_BLOCKS, read_unet
+from reverie.checkpoints.configs import UNET_BLOCKS, read_unet, write_unet
 from reverie.checkpoints.load import CPU, DIFFUSERS_STEM
+from reverie.checkpoints.save import save_part, write_tensors
 from reverie.checkpoints.weights import Source, blueprint, find_weights, load_weights, open_source, read_json
 from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
@@ -122,13 +125,12 @@ PREFIX = "control_model."  # of lllyasviel's files; a few leave it out
 MARK = "input_hint_block.0.weight"  # theirs alone
 UNION = ("task_embedding", "transformer_layes", "spatial_ch_projs", "control_add_embedding")
 UNION_KINDS = "task_embedding"  # of a union, a row for each kind of pictures
+CONTROL_LORA = "lora_controlnet"  # says that weights are the U-Net's, some changed by products of low rank (Stability)
 DIFFERENCE = "difference"  # says that weights are to be added to the U-Net's (sd-webui-controlnet, ComfyUI)
 CLASSES = ("ControlNetModel", "ControlNetUnionModel")
 FIXED = {"controlnet_conditioning_channel_order": "rgb"}  # "bgr" was one early release
 # What steers otherwise, by a part of a name that only it has.
 OTHERS = {
-    "lora_controlnet": "a Control-LoRA",
-    "lllite_": "a ControlNet-LLLite",
     "motion_modules.": "a SparseCtrl of AnimateDiff",
     "brushnet_": "a BrushNet",
     "ctrl_to_base": "a ControlNet-XS",
@@ -136,6 +138,13 @@ OTHERS = {
     "ip_adapter.": "an IP-Adapter",
     "controlnet_blocks.": "a ControlNet of Stable Diffusion 3, Flux or the like",
 }
+UNETS_ALONE = (
+    "out_channels",
+    "sample_size",
+    "up_block_types",
+    "reverse_transformer_layers_per_block",
+    "time_cond_proj_dim",
+)
 POOLED = ("_shuffle", "_shuffle_fp16")  # how the names of such files end, which say it nowhere (ComfyUI)
 
 
@@ -150,8 +159,8 @@ def load_controlnet(
     """Read a ControlNet from a folder or a file at `path`, onto `device` in `dtype` (None: the file's own).
 
     What a single file is, is told from its names and shapes, unless `config` says. A file that holds a whole model
-    beside it will do. `base` is the U-Net to which a file of differences is added. Raises ReverieError where there is
-    none, it is damaged, or it is of a kind that is not known.
+    beside it will do. `base` is the U-Net to which a file of differences, or a Control-LoRA, is added. Raises
+    ReverieError where there is none, it is damaged, or it is of a kind that is not known.
     """
     path = Path(path)
     if path.is_dir():
@@ -162,6 +171,8 @@ def load_controlnet(
     if not path.is_file():
         raise ReverieError(f"no ControlNet at '{path}'; give a folder in diffusers' layout or a file of weights")
     source = open_source(path)
+    if CONTROL_LORA in source.names():
+        return _derive(source, base, path).to(device, dtype)
     module, table = _recognise(source, path, [config] if config else list(CONTROLNETS.values()))
     state = {ours: place.read(source.tensor(place.name)) for ours, place in table.items()}
     if DIFFERENCE in source.names():
@@ -196,6 +207,25 @@ def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:
     return replace(config, kinds=raw.get("num_control_type", 6), fusing_heads=heads, fusing_layers=layers)
 
 
+def write_controlnet(config: ControlNetConfig) -> dict[str, Any]:
+    """Write the config of a ControlNet of one kind as diffusers' ControlNetModel reads it."""
+    raw = {key: value for key, value in write_unet(config.unet).items() if key not in UNETS_ALONE}
+    return raw | {
+        "_class_name": CLASSES[0],
+        "conditioning_channels": config.hint_channels,
+        "conditioning_embedding_out_channels": list(config.hint_widths),
+        "global_pool_conditions": config.pooled,
+        **FIXED,
+    }
+
+
+def save_controlnet(network: ControlNet, folder: Path, name: str) -> None:
+    """Write a ControlNet as diffusers' folder, and beside it as a file NAME.safetensors in lllyasviel's layout."""
+    save_part(network, write_controlnet(network.control), folder)
+    state = network.state_dict()
+    write_tensors(compvis.to_single_file(state, places(network.control, list(state))), folder / f"{name}.safetensors")
+
+
 def _add_base(state: dict[str, Tensor], base: UNet | None, path: Path) -> dict[str, Tensor]:
     """Add the U-Net's weights to those that a ControlNet shares with it. Raises ReverieError where they do not fit."""
     if base is None:
@@ -210,6 +240,49 @@ def _add_base(state: dict[str, Tensor], base: UNet | None, path: Path) -> dict[s
             raise ReverieError(f"'{path}' does not fit this model at {name}; give a ControlNet of the same family")
         added[name] = state[name].float() + weight
     return added
+
+
+def _derive(source: Source, base: UNet | None, path: Path) -> ControlNet:
+    """Make the network of a Control-LoRA: the U-Net's weights plus products of low rank, and what it has of its own.
+
+    As in ComfyUI (comfy/controlnet.py, ControlLora). Raises ReverieError where it does not fit the U-Net.
+    """
+    if base is None:
+        raise ReverieError(f"'{path}' holds changes of a U-Net; give the model that it steers")
+    names = set(source.names()) - {CONTROL_LORA}
+    config = _derived_config(source, names, base, path)
+    module, known = blueprint(partial(ControlNet, config)), dict(base.named_modules())
+    state = module.state_dict()
+    for ours, place in places(config, list(state), "").items():
+        layer, _, kind = place.name.rpartition(".")
+        if place.name in names:
+            weight = place.read(source.tensor(place.name)).float()
+        elif ours.rpartition(".")[0] in known:
+            weight = base.get_parameter(ours).detach().cpu().float()
+            weight = weight[:, : config.unet.in_channels] if ours == "conv_in.weight" else weight
+        else:
+            raise ReverieError(f"'{path}' is damaged: it lacks '{place.name}'; fetch it again")
+        parts = [f"{layer}.{part}" for part in ("up", "down")] if kind == "weight" else []
+        factors = [source.tensor(part).float().flatten(1) for part in parts if part in names]
+        product = factors[0] @ factors[1] if len(factors) == 2 else torch.zeros(weight.numel())
+        if (weight.shape, product.numel()) != (state[ours].shape, weight.numel()):
+            raise ReverieError(f"'{path}' does not fit this model at {ours}; give one of the same family")
+        state[ours] = weight + product.view_as(weight)
+        names -= {place.name, *parts}
+    if names:
+        raise ReverieError(f"'{path}' does not fit this model: it holds '{min(names)}', too; give one of its family")
+    module.load_state_dict(state, assign=True)
+    return module.eval()
+
+
+def _derived_config(source: Source, names: set[str], base: UNet, path: Path) -> ControlNetConfig:
+    """Describe the network of a Control-LoRA: the U-Net's, and how a hint is seen, by the shapes of the file."""
+    hints = sorted(int(name.split(".")[1]) for name in names if re.fullmatch(r"input_hint_block\.\d+\.weight", name))
+    if len(hints) < 2:
+        raise ReverieError(f"'{path}' is no Control-LoRA that is known here: it does not say how it sees a hint")
+    shapes = [source.shape(f"input_hint_block.{number}.weight") for number in hints]
+    unet = replace(base.config, in_channels=base.config.out_channels)
+    return ControlNetConfig(unet, shapes[0][1], tuple(shape[0] for shape in shapes[:-1:2]))
 
 
 def places(config: ControlNetConfig, names: list[str], prefix: str = PREFIX) -> Table:

@@ -55,6 +55,8 @@ class ServedOptions:
     """Folder of textual inversions; may be given several times."""
     controlnets: Paths = ()
     """Folder of ControlNets; may be given several times."""
+    upscalers: Paths = ()
+    """Folder of learned upscalers; may be given several times."""
     folders: Paths = ()
     """Folder of pictures, sounds and films that requests may start from; may be given several times."""
     styles: Path | None = None
@@ -200,6 +202,7 @@ def read_settings(
         loras=_folders(served.loras),
         embeddings=_folders(served.embeddings),
         controlnets=_folders(served.controlnets),
+        upscalers=_folders(served.upscalers),
         folders=_folders(served.folders),
     )
     return replace(settings, model=settings.model_for("text_to_image", model))

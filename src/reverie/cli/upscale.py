@@ -7,8 +7,6 @@ from pathlib import Path
 from reverie.cli.options import Flag, Output
 from reverie.cli.output import say
 
-LARGEST_SCALE = 16
-
 
 def upscale(
     file: Path,
@@ -27,7 +25,7 @@ def upscale(
     file
         A picture.
     model
-        File of an upscaler: ESRGAN, Real-ESRGAN (x1 to x8) or its compact kind (.pth, .safetensors).
+        File of an upscaler: ESRGAN, Real-ESRGAN (x1 to x8), its compact kind or SwinIR (.pth, .safetensors).
     output
         Where the larger picture goes (.png, .jpg, .webp).
     scale
@@ -38,26 +36,10 @@ def upscale(
         Refuse to write over a file that is there.
     """
     from reverie.cli.progress import show_progress
-    from reverie.errors import ReverieError
-    from reverie.jobs.outputs import check_writable
-    from reverie.media.pictures import open_picture, save
+    from reverie.jobs.upscale import Upscale, UpscaleJob
 
-    if scale is not None and not 0 < scale <= LARGEST_SCALE:
-        raise ReverieError(f"--scale {scale:g} is not possible; give a number above 0, up to {LARGEST_SCALE}")
-    check_writable([output], [file])
-    if no_clobber and output.exists():
-        raise ReverieError(f"'{output}' is there already; give another name, or leave out --no-clobber")
-    picture = open_picture(file)
-
-    from reverie.checkpoints.load import load_upscaler  # these bring torch, which takes seconds
-    from reverie.codecs.image import enlarge_to
-    from reverie.runtime import pack
-    from reverie.system import pick_device
-
-    network = pack(load_upscaler(model, device=pick_device(device)))
-    factor = network.scale if scale is None else scale
-    size = max(1, round(picture.width * factor)), max(1, round(picture.height * factor))
-    *_, last = show_progress(enlarge_to(network, picture, size))
-    assert last.picture is not None
-    save(last.picture, output)
+    request = Upscale.of({"picture": file, "upscaler": str(model), "scale": scale})
+    job = UpscaleJob(request=request, output=output, device=device, no_clobber=no_clobber)
+    for _ in show_progress(job.run()):
+        pass
     say(str(output))

@@ -2,6 +2,8 @@
 
 Source: Zhang et al. 2302.05543. A union ControlNet (xinsir's for SDXL) is one for several kinds of pictures, and is
 told which. The parameters are named as in diffusers' `ControlNetModel` and `ControlNetUnionModel`.
+
+ControlNet-LLLite is kohya's small form, which changes what single layers are given.
 """
 
 from __future__ import annotations
@@ -168,3 +170,29 @@ def _silent(conv: nn.Conv2d) -> nn.Conv2d:
     if conv.bias is not None:
         nn.init.zeros_(conv.bias)
     return conv
+
+
+class LLLite(nn.Module):
+    """Change what one linear layer of a U-Net is given, by a picture: a part of a ControlNet-LLLite.
+
+    `depth` is 1 to 3: the picture is embedded at an 8th, a 16th or a 32nd of its size, that of the layer's image. What
+    `down` leaves of the layer's input is joined to it. Source: kohya-ss/sd-scripts, networks/control_net_lllite.py and
+    docs/train_lllite_README.md, whose names the parameters have.
+    """
+
+    def __init__(self, dim: int, hidden: int, embedding: int, depth: int):
+        super().__init__()
+        self.dim, half = dim, embedding // 2
+        strides = {1: (4, 2), 2: (4, 4), 3: (4, 4, 2)}[depth]
+        widths = (3, *[half] * (len(strides) - 1), embedding)
+        layers: list[nn.Module] = []
+        for (width, following), stride in zip(pairwise(widths), strides, strict=True):
+            layers += [nn.ReLU(), nn.Conv2d(width, following, stride, stride)]
+        self.conditioning1 = nn.Sequential(*layers[1:])
+        self.down = nn.Sequential(nn.Linear(dim, hidden), nn.ReLU())
+        self.mid = nn.Sequential(nn.Linear(hidden + embedding, hidden), nn.ReLU())
+        self.up = nn.Sequential(nn.Linear(hidden, dim))
+
+    def forward(self, x: Float[Tensor, "b l d"], seen: Float[Tensor, "1 l e"]) -> Float[Tensor, "b l d"]:
+        """Return what is added to the layer's input, where `seen` is the picture embedded by `conditioning1`."""
+        return self.up(self.mid(torch.cat([seen.expand(len(x), -1, -1), self.down(x)], dim=2)))

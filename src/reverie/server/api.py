@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 from collections.abc import AsyncIterator
 from functools import lru_cache
 from importlib.metadata import version
@@ -277,9 +278,17 @@ async def unload_model(name: str, served: Served) -> Json:
 
 @router.get("/adapters")
 async def adapters(served: Served) -> Json:
-    """List the files of LoRAs, embeddings and ControlNets that requests may name."""
-    kinds = ("loras", "embeddings", "controlnets")
-    return {kind: names_in(getattr(served.settings, kind)) for kind in kinds}
+    """List the files of LoRAs, embeddings, ControlNets and upscalers that requests may name."""
+    return {f"{what}s": names_in(folders) for what, folders in served.settings.adapters().items()}
+
+
+def machine_memory() -> tuple[int, int]:
+    """Return how many bytes of memory this machine has, and how many are free; 0 where the system does not say."""
+    try:
+        page, pages, free = (os.sysconf(f"SC_{name}") for name in ("PAGE_SIZE", "PHYS_PAGES", "AVPHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return 0, 0
+    return page * pages, page * free
 
 
 def names_in(folders: tuple[Path, ...]) -> list[str]:

@@ -101,7 +101,7 @@ async def _answer_refusal(request: Request, error: Exception) -> JSONResponse:
 
 async def _answer_error(request: Request, error: Exception) -> JSONResponse:
     """Answer what a request's fields get wrong, without folders of this machine."""
-    message = " ".join(request.app.state.settings.describe(str(error)).split())
+    message = request.app.state.settings.describe(str(error))
     if isinstance(error, QueueFull):
         return JSONResponse(error_body(message, code="queue_full"), 429, headers={"Retry-After": str(error.retry)})
     return JSONResponse(error_body(message, getattr(error, "field", None)), 422)

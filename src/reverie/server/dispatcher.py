@@ -145,9 +145,8 @@ class Dispatcher:
             self._end(record, "cancelled")
             self._tell_positions()
         elif record.state == "running":
-            for worker in self.workers:
-                if worker.task == record.id:
-                    worker.cancel()
+            for worker in self._workers_of(record):
+                worker.cancel()
             self._timers.pop(record.id).cancel()
             self._timers[record.id] = self._loop.call_later(PATIENCE, self._kill, record)
 
@@ -248,12 +247,14 @@ class Dispatcher:
         self.cancel(record)
 
     def _kill(self, record: JobRecord) -> None:
-        for worker in self.workers:
-            if worker.task == record.id:
-                worker.kill()
+        for worker in self._workers_of(record):
+            worker.kill()
         self._end(record, "failed" if record.error else "cancelled", record.error)
 
     # The workers
+
+    def _workers_of(self, record: JobRecord) -> list[Worker]:
+        return [worker for worker in self.workers if worker.task == record.id]
 
     def _hire(self) -> None:
         if not self.closing:

@@ -128,7 +128,8 @@ class Guard:
         is_open = scope["path"] in OPEN or scope.get("method") == "OPTIONS"
         if self._settings.tokens and not is_open and not self._has_key(headers):
             raise Refusal(401, "a key is needed: send it as Bearer token or as the password of Basic", **_ASK)
-        if int(_digits(headers.get("content-length"))) > self._settings.limits.body:
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._settings.limits.body:
             raise self._too_large()
 
     def _is_ours(self, host: str) -> bool:
@@ -149,15 +150,15 @@ class Guard:
         return urlsplit(origin).netloc == host or origin in self._origins
 
     def _has_key(self, headers: Headers) -> bool:
-        given = [_key(headers.get("authorization", ""))]
         try:
             cookie = SimpleCookie(headers.get("cookie", "")).get(COOKIE)
         except CookieError:
             cookie = None
+        shown = _key(headers.get("authorization", "")), cookie.value if cookie is not None else ""
         return any(
-            any(hmac.compare_digest(one.encode(), token.encode()) for one in given)
-            or (cookie is not None and hmac.compare_digest(cookie.value.encode(), self._sign(token).encode()))
+            hmac.compare_digest(one.encode(), right.encode())
             for token in self._settings.tokens
+            for one, right in zip(shown, (token, self._sign(token)), strict=True)
         )
 
     @staticmethod
@@ -219,10 +220,6 @@ def _key(authorization: str) -> str:
         except (binascii.Error, ValueError):
             return ""
     return value.strip() if scheme.lower() == "bearer" else ""
-
-
-def _digits(text: str | None) -> str:
-    return text if text is not None and text.isdecimal() else "0"
 
 
 def _safe(text: str) -> str:

@@ -55,6 +55,7 @@ class Settings:
     loras: tuple[Path, ...] = ()
     embeddings: tuple[Path, ...] = ()
     controlnets: tuple[Path, ...] = ()
+    upscalers: tuple[Path, ...] = ()
     folders: tuple[Path, ...] = ()
     styles: Path | None = None
     wildcards: Path | None = None
@@ -108,10 +109,15 @@ class Settings:
             return name
         raise ReverieError(f"there is no model '{name}' here", field="model", hint=f"choose from {', '.join(places)}")
 
+    def adapters(self) -> dict[str, tuple[Path, ...]]:
+        """Return the folders of what goes with a model, by what is in them."""
+        folders = {"lora": self.loras, "embedding": self.embeddings}
+        return folders | {"controlnet": self.controlnets, "upscaler": self.upscalers}
+
     def resolver(self) -> Resolver:
         """Return the policy by which requests name files: uploads, results, and what is in the folders."""
         content = [self.uploads, self.outputs, *self.folders]
-        folders = {"lora": self.loras, "embedding": self.embeddings, "controlnet": self.controlnets}
+        folders = self.adapters()
         allowed = AllowedFolders({**folders, **dict.fromkeys(("picture", "sound", "film"), content)})
         places = self.places()
 
@@ -130,14 +136,14 @@ class Settings:
         return resolve
 
     def describe(self, text: str) -> str:
-        """Return a message without the folders of this machine."""
+        """Return a message in one line, without the folders of this machine."""
         for folder in (self.outputs, self.uploads, self.home, *self._model_paths(), Path.home()):
             if folder.name:  # not the root
                 text = text.replace(f"{folder}{os.sep}", "").replace(str(folder), folder.name)
-        return text
+        return " ".join(text.split())
 
     def _model_paths(self) -> Iterator[Path]:
-        for folders in (self.models, self.loras, self.embeddings, self.controlnets, self.folders):
+        for folders in (self.models, *self.adapters().values(), self.folders):
             yield from folders
         yield from filter(None, [self.index, self.styles, self.wildcards])
         yield from BUNDLED.values()

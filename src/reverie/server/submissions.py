@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field
 
 from reverie.errors import ReverieError
 from reverie.jobs.batches import BatchJob
@@ -15,6 +15,7 @@ from reverie.jobs.events import Job
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
 from reverie.jobs.pictures import PictureJob
+from reverie.jobs.upscale import Upscale, UpscaleJob
 from reverie.requests import adapter_files
 from reverie.requests.base import RANDOM_SEED, Frozen, SampledRequest, random_seed
 from reverie.requests.films import Animation
@@ -32,8 +33,19 @@ FORMATS = {
     "films": ("mp4", "webm", "gif", "webp", "png"),
     "music": ("wav", "mp3", "flac", "ogg", "png"),
 }
+USUAL_SCALE = 4  # of an upscaler, which tells its own once it is loaded
 SECONDS = 2.0  # between two keyframes, where a film says nothing
-Asked = SampledRequest | Question
+Asked = SampledRequest | Upscale | Question
+ASKED: dict[str, type[Asked]] = {**KINDS, Upscale.kind: Upscale, **QUESTIONS}
+
+
+def _alone(kind: Any) -> BeforeValidator:
+    """Return what takes one thing of a kind for a list of it."""
+
+    def put_into_list(given: object) -> object:
+        return [given] if isinstance(given, str | Mapping | Frozen) else given
+
+    return BeforeValidator(put_into_list, json_schema_input_type=kind | tuple[kind, ...])
 
 
 class Options(Frozen):
@@ -41,7 +53,9 @@ class Options(Frozen):
 
     part = "option "
 
-    formats: tuple[str, ...] = Field(default=(), max_length=5, description="suffixes of the files, such as png")
+    formats: Annotated[tuple[str, ...], _alone(str)] = Field(
+        default=(), max_length=5, description="suffixes of the files, such as png"
+    )
     previews: int = Field(default=4, ge=0, le=100, description="steps, or frames, between two previews; 0: none")
     best_of: int | None = Field(default=None, ge=2, description="draw so many and keep the best by CLIP")
     explain: bool = Field(default=False, description="draw beside each picture which word drew what")
@@ -56,10 +70,10 @@ class Submission(Frozen):
 
     model_config = ConfigDict(defer_build=False)  # FastAPI warns of deferred schemas
 
-    kind: str = Field(description="text_to_image, image_to_image, inpaint, outpaint, animation or music")
+    kind: str = Field(description="text_to_image, image_to_image, inpaint, outpaint, upscale, animation or music")
     request: dict[str, Any] = Field(default={}, description="the fields of the request")
     model: str | None = Field(default=None, description="a name of /api/models; the default if not given")
-    style: tuple[str | PromptStyle, ...] = Field(
+    style: Annotated[tuple[str | PromptStyle, ...], _alone(str | PromptStyle)] = Field(
         default=(), max_length=100, description="pictures: styles that go with the prompts, or names of the server's"
     )
     dynamic: bool = Field(
@@ -71,8 +85,8 @@ class Submission(Frozen):
 
     def fill(self, settings: Settings) -> Submission:
         """Return it with nothing left open: its model and seed named, its content shelved. Raises ReverieError."""
-        if self.kind not in (known := {**KINDS, **QUESTIONS}):
-            raise ReverieError(f"unknown kind '{self.kind}'; choose from {', '.join(known)}", field="kind")
+        if self.kind not in ASKED:
+            raise ReverieError(f"unknown kind '{self.kind}'; choose from {', '.join(ASKED)}", field="kind")
         try:
             request = Shelf(settings).replace_content(self.request, self.options.keep)
         except RecursionError:
@@ -97,9 +111,8 @@ class Submission(Frozen):
     def read(self, settings: Settings) -> Asked:
         """Return the request, its files found as the settings allow. Raises ReverieError."""
         resolver = settings.resolver()
-        known: dict[str, type[Asked]] = {**KINDS, **QUESTIONS}
         with resolving(resolver):
-            request = known[self.kind].of(self.request)
+            request = ASKED[self.kind].of(self.request)
             for field, reference in references(request):
                 if not reference.is_here:
                     raise reference.missing(field)
@@ -137,10 +150,12 @@ class Submission(Frozen):
             with resolving(settings.resolver()):
                 film, output = Film.of(self.film), settings.outputs / f"{name}-film.mp4"
             return MusicJob(request=request, outputs=outputs, film=film, film_output=output, model=self.model)
-        assert isinstance(request, TextToImage)
         self._check_formats("pictures")
         if len(outputs) > 1:
             raise ReverieError(f"a picture is one file; choose one of {', '.join(options.formats)}", field="formats")
+        if isinstance(request, Upscale):
+            return UpscaleJob(request=request, output=outputs[0], device=settings.device)
+        assert isinstance(request, TextToImage)
         finishing = options.model_dump(exclude={"formats", "keep"}) | {"model": self.model}
         requests = self.drawings(request, settings)
         if len(requests) == 1:
@@ -163,8 +178,7 @@ def _check_loras(request: SampledRequest, resolver: Resolver) -> None:
             resolver("lora", tag.name)
 
 
-@dataclass(frozen=True)
-class _Demand:
+class _Demand(NamedTuple):
     """How much of something is asked for, and how much may be."""
 
     field: str
@@ -175,16 +189,16 @@ class _Demand:
 
 def check_limits(request: Asked, options: Options, limits: Limits) -> None:
     """Raise ReverieError where a request asks for more than the server gives."""
-    for demand in _demands(request, options, limits):
-        if demand.asked > demand.most:
-            raise ReverieError(
-                f"{demand.field} asks for {demand.asked:g} {demand.unit}; this server allows {demand.most:g}",
-                field=demand.field,
-            )
+    for field, asked, most, unit in _demands(request, options, limits):
+        if asked > most:
+            raise ReverieError(f"{field} asks for {asked:g} {unit}; this server allows {most:g}", field=field)
 
 
 def _demands(request: Asked, options: Options, limits: Limits) -> Iterator[_Demand]:
-    if isinstance(request, Question):
+    if isinstance(request, Upscale):  # the first pass makes a picture several times larger, whatever is asked for
+        for size in (request.picture.size or (0, 0), request.size(USUAL_SCALE)):
+            yield _Demand("picture", math.prod(size), limits.pixels, "pixels")
+    if not isinstance(request, SampledRequest):
         return
     yield _Demand("steps", request.steps, limits.steps, "steps")
     if isinstance(request, Animation):

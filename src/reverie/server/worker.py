@@ -162,7 +162,7 @@ def carry_out(
             tell(event)
     except (ReverieError, OSError) as error:
         text = str(error) if isinstance(error, ReverieError) else reason_of(error)
-        say(Said(task.id, "failed", (settings.describe(" ".join(text.split())), getattr(error, "field", None), 422)))
+        say(Said(task.id, "failed", (settings.describe(text), getattr(error, "field", None), 422)))
     except Exception as error:
         log.exception("job %s", task.id)
         say(Said(task.id, "failed", (f"the server failed: {type(error).__name__}; its log says more", None, 500)))

@@ -24,6 +24,7 @@ const NEAR = 0.2; // of the way to another seed: a variation
 let sheet, live, carried;
 let models = [];
 let defaults = {}; // of samplers, schedules and steps, where a model recommends none
+let upscalers = []; // files of the server
 let mostSteps = 150;
 let shown = null; // {file, kind, request} of the picture that is seen
 const ask = () => $("#ask");
@@ -256,6 +257,16 @@ function show(piece) {
   Object.assign($("#save"), { href: piece.file.url, download: piece.file.name });
 }
 
+/** Let the server's first upscaler enlarge the picture that is seen. */
+async function enlarge() {
+  const piece = shown;
+  const job = await run($("#draw-work"), { kind: "upscale", request: { picture: piece.file.name, upscaler: upscalers[0], scale: 2 } });
+  if (!job) return;
+  const larger = { ...piece, file: job.files[0] };
+  $("#recent").prepend(thumbnail(larger));
+  show(larger);
+}
+
 /** The kind of a job and the request of its picture number `at`, alone: of a template, what it gave. */
 function pictured({ kind, request, result }, at) {
   const { prompt, negative } = result?.requests?.[at] ?? result?.request ?? request;
@@ -273,6 +284,7 @@ function bindDoings() {
     draw({ kind, request: { ...request, count: 4, variation: { seed: randomSeed(), strength: NEAR } } });
   };
   $("#explain").onclick = () => draw(single(), { explain: true });
+  $("#enlarge").onclick = enlarge;
   $("#paint-over").onclick = async () => putOnSheet(await (await fetch($("#picture").src)).blob());
   $("#to-film").onclick = () => document.dispatchEvent(new CustomEvent("keyframe", { detail: single().request }));
 }
@@ -310,15 +322,16 @@ function showLive({ image, seconds }) {
 async function loadNames() {
   try {
     const asking = ["api/samplers", "api/info", "api/adapters"].map(get);
-    const [{ samplers, schedules, defaults: own }, known, { loras }] = await Promise.all(asking);
-    [models, defaults] = [known.models, own];
+    const [{ samplers, schedules, defaults: own }, known, adapters] = await Promise.all(asking);
+    [models, defaults, upscalers] = [known.models, own, adapters.upscalers];
+    $("#enlarge").hidden = !upscalers.length;
     mostSteps = known.limits.steps;
     const option = ({ name, label }) => make("option", { value: name, textContent: label });
     ask().elements.sampler.replaceChildren(...samplers.map(option));
     ask().elements.schedule.replaceChildren(...schedules.map(option));
     suit();
     offerStyles("", known.styles);
-    offerLoras(loras, ask().elements.prompt);
+    offerLoras(adapters.loras, ask().elements.prompt);
   } catch (error) {
     toast(error.message);
   }

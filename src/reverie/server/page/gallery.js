@@ -55,10 +55,14 @@ async function load(before = null) {
   }
 }
 
+/** What a job was asked for; of an enlarged picture, what it was drawn by. */
+const asked = ({ kind, request, result }) => (kind === "upscale" ? (result.request ?? {}) : request);
+
 /** What a job was asked for, in words. */
-function words({ request }) {
+function words(job) {
+  const request = asked(job);
   const stops = request.keyframes ?? [request, ...(request.to ?? [])];
-  return stops.map((stop) => stop.prompt ?? stop).filter(Boolean).join(" → ") || t(request.kind ?? "anything");
+  return stops.map((stop) => stop.prompt ?? stop).filter((words) => words && words !== request).join(" → ") || t("anything");
 }
 
 function look(file, text, large) {
@@ -106,12 +110,13 @@ function show(job, button) {
     make("div", { className: "views" }, ...[...views(job), ...sounds].map((file) => look(file, text, true))),
     make("p", { className: "words", textContent: text }),
     make("dl", {}, ...facts(job).flatMap(([key, value]) => [make("dt", { textContent: t(key) }), make("dd", { textContent: value })])),
-    make("div", { className: "bar" }, act("reuse", reuse, "primary"), ...job.files.map(downloadLink), act("delete", drop), act("close", () => dialog.close())),
+    make("div", { className: "bar" }, ...(job.kind === "upscale" ? [] : [act("reuse", reuse, "primary")]), ...job.files.map(downloadLink), act("delete", drop), act("close", () => dialog.close())),
   );
   dialog.showModal();
 }
 
-function facts({ request, model }) {
+function facts(job) {
+  const [request, { model }] = [asked(job), job];
   const told = ["negative", "steps", "sampler", "guidance", "seed", "bpm", "seconds", "fps"].map((key) => [key, request[key]]);
   return [["model", model], ...told].filter(([, value]) => value !== undefined && value !== null && value !== "");
 }

@@ -57,6 +57,7 @@ const WORDS = {
   paintOver: ["Paint over", "在上面画"],
   toFilm: ["Into the film", "放进动画"],
   explain: ["Which word where", "哪个词在哪里"],
+  enlarge: ["Enlarge", "放大"],
   download: ["Download", "下载"],
   recent: ["Drawn just now", "刚画好的"],
   prompt: ["What to draw", "要画什么"],

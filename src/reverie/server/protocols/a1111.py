@@ -10,7 +10,7 @@ import asyncio
 import base64
 import io
 import json
-import os
+import math
 import time
 from pathlib import Path
 from typing import Any, Literal
@@ -20,14 +20,15 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import PARAMETERS, decode, read_texts
+from reverie.media.pictures import PARAMETERS, decode, read_texts, size_of
+from reverie.requests.base import unknown
 from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.parts import UPSCALER_NAMES
 from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
 from reverie.requests.templates import read_styles
 from reverie.requests.texts import picture_texts
 from reverie.server.answers import Served, answer, attend, client_of, dispatcher_of, failure
-from reverie.server.api import describe_model, names_in
+from reverie.server.api import describe_model, machine_memory, names_in
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.protocols.a1111_drawing import (
     AUTOMATIC,
@@ -39,6 +40,7 @@ from reverie.server.protocols.a1111_drawing import (
     WebOptions,
     keep,
     submissions_of,
+    upscalers_of,
 )
 from reverie.server.shelf import encode
 from reverie.server.store import JobRecord
@@ -48,18 +50,37 @@ router = APIRouter()
 Json = dict[str, Any]
 
 RESAMPLING = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
+UPSCALE: Json = {"kind": "upscale", "options": {"keep": False}}
+
+
+class NamedPicture(BaseModel):
+    """A picture as base64, with a name that nothing depends on."""
+
+    data: str
+    name: str = ""
 
 
 class Enlarging(Lenient):
-    """What extra-single-image takes."""
+    """What the two routes of extras take: one picture, or several."""
 
-    image: str
+    image: str = ""
+    imageList: list[NamedPicture] = Field(default=[], max_length=256)
     resize_mode: Literal[0, 1] = 0
     upscaling_resize: float = Field(default=2.0, gt=0, le=64)
     upscaling_resize_w: int = Field(default=512, ge=1, le=65536)
     upscaling_resize_h: int = Field(default=512, ge=1, le=65536)
     upscaling_crop: bool = True
-    upscaler_1: Literal["None", "Lanczos", "Nearest"] = "None"
+    upscaler_1: str = "None"
+
+    def sizes(self, width: int, height: int) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Return the size that a picture is enlarged to, and the one that it is cut to."""
+        if self.resize_mode == 0:
+            factor = self.upscaling_resize
+        else:
+            factor = max(self.upscaling_resize_w / width, self.upscaling_resize_h / height)
+        larger = max(1, round(width * factor)), max(1, round(height * factor))
+        cut = self.resize_mode == 1 and self.upscaling_crop
+        return larger, (self.upscaling_resize_w, self.upscaling_resize_h) if cut else larger
 
 
 class EncodedPicture(BaseModel):
@@ -249,6 +270,14 @@ async def embeddings(served: Served) -> Json:
     return {"loaded": {Path(name).stem: unknown for name in names_in(served.settings.embeddings)}, "skipped": {}}
 
 
+@router.get(f"{API}/upscalers")
+async def upscalers(served: Served) -> list[Json]:
+    """List what enlarges pictures."""
+    named = dict.fromkeys(("None", *RESAMPLING)) | upscalers_of(served.settings)
+    empty = dict.fromkeys(("model_name", "model_url"))
+    return [{"name": name, "model_path": file, "scale": 4, **empty} for name, file in named.items()]
+
+
 @router.get("/controlnet/model_list")
 async def controlnets(served: Served) -> Json:
     """List the ControlNets."""
@@ -265,15 +294,11 @@ async def prompt_styles(served: Served) -> list[Json]:
 @router.get(f"{API}/memory")
 async def memory() -> Json:
     """Tell of this machine's memory, in bytes."""
-    try:
-        page, pages, free = (os.sysconf(f"SC_{name}") for name in ("PAGE_SIZE", "PHYS_PAGES", "AVPHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):
-        return {"ram": {"error": "unavailable"}, "cuda": {"error": "unavailable"}}
-    ram = {"free": free * page, "used": (pages - free) * page, "total": pages * page}
-    return {"ram": ram, "cuda": {"error": "unavailable"}}
+    (total, free), unknown = machine_memory(), {"error": "unavailable"}
+    ram = {"free": free, "used": total - free, "total": total} if total else unknown
+    return {"ram": ram, "cuda": unknown}
 
 
-NO_FILE = dict.fromkeys(("model_name", "model_path", "model_url"))
 OWN = {"aliases": None, "default_rho": -1, "need_inner_model": False}
 # What is the same for everyone, by path; a POST that has nothing to do, as folders are read at every request.
 FIXED: dict[str, Any] = {
@@ -282,7 +307,6 @@ FIXED: dict[str, Any] = {
         {"name": name, "label": label, **OWN}
         for name, label in [("automatic", AUTOMATIC), *((key, schedule_label(key)) for key in SPACINGS)]
     ],
-    f"{API}/upscalers": [{"name": name, "scale": 4, **NO_FILE} for name in ("None", *RESAMPLING)],
     f"{API}/latent-upscale-modes": [{"name": name} for name in UPSCALER_NAMES.values() if name.startswith("Latent")],
     f"{API}/scripts": {"txt2img": SCRIPTS, "img2img": SCRIPTS},
     f"{API}/cmd-flags": {"api": True},
@@ -307,26 +331,52 @@ for _path, _value in FIXED.items():
 
 
 @router.post(f"{API}/extra-single-image")
-async def extra_single_image(asked: Enlarging, served: Served) -> Json:
-    """Enlarge a picture. What would restore faces, or is a network, is refused."""
+async def extra_single_image(asked: Enlarging, request: Request) -> Json:
+    """Enlarge a picture. What would restore faces, or blend two upscalers, is refused."""
+    (image,) = await _enlarge(asked, [asked.image], request)
+    return {"image": image, "html_info": ""}
+
+
+@router.post(f"{API}/extra-batch-images")
+async def extra_batch_images(asked: Enlarging, request: Request) -> Json:
+    """Enlarge pictures."""
+    return {"images": await _enlarge(asked, [one.data for one in asked.imageList], request), "html_info": ""}
+
+
+async def _enlarge(asked: Enlarging, images: list[str], request: Request) -> list[str]:
+    """Enlarge pictures, by a learned upscaler as jobs, and return them as base64. Raises ReverieError."""
+    served = dispatcher_of(request)
     if changing := asked.notes({}, {"show_extras_results", "codeformer_weight", "upscale_first"}):
         raise ReverieError(changing[0], field="upscaler_1")
-    return await asyncio.to_thread(_enlarge, asked, served)
+    learned = upscalers_of(served.settings)
+    if asked.upscaler_1 not in (known := ["None", *RESAMPLING, *learned]):
+        raise ReverieError(unknown("upscaler", asked.upscaler_1, known), field="upscaler_1")
 
+    def look(image: str) -> tuple[Path, tuple[int, int], tuple[int, int]]:
+        place = keep(served.shelf, image)
+        larger, cut = asked.sizes(*size_of(place))
+        if (most := served.settings.limits.pixels) < max(math.prod(larger), math.prod(cut)):
+            raise ReverieError(f"{larger[0]}x{larger[1]} are more pixels than the {most} that this server allows")
+        return place, larger, cut
 
-def _enlarge(asked: Enlarging, served: Served) -> Json:
-    picture = decode(keep(served.shelf, asked.image))
-    size = (asked.upscaling_resize_w, asked.upscaling_resize_h)
-    if asked.resize_mode == 0:
-        size = (round(picture.width * asked.upscaling_resize), round(picture.height * asked.upscaling_resize))
-    elif not asked.upscaling_crop:
-        factor = max(size[0] / picture.width, size[1] / picture.height)
-        size = (round(picture.width * factor), round(picture.height * factor))
-    if size[0] * size[1] > (most := served.settings.limits.pixels):
-        raise ReverieError(f"{size[0]}x{size[1]} are more pixels than the {most} that this server allows")
-    if asked.upscaler_1 in RESAMPLING:
-        picture = ImageOps.fit(picture, (max(1, size[0]), max(1, size[1])), RESAMPLING[asked.upscaler_1])
-    return {"image": base64.b64encode(encode(picture)).decode(), "html_info": ""}
+    def cut(place: Path, size: tuple[int, int]) -> str:
+        picture, kind = decode(place), RESAMPLING.get(asked.upscaler_1, Image.Resampling.LANCZOS)
+        picture = picture if asked.upscaler_1 == "None" else ImageOps.fit(picture, size, kind)
+        return base64.b64encode(encode(picture)).decode()
+
+    seen = [await asyncio.to_thread(look, image) for image in images]
+    places = [place for place, _, _ in seen]
+    records = list[JobRecord]()
+    if (file := learned.get(asked.upscaler_1)) is not None:
+        wanted = [{"picture": place.name, "upscaler": file, "width": w, "height": h} for place, (w, h), _ in seen]
+        records = await attend(request, [UPSCALE | {"request": one} for one in wanted])
+        if failed := next((record for record in records if record.state != "done"), None):
+            raise failure(failed)
+        places = [served.paths(record)[0] for record in records]
+    made = [await asyncio.to_thread(cut, place, size) for place, (_, _, size) in zip(places, seen, strict=True)]
+    for record in records:
+        served.delete(record)
+    return made
 
 
 @router.post(f"{API}/png-info")

@@ -14,11 +14,15 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from reverie.errors import ReverieError
+from reverie.files import name_of
 from reverie.media.masks import from_picture
 from reverie.media.pictures import decode
+from reverie.requests.adapter_files import SUFFIXES
 from reverie.requests.base import RANDOM_SEED, random_seed
-from reverie.requests.foreign.a1111 import read_clip_skip, read_hires, read_sampler
+from reverie.requests.foreign.a1111 import REAL_ESRGAN, read_clip_skip, read_hires, read_sampler
 from reverie.requests.foreign.draft import OFF, Draft, shorten
+from reverie.requests.parts import Hires
+from reverie.requests.references import looking_in
 from reverie.requests.samplers import RECORDS, SPACINGS, find_sampler, find_schedule, schedule_label
 from reverie.requests.templates import add_styles, read_styles
 from reverie.server.api import names_in
@@ -196,7 +200,8 @@ def submissions_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> t
     draft.given["Clip skip"] = asked.clip_skip or options.CLIP_stop_at_last_layers
     read_clip_skip(draft)
     _choose_sampler(draft, asked)
-    _ask_for_parts(draft, asked)
+    with looking_in(*served.settings.upscalers):
+        _ask_for_parts(draft, asked)
     kind = "text_to_image"
     if isinstance(asked, Redrawing):
         kind = "inpaint" if asked.mask else "image_to_image"
@@ -265,6 +270,8 @@ def _ask_for_parts(draft: Draft, asked: Drawing) -> None:
         read_hires(draft)
         if "hires" not in draft.fields:
             raise ReverieError(draft.notes[-1].removesuffix("; it is left out"), field="enable_hr")
+        hires: Hires = draft.fields["hires"]
+        draft.fields["hires"] = hires.replace(upscaler=name_of(hires.upscaler))  # which the server finds again
     width, height = asked.seed_resize_from_w, asked.seed_resize_from_h
     if asked.subseed_strength or (width > 0 and height > 0):
         seed = random_seed() if asked.subseed < 0 else asked.subseed
@@ -311,6 +318,13 @@ def _named_embeddings(asked: Drawing, settings: Settings) -> list[str]:
     said = f"{asked.prompt} {asked.negative_prompt}"
     names = names_in(settings.embeddings)
     return [name for name in names if re.search(rf"(?<!\w){re.escape(Path(name).stem)}(?!\w)", said)]
+
+
+def upscalers_of(settings: Settings) -> dict[str, str]:
+    """Return the files of learned upscalers by the names that the web UI gives them."""
+    files = {Path(name).stem: name for name in names_in(settings.upscalers) if name.endswith(SUFFIXES)}
+    labels = {stem: label for label, stem in REAL_ESRGAN.items()}
+    return {labels.get(stem, stem): name for stem, name in files.items()}
 
 
 def keep(shelf: Shelf, text: str) -> Path:

@@ -30,7 +30,7 @@ from reverie.requests.foreign import core_nodes
 from reverie.requests.foreign.core_nodes import of_class
 from reverie.requests.foreign.draft import stem_of
 from reverie.server.answers import Served, client_of, dispatcher_of
-from reverie.server.api import adapters, describe_model, download, receive_json
+from reverie.server.api import adapters, describe_model, download, machine_memory, receive_json
 from reverie.server.dispatcher import ALL, Dispatcher, Event, QueueFull
 from reverie.server.guard import Refusal
 from reverie.server.shelf import content_of, encode, json_object
@@ -121,7 +121,7 @@ async def queue_prompt(request: Request, served: Served) -> Json | Response:
     except QueueFull:
         raise
     except ReverieError as error:
-        why = " ".join(served.settings.describe(str(error)).split())
+        why = served.settings.describe(str(error))
         at = [*of_class(graph, *SAMPLERS), *of_class(graph, *SHOWN)][0]
         return _refuse(graph, {at: [core_nodes.error("custom_validation_failed", why)]})
     record.notes += notes
@@ -298,9 +298,7 @@ async def free(request: Request, served: Served) -> Response:
 @router.get("/system_stats")
 async def system_stats(served: Served) -> Json:
     """Tell of the machine; bytes of memory are 0 where the system does not say."""
-    said = getattr(os, "sysconf_names", {})
-    names = ("SC_PHYS_PAGES", "SC_AVPHYS_PAGES")
-    total, unused = (os.sysconf("SC_PAGE_SIZE") * os.sysconf(name) if name in said else 0 for name in names)
+    total, unused = machine_memory()
     system = {"os": os.name, "ram_total": total, "ram_free": unused, "comfyui_version": VERSION, "argv": []}
     system |= {"python_version": sys.version, "pytorch_version": "", "embedded_python": False}
     device = {"name": served.settings.device, "type": "cpu", "index": 0}

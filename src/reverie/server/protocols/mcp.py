@@ -24,14 +24,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reverie.errors import ReverieError
 from reverie.requests import adapter_files
-from reverie.requests.records import KINDS
 from reverie.server.answers import client_of, dispatcher_of, failure
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.guard import Refusal
-from reverie.server.questions import QUESTIONS
 from reverie.server.settings import Settings
 from reverie.server.shelf import FILE_URL, encode_preview, media_type
-from reverie.server.submissions import FORMATS, Submission
+from reverie.server.submissions import ASKED, FORMATS, Submission
 from reverie.server.worker import LoadedModels, Said, Task, carry_out
 
 if TYPE_CHECKING:
@@ -111,7 +109,7 @@ def create_server(run: Run) -> Server:
 
 def _schema(tool: Tool) -> Json:
     """Return the JSON schema of what a tool takes: its request's, with names in the place of files."""
-    known = json.dumps({**KINDS, **QUESTIONS}[tool.kind].model_json_schema()["properties"])
+    known = json.dumps(ASKED[tool.kind].model_json_schema()["properties"])
     properties: Json = json.loads(re.sub(r'"\$ref": "[^"]*"', '"type": "string"', known))
     names = tool.fields.split()
     taken = {name: properties[name] for name in names} | {"model": {"type": "string", "description": "its name"}}

@@ -40,8 +40,8 @@ MEDIA = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 FAITHFUL, FREE = 0.5, 0.75  # strengths of an edit without a mask, by input_fidelity
 VARIED = 0.6  # strength of a variation
 MOST_PICTURES = 10
-USAGE = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
-USAGE_DETAILS = {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
+USAGE: dict[str, Any] = {"input_tokens": 0, "output_tokens": 0, "total_tokens": 0}
+USAGE |= {"input_tokens_details": {"image_tokens": 0, "text_tokens": 0}}
 
 
 class ImagesRequest(BaseModel):
@@ -211,7 +211,7 @@ def _answer(served: Dispatcher, record: JobRecord, asked: ImagesRequest, base: s
         else {"b64_json": _encode(path, asked)}
         for path in paths
     ]
-    return {"created": int(time.time()), "data": data, **_details(record, asked), "usage": USAGE | USAGE_DETAILS}
+    return {"created": int(time.time()), "data": data, **_details(record, asked), "usage": USAGE}
 
 
 def _details(record: JobRecord, asked: ImagesRequest) -> dict[str, Any]:
@@ -239,8 +239,7 @@ async def _stream(
 ) -> AsyncIterator[str]:
     """Yield OpenAI's events: partial pictures spread evenly over the steps, and every finished one."""
     partial, wanted = 0, asked.partial_images or 0
-    details = {"created_at": int(time.time()), "background": "opaque", "output_format": asked.format}
-    details |= {"quality": asked.quality or "auto"}
+    details = {"created_at": int(time.time()), **_details(record, asked)}
     try:
         async for event in served.watch(record.id):
             share = event.get("done", 0) / event.get("total", 1)
@@ -254,7 +253,7 @@ async def _stream(
             yield server_sent_event("error", {"type": "error", **error_body(record.error or "cancelled", record.field)})
             return
         for path in served.paths(record):
-            more = {"b64_json": await asyncio.to_thread(_encode, path, asked), "usage": USAGE | USAGE_DETAILS}
+            more = {"b64_json": await asyncio.to_thread(_encode, path, asked), "usage": USAGE}
             event = {"type": f"{kind}.completed", **details, **more, **_details(record, asked)}
             yield server_sent_event(event["type"], event)
     finally:

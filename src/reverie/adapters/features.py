@@ -1,32 +1,37 @@
-"""T2I-Adapters: pictures that steer a drawing by features, which are added within the U-Net's way down.
+"""Pictures that steer by features which are computed once for a drawing: T2I-Adapters and ControlNet-LLLites.
 
-They are read from a folder in diffusers' layout, or from one file in diffusers' or the authors' (TencentARC).
+A T2I-Adapter's are added within the U-Net's way down; it is read from a folder in diffusers' layout, or from one file
+in diffusers' or the authors' (TencentARC). A ControlNet-LLLite (kohya) changes by them what attentions are given.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor, nn
 
 from reverie.adapters.control import control_files
+from reverie.adapters.ip_adapter import level_size
+from reverie.checkpoints.adapter_keys import Target, targets
 from reverie.checkpoints.compvis import Place
 from reverie.checkpoints.families import FilePart
 from reverie.checkpoints.load import CPU
 from reverie.checkpoints.single import read_part
-from reverie.checkpoints.weights import Source, open_source
+from reverie.checkpoints.weights import Source, blueprint, open_source
 from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
 from reverie.media.pictures import to_rgb
+from reverie.models.controlnet import LLLite
 from reverie.models.t2i_adapter import FACTOR_XL, T2IAdapter, T2IAdapterConfig
 from reverie.models.unet import UNet
 from reverie.system import Conditioning, StableDiffusion
@@ -191,3 +196,117 @@ def _original(config: T2IAdapterConfig) -> dict[str, Place]:
         table[f"body.{level}.in_conv"] = Place(f"body.{first}.in_conv")
         table |= {f"body.{level}.resnets.{n}": Place(f"body.{first + n}") for n in range(config.layers)}
     return table
+
+
+@dataclass(frozen=True, eq=False)
+class LayerControl:
+    """Steer by a picture that is already what a ControlNet-LLLite was trained on; see `Control`.
+
+    `layers` are its parts, by the names that its file gives to layers of the U-Net.
+    """
+
+    layers: dict[str, LLLite]
+    picture: Image.Image
+    weight: float = 1.0
+    start: float = 0.0
+    end: float = 1.0
+
+    def embeddings(self, height: int, width: int) -> dict[str, Float[Tensor, "1 e _h _w"]]:
+        """Return the picture as each layer sees it, stretched to so many pixels and continued to whole cells."""
+        pixels = np.asarray(to_rgb(self.picture).resize((width, height), Image.Resampling.LANCZOS), dtype=np.float32)
+        seen = torch.from_numpy(pixels / 127.5 - 1).permute(2, 0, 1)[None]
+        seen = F.pad(seen, (0, -width % COARSEST, 0, -height % COARSEST), mode="replicate")
+        return {name: layer.conditioning1(seen.to(next(layer.parameters()))) for name, layer in self.layers.items()}
+
+
+def bind_layer_controls(system: StableDiffusion, controls: Sequence[LayerControl], bind: Bind) -> Bind:
+    """Return what binds a conditioning as `bind` does, to a U-Net some of whose layers are given what controls change.
+
+    Raises ReverieError where a ControlNet-LLLite is of another family than the model.
+    """
+    if not controls:
+        return bind
+    places = targets(system.unet, ())
+    modules = [[_place(places, *layer) for layer in control.layers.items()] for control in controls]
+    embeddings, factor = cache(LayerControl.embeddings), system.codec.factor
+
+    def bind_changed(conditioning: Conditioning) -> Network:
+        network = bind(conditioning)
+
+        def predict(x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
+            way, size, hooks = system.progress(t[0].item()), (x.shape[2], x.shape[3]), []
+            try:
+                for control, changed in zip(controls, modules, strict=True):
+                    if not (control.weight and control.start <= way <= control.end):
+                        continue
+                    seen = embeddings(control, factor * size[0], factor * size[1])
+                    for (name, layer), module in zip(control.layers.items(), changed, strict=True):
+                        change = partial(_change, layer, seen[name], control.weight, size)
+                        hooks.append(module.register_forward_pre_hook(change))
+                return network(x, t)
+            finally:
+                for hook in hooks:
+                    hook.remove()
+
+        return predict
+
+    return bind_changed
+
+
+def _change(
+    layer: LLLite,
+    seen: Float[Tensor, "1 e _h _w"],
+    weight: float,
+    size: tuple[int, int],
+    module: nn.Module,
+    given: tuple[Tensor, ...],
+) -> tuple[Tensor, ...]:
+    """Add to what a layer is given, in a U-Net whose latents have a size."""
+    x, *rest = given
+    height, width = level_size(size, x.shape[1])
+    return (x + weight * layer(x, seen[:, :, :height, :width].flatten(2).mT), *rest)
+
+
+def _place(places: Mapping[str, Target], name: str, layer: LLLite) -> nn.Module:
+    target = places.get(f"unet {name.removeprefix(LLLITE)}")
+    if target is None or getattr(target.module, "in_features", None) != layer.dim:
+        raise ReverieError(
+            f"this ControlNet-LLLite changes '{name}', which the model does not have, or in another width; give one of "
+            "the same family"
+        )
+    return target.module
+
+
+LLLITE = "lllite_unet_"
+COARSEST = 32  # pixels of a side that are one of the smallest embedding's
+
+
+def find_lllite(
+    path: str | Path, *, device: torch.device = CPU, dtype: torch.dtype | None = torch.float32
+) -> dict[str, LLLite] | None:
+    """Read a ControlNet-LLLite's parts from a file at `path`, onto `device` in `dtype` (None: the file's own).
+
+    None where there is something else. Raises ReverieError where it is damaged.
+    """
+    if not (path := Path(path)).is_file():
+        return None
+    source = open_source(path)
+    parts: dict[str, dict[str, str]] = {}
+    for key in source.names():
+        name, _, inner = key.partition(".")
+        if name.startswith(LLLITE):
+            parts.setdefault(name, {})[inner] = key
+    try:
+        return {name: _read_layer(source, keys).to(device, dtype) for name, keys in parts.items()} or None
+    except (KeyError, IndexError, ValueError, RuntimeError) as error:
+        raise ReverieError(f"'{path}' is no ControlNet-LLLite that is known here, whole and undamaged") from error
+
+
+def _read_layer(source: Source, keys: Mapping[str, str]) -> LLLite:
+    """Read one part. Raises KeyError, IndexError, ValueError or RuntimeError where it is not whole."""
+    state = {inner: source.tensor(key) for inner, key in keys.items()}
+    hidden, dim = state["down.0.weight"].shape
+    depth = 3 if "conditioning1.4.weight" in state else 2 if state["conditioning1.2.weight"].shape[-1] == 4 else 1
+    layer = blueprint(partial(LLLite, dim, hidden, 2 * len(state["conditioning1.0.weight"]), depth))
+    layer.load_state_dict(state, assign=True)
+    return layer.eval()
