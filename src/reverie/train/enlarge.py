@@ -35,11 +35,13 @@ from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.diffusion.denoiser import PREDICTIONS, Scalings, denoiser
 from reverie.diffusion.guidance import guide, linear, together
 from reverie.diffusion.multistep import dpmpp_2m
+from reverie.diffusion.noise import Noise
 from reverie.diffusion.spacings import karras
 from reverie.errors import choose
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder
 from reverie.models.lpips import FeatureDistance
+from reverie.requests.base import MAX_SEED
 from reverie.train.autoencoder import as_images, require_kl
 from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.imagenet import perceptual_features
@@ -304,8 +306,9 @@ def _drawn(base: Components, x0: Tensor, captions: list[str], generator: torch.G
     context = torch.cat([_context(base, [""] * count), _context(base, captions)])
     predict = guide(together(partial(base.unet, context=context)), linear(base.guidance))
     sigmas = karras(schedule, steps)
-    x = sigmas[0].to(x0) * torch.randn(x0.shape, generator=generator)
-    *_, last = dpmpp_2m(denoiser(predict, schedule, _scalings(base)), x, sigmas, torch.randn_like)
+    noise = Noise(torch.randint(MAX_SEED, (count,), generator=generator).tolist(), x0.shape[1:])
+    x = sigmas[0].to(x0) * noise.initial()
+    *_, last = dpmpp_2m(denoiser(predict, schedule, _scalings(base)), x, sigmas, noise)
     return last.x
 
 
