@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reverie.checkpoints.identify import identify
-from reverie.checkpoints.load import load_upscaler
+from reverie.checkpoints.single import load_upscaler
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
 from reverie.models.upscalers import (

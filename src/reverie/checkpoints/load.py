@@ -32,7 +32,6 @@ from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoen
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection, VisionTowerWithProjection
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
-from reverie.models.upscalers import Upscaler, recognise, today_names
 from reverie.requests.references import locate_part
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.tokenizer import Tokenizer
@@ -56,7 +55,6 @@ PIPELINES = (
     "StableDiffusionUpscalePipeline",
 )
 CPU = torch.device("cpu")
-RGB = 3  # channels
 RECOMMENDED = "recommended.json"  # the fields of Recommended; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
 CONCEPTS = "concepts.json"  # what the model was taught; diffusers does not know it
@@ -410,22 +408,3 @@ def today(name: str, source: Source) -> str:
     if not number.isdecimal():
         return name
     return f"decoder.layers.{int(number) - 1}.{rest}" if decoder else f"encoder.layers.{number}.{rest}"
-
-
-def load_upscaler(path: str | Path, *, device: torch.device = CPU) -> Upscaler:
-    """Read a learned upscaler of any of `models.upscalers`, in float32; what it is, is told from names and shapes.
-
-    Raises ReverieError where there is none, it is damaged, or of another kind.
-    """
-    source = open_source(Path(path))
-    names = today_names(source.names())
-    shapes = {ours: source.shape(theirs) for ours, theirs in names.items()}
-    make = recognise(shapes)
-    network = None if make is None else blueprint(make)
-    if network is None or {name: tuple(one.shape) for name, one in network.state_dict().items()} != shapes:
-        raise ReverieError(f"'{path}' is no upscaler that is read; give one of ESRGAN, Real-ESRGAN or SwinIR")
-    if network.channels != RGB:
-        raise ReverieError(f"'{path}' enlarges pictures of {network.channels} channels; give one for pictures of {RGB}")
-    state = {ours: source.tensor(theirs).to(device, torch.float32) for ours, theirs in names.items()}
-    network.load_state_dict(state, assign=True)
-    return network.eval()

@@ -13,7 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.checkpoints.load import load_upscaler
+from reverie.checkpoints.single import load_upscaler
 from reverie.codecs.clip_images import Preprocessing, floor_margin
 from reverie.codecs.image import ImageCodec, enlarge, to_tensor, unscale_latents
 from reverie.diffusion.noise import SOURCES, Draw, Noise, Source, slerp

@@ -19,7 +19,7 @@ from torch import Tensor
 from reverie.adapters.control import Control, load_controlnet
 from reverie.adapters.features import FeatureControl, LayerControl, find_lllite, find_t2i_adapter
 from reverie.adapters.ip_adapter import load_image_prompts
-from reverie.checkpoints.load import RGB
+from reverie.checkpoints.single import RGB
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise
 from reverie.diffusion.guidance import hold_known, switch_at
