@@ -6,6 +6,7 @@ not do a job again whose actor dies: the dispatcher does, as with processes.
 
 from __future__ import annotations
 
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,6 +17,7 @@ from reverie.errors import ReverieError
 from reverie.server.settings import Settings
 from reverie.server.worker import LoadedModels, Said, Task, carry_out, offer_loras
 
+log = logging.getLogger("reverie.server")
 Hear = Callable[["RemoteWorker", Said | None], None]
 
 
@@ -58,7 +60,8 @@ class Hand:
             said.put(None)
 
         threading.Thread(target=work).start()
-        yield from iter(said.get, None)
+        while (one := said.get()) is not None:  # Ray sends to what yields, which `yield from` would pass on
+            yield one
         yield Said("", "models", self._models.names)
 
     def cancel(self, task: str) -> None:
@@ -125,5 +128,6 @@ class RemoteWorker:
                         self._hear(self, self._ray.get(said))
                 else:
                     self._hear(self, Said("", "models", self._ray.get(self._hand.unload.remote(asked))))
-        except self._ray.exceptions.RayError:
+        except self._ray.exceptions.RayError as error:
+            log.error("an actor is gone: %s", str(error).strip().splitlines()[-1])
             self._hear(self, None)
