@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler, LCMScheduler
@@ -62,6 +63,30 @@ def test_aligned_steps_are_diffusers_and_lie_on_lines_in_log_sigma(schedule: Sch
         twenty = SPACINGS[name](schedule, 20)
         torch.testing.assert_close(twenty[::2], ten)
         torch.testing.assert_close(twenty[1:18:2], (ten[:-2] * ten[1:-1]).sqrt())
+
+
+GITS = {  # of coefficient 1.20 in ComfyUI 349c5aa, comfy_extras/nodes_gits.py
+    2: (14.61464119, 0.803307),
+    5: (14.61464119, 2.84484982, 1.24153244, 0.59516323, 0.25053367),
+    10: (
+        *(14.61464119, 5.85520077, 2.84484982, 1.67050016, 1.08895338),
+        *(0.74807048, 0.50118381, 0.32104823, 0.19894916, 0.09824532),
+    ),
+    20: (
+        *(14.61464119, 7.49001646, 4.65472794, 3.07277966, 2.19988537, 1.61558151, 1.24153244, 0.95350921, 0.74807048),
+        *(0.59516323, 0.50118381, 0.41087446, 0.34370604, 0.29807833, 0.25053367, 0.22545385, 0.19894916, 0.17026083),
+        *(0.13792117, 0.09824532),
+    ),
+}
+
+
+@pytest.mark.parametrize("steps", [*GITS, 33])
+def test_searched_levels_are_those_of_comfyui(schedule: Schedule, steps: int) -> None:
+    """Of more than 20 steps it interpolates the logarithms of those of 20, from below."""
+    twenty = np.log([*GITS[20], 0.02916753][::-1])
+    between = np.exp(np.interp(np.linspace(0, 1, steps + 1), np.linspace(0, 1, 21), twenty))[::-1]
+    expected = torch.tensor([*GITS.get(steps, between[:-1]), 0.0], dtype=torch.float64)
+    torch.testing.assert_close(SPACINGS["gits"](schedule, steps), expected, rtol=1e-4, atol=0)
 
 
 def test_levels_of_comfyui(schedule: Schedule) -> None:

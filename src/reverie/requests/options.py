@@ -71,6 +71,7 @@ ScheduleLike: TypeAlias = (
         "ddim_uniform",
         "align_your_steps",
         "align_your_steps_xl",
+        "gits",
         "a1111_ddim",
         "a1111_unipc",
         "a1111_lcm",

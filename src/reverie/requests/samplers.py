@@ -78,6 +78,7 @@ SPACINGS: dict[str, tuple[str, ...]] = {
     "ddim_uniform": ("DDIM", "DDIM uniform"),
     "align_your_steps": ("Align Your Steps",),
     "align_your_steps_xl": (),
+    "gits": ("GITS", "GITS[coeff=1.2]"),
     "a1111_ddim": (),
     "a1111_unipc": (),
     "a1111_lcm": (),

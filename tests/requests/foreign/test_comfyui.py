@@ -19,7 +19,7 @@ from reverie.generate.sample import level_at
 from reverie.requests.base import steps_taken
 from reverie.requests.foreign import core_nodes
 from reverie.requests.music import Music
-from reverie.requests.parts import ControlInput, Hires
+from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Region
 from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
 from reverie.requests.records import Record, read_record
 
@@ -232,6 +232,10 @@ def test_nodes_that_write_out_levels_and_say_how_much_noise_is_fresh(read: Read)
     assert read(nodes) == Record(expected.replace(sigmas=(14.6, 3, 0.5, 0)), "sd/v1-5.safetensors")
     nodes["42"] = node("AlignYourStepsScheduler", model_type="SDXL", steps=12, denoise=1.0)
     assert read(nodes) == Record(expected.replace(schedule="align_your_steps_xl", steps=12), "sd/v1-5.safetensors")
+    nodes["42"] = node("GITSScheduler", coeff=1.2, steps=8, denoise=1.0)
+    assert read(nodes) == Record(expected.replace(schedule="gits", steps=8), "sd/v1-5.safetensors")
+    nodes["42"] = node("GITSScheduler", coeff=0.9, steps=8, denoise=1.0)
+    assert read(nodes).notes == ("node GITSScheduler: coeff 0.9",)
     nodes["44"] = node("TCDModelSamplingDiscrete", model=["10", 0], steps=4, scheduler="simple", denoise=1.0, eta=0.2)
     nodes |= {"43": node("CFGGuider", model=["44", 0], positive=["6", 0], negative=["7", 0], cfg=1.0)}
     nodes |= {"3": node("SamplerCustomAdvanced", **inputs | {"sampler": ["44", 1], "sigmas": ["44", 2]})}
@@ -466,6 +470,110 @@ def test_a_controlnet_acts_where_its_file_and_its_picture_are_here(
     assert record.request.controls == ()
     assert record.notes[0].startswith("ControlNet: 'sd15/canny.pth' with a picture that is not in the file; weight 0.9")
     assert record.notes[1] == "node Canny: what makes the picture that the ControlNet 'sd15/canny.pth' sees"
+
+
+def test_patches_of_the_model_that_are_fields_here(read: Read) -> None:
+    """comfy_extras/nodes_pag.py and nodes_freelunch.py; FreeU tells levels by their width there."""
+    nodes = graph(
+        n30=node("PerturbedAttentionGuidance", model=["10", 0], scale=2.5),
+        n31=node("FreeU", model=["30", 0], b1=1.1, b2=1.2, s1=0.9, s2=0.2),
+    )
+    record = read(changed(nodes, "3", model=["31", 0]))
+    assert record.request == REQUEST.replace(perturbed_guidance=2.5, freeu=(1.1, 1.2, 0.9, 0.2))
+    assert record.notes == (
+        "node FreeU: it tells levels by their width there, and here counts them, as diffusers does",
+    )
+    strange = changed(nodes | {"99": node("Strange")}, "30", scale=["99", 0])
+    record = read(changed(strange, "3", model=["30", 0]))
+    assert record.request == REQUEST
+    assert record.notes[0].startswith("perturbed_guidance None is not possible")
+    nodes["30"] = node("FreeU_V2", model=["10", 0], b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+    assert read(changed(nodes, "3", model=["30", 0])).notes == ("node FreeU_V2: b1 1.3, b2 1.4, s1 0.9, s2 0.2",)
+
+
+def test_an_ip_adapter_acts_where_its_files_and_its_picture_are_here(
+    read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ComfyUI_IPAdapter_plus 01adae3, CrossAttentionPatch.py."""
+    given = {"model": ["10", 0], "ipadapter": ["41", 0], "image": ["43", 0], "clip_vision": ["42", 0]}
+    ways = {"weight": 0.7, "weight_type": "linear", "start_at": 0.1, "end_at": 0.9}
+    nodes = graph(
+        n40=node("IPAdapterAdvanced", **given, **ways, attn_mask=["44", 0]),
+        n41=node("IPAdapterModelLoader", ipadapter_file="ip-adapter_sd15.safetensors"),
+        n42=node("CLIPVisionLoader", clip_name="ViT-H.safetensors"),
+        n43=node("LoadImage", image="hat.png"),
+        n44=node("LoadImageMask", image="mask.png", channel="red"),
+    )
+    nodes = changed(nodes, "3", model=["40", 0])
+    record = read(nodes)
+    assert record.request == REQUEST
+    assert record.notes == ("IP-Adapter ip-adapter_sd15.safetensors: its mask 'mask.png' is not here; it is left out",)
+    (tmp_path / "models").mkdir()
+    monkeypatch.setenv("REVERIE_MODEL_DIR", str(tmp_path / "models"))
+    for name in ("ip-adapter_sd15.safetensors", "ViT-H.safetensors"):
+        (tmp_path / "models" / name).touch()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "mask.png")
+    note = "IP-Adapter ip-adapter_sd15.safetensors: hat.png is not here; it is left out"
+    assert read(nodes).notes == (note,)
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "hat.png")
+    seen = IPAdapterInput(
+        model=str(tmp_path / "models/ip-adapter_sd15.safetensors"),
+        encoder=str(tmp_path / "models/ViT-H.safetensors"),
+        images=[tmp_path / "hat.png"],
+        weight=0.7,
+        start=0.1,
+        end=0.9,
+        mask=Image.new("L", (8, 8), 255),
+    )
+    assert read(nodes) == Record(REQUEST.replace(ip_adapters=(seen,)), "sd/v1-5.safetensors")
+    assert read(changed(nodes, "40", weight_type="style transfer")).notes == (
+        "node IPAdapterAdvanced: weight_type style transfer",
+    )
+    other = changed(nodes, "40", embeds_scaling="K+V", image_negative=["43", 0])
+    assert read(other).notes == (
+        "node IPAdapterAdvanced: embeds_scaling K+V",
+        "node IPAdapterAdvanced: image_negative, a picture to keep away from",
+    )
+    nodes["41"] = node("IPAdapterUnifiedLoader", model=["10", 0], preset="PLUS (high strength)")
+    record = read(changed(nodes, "40", model=["41", 0]))
+    assert record.request == REQUEST
+    assert "IP-Adapter PLUS (high strength): PLUS (high strength) is not here; it is left out" in record.notes
+
+
+BLENDED = "parts of the picture: ComfyUI blends their predictions, here attention is coupled"
+
+
+def test_prompts_of_parts_of_the_picture_are_regions(read: Read, tmp_path: Path) -> None:
+    """nodes.py: ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetMask, ConditioningCombine."""
+    nodes = graph(
+        n50=node("CLIPTextEncode", text="an apple", clip=["11", 0]),
+        n51=node("ConditioningSetArea", conditioning=["50", 0], x=320, y=0, width=320, height=256, strength=3.0),
+        n52=node("ConditioningCombine", conditioning_1=["6", 0], conditioning_2=["51", 0]),
+    )
+    nodes = changed(nodes, "3", positive=["52", 0])
+    region = Region(prompt="an apple", box=(0.5, 0, 1, 0.5), weight=0.75)
+    assert read(nodes) == Record(REQUEST.replace(regions=(region,)), "sd/v1-5.safetensors", (BLENDED,))
+    part = {"x": 0.5, "y": 0.0, "width": 0.5, "height": 0.5, "strength": 1.0}
+    nodes["51"] = node("ConditioningSetAreaPercentage", conditioning=["50", 0], **part)
+    assert read(nodes).request.regions == (region.replace(weight=0.5),)
+    nodes["51"] = node("ConditioningSetMask", conditioning=["50", 0], mask=["53", 0], strength=1.0)
+    nodes["53"] = node("LoadImageMask", image="mask.png", channel="alpha")
+    left_out = "a part of the picture with the prompt an apple: its mask 'mask.png' is not here; it is left out"
+    assert read(nodes) == Record(REQUEST, "sd/v1-5.safetensors", (left_out,))
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "mask.png")
+    (masked,) = read(nodes).request.regions
+    assert masked.mask.image().convert("L").getextrema() == (255, 255)
+    nodes["54"] = node("ConditioningSetAreaPercentage", conditioning=["6", 0], **part | {"x": 0.0})
+    record = read(changed(nodes, "52", conditioning_1=["54", 0]))
+    assert record.request.prompt == "<lora:ink:0.5:0.8>"
+    assert [one.prompt for one in record.request.regions] == ["a bear", "an apple"]
+    assert [one.weight for one in record.request.regions] == [1, 1]
+    unknown = read(changed(nodes | {"99": node("Strange")}, "51", mask=["99", 0]))
+    assert unknown.request.prompt == "a bear :0.5 AND an apple :0.5 <lora:ink:0.5:0.8>"
+    assert "node ConditioningSetMask: it is not understood; strength 1.0" in unknown.notes
+    away = read(changed(changed(nodes, "3", positive=["6", 0], negative=["51", 0]), "7", text="x"))
+    assert (away.request.negative, away.request.regions) == ("an apple", ())
+    assert away.notes == ("parts of the picture in the negative prompt: here they hold for all of it",)
 
 
 def test_what_words_mean_here_alone_or_there_alone_is_noted(read: Read) -> None:

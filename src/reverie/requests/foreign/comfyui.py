@@ -8,13 +8,10 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from PIL import Image, ImageFilter, ImageOps
-
 from reverie.errors import ReverieError
-from reverie.media.masks import PAINTED
-from reverie.media.pictures import decode
 from reverie.requests.foreign.draft import (
     COMFYUI_DISCARDS,
     START_IS_MISSING,
@@ -26,23 +23,22 @@ from reverie.requests.foreign.draft import (
 )
 from reverie.requests.foreign.graph import (
     Graph,
-    GraphMask,
     GraphPicture,
-    GraphStart,
+    GraphRegion,
     Latent,
+    Model,
     Node,
     Prompt,
     Sampling,
     Sigmas,
 )
+from reverie.requests.foreign.node_samplers import masking_of, note_scaling, pictures_of, upscaler_of
 from reverie.requests.foreign.nodes import NODES, unknown
-from reverie.requests.parts import Hires
+from reverie.requests.parts import Hires, IPAdapterInput, Region
 from reverie.requests.pictures import ImageToImage, Inpaint
 from reverie.requests.references import find_beside
 
 WEIGHED = re.compile(r"(?<!\\)\(")
-# How it enlarges latents (comfy/utils.py, common_upscale), by our names; "area" and "bislerp" are its own.
-LATENT_METHODS = {"bilinear": "latent", "bicubic": "latent-bicubic", "nearest-exact": "latent-nearest-exact"}
 FULL = 1 - 1e-4  # a denoise above this is the whole way (comfy/samplers.py, set_steps)
 
 
@@ -69,7 +65,7 @@ def read(data: Mapping[str, Any], size: tuple[int, int] | None = None) -> Draft:
     if others:
         draft.note(f"the graph saves pictures of {others + 1} samplers; the one of this picture's size is read")
     for node in latent.scaled:
-        _note_scaling(node)
+        note_scaling(node)
     for one in (*(unread for each in passes for unread in _unread(each.node)), *graph.notes):
         draft.note(one)
     return draft
@@ -93,12 +89,7 @@ def _read_passes(draft: Draft, passes: list[Sampling], latent: Latent, size: tup
     for one in later:
         draft.note(f"a further {one.node.kind} of {one.sigmas.steps} steps, denoise {shorten(one.sigmas.denoise)}")
         for node in one.start.scaled:
-            _note_scaling(node)
-
-
-def _note_scaling(node: Node, *names: str) -> None:
-    """Note a node that gives another size, with some of its settings, or all."""
-    node.note("", *(names or [name for name in node.inputs if node.graph.source(node.inputs[name]) is None]))
+            note_scaling(node)
 
 
 def _goes_on(first: Sampling, second: Sampling) -> bool:
@@ -133,7 +124,7 @@ def _read_second(draft: Draft, first: Sampling, second: Sampling, size: tuple[in
     if steps is None or width is None or height is None or not second.seed.added:
         return False
     values = {"width": width // 8 * 8, "height": height // 8 * 8, "steps": steps, "strength": strength}
-    draft.part("hires", Hires, **values, upscaler=_upscaler(second.start))
+    draft.part("hires", Hires, **values, upscaler=upscaler_of(second.start))
     if "hires" not in draft.fields:
         return False
     _note_differences(draft, "the second pass", first, second)
@@ -159,19 +150,6 @@ def _share_of(sigmas: Sigmas) -> tuple[int | None, float]:
     first, _, steps = interval
     steps, taken = int(steps / denoise) if denoise <= FULL else steps, steps - first
     return steps, min(1.0, math.ceil(taken / steps * 10_000) / 10_000)
-
-
-def _upscaler(start: Latent) -> str:
-    """Say which of our ways enlarges as a graph does, and note another; latents are scaled before they are decoded."""
-    ours = "latent"
-    for node in start.scaled:
-        of_latents, method = "samples" in node.inputs, str(node.scalar("upscale_method"))
-        ours = LATENT_METHODS.get(method, "latent") if of_latents and ours != "lanczos" else "lanczos"
-        if method not in (LATENT_METHODS if of_latents else ("lanczos",)):
-            _note_scaling(node, "upscale_method", "model_name")
-        if node.scalar("crop", "disabled") != "disabled":
-            _note_scaling(node, "crop")
-    return ours
 
 
 def _note_differences(draft: Draft, what: str, first: Sampling, second: Sampling) -> None:
@@ -261,11 +239,11 @@ def _read_start(draft: Draft, first: Sampling) -> None:
     start, (steps, strength) = first.start.picture, _share_of(first.sigmas)
     if start is not None and steps is not None and first.seed.added:
         try:
-            if (pictures := _pictures_of(start)) is not None:
+            if (pictures := pictures_of(start)) is not None:
                 draft.kind = Inpaint if "mask" in pictures else ImageToImage
                 draft.fields |= pictures | {"steps": steps, "strength": strength}
                 for node in first.start.scaled:
-                    _note_scaling(node)
+                    note_scaling(node)
                 return
         except ReverieError as error:
             draft.note(str(error))
@@ -275,35 +253,6 @@ def _read_start(draft: Draft, first: Sampling) -> None:
         draft.note(f"denoise: {share}; what it started from is not in the file")
     if start is not None:
         draft.note(START_IS_MISSING)
-
-
-def _pictures_of(start: GraphStart) -> dict[str, Any] | None:
-    """Return the fields of what is drawn over, or None where its files are not here.
-
-    ComfyUI's pictures have no transparency; that is a mask of its own (nodes.py, LoadImage, VAEEncodeForInpaint).
-    """
-    named = start.name, start.name if start.mask is None else start.mask.name
-    files = [find_beside(str(name)) if name else None for name in named]
-    if files[0] is None or files[1] is None:
-        return None
-    picture, masking = (decode(file.read_bytes(), f"'{file.name}'") for file in files if file is not None)
-    fields: dict[str, Any] = {"init": files[0] if picture.mode == "RGB" else picture.convert("RGB")}
-    if start.mask is None:
-        return fields
-    return fields | {"mask": _mask_of(masking, start.mask), "mask_blur": 0, "fill": start.fill}
-
-
-def _mask_of(picture: Image.Image, mask: GraphMask) -> Image.Image:
-    """Return a mask that is white where it is painted. Raises ReverieError where that is nowhere."""
-    if mask.channel != "alpha":
-        band = picture.convert("RGB").getchannel(str(mask.channel)[:1].upper())
-    elif picture.mode == "RGBA":
-        band = ImageOps.invert(picture.getchannel("A"))
-    else:
-        raise ReverieError(f"'{mask.name}' is the mask, and it has no transparent part")
-    grow = mask.grow if isinstance(mask.grow, int) else 0
-    whole = band.point(lambda value: 255 * (value >= PAINTED)) if grow else band
-    return whole.filter(ImageFilter.MaxFilter(grow | 1)) if grow else whole
 
 
 def _is_full(denoise: object) -> bool:
@@ -325,26 +274,83 @@ def _read_prompts(draft: Draft, sampling: Sampling) -> None:
             f"the negative conditioning of {sampling.node.kind} is not understood; it cannot be replayed"
         )
     positive, negative = guider.positive, guider.negative or Prompt("")
+    if negative.regions:
+        draft.note("parts of the picture in the negative prompt: here they hold for all of it")
+        texts = [negative.text, *(one.text for one in negative.regions)]
+        negative = replace(negative, text=", ".join(filter(None, texts)))
     draft.fields |= {"prompt": positive.text, "negative": "" if negative.zeroed else negative.text}
     draft.fields["zero_negative"] = negative.zeroed
     if positive.zeroed:
         draft.note("the positive conditioning is zeroed there; here the prompt is drawn")
-    if any(one.weighed != "A1111" and WEIGHED.search(one.text) for one in (positive, negative)):
+    said = [(positive, positive.text), *((positive, one.text) for one in positive.regions), (negative, negative.text)]
+    if any(one.weighed != "A1111" and WEIGHED.search(text) for one, text in said):
         draft.note("weights in the prompt: ComfyUI weighs words against an empty prompt, here A1111's way is taken")
+    _read_sizes(draft, positive, negative)
+    for control in positive.controls:
+        values = {"weight": control.strength, "start": control.start, "end": control.end, "kind": control.kind}
+        draft.control(control.model, control.picture, **values)
+    _read_regions(draft, positive)
+    _read_patches(draft, guider.model)
+    _read_loras(draft, guider.model.loras, positive)
+    if guider.negative is not None and not negative.zeroed and negative.clip != positive.clip:
+        draft.note("the negative prompt is read by another text encoder, or with other LoRAs or another layer")
+    if positive.clip.layer is not None:
+        _read_layer(draft, positive)
+
+
+def _read_sizes(draft: Draft, positive: Prompt, negative: Prompt) -> None:
     for prefix, prompt in (("", positive), ("negative_", negative)):
         for name, (first, second) in prompt.sizes.items():
             try:
                 draft.fields[prefix + name] = (int(as_number(first, int)), int(as_number(second, int)))
             except ValueError:
                 draft.note(f"{prefix}{name}: {shorten([first, second])} are no numbers")
-    for control in positive.controls:
-        values = {"weight": control.strength, "start": control.start, "end": control.end, "kind": control.kind}
-        draft.control(control.model, control.picture, **values)
-    _read_loras(draft, guider.model.loras, positive)
-    if guider.negative is not None and not negative.zeroed and negative.clip != positive.clip:
-        draft.note("the negative prompt is read by another text encoder, or with other LoRAs or another layer")
-    if positive.clip.layer is not None:
-        _read_layer(draft, positive)
+
+
+def _read_regions(draft: Draft, positive: Prompt) -> None:
+    """Read prompts of parts of the picture; beside one of the whole each takes the share that it has in the mean."""
+    for region in positive.regions:
+        title = f"a part of the picture with the prompt {shorten(region.text)}"
+        try:
+            weight = as_number(region.strength, float)
+            place = {"box": _box_of(draft, region)} if region.mask is None else {"mask": masking_of(region.mask)}
+        except (ValueError, ReverieError) as error:
+            draft.note(f"{title}: {error}; it is left out")
+            continue
+        weight = weight / (1 + weight) if positive.text else weight
+        draft.append("regions", title, Region, {"prompt": region.text, "weight": weight, **place})
+    if "regions" in draft.fields:
+        draft.note("parts of the picture: ComfyUI blends their predictions, here attention is coupled")
+
+
+def _box_of(draft: Draft, region: GraphRegion) -> tuple[float, float, float, float]:
+    """Return a box in fractions. Raises ReverieError where it, or the picture's size, is not known."""
+    sides: list[Any] = [draft.fields.get(side) if region.in_pixels else 1 for side in ("width", "height")]
+    numbers = [one for one in region.box if isinstance(one, int | float)]
+    if None in sides or len(numbers) < 4:
+        raise ReverieError("where it is, is not known")
+    left, top, width, height = (one / sides[n % 2] for n, one in enumerate(numbers))
+    return left, top, min(left + width, 1.0), min(top + height, 1.0)
+
+
+def _read_patches(draft: Draft, model: Model) -> None:
+    """Read what a model was patched with: IP-Adapters whose files and pictures are here, and fields of requests."""
+    for name, value in model.fields:
+        draft.checked(name, value)
+    for seen in model.seen:
+        names, title = (seen.model, seen.encoder, seen.picture), f"IP-Adapter {shorten(seen.model)}"
+        files = [find_beside(str(name)) if name else None for name in names]
+        values: dict[str, Any] = {"weight": seen.weight, "start": seen.start, "end": seen.end}
+        try:
+            if seen.mask is not None:
+                values["mask"] = masking_of(seen.mask)
+            if lacking := [str(name or "?") for name, file in zip(names, files, strict=True) if file is None]:
+                raise ReverieError(f"{', '.join(lacking)} {'is' if len(lacking) == 1 else 'are'} not here")
+        except ReverieError as error:
+            draft.note(f"{title}: {error}; it is left out")
+            continue
+        values |= {"model": str(files[0]), "encoder": str(files[1]), "images": [files[2]]}
+        draft.append("ip_adapters", title, IPAdapterInput, values)
 
 
 def _read_layer(draft: Draft, prompt: Prompt) -> None:

@@ -217,11 +217,22 @@ class Draft:
             here = f"neither beside the picture nor in {MODEL_FOLDERS}"
             self.note(f"ControlNet: '{model}' with {seen}; {said}; {lacking} {here}")
             return
+        given = {"model": str(files[0]), "image": files[1], **values}
+        self.append("controls", f"ControlNet '{model}'", ControlInput, given)
+
+    def append(self, field: str, title: str, kind: type[Frozen], values: Mapping[str, Any]) -> None:
+        """Add one of several parts; one with values that are not possible is noted by its title."""
         try:
-            one = ControlInput.of({"model": str(files[0]), "image": files[1], **values})
-            self.fields["controls"] = (*self.fields.get("controls", ()), one)
+            self.fields[field] = (*self.fields.get(field, ()), kind.of(values))
         except ReverieError as error:
-            self.note(f"ControlNet '{model}': {error}; it is left out")
+            self.note(f"{title}: {error}; it is left out")
+
+    def checked(self, field: str, value: object) -> None:
+        """Set a field of pictures to a value; one that is not possible is noted."""
+        try:
+            self.fields[field] = getattr(TextToImage.of({field: value}), field)
+        except ReverieError as error:
+            self.note(f"{error}; it is left out")
 
     def rest(self, neutral: Collection[str] = (), prefix: str = "") -> None:
         """Note every setting that is in use, was not taken, and is none of those that change nothing."""

@@ -24,10 +24,25 @@ DEEPEST = 400  # nodes behind each other; a graph that a person made has some do
 
 @dataclass(frozen=True)
 class Model:
-    """A U-Net: the checkpoint's name, and the LoRAs on the way."""
+    """A U-Net: the checkpoint's name, the LoRAs and IP-Adapters on the way, and requests' fields that patches set."""
 
     name: str = ""
     loras: Weights = ()
+    seen: tuple[GraphSeen, ...] = ()
+    fields: tuple[tuple[str, object], ...] = ()
+
+
+@dataclass(frozen=True)
+class GraphSeen:
+    """An IP-Adapter: the names of its file, its vision tower's and of the picture, a mask, and when and how it acts."""
+
+    model: object
+    encoder: object
+    picture: object
+    mask: GraphMask | None
+    weight: object
+    start: object = 0
+    end: object = 1
 
 
 @dataclass(frozen=True)
@@ -54,10 +69,21 @@ class GraphControl:
 
 
 @dataclass(frozen=True)
+class GraphRegion:
+    """A prompt of a part of the picture: a mask, or left, top, width and height, in pixels or in fractions."""
+
+    text: str
+    strength: object
+    mask: GraphMask | None = None
+    box: tuple[object, ...] = ()
+    in_pixels: bool = False
+
+
+@dataclass(frozen=True)
 class Prompt:
     """A conditioning: its text, its encoder, SDXL's sizes, whether it is zeroed, whose way words are weighed in.
 
-    ControlNets act where it does.
+    ControlNets act where it does. `regions` are of parts of the picture, the text of all of it.
     """
 
     text: str
@@ -66,6 +92,7 @@ class Prompt:
     zeroed: bool = False
     weighed: str = "ComfyUI"
     controls: tuple[GraphControl, ...] = ()
+    regions: tuple[GraphRegion, ...] = ()
 
 
 @dataclass(frozen=True)

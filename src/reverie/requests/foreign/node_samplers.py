@@ -7,8 +7,13 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from typing import Any
+
+from PIL import Image, ImageFilter, ImageOps
 
 from reverie.errors import ReverieError
+from reverie.media.masks import PAINTED
+from reverie.media.pictures import decode
 from reverie.requests.foreign.draft import shorten
 from reverie.requests.foreign.graph import (
     GraphMask,
@@ -26,6 +31,7 @@ from reverie.requests.foreign.graph import (
     Solver,
 )
 from reverie.requests.pictures import Fill
+from reverie.requests.references import find_beside
 
 
 def _draw(node: Node, sampling: Sampling, want: type) -> object:
@@ -231,6 +237,42 @@ def _under_mask(node: Node, latent: Latent, fill: Fill, grow: object) -> Latent:
     return replace(latent, picture=replace(latent.picture, mask=replace(mask, grow=grow), fill=fill))
 
 
+def pictures_of(start: GraphStart) -> dict[str, Any] | None:
+    """Return the fields of what is drawn over, or None where its files are not here.
+
+    ComfyUI's pictures have no transparency; that is a mask of its own (nodes.py, LoadImage, VAEEncodeForInpaint).
+    """
+    named = start.name, start.name if start.mask is None else start.mask.name
+    files = [find_beside(str(name)) if name else None for name in named]
+    if files[0] is None or files[1] is None:
+        return None
+    picture, masking = (decode(file.read_bytes(), f"'{file.name}'") for file in files if file is not None)
+    fields: dict[str, Any] = {"init": files[0] if picture.mode == "RGB" else picture.convert("RGB")}
+    if start.mask is None:
+        return fields
+    return fields | {"mask": mask_of(masking, start.mask), "mask_blur": 0, "fill": start.fill}
+
+
+def mask_of(picture: Image.Image, mask: GraphMask) -> Image.Image:
+    """Return a mask that is white where it is painted. Raises ReverieError where that is nowhere."""
+    if mask.channel != "alpha":
+        band = picture.convert("RGB").getchannel(str(mask.channel)[:1].upper())
+    elif picture.mode == "RGBA":
+        band = ImageOps.invert(picture.getchannel("A"))
+    else:
+        raise ReverieError(f"'{mask.name}' is the mask, and it has no transparent part")
+    grow = mask.grow if isinstance(mask.grow, int) else 0
+    whole = band.point(lambda value: 255 * (value >= PAINTED)) if grow else band
+    return whole.filter(ImageFilter.MaxFilter(grow | 1)) if grow else whole
+
+
+def masking_of(mask: GraphMask) -> Image.Image:
+    """Return a mask whose picture is here. Raises ReverieError where it is not."""
+    if (file := find_beside(str(mask.name))) is None:
+        raise ReverieError(f"its mask '{mask.name}' is not here")
+    return mask_of(decode(file.read_bytes(), f"'{file.name}'"), mask)
+
+
 def _enlarge(node: Node, slot: int, want: type) -> object:
     """Read latents or pictures that are scaled, to a size or by a factor."""
     name = next((name for name in ("samples", "image", "images", "pixels") if name in node.inputs), "")
@@ -268,6 +310,28 @@ def _factor_of(node: Node) -> int | None:
     return int(match[1] or match[2]) if match else None
 
 
+# How it enlarges latents (comfy/utils.py, common_upscale), by our names; "area" and "bislerp" are its own.
+LATENT_METHODS = {"bilinear": "latent", "bicubic": "latent-bicubic", "nearest-exact": "latent-nearest-exact"}
+
+
+def upscaler_of(start: Latent) -> str:
+    """Say which of our ways enlarges as a graph does, and note another; latents are scaled before they are decoded."""
+    ours = "latent"
+    for node in start.scaled:
+        of_latents, method = "samples" in node.inputs, str(node.scalar("upscale_method"))
+        ours = LATENT_METHODS.get(method, "latent") if of_latents and ours != "lanczos" else "lanczos"
+        if method not in (LATENT_METHODS if of_latents else ("lanczos",)):
+            note_scaling(node, "upscale_method", "model_name")
+        if node.scalar("crop", "disabled") != "disabled":
+            note_scaling(node, "crop")
+    return ours
+
+
+def note_scaling(node: Node, *names: str) -> None:
+    """Note a node that gives another size, with some of its settings, or all."""
+    node.note("", *(names or [name for name in node.inputs if node.graph.source(node.inputs[name]) is None]))
+
+
 # Readers, each with the names of its classes.
 KNOWN: tuple[tuple[Reader, str], ...] = (
     (ksampler, "KSampler, KSamplerAdvanced, KSampler (Efficient), KSampler Adv. (Efficient)"),
@@ -286,6 +350,7 @@ KNOWN: tuple[tuple[Reader, str], ...] = (
     (levels_of("SDTurboScheduler"), "SDTurboScheduler"),
     (levels_of("beta"), "BetaSamplingScheduler"),
     (align_your_steps, "AlignYourStepsScheduler"),
+    (levels_of("gits", coeff=1.2), "GITSScheduler"),
     (solver_of("euler_ancestral", s_noise=1.0), "SamplerEulerAncestral"),
     (solver_of("lms", order=4), "SamplerLMS"),
     (solver_of("dpmpp_sde", s_noise=1.0, r=0.5), "SamplerDPMPP_SDE"),

@@ -18,7 +18,10 @@ from reverie.requests.foreign.draft import OFF, shorten, stem_of
 from reverie.requests.foreign.graph import (
     GraphClip,
     GraphControl,
+    GraphMask,
     GraphPicture,
+    GraphRegion,
+    GraphSeen,
     GraphStart,
     Latent,
     Model,
@@ -84,6 +87,38 @@ def _lora_stack(node: Node, slot: int, want: type) -> object:
 
 def _last_layer(node: Node, slot: int, want: type) -> object:
     return replace(node.get("clip", GraphClip) or GraphClip(), layer=node.scalar("stop_at_clip_layer"))
+
+
+def _perturbed(node: Node, slot: int, want: type) -> object:
+    model = node.get("model", Model) or Model()
+    return replace(model, fields=(*model.fields, ("perturbed_guidance", node.scalar("scale"))))
+
+
+def _freeu(node: Node, slot: int, want: type) -> object:
+    node.graph.note("node FreeU: it tells levels by their width there, and here counts them, as diffusers does")
+    model = node.get("model", Model) or Model()
+    return replace(model, fields=(*model.fields, ("freeu", tuple(map(node.scalar, ("b1", "b2", "s1", "s2"))))))
+
+
+def _ip_adapter(node: Node, slot: int, want: type) -> object:
+    """Read ComfyUI_IPAdapter_plus (01adae3): its plain node, and the advanced one, whose vision tower is a node too."""
+    if want is not Model:
+        return None
+    model, loader = node.get("model", Model) or Model(), node.graph.source(node.inputs.get("ipadapter"))
+    tower, picture = (node.graph.source(node.inputs.get(name)) for name in ("clip_vision", "image"))
+    for name, usual in (("weight_type", ("linear", "standard")), ("embeds_scaling", ("V only",))):
+        if (given := node.scalar(name, usual[0])) not in usual:
+            node.graph.note(f"node {node.kind}: {name} {shorten(given)}")
+    if "image_negative" in node.inputs:
+        node.graph.note(f"node {node.kind}: image_negative, a picture to keep away from")
+    seen = GraphSeen(
+        None if loader is None else loader.scalar("ipadapter_file", loader.scalar("preset")),
+        None if tower is None else tower.scalar("clip_name"),
+        None if picture is None or picture.kind != "LoadImage" else samplers.picture_name(picture),
+        node.get("attn_mask", GraphMask),
+        *(node.scalar(name, usual) for name, usual in (("weight", 1), ("start_at", 0), ("end_at", 1))),
+    )
+    return replace(model, seen=(*model.seen, seen))
 
 
 def pass_on(*names: str, note: str | None = None, tell: Sequence[str] = ()) -> Reader:
@@ -156,7 +191,7 @@ def _zero_out(node: Node, slot: int, want: type) -> object:
     return None if prompt is None else replace(prompt, zeroed=True)
 
 
-def _both(node: Node, first: str, second: str, write: str) -> object:
+def _both(node: Node, first: str, second: str, write: str) -> Prompt | None:
     one, other = node.get(first, Prompt), node.get(second, Prompt)
     if one is None or other is None:
         return None
@@ -171,7 +206,13 @@ def _concat(node: Node, slot: int, want: type) -> object:
 
 
 def _combine(node: Node, slot: int, want: type) -> object:
-    """Read two prompts whose predictions are averaged, which AND writes with half the weights."""
+    """Read two prompts whose predictions are averaged, which AND writes with half the weights, or of parts."""
+    sides = [side for name in ("conditioning_1", "conditioning_2") if (side := node.get(name, Prompt)) is not None]
+    if regions := tuple(region for side in sides for region in side.regions):
+        if all(side.text for side in sides):
+            node.graph.note(f"node {node.kind}: two prompts of the whole picture, written behind each other")
+        both = _both(node, "conditioning_1", "conditioning_2", "{}, {}")
+        return replace(both, text=both.text.strip(", "), regions=regions) if both is not None else None
     node.graph.note(f"node {node.kind}: two prompts, written as one with AND")
     return _both(node, "conditioning_1", "conditioning_2", "{} :0.5 AND {} :0.5")
 
@@ -180,6 +221,18 @@ def _average(node: Node, slot: int, want: type) -> object:
     other = node.get("conditioning_from", Prompt)
     node.note(f"mixed with {shorten(other.text if other else None)}", "conditioning_to_strength")
     return node.get("conditioning_to", Prompt)
+
+
+def _area(node: Node, slot: int, want: type) -> object:
+    """Read a prompt of a part of the picture: a box or a mask."""
+    given = node.get("conditioning", Prompt)
+    strength, mask = node.scalar("strength", 1), node.get("mask", GraphMask) if "mask" in node.inputs else None
+    if given is None or given.regions or ("mask" in node.inputs and mask is None):
+        node.note("it is not understood", *_settings(node))
+        return given
+    box = () if mask is not None else tuple(node.scalar(name) for name in ("x", "y", "width", "height"))
+    region = GraphRegion(given.text, strength, mask, box, in_pixels=node.kind == "ConditioningSetArea")
+    return replace(given, text="", regions=(region,))
 
 
 def _two_sided(node: Node, slot: int, want: type) -> object:
@@ -319,9 +372,12 @@ _KNOWN: tuple[tuple[Reader, str], ...] = (
     (_efficient_loader, "Efficient Loader, easy fullLoader, easy a1111Loader, easy comfyLoader"),
     (
         _NOTED_MODEL,
-        "FreeU, FreeU_V2, RescaleCFG, PerturbedAttentionGuidance, TomePatchModel, ModelSamplingDiscrete, HyperTile, "
+        "FreeU_V2, RescaleCFG, TomePatchModel, ModelSamplingDiscrete, HyperTile, IPAdapterUnifiedLoader, "
         "ModelSamplingContinuousEDM, PatchModelAddDownscale, SelfAttentionGuidance, DifferentialDiffusion",
     ),
+    (_perturbed, "PerturbedAttentionGuidance"),
+    (_freeu, "FreeU"),
+    (_ip_adapter, "IPAdapter, IPAdapterAdvanced"),
     # conditionings
     (_encode, "CLIPTextEncode, CLIPTextEncodeSDXLRefiner"),
     (_encode_sdxl, "CLIPTextEncodeSDXL"),
@@ -332,11 +388,8 @@ _KNOWN: tuple[tuple[Reader, str], ...] = (
     (_average, "ConditioningAverage"),
     (_control, "ControlNetApply, ControlNetApplyAdvanced, ControlNetApplySD3"),
     (_two_sided, "InpaintModelConditioning, InstructPixToPixConditioning, SVD_img2vid_Conditioning"),
-    (
-        _NOTED_PROMPT,
-        "ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetAreaStrength, ConditioningSetMask, "
-        "ConditioningSetTimestepRange, unCLIPConditioning",
-    ),
+    (_area, "ConditioningSetArea, ConditioningSetAreaPercentage, ConditioningSetMask"),
+    (_NOTED_PROMPT, "ConditioningSetAreaStrength, ConditioningSetTimestepRange, unCLIPConditioning"),
     # latents
     (pass_on("samples", note=""), "RepeatLatentBatch, LatentFromBatch"),
 )
