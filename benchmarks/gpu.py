@@ -32,8 +32,7 @@ from reverie.pipeline import Pipeline
 from reverie.requests.options import TextToImageOptions
 from reverie.runtime.compiled import MODES, compile_network
 from reverie.runtime.offload import OFFLOADS, Offloader
-from reverie.runtime.transform import to_channels_last
-from reverie.system import DTYPES
+from reverie.runtime.transform import DTYPES, to_channels_last
 
 Draw = Callable[[], Image.Image]
 OUT = Path(__file__).parents[1] / "out" / "gpu"

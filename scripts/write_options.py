@@ -109,7 +109,7 @@ GROUPS = (
         | of(Variation, subseed="seed", subseed_strength="strength", seed_size="width")
         | of(Hires, hires="scale", hires_upscaler="upscaler", hires_steps="steps", hires_strength="strength")
         | of(Refiner, refiner="model", refiner_switch="switch")
-        | of(TextToImage, "rng", "zero_negative", "tile", "original_size", "crop", "target_size")
+        | of(TextToImage, "rng", "zero_negative", "tile", "tile_size", "original_size", "crop", "target_size")
         | of(TextToImage, "negative_original_size", "negative_crop", "negative_target_size"),
     ),
     Group(

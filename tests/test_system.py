@@ -17,7 +17,8 @@ from reverie.checkpoints.load import Recommended
 from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
-from reverie.system import BUNDLED, BUNDLED_NAME, MUSIC_NAME, Conditioning, pick_device, pick_dtype
+from reverie.runtime.transform import pick_device, pick_dtype
+from reverie.system import BUNDLED, BUNDLED_NAME, MUSIC_NAME, Conditioning
 
 
 def test_sd_conditions_on_the_last_layer(tiny: Pipeline) -> None:

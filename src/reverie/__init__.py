@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from reverie.progress import Progress
     from reverie.requests.films import Animation, Keyframe
     from reverie.requests.music import Film, Music, Stop
-    from reverie.requests.parts import ControlInput, Hires, Refiner, Variation
+    from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Refiner, Region, Variation
     from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
     from reverie.requests.records import from_metadata
     from reverie.server.client import AsyncClient, Client
@@ -36,6 +36,7 @@ __all__ = [
     "Film",
     "Frame",
     "Hires",
+    "IPAdapterInput",
     "ImageToImage",
     "Inpaint",
     "Keyframe",
@@ -45,6 +46,7 @@ __all__ = [
     "Progress",
     "Recording",
     "Refiner",
+    "Region",
     "ReverieError",
     "Sound",
     "StableDiffusion",
@@ -71,6 +73,7 @@ _PLACES = {
     "Film": "reverie.requests.music",
     "Frame": "reverie.animation.draw",
     "Hires": "reverie.requests.parts",
+    "IPAdapterInput": "reverie.requests.parts",
     "ImageToImage": "reverie.requests.pictures",
     "Inpaint": "reverie.requests.pictures",
     "Keyframe": "reverie.requests.films",
@@ -80,6 +83,7 @@ _PLACES = {
     "Progress": "reverie.progress",
     "Recording": "reverie.music.sections",
     "Refiner": "reverie.requests.parts",
+    "Region": "reverie.requests.parts",
     "ReverieError": "reverie.errors",
     "Sound": "reverie.media.sound",
     "StableDiffusion": "reverie.system",

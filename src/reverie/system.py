@@ -22,7 +22,7 @@ from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Network, Scalings, parameterise
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
-from reverie.errors import ReverieError, choose
+from reverie.errors import ReverieError
 from reverie.requests.references import BUNDLED as FOLDERS
 from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, TURBO_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
@@ -30,10 +30,9 @@ from reverie.runtime.cache import machine_folder
 from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, Offloader, pick_offloader
-from reverie.runtime.transform import to_channels_last
+from reverie.runtime.transform import pick_device, pick_dtype, to_channels_last
 
 BUNDLED, TURBO, MUSIC = FOLDERS[BUNDLED_NAME], FOLDERS[TURBO_NAME], FOLDERS[MUSIC_NAME]
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 PACKED_FROM = 256  # widest level from which a U-Net gains by packing; the bundled one would take twice as long
 KEPT_FROM = 2**28  # bytes of a U-Net whose packed weights are kept for later processes
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
@@ -287,12 +286,7 @@ def load(
     components = replace(components, recommended=recommendation_for(components, name, unet))
     files, added = _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part]
     name = _with_hash(name, files, added, kind)
-    if target.type == "cuda":
-        to_channels_last(components.unet)
-        to_channels_last(components.autoencoder)
-    if offloader is not None:
-        encoders = (*components.text_encoders, *filter(None, [components.image_encoder]))
-        offloader.take(*encoders, components.unet, components.autoencoder)
+    _lay_out(components, target, offloader)
     if int8:
         quantize(components.unet)
         name = f"{name} in int8"
@@ -329,6 +323,16 @@ def _read(
         return components
     autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
     return replace(components, autoencoder=autoencoder)
+
+
+def _lay_out(components: Components, device: torch.device, offloader: Offloader | None) -> None:
+    """Lay kernels out as a GPU convolves fastest, and give the networks to who carries them."""
+    if device.type == "cuda":
+        to_channels_last(components.unet)
+        to_channels_last(components.autoencoder)
+    if offloader is not None:
+        encoders = (*components.text_encoders, *filter(None, [components.image_encoder]))
+        offloader.take(*encoders, components.unet, components.autoencoder)
 
 
 def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: bool) -> None:
@@ -403,27 +407,3 @@ def _no_model(path: Path) -> str:
     if path.is_dir():
         return f"no model in '{path}': it holds no model_index.json; {allowed}"
     return f"no model at '{path}': there is no such file or folder; {allowed}"
-
-
-def pick_device(name: str | torch.device) -> torch.device:
-    """Turn a name into a device that is there; "auto" prefers a GPU. Raises ReverieError for one that is not."""
-    found = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device(found[-1])
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ReverieError(f"unknown device '{name}'; choose from auto, {', '.join(found)}") from None
-    count = torch.cuda.device_count() if device.type == "cuda" else 1
-    if device.type not in found or (device.index or 0) >= count:
-        raise ReverieError(f"device '{name}' is not available here; choose from auto, {', '.join(found)}")
-    return device
-
-
-def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
-    """Turn a name into a dtype; None is float16 on CUDA and float32 elsewhere."""
-    if name is None:
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if isinstance(name, str):
-        return choose("dtype", name, DTYPES)
-    return name

@@ -16,8 +16,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from reverie.adapters.features import LayerControl, bind_layer_controls, find_lllite
+from reverie.checkpoints.adapter_keys import targets
+from reverie.checkpoints.weights import blueprint
 from reverie.errors import ReverieError
-from reverie.models.unet import UNet, UNetConfig
+from reverie.models.unet import SDXL, UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.runtime import is_packed, pack
 
@@ -158,6 +160,16 @@ def test_a_request_names_it_as_any_control(system: Pipeline, tmp_path: Path) -> 
         system.text_to_image("a bear", controls=[asked], merge_tokens=0.5)
     with pytest.raises(ReverieError, match="a ControlNet-LLLite is for one kind of pictures; leave out kind depth"):
         system.text_to_image("a bear", controls=[asked | {"kind": "depth"}])
+
+
+def test_the_names_of_files_for_sdxl() -> None:
+    """sd-scripts 48d368f makes 136 parts: of queries, keys and values of the tokens, of queries to the prompt."""
+    depths = {"input_blocks_4": 2, "input_blocks_5": 2, "input_blocks_7": 10, "input_blocks_8": 10, "middle_block": 10}
+    layers = ("attn1_to_q", "attn1_to_k", "attn1_to_v", "attn2_to_q")
+    places = targets(blueprint(partial(UNet, SDXL)), ())
+    names = [f"{b}_1_transformer_blocks_{k}_{layer}" for b, n in depths.items() for k in range(n) for layer in layers]
+    assert len(names) == 136
+    assert all(f"unet {name}" in places for name in names)
 
 
 def test_one_of_another_family_or_damaged_is_refused(system: Pipeline, tiny_xl: Pipeline, tmp_path: Path) -> None:

@@ -55,7 +55,7 @@ def tiny_family(tokenizer: Tokenizer) -> Callable[[str], Family]:
         )
         xl = family.unet.takes_sizes
         sizes = 5 if name == "sdxl-refiner" else 6
-        levels = len(family.unet.block_out_channels)
+        levels = len(family.unet.block_out_channels) if name in SMALL else 2
         structure = {
             **TINY_LEVELS,
             "transformer_depth": (0, 2) if xl else (1, 0),
@@ -74,9 +74,13 @@ def tiny_family(tokenizer: Tokenizer) -> Callable[[str], Family]:
             cross_attention_dim=16 * max(1, len(towers)),
             addition_time_embed_dim=4 if xl else None,
             projection_input_dim=16 + sizes * 4 if xl else family.unet.projection_input_dim and 2 * 16,
+            only_cross_attention=family.unet.only_cross_attention and family.unet.only_cross_attention[:levels],
         )
         autoencoder = replace(
-            family.autoencoder, block_out_channels=(8, 8, 8, 8), layers_per_block=1, norm_num_groups=4
+            family.autoencoder,
+            block_out_channels=(8,) * len(family.autoencoder.block_out_channels),
+            layers_per_block=1,
+            norm_num_groups=4,
         )
         vision = family.vision and replace(
             family.vision,

@@ -53,6 +53,7 @@ DIFFUSERS_KINDS = {
     "sd2": "v2",
     "sd21-v": "v2",
     "sd2-inpainting": "inpainting_v2",
+    "sd2-x4-upscaler": "upscale",
     "sdxl": "xl_base",
     "sdxl-inpainting": "xl_inpaint",
     "sdxl-refiner": "xl_refiner",
@@ -62,6 +63,7 @@ STRUCTURES = ["sd15", "sd15-inpainting", "sd2", "sdxl", "sdxl-inpainting", "sdxl
 STRUCTURES += [
     "sd15-variations",
     "sd21-unclip-l",
+    "sd2-x4-upscaler",
     "bk-sdm-base",
     "bk-sdm-tiny",
     "sdxs",

@@ -215,7 +215,6 @@ def first(channels: int, width: int = 320) -> dict[str, tuple[int, ...]]:
 
 # By the shapes of the published files: ComfyUI 0.3.64 supported_models.py and diffusers 0.42.1 single_file_utils.py.
 NOT_DRAWN: dict[str, dict[str, tuple[int, ...]]] = {
-    "Stable Diffusion x4 upscaler": first(7, 256) | {KEY: (256, 1024)},
     "Stable Zero123": first(8) | {KEY: (320, 768), "cc_projection.weight": (768, 772)},
     "Stable Video Diffusion": first(8)
     | {KEY: (320, 1024), "model.diffusion_model.input_blocks.1.1.time_stack.0.norm1.weight": (320,)},

@@ -9,7 +9,7 @@ from PIL import Image
 
 from reverie.codecs import image
 from reverie.codecs.image import enlarge, enlarge_tiles, to_pictures
-from reverie.models.upscalers import CompactConfig, RRDBConfig, RRDBNet, SRVGGNet, Upscaler
+from reverie.models.upscalers import CompactConfig, RRDBConfig, RRDBNet, SRVGGNet, SwinIR, SwinIRConfig, Upscaler
 
 
 def picture(width: int, height: int, mode: str = "RGB") -> Image.Image:
@@ -29,8 +29,9 @@ def check_alike(one: Image.Image, other: Image.Image) -> None:
     [
         SRVGGNet(CompactConfig(features=4, layers=3, scale=2)),  # sees 5 pixels far
         RRDBNet(RRDBConfig(features=4, growth=4, blocks=1, unshuffle=2)),
+        SwinIR(SwinIRConfig(width=8, depths=(2,), heads=2, hidden=16, scale=2)),  # sees two windows of 8 far
     ],
-    ids=["compact", "folded"],
+    ids=["compact", "folded", "windows"],
 )
 def test_tiles_give_what_the_whole_gives(network: Upscaler, monkeypatch: pytest.MonkeyPatch) -> None:
     small = picture(131, 70)
@@ -40,7 +41,7 @@ def test_tiles_give_what_the_whole_gives(network: Upscaler, monkeypatch: pytest.
     monkeypatch.setattr(image, "TILE", 64)
     monkeypatch.setattr(image, "RAMP", 4)
     steps = list(enlarge_tiles(network, small))
-    assert [(step.done, step.total) for step in steps] == [(n, 8) for n in range(1, 9)]
+    assert [(step.done, step.total) for step in steps] == [(n, 10) for n in range(1, 11)]
     assert steps[-1].picture is not None
     check_alike(steps[-1].picture, whole)
 

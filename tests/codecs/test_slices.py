@@ -12,6 +12,7 @@ from torch import nn
 from reverie.codecs import image
 from reverie.codecs.image import ImageCodec
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAutoencoder, TinyAutoencoder, TinyConfig
+from reverie.runtime import pack
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 
@@ -46,6 +47,37 @@ def test_slices_give_what_the_whole_gives(autoencoder: ImageAutoencoder, size: t
         ):
             assert sliced.shape == whole.shape
             assert torch.allclose(sliced, whole, rtol=0, atol=1e-5 * max(1, whole.abs().nan_to_num(posinf=0).max()))
+
+
+@pytest.mark.parametrize("size", [(40, 30), (13, 50)])
+def test_tiles_whose_norms_know_the_whole_give_what_it_gives(
+    autoencoder: ImageAutoencoder, size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image, "_shrink", lambda x, side, mode: x)
+    monkeypatch.setattr(image, "CELLS", (32, 10, 4))
+    z, images = torch.randn(1, 4, *size), torch.rand(1, 3, 2 * size[0], 2 * size[1]) * 2 - 1
+    with torch.no_grad():
+        for tiled, whole in (
+            (image.decode_in_tiles(autoencoder, z), autoencoder.decode(z)),
+            (image.encode_in_tiles(autoencoder, images).mean, autoencoder.encode(images).mean),
+        ):
+            assert tiled.shape == whole.shape
+            assert torch.allclose(tiled, whole, rtol=0, atol=1e-5 * max(1, whole.abs().max()))
+        pack(autoencoder)
+        packed = image.decode_in_tiles(autoencoder, z)
+        assert torch.allclose(packed, autoencoder.decode(z), rtol=0, atol=1e-4 * max(1, packed.abs().max()))
+
+
+def test_norms_that_know_a_smaller_image_give_nearly_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    model = Autoencoder(CONFIG).eval()
+    monkeypatch.setattr(image, "CELLS", (32, 10, 4))
+    z = torch.randn(1, 4, 50, 40)
+    with torch.no_grad():
+        tiled, whole = image.decode_in_tiles(model, z), model.decode(z)
+    assert (tiled - whole).abs().mean() < 0.1 * whole.std()
+    steps = (tiled - whole).diff(dim=3).abs().mean((0, 1, 2))
+    assert steps.max() < 3 * steps.mean()  # nowhere a seam
 
 
 def test_what_is_given_stays_as_it_is(autoencoder: ImageAutoencoder) -> None:

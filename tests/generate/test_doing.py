@@ -13,7 +13,7 @@ from PIL import Image, ImageChops
 from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.errors import ReverieError
 from reverie.generate import image
-from reverie.generate.canvas import prepare
+from reverie.generate.canvas import UPSCALERS, prepare
 from reverie.generate.image import picture_run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
@@ -130,7 +130,7 @@ def test_latents_are_enlarged_by_the_kernel_of_their_name(
     codec, latents = tiny.codec, torch.zeros(1, 4, 8, 8)
     latents[..., 4] = 1
     size = 32 * codec.factor
-    row = image.UPSCALERS[upscaler](codec, (size, size), latents)[0, 0, 0, 10:26]
+    row = UPSCALERS[upscaler](codec, (size, size), latents)[0, 0, 0, 10:26]
     expected = [kernel((column + 0.5) / 4 - 0.5 - 4) for column in range(10, 26)]
     assert row.tolist() == pytest.approx(expected, abs=1e-6)
 
@@ -269,7 +269,7 @@ def test_seamless_pictures_roll(tiny: Pipeline) -> None:
     """Rolled noise gives the rolled picture, so no place on it is an edge."""
     with picture_run(tiny, image.fill_in(tiny, ASKED["tile"]), None) as run:
         one, noise = run.passes[0], torch.randn(1, 4, 4, 4)
-        denoise = run._denoiser(one, noise, one.bind)
+        denoise = run._denoiser(one, [ASKED["tile"]], noise)
         with torch.no_grad():
             a, b = denoise(noise, 3.0), denoise(noise.roll((2, 2), (2, 3)), 3.0)
             assert torch.allclose(a.roll((2, 2), (2, 3)), b, atol=1e-4)

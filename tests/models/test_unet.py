@@ -74,6 +74,14 @@ TINY |= {
     "koala-700m": replace(SDXL, layers_per_block=1, transformer_depth=(0, 2, 5), mid_transformer_depth=None),
     "koala-1b": replace(SDXL, layers_per_block=1, transformer_depth=(0, 2, 6), mid_transformer_depth=6),
 }
+TINY["x4-upscaler"] = replace(
+    SD1,
+    in_channels=7,
+    transformer_depth=(0, 1, 1, 1),
+    only_cross_attention=(True, True, True, False),
+    use_linear_projection=True,
+    num_class_embeds=1000,
+)
 TINY["sdxs"] = replace(TINY["bk-sdm-tiny"], transformer_depth=(0, 1, 1))
 TINY["sdxs-0.9"] = replace(
     TINY["bk-sdm-tiny"], use_linear_projection=True, only_cross_attention=(True, False, False), num_heads=(1, 2, 3)
@@ -104,6 +112,7 @@ def oracle_of(config: UNetConfig) -> UNet2DConditionModel:
         addition_embed_type="text_time" if added else None,
         addition_time_embed_dim=config.addition_time_embed_dim,
         projection_class_embeddings_input_dim=config.projection_input_dim,
+        num_class_embeds=config.num_class_embeds,
         time_cond_proj_dim=config.time_cond_proj_dim,
     )
 
@@ -127,6 +136,8 @@ def inputs(config: UNetConfig, height: int, width: int, pooled_dim: int = 10) ->
         count = (config.projection_input_dim - pooled_dim) // config.addition_time_embed_dim
         sizes = torch.randint(0, 1024, (2, count), generator=generator)
         given += [torch.randn(2, pooled_dim, generator=generator), sizes]
+    if config.num_class_embeds is not None:
+        given += [torch.tensor([[350.0], [20.0]])]
     return given
 
 
@@ -135,7 +146,8 @@ def check_agrees(config: UNetConfig, given: list[Tensor]) -> None:
     ours, oracle = pair(config)
     x, t, context, *added = given
     kwargs = dict(zip(("text_embeds", "time_ids"), added, strict=False))
-    theirs = oracle(x, t, context, added_cond_kwargs=kwargs).sample
+    levels = added[0][:, 0].long() if config.num_class_embeds is not None else None
+    theirs = oracle(x, t, context, class_labels=levels, added_cond_kwargs=kwargs).sample
     output = ours(*given)
     assert theirs.std() > 0.1
     assert ((output - theirs).norm() / theirs.norm()).item() <= 1e-5

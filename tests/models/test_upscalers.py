@@ -13,18 +13,34 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from reverie.checkpoints.identify import identify
-from reverie.checkpoints.load import load_upscaler
+from reverie.checkpoints.single import load_upscaler
 from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
-from reverie.models.upscalers import CompactConfig, RRDBConfig, RRDBNet, SRVGGNet
+from reverie.models.upscalers import (
+    CompactConfig,
+    RRDBConfig,
+    RRDBNet,
+    SRVGGNet,
+    SwinIR,
+    SwinIRConfig,
+    recognise,
+)
 
 TINY = {"features": 8, "blocks": 2}
-# Of what spandrel's networks give: mean, standard deviation, and the values at (0, 0, 0), (1, 7, 3) and (2, -1, -1).
-GOLDEN = {
+SWIN = {"width": 8, "depths": (2,), "heads": 2, "hidden": 16}
+Config = RRDBConfig | CompactConfig | SwinIRConfig
+# Of what spandrel's networks give: mean, standard deviation, and the values at (0, 0, 0), (1, 7, 3) and (2, -1, -1);
+# of one that keeps the size, at (1, 4, 3).
+GOLDEN: dict[Config, tuple[float, ...]] = {
     RRDBConfig(**TINY): (0.094233, 0.780904, 1.033835, 0.260266, -0.840877),
     RRDBConfig(**TINY, unshuffle=2): (0.095933, 0.782373, 1.044552, 0.275067, -0.849201),
     RRDBConfig(**TINY, doublings=1): (0.167107, 0.709949, -0.696177, 0.477063, 0.831688),
     CompactConfig(features=8, layers=2): (0.501841, 0.88184, 1.268334, 0.500923, 0.555154),
+    SwinIRConfig(**SWIN): (0.327386, 0.785394, 1.379205, 0.137107, -0.502563),
+    SwinIRConfig(**SWIN, slim=True, scale=2): (0.672342, 0.599477, -0.107518, 1.334125, 0.731366),
+    SwinIRConfig(**SWIN, upsampler="pixelshuffle", scale=3): (0.464565, 5.124637, 2.735895, 10.420744, -1.912906),
+    SwinIRConfig(**SWIN, upsampler="pixelshuffledirect", scale=2): (0.35619, 0.832703, -0.817378, 0.42503, -0.30745),
+    SwinIRConfig(**SWIN, upsampler="", scale=1, window=7): (0.501987, 0.377406, 0.457346, 0.988393, 0.020259),
 }
 X = (torch.arange(3 * 5 * 6, dtype=torch.float64) * 0.9).sin().mul(0.5).add(0.5).float().reshape(1, 3, 5, 6)
 
@@ -46,9 +62,10 @@ def second_layout(name: str) -> str:
     return name.replace("conv_hr", "HRconv")
 
 
-def weights(config: RRDBConfig | CompactConfig) -> dict[str, Tensor]:
+def weights(config: Config) -> dict[str, Tensor]:
     """Fill a network with sines, in the order of its names in the layout that spandrel keeps."""
-    network = RRDBNet(config) if isinstance(config, RRDBConfig) else SRVGGNet(config)
+    kinds = {RRDBConfig: RRDBNet, CompactConfig: SRVGGNet, SwinIRConfig: SwinIR}
+    network = kinds[type(config)](config)
     doublings = config.doublings if isinstance(config, RRDBConfig) else 0
     order = {name: first_layout(name, doublings) if doublings else name for name in network.state_dict()}
     filled = {}
@@ -61,8 +78,10 @@ def weights(config: RRDBConfig | CompactConfig) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("config", GOLDEN, ids=str)
 @pytest.mark.parametrize("layout", ["first", "second", "today", "wrapped"])
-def test_upscalers_give_what_spandrel_gives(config: RRDBConfig | CompactConfig, layout: str, tmp_path: Path) -> None:
+def test_upscalers_give_what_spandrel_gives(config: Config, layout: str, tmp_path: Path) -> None:
     state: Mapping[str, Tensor] = weights(config)
+    if isinstance(config, SwinIRConfig):  # whose files also hold what follows from sizes
+        state = {**state, "layers.0.residual_group.blocks.1.attn_mask": torch.zeros(4, 64, 64)}
     if layout in ("first", "second") and isinstance(config, RRDBConfig):
         rename = {"first": lambda name: first_layout(name, config.doublings), "second": second_layout}[layout]
         state = {rename(name): tensor for name, tensor in state.items()}
@@ -73,9 +92,9 @@ def test_upscalers_give_what_spandrel_gives(config: RRDBConfig | CompactConfig, 
     with torch.no_grad():
         y = network(X)
     assert y.shape == (1, 3, 5 * config.scale, 6 * config.scale)
-    seen = (y.mean(), y.std(), y[0, 0, 0, 0], y[0, 1, 7, 3], y[0, 2, -1, -1])
+    seen = (y.mean(), y.std(), y[0, 0, 0, 0], y[0, 1, min(7, y.shape[2] - 1), 3], y[0, 2, -1, -1])
     assert [value.item() for value in seen] == pytest.approx(GOLDEN[config], abs=2e-5)
-    assert identify(open_source(file), file).title == "an upscaler (ESRGAN or Real-ESRGAN)"
+    assert identify(open_source(file), file).title == "an upscaler (ESRGAN, Real-ESRGAN or SwinIR)"
 
 
 def test_what_is_no_upscaler_is_told(tmp_path: Path) -> None:
@@ -87,3 +106,33 @@ def test_what_is_no_upscaler_is_told(tmp_path: Path) -> None:
         )
         with pytest.raises(ReverieError, match=says):
             load_upscaler(tmp_path / "x.safetensors")
+
+
+OFFICIAL = {  # of the authors' models: parameters, from their paper (table 2, 3) and files, and how many tensors
+    "real-sr x4 medium": (SwinIRConfig(), 11.7),
+    "real-sr x4 large": (SwinIRConfig(width=240, depths=(6,) * 9, heads=8, hidden=480, slim=True), 27.8),
+    "classical x2": (SwinIRConfig(upsampler="pixelshuffle", scale=2), 11.8),
+    "lightweight x2": (
+        SwinIRConfig(width=60, depths=(6,) * 4, hidden=120, upsampler="pixelshuffledirect", scale=2),
+        0.9,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
+def test_official_swinirs_are_told_by_their_shapes(name: str) -> None:
+    config, millions = OFFICIAL[name]
+    with torch.device("meta"):
+        network = SwinIR(config)
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    make = recognise(shapes)
+    assert make is not None
+    with torch.device("meta"):
+        assert make().config == config
+    assert sum(math.prod(shape) for shape in shapes.values()) / 1e6 == pytest.approx(millions, abs=0.3)
+
+
+def test_small_pictures_are_filled_by_their_edge() -> None:
+    network = SwinIR(SwinIRConfig(**SWIN, scale=2)).eval()
+    with torch.no_grad():
+        assert network(X[:, :, :2, :3]).shape == (1, 3, 4, 6)

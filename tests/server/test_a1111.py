@@ -17,7 +17,7 @@ from PIL import Image
 from webuiapi import ControlNetUnit, WebUIApi, WebUIApiResult
 
 import reverie
-from reverie.checkpoints.load import load_upscaler
+from reverie.checkpoints.single import load_upscaler
 from reverie.codecs.image import enlarge
 from reverie.requests.foreign import a1111
 from reverie.requests.parts import ControlInput, Hires, Refiner

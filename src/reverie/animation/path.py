@@ -29,7 +29,7 @@ from reverie.errors import ReverieError
 from reverie.generate import conditioning
 from reverie.generate.conditioning import Prompts
 from reverie.generate.image import prepare_run
-from reverie.generate.sample import Bind, guided_denoiser, noise_embeddings, noise_levels, resume
+from reverie.generate.sample import Bind, guided_denoiser, noise_levels, resume
 from reverie.requests.adapter_files import extract
 from reverie.requests.base import steps_taken
 from reverie.requests.films import Animation, Keyframe
@@ -186,8 +186,9 @@ def prepare_path(system: StableDiffusion, animation: Animation, request: TextToI
     are missing or do not fit, and for pictures of another size.
     """
     run = prepare_run(system, request)
-    bind = noise_embeddings(system, run.passes[0].bind, [request])
-    return _Builder(system, run.codec, animation, request, bind).path()
+    return _Builder(
+        system, run.codec, animation, request, run.bind(run.passes[0], [request], run.passes[0].extra)
+    ).path()
 
 
 def shared_request(animation: Animation, size: tuple[int, int]) -> TextToImage:

@@ -115,6 +115,7 @@ def unet(config: UNetConfig) -> Table:
             }
         ),
         **_plain({"time_embedding.cond_proj": "time_embedding.cond_proj"}),  # of latent consistency models
+        **_plain({"class_embedding": "label_emb"}),  # a row for each noise level, of the x4 upscaler
         **_plain({"conv_norm_out": "out.0", "conv_out": "out.2"}),
         **unet_down(config),
     }

@@ -39,7 +39,6 @@ UNET_FIXED: Json = {
     "encoder_hid_dim_type": None,
     "num_attention_heads": None,
     "dual_cross_attention": False,
-    "num_class_embeds": None,
     "resnet_time_scale_shift": "default",
     "resnet_skip_time_act": False,
     "resnet_out_scale_factor": 1.0,
@@ -126,6 +125,7 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
         norm_num_groups=raw.get("norm_num_groups", 32),
         addition_time_embed_dim=raw.get("addition_time_embed_dim") if added else None,
         projection_input_dim=width,
+        num_class_embeds=raw.get("num_class_embeds"),
         time_cond_proj_dim=raw.get("time_cond_proj_dim"),
     )
 
@@ -189,6 +189,7 @@ def write_unet(config: UNetConfig) -> Json:
         "class_embed_type": "projection" if config.projection_input_dim and not config.takes_sizes else None,
         "addition_time_embed_dim": config.addition_time_embed_dim,
         "projection_class_embeddings_input_dim": config.projection_input_dim,
+        "num_class_embeds": config.num_class_embeds,
         "time_cond_proj_dim": config.time_cond_proj_dim,
     }
 

@@ -309,6 +309,14 @@ FAMILIES: dict[str, Family] = {
             unet=replace(SD2.unet, in_channels=5),
             ambiguous=False,
         ),
+        Family(
+            "sd2-x4-upscaler",
+            "Stable Diffusion 2 x4 upscaler",
+            UNETS["x4-upscaler"],
+            (OPENCLIP_H,),
+            AUTOENCODERS["x4-upscaler"],
+            replace(V, beta_start=0.0001, beta_end=0.02),
+        ),
         SDXL,
         replace(SDXL, name="sdxl-v", title="Stable Diffusion XL, v-prediction", schedule=V),
         replace(

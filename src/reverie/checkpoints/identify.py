@@ -209,7 +209,12 @@ KINDS = tuple(
         ("taesd", "a TAESD (tiny autoencoder)", "give it beside a model, as its vae or for previews", _starts(*TINY)),
         ("transformer", "a transformer (Stable Diffusion 3, Flux or the like)", NOT_DRAWN, _holds(*DIT)),
         ("cascade", "a Stable Cascade", NOT_DRAWN, _holds("clip_txt_mapper.", "channelwise.0.weight")),
-        ("upscaler", "an upscaler (ESRGAN or Real-ESRGAN)", "give it to upscale, or as hires_upscaler", _is_upscaler),
+        (
+            "upscaler",
+            "an upscaler (ESRGAN, Real-ESRGAN or SwinIR)",
+            "give it to upscale, or as hires_upscaler",
+            _is_upscaler,
+        ),
         ("upscaler", "an upscaler", UNREAD, _holds("conv_first.", "model.1.sub.", ".rdb1.")),
         ("safety", "a safety checker", "give its folder, with config.json", _has("concept_embeds")),
         ("clip", "a CLIP", "it compares pictures with words: similarity, classify, index", _is_clip),
@@ -238,7 +243,6 @@ OTHER_UNETS: tuple[tuple[str, Callable[[UNetShape], bool], tuple[str, ...]], ...
     ("Stable Diffusion with motion modules (AnimateDiff)", lambda unet: True, ("motion_modules.",)),
     ("Stable Diffusion with GLIGEN", lambda unet: True, ("position_net.",)),
     ("Stable Zero123", lambda unet: unet.in_channels == 8, ("cc_projection.",)),
-    ("Stable Diffusion x4 upscaler", lambda unet: (unet.in_channels, unet.context) == (7, 1024), ()),
     ("Kolors", lambda unet: (unet.context, unet.added) == (2048, 5632), ()),
     ("CompVis' latent diffusion of 2021", lambda unet: (unet.width, unet.context) == (320, 1280), ()),
 )

@@ -26,13 +26,12 @@ from reverie.checkpoints.weights import (
     same,
 )
 from reverie.diffusion.denoiser import ScheduleConfig
-from reverie.diffusion.noise import EmbeddingNoise
+from reverie.diffusion.noise import EmbeddingNoise, PictureNoise
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection, VisionTowerWithProjection
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
-from reverie.models.upscalers import Upscaler, recognise, today_names
 from reverie.requests.references import locate_part
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.tokenizer import Tokenizer
@@ -53,12 +52,13 @@ PIPELINES = (
     "StableDiffusionImageVariationPipeline",
     "StableUnCLIPImg2ImgPipeline",
     "StableDiffusionDepth2ImgPipeline",
+    "StableDiffusionUpscalePipeline",
 )
 CPU = torch.device("cpu")
-RGB = 3  # channels
 RECOMMENDED = "recommended.json"  # the fields of Recommended; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
 CONCEPTS = "concepts.json"  # what the model was taught; diffusers does not know it
+LOW_RES = "low_res_scheduler"  # the folder's name of how pictures are noised that are enlarged
 SAFETY = "safety_checker"  # the folder's name inside a model
 DIFFUSERS_STEM, TRANSFORMERS_STEM = "diffusion_pytorch_model", "model"
 STEMS = {  # of the weights in the folders of a model's networks
@@ -114,6 +114,7 @@ class Components:
     of music hears; one of pictures has none. `recommended` is for requests that leave it open. `known` are the things
     that it says it knows; most models say nothing. Those that vary pictures see them by the `image_encoder`; unCLIP
     noises what it sees (`embedding_noise`), and image variations have nothing else, neither tokenizer nor text encoder.
+    Those that enlarge pictures noise them by `picture_noise`.
     """
 
     tokenizers: tuple[Tokenizer, ...]
@@ -124,6 +125,7 @@ class Components:
     zero_empty: bool = False
     image_encoder: VisionTowerWithProjection | None = None
     embedding_noise: EmbeddingNoise | None = None
+    picture_noise: PictureNoise = PictureNoise()
     spectrogram: SpectrogramParams | None = None
     recommended: Recommended = Recommended()
     known: tuple[Known, ...] = ()
@@ -195,6 +197,7 @@ def load_folder(
         schedule_config=_config(locate_part(path, "scheduler"), configs.read_schedule, "scheduler_config.json"),
         image_encoder=see(locate_part(path, "image_encoder")) if sees else None,
         embedding_noise=_embedding_noise(path, variant) if index.get("image_normalizer") else None,
+        picture_noise=_picture_noise(path, index),
         zero_empty=bool(index.get("force_zeros_for_empty_prompt", False)),
         spectrogram=_spectrogram(path / SPECTROGRAM),
         recommended=read_recommended(path / RECOMMENDED),
@@ -318,6 +321,14 @@ def _embedding_noise(path: Path, variant: str | None) -> EmbeddingNoise:
     return EmbeddingNoise(mean, std, _config(scheduler, configs.read_schedule, "scheduler_config.json").schedule())
 
 
+def _picture_noise(path: Path, index: dict[str, Any]) -> PictureNoise:
+    """Read how a model that enlarges pictures noises them; as the official one where a folder does not say."""
+    if not index.get(LOW_RES):
+        return PictureNoise()
+    config = _config(locate_part(path, LOW_RES), configs.read_schedule, "scheduler_config.json")
+    return PictureNoise(config, index.get("max_noise_level", PictureNoise.max_level))
+
+
 def _spectrogram(file: Path) -> SpectrogramParams | None:
     if not file.exists():
         return None
@@ -397,22 +408,3 @@ def today(name: str, source: Source) -> str:
     if not number.isdecimal():
         return name
     return f"decoder.layers.{int(number) - 1}.{rest}" if decoder else f"encoder.layers.{number}.{rest}"
-
-
-def load_upscaler(path: str | Path, *, device: torch.device = CPU) -> Upscaler:
-    """Read a learned upscaler of any of `models.upscalers`, in float32; what it is, is told from names and shapes.
-
-    Raises ReverieError where there is none, it is damaged, or of another kind.
-    """
-    source = open_source(Path(path))
-    names = today_names(source.names())
-    shapes = {ours: source.shape(theirs) for ours, theirs in names.items()}
-    make = recognise(shapes)
-    network = None if make is None else blueprint(make)
-    if network is None or {name: tuple(one.shape) for name, one in network.state_dict().items()} != shapes:
-        raise ReverieError(f"'{path}' is no upscaler that is read; give one of ESRGAN, Real-ESRGAN or its compact kind")
-    if network.channels != RGB:
-        raise ReverieError(f"'{path}' enlarges pictures of {network.channels} channels; give one for pictures of {RGB}")
-    state = {ours: source.tensor(theirs).to(device, torch.float32) for ours, theirs in names.items()}
-    network.load_state_dict(state, assign=True)
-    return network.eval()

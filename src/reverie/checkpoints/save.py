@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from reverie.checkpoints import configs
 from reverie.checkpoints.load import (
     DIFFUSERS_STEM,
+    LOW_RES,
     RECOMMENDED,
     SPECTROGRAM,
     TRANSFORMERS_STEM,
@@ -42,6 +43,7 @@ from reverie.models.clip import (
 )
 from reverie.models.unet import UNet
 
+LOW_RES_CLASS = "DDPMScheduler"  # which diffusers asks for
 SHARD_BYTES = 5 << 30
 WEIGHTS = re.compile(r"(diffusion_pytorch_model|pytorch_model|model)([.-].*)?\.(safetensors|bin)(\.index.*\.json)?")
 
@@ -106,6 +108,9 @@ def save_folder(components: Components, path: str | Path, precision: Precision =
             _write_json(folder / "feature_extractor/preprocessor_config.json", made)
         if components.embedding_noise is not None:
             _write_embedding_noise(components.embedding_noise, folder, precision)
+        if components.unet.config.num_class_embeds is not None:
+            made = {**configs.write_schedule(components.picture_noise.config), "_class_name": LOW_RES_CLASS}
+            _write_json(folder / LOW_RES / "scheduler_config.json", made)
         _write_unet(components.unet, folder / "unet", precision)
         _write_autoencoder(components.autoencoder, folder / "vae", precision)
         _write_json(folder / "scheduler/scheduler_config.json", configs.write_schedule(components.schedule_config))
@@ -197,19 +202,21 @@ def _architecture(tower: TextTower) -> str:
     return "CLIPTextModelWithProjection" if isinstance(tower, TextTowerWithProjection) else "CLIPTextModel"
 
 
+FURTHER = {9: "Inpaint", 8: "InstructPix2Pix", 7: "Upscale", 5: "Depth2Img"}
+
+
 def _pipeline(components: Components) -> str:
     """Name diffusers' class: of nine channels five are a mask and a masked picture, of eight four one that is edited.
 
-    Of five one is a depth map, which reverie is given: diffusers loads such a folder with `depth_estimator=None`.
+    Of seven three are a picture that is enlarged. Of five one is a depth map, which reverie is given: diffusers loads
+    such a folder with `depth_estimator=None`.
     """
     if components.image_encoder is not None:
         return "StableUnCLIPImg2ImgPipeline" if components.text_encoders else "StableDiffusionImageVariationPipeline"
     if components.unet.config.time_cond_proj_dim is not None:
         return "LatentConsistencyModelPipeline"
     family = "StableDiffusionXL" if _is_xl(components) else "StableDiffusion"
-    if (
-        further := {9: "Inpaint", 8: "InstructPix2Pix", 5: "Depth2Img"}.get(components.unet.config.in_channels)
-    ) is not None:
+    if (further := FURTHER.get(components.unet.config.in_channels)) is not None:
         return f"{family}{further}Pipeline"
     return f"{family}Img2ImgPipeline" if _is_refiner(components) else f"{family}Pipeline"
 
@@ -244,6 +251,9 @@ def _index(components: Components) -> dict[str, Any]:
         }
     if components.embedding_noise is not None:
         return index
+    if components.unet.config.num_class_embeds is not None:
+        enlarging = {LOW_RES: ["diffusers", LOW_RES_CLASS], "max_noise_level": components.picture_noise.max_level}
+        return {**index, **enlarging, "safety_checker": [None, None], "watermarker": [None, None]}
     return {**index, "safety_checker": [None, None], "requires_safety_checker": False}
 
 

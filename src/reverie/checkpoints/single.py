@@ -1,4 +1,4 @@
-"""Models from single files, through the tables of their families, and back into such a layout."""
+"""Models from single files, through the tables of their families, and back into such a layout; learned upscalers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reverie.checkpoints.families import (
 from reverie.checkpoints.hub import find_tokenizer
 from reverie.checkpoints.identify import AUTOENCODER, TEXT_ENCODER, Contents, identify
 from reverie.checkpoints.load import CPU, Components, Recommended, load_autoencoder, load_tiny
-from reverie.checkpoints.weights import Source, open_source
+from reverie.checkpoints.weights import Source, blueprint, open_source
 from reverie.diffusion.denoiser import parameterise
 from reverie.diffusion.noise import EmbeddingNoise
 from reverie.diffusion.schedule import squared_cosine
@@ -35,6 +35,7 @@ from reverie.models.autoencoder import (
 )
 from reverie.models.clip import TextTower, VisionTowerWithProjection
 from reverie.models.unet import UNet
+from reverie.models.upscalers import Upscaler, recognise, today_names
 from reverie.requests.samplers import LATENT_CONSISTENCY, few_steps
 from reverie.tokenizer import Tokenizer
 
@@ -339,3 +340,25 @@ def read_part(
 def _plain(shape: tuple[int, ...]) -> tuple[int, ...]:
     """Drop the sides of kernels of one pixel, which some writers leave out of matrices, or add to them."""
     return shape[:2] if set(shape[2:]) == {1} else shape
+
+
+RGB = 3  # channels
+
+
+def load_upscaler(path: str | Path, *, device: torch.device = CPU) -> Upscaler:
+    """Read a learned upscaler of any of `models.upscalers`, in float32; what it is, is told from names and shapes.
+
+    Raises ReverieError where there is none, it is damaged, or of another kind.
+    """
+    source = open_source(Path(path))
+    names = today_names(source.names())
+    shapes = {ours: source.shape(theirs) for ours, theirs in names.items()}
+    make = recognise(shapes)
+    network = None if make is None else blueprint(make)
+    if network is None or {name: tuple(one.shape) for name, one in network.state_dict().items()} != shapes:
+        raise ReverieError(f"'{path}' is no upscaler that is read; give one of ESRGAN, Real-ESRGAN or SwinIR")
+    if network.channels != RGB:
+        raise ReverieError(f"'{path}' enlarges pictures of {network.channels} channels; give one for pictures of {RGB}")
+    state = {ours: source.tensor(theirs).to(device, torch.float32) for ours, theirs in names.items()}
+    network.load_state_dict(state, assign=True)
+    return network.eval()

@@ -128,7 +128,7 @@ class FurtherFlags:
     vary: Several = ()
     """Picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image variations); may be given several times, and blends them."""
     noise_level: Whole | None = None
-    """0 to 999, how far unCLIP is to go from the picture that it varies; 0 if not given."""
+    """How far unCLIP is to go from the picture that it varies, 0 to 999, 0 if not given; how far the x4 upscaler is from the one that it enlarges, 0 to 350, 20 if not given."""
     depth: Path | None = None
     """Depth map to draw by, bright where it is near, for SD 2 depth; says the size."""
     subseed: Whole | None = None
@@ -140,7 +140,7 @@ class FurtherFlags:
     hires: str | None = None
     """Enlarge and draw a second time: by a factor such as 2, or to WIDTHxHEIGHT; 2 if not given."""
     hires_upscaler: str | None = None
-    """What enlarges the latents, or the picture: latent, latent-antialiased, latent-bicubic, latent-bicubic-antialiased, latent-nearest, latent-nearest-exact, lanczos, or the file of a learned upscaler (ESRGAN, Real-ESRGAN); latent if not given."""
+    """What enlarges the latents, or the picture: latent, latent-antialiased, latent-bicubic, latent-bicubic-antialiased, latent-nearest, latent-nearest-exact, lanczos, or the file of a learned upscaler (ESRGAN, Real-ESRGAN, SwinIR); latent if not given."""
     hires_steps: Whole | None = None
     """Steps of the second pass; those of the first if not given."""
     hires_strength: float | None = None
@@ -155,6 +155,8 @@ class FurtherFlags:
     """Put zeros for an empty negative prompt, not its encoding; the model's own way if not given."""
     tile: str | None = None
     """x, y or xy: directions in which copies of the picture fit each other."""
+    tile_size: Whole | None = None
+    """pixels, such as the model's own size: what is larger is denoised in tiles of that side, which lie half over one another and are averaged (MultiDiffusion, Bar-Tal et al. 2302.08113), in the memory of one."""
     original_size: str | None = None
     """SDXL: WIDTHxHEIGHT of the picture that this one is said to be cut from; its own if not given."""
     crop: str | None = None

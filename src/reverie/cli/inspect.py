@@ -162,7 +162,7 @@ def convert(
     """
     from reverie.checkpoints import convert as checkpoints  # brings torch, which takes seconds
     from reverie.errors import choose
-    from reverie.system import DTYPES
+    from reverie.runtime.transform import DTYPES
 
     kind = None if dtype is None else choose("dtype", dtype, DTYPES)
     checkpoints.convert(source, target, dtype=kind, config=config, prediction=prediction, ema=ema, overwrite=force)

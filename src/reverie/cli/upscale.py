@@ -25,7 +25,7 @@ def upscale(
     file
         A picture.
     model
-        File of an upscaler: ESRGAN, Real-ESRGAN (x1 to x8) or its compact kind (.pth, .safetensors).
+        File of an upscaler: ESRGAN, Real-ESRGAN (x1 to x8), its compact kind or SwinIR (.pth, .safetensors).
     output
         Where the larger picture goes (.png, .jpg, .webp).
     scale

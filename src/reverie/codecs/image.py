@@ -1,13 +1,14 @@
 """The image codec: pictures to scaled latents and back, large ones in strips of rows, and previews of latents.
 
 The latent scale factor is applied here alone. A large picture passes layer by layer, each layer in strips: little
-memory, no tiles and so no seams.
+memory, no tiles and so no seams. Beyond 2048 x 2048 pixels even that is too much, and all but the middle is tiled.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from itertools import product
@@ -83,6 +84,85 @@ def encode_in_strips(autoencoder: ImageAutoencoder, images: Float[Tensor, "1 c h
     return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
 
+CELLS = (128, 16, 8)  # latents: a tile's side, what is thrown away at its cuts, over what tiles are blended
+
+
+def decode_in_tiles(autoencoder: ImageAutoencoder, z: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 out h2 w2"]:
+    """Decode unscaled latents nearly as `autoencoder.decode` does, tile by tile, in the memory of one.
+
+    The middle is passed whole. The norms after it take their statistics from a smaller image of what it gives, and a
+    tile sees as far as any layer does: there are no seams. So does "Tiled VAE" (pkuliyi2015), with its middle tiled.
+    """
+    if isinstance(autoencoder, TinyAutoencoder):
+        return autoencoder.decode(z, lambda half, x: _in_tiles(half.layers, x, 1, autoencoder.factor))
+    assert isinstance(autoencoder, Autoencoder)
+    decoder = autoencoder.decoder
+    x = _middle(decoder.mid_block, decoder.conv_in(autoencoder.post_quant_conv(z)))
+
+    def run(x: Tensor) -> Tensor:
+        return decoder.conv_out(F.silu(decoder.conv_norm_out(decoder.up_blocks(x))))
+
+    with _fixed_norms([decoder.up_blocks, decoder.conv_norm_out], run, _shrink(x, CELLS[0], "nearest-exact")):
+        return _in_tiles(run, x, 1, autoencoder.factor)
+
+
+def encode_in_tiles(autoencoder: ImageAutoencoder, images: Float[Tensor, "1 c h w"]) -> DiagonalGaussian:
+    """Encode images in [-1, 1] nearly as `autoencoder.encode` does; see `decode_in_tiles`."""
+    if isinstance(autoencoder, TinyAutoencoder):
+        return autoencoder.encode(images, lambda half, x: _in_tiles(half.layers, x, autoencoder.factor, 1))
+    assert isinstance(autoencoder, Autoencoder)
+    encoder, factor = autoencoder.encoder, autoencoder.factor
+
+    def run(x: Tensor) -> Tensor:
+        return encoder.down_blocks(encoder.conv_in(x))
+
+    with _fixed_norms([encoder.down_blocks], run, _shrink(images, CELLS[0] * factor, "area")):
+        x = _middle(encoder.mid_block, _in_tiles(run, images, factor, 1))
+    moments = _convolve(encoder.conv_out, _normalise(encoder.conv_norm_out, x), x.shape[2])
+    mean, logvar = autoencoder.quant_conv(moments).chunk(2, dim=1)
+    return DiagonalGaussian(mean, logvar.clamp(-30, 20))
+
+
+def _shrink(x: Tensor, side: int, mode: str) -> Tensor:
+    """Shrink an image to the size of a tile."""
+    return F.interpolate(x, [min(side, length) for length in x.shape[2:]], mode=mode)
+
+
+@contextmanager
+def _fixed_norms(networks: Sequence[nn.Module], run: Callable[[Tensor], Tensor], sample: Tensor) -> Iterator[None]:
+    """Within the block, let the norms of networks normalise by the statistics that they meet as a sample passes."""
+    found: dict[nn.Module, tuple[Tensor, Tensor]] = {}
+    norms = [part for network in networks for part in network.modules() if isinstance(part, nn.GroupNorm)]
+
+    def meet(norm: Any, given: tuple[Tensor, ...]) -> None:
+        found[norm] = _statistics(norm, given[0])
+
+    def normalise(norm: Any, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return _affine(norm, given[0], *found[norm])
+
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.callback(norm.register_forward_pre_hook(meet).remove)
+        run(sample)
+    with ExitStack() as hooks:
+        for norm in norms:
+            hooks.callback(norm.register_forward_hook(normalise).remove)
+        yield
+
+
+def _in_tiles(run: Callable[[Tensor], Tensor], x: Tensor, given: int, made: int) -> Tensor:
+    """Pass an image of `given` pixels a latent tile by tile through what makes `made` of them."""
+    rows, columns = (_tiles(length // given, made, CELLS) for length in x.shape[2:])
+    whole = x.new_zeros(())
+    for (top, bottom, down), (left, right, across) in product(rows, columns):
+        part = run(x[:, :, top * given : bottom * given, left * given : right * given])
+        if not whole.ndim:
+            whole = part.new_zeros(*part.shape[:2], *(length // given * made for length in x.shape[2:]))
+        share = (down[:, None] * across).to(part)
+        whole[:, :, top * made : bottom * made, left * made : right * made] += part * share
+    return whole
+
+
 def _middle(block: AutoencoderMidBlock, x: Tensor) -> Tensor:
     """Pass the lowest resolution, where all pixels look at one another."""
     resnets: Any = block.resnets
@@ -152,17 +232,23 @@ def _read_rows(x: Tensor) -> Rows:
 
 def _normalise(norm: nn.GroupNorm, x: Tensor) -> Rows:
     """Read x through a GroupNorm over all of x, and the SiLU that always follows."""
+    found = _statistics(norm, x)
+    return lambda top, bottom: F.silu(_affine(norm, x[:, :, top:bottom], *found))
+
+
+def _statistics(norm: nn.GroupNorm, x: Float[Tensor, "1 c h w"]) -> tuple[Tensor, Tensor]:
+    """Return the variance and the mean of each group."""
     statistics = [torch.var_mean(group.float(), correction=0) for group in x.unflatten(1, (norm.num_groups, -1))[0]]
     variance, mean = (torch.stack(parts) for parts in zip(*statistics, strict=True))
+    return variance, mean
+
+
+def _affine(norm: nn.GroupNorm, x: Tensor, variance: Tensor, mean: Tensor) -> Tensor:
+    """Normalise by given statistics, in float32."""
     each = x.shape[1] // norm.num_groups
     scale = norm.weight.float() * (variance + norm.eps).rsqrt().repeat_interleave(each)
     shift = norm.bias.float() - scale * mean.repeat_interleave(each)
-
-    def rows(top: int, bottom: int) -> Tensor:
-        affine = torch.addcmul(shift.view(1, -1, 1, 1), x[:, :, top:bottom].float(), scale.view(1, -1, 1, 1))
-        return F.silu(affine.to(x.dtype))
-
-    return rows
+    return torch.addcmul(shift.view(1, -1, 1, 1), x.float(), scale.view(1, -1, 1, 1)).to(x.dtype)
 
 
 def _convolve(conv: nn.Conv2d, rows: Rows, height: int) -> Tensor:
@@ -194,18 +280,21 @@ def _strips(conv: nn.Conv2d, rows: Rows, height: int, padding: Padding) -> Itera
 
 
 WHOLE = 768 * 768  # pixels, where the widest layer of a float32 decoder holds 0.6 GB; at 1024 x 1024, 1.07 GB
+STRIPS = 2048 * 2048  # pixels, where it holds 4.3 GB
 
 
 @dataclass(frozen=True, eq=False)
 class ImageCodec:
     """Encode pictures to scaled latents and decode scaled latents, through an autoencoder.
 
-    Pictures of more than `whole` pixels pass it in slices, which takes less memory and changes rounding alone. Where
-    float16 overflows, as in the autoencoder that came with SDXL, the work is done again in float32.
+    Pictures of more than `whole` pixels pass it in slices, which takes less memory and changes rounding alone, those of
+    more than `strips` in tiles. Where float16 overflows, as in the autoencoder that came with SDXL, the work is done
+    again in float32.
     """
 
     autoencoder: ImageAutoencoder
     whole: int = WHOLE
+    strips: int = STRIPS
 
     @property
     def factor(self) -> int:
@@ -231,8 +320,9 @@ class ImageCodec:
     @torch.no_grad()
     def encode_tensor(self, images: Float[Tensor, "b 3 hf wf"]) -> Float[Tensor, "b c h w"]:
         """Encode images in [-1, 1] as `encode` does pictures; those that pass in slices, one by one."""
-        large = images[0, 0].numel() > self.whole
-        run, parts = (encode_in_strips, images.split(1)) if large else (type(self.autoencoder).encode, (images,))
+        pixels = images[0, 0].numel()
+        large = encode_in_tiles if pixels > self.strips else encode_in_strips
+        run, parts = (large, images.split(1)) if pixels > self.whole else (type(self.autoencoder).encode, (images,))
         latents = [self._finite(lambda model, part: run(model, part).mode(), part) for part in parts]
         return scale_latents(torch.cat(latents), self.autoencoder.config)
 
@@ -242,7 +332,9 @@ class ImageCodec:
         They pass the decoder one by one, so a picture does not depend on its batch, and memory does not grow with it.
         """
         z = unscale_latents(latents, self.autoencoder.config)
-        run = decode_in_strips if z[0, 0].numel() * self.factor**2 > self.whole else type(self.autoencoder).decode
+        pixels = z[0, 0].numel() * self.factor**2
+        large = decode_in_tiles if pixels > self.strips else decode_in_strips
+        run = large if pixels > self.whole else type(self.autoencoder).decode
         return torch.cat([self._finite(run, one) for one in z.split(1)]).clamp(-1, 1)
 
     def _finite(self, run: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
@@ -298,7 +390,7 @@ def to_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
 
 TILE, MARGIN, RAMP = 256, 16, 16  # pixels: a tile's side, what is thrown away at its cuts, over what tiles are blended
 PASSES = 3
-FOLD = 4  # tiles begin where every upscaler that folds pixels would fold them in the whole picture
+FOLD = 8  # tiles begin where upscalers that fold pixels, or look within windows, would cut the whole picture
 
 
 @dataclass(frozen=True)
@@ -337,7 +429,7 @@ def enlarge_tiles(network: Upscaler, picture: Image.Image) -> Iterator[Enlargeme
     further, it is the picture that the whole would give. Memory for its layers is that of one tile.
     """
     image, weight = (to_tensor([picture.convert("RGB")]) + 1) / 2, next(network.parameters())
-    rows, columns = (_tiles(length, network.scale) for length in image.shape[2:])
+    rows, columns = (_tiles(length, network.scale, (TILE, MARGIN, RAMP)) for length in image.shape[2:])
     whole = image.new_zeros(1, 3, *(length * network.scale for length in image.shape[2:]))
     total = len(rows) * len(columns)
     for number, ((top, bottom, down), (left, right, across)) in enumerate(product(rows, columns), 1):
@@ -353,24 +445,28 @@ def enlarge_tiles(network: Upscaler, picture: Image.Image) -> Iterator[Enlargeme
     yield Enlargement(total, total, "tiles", larger)
 
 
-def _tiles(length: int, scale: int) -> list[tuple[int, int, Float[Tensor, " n"]]]:
-    """Return where tiles along a side begin and end, and the share that each has in the pixels of its result."""
-    count = 1 + max(0, math.ceil((length - TILE) / (TILE - 2 * MARGIN - RAMP - FOLD)))
-    starts = [index * (length - TILE) // max(1, count - 1) // FOLD * FOLD for index in range(count)]
-    sides = [(start, start + TILE) for start in starts[:-1]] + [(starts[-1], length)]
+def _tiles(length: int, scale: int, layout: tuple[int, int, int]) -> list[tuple[int, int, Float[Tensor, " n"]]]:
+    """Return where tiles along a side begin and end, and the share that each has in the pixels of its result.
+
+    `layout` is a tile's length, what is thrown away at its cuts, and over what tiles are blended.
+    """
+    tile, margin, ramp = layout
+    count = 1 + max(0, math.ceil((length - tile) / (tile - 2 * margin - ramp - FOLD)))
+    starts = [index * (length - tile) // max(1, count - 1) // FOLD * FOLD for index in range(count)]
+    sides = [(start, start + tile) for start in starts[:-1]] + [(starts[-1], length)]
     shares = []
     for start, end in sides:
         places = (torch.arange((end - start) * scale) + 0.5) / scale
         before, after = math.inf if start == 0 else 0, math.inf if end == length else 0  # edges are no cuts
         cut = torch.minimum(places + before, end - start - places + after)
-        shares.append(((cut - MARGIN) / RAMP).clamp(0, 1))
+        shares.append(((cut - margin) / ramp).clamp(0, 1))
     sums = torch.zeros(length * scale)
     for (start, end), share in zip(sides, shares, strict=True):
         sums[start * scale : end * scale] += share
     return [(*side, share / sums[side[0] * scale : side[1] * scale]) for side, share in zip(sides, shares, strict=True)]
 
 
-PATCHES, CELLS = 8, 4  # the fit's picture is a mosaic: PATCHES x PATCHES colours, each of CELLS x CELLS latents
+PATCHES, PATCH = 8, 4  # the fit's picture is a mosaic: PATCHES x PATCHES colours, each of PATCH x PATCH latents
 
 
 @dataclass(frozen=True, eq=False)
@@ -408,7 +504,7 @@ def fit_preview(codec: ImageCodec) -> LinearPreview:
     """Fit by least squares the map from the latents of a mosaic of random colours to the colours."""
     generator = torch.Generator("cpu").manual_seed(0)
     colours = 2 * torch.rand((1, 3, PATCHES, PATCHES), generator=generator) - 1
-    cells = F.interpolate(colours, scale_factor=CELLS, mode="nearest")
+    cells = F.interpolate(colours, scale_factor=PATCH, mode="nearest")
     latents = codec.encode_tensor(F.interpolate(cells, scale_factor=codec.factor, mode="nearest")).cpu()
     inputs, targets = latents[0].flatten(1).T.double(), cells[0].flatten(1).T.double()
     inputs = torch.cat([inputs, torch.ones(len(inputs), 1, dtype=torch.float64)], dim=1)

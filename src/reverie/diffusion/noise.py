@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.diffusion.schedule import Schedule
 
 NEARLY_PARALLEL = 0.9995  # |cos| above which slerp is lerp, to divide by no vanishing sine (nateraw's threshold)
@@ -87,6 +88,22 @@ class EmbeddingNoise:
         mean, std = self.mean.to(embedding), self.std.to(embedding)
         levels = torch.full((len(embedding),), level, device=embedding.device)
         return self.schedule.add_noise((embedding - mean) / std, eps.to(embedding), levels) * std + mean
+
+
+@dataclass(frozen=True)
+class PictureNoise:
+    """Noise pictures in [-1, 1] before a U-Net sees them that enlarges them, at levels from 0 to `max_level`.
+
+    The defaults are those of SD 2's x4 upscaler (ldm: ImageConcatWithNoiseAugmentation), after Ho et al. 2106.15282,
+    "Cascaded Diffusion Models", section 4.
+    """
+
+    config: ScheduleConfig = ScheduleConfig(beta_start=0.0001, beta_end=0.02)
+    max_level: int = 350
+
+    def __call__(self, x: Float[Tensor, "b 3 h w"], eps: Float[Tensor, "b 3 h w"], level: int) -> Tensor:
+        """Return pictures at a level, a timestep of the schedule."""
+        return self.config.schedule().add_noise(x, eps, torch.full((len(eps),), level, device=x.device))
 
 
 def cpu_source(seed: int) -> Draw:

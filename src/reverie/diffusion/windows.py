@@ -1,4 +1,4 @@
-"""MultiDiffusion: denoising in overlapping windows whose answers are averaged, for more than a network sees at once.
+"""MultiDiffusion: denoising in overlapping windows or tiles whose answers are averaged, for more than a network sees.
 
 At every step each window is denoised on its own, and every column becomes the weighted mean of what the windows over it
 answer: the least-squares agreement of MultiDiffusion (Bar-Tal et al. 2302.08113, eq. 5). Windows lie over one another,
@@ -8,9 +8,9 @@ and their weights fade to nothing at their edges, so that nowhere an answer begi
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, product
 
 import torch
 from jaxtyping import Float, Int64
@@ -62,7 +62,7 @@ class Windows:
     def average(self, rows: Float[Tensor, "rows c h width"]) -> Float[Tensor, "b c h length"]:
         """Lay rows back where `cut` took them from; where several windows lie, return their weighted mean."""
         parts = rows.chunk(len(self))
-        weights = self._weights(rows)
+        weights = self.weights(rows)
         laid = rows.new_zeros((*parts[0].shape[:-1], self.length))
         total = rows.new_zeros(self.length)
         for columns, part in zip(self._columns(rows.device), parts, strict=True):
@@ -74,8 +74,8 @@ class Windows:
         within = torch.arange(self.width, device=device)
         return [(start + within) % self.length for start in self.starts]
 
-    def _weights(self, like: Tensor) -> Float[Tensor, " width"]:
-        """Fade in and out as sin^2: two windows that lie half over one another add up to 1."""
+    def weights(self, like: Tensor) -> Float[Tensor, " width"]:
+        """Return weights that fade in and out as sin^2: two windows that lie half over one another add up to 1."""
         middles = torch.arange(self.width, device=like.device, dtype=torch.float32) + 0.5
         return (math.pi * middles / self.width).sin().square().to(like.dtype)
 
@@ -109,6 +109,63 @@ def multi_diffusion(denoise: Denoise, windows: Windows) -> Denoise:
 
     def prediction(x: Float[Tensor, "b c h w"], sigma: Level) -> Float[Tensor, "b c h w"]:
         return windows.average(denoise(windows.cut(x), sigma))
+
+    return prediction
+
+
+Place = tuple[slice, slice]
+"""The rows and the columns of an image where a tile lies."""
+
+
+@dataclass(frozen=True)
+class Tiles:
+    """Hold tiles over an image: windows over its rows, and windows over its columns, none of which wraps around."""
+
+    rows: Windows
+    columns: Windows
+
+    @classmethod
+    def over(cls, height: int, width: int, side: int) -> Tiles:
+        """Cover an image by tiles of at most `side` a side, as few as lie half over one another."""
+        return cls(line(height, min(side, height)), line(width, min(side, width)))
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Return the image's height and width."""
+        return self.rows.length, self.columns.length
+
+    @property
+    def places(self) -> list[Place]:
+        """Return where the tiles lie, row by row."""
+        rows, columns = ([slice(start, start + one.width) for start in one.starts] for one in (self.rows, self.columns))
+        return list(product(rows, columns))
+
+    @property
+    def whole(self) -> bool:
+        """Tell whether the one tile is all there is."""
+        return self.rows.whole and self.columns.whole
+
+    def average(self, parts: Iterable[Float[Tensor, "b c h w"]]) -> Float[Tensor, "b c height width"]:
+        """Lay parts where `places` are; where several tiles lie, return their weighted mean."""
+        laid = total = torch.zeros(())
+        for number, (place, part) in enumerate(zip(self.places, parts, strict=True)):
+            if not number:
+                weights = self.rows.weights(part)[:, None] * self.columns.weights(part)
+                laid = part.new_zeros((*part.shape[:2], self.rows.length, self.columns.length))
+                total = torch.zeros_like(laid[0, 0])
+            laid[..., *place] += part * weights
+            total[place] += weights
+        return laid / total
+
+
+def by_tiles(tiles: Tiles, denoise_at: Callable[[Place], Denoise]) -> Denoise:
+    """Denoise an image tile by tile, and average; `denoise_at` gives the denoiser of each, which is let go of after it.
+
+    So memory is that of one tile, however large the image is.
+    """
+
+    def prediction(x: Float[Tensor, "b c h w"], sigma: Level) -> Float[Tensor, "b c h w"]:
+        return tiles.average(denoise_at(place)(x[..., *place], sigma) for place in tiles.places)
 
     return prediction
 

@@ -1,4 +1,4 @@
-"""The starting point of a drawing: noise of its seed, a given picture's latents and mask, and what CLIP sees of it."""
+"""The starting point of a drawing: noise of its seed, a picture's latents, also enlarged, and what CLIP sees of it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from reverie.checkpoints.single import load_upscaler
 from reverie.codecs.clip_images import Preprocessing, floor_margin
-from reverie.codecs.image import ImageCodec, to_tensor, unscale_latents
-from reverie.diffusion.noise import SOURCES, Noise, Source, slerp
+from reverie.codecs.image import ImageCodec, enlarge, to_tensor, unscale_latents
+from reverie.diffusion.noise import SOURCES, Draw, Noise, Source, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
 from reverie.media.pictures import to_rgb
 from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import Picture
+from reverie.runtime import is_packed, pack
 from reverie.system import StableDiffusion
 
 Shape = tuple[int, int, int]
@@ -37,18 +39,32 @@ class Varied(Noise):
 
 
 def starting_noise(
-    singles: Sequence[TextToImage], shape: Shape, factor: int, device: torch.device | str = "cpu"
+    singles: Sequence[TextToImage],
+    shape: Shape,
+    factor: int,
+    device: torch.device | str = "cpu",
+    before: Shape | None = None,
 ) -> Noise:
-    """Give the noise of requests for one picture each, drawn together; `factor` is how many pixels a latent spans."""
-    seeds, source = [single.seed for single in singles], SOURCES[singles[0].rng]
+    """Give the noise of requests for one picture each, drawn together; `factor` is how many pixels a latent spans.
+
+    `before` is the shape of what is drawn from each seed before it.
+    """
+    seeds, source = [single.seed for single in singles], partial(_draw_after, SOURCES[singles[0].rng], before)
     if singles[0].variation is None:
         return Noise(seeds, shape, device, source)
-    return Varied(seeds, torch.stack([_vary(single, shape, factor) for single in singles]), device, source)
+    return Varied(seeds, torch.stack([_vary(single, shape, factor, source) for single in singles]), device, source)
 
 
-def _vary(single: TextToImage, shape: Shape, factor: int) -> Float[Tensor, "c h w"]:
+def _draw_after(source: Source, before: Shape | None, seed: int) -> Draw:
+    draw = source(seed)
+    if before is not None:
+        draw(before)
+    return draw
+
+
+def _vary(single: TextToImage, shape: Shape, factor: int, draw: Source) -> Float[Tensor, "c h w"]:
     """Draw as AUTOMATIC1111 does (modules/rng.py), whose slerp turns each column of the noise on its own."""
-    draw, variation = SOURCES[single.rng], single.variation
+    variation = single.variation
     if variation is None:
         return draw(single.seed)(shape)
     channels, height, width = shape
@@ -129,6 +145,8 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
             return system.size, system.size
         case ImageToImage():
             width, height = request.init.image().size
+            if enlarges(system):
+                return width * factor, height * factor
         case TextToImage(depth=Picture() as depth):
             width, height = depth.image().size
         case _:
@@ -139,14 +157,15 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
 def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) -> Canvas:
     """Make the canvas of a request whose size is filled in."""
     size = (request.width or system.size, request.height or system.size)
-    if takes_depth(system) and isinstance(request, Inpaint | Outpaint):
-        raise ReverieError(f"{system.name} draws whole pictures by a depth map; leave out the mask and what is outside")
+    if isinstance(request, Inpaint | Outpaint) and (takes_depth(system) or enlarges(system)):
+        does = "enlarges whole pictures" if enlarges(system) else "draws whole pictures by a depth map"
+        raise ReverieError(f"{system.name} {does}; leave out the mask and what is outside")
     match request:
         case Outpaint() if edits(system):
             raise ReverieError(f"{system.name} edits pictures, and continues none; give another model")
         case Outpaint():
             picture = masks.extend(request.init.image(), request.left, request.right, request.top, request.bottom)
-            picture = _resize(picture, size)
+            picture = resize(picture, size)
             mask = masks.transparency(picture)
             edge = masks.feather(mask, REACH * request.mask_blur)
             paint = _Paint(
@@ -156,9 +175,8 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
         case Inpaint():
             return _inpaint(system, codec, request, size)
         case ImageToImage():
-            latents = codec.encode([_resize(request.init.image(), size)])
-            extra = _to_edit(system, latents) if edits(system) else further_channels(system, codec, request)
-            return Canvas(start=latents if request.strength < 1 else None, extra=extra)
+            start = codec.encode([resize(request.init.image(), size)]) if request.strength < 1 else None
+            return Canvas(start, extra=further_channels(system, codec, request))
         case _:
             return Canvas(extra=further_channels(system, codec, request))
 
@@ -195,9 +213,9 @@ def _inpaint(system: StableDiffusion, codec: ImageCodec, request: Inpaint, size:
     box = masks.surroundings(mask, request.padding, *size)
     if not request.only_masked:
         if mask.size != size:
-            picture, mask, edge = _resize(picture, size), mask.resize(size), edge.resize(size)
+            picture, mask, edge = resize(picture, size), mask.resize(size), edge.resize(size)
         return _mask_canvas(system, codec, _Paint(picture, mask, edge, fill, request.strength))
-    crop, cut = _resize(picture.crop(box), size), mask.crop(box).resize(size)
+    crop, cut = resize(picture.crop(box), size), mask.crop(box).resize(size)
     canvas = _mask_canvas(system, codec, _Paint(crop, cut, cut, fill, request.strength))
     return replace(canvas, finish=partial(_paste_box, picture, edge, box))
 
@@ -234,19 +252,29 @@ def takes_depth(system: StableDiffusion) -> bool:
     return system.unet.config.in_channels == DEPTH_CHANNELS
 
 
+def enlarges(system: StableDiffusion) -> bool:
+    """Tell whether a model enlarges pictures, of which its U-Net sees the pixels (SD 2's x4 upscaler)."""
+    return system.unet.config.num_class_embeds is not None
+
+
 def further_channels(
     system: StableDiffusion, codec: ImageCodec, request: TextToImage
 ) -> Float[Tensor, "1 e h w"] | None:
     """Return what a U-Net takes beside the latents of a request without a mask; None where it takes nothing.
 
     An inpainting one is told to draw all of a picture, of which it sees grey: so does AUTOMATIC1111. Raises
-    ReverieError where the model edits pictures, or draws by a depth map, and there is none.
+    ReverieError where the model edits or enlarges pictures, or draws by a depth map, and there is none.
     """
     size = (request.width or system.size, request.height or system.size)
     if edits(system):
         if not isinstance(request, ImageToImage):
             raise ReverieError(f"{system.name} edits pictures, and the prompt says what to change; give one as init")
-        return _to_edit(system, codec.encode([_resize(request.init.image(), size)]))
+        return _to_edit(system, codec.encode([resize(request.init.image(), size)]))
+    if enlarges(system):
+        if not isinstance(request, ImageToImage):
+            raise ReverieError(f"{system.name} enlarges pictures; give one as init")
+        height, width = codec.latent_shape(*size)[1:]
+        return to_tensor([resize(request.init.image(), (width, height))]).to(system.device)
     if takes_depth(system):
         if request.depth is None:
             raise ReverieError(f"{system.name} draws by a depth map; give a picture of one as `depth`", field="depth")
@@ -270,7 +298,7 @@ def _to_edit(system: StableDiffusion, latents: Float[Tensor, "1 c h w"]) -> Floa
     return latents if system.schedule_config.is_edm else unscale_latents(latents, system.autoencoder.config)
 
 
-def _resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+def resize(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
     """Resize a picture, RGB or RGBA; Pillow weighs colours by alpha."""
     return picture if picture.size == size else picture.resize(size, Image.Resampling.LANCZOS)
 
@@ -289,6 +317,50 @@ def _paste_box(whole: Image.Image, mask: Image.Image, box: masks.Box, drawn: Ima
     sheet = whole.copy()
     sheet.paste(drawn.resize((box[2] - box[0], box[3] - box[1]), Image.Resampling.LANCZOS), box[:2])
     return Image.composite(sheet, whole, mask)
+
+
+def _larger_latents(
+    codec: ImageCodec, size: tuple[int, int], latents: Tensor, *, mode: str = "bilinear", antialias: bool = False
+) -> Tensor:
+    return F.interpolate(latents, codec.latent_shape(*size)[1:], mode=mode, antialias=antialias)
+
+
+def _lanczos(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _larger_pictures(
+    codec: ImageCodec,
+    size: tuple[int, int],
+    latents: Tensor,
+    *,
+    resize: Callable[[Image.Image, tuple[int, int]], Image.Image] = _lanczos,
+) -> Tensor:
+    return codec.encode([resize(picture, size) for picture in codec.pictures(latents)])
+
+
+UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
+    "latent": _larger_latents,
+    "latent-antialiased": partial(_larger_latents, antialias=True),
+    "latent-bicubic": partial(_larger_latents, mode="bicubic"),
+    "latent-bicubic-antialiased": partial(_larger_latents, mode="bicubic", antialias=True),
+    "latent-nearest": partial(_larger_latents, mode="nearest"),
+    "latent-nearest-exact": partial(_larger_latents, mode="nearest-exact"),
+    "lanczos": _larger_pictures,
+}
+
+
+def pick_upscaler(
+    system: StableDiffusion, name: str
+) -> Callable[[ImageCodec, tuple[int, int], Float[Tensor, "b c h w"]], Float[Tensor, "b c h2 w2"]]:
+    """Return what enlarges latents to a size in pixels: one of UPSCALERS, or a learned upscaler that is read here.
+
+    A learned one enlarges the decoded pictures.
+    """
+    if name in UPSCALERS:
+        return UPSCALERS[name]
+    network = load_upscaler(name, device=system.device)
+    return partial(_larger_pictures, resize=partial(enlarge, pack(network) if is_packed(system.unet) else network))
 
 
 @torch.no_grad()

@@ -139,6 +139,8 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
         raise ReverieError(f"{system.name} sees pictures and reads no words; leave out `explain`", field="explain")
     if request.refiner is not None:
         raise ReverieError("the attention of a refiner is not recorded; leave out the refiner")
+    if request.tile_size is not None:
+        raise ReverieError("the attention of tiles is not recorded; leave out `tile_size`", field="tile_size")
     if request.regions:
         raise ReverieError("the attention to the prompts of regions is not recorded; leave out the regions")
     single = fill_in(system, request).only(0)

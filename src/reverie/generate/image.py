@@ -12,36 +12,50 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
-from reverie.adapters.control import Control, bind_controls, load_controlnet
-from reverie.adapters.features import (
-    FeatureControl,
-    LayerControl,
-    bind_features,
-    bind_layer_controls,
-    find_lllite,
-    find_t2i_adapter,
-)
-from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts
-from reverie.checkpoints.load import load_upscaler
-from reverie.codecs.image import ImageCodec, enlarge
-from reverie.diffusion.denoiser import Denoise, Network
-from reverie.diffusion.guidance import concatenate_channels, hold_known, switch_at
+from reverie.adapters.control import Control, load_controlnet
+from reverie.adapters.features import FeatureControl, LayerControl, find_lllite, find_t2i_adapter
+from reverie.adapters.ip_adapter import load_image_prompts
+from reverie.checkpoints.single import RGB
+from reverie.codecs.image import ImageCodec
+from reverie.diffusion.denoiser import Denoise
+from reverie.diffusion.guidance import hold_known, switch_at
+from reverie.diffusion.noise import SOURCES, Noise
 from reverie.diffusion.samplers import pick_sampler
 from reverie.diffusion.step import Sigmas, Step
+from reverie.diffusion.windows import Place, Tiles, by_tiles
 from reverie.errors import ReverieError
 from reverie.files import name_of
 from reverie.generate import canvas, conditioning
-from reverie.generate.canvas import Canvas, edits, further_channels, prepare, starting_noise, takes_depth
+from reverie.generate.canvas import (
+    Canvas,
+    edits,
+    enlarges,
+    further_channels,
+    pick_upscaler,
+    prepare,
+    starting_noise,
+    takes_depth,
+)
 from reverie.generate.conditioning import Encode, Prompts, adapter_notes, follow_recommended
 from reverie.generate.modified import Modification, in_turn, modify
 from reverie.generate.notes import model_limits, with_sums
-from reverie.generate.regions import bind_regions
-from reverie.generate.sample import SAME, Bind, guided_denoiser, level_at, noise_embeddings, noise_levels, sample
+from reverie.generate.regions import bind_regions, cut_regions
+from reverie.generate.sample import (
+    SAME,
+    Bind,
+    Steering,
+    bind_extra,
+    bind_level,
+    guided_denoiser,
+    level_at,
+    noise_embeddings,
+    noise_levels,
+    sample,
+)
 from reverie.media.edges import PREPROCESSORS
 from reverie.progress import Progress
 from reverie.requests.base import FREE_LEVELS, steps_taken
@@ -50,7 +64,7 @@ from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.requests.records import texts
 from reverie.runtime import is_packed, pack
 from reverie.runtime.offload import HOST, by_block, offloader_of
-from reverie.system import Conditioning, StableDiffusion
+from reverie.system import StableDiffusion
 
 Enlarge = Callable[[Tensor], Tensor]
 
@@ -59,8 +73,9 @@ Enlarge = Callable[[Tensor], Tensor]
 class Pass:
     """Hold one run of the sampler: the request with the size and steps of this run, its levels and its prompts.
 
-    `bind` gives its network, and `blind` one that does not see the picture which is edited; `enlarge` makes the latents
-    to start from of those of the pass before.
+    `bind` gives its network, which takes `extra` beside the latents. In `tiles` it is asked tile by tile, each under
+    its part of `steering`, which is as large as the latents. `enlarge` makes the latents to start from of those of the
+    pass before.
     """
 
     request: TextToImage
@@ -68,11 +83,17 @@ class Pass:
     prompts: Prompts
     refined: Prompts | None
     bind: Bind
-    blind: Bind | None
+    extra: Float[Tensor, "1 e h w"] | None
+    tiles: Tiles | None
+    steering: Steering
     enlarge: Enlarge
 
     def __len__(self) -> int:
         return len(self.sigmas) - 1
+
+    def within(self, bind: Bind, place: Place | None) -> Bind:
+        """Bind what is asked at a tile's place, or of all: regions cover there what they cover of the whole."""
+        return bind if self.tiles is None or place is None else cut_regions(bind, self.tiles.size, place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,25 +111,52 @@ class PictureRun:
     ) -> Iterator[Step]:
         """Run one pass for some pictures; `latents` are those of the pass before."""
         shape = self.codec.latent_shape(one.request.width or 0, one.request.height or 0)
-        noise = starting_noise(singles, shape, self.codec.factor, self.system.device)
-        denoise = self._denoiser(one, noise.initial(), noise_embeddings(self.system, one.bind, singles))
+        before = (RGB, *shape[1:]) if enlarges(self.system) else None
+        noise = starting_noise(singles, shape, self.codec.factor, self.system.device, before)
+        denoise = self._denoiser(one, singles, noise.initial())
         init = self.canvas.begin(noise.initial()) if latents is None else one.enlarge(latents)
         sampler = pick_sampler(one.request.sampler, self.system.schedule, one.request.eta)
         return sample(denoise, one.sigmas, noise, sampler, init)
 
-    def _denoiser(self, one: Pass, eps: Float[Tensor, "b c h w"], bind: Bind) -> Denoise:
-        """Build the denoiser of a pass: guided, handed over to the refiner, and held where the mask is dark."""
-        request, rows = one.request, len(eps)
-        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, one.blind)
-        if self.refiner is not None and request.refiner is not None and one.refined is not None:
-            coupled = bind_regions([self.refiner.unet], self.refiner.network)
-            refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows, coupled)
-            denoise = switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
+    def bind(self, one: Pass, singles: Sequence[TextToImage], extra: Tensor | None, place: Place | None = None) -> Bind:
+        """Bind the network of a pass, with what it sees beside the latents, at a tile's place or all."""
+        bind = one.bind if place is None else one.within(one.steering.cut(place).bind(), place)
+        if enlarges(self.system):
+            bind = bind_level(bind, singles[0].noise_level or 0)
+        return noise_embeddings(self.system, bind_extra(bind, extra, place), singles)
+
+    def _noise_extra(self, one: Pass, singles: Sequence[TextToImage]) -> Float[Tensor, "b e h w"] | None:
+        """Return what is seen beside the latents; a picture that is enlarged is noised by the seeds."""
+        if one.extra is None or not enlarges(self.system):
+            return one.extra
+        source, seeds = SOURCES[singles[0].rng], [single.seed for single in singles]
+        eps = Noise(seeds, one.extra.shape[1:], self.system.device, source).initial()
+        return self.system.picture_noise(one.extra.expand_as(eps), eps, singles[0].noise_level or 0)
+
+    def _denoiser(self, one: Pass, singles: Sequence[TextToImage], eps: Float[Tensor, "b c h w"]) -> Denoise:
+        """Build the denoiser of a pass, in tiles or of all at once, which is held where the mask is dark."""
+        guided = partial(self._guided_denoiser, one, singles, self._noise_extra(one, singles))
+        denoise = guided(None) if one.tiles is None else by_tiles(one.tiles, guided)
         mask, known = self.canvas.mask, self.canvas.known
         if mask is None or known is None:
             return denoise
         below = math.inf if self.canvas.start is not None else one.sigmas[0].item() * (1 - SAME)
-        return hold_known(denoise, mask.expand(rows, -1, -1, -1), known.expand_as(eps), eps, below)
+        return hold_known(denoise, mask.expand(len(eps), -1, -1, -1), known.expand_as(eps), eps, below)
+
+    def _guided_denoiser(
+        self, one: Pass, singles: Sequence[TextToImage], extra: Tensor | None, place: Place | None
+    ) -> Denoise:
+        """Build the denoiser of a tile, or of all: guided, and handed over to the refiner."""
+        request, rows, blind = one.request, len(singles), None
+        bind = self.bind(one, singles, extra, place)
+        if edits(self.system) and extra is not None:
+            blind = bind_extra(one.bind, torch.zeros_like(extra), place)
+        denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, blind)
+        if self.refiner is None or request.refiner is None or one.refined is None:
+            return denoise
+        refined = one.within(bind_regions([self.refiner.unet], self.refiner.network), place)
+        refine = guided_denoiser(self.refiner, request, one.refined, one.sigmas, rows, refined)
+        return switch_at(denoise, refine, level_at(self.system.schedule, request.refiner.switch))
 
 
 @contextmanager
@@ -136,16 +184,10 @@ def prepare_run(
     codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
     canvas = prepare(system, codec, request)
     controls = [load_control(system, control) for control in request.controls]
-    nets = [control for control in controls if isinstance(control, Control)]
-    bind = bind_controls(system, nets)
-    bind = bind_features(system, [control for control in controls if isinstance(control, FeatureControl)], bind)
-    changes = [control for control in controls if isinstance(control, LayerControl)]
-    if changes and request.merge_tokens:
+    if request.merge_tokens and any(isinstance(control, LayerControl) for control in controls):
         raise ReverieError("a ControlNet-LLLite changes tokens that merge_tokens merges; leave out one of them")
-    bind = bind_layer_controls(system, changes, bind)
-    bind = bind_image_prompts(system, load_image_prompts(system, request.ip_adapters), bind)
-    bind = bind_regions([system.unet, *(control.network for control in nets)], bind)
-    planned = _passes(system, codec, request, refiner, bind, canvas.extra, encode)
+    steering = Steering(system, controls, load_image_prompts(system, request.ip_adapters))
+    planned = _passes(system, codec, request, refiner, steering, canvas.extra, encode)
     return PictureRun(system, codec, canvas, planned, refiner)
 
 
@@ -177,23 +219,12 @@ def load_control(system: StableDiffusion, control: ControlInput) -> Control | Fe
     return Control(network, picture, control.weight, control.start, control.end, control.kind)
 
 
-def _bind_extra(bind: Bind, extra: Tensor | None) -> Bind:
-    """Bind a U-Net with its further channels."""
-    if extra is None:
-        return bind
-
-    def wide(conditioning: Conditioning) -> Network:
-        return concatenate_channels(bind(conditioning), extra)
-
-    return wide
-
-
 def _passes(
     system: StableDiffusion,
     codec: ImageCodec,
     request: TextToImage,
     refiner: StableDiffusion | None,
-    bind: Bind,
+    steering: Steering,
     extra: Tensor | None,
     encode: Encode,
 ) -> tuple[Pass, ...]:
@@ -201,13 +232,18 @@ def _passes(
 
     Of the request's levels a pass visits the last int(steps * strength) intervals, as diffusers counts.
     """
+    bind = steering.bind()
 
     def plan(request: TextToImage, strength: float, extra: Tensor | None, after: int | None, enlarge: Enlarge) -> Pass:
         sigmas = noise_levels(system, request)[-steps_taken(request.steps, strength) - 1 :]
         prompts = encode(system, request, after)
         refined = encode(refiner, request, after) if refiner else None
-        blind = _bind_extra(bind, torch.zeros_like(extra)) if edits(system) and extra is not None else None
-        return Pass(request, sigmas, prompts, refined, _bind_extra(bind, extra), blind, enlarge)
+        height, width = codec.latent_shape(request.width or 0, request.height or 0)[1:]
+        tiles = None if request.tile_size is None else Tiles.over(height, width, request.tile_size // codec.factor)
+        if tiles is None or tiles.whole:
+            return Pass(request, sigmas, prompts, refined, bind, extra, None, steering, enlarge)
+        large = steering.stretch(height, width)
+        return Pass(request, sigmas, prompts, refined, bind, extra, tiles, large, enlarge)
 
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
     first = plan(request, strength, extra, None, lambda latents: latents)
@@ -223,50 +259,6 @@ def _passes(
     larger = request.replace(**changes)
     enlarge = partial(pick_upscaler(system, hires.upscaler), codec, (width, height))
     return first, plan(larger, hires.strength, further_channels(system, codec, larger), request.steps, enlarge)
-
-
-def _larger_latents(
-    codec: ImageCodec, size: tuple[int, int], latents: Tensor, *, mode: str = "bilinear", antialias: bool = False
-) -> Tensor:
-    return F.interpolate(latents, codec.latent_shape(*size)[1:], mode=mode, antialias=antialias)
-
-
-def _lanczos(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
-    return picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def _larger_pictures(
-    codec: ImageCodec,
-    size: tuple[int, int],
-    latents: Tensor,
-    *,
-    resize: Callable[[Image.Image, tuple[int, int]], Image.Image] = _lanczos,
-) -> Tensor:
-    return codec.encode([resize(picture, size) for picture in codec.pictures(latents)])
-
-
-UPSCALERS: dict[str, Callable[[ImageCodec, tuple[int, int], Tensor], Tensor]] = {
-    "latent": _larger_latents,
-    "latent-antialiased": partial(_larger_latents, antialias=True),
-    "latent-bicubic": partial(_larger_latents, mode="bicubic"),
-    "latent-bicubic-antialiased": partial(_larger_latents, mode="bicubic", antialias=True),
-    "latent-nearest": partial(_larger_latents, mode="nearest"),
-    "latent-nearest-exact": partial(_larger_latents, mode="nearest-exact"),
-    "lanczos": _larger_pictures,
-}
-
-
-def pick_upscaler(
-    system: StableDiffusion, name: str
-) -> Callable[[ImageCodec, tuple[int, int], Float[Tensor, "b c h w"]], Float[Tensor, "b c h2 w2"]]:
-    """Return what enlarges latents to a size in pixels: one of UPSCALERS, or a learned upscaler that is read here.
-
-    A learned one enlarges the decoded pictures.
-    """
-    if name in UPSCALERS:
-        return UPSCALERS[name]
-    network = load_upscaler(name, device=system.device)
-    return partial(_larger_pictures, resize=partial(enlarge, pack(network) if is_packed(system.unet) else network))
 
 
 GPU_BATCH = 4
@@ -314,6 +306,7 @@ def stream(
 
 
 EDITING = {"strength": 1.0, "image_guidance": 1.5}  # what a model that edits pictures recommends (2211.09800)
+ENLARGING = {"strength": 1.0, "guidance": 9.0, "noise_level": 20}  # what one that enlarges them does (diffusers)
 
 
 def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
@@ -329,8 +322,16 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
             "with a ControlNet of depth",
             field="depth",
         )
+    if request.noise_level and not request.vary and not enlarges(system):
+        raise ReverieError(f"{system.name} does not noise what it sees; leave out `noise_level`", field="noise_level")
     if edits(system):
         request = request.with_recommended(EDITING)
+    if enlarges(system) and isinstance(request, ImageToImage):
+        request, most = request.with_recommended(ENLARGING), system.picture_noise.max_level
+        if (level := request.noise_level or 0) > most:
+            raise ReverieError(
+                f"noise level {level} is not possible: {system.name} takes 0 to {most}", field="noise_level"
+            )
     width, height = canvas.size_of(system, request)
     hires = request.hires
     if hires is not None:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from reverie.adapters.ip_adapter import Bind, level_size, mask_tensor
 from reverie.diffusion.denoiser import Network
+from reverie.diffusion.windows import Place
 from reverie.models.layers import Attention, TransformerBlock, attend
 from reverie.requests.parts import Region
 from reverie.runtime.changes import attending
@@ -126,6 +127,16 @@ class _Couple:
             parts = shares(self.regions, height, width).to(q)
             self.known[height, width] = [part.flatten()[None, :, None] for part in parts]
         return self.known[height, width]
+
+
+def cut_regions(bind: Bind, size: tuple[int, int], place: Place) -> Bind:
+    """Bind at a tile's place in an image of a size, in latents, what regions cover there of the whole."""
+
+    def cut(region: RegionPrompt) -> RegionPrompt:
+        whole = region.coverage(*size)[place][None, None]
+        return region._replace(coverage=lambda height, width: F.interpolate(whole, (height, width), mode="area")[0, 0])
+
+    return lambda conditioning: bind(replace(conditioning, regions=tuple(map(cut, conditioning.regions))))
 
 
 def bind_regions(networks: Iterable[nn.Module], bind: Bind) -> Bind:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
 
@@ -13,6 +13,9 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
+from reverie.adapters.control import Control, bind_controls
+from reverie.adapters.features import FeatureControl, LayerControl, bind_features, bind_layer_controls
+from reverie.adapters.ip_adapter import ImagePrompt, bind_image_prompts
 from reverie.diffusion.denoiser import Denoise, Level, Network, denoiser
 from reverie.diffusion.guidance import (
     PredictPair,
@@ -20,6 +23,7 @@ from reverie.diffusion.guidance import (
     apart,
     beside_blind,
     beside_perturbed,
+    concatenate_channels,
     consistency,
     dynamic_thresholding,
     guide,
@@ -33,8 +37,12 @@ from reverie.diffusion.noise import SOURCES, Noise
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp
 from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Latent, NoiseSource, Past, Sampler, Sigmas, Step
+from reverie.diffusion.windows import Place
 from reverie.errors import ReverieError
+from reverie.generate.canvas import resize
 from reverie.generate.conditioning import Prompts
+from reverie.generate.regions import bind_regions
+from reverie.media.pictures import to_rgb
 from reverie.models.layers import timestep_embedding
 from reverie.requests.pictures import ImageToImage, TextToImage
 from reverie.runtime.changes import perturbing
@@ -47,6 +55,55 @@ NEAR = 1e-4  # a level counts as reached within this fraction of it: samplers co
 
 Bind = Callable[[Conditioning], Network]
 """Give the network for a conditioning, as `StableDiffusion.network` does."""
+
+
+@dataclass(frozen=True, eq=False)
+class Steering:
+    """Hold what steers a drawing beside its prompts: ControlNets and kin, T2I-Adapters and IP-Adapters."""
+
+    system: StableDiffusion
+    controls: Sequence[Control | FeatureControl | LayerControl]
+    prompts: Sequence[ImagePrompt]
+
+    def bind(self) -> Bind:
+        """Return what binds the network that they steer. Raises ReverieError where one is of another family."""
+        nets = [one for one in self.controls if isinstance(one, Control)]
+        bind = bind_controls(self.system, nets)
+        bind = bind_features(self.system, [one for one in self.controls if isinstance(one, FeatureControl)], bind)
+        layers = [one for one in self.controls if isinstance(one, LayerControl)]
+        bind = bind_layer_controls(self.system, layers, bind)
+        bind = bind_image_prompts(self.system, self.prompts, bind)
+        return bind_regions([self.system.unet, *(control.network for control in nets)], bind)
+
+    def stretch(self, height: int, width: int) -> Steering:
+        """Stretch pictures and masks to latents of a height and a width."""
+        size, area = (width * self.system.codec.factor, height * self.system.codec.factor), (height, width)
+        controls = [replace(one, picture=resize(to_rgb(one.picture), size)) for one in self.controls]
+        prompts = [
+            one if one.mask is None else replace(one, mask=F.interpolate(one.mask, area, mode="area"))
+            for one in self.prompts
+        ]
+        return replace(self, controls=controls, prompts=prompts)
+
+    def cut(self, place: Place) -> Steering:
+        """Cut what steers a tile out of what is stretched."""
+        rows, columns = place
+        box = tuple(side * self.system.codec.factor for side in (columns.start, rows.start, columns.stop, rows.stop))
+        controls = [replace(one, picture=one.picture.crop(box)) for one in self.controls]
+        prompts = [one if one.mask is None else replace(one, mask=one.mask[..., *place]) for one in self.prompts]
+        return replace(self, controls=controls, prompts=prompts)
+
+
+def bind_extra(bind: Bind, extra: Tensor | None, place: Place | None) -> Bind:
+    """Bind a U-Net with its further channels, at a tile's place or all."""
+    if extra is None:
+        return bind
+    seen = extra if place is None else extra[..., *place]
+
+    def wide(conditioning: Conditioning) -> Network:
+        return concatenate_channels(bind(conditioning), seen)
+
+    return wide
 
 
 def guided_denoiser(
@@ -109,7 +166,7 @@ def noise_embeddings(system: StableDiffusion, bind: Bind, singles: Sequence[Text
     The noise is that of each seed. The level's embedding follows the picture's. Rows of zeros, which keep away from the
     picture, stay zeros.
     """
-    noise, level = system.embedding_noise, singles[0].noise_level
+    noise, level = system.embedding_noise, singles[0].noise_level or 0
     if noise is None:
         return bind
     width, source = len(noise.mean), SOURCES[singles[0].rng]
@@ -124,6 +181,16 @@ def noise_embeddings(system: StableDiffusion, bind: Bind, singles: Sequence[Text
         return bind(replace(conditioning, pooled=pooled))
 
     return bind_noised
+
+
+def bind_level(bind: Bind, level: int) -> Bind:
+    """Bind a network that is given the noise level of the picture which it enlarges."""
+
+    def bind_given(conditioning: Conditioning) -> Network:
+        tokens = conditioning.tokens
+        return bind(replace(conditioning, pooled=tokens.new_full((len(tokens), 1), level, dtype=torch.float32)))
+
+    return bind_given
 
 
 def level_at(schedule: Schedule, way: float) -> float:

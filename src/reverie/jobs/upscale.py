@@ -74,10 +74,10 @@ class UpscaleJob:
 
     def run(self, load: Load | None = None, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Enlarge, and yield what happens; the last event is `Finished`."""
-        from reverie.checkpoints.load import load_upscaler  # these bring torch, which takes seconds
+        from reverie.checkpoints.single import load_upscaler  # these bring torch, which takes seconds
         from reverie.codecs.image import enlarge_to
         from reverie.runtime import pack
-        from reverie.system import pick_device
+        from reverie.runtime.transform import pick_device
 
         self.check()
         watch = Stopwatch()

@@ -49,6 +49,7 @@ class AutoencoderConfig:
 AUTOENCODERS: dict[str, AutoencoderConfig] = {
     "sd": AutoencoderConfig(),
     "sdxl": AutoencoderConfig(scaling_factor=0.13025, sample_size=1024, force_upcast=True),
+    "x4-upscaler": AutoencoderConfig(block_out_channels=(128, 256, 512), scaling_factor=0.08333, sample_size=256),
 }
 
 

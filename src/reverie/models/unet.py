@@ -39,8 +39,9 @@ class UNetConfig:
     prompt twice, and never to itself.
     `projection_input_dim` is the width of SDXL's added embedding: the pooled text, then every size embedded at width
     `addition_time_embed_dim`; where that is None, of unCLIP's class embedding: a picture's and its noise level's. None
-    is a U-Net that takes neither. `time_cond_proj_dim` is the width at which a latent
-    consistency model embeds the guidance that it was distilled for; None is a U-Net that is guided from outside.
+    is a U-Net that takes neither. `num_class_embeds` counts the noise levels of which the x4 upscaler has an embedding
+    each. `time_cond_proj_dim` is the width at which a latent consistency model embeds the guidance that it was
+    distilled for; None is a U-Net that is guided from outside.
     """
 
     in_channels: int = 4
@@ -58,6 +59,7 @@ class UNetConfig:
     norm_num_groups: int = 32
     addition_time_embed_dim: int | None = None
     projection_input_dim: int | None = None
+    num_class_embeds: int | None = None
     time_cond_proj_dim: int | None = None
 
     def __post_init__(self) -> None:
@@ -140,6 +142,16 @@ UNETS: dict[str, UNetConfig] = {
         use_linear_projection=True,
         addition_time_embed_dim=256,
         projection_input_dim=2560,
+    ),
+    "x4-upscaler": UNetConfig(
+        in_channels=7,
+        sample_size=128,
+        block_out_channels=(256, 512, 512, 1024),
+        transformer_depth=(0, 1, 1, 1),
+        only_cross_attention=(True, True, True, False),
+        cross_attention_dim=1024,
+        use_linear_projection=True,
+        num_class_embeds=1000,
     ),
     "bk-sdm-base": SMALL,
     "bk-sdm-small": replace(SMALL, mid_transformer_depth=None),
@@ -255,6 +267,8 @@ class UpBlock(Block):
 class DownPath(nn.Module):
     """Hold what a U-Net shares with its ControlNet: the timestep's embedding, the way down and the middle."""
 
+    class_embedding: nn.Module
+
     def __init__(self, config: UNetConfig):
         super().__init__()
         self.config = config
@@ -267,6 +281,8 @@ class DownPath(nn.Module):
                 self.add_embedding = added
             else:
                 self.class_embedding = added
+        elif config.num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(config.num_class_embeds, 4 * widths[0])
         inputs, _ = _input_widths(widths, config.layers_per_block)
         self.down_blocks = nn.ModuleList(DownBlock(inputs[level], level, config) for level in range(len(widths)))
         depth = config.mid_transformer_depth
@@ -321,8 +337,12 @@ class DownPath(nn.Module):
     def _embed(
         self, t: Tensor, pooled: Tensor | None, sizes: Tensor | None, guidance: Tensor | None = None
     ) -> Float[Tensor, "b e"]:
-        """Embed the timestep, plus the pooled text and the sizes, or the picture, where the model takes them."""
+        """Embed the timestep, plus pooled text and sizes, the picture or its level, where the model takes them."""
         emb = self._embed_time(t, guidance)
+        if self.config.num_class_embeds is not None:
+            if pooled is None or pooled.shape[1] != 1:
+                raise ReverieError("this U-Net also takes the noise level of a picture; give it as `pooled`, 1 wide")
+            return emb + self.class_embedding(pooled[:, 0].long())
         width, size_width = self.config.projection_input_dim, self.config.addition_time_embed_dim
         if width is None:
             return emb
@@ -368,10 +388,11 @@ class UNet(DownPath):
         """Denoise latents of any height and width.
 
         `t` is in training timesteps, 0 to 999, and may be fractional. SDXL alone takes the pooled text and `sizes`, in
-        pixels (unCLIP: a picture's embedding as `pooled`): original height and width, crop top and left, then target
-        height and width (the refiner: an aesthetic score in place of these two). `residuals`, from a ControlNet, are
-        added to the outputs of the way down, the last to the middle's. `guidance`, the scale less 1, is for latent
-        consistency models alone. Raises `ReverieError` where a width is not the config's.
+        pixels (as `pooled` unCLIP takes a picture's embedding, the x4 upscaler its noise level): original height and
+        width, crop top and left, then target height and width (the refiner: an aesthetic score in place of these two).
+        `residuals`, from a ControlNet, are added to the outputs of the way down, the last to the middle's. `guidance`,
+        the scale less 1, is for latent consistency models alone. Raises `ReverieError` where a width is not the
+        config's.
         """
         self._check(x, context)
         emb = self._embed(t, pooled, sizes, guidance)

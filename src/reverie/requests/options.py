@@ -118,7 +118,7 @@ class TextToImageOptions(SampledOptions, total=False):
     negative_template: str
     controls: Sequence[ControlInput]
     vary: Sequence[VariedPicture]
-    noise_level: int
+    noise_level: int | None
     ip_adapters: Sequence[IPAdapterInput]
     regions: Sequence[Region]
     depth: PictureLike | None
@@ -128,6 +128,7 @@ class TextToImageOptions(SampledOptions, total=False):
     rng: Rng
     zero_negative: bool | None
     tile: Tile
+    tile_size: int | None
     original_size: tuple[int, int] | None
     crop: tuple[int, int] | None
     target_size: tuple[int, int] | None

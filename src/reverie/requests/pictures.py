@@ -59,8 +59,12 @@ class TextToImage(SampledRequest):
         description="picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image "
         "variations); may be given several times, and blends them",
     )
-    noise_level: int = Field(
-        default=0, ge=0, lt=1000, description="0 to 999, how far unCLIP is to go from the picture that it varies"
+    noise_level: int | None = Field(
+        default=None,
+        ge=0,
+        lt=1000,
+        description="how far unCLIP is to go from the picture that it varies, 0 to 999, 0 if not given; how far the x4 "
+        "upscaler is from the one that it enlarges, 0 to 350, 20 if not given",
     )
     ip_adapters: tuple[IPAdapterInput, ...] = Field(
         default=(),
@@ -89,6 +93,12 @@ class TextToImage(SampledRequest):
     )
     tile: Tile = Field(
         default="none", description="x, y or xy: directions in which copies of the picture fit each other"
+    )
+    tile_size: Pixels | None = Field(
+        default=None,
+        ge=64,
+        description="pixels, such as the model's own size: what is larger is denoised in tiles of that side, which lie "
+        "half over one another and are averaged (MultiDiffusion, Bar-Tal et al. 2302.08113), in the memory of one",
     )
     original_size: Size | None = Field(
         default=None,
@@ -121,10 +131,14 @@ class TextToImage(SampledRequest):
             raise ReverieError(
                 f"seed {first} with count {self.count} passes the largest seed, {MAX_SEED}; lower one of them"
             )
-        if self.noise_level and not self.vary:
+        if self.noise_level and not self.vary and not isinstance(self, ImageToImage):
             raise ReverieError(
-                "`noise_level` is about a picture that is varied; give one as `vary`", field="noise_level"
+                "`noise_level` is about a picture that is varied or enlarged; give one as `vary` or `init`",
+                field="noise_level",
             )
+        if self.tile_size is not None and (self.cache_steps > 1 or self.tile != "none"):
+            other = "cache_steps" if self.cache_steps > 1 else "tile"
+            raise ReverieError(f"`tile_size` does not go with `{other}`; leave out one of them", field="tile_size")
         if self.hires is not None:
             check_strength(self.hires.steps or self.steps, self.hires.strength)
         return self

@@ -103,6 +103,7 @@ def _further(request: TextToImage) -> dict[str, object]:
         "Sampler RNG": "GPU" if request.rng == "cpu_then_gpu" else None,
         "Discard penultimate sigma": request.discard_penultimate or None,
         "Tiling": request.tile if request.tile != "none" else None,
+        "Tile size": request.tile_size,
         "Template": request.template or None,  # as the extension "dynamic prompts" calls them
         "Negative Template": request.negative_template or None,
     }

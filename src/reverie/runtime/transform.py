@@ -1,4 +1,4 @@
-"""Packing a network: its modules change their class, and nothing else; and how many threads it computes with.
+"""Packing a network: its modules change their class, and nothing else; and device, dtype and threads to compute with.
 
 Modules, names, parameters and hooks stay: what held on to a layer still holds it. What a layer does with its weight is
 said in `weights.py`. A part that the packed kernels cannot take (another dtype or device, groups, few channels) stays
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
+from reverie.errors import ReverieError, choose
 from reverie.runtime import kernels
 from reverie.runtime.blocks import BLOCKS
 from reverie.runtime.cache import remember
@@ -193,3 +194,30 @@ def to_channels_last(network: nn.Module) -> None:
     for module in network.modules():
         if isinstance(module, nn.Conv2d):
             module.weight.data = module.weight.data.contiguous(memory_format=torch.channels_last)
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def pick_device(name: str | torch.device) -> torch.device:
+    """Turn a name into a device that is there; "auto" prefers a GPU. Raises ReverieError for one that is not."""
+    found = ["cpu"] + ["cuda"] * torch.cuda.is_available() + ["mps"] * torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device(found[-1])
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ReverieError(f"unknown device '{name}'; choose from auto, {', '.join(found)}") from None
+    count = torch.cuda.device_count() if device.type == "cuda" else 1
+    if device.type not in found or (device.index or 0) >= count:
+        raise ReverieError(f"device '{name}' is not available here; choose from auto, {', '.join(found)}")
+    return device
+
+
+def pick_dtype(name: str | torch.dtype | None, device: torch.device) -> torch.dtype:
+    """Turn a name into a dtype; None is float16 on CUDA and float32 elsewhere."""
+    if name is None:
+        return torch.float16 if device.type == "cuda" else torch.float32
+    if isinstance(name, str):
+        return choose("dtype", name, DTYPES)
+    return name

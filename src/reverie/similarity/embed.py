@@ -25,8 +25,8 @@ from reverie.generate.prompt import final_words
 from reverie.media.pictures import REQUEST
 from reverie.models.clip import CLIP
 from reverie.requests.pictures import TextToImage
+from reverie.runtime.transform import pick_device, pick_dtype
 from reverie.similarity.classify import PHOTO, PLAIN, Classifier, Guesses, Likeness, picture_names
-from reverie.system import pick_device, pick_dtype
 from reverie.tokenizer import Tokenizer
 
 BUNDLED = Path(__file__).parents[1] / "assets" / "clip"

@@ -20,11 +20,11 @@ from jaxtyping import Int64
 from PIL import Image
 from torch import Tensor, nn
 
-from reverie import system
 from reverie.checkpoints.load import Components
 from reverie.data.loader import Batches
 from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.progress import Progress
+from reverie.runtime.transform import pick_device
 from reverie.system import Conditioning
 from reverie.train import begun, inversion, lora, texts
 from reverie.train.diffusion import DiffusionObjective
@@ -181,7 +181,7 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         return
     settings, data = section(sections, "run", RunSettings), section(sections, "data", FinetuneDataSettings)
     base, folder = load_base(sections), folder_of(path, out)
-    autoencoder = base.autoencoder.to(system.pick_device(settings.device))
+    autoencoder = base.autoencoder.to(pick_device(settings.device))
     rows = open_examples(sections, base, settings.seed)
     import_module(OBJECTIVES[objective][0]).check(sections, base, rows)
     for note in notes(data.pictures, data.caption) if data.pictures else ():

@@ -24,7 +24,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reverie.data.loader import WHOLE, BatchPart
 from reverie.errors import RequestWarning, ReverieError, choose, warn
 from reverie.files import atomic_write, lock_folder
-from reverie.system import pick_device
+from reverie.runtime.transform import pick_device
 from reverie.train import begun
 from reverie.train.ema import EMA, LONGEST, exponential, power_function
 from reverie.train.log import Log, Meter, Silent, TrainingStep

@@ -1,0 +1,119 @@
+"""Are large pictures that are denoised in tiles what the whole would be where it can be told, and without seams?"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from reverie.adapters.control import Control
+from reverie.diffusion.windows import Tiles, by_tiles
+from reverie.errors import ReverieError
+from reverie.generate.image import fill_in, passes, picture_run
+from reverie.generate.sample import Steering
+from reverie.models.controlnet import ControlNet, ControlNetConfig
+from reverie.models.unet import UNet
+from reverie.pipeline import Pipeline
+from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
+
+PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (96, 128, 3), dtype=np.uint8))
+X = torch.randn(2, 3, 13, 18, generator=torch.Generator().manual_seed(0))
+
+
+def request(**changes: object) -> TextToImage:
+    plain = {"prompt": "a bear", "negative": "blue", "seed": 7, "steps": 2, "guidance": 6.0, "width": 128, "height": 96}
+    return (ImageToImage if "init" in changes else TextToImage).of({**plain, **changes})
+
+
+def drawn(system: Pipeline, asked: TextToImage) -> Tensor:
+    asked = fill_in(system, asked)
+    with picture_run(system, asked) as run, torch.no_grad():
+        *_, (last, _) = passes(run, [asked])
+        return last.x
+
+
+def test_tiles_cover_an_image_and_what_they_agree_on_stays() -> None:
+    tiles = Tiles.over(13, 18, 6)
+    assert tiles.average([torch.full((2, 3, 6, 6), 0.3)] * len(tiles.places)).sub(0.3).abs().max() < 1e-6
+    torch.testing.assert_close(tiles.average(X[..., *place] for place in tiles.places), X)
+    assert not tiles.whole
+    assert Tiles.over(5, 6, 6).whole
+    assert [(rows.start, columns.start) for rows, columns in Tiles.over(6, 12, 6).places] == [(0, 0), (0, 3), (0, 6)]
+
+
+def test_each_tile_is_asked_for_its_place() -> None:
+    tiles, asked = Tiles.over(13, 18, 6), []
+
+    def denoise_at(place: tuple[slice, slice]):  # type: ignore[no-untyped-def]
+        asked.append(place)
+        return lambda x, sigma: x * sigma
+
+    torch.testing.assert_close(by_tiles(tiles, denoise_at)(X, 2.0), 2 * X)
+    assert asked == tiles.places
+
+
+def test_one_tile_is_the_plain_way_to_the_bit(tiny: Pipeline) -> None:
+    plain = drawn(tiny, request())
+    assert drawn(tiny, request(tile_size=128)).equal(plain)
+    assert not drawn(tiny, request(tile_size=64)).equal(plain)
+
+
+def test_a_network_that_sees_no_further_than_a_place_gives_in_tiles_what_it_gives_at_once(tiny: Pipeline) -> None:
+    """Its convolutions look at nothing around, its attention is off, and its norms take what is everywhere the same."""
+    unet = UNet(replace(tiny.unet.config, transformer_depth=(0, 0), mid_transformer_depth=0, norm_num_groups=8)).eval()
+    for name, weight in unet.named_parameters():
+        if weight.ndim == 4:
+            centre = weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2].clone()
+            weight.data.zero_()
+            weight.data[:, :, weight.shape[2] // 2, weight.shape[3] // 2] = centre if "conv_in" not in name else 0
+    system = replace(tiny, unet=unet)
+    plain = drawn(system, request(init=PICTURE, strength=0.5))
+    torch.testing.assert_close(drawn(system, request(init=PICTURE, strength=0.5, tile_size=64)), plain)
+
+
+def seams(picture: Image.Image, side: int) -> tuple[float, float]:
+    """Return the mean step between columns at the edges of tiles that lie half over one another, and elsewhere."""
+    steps = np.abs(np.diff(np.asarray(picture, dtype=float), axis=1)).mean((0, 2))
+    at = np.zeros(len(steps), dtype=bool)
+    at[side // 2 - 1 :: side // 2] = True
+    return steps[at].mean(), steps[~at].mean()
+
+
+def test_the_second_pass_of_a_large_picture_has_no_seams(tiny: Pipeline) -> None:
+    asked = request(width=64, height=64, hires={"scale": 4.0, "strength": 0.7, "steps": 4}, tile_size=64)
+    (picture,) = tiny.draw(asked)
+    assert picture.size == (256, 256)
+    at, elsewhere = seams(picture, 64)
+    assert at < 1.1 * elsewhere
+
+
+def test_what_steers_is_cut_with_its_tile(tiny: Pipeline) -> None:
+    network = ControlNet(ControlNetConfig(tiny.unet.config, hint_widths=(4, 4, 4, 4))).eval()
+    control = Control(network, PICTURE.resize((32, 24)))
+    cut = Steering(tiny, [control], []).stretch(12, 16).cut((slice(2, 6), slice(4, 12))).controls[0]
+    whole = PICTURE.resize((32, 24)).resize((128, 96), Image.Resampling.LANCZOS)
+    assert cut.picture.tobytes() == whole.crop((32, 16, 96, 48)).tobytes()
+
+
+def test_masks_models_that_edit_and_inpainting_ones_go_in_tiles(tiny: Pipeline) -> None:
+    torch.manual_seed(1)
+    mask = Image.new("L", PICTURE.size)
+    mask.paste(255, (0, 0, 64, 96))
+    plain = {"prompt": "a bear", "seed": 7, "steps": 2, "tile_size": 64}
+    for channels in (4, 8, 9):
+        system = replace(tiny, unet=UNet(replace(tiny.unet.config, in_channels=channels)).eval())
+        (picture,) = system.draw(Inpaint.of({**plain, "init": PICTURE, "mask": mask, "mask_blur": 0}))
+        assert np.array_equal(np.asarray(picture)[:, 64:], np.asarray(PICTURE)[:, 64:])
+        assert not np.array_equal(np.asarray(picture)[:, :64], np.asarray(PICTURE)[:, :64])
+
+
+def test_what_does_not_go_with_tiles_is_said(tiny: Pipeline) -> None:
+    for other in ({"cache_steps": 2}, {"tile": "x"}):
+        with pytest.raises(ReverieError, match=f"`tile_size` does not go with `{next(iter(other))}`"):
+            request(tile_size=64, **other)
+    with pytest.raises(ReverieError, match="the attention of tiles is not recorded"):
+        tiny.explain(request(tile_size=64))
