@@ -105,7 +105,8 @@ def recipe(tiny: Pipeline, tmp_path_factory: pytest.TempPathFactory) -> Callable
     folder = tmp_path_factory.mktemp("memory")
     tiny.save(folder / "base")
     (folder / "pictures").mkdir()
-    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (5, 128, 128, 3), np.uint8)):
+    (folder / "pictures/0.png").write_bytes(b"no picture")
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (5, 128, 128, 3), np.uint8), 1):
         Image.fromarray(pixels).save(folder / f"pictures/{number}.png")
 
     def write(tables: str = "", run: str = "") -> Path:
@@ -146,7 +147,7 @@ def test_a_plan_names_every_cost(recipe: Callable[..., Path], capsys: pytest.Cap
     assert lines["learns"] == f"{learned:,} parameters"
     assert lines["optimiser"].startswith(f"{8 * learned / 1e3:.1f} kB")
     assert lines["average"] == f"{4 * learned / 1e3:.1f} kB"
-    assert lines["examples"].startswith("40 in 10 steps, 8.0 times 5, latents of")
+    assert lines["examples"].startswith("40 in 10 steps, 6.7 times 6, latents of")
     assert not (path.parent / "runs").exists()
     path.write_text(path.read_text().replace('"finetune"', '"distill"'))
     with pytest.raises(ReverieError, match="the costs of the objective distill cannot be told ahead"):

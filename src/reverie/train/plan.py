@@ -19,6 +19,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.data import default_collate
 
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import ImageAutoencoder
@@ -27,6 +28,7 @@ from reverie.train.examples import Examples, Pictures
 from reverie.train.inputs import Alternating
 from reverie.train.latents import Mixed, Stream
 from reverie.train.loop import RunSettings, recompute_layers_
+from reverie.train.pairs import TRIES, first_readable
 from reverie.train.parallel import parts
 from reverie.train.recipe import OBJECTIVES, read, section
 
@@ -147,14 +149,15 @@ def describe(objective: DiffusionObjective, settings: RunSettings) -> Iterator[s
 
 def peak_of_step(objective: DiffusionObjective, settings: RunSettings) -> int:
     """Return the most bytes that a part of a step holds beside weights, optimiser and average, in float32."""
-    part, stream = parts(settings.accumulate)[0], next(streams_of(objective))
-    _, captions, _ = objective.batches(0, part)
+    rows = objective.batches.size // parts(settings.accumulate)[0].count
+    latents, described, _ = first_readable(objective.batches.items.make, 0, TRIES)[1]
+    captions = default_collate([described] * rows)
     objective.move(META)
     if settings.recompute_layers:
         recompute_layers_(objective.backbones())
     known = [weight for _, network in _parts(objective) for weight in network.parameters()]
     channels = objective.components.autoencoder.config.latent_channels
-    x = torch.empty(objective.batches.size // part.count, channels, *stream.latents.shape[2:], device=META)
+    x = torch.empty(rows, channels, *latents.shape[1:], device=META)
     with fused_attention(), PeakMemory(known) as memory:
         predicted = objective.predict(x, torch.zeros(len(x), dtype=torch.long, device=META), captions)
         torch.autograd.backward(predicted.square().mean())
