@@ -278,7 +278,7 @@ def predictions(
     chosen = [settings.first, settings.last, *([settings.steps] if settings.steps else [])]
     made_of = json.dumps([weights, list(scenes.identity), seed, *chosen], ensure_ascii=False)
     if not is_kept(made_of, path):
-        predict = partial(_drawn, steps=settings.steps) if settings.steps else partial(_one_step, settings=settings)
+        predict = partial(_draw_of, steps=settings.steps) if settings.steps else partial(_one_step, settings=settings)
         rows = []
         for start in range(0, len(latents), AT_ONCE):
             x0, generator = latents[start : start + AT_ONCE].float(), step_generator(seed, start)
@@ -300,7 +300,7 @@ def _one_step(
     return denoiser(network, schedule, _scalings(base))(noised, sigma)
 
 
-def _drawn(base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, steps: int) -> Tensor:
+def _draw_of(base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, steps: int) -> Tensor:
     """Draw what captions say, from noise, with the guidance that the model recommends."""
     schedule, count = base.schedule_config.schedule(), len(captions)
     context = torch.cat([_context(base, [""] * count), _context(base, captions)])
