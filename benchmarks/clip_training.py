@@ -24,6 +24,7 @@ threads = 1
 device = "{device}"
 precision = "{precision}"
 log_every = 1
+recompute_layers = {layers}
 [text]
 captions = 2000
 [vision]
@@ -31,7 +32,6 @@ captions = 2000
 batch = {batch}
 naming = 0
 chunk = {chunk}
-recompute_layers = {layers}
 loss = "{loss}"
 """
 WAYS: dict[str, dict[str, str]] = {

@@ -15,7 +15,7 @@ from PIL import Image
 
 from reverie.corpora.shards import write
 from reverie.data.captioned import open_captioned
-from reverie.errors import ReverieError
+from reverie.errors import RequestWarning, ReverieError
 from reverie.similarity.curation.samples import read_samples
 
 
@@ -111,6 +111,19 @@ def test_damaged_shards_get_one_line(tmp_path: Path, content: str) -> None:
         path.write_bytes(b"not a tar" * 100)
     with pytest.raises(ReverieError, match=r"the shard .*00000\.tar is damaged or compressed"):
         open_captioned(tmp_path)
+
+
+def test_what_is_left_of_damaged_shards_is_read_and_counted(tmp_path: Path) -> None:
+    two = {"1.png": png("red"), "1.txt": b"red", "2.png": png("blue") + bytes(4096), "2.txt": b"blue"}
+    cut = shard(tmp_path / "00000.tar", two)
+    content = cut.read_bytes()
+    cut.write_bytes(content[: content.index(png("blue")) + 3000])
+    shard(tmp_path / "00001.tar", {"3.png": png("lime"), "3.txt": b"lime"})
+    (tmp_path / "00002.tar").write_bytes(b"not a tar" * 100)
+    said = r"2 of 3 shards are damaged .*00000\.tar after 1 pairs \('2.png' is cut off\), .*00002\.tar after 0 pairs \("
+    with pytest.warns(RequestWarning, match=said):
+        found = open_captioned(tmp_path)
+    assert [found.caption(index) for index in range(len(found))] == ["red", "lime"]
 
 
 def test_folders_with_a_text_beside_each_picture(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from reverie.adapters.control import Control
+from reverie.adapters.control import Control, bind_controls
 from reverie.diffusion.windows import Tiles, by_tiles
 from reverie.errors import ReverieError
 from reverie.generate.image import fill_in, passes, picture_run
@@ -92,11 +92,19 @@ def test_the_second_pass_of_a_large_picture_has_no_seams(tiny: Pipeline) -> None
 
 
 def test_what_steers_is_cut_with_its_tile(tiny: Pipeline) -> None:
+    torch.manual_seed(2)
     network = ControlNet(ControlNetConfig(tiny.unet.config, hint_widths=(4, 4, 4, 4))).eval()
+    for parameter in network.parameters():  # zeros where it would say nothing
+        parameter.data = 0.1 * torch.randn_like(parameter)
     control = Control(network, PICTURE.resize((32, 24)))
-    cut = Steering(tiny, [control], []).stretch(12, 16).cut((slice(2, 6), slice(4, 12))).controls[0]
-    whole = PICTURE.resize((32, 24)).resize((128, 96), Image.Resampling.LANCZOS)
-    assert cut.picture.tobytes() == whole.crop((32, 16, 96, 48)).tobytes()
+    cut = Steering(tiny, [control], []).stretch(12, 16).cut((slice(2, 6), slice(4, 12)))
+    picture = PICTURE.resize((32, 24)).resize((128, 96), Image.Resampling.LANCZOS).crop((32, 16, 96, 48))
+    assert cut.controls[0].picture.tobytes() == picture.tobytes()
+    given, x, t = tiny.encode_prompt(["a bear"]), torch.randn(1, 4, 4, 8), torch.tensor([500.0])
+    with torch.no_grad():
+        steered = cut.bind()(given)(x, t)
+        assert steered.equal(bind_controls(tiny, [replace(control, picture=picture)])(given)(x, t))
+        assert not steered.equal(tiny.network(given)(x, t))
 
 
 def test_masks_models_that_edit_and_inpainting_ones_go_in_tiles(tiny: Pipeline) -> None:

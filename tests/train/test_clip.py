@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import transformers
 from PIL import Image
 from torch import nn
 
@@ -18,7 +19,10 @@ from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.corpora.shards import write
 from reverie.data.captioned import open_captioned
+from reverie.errors import ReverieError
 from reverie.models.clip import CLIP, IMAGE_MEAN, IMAGE_STD, normalise
+from reverie.similarity.embed import load_clip as load
+from reverie.tokenizer import Tokenizer
 from reverie.train import run
 from reverie.train.clip import (
     ContrastSettings,
@@ -114,7 +118,7 @@ def written(recipe: Path, folder: Path, **changed: str) -> Path:
 @pytest.mark.parametrize(
     ("run_lines", "contrast"),
     [
-        ("", "chunk = 3\nrecompute_layers = true"),
+        ("recompute_layers = true", "chunk = 3"),
         ('precision = "bfloat16"', 'chunk = 2\nloss = "sigmoid"'),
         ('precision = "float16"', ""),
     ],
@@ -135,7 +139,7 @@ def test_a_stopped_run_ends_in_the_same_bits(
 def test_saving_memory_changes_no_loss(workshop: Any, tmp_path: Path) -> None:
     """The batch of 4 is contrasted as a whole, whatever passes the towers at once."""
     plain = [event.metrics for event in run(written(workshop.recipe("clip"), tmp_path), tmp_path / "plain")]
-    saving = written(workshop.recipe("clip"), tmp_path, contrast="chunk = 1\nrecompute_layers = true")
+    saving = written(workshop.recipe("clip"), tmp_path, run="recompute_layers = true", contrast="chunk = 1")
     for one, other in zip(plain, run(saving, tmp_path / "saving"), strict=True):
         assert other.metrics == pytest.approx(one, rel=1e-4)
 
@@ -231,3 +235,98 @@ def test_the_papers_base_text_model_has_63_million() -> None:
 
 def count(network: nn.Module) -> int:
     return sum(parameter.numel() for parameter in network.parameters())
+
+
+TUNED = """
+objective = "clip"
+[run]
+steps = 4
+lr = 1e-3
+warmup = 0
+threads = 1
+device = "cpu"
+log_every = 1
+save_every = 2
+[data]
+path = "{folder}/pairs"
+smallest = 1.0
+[contrast]
+batch = 4
+initial = "{folder}/{initial}"
+"""
+
+
+@pytest.fixture(scope="module")
+def pretrained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give a tiny CLIP as transformers saves it, and captioned pictures of its size."""
+    folder = tmp_path_factory.mktemp("pretrained")
+    words = Tokenizer.train(["a bear on a blue background", "an apple next to a bear"] * 2, 530, length=12)
+    words.save(folder / "theirs")
+    tower = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = tower | {"vocab_size": len(words), "max_position_embeddings": 12, "eos_token_id": words.eos_id}
+    torch.manual_seed(0)
+    vision = tower | {"image_size": 32, "patch_size": 8}
+    config = transformers.CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    theirs = transformers.CLIPModel(config)
+    theirs.save_pretrained(folder / "theirs")
+    (folder / "pairs").mkdir()
+    for number, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (6, 32, 32, 3), np.uint8)):
+        Image.fromarray(pixels).save(folder / f"pairs/{number}.png")
+        (folder / f"pairs/{number}.txt").write_text("a bear" if number % 2 else f"an apple next to {number} bears")
+    return folder
+
+
+@pytest.fixture
+def tuned(pretrained: Path, tmp_path: Path) -> Callable[..., Path]:
+    def write(tables: str = "", initial: str = "theirs") -> Path:
+        (path := tmp_path / "tuned.toml").write_text(TUNED.format(folder=pretrained, initial=initial) + tables)
+        return path
+
+    return write
+
+
+def test_a_pretrained_clips_loss_is_transformers(pretrained: Path, tuned: Callable[..., Path], tmp_path: Path) -> None:
+    objective = build(read(tuned()), 3, tmp_path)
+    theirs = transformers.CLIPModel.from_pretrained(pretrained / "theirs").eval()
+    for step in (0, 1):
+        levels, captions = objective.batches(step)
+        given = {"input_ids": objective.tokenizer(captions), "pixel_values": normalise(levels)}
+        expected = theirs(**given, return_loss=True).loss
+        ((_, loss, metrics),) = objective.losses(step)
+        assert loss.item() == pytest.approx(expected.item(), abs=1e-5)
+        assert metrics["scale"] == pytest.approx(theirs.logit_scale.exp().item())
+
+
+@pytest.mark.parametrize(
+    ("locked", "frozen"),
+    [("", ()), ("vision", ("vision_model", "visual_projection")), ("text", ("text_model", "text_projection"))],
+)
+def test_a_locked_tower_stays_and_the_rest_learns(
+    pretrained: Path, tuned: Callable[..., Path], tmp_path: Path, locked: str, frozen: tuple[str, ...]
+) -> None:
+    list(run(tuned(f'locked = "{locked}"\n'), tmp_path / "out"))
+    before = transformers.CLIPModel.from_pretrained(pretrained / "theirs").state_dict()
+    after = transformers.CLIPModel.from_pretrained(tmp_path / "out/export")
+    same = {name for name, value in after.state_dict().items() if torch.equal(value, before[name])}
+    ids = {name for name in before if name.endswith("position_ids")}
+    assert same - ids == {name for name in before if name.startswith(frozen or "-")} - ids
+    found, pictures = load(tmp_path / "out/export"), sorted((pretrained / "pairs").glob("*.png"))
+    pixels = normalise(torch.stack([torch.tensor(np.array(Image.open(file))).permute(2, 0, 1) for file in pictures]))
+    with torch.no_grad():
+        expected = after.vision_model(pixels).pooler_output @ after.visual_projection.weight.T
+    torch.testing.assert_close(found.embed_images(pictures), nn.functional.normalize(expected), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        ('loss = "sigmoid"\n', r"learns on by loss = 'softmax'"),
+        ('locked = "all"\n', r"unknown locked in \[contrast\] 'all'; choose from , vision, text"),
+        ("[text]\nwidth = 8\n", r"has words and a shape of its own; leave out \[text\]"),
+    ],
+)
+def test_wrong_ways_to_go_on_get_one_line(
+    tuned: Callable[..., Path], tmp_path: Path, tables: str, message: str
+) -> None:
+    with pytest.raises(ReverieError, match=message):
+        build(read(tuned(tables)), 3, tmp_path)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from reverie.models.clip import CLIP, MLP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, contrastive_loss
-from reverie.train.contrast import Sigmoid, Softmax, in_chunks, recompute_layers_
+from reverie.train.contrast import Sigmoid, Softmax, in_chunks
+from reverie.train.loop import recompute_layers_
 
 
 def features(count: int = 6, width: int = 5) -> tuple[Tensor, Tensor, Tensor]:
@@ -97,7 +98,7 @@ def test_a_chunk_at_a_time_passes_twice(chunk: int, sizes: list[int]) -> None:
 
 def test_layers_are_computed_twice_and_keep_their_names(monkeypatch: pytest.MonkeyPatch) -> None:
     clip, again = tiny(), tiny()
-    recompute_layers_(again)
+    recompute_layers_([again])
     assert list(again.state_dict()) == list(clip.state_dict())
     calls = counted(monkeypatch)
     loss, expected = gradients(clip)

@@ -230,7 +230,7 @@ def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> 
         (PICTURES + '[loss]\nweighting = "none"\n', r"unknown weighting 'none'; choose from"),
         (PICTURES + "[lora]\nrank = 9999\n", r"rank = 9999 in \[lora\] of the recipe is too much: a layer has"),
         ("zero_terminal_snr = true\n" + PICTURES, r"of which prediction = 'eps' tells nothing; give prediction = 'v'"),
-        ('prediction = "v"\n' + PICTURES + LORA, r"change the whole model; leave out \[lora\] and \[inversion\]"),
+        ('prediction = "v"\n' + PICTURES + LORA, r"change the whole model; leave out \[lora\]"),
         ('prediction = "w"\n' + PICTURES, r"unknown prediction in \[model\] 'w'"),
         ("[data]\nmusic = 3\nheld_out = 0.5\n", r"held_out, \[augment\] and \[captions\] are for pictures = FOLDER"),
     ],

@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from reverie.errors import ReverieError
+from reverie.errors import RequestWarning, ReverieError
 from reverie.train.examples import Augmentation, Wording
 from reverie.train.finetune import Finetuning, build
 from reverie.train.folders import bucket_sizes, nearest, notes, open_parts, open_pictures
@@ -210,3 +210,27 @@ def test_the_validation_loss_is_the_mean_over_a_folder_at_fixed_noise(
         target = trained.prediction.target(trained.schedule, x0, eps, t)
         losses.append((predicted - target).square().mean().item())
     assert trained.measures()["validation"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+
+@pytest.mark.parametrize("buckets", [0, 8])
+def test_damaged_pictures_are_left_out_named_and_counted(
+    tmp_path: Path, objective: Callable[[str], Finetuning], buckets: int
+) -> None:
+    for name in "abcd":
+        save(tmp_path / f"photos/{name}.png", caption=name)
+    content = (tmp_path / "photos/b.png").read_bytes()
+    (tmp_path / "photos/b.png").write_bytes(content[: len(content) // 2])  # its header is whole
+    (tmp_path / "photos/c.png").write_bytes(b"no picture")
+    said = r"^2 (of 4 )?pictures cannot be read.*b\.png.*c\.png"
+    varied = "[augment]\nvariants = 2\n"
+    with pytest.warns(RequestWarning, match=said):
+        trained = objective(f'[data]\npictures = "PATH/photos"\ndropout = 0.0\nbuckets = {buckets}\n{varied}')
+    assert {trained.batches.items.make(index)[1]["caption"] for index in range(20)} == {"a", "d"}
+    assert trained.batches.keys(0) == trained.batches.keys(0)
+    assert {Path(key).name for key in trained.batches.keys(0)} == {"a.png", "d.png"}
+    with pytest.warns(RequestWarning, match=said):  # also where the latents are there
+        objective(f'[data]\npictures = "PATH/photos"\ndropout = 0.0\nbuckets = {buckets}\n{varied}')
+    for name in "ad":
+        (tmp_path / f"photos/{name}.png").write_bytes(b"no picture")
+    with pytest.raises(ReverieError, match="pictures cannot be read"):
+        objective(f'[data]\npictures = "PATH/photos"\nbuckets = {buckets}\n{varied}')

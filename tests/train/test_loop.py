@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from reverie.cli import app as cli
+from reverie.data.loader import WHOLE, BatchPart
 from reverie.errors import RequestWarning, ReverieError
-from reverie.train import loop
 from reverie.train.begun import deciding
+from reverie.train.checkpoint import load_checkpoint
 from reverie.train.loop import Learner, RunSettings, step_generator, train
 from reverie.train.optimisers import learning_rate
 from reverie.train.recipe import OBJECTIVES
@@ -73,8 +74,8 @@ def test_random_numbers_depend_on_seed_step_and_stream() -> None:
 
 
 def descend(learner: Learner, loss: Tensor, group: str = "convolution") -> None:
-    list(learner._gradients(0, iter([(group, loss, {})])))
-    learner._descend(group, 0.1)
+    list(learner._gradients(0, WHOLE, iter([(group, loss, {})])))
+    learner._descend(group, 0.1, 0)
 
 
 def test_a_loss_moves_its_own_group_alone(toy: type, settings: Make) -> None:
@@ -226,7 +227,7 @@ def test_a_checkpoint_without_fused_adamw_goes_on_without_it(toy: type, settings
         optimiser["param_groups"][0]["fused"] = None
     torch.save(state, tmp_path / "checkpoint.pt")
     learner = Learner(toy(), settings())
-    assert loop.load_checkpoint(tmp_path / "checkpoint.pt", learner) == 3
+    assert load_checkpoint(tmp_path / "checkpoint.pt", learner) == 3
     assert {optimiser.param_groups[0]["fused"] for _, optimiser in learner._named_optimisers()} == {None}
 
 
@@ -405,6 +406,28 @@ def test_a_loss_that_explodes_stops_the_run(toy: type, settings: Make, tmp_path:
     objective.before_step = explode
     with pytest.raises(ReverieError, match=r"the loss of convolution became (nan|inf) at step 2; lower lr"):
         list(train(lambda: objective, settings(), tmp_path))
+
+
+def test_what_was_learned_from_when_a_loss_or_a_gradient_exploded_is_named(
+    toy: type, settings: Make, tmp_path: Path
+) -> None:
+    class Traced(toy):  # type: ignore[misc]
+        def keys(self, step: int, part: BatchPart) -> list[str]:
+            return [f"{step}.png", "bear.png"]
+
+    def explode(objective: Traced, what: str) -> None:
+        if what == "loss":
+            with torch.no_grad():
+                objective.averaged.weight.fill_(math.nan)
+        else:  # the loss stays what it was
+            objective.averaged.weight.register_hook(lambda gradient: gradient * math.inf)
+
+    for what in ("loss", "gradient"):
+        objective = Traced()
+        objective.before_step = lambda step, objective=objective, what=what: step == 1 and explode(objective, what)
+        message = rf"the {what} of convolution became (nan|inf) at step 1, learned from 1.png, bear.png: look at these;"
+        with pytest.raises(ReverieError, match=message):
+            list(train(lambda objective=objective: objective, settings(), tmp_path / what))
 
 
 def test_tensorboard(toy: type, settings: Make, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from reverie.train import (
     probe,
     run,
 )
+from reverie.train.control import ControlSettings
 from reverie.train.examples import Augmentation, Wording
 from reverie.train.inversion import InversionSettings
 from reverie.train.loop import RunSettings
@@ -72,6 +73,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "text": inputs.FinetuneTextSettings,
         "lora": LoRASettings,
         "inversion": InversionSettings,
+        "control": ControlSettings,
         "augment": Augmentation,
         "captions": Wording,
         "prior": inputs.PriorSettings,

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from reverie.checkpoints import compvis
 from reverie.checkpoints.compvis import Place, Table
-from reverie.checkpoints.configs import UNET_BLOCKS, read_unet
+from reverie.checkpoints.configs import UNET_BLOCKS, read_unet, write_unet
 from reverie.checkpoints.load import CPU, DIFFUSERS_STEM
+from reverie.checkpoints.save import save_part, write_tensors
 from reverie.checkpoints.weights import Source, blueprint, find_weights, load_weights, open_source, read_json
 from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
@@ -137,6 +138,13 @@ OTHERS = {
     "ip_adapter.": "an IP-Adapter",
     "controlnet_blocks.": "a ControlNet of Stable Diffusion 3, Flux or the like",
 }
+UNETS_ALONE = (
+    "out_channels",
+    "sample_size",
+    "up_block_types",
+    "reverse_transformer_layers_per_block",
+    "time_cond_proj_dim",
+)
 POOLED = ("_shuffle", "_shuffle_fp16")  # how the names of such files end, which say it nowhere (ComfyUI)
 
 
@@ -197,6 +205,25 @@ def read_controlnet(raw: dict[str, Any], where: str) -> ControlNetConfig:
         return config
     heads, layers = raw.get("num_trans_head", 8), raw.get("num_trans_layer", 1)
     return replace(config, kinds=raw.get("num_control_type", 6), fusing_heads=heads, fusing_layers=layers)
+
+
+def write_controlnet(config: ControlNetConfig) -> dict[str, Any]:
+    """Write the config of a ControlNet of one kind as diffusers' ControlNetModel reads it."""
+    raw = {key: value for key, value in write_unet(config.unet).items() if key not in UNETS_ALONE}
+    return raw | {
+        "_class_name": CLASSES[0],
+        "conditioning_channels": config.hint_channels,
+        "conditioning_embedding_out_channels": list(config.hint_widths),
+        "global_pool_conditions": config.pooled,
+        **FIXED,
+    }
+
+
+def save_controlnet(network: ControlNet, folder: Path, name: str) -> None:
+    """Write a ControlNet as diffusers' folder, and beside it as a file NAME.safetensors in lllyasviel's layout."""
+    save_part(network, write_controlnet(network.control), folder)
+    state = network.state_dict()
+    write_tensors(compvis.to_single_file(state, places(network.control, list(state))), folder / f"{name}.safetensors")
 
 
 def _add_base(state: dict[str, Tensor], base: UNet | None, path: Path) -> dict[str, Tensor]:

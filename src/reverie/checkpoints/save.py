@@ -134,10 +134,15 @@ def save_clip(components: CLIPComponents, path: str | Path, precision: Precision
         _write(components.clip, configs.write_clip(config), folder, TRANSFORMERS_STEM, precision)
 
 
+def save_part(module: nn.Module, config: dict[str, Any], path: str | Path, precision: Precision = FULL) -> None:
+    """Write a network's folder as diffusers does: its weights, and its config."""
+    with _stage(Path(path), precision) as folder:
+        _write(module, config, folder, DIFFUSERS_STEM, precision)
+
+
 def save_unet(unet: UNet, path: str | Path, precision: Precision = FULL) -> None:
     """Write a U-Net's folder, which `load_unet` and diffusers' UNet2DConditionModel read."""
-    with _stage(Path(path), precision) as folder:
-        _write_unet(unet, folder, precision)
+    save_part(unet, configs.write_unet(unet.config), path, precision)
 
 
 def save_autoencoder(autoencoder: ImageAutoencoder, path: str | Path, precision: Precision = FULL) -> None:

@@ -1,4 +1,4 @@
-"""`reverie replay` and `watermark`: files made again, and what is written in them invisibly."""
+"""`reverie replay`, `upscale` and `watermark`: files made again or larger, and what is written in them invisibly."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from cyclopts import App
 
 from reverie.cli.image import check_preview, finishing
-from reverie.cli.options import FileOptions, ModelOptions, Output, ResultOptions, Several, Whole
+from reverie.cli.options import FileOptions, Flag, ModelOptions, Output, ResultOptions, Several, Whole
 from reverie.cli.output import say
 
 
@@ -67,6 +67,43 @@ def replay(
     if isinstance(job, PictureJob):
         check_preview(result.preview, [job.request])
     carry_out(job, model, result.as_json, result.preview)
+
+
+def upscale(
+    file: Path,
+    /,
+    *,
+    model: Path,
+    output: Output,
+    scale: float | None = None,
+    device: str = "auto",
+    no_clobber: Flag = False,
+) -> None:
+    """Enlarge a picture by a learned upscaler, tile by tile; its metadata is kept.
+
+    Parameters
+    ----------
+    file
+        A picture.
+    model
+        File of an upscaler: ESRGAN, Real-ESRGAN (x1 to x8), its compact kind or SwinIR (.pth, .safetensors).
+    output
+        Where the larger picture goes (.png, .jpg, .webp).
+    scale
+        How many times larger it is to be, in up to three passes; as the upscaler makes it if not given.
+    device
+        cpu, cuda or mps; auto takes a GPU where there is one.
+    no_clobber
+        Refuse to write over a file that is there.
+    """
+    from reverie.cli.progress import show_progress
+    from reverie.jobs.upscale import Upscale, UpscaleJob
+
+    request = Upscale.of({"picture": file, "upscaler": str(model), "scale": scale})
+    job = UpscaleJob(request=request, output=output, device=device, no_clobber=no_clobber)
+    for _ in show_progress(job.run()):
+        pass
+    say(str(output))
 
 
 watermark_app = App(name="watermark", help="Read and write invisible watermarks.", help_format="plaintext")

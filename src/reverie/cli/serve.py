@@ -98,6 +98,7 @@ def serve(
     memory: float = 8.0,
     device: str = "auto",
     dtype: str | None = None,
+    ray: str | None = None,
 ) -> None:
     """Serve a page to draw and play on, and the protocols that programs speak.
 
@@ -113,9 +114,13 @@ def serve(
         cpu, cuda or mps; auto takes a GPU where there is one.
     dtype
         float32, float16 or bfloat16; if not given, what suits the device.
+    ray
+        Let Ray run the workers: "local" starts it here, else the address of a cluster that sees the same folders.
     """
     try:
         from reverie.server.app import serve as run
+        from reverie.server.cluster import connect
+        from reverie.server.worker import Worker
     except ModuleNotFoundError as error:
         needed = "install what it needs with: pip install 'reverie[server]'"
         raise ReverieError(f"the server needs {error.name}; {needed}") from error
@@ -125,7 +130,8 @@ def serve(
     if not is_loopback(settings.host):
         kept = "with a key" if settings.tokens else "WITHOUT A KEY (--token): anyone who reaches it may draw and look"
         complain(f"warning: {settings.host} lets other machines in, {kept}; traffic is not encrypted")
-    run(settings, lambda address: say(f"reverie serves on {address}"))
+    hire = Worker if ray is None else connect(ray)
+    run(settings, lambda address: say(f"reverie serves on {address}"), hire)
 
 
 def mcp(

@@ -26,6 +26,8 @@ class LatentsOptions:
     """Go on with the run in that folder."""
     prepare: Flag = False
     """Make the latents alone."""
+    plan: Flag = False
+    """Say what it would cost in memory and on disk, and do nothing; for `finetune`."""
 
 
 @contextmanager
@@ -38,7 +40,7 @@ def resumable(how: str) -> Iterator[None]:
         raise
 
 
-def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> None:
+def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, plan: Flag = False) -> None:
     """Train a model from a recipe; Ctrl-C stops it, --resume goes on from the last checkpoint to the same bits.
 
     It learns on several GPUs or machines too: torchrun --nproc-per-node 8 --no-python reverie train RECIPE
@@ -51,7 +53,12 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False) -> 
         Folder for checkpoints, logs and samples; runs/NAME if not given.
     resume
         Go on with the run in that folder.
+    plan
+        Say what it would cost in memory and on disk, and do nothing; for U-Nets.
     """
+    if plan:
+        _say_plan(recipe)
+        return
     from reverie.train import run
     from reverie.train.parallel import is_first
     from reverie.train.recipe import folder_of
@@ -92,8 +99,11 @@ def distill(recipe: Path, /, *, learning: LatentsOptions = LatentsOptions()) -> 
 
 def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) -> None:
     """Make the latents of a recipe of an objective, then train."""
+    if learning.plan:
+        _say_plan(recipe)
+        return
     from reverie.train import finetune
-    from reverie.train.loop import check
+    from reverie.train.checkpoint import check
     from reverie.train.recipe import folder_of
 
     out = learning.out
@@ -106,3 +116,10 @@ def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) 
         say(str(folder_of(recipe, out)))
     else:
         train(recipe, out=out, resume=learning.resume)
+
+
+def _say_plan(recipe: Path) -> None:
+    from reverie.train.plan import plan
+
+    for line in plan(recipe):
+        say(line)

@@ -18,15 +18,17 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from jaxtyping import Int64
 from PIL import Image
 
-from reverie.errors import ReverieError
-from reverie.files import SHARD, TAR_ERRORS, reason_of, tar_members, tar_samples
+from reverie.errors import RequestWarning, ReverieError, warn
+from reverie.files import SHARD, TAR_ERRORS, Member, reason_of, tar_members, tar_samples
 from reverie.media.pictures import decode, size_of, to_rgb
 
 LISTS = ("metadata.jsonl", "metadata.csv")  # as Hugging Face's: {"file_name": "a.jpg", "text": "a bear"} a line, or CSV
 CAPTION_KEYS = ("text", "caption")
 OPEN_SHARDS = 64
+NAMED = 3  # damaged shards that a note names
 
 
 class ShardMember(io.BytesIO):
@@ -92,7 +94,7 @@ class Shards:
     """
 
     def __init__(self, paths: Sequence[Path], forms: Sequence[str]) -> None:
-        tables = [np.array(list(_pairs(path, forms)), np.int64).reshape(-1, 4) for path in paths]
+        tables = _tables(paths, forms)
         self.paths, self.ends = paths, np.cumsum([len(table) for table in tables])
         self.places = np.concatenate(tables)  # offset and size of the file, offset and size of the caption
 
@@ -147,20 +149,49 @@ class Folder:
         return self.entries[index][0]
 
 
-def _pairs(path: Path, forms: Sequence[str]) -> Iterator[tuple[int, int, int, int]]:
-    """Find the captioned files of a shard by the headers of its members."""
+def _tables(paths: Sequence[Path], forms: Sequence[str]) -> list[Int64[np.ndarray, "n 4"]]:
+    """Find the captioned files of shards; warn of those that are damaged, whose rest is left out.
+
+    Raises ReverieError where nothing else is left.
+    """
+    tables: list[Int64[np.ndarray, "n 4"]] = []
+    damaged: list[tuple[Path, int, str]] = []
+    for path in paths:
+        damage: list[str] = []
+        tables.append(np.array(list(_pairs(path, forms, damage)), np.int64).reshape(-1, 4))
+        damaged += [(path, len(tables[-1]), reason) for reason in damage]
+    if not damaged:
+        return tables
+    if not any(map(len, tables)):
+        path, _, reason = damaged[0]
+        raise ReverieError(f"the shard {path} is damaged or compressed: {reason}; give another, or unpack it")
+    each = ", ".join(f"{path} after {count} pairs ({reason})" for path, count, reason in damaged[:NAMED])
+    rest = ", ..." if len(damaged) > NAMED else ""
+    said = f"{len(damaged)} of {len(paths)} shards are damaged or compressed, and their rest is left out: {each}{rest}"
+    warn(said, RequestWarning, stacklevel=4)
+    return tables
+
+
+def _pairs(path: Path, forms: Sequence[str], damage: list[str]) -> Iterator[tuple[int, int, int, int]]:
+    """Find the captioned files of a shard by the headers of its members, as `_whole_members` does."""
+    for _, files in tar_samples(_whole_members(path, damage)):
+        form = next((form for form in forms if form in files), None)
+        if form is not None and "txt" in files:
+            file, text = files[form], files["txt"]
+            yield file.offset, file.size, text.offset, text.size
+
+
+def _whole_members(path: Path, damage: list[str]) -> Iterator[Member]:
+    """Read the members of a shard up to the first that is damaged or cut off; add to `damage` what is wrong with it."""
     try:
         size = path.stat().st_size
-        whole = (member for member in tar_members(path) if member.offset + member.size <= size)
-        for _, files in tar_samples(whole):
-            form = next((form for form in forms if form in files), None)
-            if form is not None and "txt" in files:
-                file, text = files[form], files["txt"]
-                yield file.offset, file.size, text.offset, text.size
+        for member in tar_members(path):
+            if member.offset + member.size > size:
+                damage.append(f"'{member.name}' is cut off")
+                return
+            yield member
     except TAR_ERRORS as error:
-        raise ReverieError(
-            f"the shard {path} is damaged or compressed: {reason_of(error)}; give another, or unpack it"
-        ) from error
+        damage.append(reason_of(error))
 
 
 def _read_list(file: Path) -> Iterator[tuple[Path, str | Path]]:
@@ -245,6 +276,9 @@ class Captioned(Protocol):
     def name(self, index: int) -> str:
         """Return the name of a picture's file, without its suffix."""
 
+    def place(self, index: int) -> str:
+        """Say where a picture lies."""
+
 
 def open_captioned(path: str | Path, default: str = "") -> Captioned:
     """Open a folder of shards, one shard, a folder of pictures with captions, or a list of them (`located.locate`).
@@ -279,6 +313,10 @@ class CaptionedPictures:
         """Return width and height of a picture, by its header alone. Raises ReverieError where it is damaged."""
         file = self.found.content(index)
         return size_of(file, f"the picture {file}")
+
+    def place(self, index: int) -> str:
+        """Say where a picture lies: its file, or its shard and the byte in it."""
+        return str(self.found.content(index))
 
     def name(self, index: int) -> str:
         """Return the name of a picture's file, without its suffix; in a shard, where it lies."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -91,6 +91,19 @@ class Batches:
             self._stream = iter(DataLoader(self.items, batch_sampler=indices, num_workers=self.workers))
         self._next = part.after(step)
         return next(self._stream)
+
+    def keys(self, step: int, part: BatchPart = WHOLE) -> list[str]:
+        """Name the examples of a part of a step, each once."""
+        make, indices = self.items.make, next(_indices(step, part, self.size))
+        return [*dict.fromkeys(make.key(index) if isinstance(make, Keyed) else f"item {index}" for index in indices)]
+
+
+@runtime_checkable
+class Keyed(Protocol):
+    """A stream that can say which example an item is of."""
+
+    def key(self, index: int) -> str:
+        """Name the example of item `index`, for whoever looks for what is wrong with it."""
 
 
 def shuffled_index(seed: int, turn: int, size: int, place: int) -> int:

@@ -159,7 +159,7 @@ def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) ->
     size = (request.width or system.size, request.height or system.size)
     if isinstance(request, Inpaint | Outpaint) and (takes_depth(system) or enlarges(system)):
         does = "enlarges whole pictures" if enlarges(system) else "draws whole pictures by a depth map"
-        raise ReverieError(f"{system.name} {does}; leave out the mask and what is outside")
+        raise ReverieError(f"{system.name} {does}; leave out the mask, what is outside and what is transparent")
     match request:
         case Outpaint() if edits(system):
             raise ReverieError(f"{system.name} edits pictures, and continues none; give another model")

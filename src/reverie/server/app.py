@@ -25,13 +25,14 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from reverie.errors import ReverieError
 from reverie.files import lock_folder, reason_of, unwritable
 from reverie.server import api, live
-from reverie.server.dispatcher import Dispatcher, QueueFull
+from reverie.server.dispatcher import Dispatcher, Hire, QueueFull
 from reverie.server.guard import ErrorBody, Guard, error_body
 from reverie.server.metrics import Metrics
 from reverie.server.protocols import a1111, comfy, huggingface, mcp, openai, riffusion
 from reverie.server.settings import Settings
 from reverie.server.shelf import INPUT_PIXELS
 from reverie.server.store import JobStore
+from reverie.server.worker import Worker
 
 PAGE = Path(__file__).parent / "page"
 KEEP_ALIVE = 75  # seconds; webuiapi polls every five
@@ -40,7 +41,7 @@ HEAD_SECONDS = 30.0  # within which the head of a request must have come
 CONNECTIONS = 1024  # at once
 
 
-def create_app(settings: Settings) -> FastAPI:
+def create_app(settings: Settings, hire: Hire = Worker) -> FastAPI:
     """Return the application of a server, to run once; `home` is for one at a time. Raises ReverieError."""
     for folder in (settings.outputs, settings.uploads):
         with unwritable(folder):
@@ -49,7 +50,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def run_dispatcher(app: FastAPI) -> AsyncIterator[None]:
-        app.state.dispatcher = metrics.dispatcher = Dispatcher(settings, store)
+        app.state.dispatcher = metrics.dispatcher = Dispatcher(settings, store, hire)
         try:
             yield
         finally:
@@ -179,19 +180,19 @@ class Server(uvicorn.Server):
             dispatcher.announce_close()
 
 
-def serve(settings: Settings, ready: Callable[[str], None]) -> None:
+def serve(settings: Settings, ready: Callable[[str], None], hire: Hire = Worker) -> None:
     """Serve until a signal ends it; `ready` gets the address. Raises ReverieError where that or `home` is taken."""
     Image.MAX_IMAGE_PIXELS = INPUT_PIXELS * settings.limits.pixels // 2  # Pillow refuses twice as many, anywhere
     with listen(settings) as listener, lock_folder(settings.home, "serving"):
         host = f"[{settings.host}]" if ":" in settings.host else settings.host
         address = f"http://{host}:{listener.getsockname()[1]}"
-        Server(uvicorn_config(settings), lambda: ready(address)).run([listener])
+        Server(uvicorn_config(settings, hire), lambda: ready(address)).run([listener])
 
 
-def uvicorn_config(settings: Settings) -> uvicorn.Config:
+def uvicorn_config(settings: Settings, hire: Hire = Worker) -> uvicorn.Config:
     """Return how uvicorn runs the application."""
     return uvicorn.Config(
-        create_app(settings),
+        create_app(settings, hire),
         timeout_keep_alive=KEEP_ALIVE,
         timeout_graceful_shutdown=SHUTDOWN,
         log_config=None,

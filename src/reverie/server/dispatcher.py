@@ -9,12 +9,13 @@ import asyncio
 import logging
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from reverie.errors import ReverieError
+from reverie.server.cluster import RemoteWorker
 from reverie.server.settings import Settings
 from reverie.server.shelf import Shelf, data_url, describe_files
 from reverie.server.store import FINAL, JobRecord, JobStore, State
@@ -31,6 +32,9 @@ ALL = "*"
 
 log = logging.getLogger("reverie.server")
 Event = dict[str, Any]
+AnyWorker = Worker | RemoteWorker
+Hire = Callable[[Settings, Callable[[Any, Said | None], None]], AnyWorker]
+"""(settings, what hears all that it says) -> a worker: a process of this machine, or an actor of a cluster."""
 
 
 class QueueFull(ReverieError):
@@ -88,13 +92,13 @@ class FairQueue:
 class Dispatcher:
     """The jobs of a server, from submission to result."""
 
-    def __init__(self, settings: Settings, store: JobStore) -> None:
-        self.settings = settings
+    def __init__(self, settings: Settings, store: JobStore, hire: Hire = Worker) -> None:
+        self.settings, self._take_on = settings, hire
         self.shelf = Shelf(settings)
         self.store = store
         self.waiting = FairQueue()
         self.active: dict[str, JobRecord] = {}  # queued and running, and what is not kept until it is forgotten
-        self.workers: list[Worker] = []
+        self.workers: list[AnyWorker] = []
         self.finished: dict[tuple[str, State], int] = {}
         self.closing = False
         self._loop = asyncio.get_running_loop()
@@ -253,20 +257,20 @@ class Dispatcher:
 
     # The workers
 
-    def _workers_of(self, record: JobRecord) -> list[Worker]:
+    def _workers_of(self, record: JobRecord) -> list[AnyWorker]:
         return [worker for worker in self.workers if worker.task == record.id]
 
     def _hire(self) -> None:
         if not self.closing:
-            self.workers.append(Worker(self.settings, self._hear))
+            self.workers.append(self._take_on(self.settings, self._hear))
             self._assign()
 
-    def _hear(self, worker: Worker, said: Said | None) -> None:
+    def _hear(self, worker: AnyWorker, said: Said | None) -> None:
         """Pass on, from a worker's thread, what it says."""
         if not self._loop.is_closed():
             self._loop.call_soon_threadsafe(self._heed, worker, said)
 
-    def _heed(self, worker: Worker, said: Said | None) -> None:
+    def _heed(self, worker: AnyWorker, said: Said | None) -> None:
         if worker not in self.workers:
             return
         if said is None:
@@ -276,12 +280,12 @@ class Dispatcher:
         elif record := self._running(worker):
             self._follow(worker, record, said)
 
-    def _running(self, worker: Worker) -> JobRecord | None:
+    def _running(self, worker: AnyWorker) -> JobRecord | None:
         """Return the job that a worker does, where that was not ended already."""
         record = self.active.get(worker.task or "")
         return record if record is not None and record.state == "running" else None
 
-    def _replace(self, worker: Worker) -> None:
+    def _replace(self, worker: AnyWorker) -> None:
         """Do without a worker that died: its job is queued again, or fails where that happened before."""
         self.workers.remove(worker)
         log.error("a worker ended unexpectedly")
@@ -293,7 +297,7 @@ class Dispatcher:
             else:
                 self._resume(record)
 
-    def _follow(self, worker: Worker, record: JobRecord, said: Said) -> None:
+    def _follow(self, worker: AnyWorker, record: JobRecord, said: Said) -> None:
         """Take note of what a worker says of its job, and tell listeners."""
         event = {"type": said.what, "id": record.id}
         if said.what == "progress":

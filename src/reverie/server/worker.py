@@ -109,14 +109,12 @@ def work(connection: Connection, settings: Settings) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the web process, which ends this one
     if settings.workers > 1:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // settings.workers)))
-    if settings.loras:
-        os.environ[adapter_files.FOLDERS] = os.pathsep.join(map(str, settings.loras))  # for the LoRAs of prompts
+    offer_loras(settings)
     inbox: SimpleQueue[Any] = SimpleQueue()
     cancelled: set[str] = set()
     threading.Thread(target=_receive, args=(connection, inbox, cancelled), daemon=True).start()
     models = LoadedModels(settings)
-    with suppress(ReverieError):  # whoever asks for it is told
-        models.load(None)
+    models.load_default()
     while True:
         connection.send(Said("", "models", models.names))
         message = inbox.get()
@@ -124,6 +122,12 @@ def work(connection: Connection, settings: Settings) -> None:
             carry_out(message, settings, models.load, cancelled.__contains__, connection.send)
         else:
             models.unload(message[1])
+
+
+def offer_loras(settings: Settings) -> None:
+    """Let the prompts of this process's jobs name the LoRAs of a server."""
+    if settings.loras:
+        os.environ[adapter_files.FOLDERS] = os.pathsep.join(map(str, settings.loras))
 
 
 def _receive(connection: Connection, inbox: SimpleQueue[Any], cancelled: set[str]) -> None:
@@ -206,6 +210,11 @@ class LoadedModels:
             self._make_room(0)
         self._loaded.move_to_end(name)
         return self._loaded[name]
+
+    def load_default(self) -> None:
+        """Load the default of pictures ahead; where it cannot be, whoever asks for it is told."""
+        with suppress(ReverieError):
+            self.load(None)
 
     def unload(self, name: str) -> None:
         """Let go of a model."""

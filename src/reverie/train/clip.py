@@ -23,12 +23,20 @@ from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError, choose
-from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, normalise
+from reverie.models.clip import (
+    CLIP,
+    IMAGE_MEAN,
+    IMAGE_STD,
+    CLIPConfig,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    normalise,
+)
 from reverie.similarity.classify import PHOTO, PLAIN, Classifier
-from reverie.similarity.embed import Clip
+from reverie.similarity.embed import Clip, load_clip
 from reverie.similarity.evaluate import LabelledPicture, Report, evaluate, find_classes
 from reverie.tokenizer import Tokenizer
-from reverie.train.contrast import CONTRASTS, Sigmoid, Softmax, in_chunks, recompute_layers_
+from reverie.train.contrast import CONTRASTS, Sigmoid, Softmax, in_chunks
 from reverie.train.loop import device_of
 from reverie.train.pairs import Pairs, open_pairs
 from reverie.train.recipe import section
@@ -129,6 +137,14 @@ class PairSettings:
     smallest: float = 0.9  # least share of a picture that a crop keeps; 1 crops the largest square in the middle
 
 
+LOCKED: dict[str, tuple[str, ...]] = {
+    "": (),
+    "vision": ("vision_model.", "visual_projection."),
+    "text": ("text_model.", "text_projection."),
+}
+"""How the names of what does not learn begin: a locked image tower is LiT's (Zhai et al. 2111.07991, section 3)."""
+
+
 @dataclass(frozen=True)
 class ContrastSettings:
     """Choose the data, the common space and the loss."""
@@ -139,14 +155,20 @@ class ContrastSettings:
     naming: int = 2  # every so-many-th batch holds distinct things under their bare names; 0 is never
     workers: int = 0
     loss: str = "softmax"  # a key of CONTRASTS
+    initial: str = ""  # CLIP to go on from: a folder, a file or a name on the hub, with its words and its shape
+    locked: str = ""  # what of it does not learn, a key of LOCKED
     activation: str = "gelu"
     chunk: int = 0  # pairs that pass the towers at once, by gradient caching; 0 is a process's whole share
-    recompute_layers: bool = False  # half the layers' memory or less, for a third more time
 
     def __post_init__(self) -> None:
         """Raise ReverieError for numbers that no run can use."""
         if self.batch < 1 or self.chunk < 0:
             raise ReverieError(f"batch = {self.batch}, chunk = {self.chunk} in [contrast]; give 1 or more, 0 or more")
+        choose("locked in [contrast]", self.locked, LOCKED)
+        if self.locked and not self.initial:
+            raise ReverieError(f"locked = {self.locked!r} in [contrast] keeps what is there; give initial too")
+        if self.initial and self.loss != "softmax":
+            raise ReverieError("a CLIP that exists learns on by loss = 'softmax': no file of one has a sigmoid's bias")
 
 
 class ClipObjective:
@@ -170,9 +192,13 @@ class ClipObjective:
         """Put the networks onto a device."""
         self.networks.to(device)
 
+    def backbones(self) -> Iterator[nn.Module]:
+        """Return both towers."""
+        yield self.averaged
+
     def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Return the one group."""
-        return {"clip": list(self.networks.parameters())}
+        """Return the one group, of all that is not locked."""
+        return {"clip": [parameter for parameter in self.networks.parameters() if parameter.requires_grad]}
 
     def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the contrastive loss of this process's pairs among all."""
@@ -186,6 +212,10 @@ class ClipObjective:
 
     def _embed_levels(self, levels: Tensor) -> Float[Tensor, "b d"]:
         return self.averaged.encode_image(normalise(levels))
+
+    def keys(self, step: int, part: BatchPart) -> list[str]:
+        """Name what a part of a step is learned from."""
+        return self.batches.keys(step, part)
 
     def after_step(self) -> None:
         """Keep the temperature in its range."""
@@ -239,21 +269,42 @@ def learn_words(pairs: Pairs, settings: TextSettings) -> Tokenizer:
     return Tokenizer.train(pairs.captions(settings.captions), settings.vocabulary, settings.length)
 
 
+def begin(settings: ContrastSettings, sections: dict[str, Any]) -> Clip:
+    """Load the CLIP that a recipe goes on from, what is `locked` of it frozen.
+
+    Raises ReverieError where it sees pictures otherwise than what is exported would say, or its shape is given too.
+    """
+    if given := {"text", "vision"} & sections.keys():
+        raise ReverieError(f"initial in [contrast] has words and a shape of its own; leave out [{min(given)}]")
+    begun = load_clip(settings.initial, device="cpu", dtype="float32")
+    seen = begun.preprocessing
+    if (seen.mean, seen.std) != (IMAGE_MEAN, IMAGE_STD):
+        raise ReverieError(f"'{settings.initial}' has a mean and deviation of its own; give a CLIP that has OpenAI's")
+    for name, parameter in begun.model.named_parameters():
+        parameter.requires_grad_(not name.startswith(LOCKED[settings.locked]))
+    begun.model.train()
+    return begun
+
+
 def build(sections: dict[str, Any], seed: int, out: Path) -> ClipObjective:
     """Build the objective from a recipe's tables [text], [vision], [data], [contrast] and [evaluation]."""
     text, vision = section(sections, "text", TextSettings), section(sections, "vision", VisionSettings)
     data, settings = section(sections, "data", PairSettings), section(sections, "contrast", ContrastSettings)
     kind = choose("loss", settings.loss, CONTRASTS)
-    exam = examination(section(sections, "evaluation", EvaluationSettings), settings.subset, vision.size)
+    begun = begin(settings, sections) if settings.initial else None
+    size = begun.preprocessing.size if begun else vision.size
+    exam = examination(section(sections, "evaluation", EvaluationSettings), settings.subset, size)
     pairs = open_pairs(
         data.path,
         subset=settings.subset,
         seed=seed,
         batch=settings.batch,
         naming=settings.naming,
-        size=vision.size,
+        size=size,
         smallest=data.smallest,
     )
+    if begun:
+        return ClipObjective(begun.model, begun.tokenizer, kind(), pairs, settings, exam)
     tokenizer = learn_words(pairs, text)
     torch.manual_seed(seed)
     shape = {"vocabulary": len(tokenizer), "length": tokenizer.length, "eos": tokenizer.eos_id}
@@ -261,6 +312,4 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> ClipObjective:
     contrast = kind()
     with torch.no_grad():
         clip.logit_scale.fill_(contrast.start)
-    if settings.recompute_layers:
-        recompute_layers_(clip)
     return ClipObjective(clip, tokenizer, contrast, pairs, settings, exam)

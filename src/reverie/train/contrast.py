@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from reverie.models.clip import CLIP, Layer, contrastive_loss
+from reverie.models.clip import CLIP, contrastive_loss
 from reverie.train.parallel import gather, ranks
 
 
@@ -84,12 +83,3 @@ def in_chunks(encode: Callable[[Tensor], Float[Tensor, "c d"]], x: Tensor, chunk
         return encode(x)
     parts = [checkpoint(encode, part, use_reentrant=False, preserve_rng_state=False) for part in x.split(chunk)]
     return torch.cat(parts)
-
-
-def recompute_layers_(clip: CLIP) -> None:
-    """Let every layer forget what it computed inside, and compute it again going back (gradient checkpointing)."""
-    for module in clip.modules():
-        if isinstance(module, Layer):
-            for name in ("forward", "first"):  # of this instance alone; names of parameters stay
-                method = getattr(module, name)
-                module.__dict__[name] = partial(checkpoint, method, use_reentrant=False, preserve_rng_state=False)

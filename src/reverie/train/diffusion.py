@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64, Num
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.system import Conditioning, text_layers
 from reverie.train.examples import HELD_OUT_SEED, Scenes
-from reverie.train.latents import LATENTS, Stream, latent_pool
+from reverie.train.latents import LATENTS, Pool, Stream, open_pool
 from reverie.train.loop import VALIDATION, device_of, step_generator
 from reverie.train.losses import LEVELS, WEIGHTINGS, DenoisingSettings, draw_noise
 from reverie.train.recipe import Share, section
@@ -111,8 +111,17 @@ class DiffusionObjective:
 
     def move(self, device: torch.device) -> None:
         """Put the model onto a device."""
-        for network in (self.components.unet, self.components.autoencoder, *self.components.text_encoders):
+        for network in (
+            self.components.unet,
+            self.components.autoencoder,
+            *self.components.text_encoders,
+            self.networks,
+        ):
             network.to(device)
+
+    def backbones(self) -> Iterator[nn.Module]:
+        """Return the U-Net, the text encoders, and what learns beside them."""
+        yield from (self.components.unet, *self.components.text_encoders, self.networks)
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the one group, which one loss moves."""
@@ -128,13 +137,16 @@ class DiffusionObjective:
         target = self.prediction.target(self.schedule, x0, eps, t)
         weight = WEIGHTINGS[self.loss.weighting](self.prediction, self.schedule.snr(t)).to(x0)
         device = device_of(self.networks)
-        conditioning = self.encode(captions)
-        micro = (conditioning.pooled, conditioning.sizes)
-        predicted = self.components.unet(noisy.to(device), time.to(device), conditioning.tokens, *micro)
+        predicted = self.predict(noisy.to(device), time.to(device), captions)
         error = self.loss.measure(predicted - target.to(device))
         shares = shares.to(error).view(len(error), *(shares.shape[1:] or (1, 1, 1)))
         loss = (weight.to(device) * (shares * error).mean((1, 2, 3))).mean()
         yield "unet", loss, {"loss": loss.item(), "error": error.mean().item()}
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: Num[Tensor, " b"], captions: Any) -> Float[Tensor, "b c h w"]:
+        """Return what the U-Net predicts of latents at its times, by what it is told of them."""
+        conditioning = self.encode(captions)
+        return self.components.unet(x, t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
 
     def encode(self, captions: Any) -> Conditioning:
         """Return what the U-Net is told of the batch's captions."""
@@ -159,6 +171,10 @@ class DiffusionObjective:
                 losses += [found["loss"] for _, _, found in seen.losses(step)] * seen.batches.size
         return {VALIDATION: sum(losses) / len(losses)} if losses else {}
 
+    def keys(self, step: int, part: BatchPart) -> list[str]:
+        """Name what a part of a step is learned from."""
+        return self.batches.keys(step, part)
+
     def after_step(self) -> None:
         """Leave the parameters as they are."""
 
@@ -168,12 +184,12 @@ class DiffusionObjective:
 
     def draw(self, **fields: Any) -> Image.Image:
         """Draw the prompts that are to be shown, ten steps each, with further fields of a request."""
+        return grid([self.picture(prompt, **fields) for prompt in self.shown.prompts], columns=self.shown.columns)
+
+    def picture(self, prompt: str, **fields: Any) -> Image.Image:
+        """Draw a prompt in ten steps, with further fields of a request."""
         pipeline, width, height = Pipeline(**vars(self.components)), self.shown.width, self.shown.height
-        drawn = (
-            pipeline.text_to_image(prompt, seed=1, steps=10, width=width, height=height, **fields)
-            for prompt in self.shown.prompts
-        )
-        return grid([picture for pictures in drawn for picture in pictures], columns=self.shown.columns)
+        return pipeline.text_to_image(prompt, seed=1, steps=10, width=width, height=height, **fields)[0]
 
     def export(self, folder: Path) -> None:
         """Save the whole model in diffusers' layout."""
@@ -190,8 +206,8 @@ def initialise_(unet: UNet) -> None:
                 nn.init.zeros_(module.bias)
 
 
-def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
-    """Build the objective from a recipe's tables [unet], [data] and [diffusion]."""
+def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool) -> DiffusionObjective:
+    """Build the objective from a recipe's tables [unet], [data] and [diffusion], on the latents that `pool` makes."""
     data, diffusion = section(sections, "data", LatentSettings), section(sections, "diffusion", DiffusionSettings)
     choose("prediction", diffusion.prediction, PREDICTIONS)
     autoencoder = load_autoencoder(data.autoencoder, device=CPU, dtype=torch.float32).requires_grad_(False)
@@ -211,15 +227,15 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DiffusionObjective:
     )
     things = concepts(data.subset)
     scenes = Scenes(things, seed, data.pool, data.pair_share, data.scatter, data.sizes, data.bare)
-    stream = Stream(scenes, latent_pool(autoencoder, scenes, out / LATENTS, data.workers), seed, data.dropout)
+    stream = Stream(*pool(autoencoder, scenes, out / LATENTS, data.workers), seed, data.dropout)
     shown = SampleSheet([thing.en[0] for thing in things[::10]], CANVAS, CANVAS, columns=7)
     batches = Batches(stream, data.batch, data.workers)
     networks = nn.ModuleDict({"unet": components.unet})
     objective = DiffusionObjective(components, networks, batches, diffusion, seed, shown)
     if data.held_out:
         others = replace(scenes, seed=HELD_OUT_SEED, count=data.held_out)
-        latents = latent_pool(autoencoder, others, out / HELD_OUT_LATENTS, data.workers)
-        objective.held_out = (Stream(others, latents, seed, dropout=0.0),)
+        apart = pool(autoencoder, others, out / HELD_OUT_LATENTS, data.workers)
+        objective.held_out = (Stream(*apart, seed, dropout=0.0),)
     return objective
 
 

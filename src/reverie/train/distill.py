@@ -39,7 +39,7 @@ from reverie.train.autoencoder import hinge
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples
 from reverie.train.inputs import FinetuneDataSettings, load_base, open_examples, preview_prompts, relearn
-from reverie.train.latents import LATENTS, Stream, latent_pool
+from reverie.train.latents import LATENTS, Stream, open_pool
 from reverie.train.loop import device_of, step_generator
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings, pseudo_huber
@@ -287,8 +287,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     base = load_base(sections)
     opened = open_examples(sections, base, seed)
     check(sections, base, opened)
-    examples = opened[LATENTS]
-    latents = latent_pool(base.autoencoder, examples, out / LATENTS, data.workers)
+    examples, latents = open_pool(base.autoencoder, opened[LATENTS], out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)
     torch.manual_seed(seed)
     return DistillObjective(

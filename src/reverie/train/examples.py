@@ -186,9 +186,31 @@ class Pictures:
         if not self.masked:
             return np.array(picture)
         file = self.masks.get(self.found.name(number))
-        mask = OPAQUE if file is None else to_rgb(decode(file)).convert("L")
-        picture.putalpha(self._cut(mask.resize(self.found.size(number)), flip, box))
+        picture.putalpha(self.align(index, OPAQUE if file is None else to_rgb(decode(file)).convert("L")))
         return np.array(picture)
+
+    def align(self, index: int, other: Image.Image) -> Image.Image:
+        """Cut and mirror another picture of the same thing, such as a mask or a hint, as picture `index` is."""
+        number, rng = self._draw(index)
+        size = self.found.size(number)
+        return self._cut(other.resize(size), *self._crop(size, rng))
+
+    def original(self, index: int) -> Image.Image:
+        """Return a picture as it lies in its collection."""
+        return self.found.picture(self._draw(index)[0])
+
+    def name(self, index: int) -> str:
+        """Return the name of a picture's file, without its suffix."""
+        return self.found.name(self._draw(index)[0])
+
+    def place(self, index: int) -> str:
+        """Say where a picture lies."""
+        return self.found.place(self._draw(index)[0])
+
+    @property
+    def blank(self) -> UInt8[np.ndarray, "h w c"]:
+        """Return a black picture of the size."""
+        return np.zeros((self.size[1], self.size[0], 4 if self.masked else 3), np.uint8)
 
     def caption(self, index: int, turn: int) -> str:
         """Return its caption, whose tags a turn may tell anew."""

@@ -16,17 +16,21 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from jaxtyping import Int64
+from jaxtyping import Float, Int64, Num
 from PIL import Image
 from torch import Tensor, nn
 
 from reverie.checkpoints.load import Components
 from reverie.data.loader import Batches
 from reverie.errors import RequestWarning, ReverieError, warn
+from reverie.media.pictures import grid
+from reverie.models.controlnet import ControlNet
 from reverie.progress import Progress
+from reverie.requests.parts import ControlInput
 from reverie.runtime.transform import pick_device
 from reverie.system import Conditioning
-from reverie.train import begun, inversion, lora, texts
+from reverie.train import begun, control, inversion, lora, texts
+from reverie.train.checkpoint import CHECKPOINT
 from reverie.train.diffusion import DiffusionObjective
 from reverie.train.examples import Examples
 from reverie.train.folders import notes
@@ -41,9 +45,10 @@ from reverie.train.inputs import (
     open_streams,
     preview_prompts,
     relearn,
+    tell_plainly,
 )
-from reverie.train.latents import fill
-from reverie.train.loop import CHECKPOINT, RunSettings, device_of
+from reverie.train.latents import Pool, fill, open_pool
+from reverie.train.loop import RunSettings, device_of
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
@@ -112,22 +117,62 @@ class InversionFinetuning(Finetuning):
         inversion.save(self.networks["word"].parameters(), word, folder / f"{word}.safetensors")
 
 
-def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
-    """Build the objective from a recipe's tables."""
+class ControlFinetuning(Finetuning):
+    """Train a ControlNet beside a model that stays as it is."""
+
+    hints: control.Hints
+
+    @property
+    def control(self) -> ControlNet:
+        """Return what learns."""
+        (network,) = self.networks.children()
+        assert isinstance(network, ControlNet)
+        return network
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: Num[Tensor, " b"], captions: Any) -> Float[Tensor, "b c h w"]:
+        """Return what the U-Net predicts, led by the hints."""
+        conditioning = self.encode({name: value for name, value in captions.items() if name != "hint"})
+        given = (t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
+        residuals = control.steer(self.control, captions["hint"], x, *given)
+        return self.components.unet(x, *given, residuals=residuals)
+
+    def samples(self) -> Image.Image:
+        """Show hints of the first pictures, each beside what is drawn by it."""
+        numbers = (place % len(self.hints.pictures) for place in range(len(self.shown.prompts)))
+        hints = [Image.fromarray(self.hints(number).transpose(1, 2, 0)) for number in numbers]
+        with TemporaryDirectory() as folder:
+            self.export(Path(folder))
+            pairs = [
+                (hint, self.picture(prompt, controls=[ControlInput(model=folder, image=hint)]))
+                for prompt, hint in zip(self.shown.prompts, hints, strict=True)
+            ]
+        return grid([picture for pair in pairs for picture in pair], columns=self.shown.columns)
+
+    def export(self, folder: Path) -> None:
+        """Write the ControlNet, for `--control`."""
+        control.export(self.control, folder)
+
+
+def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool) -> Finetuning:
+    """Build the objective from a recipe's tables, on the latents that `pool` makes."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
-    products, word = lora.settings_of(sections), inversion.settings_of(sections)
+    products, word, hints = (kind.settings_of(sections) for kind in (lora, inversion, control))
     base = load_base(sections)
     opened = open_examples(sections, base, seed)
     check(sections, base, opened)
     base = relearn(sections, base)
-    streams = open_streams(sections, base, opened, seed, out)
+    tell = control.tell_hints(hints) if hints else tell_plainly
+    streams = open_streams(sections, base, opened, seed, out, tell, pool)
     components = _with_words(base, first_captions(opened), text, out)
     torch.manual_seed(seed)
     if word.word:
         networks = nn.ModuleDict({"word": inversion.install(components.text_encoders, components.tokenizers, word)})
+        kind: type[Finetuning] = InversionFinetuning
+    elif hints:
+        networks, kind = nn.ModuleDict({"control": control.begin(base, hints)}), ControlFinetuning
     else:
-        networks = _learning(components, text, products)
-    objective = (InversionFinetuning if word.word else LoRAFinetuning if products.rank else Finetuning)(
+        networks, kind = _learning(components, text, products), LoRAFinetuning if products.rank else Finetuning
+    objective = kind(
         components,
         networks,
         Batches(streams.serve(data.batch, seed), data.batch, data.workers),
@@ -140,6 +185,10 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> Finetuning:
         objective.inversion = word
     if isinstance(objective, LoRAFinetuning):
         objective.lora = products
+    if isinstance(objective, ControlFinetuning):
+        described = streams.own[0].tell
+        assert isinstance(described, control.DescribeWithHint)
+        objective.hints = described.hints
     return objective
 
 
@@ -158,6 +207,8 @@ def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examp
         raise ReverieError(
             "new words = ... in [text] are learned by SD 1's or 2's text encoder itself; give pace, and no [lora]"
         )
+    if hints := control.settings_of(sections):
+        control.check(hints, base, opened.values())
     for network in _learners(base, text).values() if products.rank else ():
         lora.pick_layers(network, products)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from reverie.data.captioned import LISTS, PICTURES, Captioned, open_captioned
-from reverie.errors import ReverieError
+from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.files import SHARD
 from reverie.train.examples import AS_WRITTEN, PLAIN, Augmentation, Pictures, Size, Wording
 
@@ -86,16 +86,27 @@ def open_pictures(
 ) -> dict[str, Pictures]:
     """Open a collection as rows of pictures of one size, by names for their files; squares where `step` is 0."""
     rows: dict[str, Pictures] = {}
-    varied = (augmentation, wording, find_masks(masks))
+    damaged: list[str] = []
+    varied = (augmentation, wording, find_named(masks, "masks"))
     for part in open_parts(path, caption):
         members: dict[Size, list[int]] = {}
         sizes = bucket_sizes(size, step) if step else [(size, size)]
         for number in range(len(part.found)):
-            chosen = nearest(sizes, part.found.size(number)) if step else sizes[0]
-            members.setdefault(chosen, []).append(number)
+            try:
+                chosen = nearest(sizes, part.found.size(number)) if step else sizes[0]
+            except ReverieError as error:
+                damaged.append(str(error))
+            else:
+                members.setdefault(chosen, []).append(number)
         for (width, height), numbers in sorted(members.items()):
             name = "-".join(filter(None, (part.name, f"{width}x{height}" if step else "")))
             rows[name] = Pictures(part.found, (width, height), tuple(numbers), *varied, part.repeats)
+    if damaged:
+        some = "; ".join(damaged[:NAMED]) + ("; ..." if len(damaged) > NAMED else "")
+        said = f"{len(damaged)} pictures cannot be read, and are left out: {some}"
+        if not rows:
+            raise ReverieError(said)
+        warn(said, RequestWarning, stacklevel=2)
     return rows
 
 
@@ -120,13 +131,13 @@ def hold_out(rows: Mapping[str, Pictures], share: float, seed: int) -> tuple[dic
     return learned, held
 
 
-def find_masks(folder: str) -> Mapping[str, Path]:
-    """Return the masks of a folder by the names of the pictures that they belong to, without their suffixes."""
+def find_named(folder: str, what: str) -> Mapping[str, Path]:
+    """Return the masks or hints of a folder by the names of the pictures that they belong to, without suffixes."""
     if not folder:
         return {}
     found = {file.stem: file for file in Path(folder).rglob("*") if _is_picture(file)}
     if not found:
-        raise ReverieError(f"no masks in {folder}; give a folder of pictures named as those that they belong to")
+        raise ReverieError(f"no {what} in {folder}; give a folder of pictures named as those that they belong to")
     return found
 
 

@@ -21,10 +21,13 @@ from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train.diffusion import SampleSheet
 from reverie.train.examples import Augmentation, Examples, Pictures, Scenes, Wording
 from reverie.train.folders import hold_out, open_pictures
-from reverie.train.latents import LATENTS, Item, Mixed, Stream, latent_pool
+from reverie.train.latents import LATENTS, Item, Mixed, Pool, Stream, open_pool
 from reverie.train.recipe import Share, section
 from reverie.train.sources import ExampleSource
 from reverie.train.texts import ENCODINGS, Describe, Description, number_captions, read_kept, read_plainly, sizes_of
+
+Tell = Callable[[int, str], Any]
+"""(number of an example, caption) -> what the U-Net is told of it."""
 
 PICTURES, SUFFIX = "latents", ".safetensors"
 PRIOR, HELD_OUT = "prior", "held-out"  # how files of latents begin, of the class and of what is not learned from
@@ -116,14 +119,23 @@ class PriorSettings:
 class Alternating:
     """Serve batches of two streams in turn."""
 
-    first: Callable[[int], Item]
-    second: Callable[[int], Item]
+    streams: tuple[Stream | Mixed, Stream | Mixed]
     batch: int
+
+    def key(self, index: int) -> str:
+        """Name the example of item `index`."""
+        stream, place = self._draw(index)
+        return stream.key(place)
+
+    def _draw(self, index: int) -> tuple[Stream | Mixed, int]:
+        """Return the stream that an item is of, and which of its items."""
+        number, offset = divmod(index, self.batch)
+        return self.streams[number % 2], number // 2 * self.batch + offset
 
     def __call__(self, index: int) -> Item:
         """Return item `index`."""
-        number, offset = divmod(index, self.batch)
-        return (self.first, self.second)[number % 2](number // 2 * self.batch + offset)
+        stream, place = self._draw(index)
+        return stream(place)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,21 +149,36 @@ class Streams:
     def serve(self, batch: int, seed: int) -> Callable[[int], Item]:
         """Return the endless stream of what is learned from, and of its class in turn where there is one."""
         own = mix(self.own, batch, seed)
-        return Alternating(own, mix(self.of_class, batch, seed), batch) if self.of_class else own
+        return Alternating((own, mix(self.of_class, batch, seed)), batch) if self.of_class else own
+
+
+def tell_plainly(examples: Examples, describe: Describe) -> Tell:
+    """Tell of the examples of a row what describes them."""
+    return describe
 
 
 def open_streams(
-    sections: dict[str, Any], base: Components, opened: Mapping[str, Examples], seed: int, out: Path
+    sections: dict[str, Any],
+    base: Components,
+    opened: Mapping[str, Examples],
+    seed: int,
+    out: Path,
+    tell: Callable[[Examples, Describe], Tell] = tell_plainly,
+    pool: Pool = open_pool,
 ) -> Streams:
-    """Return the examples of a recipe as streams of latents, which are made where they are not there yet."""
+    """Return the examples of a recipe as streams of latents, which `pool` makes where they are not there yet.
+
+    `tell` says for a row of examples what the U-Net is told of each.
+    """
     data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
     read: Callable[[str], Description] = read_plainly
     if check_cached(sections):
         read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
     streams = Streams()
     for name, examples in opened.items():
-        latents, describe = latent_pool(base.autoencoder, examples, out / name, data.workers), sizes_of(base, examples)
-        stream = Stream(examples, latents, seed, data.dropout, tell=Describe(read, describe))
+        kept, latents = pool(base.autoencoder, examples, out / name, data.workers)
+        described = tell(kept, Describe(read, sizes_of(base, kept)))
+        stream = Stream(kept, latents, seed, data.dropout, tell=described)
         stream = replace(stream, masked=latents.shape[1] > base.unet.config.out_channels)
         if name.startswith(HELD_OUT):
             streams.held_out.append(replace(stream, dropout=0.0))
@@ -162,7 +189,7 @@ def open_streams(
     return streams
 
 
-def mix(streams: Sequence[Stream], batch: int, seed: int) -> Callable[[int], Item]:
+def mix(streams: Sequence[Stream], batch: int, seed: int) -> Stream | Mixed:
     """Return one stream of several, batch by batch; in a pass the pictures of each come as often as it says."""
     if len(streams) == 1:
         return streams[0]
@@ -210,9 +237,10 @@ def relearn(sections: dict[str, Any], base: Components) -> Components:
             f"zero_terminal_snr in [model] ends in noise alone, of which prediction = {changed.prediction!r} tells "
             "nothing; give prediction = 'v' as well"
         )
-    if {"lora", "inversion"} & sections.keys():
+    if {"lora", "inversion", "control"} & sections.keys():
         raise ReverieError(
-            "prediction and zero_terminal_snr in [model] change the whole model; leave out [lora] and [inversion]"
+            "prediction and zero_terminal_snr in [model] change the whole model; leave out [lora], [inversion] and "
+            "[control]"
         )
     return replace(base, schedule_config=changed)
 

@@ -9,27 +9,30 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from reverie.codecs.image import scale_latents
 from reverie.data.loader import Batches, shuffled_index
+from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.files import PART, lock, unwritable
 from reverie.models.autoencoder import ImageAutoencoder
 from reverie.progress import Progress
 from reverie.train.autoencoder import as_images
-from reverie.train.examples import Examples
+from reverie.train.examples import Examples, Pictures
 from reverie.train.kept import is_kept, keep, read_tensor
 
 ENCODE_BATCH = 16
 ENCODER = ("encoder.", "quant_conv.")
+NAMED = 3  # damaged pictures that a note names
 LATENTS = "latents.safetensors"  # in the folder of a run
 
 
@@ -40,13 +43,15 @@ def fill(autoencoder: ImageAutoencoder, examples: Examples, path: Path, workers:
 
     Nothing is done where the file is there already, for this encoder and these examples.
     """
-    batches = Batches(lambda index: examples.picture(min(index, len(examples) - 1)), ENCODE_BATCH, workers)
+    show = partial(_show, examples)
+    batches = Batches(lambda index: show(min(index, len(examples) - 1)), ENCODE_BATCH, workers)
 
     def encode(start: int, end: int) -> Tensor:
-        return _encode(autoencoder, batches(start // ENCODE_BATCH))[: end - start]
+        pixels, is_read = batches(start // ENCODE_BATCH)
+        return _encode(autoencoder, pixels).masked_fill_(~is_read.view(-1, 1, 1, 1), torch.nan)[: end - start]
 
     def shape() -> torch.Size:
-        return _encode(autoencoder, [examples.picture(0)]).shape[1:]
+        return _encode(autoencoder, [show(0)[0]]).shape[1:]
 
     yield from fill_rows(_identity(autoencoder, examples), path, len(examples), shape, encode, "latents")
 
@@ -92,6 +97,42 @@ def latent_pool(
     return read_tensor(path)
 
 
+def _show(examples: Examples, index: int) -> tuple[UInt8[np.ndarray, "h w c"], bool]:
+    """Return a picture and True, or a black one and False where one of a collection cannot be read."""
+    try:
+        return examples.picture(index), True
+    except ReverieError:
+        if not isinstance(examples, Pictures):
+            raise
+        return examples.blank, False
+
+
+def open_pool(
+    autoencoder: ImageAutoencoder, examples: Examples, path: Path, workers: int = 0
+) -> tuple[Examples, Float[Tensor, "n c h w"]]:
+    """Return examples and their latents as `latent_pool`, but for pictures that could not be read, or not encoded.
+
+    A warning counts and names these. Raises ReverieError where none are left.
+    """
+    latents = latent_pool(autoencoder, examples, path, workers)
+    whole = latents.flatten(1).isfinite().all(1)
+    if not isinstance(examples, Pictures) or whole.all():
+        return examples, latents
+    variants = examples.augmentation.variants
+    whole = whole.view(-1, variants).all(1)
+    bad = [variants * number for number in (~whole).nonzero()[:, 0].tolist()]
+    named = ", ".join(examples.place(index) for index in bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
+    said = f"{len(bad)} of {len(whole)} pictures cannot be read or encoded, and are left out: {named}"
+    if not whole.any():
+        raise ReverieError(f"{said}; nothing is left to learn from: repair them")
+    warn(said, RequestWarning, stacklevel=2)
+    members = [number for number, kept in zip(examples.members, whole.tolist(), strict=True) if kept]
+    return replace(examples, members=members), latents[whole.repeat_interleave(variants)]
+
+
+Pool = Callable[..., tuple[Examples, Tensor]]
+"""(autoencoder, examples, path, workers) -> examples and their latents, as `open_pool`."""
+
 Item = tuple[Tensor, Any, float | Tensor]
 """Latents (c, h, w), what is told of them, and their weight in the loss, one or (1, h, w)."""
 
@@ -117,10 +158,19 @@ class Stream:
     tell: Callable[[int, str], Any] = tell_caption
     masked: bool = False
 
+    def key(self, index: int) -> str:
+        """Name the example of item `index`."""
+        number, _ = self._draw(index)
+        return self.examples.place(number) if isinstance(self.examples, Pictures) else f"example {number}"
+
+    def _draw(self, index: int) -> tuple[int, int]:
+        """Return the number of an item's example, and the pass."""
+        turn, place = divmod(index, len(self.latents))
+        return shuffled_index(self.seed, turn, len(self.latents), place), turn
+
     def __call__(self, index: int) -> Item:
         """Return item `index`."""
-        turn, place = divmod(index, len(self.latents))
-        number = shuffled_index(self.seed, turn, len(self.latents), place)
+        number, turn = self._draw(index)
         empty = np.random.default_rng((self.seed, index, 3)).random() < self.dropout
         caption = "" if empty else self.examples.caption(number, turn)
         latents, described = self.latents[number].float(), self.tell(number, caption)
@@ -138,14 +188,24 @@ class Mixed:
     batch: int
     seed: int
 
-    def __call__(self, index: int) -> Item:
-        """Return item `index`."""
+    def key(self, index: int) -> str:
+        """Name the example of item `index`."""
+        stream, place = self._draw(index)
+        return stream.key(place)
+
+    def _draw(self, index: int) -> tuple[Stream, int]:
+        """Return the stream that an item is of, and which of its items."""
         number, offset = divmod(index, self.batch)
         turn, place = divmod(number, sum(self.counts))
         slot, which = shuffled_index(self.seed, turn, sum(self.counts), place), 0
         while slot >= self.counts[which]:
             slot, which = slot - self.counts[which], which + 1
-        return self.streams[which]((turn * self.counts[which] + slot) * self.batch + offset)
+        return self.streams[which], (turn * self.counts[which] + slot) * self.batch + offset
+
+    def __call__(self, index: int) -> Item:
+        """Return item `index`."""
+        stream, place = self._draw(index)
+        return stream(place)
 
 
 @torch.no_grad()

@@ -6,41 +6,44 @@ that was killed and resumed from a checkpoint ends in the same bits as one that 
 
 from __future__ import annotations
 
-import pickle
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Protocol, runtime_checkable
-from zipfile import BadZipFile, ZipFile
 
 import torch
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.checkpoint import checkpoint
 
 from reverie.data.loader import WHOLE, BatchPart
 from reverie.errors import RequestWarning, ReverieError, choose, warn
-from reverie.files import atomic_write, lock_folder
+from reverie.files import lock_folder
+from reverie.models.clip import Layer
+from reverie.models.controlnet import HintEmbedding
+from reverie.models.layers import ResidualBlock, SpatialTransformer
 from reverie.runtime.transform import pick_device
 from reverie.train import begun
+from reverie.train.checkpoint import CHECKPOINT, check, load_checkpoint, save_checkpoint
 from reverie.train.ema import EMA, LONGEST, exponential, power_function
 from reverie.train.log import Log, Meter, Silent, TrainingStep
 from reverie.train.optimisers import OPTIMISERS, RATES, learning_rate, make_optimisers
 from reverie.train.parallel import (
     first_ahead,
     is_first,
-    is_restarted,
     parts,
     process_group,
     share_statistics_,
     sum_gradients,
 )
 
-CHECKPOINT = "checkpoint.pt"
 VALIDATION = "validation"  # of what is measured: the loss of examples that are not learned from
+TWICE = (ResidualBlock, SpatialTransformer, HintEmbedding, Layer)  # what may be computed again on the way back
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -68,6 +71,7 @@ class RunSettings:
     patience: NonNegativeInt = 0  # after so many measurements without a lower validation loss the run ends; 0 is never
     threads: int = 0  # torch threads; 0 leaves torch's choice
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU where there is one
+    recompute_layers: bool = False  # on the way back: half the layers' memory or less, for a third more time
     precision: str = "float32"  # in which networks multiply, a key of PRECISIONS; weights stay in float32
 
     def __post_init__(self) -> None:
@@ -119,11 +123,38 @@ class MeasuredObjective(Protocol):
 
 
 @runtime_checkable
+class Layered(Protocol):
+    """An objective whose layers can be computed twice."""
+
+    def backbones(self) -> Iterator[nn.Module]:
+        """Return the networks that gradients pass through."""
+
+
+@runtime_checkable
+class Tracing(Protocol):
+    """An objective that can say what a step is learned from."""
+
+    def keys(self, step: int, part: BatchPart) -> list[str]:
+        """Name the examples of a part of a step."""
+
+
+@runtime_checkable
 class Paced(Protocol):
     """An objective some of whose parameters learn at a rate of their own."""
 
     def paces(self) -> dict[nn.Parameter, float]:
         """Return how many times the run's rate they learn at; the others learn at the run's."""
+
+
+def recompute_layers_(networks: Iterable[nn.Module]) -> None:
+    """Let every layer forget what it computed inside, and compute it again going back (gradient checkpointing).
+
+    These are residual blocks, spatial transformers, hints' embeddings and CLIP's layers (Chen et al. 1604.06174).
+    """
+    for module in {module for network in networks for module in network.modules()}:
+        for name in ("forward", "first") if isinstance(module, TWICE) else ():
+            if (method := getattr(module, name, None)) is not None:  # of this instance alone; names of parameters stay
+                module.__dict__[name] = partial(checkpoint, method, use_reentrant=False, preserve_rng_state=False)
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -145,6 +176,10 @@ class Learner:
 
     def __init__(self, objective: Objective, settings: RunSettings) -> None:
         self.objective, self.settings = objective, settings
+        if settings.recompute_layers:
+            if not isinstance(objective, Layered):
+                raise ReverieError("recompute_layers in [run] is for U-Nets, ControlNets and CLIP; leave it out")
+            recompute_layers_(objective.backbones())
         self.parts = parts(settings.accumulate)
         share_statistics_(objective.networks)
         self.groups = objective.groups()
@@ -160,10 +195,10 @@ class Learner:
     def step(self, step: int) -> list[tuple[str, float]]:
         """Take one step and return its metrics."""
         metrics: list[tuple[str, float]] = []
-        passes = [self._gradients(step, self.objective.losses(step, part)) for part in self.parts]
+        passes = [self._gradients(step, part, self.objective.losses(step, part)) for part in self.parts]
         with self._attention():  # on the way back too, where checkpointed parts are computed again
             for found in zip(*passes, strict=True):
-                self._descend(found[0][0], learning_rate(self.settings, step))
+                self._descend(found[0][0], learning_rate(self.settings, step), step)
                 metrics += [item for _, more in found for item in more.items()]
         self.objective.after_step()
         if self.average is not None:
@@ -184,28 +219,38 @@ class Learner:
         with torch.autocast(self.kind, PRECISIONS[self.settings.precision]):
             return next(losses, None)
 
+    def _check(self, value: Tensor, what: str, step: int, *seen: BatchPart) -> None:
+        """Raise ReverieError where a loss or the norm of a gradient is not finite, naming what it was learned from."""
+        if value.isfinite():
+            return
+        given = self.objective if isinstance(self.objective, Tracing) else None
+        keys = [key for part in seen for key in given.keys(step, part)] if given else []
+        learned = f", learned from {', '.join(keys)}: look at these" if keys else ""
+        raise ReverieError(
+            f"the {what} became {value.item()} at step {step}{learned}; lower lr or raise warmup in the recipe, "
+            "then start again, or go on from the last checkpoint with --resume"
+        )
+
     def _gradients(
-        self, step: int, losses: Iterator[tuple[str, Tensor, dict[str, float]]]
+        self, step: int, part: BatchPart, losses: Iterator[tuple[str, Tensor, dict[str, float]]]
     ) -> Iterator[tuple[str, dict[str, float]]]:
         """Add the gradient of each loss of a part to those of its group, and yield group and metrics."""
         while (found := self._next(losses)) is not None:
             group, loss, metrics = found
-            if not torch.isfinite(loss):
-                raise ReverieError(
-                    f"the loss of {group} became {loss.item()} at step {step}; lower lr or raise warmup in the recipe, "
-                    "then start again, or go on from the last checkpoint with --resume"
-                )
+            self._check(loss, f"loss of {group}", step, part)
             # Not autograd.grad: fused AdamW needs gradients laid out as their parameters, which backward sees to.
             torch.autograd.backward(self.scaler.scale(loss / self.parts[0].count), inputs=self.groups[group])
             yield group, metrics
 
-    def _descend(self, group: str, rate: float) -> None:
+    def _descend(self, group: str, rate: float, step: int) -> None:
         """Step one group down the gradient that all parts of the batch have given it."""
         parameters, optimisers = self.groups[group], self.optimisers[group].values()
         sum_gradients(parameters)
         for optimiser in optimisers:
             self.scaler.unscale_(optimiser)
-        nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        if not self.scaler.is_enabled():  # which leaves out a step whose gradients overflow
+            self._check(norm, f"gradient of {group}", step, *self.parts)
         for optimiser in optimisers:
             for options in optimiser.param_groups:
                 options["lr"] = rate * options.get("pace", 1.0)  # a checkpoint written before there were paces has none
@@ -344,49 +389,6 @@ def _steps(
             begun.write(out, recipe)
         if sampled and is_first():
             _sample(learner, log, done)
-
-
-def save_checkpoint(path: Path, step: int, learner: Learner) -> None:
-    """Write the state after `step` steps: `path` is whole at any moment, also after a power cut."""
-    with atomic_write(path, sync=True) as temporary, temporary.open("wb") as file:
-        torch.save({"step": step, **learner.state_dict()}, file)
-
-
-def load_checkpoint(path: Path, learner: Learner) -> int:
-    """Take up the state of a checkpoint and return how many steps it has done.
-
-    Raises ReverieError where the file is damaged or of another recipe.
-    """
-    damaged = f"{path} is damaged or not a checkpoint; remove it to start anew"
-    try:
-        with ZipFile(path) as archive:  # whose checksums torch does not look at
-            if archive.testzip() is not None:
-                raise ReverieError(damaged)
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError) as error:
-        raise ReverieError(damaged) from error
-    try:
-        learner.load_state_dict(state)
-        return int(state["step"])
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
-        raise ReverieError(
-            f"{path} was written by another recipe; resume with that one or choose another `out`"
-        ) from error
-
-
-def check(out: Path, resume: bool) -> None:
-    """Raise ReverieError where a folder holds a run and `resume` is not set, or none to go on with.
-
-    A run that was stopped before its first checkpoint goes on from its beginning, with the latents that it has. What
-    torchrun starts anew goes on, whatever was asked for at first.
-    """
-    if is_restarted():
-        return
-    trained = (out / CHECKPOINT).exists()
-    if resume and not trained and not (out / begun.RECIPE).exists():
-        raise ReverieError(f"nothing to resume in {out}: no run was begun there; start without `resume`")
-    if trained and not resume:
-        raise ReverieError(f"{out} already holds a run; continue it with `resume` or choose another `out`")
 
 
 def _sample(learner: Learner, log: Log | Silent, step: int) -> None:

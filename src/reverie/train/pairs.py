@@ -80,6 +80,11 @@ class CaptionedPairs:
         resized = picture.resize((self.size, self.size), Image.Resampling.BICUBIC, box)
         return np.ascontiguousarray(np.asarray(resized).transpose(2, 0, 1)), self.found.caption(which)
 
+    def key(self, index: int) -> str:
+        """Name the picture of pair `index`, where it can be read."""
+        turn, place = divmod(index, len(self.found))
+        return self.found.place(shuffled_index(self.seed, turn, len(self.found), place))
+
     def captions(self, count: int) -> Iterator[str]:
         """Tell captions from all over the collection."""
         step = -(-len(self.found) // count)

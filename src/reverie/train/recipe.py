@@ -36,7 +36,20 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     "tiny": ("reverie.train.tiny", ("tiny", "model", "scenes")),
     "finetune": (
         "reverie.train.finetune",
-        ("model", "data", "augment", "captions", "scenes", "spectrogram", "text", "lora", "inversion", "prior", "loss"),
+        (
+            "model",
+            "data",
+            "augment",
+            "captions",
+            "scenes",
+            "spectrogram",
+            "text",
+            "lora",
+            "inversion",
+            "control",
+            "prior",
+            "loss",
+        ),
     ),
 }
 UNDIVIDED = ("clip", "enlarge", "tiny")  # objectives whose loss is of a whole batch, not a mean over its rows

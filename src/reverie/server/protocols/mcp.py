@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-import os
 import re
 import secrets
 import threading
@@ -23,14 +22,13 @@ from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reverie.errors import ReverieError
-from reverie.requests import adapter_files
 from reverie.server.answers import client_of, dispatcher_of, failure
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.guard import Refusal
 from reverie.server.settings import Settings
 from reverie.server.shelf import FILE_URL, encode_preview, media_type
 from reverie.server.submissions import ASKED, FORMATS, Submission
-from reverie.server.worker import LoadedModels, Said, Task, carry_out
+from reverie.server.worker import LoadedModels, Said, Task, carry_out, offer_loras
 
 if TYPE_CHECKING:
     from mcp import types
@@ -203,8 +201,7 @@ def run_here(settings: Settings) -> Run:
     """Return what does jobs in this process, one after another."""
     for folder in (settings.outputs, settings.uploads):
         folder.mkdir(parents=True, exist_ok=True)
-    if settings.loras:
-        os.environ[adapter_files.FOLDERS] = os.pathsep.join(map(str, settings.loras))
+    offer_loras(settings)
     models, turn = LoadedModels(settings), asyncio.Lock()
 
     async def run(body: Json, context: ServerRequestContext[Any, Any]) -> Made:

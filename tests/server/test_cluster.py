@@ -1,0 +1,53 @@
+"""Workers on a Ray cluster draw what one process draws, and may die without a job being lost."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+from PIL import Image
+
+import reverie
+from reverie.errors import ReverieError
+from reverie.server.app import create_app
+from reverie.server.cluster import connect
+from reverie.server.settings import Settings
+
+BEAR = {"prompt": "a bear", "steps": 400}
+
+
+@pytest.mark.slow
+def test_a_job_outlives_the_actor_that_does_it(settings: Settings, model_folder: Path, tmp_path: Path) -> None:
+    """On the cluster of RAY_ADDRESS, where that is set."""
+    ray = pytest.importorskip("ray")
+    hire = connect(os.environ.get("RAY_ADDRESS", "local"))
+    with TestClient(create_app(replace(settings, home=tmp_path, workers=2), hire)) as client:
+        bodies = [{"kind": "text_to_image", "request": {**BEAR, "seed": seed}} for seed in range(4)]
+        jobs = [client.post("/api/jobs", json=body).json()["id"] for body in bodies]
+        served = client.app.state.dispatcher  # type: ignore[attr-defined]
+        while client.get(f"/api/jobs/{jobs[0]}").json()["progress"] is None:
+            time.sleep(0.1)
+        (busy,) = [worker for worker in served.workers if worker.task == jobs[0]]
+        os.kill(busy.pid, signal.SIGKILL)
+        for id, body in zip(jobs, bodies, strict=True):
+            assert client.get(f"/api/jobs/{id}/events").text
+            (file,) = client.get(f"/api/jobs/{id}").json()["files"]
+            picture = Image.open(io.BytesIO(client.get(file["url"]).content))
+            (alone,) = reverie.load(model_folder / "tiny").text_to_image(**body["request"])
+            assert picture.tobytes() == alone.tobytes()
+        assert [served.store.get(id).attempts for id in jobs] == [2, 1, 1, 1]
+        assert busy not in served.workers
+    ray.shutdown()
+
+
+def test_a_cluster_needs_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(ReverieError, match=r"Ray is not installed; pip install 'reverie\[dist\]'"):
+        connect("local")
