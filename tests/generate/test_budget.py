@@ -49,6 +49,8 @@ def test_what_does_not_fit_is_said() -> None:
     for other in (BEAR.replace(hires=Hires()), BEAR.replace(sampler="lcm")):
         with pytest.raises(ReverieError, match="one pass"):
             plan(PROFILE, other, 60)
+    with pytest.raises(ReverieError, match="not measured in tiles; leave out `tile_size`"):
+        plan(PROFILE, BEAR.replace(tile_size=64), 6)
 
 
 def test_steps_are_told_apart_by_the_clock(tiny: Pipeline) -> None:

@@ -285,6 +285,8 @@ def test_what_regions_do_not_go_with_is_said(tiny: Pipeline) -> None:
     picture = Image.new("RGB", (32, 32))
     with pytest.raises(ReverieError, match="a box or a mask; give one of them"):
         Region(prompt="a bear")
+    with pytest.raises(ReverieError, match="the mask is dark everywhere, so nothing acts; make the part"):
+        tiny.text_to_image("snow", regions=[{"prompt": "a bear", "mask": Image.new("L", (32, 32))}])
     with pytest.raises(ReverieError, match="of which only_masked draws one; leave out one of them"):
         Inpaint(init=picture, mask=Image.new("L", (32, 32), 255), only_masked=True, regions=HALVES)
     for asked in ({"prompt": "a bear AND an apple"}, {"prompt": "a bear :1.2"}):

@@ -105,6 +105,10 @@ def test_a_comparison_lays_out_what_each_request_draws(tiny: Pipeline) -> None:
     sheet, pictures = compare(tiny, asked, {"replace": ("bear", "apple"), "seed": (7, 8)})
     wanted = [asked.replace(prompt=prompt, seed=seed) for seed in (7, 8) for prompt in ("a bear", "a apple")]
     assert [one.tobytes() for one in pictures] == [tiny.draw(one)[0].tobytes() for one in wanted]
+    regional = TextToImage(prompt="snow", seed=7, steps=1, regions=[{"prompt": "a bear", "box": "left"}])
+    other = regional.replace(regions=[{"prompt": "a fox", "box": "left"}])
+    _, (first, second) = compare(tiny, regional, {"replace": ("bear", "fox")})
+    assert [first.tobytes(), second.tobytes()] == [tiny.draw(one)[0].tobytes() for one in (regional, other)]
     width, height = pictures[0].size
     assert sheet.width > 2 * width
     assert sheet.height > 2 * height

@@ -67,6 +67,13 @@ def test_nothing_written_names_a_folder(loads: list[str | None], tmp_path: Path)
     assert all(b"someone" not in content for content in shards(tmp_path / "shards").values())
 
 
+def test_a_sample_names_the_pictures_of_its_request(loads: list[str | None], tmp_path: Path) -> None:
+    Image.new("L", (8, 8), 255).save(mask := tmp_path / "mask.png")
+    list(render([BEARS[0].replace(regions=[{"prompt": "snow", "mask": mask}])], tmp_path / "shards"))
+    (sample,) = read_samples(tmp_path / "shards" / "00000.tar")
+    assert json.loads(sample.content("json") or b"")["request"]["regions"][0]["mask"]["name"] == "mask.png"
+
+
 def test_what_is_whole_is_not_drawn_again(loads: list[str | None], tmp_path: Path) -> None:
     list(render(BEARS, tmp_path / "whole", shard_size=2))
     events = render(BEARS, tmp_path / "stopped", shard_size=2)

@@ -44,10 +44,13 @@ def test_a_picture_is_the_same_however_it_is_given(file: Path) -> None:
     assert [request.init.size for request in (by_path, by_url, by_record)] == [(24, 16)] * 3
     assert {request.init.image().tobytes() for request in (by_path, by_url, by_record)} == {Image.open(file).tobytes()}
     assert by_path.to_record()["init"] == {"name": "init.png", "sha256": by_path.init.sha256}
-    assert by_path.to_json().count("data:image/png;base64,") == 1
+    assert by_path.to_json().count("data:image/png;name=init.png;base64,") == 1
+    assert by_url.to_record() == by_path.to_record()
     assert "data" not in repr(by_path)
     with Image.open(file) as opened:
         assert asked(opened).init.image().tobytes() == opened.tobytes()
+    odd = asked(file.rename(file.with_name("a,b;c=d é%2F.png")))
+    assert ImageToImage.from_json(odd.to_json()).to_record() == odd.to_record()
 
 
 def test_a_recorded_picture_must_still_be_there(file: Path) -> None:

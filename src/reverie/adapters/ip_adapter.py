@@ -184,8 +184,11 @@ def _prompt(
 
 
 def mask_tensor(picture: Image.Image) -> Float[Tensor, "1 1 h w"]:
-    """Return the mask that a picture draws, 0 to 1."""
-    return torch.from_numpy(np.asarray(masks.from_picture(picture), dtype=np.float32) / 255)[None, None]
+    """Return the mask that a picture draws, 0 to 1. Raises ReverieError for one that is 0 everywhere."""
+    mask = masks.from_picture(picture)
+    if mask.getbbox() is None:
+        raise ReverieError("the mask is dark everywhere, so nothing acts; make the part where it is to act white")
+    return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)[None, None]
 
 
 def _numbers(adapter: IPAdapter, pooled: int, hidden: int) -> int:

@@ -168,9 +168,7 @@ def ask_grid(
     for cell in axes.cells():
         given: dict[str, Any] = {"seed": first.seed, **cell}
         groups = [replace(group, **_values(group, given)) for group in flags]
-        words, negative = axes.put_words(cell, given.get("prompt", prompt), groups[0].negative or "")
-        groups[0] = replace(groups[0], negative=negative or None)
-        requests += draw_many(ask_picture(words, *groups), many)
+        requests += draw_many(axes.put_words(cell, ask_picture(given.get("prompt", prompt), *groups)), many)
     return axes, tuple(requests)
 
 

@@ -89,6 +89,8 @@ def plan(profile: Profile, request: TextToImage, within: float) -> Plan:
         raise ReverieError(
             "a time budget is for one pass of one model; leave out hires, refiner, and samplers lcm and tcd"
         )
+    if request.tile_size is not None:
+        raise ReverieError("a time budget was not measured in tiles; leave out `tile_size`", field="tile_size")
     if request.timesteps or request.sigmas:
         raise ReverieError("a time budget chooses the number of steps; leave out timesteps and sigmas")
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0

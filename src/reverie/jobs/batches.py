@@ -53,16 +53,23 @@ class Axes:
         names = list(self.values)[::-1]
         return [dict(zip(names, cell, strict=True)) for cell in product(*(self.values[name] for name in names))]
 
-    def put_words(self, cell: Mapping[str, object], *prompts: str) -> tuple[str, ...]:
-        """Return prompts with a cell's words in place of the first ones. Raises ReverieError where none has those."""
+    def put_words(self, cell: Mapping[str, object], request: TextToImage) -> TextToImage:
+        """Return a request with a cell's words in place of the first ones in all its prompts.
+
+        Raises ReverieError where none has those.
+        """
         if SEARCH not in cell:
-            return prompts
-        words = str(self.values[SEARCH][0])
-        if not words or not any(words in prompt for prompt in prompts):
+            return request
+        words, others = str(self.values[SEARCH][0]), str(cell[SEARCH])
+        if not words or not any(words in prompt for prompt in (*request.prompts, request.negative)):
             raise ReverieError(
                 f"'{words}' is in no prompt; the first value of the axis {SEARCH} is what the others stand for"
             )
-        return tuple(prompt.replace(words, str(cell[SEARCH])) for prompt in prompts)
+        return request.replace(
+            prompt=request.prompt.replace(words, others),
+            negative=request.negative.replace(words, others),
+            regions=tuple(one.replace(prompt=one.prompt.replace(words, others)) for one in request.regions),
+        )
 
     @property
     def names(self) -> list[list[str]]:
@@ -98,9 +105,7 @@ def compare(
     pictures = []
     for cell in grid.cells():
         fields = {name: value for name, value in cell.items() if name != SEARCH}
-        one = request.replace(count=1, **fields)
-        prompt, negative = grid.put_words(cell, one.prompt, one.negative)
-        pictures += model.draw(one.replace(prompt=prompt, negative=negative))
+        pictures += model.draw(grid.put_words(cell, request.replace(count=1, **fields)))
     return grid.lay_out(pictures), pictures
 
 

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from urllib.parse import quote, unquote
 
 from PIL import Image
 from pydantic import AfterValidator, Field, PlainSerializer, SerializationInfo, model_serializer, model_validator
@@ -149,7 +150,7 @@ class FileReference(Frozen):
         if isinstance(given, Mapping):
             return cls._from_record(given)
         if isinstance(given, str) and given.startswith(DATA_URL):
-            return cls._from_bytes(_from_data_url(given, cls.what))
+            return cls._from_bytes(_from_data_url(given, cls.what)) | _name_in(given)
         if isinstance(given, str | Path):
             return cls._from_path(Path(_RESOLVER.get()(cls.what, str(given))))
         return cls._from_memory(given)
@@ -235,7 +236,7 @@ class SoundFile(FileReference):
 class Picture(FileReference):
     """A picture: a path, a PIL image or a data URL. `data` are its file's bytes, None where it was not found.
 
-    In a request's own JSON it is a data URL; in metadata its name and SHA-256.
+    In a request's own JSON it is a data URL, which says the file's name; in metadata its name and SHA-256.
     """
 
     what: ClassVar[str] = "picture"
@@ -266,7 +267,8 @@ class Picture(FileReference):
             return None
         with Image.open(io.BytesIO(self.data)) as opened:
             kind = (opened.format or "png").lower()
-        return f"{DATA_URL}image/{kind};base64,{base64.b64encode(self.data).decode()}"
+        named = "" if self.name is None else f";name={quote(self.name, safe='')}"
+        return f"{DATA_URL}image/{kind}{named};base64,{base64.b64encode(self.data).decode()}"
 
     @property
     def is_here(self) -> bool:
@@ -355,6 +357,12 @@ def _from_data_url(url: str, what: str) -> bytes:
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error) as error:
         raise ReverieError(f"'{url[:32]}...' is no {what}: {error}; write data:image/png;base64,...") from error
+
+
+def _name_in(url: str) -> dict[str, str]:
+    """Return the name of a file that a data URL says as its parameter `name`, if any."""
+    found = re.match(r"data:[^,]*?;name=([^;,]+)", url)
+    return {"name": name_of(unquote(found[1]))} if found else {}
 
 
 def find_model(name: str, what: str = "model") -> str:

@@ -33,6 +33,7 @@ FORMATS = {
     "films": ("mp4", "webm", "gif", "webp", "png"),
     "music": ("wav", "mp3", "flac", "ogg", "png"),
 }
+PICTURES_ALONE = ("best_of", "explain", "grid", "time_budget", "watermark")
 USUAL_SCALE = 4  # of an upscaler, which tells its own once it is loaded
 SECONDS = 2.0  # between two keyframes, where a film says nothing
 Asked = SampledRequest | Upscale | Question
@@ -103,6 +104,8 @@ class Submission(Frozen):
 
     def _add_styles(self, request: Mapping[str, Any], file: Path | None) -> dict[str, str]:
         """Return the prompts with the styles."""
+        if "prompt" not in ASKED[self.kind].model_fields:
+            raise ReverieError("`style` goes with a prompt; leave it out", field="style")
         prompt, negative = (request.get(name, "") for name in ("prompt", "negative"))
         if not isinstance(prompt, str) or not isinstance(negative, str):
             raise ReverieError("styles go with prompts, which are texts", field="style")
@@ -134,8 +137,7 @@ class Submission(Frozen):
         """Return the job that does it, into files of a name. Raises ReverieError for what is not allowed."""
         request, options = self.read(settings), self.options
         outputs = tuple(settings.outputs / f"{name}.{suffix}" for suffix in options.formats)
-        if self.dynamic and not isinstance(request, TextToImage):
-            raise ReverieError("`dynamic` is for pictures; leave it out", field="dynamic")
+        self._check_fit(request)
         if isinstance(request, Question):
             return AnswerJob(request=request, index=settings.index)
         if isinstance(request, Animation):
@@ -164,6 +166,15 @@ class Submission(Frozen):
             pictures = BatchJob.of(requests, outputs[0], finishing)
         pictures.check()
         return pictures
+
+    def _check_fit(self, request: Asked) -> None:
+        """Raise ReverieError for what goes with requests of another kind."""
+        if not isinstance(request, TextToImage):
+            asked = {"dynamic": self.dynamic, **{name: getattr(self.options, name) for name in PICTURES_ALONE}}
+            for name in filter(asked.get, asked):
+                raise ReverieError(f"`{name}` is for pictures; leave it out", field=name)
+        if self.film is not None and not isinstance(request, Music):
+            raise ReverieError("`film` is for music; leave it out", field="film")
 
     def _check_formats(self, of: str) -> None:
         for suffix in self.options.formats:
