@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
+from reverie.checkpoints.load import Components
 from reverie.checkpoints.save import save_autoencoder
 from reverie.corpora.concepts import Concept
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.train import enlarge, examples
-from reverie.train.enlarge import EnlargeObjective, EnlargeSettings, enlarge_decoder, same_latents, stem
+from reverie.train.enlarge import EnlargeObjective, EnlargeSettings, enlarge_decoder, predictions, same_latents, stem
 from reverie.train.examples import Scenes
 from reverie.train.loop import Learner, RunSettings
 
@@ -91,3 +96,28 @@ def test_the_decoder_and_a_new_stem_learn_and_nothing_else(
     for name, value in large.state_dict().items():
         frozen = not name.startswith((*enlarge.DECODER, *(enlarge.STEM if enlarged else ())))
         assert not frozen or torch.equal(value, before[name]), name
+
+
+def test_latents_are_drawn_of_captions_alone_where_steps_are_given(tmp_path: Path) -> None:
+    """A network that expects the same x0 at every noise level leads there, whatever the scene's own latents are."""
+    expected, config = torch.randn(1, 4, 2, 2), ScheduleConfig(prediction="v")
+
+    def v_of(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        sigma = config.schedule().t_to_sigma(t).view(-1, 1, 1, 1).to(x)
+        signal, noise = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+        return signal * (x - signal * expected) / noise - noise * expected
+
+    unet = nn.Identity()
+    unet.forward = v_of  # type: ignore[method-assign, assignment]
+    base = SimpleNamespace(
+        unet=unet,
+        schedule_config=config,
+        guidance=3.0,
+        tokenizers=(lambda texts: torch.zeros(len(texts), 1),),
+        text_encoders=(lambda ids: SimpleNamespace(last=ids),),
+    )
+    latents = torch.zeros(3, 4, 2, 2)
+    settings = EnlargeSettings("", steps=5)
+    pairs = predictions(cast(Components, base), Scenes(THINGS, 5, 3), latents, settings, 0, tmp_path / "pairs")
+    torch.testing.assert_close(pairs[:, 0].float(), expected.expand(3, -1, -1, -1), atol=5e-3, rtol=1e-3)
+    assert torch.equal(pairs[:, 1].float(), latents)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.training_utils import compute_density_for_timestep_sampling, compute_snr
 from torch import Tensor
 
@@ -53,6 +53,12 @@ def test_levels_are_drawn_as_diffusers_draws_them() -> None:
     for name in ("logit_normal", "mode"):
         u = compute_density_for_timestep_sampling(name, 500, 0.0, 1.0, 1.29, generator=generator())
         assert torch.equal(LEVELS[name](1000, 500, generator()), (u * 1000).long().clamp(0, 999))
+
+
+def test_levels_are_shifted_as_diffusers_shifts_the_times_of_flow() -> None:
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+    scheduler.set_timesteps(sigmas=torch.rand(500, generator=generator()).numpy())
+    assert torch.equal(LEVELS["shifted"](1000, 500, generator()), scheduler.timesteps.long().clamp(0, 999))
 
 
 def test_offset_and_perturbation_are_those_of_diffusers_examples() -> None:

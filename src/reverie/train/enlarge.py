@@ -4,14 +4,16 @@ The autoencoder gets one level more at the outside: its decoder draws 2 x 2 pixe
 gives, of the larger scene, today's latents of the halved one. What a U-Net learned of these latents stays valid.
 
 The decoder learns from what a sampler will hand it: one-step predictions of noised latents beside clean ones, with the
-scene as target, so that the small errors of predicted latents are not drawn as blotches. Loss: L1, and the distance of
-normalised ImageNet features (as LPIPS, Zhang et al. 2018, with EfficientNet-Lite0 and all channel weights 1).
+scene as target, so that the small errors of predicted latents are not drawn as blotches. Where captions say all that
+scenes show, latents that the model draws of them from noise alone serve as well: the decoder learns to mend what the
+U-Net misremembers. Loss: L1, and the distance of normalised ImageNet features (as LPIPS, Zhang et al. 2018, with
+EfficientNet-Lite0 and all channel weights 1).
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -30,11 +32,16 @@ from reverie.checkpoints.load import Components
 from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_pictures
 from reverie.data.loader import WHOLE, Batches, BatchPart
-from reverie.diffusion.denoiser import PREDICTIONS, denoiser
+from reverie.diffusion.denoiser import PREDICTIONS, Scalings, denoiser
+from reverie.diffusion.guidance import guide, linear, together
+from reverie.diffusion.multistep import dpmpp_2m
+from reverie.diffusion.noise import Noise
+from reverie.diffusion.spacings import karras
 from reverie.errors import choose
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder
 from reverie.models.lpips import FeatureDistance
+from reverie.requests.base import MAX_SEED
 from reverie.train.autoencoder import as_images, require_kl
 from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.imagenet import perceptual_features
@@ -61,6 +68,7 @@ class DecoderSettings:
     predicted: Share = 0.75  # of the latents are one-step predictions, at timesteps from `first` to `last`
     first: int = 20
     last: int = 800
+    steps: NonNegativeInt = 0  # in which predicted latents are drawn from noise alone, guided; 0 predicts them in one
     perceptual: NonNegativeFloat = 0.25
     perceptual_start: NonNegativeInt = 0  # the step from which it counts
 
@@ -261,24 +269,55 @@ def stem(autoencoder: Autoencoder, images: Float[Tensor, "b 3 h w"]) -> Float[Te
 def predictions(
     base: Components, scenes: Scenes, latents: Tensor, settings: DecoderSettings, seed: int, path: Path
 ) -> Float[Tensor, "n 2 c h w"]:
-    """Return for each of the latents its one-step prediction from a noised state, and itself; kept at `path`."""
+    """Return for each of the latents what the model predicts in its place, and itself; kept at `path`.
+
+    Predicted is in one step from a noised state, or from its caption alone, which must say all that the scene shows.
+    """
     unet = base.unet.eval()
     weights = sum(float(p.abs().sum()) for p in unet.parameters())  # tells one U-Net from another
-    made_of = json.dumps([weights, list(scenes.identity), seed, settings.first, settings.last], ensure_ascii=False)
+    chosen = [settings.first, settings.last, *([settings.steps] if settings.steps else [])]
+    made_of = json.dumps([weights, list(scenes.identity), seed, *chosen], ensure_ascii=False)
     if not is_kept(made_of, path):
-        schedule, rows = base.schedule_config.schedule(), []
-        scalings = choose("prediction", base.schedule_config.prediction, PREDICTIONS).scalings
+        predict = partial(_draw_of, steps=settings.steps) if settings.steps else partial(_one_step, settings=settings)
+        rows = []
         for start in range(0, len(latents), AT_ONCE):
             x0, generator = latents[start : start + AT_ONCE].float(), step_generator(seed, start)
-            t = torch.randint(settings.first, settings.last + 1, (1,), generator=generator)
-            sigma = schedule.t_to_sigma(t)[0]
-            noised = x0 + sigma.to(x0) * torch.randn(x0.shape, generator=generator)
             captions = [scenes.caption(index, 0) for index in range(start, start + len(x0))]
-            context = base.text_encoders[0](base.tokenizers[0](captions)).last
-            denoise = denoiser(partial(base.unet, context=context), schedule, scalings)
-            rows.append(torch.stack([denoise(noised, sigma), x0], 1).half())
+            rows.append(torch.stack([predict(base, x0, captions, generator), x0], 1).half())
         keep(torch.cat(rows), made_of, path)
     return read_tensor(path)
+
+
+def _one_step(
+    base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, settings: DecoderSettings
+) -> Tensor:
+    """Predict x0 in one step from itself with noise."""
+    schedule = base.schedule_config.schedule()
+    t = torch.randint(settings.first, settings.last + 1, (1,), generator=generator)
+    sigma = schedule.t_to_sigma(t)[0]
+    noised = x0 + sigma.to(x0) * torch.randn(x0.shape, generator=generator)
+    network = partial(base.unet, context=_context(base, captions))
+    return denoiser(network, schedule, _scalings(base))(noised, sigma)
+
+
+def _draw_of(base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, steps: int) -> Tensor:
+    """Draw what captions say, from noise, with the guidance that the model recommends."""
+    schedule, count = base.schedule_config.schedule(), len(captions)
+    context = torch.cat([_context(base, [""] * count), _context(base, captions)])
+    predict = guide(together(partial(base.unet, context=context)), linear(base.guidance))
+    sigmas = karras(schedule, steps)
+    noise = Noise(torch.randint(MAX_SEED, (count,), generator=generator).tolist(), x0.shape[1:])
+    x = sigmas[0].to(x0) * noise.initial()
+    *_, last = dpmpp_2m(denoiser(predict, schedule, _scalings(base)), x, sigmas, noise)
+    return last.x
+
+
+def _scalings(base: Components) -> Callable[..., Scalings]:
+    return choose("prediction", base.schedule_config.prediction, PREDICTIONS).scalings
+
+
+def _context(base: Components, captions: list[str]) -> Tensor:
+    return base.text_encoders[0](base.tokenizers[0](captions)).last
 
 
 def _image(scenes: Scenes, index: int) -> Float[Tensor, "3 h w"]:

@@ -59,6 +59,12 @@ def _mode(levels: int, count: int, generator: torch.Generator, scale: float = 1.
     return _at(1 - u - scale * ((torch.pi / 2 * u).cos() ** 2 - 1 + u), levels)
 
 
+def _towards_noise(levels: int, count: int, generator: torch.Generator, shift: float = 3.0) -> Int[Tensor, " count"]:
+    """Draw levels of which more are noisy: u -> s u / (1 + (s - 1) u) (Esser et al. 2403.03206, equation 23)."""
+    u = torch.rand(count, generator=generator)
+    return _at(shift * u / (1 + (shift - 1) * u), levels)
+
+
 def _at(u: Float[Tensor, " count"], levels: int) -> Int[Tensor, " count"]:
     return (levels * u).long().clamp(0, levels - 1)
 
@@ -67,6 +73,7 @@ LEVELS: dict[str, Callable[[int, int, torch.Generator], Tensor]] = {
     "uniform": _uniform,
     "logit_normal": _logit_normal,
     "mode": _mode,
+    "shifted": _towards_noise,
 }
 """Which of so many noise levels are drawn, so many at a time."""
 

@@ -336,7 +336,7 @@ def _box_of(draft: Draft, region: GraphRegion) -> tuple[float, float, float, flo
 def _read_patches(draft: Draft, model: Model) -> None:
     """Read what a model was patched with: IP-Adapters whose files and pictures are here, and fields of requests."""
     for name, value in model.fields:
-        draft.checked(name, value)
+        draft.put(name, value)
     for seen in model.seen:
         names, title = (seen.model, seen.encoder, seen.picture), f"IP-Adapter {shorten(seen.model)}"
         files = [find_beside(str(name)) if name else None for name in names]

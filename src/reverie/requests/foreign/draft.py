@@ -227,7 +227,7 @@ class Draft:
         except ReverieError as error:
             self.note(f"{title}: {error}; it is left out")
 
-    def checked(self, field: str, value: object) -> None:
+    def put(self, field: str, value: object) -> None:
         """Set a field of pictures to a value; one that is not possible is noted."""
         try:
             self.fields[field] = getattr(TextToImage.of({field: value}), field)

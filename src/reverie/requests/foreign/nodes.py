@@ -89,7 +89,7 @@ def _last_layer(node: Node, slot: int, want: type) -> object:
     return replace(node.get("clip", GraphClip) or GraphClip(), layer=node.scalar("stop_at_clip_layer"))
 
 
-def _perturbed(node: Node, slot: int, want: type) -> object:
+def _perturb_attention(node: Node, slot: int, want: type) -> object:
     model = node.get("model", Model) or Model()
     return replace(model, fields=(*model.fields, ("perturbed_guidance", node.scalar("scale"))))
 
@@ -375,7 +375,7 @@ _KNOWN: tuple[tuple[Reader, str], ...] = (
         "FreeU_V2, RescaleCFG, TomePatchModel, ModelSamplingDiscrete, HyperTile, IPAdapterUnifiedLoader, "
         "ModelSamplingContinuousEDM, PatchModelAddDownscale, SelfAttentionGuidance, DifferentialDiffusion",
     ),
-    (_perturbed, "PerturbedAttentionGuidance"),
+    (_perturb_attention, "PerturbedAttentionGuidance"),
     (_freeu, "FreeU"),
     (_ip_adapter, "IPAdapter, IPAdapterAdvanced"),
     # conditionings
