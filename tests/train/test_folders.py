@@ -182,6 +182,8 @@ def test_a_share_of_the_pictures_is_measured_and_not_learned(
     assert [stream.examples.members for stream in again.held_out] == [examples.members for examples in apart]
     with pytest.raises(ReverieError, match=r"held_out = 0.99 in \[data\] leaves nothing of 10 pictures"):
         objective(f"{HELD_OUT}0.99\n")
+    with pytest.raises(ReverieError, match=r"photos' in \[data\] holds pictures that are learned from"):
+        objective(f'{HELD_OUT}"PATH/photos"\n')
 
 
 def test_the_validation_loss_is_the_mean_over_a_folder_at_fixed_noise(

@@ -264,6 +264,11 @@ def open_examples(sections: dict[str, Any], base: Components, seed: int) -> dict
         found = open_pictures(data.pictures, data.caption, size, data.buckets, *varied, data.masks)
         others: dict[str, Pictures] = {}
         if isinstance(data.held_out, str):
+            own, apart = Path(data.pictures).resolve(), Path(data.held_out).resolve()
+            if own.is_relative_to(apart) or apart.is_relative_to(own):
+                raise ReverieError(
+                    f"held_out = '{data.held_out}' in [data] holds pictures that are learned from; give a folder beside"
+                )
             others = open_pictures(data.held_out, data.caption, size, data.buckets, masks=data.masks)
         elif data.held_out:
             found, others = hold_out(found, data.held_out, seed)
