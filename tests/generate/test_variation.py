@@ -127,7 +127,7 @@ def test_what_does_not_go_is_said(tiny: Pipeline, unclip: Pipeline, variations: 
         "tiny varies no pictures; give a model of SD 2.1 unCLIP": (tiny, {}),
         "tiny draws variations of pictures; give one as `vary`": (unclip, {"vary": []}),
         "reads no words; leave out the prompts": (variations, {"prompt": "a bear"}),
-        "leave out the prompts and `clip_skip`": (variations, {"clip_skip": 2}),
+        "leave out the prompts, `regions` and `clip_skip`": (variations, {"clip_skip": 2}),
         "tiny does not noise what it sees; leave out `noise_level`": (variations, {"noise_level": 3}),
     }
     for text, (system, changes) in refused.items():
