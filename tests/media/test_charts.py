@@ -78,6 +78,8 @@ def test_a_font_of_the_system_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "deep" / "NotoSansCJK-Bold.ttc").write_bytes(b"no font")
     (tmp_path / "Papyrus.ttf").write_bytes(b"no font")
     monkeypatch.setattr(charts, "font_folders", lambda: iter([tmp_path, tmp_path / "nowhere"]))
+    for name in ("XDG_DATA_HOME", "XDG_DATA_DIRS"):  # where Pillow looks for another file of the name
+        monkeypatch.setenv(name, str(tmp_path))
     found = charts.wide_fonts.__wrapped__()
     assert [Path(file).name for file in found] == ["NotoSansCJK-Regular.ttc", "NotoSansCJK-Bold.ttc"]
     monkeypatch.setattr(charts, "wide_fonts", lambda: found)

@@ -243,6 +243,16 @@ def test_wrong_recipes_get_one_line(recipe: Callable[[str], Path], tmp_path: Pat
         list(run(path, out))
 
 
+def test_patience_without_held_out_pictures_gets_one_line_before_anything_is_made(
+    recipe: Callable[[str], Path], tmp_path: Path
+) -> None:
+    path = recipe(PICTURES)
+    path.write_text(path.read_text().replace("save_every = 2", "save_every = 2\npatience = 1"))
+    with pytest.raises(ReverieError, match=r"patience in \[run\] waits for a validation loss; give held_out"):
+        next(prepare(path, out := tmp_path / "out"))
+    assert not out.exists()
+
+
 def test_a_file_in_place_of_the_folder_gets_one_line(
     recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -48,7 +48,7 @@ from reverie.train.inputs import (
     tell_plainly,
 )
 from reverie.train.latents import Pool, fill, open_pool
-from reverie.train.loop import RunSettings, device_of
+from reverie.train.loop import UNMEASURED, RunSettings, device_of
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
@@ -235,6 +235,8 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
     autoencoder = base.autoencoder.to(pick_device(settings.device))
     rows = open_examples(sections, base, settings.seed)
     import_module(OBJECTIVES[objective][0]).check(sections, base, rows)
+    if settings.patience and not any(name.startswith(HELD_OUT) for name in rows):
+        raise ReverieError(UNMEASURED)
     for note in notes(data.pictures, data.caption) if data.pictures else ():
         warn(note, RequestWarning, stacklevel=2)
     if not (folder / CHECKPOINT).exists():

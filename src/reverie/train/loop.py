@@ -42,6 +42,7 @@ from reverie.train.parallel import (
     sum_gradients,
 )
 
+UNMEASURED = "patience in [run] waits for a validation loss; give held_out in [data] as well"
 VALIDATION = "validation"  # of what is measured: the loss of examples that are not learned from
 TWICE = (ResidualBlock, SpatialTransformer, HintEmbedding, Layer)  # what may be computed again on the way back
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -276,7 +277,7 @@ class Learner:
             measured = {}
         if self.settings.patience:
             if VALIDATION not in measured:
-                raise ReverieError("patience in [run] waits for a validation loss; give held_out in [data] as well")
+                raise ReverieError(UNMEASURED)
             self.validations.append(measured[VALIDATION])
         return measured
 
