@@ -117,7 +117,8 @@ def test_a_prompt_becomes_a_picture_and_stands_in_the_gallery(visit: Callable[..
     (job,) = gallery(address)
     width = page.evaluate("document.querySelector('#picture').naturalWidth")
     page.click("#enlarge")
-    page.wait_for_function(f"document.querySelector('#picture').naturalWidth == {2 * width}")
+    picture.nth(1).wait_for()
+    assert page.evaluate("document.querySelector('#picture').decode().then(() => picture.naturalWidth)") == 2 * width
     assert [one["kind"] for one in gallery(address)] == ["upscale", "text_to_image"]
     httpx.delete(f"{address}/api/gallery/{gallery(address)[0]['id']}").raise_for_status()
     assert picture.first.get_attribute("alt") == f"a quiet bear in ink, seed {job['request']['seed']}"
