@@ -69,6 +69,7 @@ class DecoderSettings:
     first: int = 20
     last: int = 800
     steps: NonNegativeInt = 0  # in which predicted latents are drawn from noise alone, guided; 0 predicts them in one
+    guidance: NonNegativeFloat | None = None  # of that drawing; what the model recommends if not given
     perceptual: NonNegativeFloat = 0.25
     perceptual_start: NonNegativeInt = 0  # the step from which it counts
 
@@ -275,15 +276,14 @@ def predictions(
     """
     unet = base.unet.eval()
     weights = sum(float(p.abs().sum()) for p in unet.parameters())  # tells one U-Net from another
-    chosen = [settings.first, settings.last, *([settings.steps] if settings.steps else [])]
-    made_of = json.dumps([weights, list(scenes.identity), seed, *chosen], ensure_ascii=False)
+    way = [settings.steps, settings.guidance] if settings.steps else [settings.first, settings.last]
+    made_of = json.dumps([weights, list(scenes.identity), seed, *way], ensure_ascii=False)
     if not is_kept(made_of, path):
-        predict = partial(_draw_of, steps=settings.steps) if settings.steps else partial(_one_step, settings=settings)
-        rows = []
+        predict, rows = _draw_of if settings.steps else _one_step, []
         for start in range(0, len(latents), AT_ONCE):
             x0, generator = latents[start : start + AT_ONCE].float(), step_generator(seed, start)
             captions = [scenes.caption(index, 0) for index in range(start, start + len(x0))]
-            rows.append(torch.stack([predict(base, x0, captions, generator), x0], 1).half())
+            rows.append(torch.stack([predict(base, x0, captions, generator, settings), x0], 1).half())
         keep(torch.cat(rows), made_of, path)
     return read_tensor(path)
 
@@ -300,12 +300,15 @@ def _one_step(
     return denoiser(network, schedule, _scalings(base))(noised, sigma)
 
 
-def _draw_of(base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, steps: int) -> Tensor:
-    """Draw what captions say, from noise, with the guidance that the model recommends."""
+def _draw_of(
+    base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, settings: DecoderSettings
+) -> Tensor:
+    """Draw what captions say, from noise, with guidance."""
+    guidance = base.guidance if settings.guidance is None else settings.guidance
     schedule, count = base.schedule_config.schedule(), len(captions)
     context = torch.cat([_context(base, [""] * count), _context(base, captions)])
-    predict = guide(together(partial(base.unet, context=context)), linear(base.guidance))
-    sigmas = karras(schedule, steps)
+    predict = guide(together(partial(base.unet, context=context)), linear(guidance))
+    sigmas = karras(schedule, settings.steps)
     noise = Noise(torch.randint(MAX_SEED, (count,), generator=generator).tolist(), x0.shape[1:])
     x = sigmas[0].to(x0) * noise.initial()
     *_, last = dpmpp_2m(denoiser(predict, schedule, _scalings(base)), x, sigmas, noise)
