@@ -72,7 +72,7 @@ class Submission(Frozen):
 
     model_config = ConfigDict(defer_build=False)  # FastAPI warns of deferred schemas
 
-    kind: str = Field(description="text_to_image, image_to_image, inpaint, outpaint, upscale, animation or music")
+    kind: str = Field(json_schema_extra={"enum": [*ASKED]})
     request: dict[str, Any] = Field(default={}, description="the fields of the request")
     model: str | None = Field(default=None, description="a name of /api/models; the default if not given")
     style: Annotated[tuple[str | PromptStyle, ...], _alone(str | PromptStyle)] = Field(

@@ -59,10 +59,15 @@ OF_DYNAMIC |= {10: "a fixed seed", 11: "a prompt of another seed", 13: "Jinja2",
 OF_MODULES = {"threshold_a", "threshold_b", "processor_res"}  # change nothing without a preprocessor
 
 
+def _allow_null(schema: Json) -> None:
+    for name in schema["properties"].keys() - schema.get("required", ()):
+        schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "null"}]}
+
+
 class Lenient(BaseModel):
     """Fields of which null means not given, and others beside them."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_allow_null)
 
     @model_validator(mode="before")
     @classmethod
