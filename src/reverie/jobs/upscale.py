@@ -50,7 +50,7 @@ class Upscale(Frozen):
         """Return width and height of the result of an upscaler that makes a picture `own` times larger."""
         if self.width is not None and self.height is not None:
             return self.width, self.height
-        width, height = self.picture.image().size
+        width, height = self.picture.size
         factor = self.scale or own
         return max(1, round(width * factor)), max(1, round(height * factor))
 
