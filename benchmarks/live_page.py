@@ -30,7 +30,13 @@ PROMPT = "a bear on a green background"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 WAIT = 120_000  # milliseconds, on a busy machine
 SECONDS = 0.6  # that a stroke takes
-PARTS = ("until it is on the screen", "until it is sent", "until its picture came", "of that drawing", "until it is shown")
+PARTS = (
+    "until it is on the screen",
+    "until it is sent",
+    "until its picture came",
+    "of that drawing",
+    "until it is shown",
+)
 WATCH = """() => {
   Object.assign(window, { released: 0, sent: 0, heard: 0, seen: 0 });
   addEventListener("pointerup", (event) => (released = event.timeStamp), true);
