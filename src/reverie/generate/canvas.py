@@ -139,16 +139,16 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
     factor = system.codec.factor
     match request:
         case Outpaint():
-            width, height = request.init.size
+            width, height = request.init.image().size
             width, height = width + request.left + request.right, height + request.top + request.bottom
         case Inpaint(only_masked=True):
             return system.size, system.size
         case ImageToImage():
-            width, height = request.init.size
+            width, height = request.init.image().size
             if enlarges(system):
                 return width * factor, height * factor
         case TextToImage(depth=Picture() as depth):
-            width, height = depth.size
+            width, height = depth.image().size
         case _:
             return system.size, system.size
     return max(1, round(width / factor)) * factor, max(1, round(height / factor)) * factor

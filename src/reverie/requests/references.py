@@ -276,9 +276,9 @@ class Picture(FileReference):
         return self.data is not None
 
     @cached_property
-    def size(self) -> tuple[int, int]:
-        """Return width and height in pixels, upright. Raises ReverieError where it was not found."""
-        return self.image().size
+    def size(self) -> tuple[int, int] | None:
+        """Return width and height in pixels, or None where it was not found."""
+        return None if self.data is None else self.image().size
 
     @property
     def transparent(self) -> bool | None:

@@ -208,7 +208,7 @@ def check_limits(request: Asked, options: Options, limits: Limits) -> None:
 
 def _demands(request: Asked, options: Options, limits: Limits) -> Iterator[_Demand]:
     if isinstance(request, Upscale):  # the first pass makes a picture several times larger, whatever is asked for
-        for size in (request.picture.size, request.size(USUAL_SCALE)):
+        for size in (request.picture.size or (0, 0), request.size(USUAL_SCALE)):
             yield _Demand("picture", math.prod(size), limits.pixels, "pixels")
     if not isinstance(request, SampledRequest):
         return
@@ -245,7 +245,8 @@ def _tiles(side: int | None, *lengths: int) -> int:
 
 def _size(request: TextToImage) -> tuple[int, int]:
     """Return width and height in pixels, 0 where the model decides."""
-    width, height = request.init.size if isinstance(request, ImageToImage | Outpaint) else (0, 0)
+    own = request.init.size if isinstance(request, ImageToImage | Outpaint) else None
+    width, height = own or (0, 0)
     if isinstance(request, Outpaint):
         return width + request.left + request.right, height + request.top + request.bottom
     return request.width or width, request.height or height
