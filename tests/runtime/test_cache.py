@@ -211,7 +211,6 @@ def test_large_models_are_kept_and_the_command_shows_and_clears_them(
 ) -> None:
     monkeypatch.setenv("REVERIE_CACHE", str(tmp_path / "cache"))
     tiny.save(tmp_path / "tiny")
-    monkeypatch.setattr(system, "PACKED_FROM", 16)
 
     def draw() -> Tensor:
         model = system.load(tmp_path / "tiny", device="cpu")
