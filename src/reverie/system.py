@@ -29,7 +29,6 @@ from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_thr
 from reverie.runtime.cache import machine_folder
 from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
-from reverie.runtime.kernels import hold_memory
 from reverie.runtime.offload import HOST, Offloader, pick_offloader
 from reverie.runtime.transform import pick_device, pick_dtype, to_channels_last
 
@@ -345,7 +344,6 @@ def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: 
     pack(components.autoencoder)
     unet = components.unet
     if max(unet.config.block_out_channels) < WIDE_FROM:
-        hold_memory()
         for network in (*components.text_encoders, unet, components.autoencoder.decoder):
             spare_threads(network)
     if not int8:

@@ -122,7 +122,8 @@ def test_a_damaged_file_is_written_anew(
 
 
 def test_a_file_is_added_up_once_each_time_the_system_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    summed, add_up = [], cache.total
+    summed: list[int] = []
+    add_up = cache.total
     write(tmp_path / "one", [kernels.pack_linear(torch.randn(16, 16))])
     monkeypatch.setattr(cache, "total", lambda memory: summed.append(len(memory)) or add_up(memory))
     for started, again in (("a", 1), ("a", 0), ("b", 1)):

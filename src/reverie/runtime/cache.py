@@ -144,7 +144,8 @@ def _table(held: memoryview) -> list[tuple[int, int, int, list[int], str, str]]:
     table = bytes(held[-FOOT - size : -FOOT])
     if hashlib.sha256(table).digest() != held[-FOOT:-LENGTH]:
         raise ValueError("the table is damaged")
-    return json.loads(table)
+    parts: list[tuple[int, int, int, list[int], str, str]] = json.loads(table)
+    return parts
 
 
 def total(memory: memoryview) -> int:

@@ -212,7 +212,7 @@ HELD, MAPPED = 2**28, 2**25  # bytes: free at most, and of a block that the syst
 def hold_memory() -> None:
     """Let freed memory wait for its next use, where glibc is there: mallopt(3).
 
-    Small networks free blocks of a few MiB hundreds of times a second, and each page that comes anew costs microseconds.
+    Small networks free blocks of a few MiB all the time, and each page that comes anew costs microseconds.
     """
     tune = getattr(_libc(), "mallopt", None)
     if tune is not None:

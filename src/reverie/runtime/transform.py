@@ -169,8 +169,10 @@ def one_thread() -> Iterator[None]:
 def spare_threads(network: nn.Module, environment: Mapping[str, str] = os.environ) -> None:
     """Let a network on the CPU compute on one thread where its input is small; nothing changes around its calls.
 
-    It is for networks of small operations, and does nothing where the environment says how many threads to use.
+    It is for networks of small operations, for whose sake freed memory waits for its next use, too. The threads stay
+    as they are where the environment says how many to use.
     """
+    kernels.hold_memory()
     if not _threads_chosen(environment):
         network.register_forward_pre_hook(_enter)
         network.register_forward_hook(_leave, always_call=True)
