@@ -59,7 +59,7 @@ KARRAS = {"use_karras_sigmas": True}
         ({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}, "euler", "trailing", 0),
         (KARRAS | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}, "euler", "karras", 1),
         (KARRAS | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace"}, "euler", "karras", 0),
-        (KARRAS | {"_class_name": "DPMSolverMultistepScheduler", "timestep_spacing": "leading"}, "dpmpp_2m", "karras", 0),
+        (KARRAS | {"_class_name": "UniPCMultistepScheduler", "timestep_spacing": "leading"}, "unipc", "karras", 0),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "leading", "steps_offset": 1}, "ddim", "ddim", 0),
         ({"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": True}, "euler", "leading", 1),
         ({"_class_name": "DEISMultistepScheduler"}, "dpmpp_2m", "leading", 1),
