@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,6 +27,7 @@ from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline, load
 from reverie.requests.parts import IPAdapterInput
 from reverie.runtime import is_packed, pack
+from reverie.runtime.offload import OFFLOADS, Offloader
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs
 PICTURES = [
@@ -179,6 +181,14 @@ def test_packed_networks_see_the_same(tower: Path, tiny: Pipeline) -> None:
         packed = bind_image_prompts(wide, prompts, wide.network)(said)(x, t)
         assert (packed - plain).abs().max() < 1e-5
         assert (packed - wide.network(said)(x, t)).abs().max() > 1e-3
+
+
+def test_offloaded_networks_see_the_same(files: dict[str, Path], tiny: Pipeline) -> None:
+    kept, offloader = copy.deepcopy(tiny), Offloader(torch.device("cpu"), OFFLOADS["blocks"])
+    offloader.take(*kept.text_encoders, kept.unet, kept.autoencoder)
+    asked = {"ip_adapters": [{"model": str(files["plain"]), "images": PICTURES[:1]}], "seed": SEED, "steps": 2}
+    ours, plain = (system.text_to_image("a bear", perturbed_guidance=3.0, **asked)[0] for system in (kept, tiny))
+    assert ours.tobytes() == plain.tobytes()
 
 
 def test_a_tower_alone_in_a_file_and_in_a_whole_clip(tower: Path, tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ from reverie.requests.films import Animation, Keyframe
 from reverie.requests.pictures import TextToImage
 
 WORDS = ["a bear @seed 3", "an apple @seed 4", "blue @seed 5"]
-PLAIN: dict[str, object] = {"guidance_interval": (0.0, 1.0), "cache_steps": 1, "merge_tokens": 0.0}
+PLAIN: dict[str, object] = {
+    **{"guidance_interval": (0.0, 1.0), "cache_steps": 1, "merge_tokens": 0.0, "perturbed_guidance": 0.0},
+    **{"freeu": None, "cfg_pp": False, "guidance": 3.0, "sampler": "dpmpp_2m", "regions": ()},
+}
 
 
 def film(system: Pipeline, *keyframes: object, batch: int = 4, **fields: object) -> list[Frame]:

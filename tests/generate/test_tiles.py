@@ -115,7 +115,7 @@ def steered(kind: str, system: Pipeline, folder: Path) -> tuple[Pipeline, dict[s
         case "nothing":
             return system, {"init": PICTURE, "strength": 0.5}
         case "regions":
-            return system, {"regions": [{"prompt": "an apple", "mask": half}, {"prompt": "blue", "box": (0, 0, 0.25, 1)}]}
+            return system, {"regions": [{"prompt": "an apple", "negative": "red", "mask": half}, {"prompt": "blue", "box": (0, 0, 0.25, 1)}]}
         case "T2I-Adapter":
             adapter = T2IAdapter(T2IAdapterConfig(widths=system.unet.config.block_out_channels, layers=1))
             for parameter in adapter.parameters():
@@ -126,6 +126,11 @@ def steered(kind: str, system: Pipeline, folder: Path) -> tuple[Pipeline, dict[s
         case "ControlNet-LLLite":
             save_file(lllite_weights(), file := folder / "lllite.safetensors")
             return system, {"controls": [{"model": str(file), "image": PICTURE, "weight": 4.0}]}
+        case "editing":  # also blind to the picture that it edits
+            save_file(lllite_weights(), file := folder / "lllite.safetensors")
+            edits = replace(system, unet=localise(UNet(replace(system.unet.config, in_channels=8))))
+            control = {"model": str(file), "image": PICTURE, "weight": 4.0}
+            return edits, {"init": PICTURE, "image_guidance": 3.0, "strength": 1.0, "controls": [control]}
         case "refiner":
             return system, {"refiner": {"model": "other", "switch": 0.5}}
         case _:
@@ -135,7 +140,10 @@ def steered(kind: str, system: Pipeline, folder: Path) -> tuple[Pipeline, dict[s
             return enlarging, {"init": PICTURE.resize((16, 12)), "width": 64, "height": 48, "noise_level": 30}
 
 
-@pytest.mark.parametrize("kind", ["nothing", "regions", "T2I-Adapter", "ControlNet-LLLite", "refiner", "x4 upscaler"])
+STEERED = ("nothing", "regions", "T2I-Adapter", "ControlNet-LLLite", "editing", "refiner", "x4 upscaler")
+
+
+@pytest.mark.parametrize("kind", STEERED)
 def test_a_network_that_sees_no_further_than_a_place_gives_in_tiles_what_it_gives_at_once(
     kind: str, local: Pipeline, tmp_path: Path
 ) -> None:

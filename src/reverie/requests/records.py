@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.files import name_of
 from reverie.media.pictures import PARAMETERS, REQUEST, parameters_text
 from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
@@ -52,7 +53,7 @@ def with_upscaler(text: str, upscaler: str) -> str:
     """Return our JSON of a picture, which says by what it was enlarged since."""
     if (data := json_object(text)) is None:
         return text
-    return json.dumps({**data, UPSCALER: ", ".join([*filter(None, [data.get(UPSCALER)]), recorded_name(upscaler)])})
+    return json.dumps({**data, UPSCALER: ", ".join([*filter(None, [data.get(UPSCALER)]), name_of(upscaler)])})
 
 
 def texts(request: SampledRequest, model: str, film: Film | None = None) -> dict[str, str]:
