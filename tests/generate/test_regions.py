@@ -301,7 +301,7 @@ def test_what_regions_do_not_go_with_is_said(tiny: Pipeline) -> None:
     with pytest.raises(ReverieError, match="a box or a mask; give one of them"):
         Region(prompt="a bear")
     for box in ((0, 0, 1), (0, 1)):
-        with pytest.raises(ReverieError, match="is not possible; it should have 4 items$"):
+        with pytest.raises(ReverieError, match=r"is not possible; it should have 4 items$"):
             Region(prompt="a bear", box=box)
     with pytest.raises(ReverieError, match="the mask is dark everywhere, so nothing acts; make the part"):
         tiny.text_to_image("snow", regions=[{"prompt": "a bear", "mask": Image.new("L", (32, 32))}])

@@ -111,33 +111,32 @@ def steered(kind: str, system: Pipeline, folder: Path) -> tuple[Pipeline, dict[s
     torch.manual_seed(4)
     half = Image.new("L", PICTURE.size)
     half.paste(255, (32, 0, 128, 64))
-    match kind:
-        case "nothing":
-            return system, {"init": PICTURE, "strength": 0.5}
-        case "regions":
-            return system, {"regions": [{"prompt": "an apple", "negative": "red", "mask": half}, {"prompt": "blue", "box": (0, 0, 0.25, 1)}]}
-        case "T2I-Adapter":
-            adapter = T2IAdapter(T2IAdapterConfig(widths=system.unet.config.block_out_channels, layers=1))
-            for parameter in adapter.parameters():
-                torch.nn.init.normal_(parameter, std=0.3)
-            state = {f"adapter.{name}": tensor for name, tensor in localise(adapter).state_dict().items()}
-            save_file(state, file := folder / "t2i.safetensors")
-            return system, {"controls": [{"model": str(file), "image": PICTURE, "weight": 2.0}]}
-        case "ControlNet-LLLite":
-            save_file(lllite_weights(), file := folder / "lllite.safetensors")
-            return system, {"controls": [{"model": str(file), "image": PICTURE, "weight": 4.0}]}
-        case "editing":  # also blind to the picture that it edits
-            save_file(lllite_weights(), file := folder / "lllite.safetensors")
-            edits = replace(system, unet=localise(UNet(replace(system.unet.config, in_channels=8))))
-            control = {"model": str(file), "image": PICTURE, "weight": 4.0}
-            return edits, {"init": PICTURE, "image_guidance": 3.0, "strength": 1.0, "controls": [control]}
-        case "refiner":
-            return system, {"refiner": {"model": "other", "switch": 0.5}}
-        case _:
-            config = replace(system.unet.config, in_channels=7, num_class_embeds=1000)
-            small = replace(AUTOENCODERS["x4-upscaler"], block_out_channels=(8,) * 3, layers_per_block=1, norm_num_groups=4)
-            enlarging = replace(system, unet=localise(UNet(config)), autoencoder=Autoencoder(small).eval())
-            return enlarging, {"init": PICTURE.resize((16, 12)), "width": 64, "height": 48, "noise_level": 30}
+    if kind in ("ControlNet-LLLite", "editing"):
+        save_file(lllite_weights(), folder / "control.safetensors")
+    if kind == "T2I-Adapter":
+        adapter = T2IAdapter(T2IAdapterConfig(widths=system.unet.config.block_out_channels, layers=1))
+        for parameter in adapter.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        state = {f"adapter.{name}": tensor for name, tensor in localise(adapter).state_dict().items()}
+        save_file(state, folder / "control.safetensors")
+    if kind == "editing":
+        system = replace(system, unet=localise(UNet(replace(system.unet.config, in_channels=8))))
+    if kind == "x4 upscaler":
+        config = replace(system.unet.config, in_channels=7, num_class_embeds=1000)
+        small = replace(AUTOENCODERS["x4-upscaler"], block_out_channels=(8,) * 3, layers_per_block=1, norm_num_groups=4)
+        system = replace(system, unet=localise(UNet(config)), autoencoder=Autoencoder(small).eval())
+    controls = [{"model": str(folder / "control.safetensors"), "image": PICTURE, "weight": 4.0}]
+    regions = [{"prompt": "an apple", "negative": "red", "mask": half}, {"prompt": "blue", "box": (0, 0, 0.25, 1)}]
+    asked: dict[str, dict[str, object]] = {
+        "nothing": {"init": PICTURE, "strength": 0.5},
+        "regions": {"regions": regions},
+        "T2I-Adapter": {"controls": controls},
+        "ControlNet-LLLite": {"controls": controls},
+        "editing": {"init": PICTURE, "image_guidance": 3.0, "strength": 1.0, "controls": controls},  # also blind to it
+        "refiner": {"refiner": {"model": "other", "switch": 0.5}},
+        "x4 upscaler": {"init": PICTURE.resize((16, 12)), "width": 64, "height": 48, "noise_level": 30},
+    }
+    return system, asked[kind]
 
 
 STEERED = ("nothing", "regions", "T2I-Adapter", "ControlNet-LLLite", "editing", "refiner", "x4 upscaler")

@@ -297,7 +297,11 @@ def parse_region(text: str) -> Fields:
         raise ReverieError(f"--region '{text}' is not possible; write PLACE=PROMPT such as 'left=a bear'")
     place, weight, prompt = next((pair for pair in pairs if Path(pair[0]).is_file()), pairs[0])
     prompt, *negative = re.split(r"(?:^|\s+)@negative(?:\s+|$)", prompt, maxsplit=1)
-    fields = {"prompt": prompt, **({"weight": weight} if weight else {}), **({"negative": negative[0]} if negative else {})}
+    fields = {
+        "prompt": prompt,
+        **({"weight": weight} if weight else {}),
+        **({"negative": negative[0]} if negative else {}),
+    }
     if Path(place).is_file():
         return {**fields, "mask": place}
     try:
