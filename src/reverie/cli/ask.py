@@ -287,7 +287,10 @@ def parse_ip_adapter(text: str) -> Fields:
 
 
 def parse_region(text: str) -> Fields:
-    """Read PLACE=PROMPT or PLACE:WEIGHT=PROMPT, and a negative prompt. Raises ReverieError where the place is neither a box nor a mask."""
+    """Read PLACE=PROMPT or PLACE:WEIGHT=PROMPT, and a negative prompt.
+
+    Raises ReverieError where the place is neither a box nor a mask.
+    """
     from reverie.requests.parts import BOX_FORMS, read_box
 
     ends = [at for at, sign in enumerate(text) if sign == "="]  # a mask's name may hold some, and a prompt too
