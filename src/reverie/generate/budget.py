@@ -18,6 +18,7 @@ from reverie.errors import ReverieError
 from reverie.files import cache_folder, write_text
 from reverie.generate.image import fill_in, stream
 from reverie.requests.base import steps_taken
+from reverie.requests.parts import ControlInput, IPAdapterInput
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
@@ -139,7 +140,8 @@ def _key(system: StableDiffusion, request: TextToImage) -> str:
     block = system.unet.down_blocks[-1].get_submodule("resnets.0")
     model = (system.name, str(system.dtype), str(system.unet.config), type(block).__name__)
     guided = (request.guidance == 1, request.guidance_interval, bool(request.perturbed_guidance))
-    steering = [(one.model, one.weight > 0) for one in (*request.controls, *request.ip_adapters)]
+    asked: list[ControlInput | IPAdapterInput] = [*request.controls, *request.ip_adapters]
+    steering = [(one.model, one.weight > 0) for one in asked]
     seen = (request.kind, getattr(request, "image_guidance", None), request.freeu is not None, len(request.regions))
     drawing = (request.width, request.height, *guided, request.merge_tokens, *seen, *steering)
     return hashlib.sha256(repr((machine, model, drawing)).encode()).hexdigest()[:32]

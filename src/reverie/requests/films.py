@@ -226,12 +226,13 @@ class Animation(SampledRequest):
     @property
     def prompts(self) -> tuple[str, ...]:
         """Return the keyframes' prompts, and those of regions."""
-        return tuple(one.prompt for one in (*self.keyframes, *self.regions))
+        return (*(keyframe.prompt for keyframe in self.keyframes), *(region.prompt for region in self.regions))
 
     @property
     def negatives(self) -> tuple[str, ...]:
         """Return the film's negative prompt and those of keyframes and regions."""
-        return (self.negative, *(one.negative or "" for one in (*self.keyframes, *self.regions)))
+        own = (*(keyframe.negative for keyframe in self.keyframes), *(region.negative for region in self.regions))
+        return (self.negative, *(negative or "" for negative in own))
 
     def _check_times(self) -> None:
         times = [keyframe.time for keyframe in self.keyframes]
