@@ -52,6 +52,8 @@ def test_what_does_not_fit_is_said() -> None:
     for other in (BEAR.replace(hires=Hires()), BEAR.replace(sampler="lcm")):
         with pytest.raises(ReverieError, match="one pass"):
             plan(PROFILE, other, 60)
+    with pytest.raises(ReverieError, match="takes the sampler dpmpp_2m; leave out `cfg_pp`"):
+        plan(PROFILE, BEAR.replace(cfg_pp=True, guidance=0.6, sampler="euler"), 60)
     with pytest.raises(ReverieError, match="not measured in tiles; leave out `tile_size`"):
         plan(PROFILE, BEAR.replace(tile_size=64), 6)
 

@@ -283,7 +283,8 @@ def parse_ip_adapter(text: str) -> Fields:
     fields = parse_fields(text, "ip-adapter", ("image",))
     if "image" not in fields:
         raise ReverieError(f"--ip-adapter '{text}' names no picture; write image=FILE into it")
-    return {**fields, "images": fields.pop("image")}
+    images = fields.pop("image")
+    return {**fields, "images": images}
 
 
 def parse_region(text: str) -> Fields:

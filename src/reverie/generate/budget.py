@@ -98,6 +98,8 @@ def check_measurable(request: TextToImage) -> None:
         )
     if request.tile_size is not None:
         raise ReverieError("a time budget was not measured in tiles; leave out `tile_size`", field="tile_size")
+    if request.cfg_pp or request.eta is not None:
+        raise ReverieError(f"a time budget takes the sampler {SAMPLER}; leave out `cfg_pp` and `eta`")
     if request.timesteps or request.sigmas:
         raise ReverieError("a time budget chooses the number of steps; leave out timesteps and sigmas")
 
