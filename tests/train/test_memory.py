@@ -20,7 +20,8 @@ from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.train.finetune import build
 from reverie.train.latents import open_pool
-from reverie.train.loop import Learner, RunSettings, recompute_layers_
+from reverie.train.layers import recompute_layers_
+from reverie.train.loop import Learner, RunSettings
 from reverie.train.optimisers import OPTIMISERS, make_optimisers
 from reverie.train.plan import STATES, blank_pool, peak_of_step, plan
 from reverie.train.recipe import read, section

@@ -30,7 +30,7 @@ from reverie.requests.parts import ControlInput
 from reverie.runtime.transform import pick_device
 from reverie.system import Conditioning
 from reverie.train import begun, control, inversion, lora, texts
-from reverie.train.checkpoint import CHECKPOINT
+from reverie.train.checkpoint import latest
 from reverie.train.diffusion import DiffusionObjective
 from reverie.train.examples import Examples
 from reverie.train.folders import notes
@@ -239,7 +239,7 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         raise ReverieError(UNMEASURED)
     for note in notes(data.pictures, data.caption) if data.pictures else ():
         warn(note, RequestWarning, stacklevel=2)
-    if not (folder / CHECKPOINT).exists():
+    if latest(folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
         begun.write(folder, begun.deciding(sections, asdict(settings)))
     for name, examples in rows.items():
@@ -267,7 +267,7 @@ def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
     Raises ReverieError where the run has begun with others: its checkpoint would fit them in size, and not in meaning.
     """
     path, words = out / WORDS, json.dumps(merges)
-    if not (out / CHECKPOINT).exists() or not path.exists():
+    if latest(out) is None or not path.exists():
         path.write_text(words, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != words:
         raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another `out`")

@@ -27,7 +27,8 @@ from reverie.train.diffusion import DiffusionObjective
 from reverie.train.examples import Examples, Pictures
 from reverie.train.inputs import Alternating
 from reverie.train.latents import Mixed, Stream
-from reverie.train.loop import RunSettings, recompute_layers_
+from reverie.train.layers import recompute_layers_
+from reverie.train.loop import RunSettings
 from reverie.train.pairs import TRIES, first_readable
 from reverie.train.parallel import parts
 from reverie.train.recipe import OBJECTIVES, read, section
