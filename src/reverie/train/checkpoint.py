@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pickle
 import shutil
-from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 from zipfile import BadZipFile, ZipFile
@@ -17,7 +16,7 @@ from reverie.train import begun
 from reverie.train.parallel import is_first, is_restarted
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
-PARTS = "checkpoints"  # the same in parts: a folder for the step, see `shards`
+PARTS = "checkpoints"  # the same in parts: a folder for the step, see `sharding`
 DAMAGED = (RuntimeError, OSError, EOFError, BadZipFile, pickle.UnpicklingError)
 
 
@@ -51,7 +50,9 @@ def save_checkpoint(out: Path, step: int, learner: Stateful) -> None:
     state, path, file = {"step": step, **learner.state_dict()}, out / PARTS / f"{step:08d}", out / CHECKPOINT
     if learner.in_parts:
         with unwritable(path):
-            import_module("reverie.train.shards").save(path, state)
+            from reverie.train.sharding import save
+
+            save(path, state)
         for old in (out / PARTS).iterdir() if is_first() else ():
             if old != path:
                 shutil.rmtree(old)
@@ -85,12 +86,18 @@ def load_checkpoint(path: Path, learner: Stateful) -> int:
 def _read(path: Path, learner: Stateful) -> dict[str, Any]:
     """Read a checkpoint into what the learner holds, or whole. Raises ValueError for one of another recipe."""
     if path.is_dir():
-        return import_module("reverie.train.shards").load(path, _own(learner))
+        from reverie.train.sharding import load
+
+        return load(path, _own(learner))
     with ZipFile(path) as archive:  # whose checksums torch does not look at
         if archive.testzip() is not None:
             raise BadZipFile
     state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return import_module("reverie.train.shards").divide(state, _own(learner)) if learner.in_parts else state
+    if learner.in_parts:
+        from reverie.train.sharding import divide
+
+        return divide(state, _own(learner))
+    return state
 
 
 def _own(learner: Stateful) -> dict[str, Any]:

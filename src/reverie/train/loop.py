@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from importlib import import_module
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from pydantic import NonNegativeInt, PositiveInt
@@ -40,6 +39,9 @@ from reverie.train.parallel import (
     share_statistics_,
     sum_gradients,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
 
 UNMEASURED = "patience in [run] waits for a validation loss; give held_out in [data] as well"
 VALIDATION = "validation"  # of what is measured: the loss of examples that are not learned from
@@ -71,7 +73,7 @@ class RunSettings:
     threads: int = 0  # torch threads; 0 leaves torch's choice
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU where there is one
     recompute_layers: bool = False  # on the way back: half the layers' memory or less, for a third more time
-    shard: bool = False  # leaves each process a part of all weights and what is kept for them, of `shards`
+    shard: bool = False  # leaves each process a part of all weights and what is kept for them (`sharding.py`)
     precision: str = "float32"  # in which networks multiply, a key of PRECISIONS; weights stay in float32
 
     def __post_init__(self) -> None:
@@ -230,7 +232,9 @@ class Learner:
             if self.average is not None:
                 held.enter_context(self.average.swap_in())
             if self.shards:
-                held.enter_context(import_module("reverie.train.shards").whole(self.shards))
+                from reverie.train.sharding import whole
+
+                held.enter_context(whole(self.shards))
             yield
 
     @property
@@ -278,7 +282,7 @@ def _layered(objective: Objective, setting: str) -> Layered:
     return objective
 
 
-def _shard(objective: Objective, device: torch.device | None) -> list[Any]:
+def _shard(objective: Objective, device: torch.device | None) -> list[FSDPModule]:
     """Shard the networks of an objective over the processes there are. Raises ReverieError where that cannot be."""
     networks = [*_layered(objective, "shard").backbones()]
     words = any(isinstance(module, nn.ParameterList) for module in objective.networks.modules())
@@ -286,7 +290,9 @@ def _shard(objective: Objective, device: torch.device | None) -> list[Any]:
         raise ReverieError("shard in [run] is for networks of one loss; leave it out, or [adversary] or [inversion]")
     if ranks().size == 1:
         return []
-    return import_module("reverie.train.shards").shard_(networks, device or device_of(objective.averaged))
+    from reverie.train.sharding import shard_
+
+    return shard_(networks, device or device_of(objective.averaged))
 
 
 def _average(network: nn.Module, settings: RunSettings) -> EMA | None:

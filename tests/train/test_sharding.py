@@ -49,6 +49,7 @@ base = "{folder}/base"
 pictures = "{folder}/pictures"
 caption = "a bear"
 batch = 6
+show = ["a bear"]
 {tables}
 """
 
@@ -267,9 +268,11 @@ def test_a_full_disk_leaves_the_checkpoint_before(
     while next(events).step < 3:
         pass
     before = latest(tmp_path / "run")
-    monkeypatch.setattr(
-        filesystem.FileSystem, "create_stream", lambda self, path, mode: Path("/dev/full").open("wb", 0)
-    )
+
+    def full(self: object, path: Path, mode: str) -> Any:
+        return Path("/dev/full").open("wb", 0)
+
+    monkeypatch.setattr(filesystem.FileSystem, "create_stream", full)
     with pytest.raises(ReverieError, match=r"cannot write '.*00000004': the disk is full"):
         list(events)
     assert latest(tmp_path / "run") == before
