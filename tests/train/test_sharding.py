@@ -87,7 +87,7 @@ def fork(processes: int, *works: Callable[[], object]) -> None:
     for process in started:
         process.start()
     for process in started:
-        process.join(240)
+        process.join(600)
         assert process.exitcode == 0
 
 

@@ -116,6 +116,7 @@ class Learner:
             recompute_layers_(_layered(objective, "recompute_layers").backbones())
         self.parts = parts(settings.accumulate)
         share_statistics_(objective.networks)
+        self.in_parts = settings.shard
         self.shards = _shard(objective, device) if settings.shard else []
         if device is not None:
             objective.move(device)
@@ -236,11 +237,6 @@ class Learner:
 
                 held.enter_context(whole(self.shards))
             yield
-
-    @property
-    def in_parts(self) -> bool:
-        """Tell whether checkpoints are folders of parts, which on one process is one part."""
-        return self.settings.shard
 
     def make_states(self) -> None:
         """Let the optimisers have their states, by a step after which nothing but the shapes is as it should be."""

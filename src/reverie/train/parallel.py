@@ -181,7 +181,7 @@ def share_statistics_(network: nn.Module) -> None:
 
 def local(tensor: Tensor) -> Tensor:
     """Return what this process holds of a tensor: the whole of one that is not sharded."""
-    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[operator]
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def is_sharded(tensor: Tensor) -> bool:

@@ -18,15 +18,17 @@ from typing import Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
-import torch.distributed.checkpoint as dcp
 from torch import Tensor, nn
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._pytree import keystr, tree_map_with_path
 
+from reverie.files import atomic_write
 from reverie.train.layers import LAYERS
 from reverie.train.parallel import average, first_ahead, is_first, ranks
 
@@ -81,33 +83,37 @@ def _callable(networks: Iterable[nn.Module]) -> Iterator[nn.Module]:
 @contextmanager
 def whole(sharded: Sequence[FSDPModule]) -> Iterator[None]:
     """Gather the whole weights in every process for the length of a `with` block: each computes and reads by itself."""
-    inner = {module for one in sharded for module in one.modules()}
+    inner = {module for one in sharded if isinstance(one, nn.Module) for module in one.modules()}
     hooks = [(module, module._state_dict_pre_hooks) for module in inner]  # by which `state_dict` would take parts again
     try:
-        for module in sharded:
-            module.set_reshard_after_forward(False, recurse=False)
-            module.unshard()
+        for layer in sharded:
+            layer.set_reshard_after_forward(False, recurse=False)
+            layer.unshard()
         for module, _ in hooks:
             module._state_dict_pre_hooks = OrderedDict()
         yield
     finally:
         for module, own in hooks:
             module._state_dict_pre_hooks = own
-        for module in sharded:
-            module.reshard()
-            module.set_reshard_after_forward(True, recurse=False)
+        for layer in sharded:
+            layer.reshard()
+            layer.set_reshard_after_forward(True, recurse=False)
 
 
 def save(folder: Path, state: Any) -> None:
-    """Write a state, of which all processes hold parts, into a folder that is whole once it has its METADATA."""
+    """Write a state, of which all processes hold parts, into a folder that is whole once it has its METADATA.
+
+    Where that fails, what was written until then stays until the next one is.
+    """
     tensors, outline = _part(state)
     with first_ahead():
         if is_first():
             shutil.rmtree(folder, ignore_errors=True)  # what a kill left
             folder.mkdir(parents=True)
-            torch.save(outline, folder / PLAIN)
+            with atomic_write(folder / PLAIN, sync=True) as path, path.open("wb") as file:
+                torch.save(outline, file)
     with _as_it_was():
-        dcp.save(tensors, storage_writer=dcp.FileSystemWriter(folder), no_dist=ranks().size == 1)
+        state_dict_saver.save(tensors, storage_writer=FileSystemWriter(folder), no_dist=ranks().size == 1)
 
 
 def load(folder: Path, state: Any) -> Any:
@@ -120,7 +126,7 @@ def load(folder: Path, state: Any) -> Any:
     saved = torch.load(folder / PLAIN, weights_only=True)
     tensors, _ = _matching(saved, state)
     with _as_it_was():
-        dcp.load(tensors, storage_reader=reader, no_dist=ranks().size == 1)
+        state_dict_loader.load(tensors, storage_reader=reader, no_dist=ranks().size == 1)
     return _joined(saved, tensors)
 
 
@@ -194,7 +200,7 @@ class _Unpickler(pickle.Unpickler):
         return super().find_class(module, name)
 
 
-class _Reader(dcp.FileSystemReader):
+class _Reader(FileSystemReader):
     """Read a checkpoint's metadata by an allow-list, which runs nothing."""
 
     def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
