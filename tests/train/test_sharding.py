@@ -173,7 +173,7 @@ def test_two_processes_with_a_half_each_learn_what_one_does(runs: Path) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-8)
     sizes = [path.stat().st_size for path in latest(runs / "two").glob("*.distcp")]
     assert len(sizes) == 2
-    assert max(sizes) < 1.2 * min(sizes)
+    assert max(sizes) < 1.5 * min(sizes)
 
 
 def test_a_sharded_run_goes_on_to_the_bit_on_as_many(runs: Path) -> None:

@@ -124,24 +124,24 @@ def load(folder: Path, state: Any) -> Any:
     reader = _Reader(folder)
     _check(folder, reader.read_metadata())
     saved = torch.load(folder / PLAIN, weights_only=True)
-    tensors, _ = _matching(saved, state)
+    tensors, _ = _match(saved, state)
     with _as_it_was():
         state_dict_loader.load(tensors, storage_reader=reader, no_dist=ranks().size == 1)
-    return _joined(saved, tensors)
+    return _join(saved, tensors)
 
 
 def divide(saved: Any, state: Any) -> Any:
     """Copy a whole state into the tensors of one that processes hold in parts; return it as `load` does."""
-    tensors, given = _matching(saved, state)
+    tensors, given = _match(saved, state)
     for name, tensor in tensors.items():
         whole_one = given[name]
         if isinstance(tensor, DTensor):
             whole_one = distribute_tensor(whole_one, tensor.device_mesh, tensor.placements, src_data_rank=None)
         tensor.copy_(whole_one)
-    return _joined(saved, tensors)
+    return _join(saved, tensors)
 
 
-def _matching(saved: Any, state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def _match(saved: Any, state: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors of two states by their paths. Raises ValueError where they are of other shapes."""
     given, tensors = _part(saved)[0], _part(state)[0]
     if {name: one.shape for name, one in given.items()} != {name: one.shape for name, one in tensors.items()}:
@@ -149,7 +149,7 @@ def _matching(saved: Any, state: Any) -> tuple[dict[str, Tensor], dict[str, Tens
     return tensors, given
 
 
-def _joined(saved: Any, tensors: dict[str, Tensor]) -> Any:
+def _join(saved: Any, tensors: dict[str, Tensor]) -> Any:
     return tree_map_with_path(lambda path, leaf: tensors.get(keystr(path), leaf), saved)
 
 
