@@ -113,7 +113,7 @@ class Learner:
     def __init__(self, objective: Objective, settings: RunSettings, device: torch.device | None = None) -> None:
         self.objective, self.settings = objective, settings
         if settings.recompute_layers:
-            recompute_layers_(_layered(objective, "recompute_layers").backbones())
+            recompute_layers_(_as_layered(objective, "recompute_layers").backbones())
         self.parts = parts(settings.accumulate)
         share_statistics_(objective.networks)
         self.in_parts = settings.shard
@@ -271,7 +271,7 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _layered(objective: Objective, setting: str) -> Layered:
+def _as_layered(objective: Objective, setting: str) -> Layered:
     """Return the objective. Raises ReverieError where its layers are not known, naming what in [run] asks for them."""
     if not isinstance(objective, Layered):
         raise ReverieError(f"{setting} in [run] is for U-Nets, ControlNets and CLIP; leave it out")
@@ -280,7 +280,7 @@ def _layered(objective: Objective, setting: str) -> Layered:
 
 def _shard(objective: Objective, device: torch.device | None) -> list[FSDPModule]:
     """Shard the networks of an objective over the processes there are. Raises ReverieError where that cannot be."""
-    networks = [*_layered(objective, "shard").backbones()]
+    networks = [*_as_layered(objective, "shard").backbones()]
     words = any(isinstance(module, nn.ParameterList) for module in objective.networks.modules())
     if words or len(objective.groups()) > 1:
         raise ReverieError("shard in [run] is for networks of one loss; leave it out, or [adversary] or [inversion]")
