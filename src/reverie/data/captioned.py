@@ -80,6 +80,12 @@ def locate(path: str | Path, what: str, forms: Sequence[str], default: str = "")
     return found
 
 
+def is_walked(folder: Path) -> bool:
+    """Tell whether a collection is all files below a folder, which holds neither shards nor a list at its top."""
+    listed = any((folder / name).is_file() for name in LISTS)
+    return folder.is_dir() and not listed and not any(folder.glob(f"*{SHARD}"))
+
+
 class ByteSpan(NamedTuple):
     """Say where in a shard a file lies, in bytes."""
 

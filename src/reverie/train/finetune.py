@@ -52,7 +52,7 @@ from reverie.train.loop import UNMEASURED, RunSettings, device_of
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
-from reverie.train.recipe import OBJECTIVES, folder_of, read, section
+from reverie.train.recipe import OBJECTIVES, check_apart, folder_of, read, section
 from reverie.train.texts import ENCODINGS, number_captions
 from reverie.train.vocabulary import extend, grow_
 
@@ -231,7 +231,8 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
     if not is_first():
         return
     settings, data = section(sections, "run", RunSettings), section(sections, "data", FinetuneDataSettings)
-    base, folder = load_base(sections), folder_of(path, out)
+    check_apart(sections, folder := folder_of(path, out))
+    base = load_base(sections)
     autoencoder = base.autoencoder.to(pick_device(settings.device))
     rows = open_examples(sections, base, settings.seed)
     import_module(OBJECTIVES[objective][0]).check(sections, base, rows)
