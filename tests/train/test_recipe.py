@@ -189,8 +189,8 @@ def test_a_run_does_not_learn_from_itself(tmp_path: Path) -> None:
         for out in (photos, photos / "runs" / "one", tmp_path / "x" / ".." / "photos" / "one"):
             with pytest.raises(ReverieError, match=rf"lies in {key} = '.*photos' of \[data\].*choose another `out`"):
                 next(run(path, out))
+    path.write_text(path.read_text().replace('"autoencoder"', '"finetune"'))
     with pytest.raises(ReverieError, match="lies in sounds"):
-        path.write_text(path.read_text().replace('"autoencoder"', '"finetune"'))
         next(finetune.prepare(path, photos / "runs"))
     assert not list(photos.iterdir())
     (photos / "00000.tar").touch()  # then shards are read, and nothing beside them

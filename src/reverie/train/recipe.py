@@ -153,7 +153,7 @@ def check_apart(sections: Mapping[str, Any], folder: Path) -> None:
     for name, key, value in named:
         if isinstance(value, str) and value and is_walked(Path(value)) and _lies_in(folder, Path(value)):
             raise ReverieError(
-                f"the run's folder '{folder}' lies in {key} = '{value}' of [{name}], which would take its sample sheets "
+                f"the run's folder '{folder}' lies in {key} = '{value}' of [{name}], which would take its sheets "
                 "for examples; choose another `out`"
             )
 
