@@ -28,10 +28,10 @@ from reverie.models.controlnet import ControlNet
 from reverie.progress import Progress
 from reverie.requests.parts import ControlInput
 from reverie.runtime.transform import pick_device
-from reverie.system import Conditioning
 from reverie.train import begun, control, inversion, lora, texts
 from reverie.train.checkpoint import CHECKPOINT
 from reverie.train.diffusion import DiffusionObjective
+from reverie.train.encoded import Encoded
 from reverie.train.examples import Examples
 from reverie.train.folders import notes
 from reverie.train.inputs import (
@@ -48,7 +48,7 @@ from reverie.train.inputs import (
     tell_plainly,
 )
 from reverie.train.latents import Pool, fill, open_pool
-from reverie.train.loop import UNMEASURED, RunSettings, device_of
+from reverie.train.loop import UNMEASURED, RunSettings
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
@@ -77,11 +77,6 @@ class Finetuning(DiffusionObjective):
         """Return the text encoders'."""
         towers = [network for name, network in self.networks.items() if name.startswith(TEXT)]
         return {parameter: self.text_pace for tower in towers for parameter in tower.parameters()}
-
-    def encode(self, captions: Mapping[str, Any]) -> Conditioning:
-        """Return what the U-Net is told by the batch's descriptions, see `texts`."""
-        given = {name: value.to(device_of(self.networks)) for name, value in captions.items() if name != "caption"}
-        return replace(super().encode(captions["caption"]), **given) if "caption" in captions else Conditioning(**given)
 
 
 class LoRAFinetuning(Finetuning):
@@ -244,6 +239,8 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         folder.mkdir(parents=True, exist_ok=True)
         begun.write(folder, begun.deciding(sections, asdict(settings)))
     for name, examples in rows.items():
+        if isinstance(examples, Encoded):
+            continue
         yield from fill(autoencoder, examples, folder / name, data.workers)
     if objective == "finetune" and check_cached(sections):
         for tower in base.text_encoders:

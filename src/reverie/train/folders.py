@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from reverie.data.captioned import PICTURES, Captioned, is_walked, open_captioned
+from reverie.data.remote import Unreachable
 from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.train.examples import AS_WRITTEN, PLAIN, Augmentation, Pictures, Size, Wording
 
@@ -93,6 +94,8 @@ def open_pictures(
         for number in range(len(part.found)):
             try:
                 chosen = nearest(sizes, part.found.size(number)) if step else sizes[0]
+            except Unreachable:
+                raise
             except ReverieError as error:
                 damaged.append(str(error))
             else:
