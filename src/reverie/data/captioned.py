@@ -76,7 +76,7 @@ def locate(path: str | Path, what: str, forms: Sequence[str], default: str = "")
     where that is empty. `what` names the files in the error. Raises ReverieError where there is none with a caption, or
     a shard or a list is damaged.
     """
-    shards = find_shards(path)
+    shards = shards_at(path)
     found: Located = Shards(shards, forms) if shards else Folder(Path(path), forms, default)
     if not len(found):
         raise ReverieError(
@@ -85,7 +85,7 @@ def locate(path: str | Path, what: str, forms: Sequence[str], default: str = "")
     return found
 
 
-def find_shards(path: str | Path) -> Sequence[Shard]:
+def shards_at(path: str | Path) -> Sequence[Shard]:
     """Find the shards of a folder, by name, or the one given; none where there are none. Raises Unreachable."""
     if is_remote(path):
         return list_shards(str(path))

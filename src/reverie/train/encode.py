@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from reverie import system
 from reverie.checkpoints.load import Components
-from reverie.data.captioned import find_shards, open_captioned
+from reverie.data.captioned import shards_at, open_captioned
 from reverie.data.remote import RemoteShard, Unreachable
 from reverie.errors import ReverieError, listen
 from reverie.files import PART, SHARD, lock_folder, name_of, sha256_of, write_text
@@ -55,7 +55,7 @@ def encode(
     autoencoder and text encoders do it. A shard that is finished is not encoded again. Raises ReverieError where there
     are no shards, or the folder holds what was made of others.
     """
-    shards = [one.url if isinstance(one, RemoteShard) else str(one.absolute()) for one in find_shards(source)]
+    shards = [one.url if isinstance(one, RemoteShard) else str(one.absolute()) for one in shards_at(source)]
     if not shards:
         raise ReverieError(f"no shards in '{source}'; give a folder that holds 00000.tar, such as img2dataset writes")
     worker = EncodeWorker(folder.absolute(), tuple(sorted(options.items())), size, buckets, texts)
