@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from reverie import system
 from reverie.checkpoints.load import Components
-from reverie.data.captioned import shards_at, open_captioned
+from reverie.data.captioned import open_captioned, shards_at
 from reverie.data.remote import RemoteShard, Unreachable
 from reverie.errors import ReverieError, listen
 from reverie.files import PART, SHARD, lock_folder, name_of, sha256_of, write_text
