@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import pickle
+import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -226,3 +227,29 @@ def test_encode_says_what_it_did(
     stats = json.loads((tmp_path / "out" / f"00001{encoded.STATS}").read_text())
     assert stats["texts"] == encoders_digest(tiny.text_encoders)
     assert cli.run([*arguments[:4], "--model", str(tmp_path / "none")]) == 2
+
+
+def test_what_gives_nothing_is_told_and_the_rest_is_encoded(
+    tiny: Pipeline, model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder := tmp_path / "shards").mkdir()
+    write_shard(folder / "0.tar", 0, 2)
+    write_shard(folder / "1.tar", 2, 2, damaged=[2, 3])
+    (folder / "2.tar").write_bytes(b"no tar" * 200)
+    arguments = ["encode", str(folder), "-o", str(tmp_path / "out"), "--model", model, "--device", "cpu"]
+    assert cli.run(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out.startswith("2 pictures of 3 shards encoded")
+    assert "2 of 2 pictures cannot be read or encoded" in said.err
+    assert re.search("the shard .*2.tar is damaged or compressed: .*; the shard is left out", said.err)
+    assert "2 of 3 shards gave no pictures; the others are encoded" in said.err
+    list(encode(folder / "1.tar", tmp_path / "out-1", path=model, device="cpu"))
+    list(encode(folder / "0.tar", tmp_path / "out-0", path=model, device="cpu", texts=True))
+    digests = encoder_digest(tiny.autoencoder), encoders_digest(tiny.text_encoders)
+    (row,) = open_encoded(tmp_path / "out-0", *digests).values()
+    assert row.has_texts
+    for path in (tmp_path / "out").glob("0*"):
+        path.rename(tmp_path / "out-0" / path.name.replace("0", "5", 1))
+    (row,) = open_encoded(tmp_path / "out-0", *digests).values()
+    assert len(row) == 4
+    assert not row.has_texts  # as some shards were encoded without

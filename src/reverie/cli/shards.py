@@ -197,14 +197,17 @@ def encode(
 
     options = {"path": _absolute(model), "vae": _absolute(vae), "device": device}
     given = {name: value for name, value in options.items() if value is not None}
-    pictures = shards = 0
+    pictures = shards = lost = 0
     for event in show_progress(
         run(source, output, size=size, buckets=buckets, texts=texts, spread=sharing.spread(), **given)
     ):
         for note in event.left_out:
             print(note, file=sys.stderr)
         pictures, shards = pictures + event.pictures, event.total
+        lost += event.done > 0 and not event.pictures
     say(f"{pictures} pictures of {shards} shards encoded in {output}")
+    if lost:
+        raise ReverieError(f"{lost} of {shards} shards gave no pictures; the others are encoded")
 
 
 def _absolute(path: str | Path | None) -> str | None:

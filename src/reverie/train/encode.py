@@ -26,7 +26,7 @@ from reverie.train.encoded import LINES, STATS, TENSORS, TEXTS
 from reverie.train.examples import Pictures
 from reverie.train.folders import open_pictures
 from reverie.train.kept import keep
-from reverie.train.latents import encoder_digest, open_pool
+from reverie.train.latents import NothingLeft, encoder_digest, open_pool
 from reverie.train.texts import encoders_digest, fill, number_captions, sizes_of
 
 
@@ -99,49 +99,56 @@ class EncodeWorker:
         for name, sides in (("size", size), ("buckets", self.buckets)):
             if sides % factor:
                 raise ReverieError(f"`{name}` {sides} is not possible; give a multiple of {factor}")
-        try:
-            made_of = json.dumps([open_captioned(shard).identity, *model[1:], size, self.buckets, self.texts])
-        except Unreachable:
-            raise
-        except ReverieError as error:
-            return {"pictures": 0, "notes": [f"{error}; the shard is left out"]}
-        key = sha256_of([made_of])
-        stats = _read_stats(self.path(shard))
-        if stats.get("made_of") != key:
-            stats = self._encode(shard, size, model, key)
+        notes: list[str] = []
+        with listen(notes.append), one_thread():
+            try:
+                made_of = [open_captioned(shard).identity, *model[1:], size, self.buckets, self.texts]
+                key = sha256_of([json.dumps(made_of)])
+                stats = _read_stats(self.path(shard))
+                opened = {} if stats.get("made_of") == key else open_pictures(shard, "", size, self.buckets)
+            except Unreachable:
+                raise
+            except ReverieError as error:
+                return {"pictures": 0, "notes": [f"{error}; the shard is left out"]}
+            if opened:
+                stats = self._encode(self.path(shard), opened, model, key, notes)
         return {"pictures": stats["pictures"], "notes": stats["notes"]}
 
     def path(self, shard: str) -> Path:
         """Return the file that tells of a shard."""
         return self.folder / (name_of(shard.partition("?")[0]).removesuffix(SHARD) + STATS)
 
-    def _encode(self, shard: str, size: int, model: Encoders, key: str) -> Message:
+    def _encode(
+        self, path: Path, opened: dict[str, Pictures], model: Encoders, key: str, notes: list[str]
+    ) -> dict[str, Any]:
         """Write all files of a shard; its statistics come last, so that what has some is whole."""
-        stem, notes, count = self.path(shard).name.removesuffix(STATS), list[str](), 0
+        stem, count = path.name.removesuffix(STATS), 0
         rows: dict[str, str] = {}
-        self.path(shard).unlink(missing_ok=True)
-        with listen(notes.append), one_thread():
-            opened = open_pictures(shard, "", size, self.buckets)
-            captions = number_captions(opened.values()) if self.texts else {}
-            for pictures in opened.values():
-                shape = "x".join(map(str, pictures.size))
-                name = f"{stem}-{shape}" if self.buckets else stem
-                try:
-                    count += self._write(name, pictures, model.components, captions, key)
-                    rows[name] = shape
-                except Unreachable:
-                    raise
-                except ReverieError as error:  # none of them can be read
-                    notes.append(str(error))
-            if self.texts:
-                for _ in fill(model.components, captions, self.folder / f"{stem}{TEXTS}"):
-                    pass
-        stats = {"pictures": count, "notes": notes, "rows": rows, "made_of": key, "encoder": model.encoder}
-        stats |= {"texts": model.texts if self.texts else ""}
-        stats["length"] = model.components.tokenizers[0].length
-        stats["sized"] = model.components.unet.config.takes_sizes
-        stats["width"] = sum(tower.config.hidden_size for tower in model.components.text_encoders)
-        write_text(self.path(shard), json.dumps(stats, indent=1, ensure_ascii=False))
+        path.unlink(missing_ok=True)
+        captions = number_captions(opened.values()) if self.texts else {}
+        for pictures in opened.values():
+            shape = "x".join(map(str, pictures.size))
+            name = f"{stem}-{shape}" if self.buckets else stem
+            try:
+                count += self._write(name, pictures, model.components, captions, key)
+                rows[name] = shape
+            except NothingLeft as error:
+                notes.append(str(error))
+        if self.texts:
+            for _ in fill(model.components, captions, self.folder / f"{stem}{TEXTS}"):
+                pass
+        stats = {
+            "pictures": count,
+            "notes": [*dict.fromkeys(notes)],
+            "rows": rows,
+            "made_of": key,
+            "encoder": model.encoder,
+            "texts": model.texts if self.texts else "",
+            "length": model.components.tokenizers[0].length,
+            "width": sum(tower.config.hidden_size for tower in model.components.text_encoders),
+            "sized": model.components.unet.config.takes_sizes,
+        }
+        write_text(path, json.dumps(stats, indent=1, ensure_ascii=False))
         return stats
 
     def _write(self, name: str, pictures: Pictures, components: Components, captions: dict[str, int], key: str) -> int:

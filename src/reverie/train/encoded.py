@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -177,4 +177,6 @@ def open_encoded(folder: str | Path, encoder: str, texts: str = "", sized: bool 
             raise ReverieError(f"'{path}' and what it tells of cannot be read: {reason_of(error)}") from error
     if not sizes:
         raise ReverieError(f"nothing was encoded into '{folder}'; make it by `reverie encode SHARDS -o {folder}`")
+    if any(part.texts is None for parts in sizes.values() for part in parts):  # some shards were encoded without
+        sizes = {size: [replace(part, texts=None) for part in parts] for size, parts in sizes.items()}
     return {size: Encoded(parts) for size, parts in sorted(sizes.items())}

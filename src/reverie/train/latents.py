@@ -38,6 +38,10 @@ NAMED = 3  # damaged pictures that a note names
 LATENTS = "latents.safetensors"  # in the folder of a run
 
 
+class NothingLeft(ReverieError):
+    """None of some pictures can be read or encoded."""
+
+
 def fill(autoencoder: ImageAutoencoder, examples: Examples, path: Path, workers: int = 0) -> Iterator[Progress]:
     """Write the scaled latents of all examples, as the autoencoder encodes them, to `path`, in half precision.
 
@@ -128,7 +132,7 @@ def open_pool(
     named = ", ".join(examples.place(index) for index in bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
     said = f"{len(bad)} of {len(whole)} pictures cannot be read or encoded, and are left out: {named}"
     if not whole.any():
-        raise ReverieError(f"{said}; nothing is left to learn from: repair them")
+        raise NothingLeft(f"{said}; nothing is left to learn from: repair them")
     warn(said, RequestWarning, stacklevel=2)
     members = [number for number, kept in zip(examples.members, whole.tolist(), strict=True) if kept]
     return replace(examples, members=members), latents[whole.repeat_interleave(variants)]
