@@ -122,7 +122,9 @@ class Encoded:
             else:  # the first row is of the empty caption
                 encoding = part.texts[line["text"] if caption else 0].float()
                 tokens, pooled = encoding.tensor_split([part.length * part.width])
-                found = {"tokens": tokens.view(-1, part.width)} | ({"pooled": pooled} if len(pooled) else {})
+                found = {"tokens": tokens.view(-1, part.width)}
+                if len(pooled):
+                    found["pooled"] = pooled
             return found | ({"sizes": torch.tensor(line["sizes"])} if "sizes" in line else {})
 
         return tell
