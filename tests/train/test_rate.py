@@ -76,8 +76,8 @@ def test_a_bowls_losses_fall_up_to_the_rate_that_is_known(settings: RunSettings)
 
 def test_a_loss_that_becomes_no_number_ends_the_search(settings: RunSettings) -> None:
     learner = Learner(Bowl(), settings)  # type: ignore[arg-type]
-    steps = list(find_rate(learner, 1e-3, 1e30, 60))
-    assert 10 < len(steps) < 30
+    steps = list(find_rate(learner, 1e25, 1e30, 60))  # after one step the loss is infinite in float32
+    assert len(steps) == 1
     assert learner.objective.averaged.weight.item() == START  # type: ignore[operator,union-attr]
 
 
