@@ -32,7 +32,7 @@ from reverie.train import begun
 from reverie.train.checkpoint import CHECKPOINT, check, load_checkpoint, save_checkpoint
 from reverie.train.ema import EMA, LONGEST, exponential, power_function
 from reverie.train.log import Log, Meter, Silent, TrainingStep
-from reverie.train.optimisers import OPTIMISERS, RATES, learning_rate, make_optimisers
+from reverie.train.optimisers import OPTIMISERS, RATES, Diverged, learning_rate, make_optimisers
 from reverie.train.parallel import (
     first_ahead,
     is_first,
@@ -227,7 +227,7 @@ class Learner:
         given = self.objective if isinstance(self.objective, Tracing) else None
         keys = [key for part in seen for key in given.keys(step, part)] if given else []
         learned = f", learned from {', '.join(keys)}: look at these" if keys else ""
-        raise ReverieError(
+        raise Diverged(
             f"the {what} became {value.item()} at step {step}{learned}; lower lr or raise warmup in the recipe, "
             "then start again, or go on from the last checkpoint with --resume"
         )
