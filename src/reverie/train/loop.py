@@ -28,7 +28,7 @@ from reverie.train.ema import EMA, LONGEST, exponential, power_function
 from reverie.train.layers import recompute_layers_
 from reverie.train.log import Log, Meter, Silent, TrainingStep
 from reverie.train.objective import Layered, MeasuredObjective, Objective, Paced, Tracing
-from reverie.train.optimisers import ELEMENTWISE, OPTIMISERS, RATES, learning_rate, make_optimisers
+from reverie.train.optimisers import ELEMENTWISE, OPTIMISERS, RATES, Diverged, learning_rate, make_optimisers
 from reverie.train.parallel import (
     clip_gradients,
     first_ahead,
@@ -164,7 +164,7 @@ class Learner:
         given = self.objective if isinstance(self.objective, Tracing) else None
         keys = [key for part in seen for key in given.keys(step, part)] if given else []
         learned = f", learned from {', '.join(keys)}: look at these" if keys else ""
-        raise ReverieError(
+        raise Diverged(
             f"the {what} became {value.item()} at step {step}{learned}; lower lr or raise warmup in the recipe, "
             "then start again, or go on from the last checkpoint with --resume"
         )

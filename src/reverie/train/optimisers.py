@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 Groups = list[dict[str, Any]]
 
+
+class Diverged(ReverieError):
+    """A loss or the norm of a gradient is not finite: the steps were too large."""
+
+
 RATES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)),
