@@ -29,7 +29,7 @@ from reverie.progress import Progress
 from reverie.requests.parts import ControlInput
 from reverie.runtime.transform import pick_device
 from reverie.train import begun, control, inversion, lora, texts
-from reverie.train.checkpoint import CHECKPOINT
+from reverie.train.checkpoint import latest
 from reverie.train.diffusion import DiffusionObjective
 from reverie.train.encoded import Encoded
 from reverie.train.examples import Examples
@@ -235,7 +235,7 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         raise ReverieError(UNMEASURED)
     for note in notes(data.pictures, data.caption) if data.pictures else ():
         warn(note, RequestWarning, stacklevel=2)
-    if not (folder / CHECKPOINT).exists():
+    if latest(folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
         begun.write(folder, begun.deciding(sections, asdict(settings)))
     for name, examples in rows.items():
@@ -265,7 +265,7 @@ def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
     Raises ReverieError where the run has begun with others: its checkpoint would fit them in size, and not in meaning.
     """
     path, words = out / WORDS, json.dumps(merges)
-    if not (out / CHECKPOINT).exists() or not path.exists():
+    if latest(out) is None or not path.exists():
         path.write_text(words, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != words:
         raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another `out`")

@@ -15,7 +15,8 @@ from reverie.data.captioned import is_walked
 from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.train.log import TrainingStep
-from reverie.train.loop import Objective, RunSettings, train
+from reverie.train.loop import RunSettings, train
+from reverie.train.objective import Objective
 from reverie.train.parallel import process_count
 
 Settings = TypeVar("Settings")
