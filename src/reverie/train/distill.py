@@ -313,8 +313,8 @@ def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examp
         raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
     if LATENTS not in opened or data.masks or data.held_out:
         raise ReverieError(
-            "distillation learns from whole pictures of one size, all of them; leave out buckets, repeats, masks and "
-            "held_out"
+            "distillation learns from whole pictures of one size, all of them; leave out latents, buckets, repeats, "
+            "masks and held_out"
         )
     if (products := lora.settings_of(sections)).rank:
         if settings.student:
