@@ -33,7 +33,7 @@ from reverie.runtime.offload import HOST, Offloader, pick_offloader
 from reverie.runtime.transform import pick_device, pick_dtype, to_channels_last
 
 BUNDLED, TURBO, MUSIC = FOLDERS[BUNDLED_NAME], FOLDERS[TURBO_NAME], FOLDERS[MUSIC_NAME]
-PACKED_FROM = 256  # widest level from which a U-Net gains by packing; the bundled one would take twice as long
+WIDE_FROM = 256  # widest level from which a U-Net's operations are worth several threads
 KEPT_FROM = 2**28  # bytes of a U-Net whose packed weights are kept for later processes
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
 # What SDXL's refiner is told of the picture to make, and of the one to keep away from (diffusers' defaults).
@@ -349,10 +349,10 @@ def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: 
     limit_threads()
     pack(components.autoencoder)
     unet = components.unet
-    if max(unet.config.block_out_channels) < PACKED_FROM:
+    if max(unet.config.block_out_channels) < WIDE_FROM:
         for network in (*components.text_encoders, unet, components.autoencoder.decoder):
             spare_threads(network)
-    elif not int8:
+    if not int8:
         large = sum(weight.nbytes for weight in unet.parameters()) >= KEPT_FROM
         pack(unet, machine_folder(name, files, unet.conv_in.weight.dtype) if large else None)
     for tower in components.text_encoders:
