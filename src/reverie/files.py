@@ -287,13 +287,13 @@ class Member(NamedTuple):
     """Return the content, while the archive is being iterated over."""
 
 
-def tar_members(shard: Path, mode: Literal["r", "r:"] = "r:") -> Iterator[Member]:
+def tar_members(shard: Path | IO[bytes], mode: Literal["r", "r:"] = "r:") -> Iterator[Member]:
     """Read a tar archive and yield its regular files in order; mode "r" reads compressed ones too.
 
     Sparse files, which have no content of their own, are passed over. The last member may be cut off where the archive
     is: its `offset + size` lies beyond the end. Raises one of TAR_ERRORS.
     """
-    with tarfile.open(shard, mode) as tar:
+    with tarfile.open(shard, mode) if isinstance(shard, Path) else tarfile.open(None, mode, shard) as tar:
         for member in tar:
             stream = tar.extractfile(member) if member.isreg() and member.sparse is None else None
             if stream is not None:

@@ -155,20 +155,21 @@ def test_a_mask_says_what_is_painted(web_ui: WebUIApi, invert: int) -> None:
 def test_a_controlnet_steers(web_ui: WebUIApi, model_folder: Path, controlnets: Path) -> None:
     hint = Image.linear_gradient("L").resize((32, 32)).convert("RGB")
     unit = ControlNetUnit(hint, model="steer [d14c016b]", module="canny", weight=0.5, guidance_end=0.8)
-    result = web_ui.txt2img(
-        prompt="a bear", sampler_name="Euler", controlnet_units=[unit], alwayson_scripts={}, **SMALL
-    )
+    result = web_ui.txt2img(prompt="a bear", sampler_name="Euler", controlnet_units=[unit], **SMALL)
     control = ControlInput(model=str(controlnets / "steer"), image=hint, weight=0.5, end=0.8, preprocessor="canny")
     tiny = reverie.load(model_folder / "tiny")
     own = tiny.text_to_image("a bear", sampler="euler", schedule="normal", guidance=7, controls=(control,), **SMALL)
     assert result.image.tobytes() == own[0].tobytes()
+    after = web_ui.txt2img(prompt="a bear", sampler_name="Euler", **SMALL)  # findings/webuiapi-keeps-a-script.sh
+    plain = tiny.text_to_image("a bear", sampler="euler", schedule="normal", guidance=7, **SMALL)
+    assert after.image.tobytes() == plain[0].tobytes() != own[0].tobytes()
     assert any("threshold_a" in note for note in result.info["reverie_notes"])
     assert web_ui.controlnet_model_list() == ["steer"]
     unit.model = "other"
     with pytest.raises(RuntimeError, match="there is no controlnet"):
-        web_ui.txt2img(prompt="a bear", controlnet_units=[unit], alwayson_scripts={}, **SMALL)
+        web_ui.txt2img(prompt="a bear", controlnet_units=[unit], **SMALL)
     unit.enabled = False
-    assert web_ui.txt2img(prompt="a bear", controlnet_units=[unit], alwayson_scripts={}, **SMALL).images
+    assert web_ui.txt2img(prompt="a bear", controlnet_units=[unit], **SMALL).images
 
 
 def test_an_embedding_acts_where_the_prompt_names_it_and_a_refiner_at_the_end(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from reverie.models.clip import CLIP, MLP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, contrastive_loss
 from reverie.train.contrast import Sigmoid, Softmax, in_chunks
-from reverie.train.loop import recompute_layers_
+from reverie.train.layers import recompute_layers_
 
 
 def features(count: int = 6, width: int = 5) -> tuple[Tensor, Tensor, Tensor]:

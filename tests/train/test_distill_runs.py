@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,8 +14,10 @@ from PIL import Image
 
 from reverie.adapters.lora import apply
 from reverie.checkpoints.load import load_folder
+from reverie.checkpoints.save import save_folder
 from reverie.cli import app as cli
 from reverie.errors import ReverieError
+from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.train import run
 from reverie.train.distill import build
@@ -80,6 +84,42 @@ def test_a_whole_student_is_a_model_that_recommends_its_steps(tiny: Pipeline, fo
     assert model.recommended.fields() == {"guidance": 1.0, "steps": 2, "sampler": "euler", "schedule": "trailing"}
     theirs = tiny.unet.state_dict()
     assert not any(torch.equal(value, theirs[name]) for name, value in model.unet.state_dict().items())
+
+
+def test_a_student_may_be_smaller_than_its_teacher(tiny: Pipeline, folder: Path, tmp_path: Path) -> None:
+    teacher = tiny.unet.config
+    torch.manual_seed(1)
+    smaller = UNet(replace(teacher, mid_transformer_depth=None))
+    save_folder(replace(load_folder(folder / "base"), unet=smaller), tmp_path / "smaller")
+    recipe = tmp_path / "small.toml"
+    recipe.write_text(RECIPE.replace("{folder}", str(folder)) + f'[distill]\nstudent = "{tmp_path}/smaller/unet"\n')
+    objective = build(read(recipe), 3, tmp_path / "small")
+    assert objective.teacher.config == teacher
+    begun = smaller.state_dict()
+    assert all(torch.equal(value, begun[name]) for name, value in objective.student.unet.state_dict().items())
+    list(run(recipe, tmp_path / "small"))
+    exported = load_folder(tmp_path / "small/export").unet
+    assert exported.config == smaller.config
+    assert not all(torch.equal(value, begun[name]) for name, value in exported.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("changed", "more", "message"),
+    [
+        ({"cross_attention_dim": 24}, "", "differs from its teacher in cross_attention_dim; give a U-Net of the same"),
+        ({}, "[lora]\nrank = 2\n", r"leave out student in \[distill\], or \[lora\]"),
+    ],
+)
+def test_a_student_of_other_words_is_refused(
+    tiny: Pipeline, folder: Path, tmp_path: Path, changed: dict[str, Any], more: str, message: str
+) -> None:
+    other = UNet(replace(tiny.unet.config, **changed))
+    save_folder(replace(load_folder(folder / "base"), unet=other), tmp_path / "other")
+    path = tmp_path / "recipe.toml"
+    tables = f'[distill]\nstudent = "{tmp_path}/other/unet"\n{more}'
+    path.write_text(RECIPE.replace("{folder}", str(folder)) + tables)
+    with pytest.raises(ReverieError, match=message):
+        next(prepare(path, tmp_path / "out", "distill"))
 
 
 def test_a_thin_students_file_is_the_lora_that_it_learned(folder: Path) -> None:

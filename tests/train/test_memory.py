@@ -20,7 +20,8 @@ from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.train.finetune import build
 from reverie.train.latents import open_pool
-from reverie.train.loop import Learner, RunSettings, recompute_layers_
+from reverie.train.layers import recompute_layers_
+from reverie.train.loop import Learner, RunSettings
 from reverie.train.optimisers import OPTIMISERS, make_optimisers
 from reverie.train.plan import STATES, blank_pool, peak_of_step, plan
 from reverie.train.recipe import read, section
@@ -140,13 +141,16 @@ def test_a_plan_tells_what_a_step_holds(
 
 
 def test_a_plan_names_every_cost(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
-    path = recipe(KINDS["lora"], "accumulate = 2")
+    path = recipe(KINDS["lora"], "accumulate = 2\nshard = true")
     assert cli.run(["finetune", str(path), "--plan"]) == 0
     lines = {line[:11].rstrip(): line[11:] for line in capsys.readouterr().out.splitlines()}
-    learned = sum(weight.numel() for weight in build(read(path), 0, path.parent, blank_pool).networks.parameters())
+    objective = build(read(path), 0, path.parent, blank_pool)
+    learned = sum(weight.numel() for weight in objective.networks.parameters())
+    held = sum(weight.numel() for network in {*objective.backbones()} for weight in network.parameters()) - learned
     assert lines["learns"] == f"{learned:,} parameters"
     assert lines["optimiser"].startswith(f"{8 * learned / 1e3:.1f} kB")
     assert lines["average"] == f"{4 * learned / 1e3:.1f} kB"
+    assert lines["sharded"].startswith(f"{4 * (held + 4 * learned) / 1e3:.1f} kB of this")
     assert lines["examples"].startswith("40 in 10 steps, 6.7 times 6, latents of")
     assert not (path.parent / "runs").exists()
     path.write_text(path.read_text().replace('"finetune"', '"distill"'))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from reverie.train.examples import Augmentation, Wording
 from reverie.train.inversion import InversionSettings
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
-from reverie.train.recipe import OBJECTIVES, read, section
+from reverie.train.recipe import OBJECTIVES, check_apart, read, section
 
 SHIPPED = sorted((Path(__file__).parents[2] / "recipes").glob("*.toml"))
 KINDS: dict[str, dict[str, Any]] = {
@@ -107,6 +107,9 @@ def test_a_table_becomes_settings() -> None:
         ({"width": "wide"}, r"width = 'wide' in \[some\] of the recipe: Input should be a valid integer"),
         ({"width": 1.5}, r"width = 1.5 in \[some\] of the recipe"),
         ({"width": 1, "widths": [1, "x"]}, r"widths\.1 = 'x' in \[some\] of the recipe"),
+        ({"width": True}, r"width = true in \[some\] of the recipe: give a number, not true or false"),
+        ({"width": 1, "rate": False}, r"rate = false in \[some\] of the recipe: give a number"),
+        ({"width": 1, "widths": [1, True]}, r"widths = \[1, true\] in \[some\] of the recipe: give a number"),
         (7, r"the recipe has some = 7; write a table \[some\]"),
     ],
 )
@@ -127,6 +130,9 @@ def test_what_a_dataclass_refuses_is_told_in_its_words() -> None:
         ("objective = ", "is not TOML"),
         ("\n", r"names no objective; add a line objective = \"...\", with one of autoencoder, classifier, clip"),
         ('objective = "gan"', "has objective 'gan'; choose from"),
+        ("objective = [1]", r"has objective \[1\]; choose from"),
+        ("extends = true", "extends True; give the name of another recipe"),
+        ('extends = "recipe.toml"', "extends 'recipe.toml'; give the name of another recipe"),
         (
             'objective = "clip"\n[txet]\n',
             "has an unknown table 'txet'; choose from objective, run, text, vision, contrast",
@@ -158,6 +164,37 @@ def test_files_that_are_no_recipe(tmp_path: Path) -> None:
     (tmp_path / "picture.toml").write_bytes(b"\x89PNG\xff")
     with pytest.raises(ReverieError, match="is not TOML"):
         read(tmp_path / "picture.toml")
+
+
+def test_no_number_of_any_table_may_be_true_or_false() -> None:
+    """Whatever a table's field is said to be, in its annotation: true stays true, or is refused."""
+    refused = 0
+    for kind in {RunSettings, *(kind for kinds in KINDS.values() for kind in kinds.values())}:
+        for field in fields(kind):
+            given = {one.name: 1 for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING}
+            try:
+                read_as = getattr(section({"some": given | {field.name: True}}, "some", kind), field.name)
+            except ReverieError:
+                refused += 1
+            else:
+                assert read_as is True, (kind, field.name)
+    assert refused > 100
+
+
+def test_a_run_does_not_learn_from_itself(tmp_path: Path) -> None:
+    (photos := tmp_path / "photos").mkdir()
+    path = tmp_path / "recipe.toml"
+    for objective, key in (("finetune", "pictures"), ("clip", "path"), ("autoencoder", "sounds")):
+        path.write_text(f'objective = "{objective}"\n[run]\nsteps = 1\nlr = 1e-3\n[data]\n{key} = "{photos}"\n')
+        for out in (photos, photos / "runs" / "one", tmp_path / "x" / ".." / "photos" / "one"):
+            with pytest.raises(ReverieError, match=rf"lies in {key} = '.*photos' of \[data\].*choose another `out`"):
+                next(run(path, out))
+    path.write_text(path.read_text().replace('"autoencoder"', '"finetune"'))
+    with pytest.raises(ReverieError, match="lies in sounds"):
+        next(finetune.prepare(path, photos / "runs"))
+    assert not list(photos.iterdir())
+    (photos / "00000.tar").touch()  # then shards are read, and nothing beside them
+    check_apart(read(path), photos / "runs")
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)

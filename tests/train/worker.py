@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,23 +17,29 @@ from reverie.train.loop import Learner, RunSettings
 from reverie.train.recipe import OBJECTIVES, read, section
 
 
-def take_steps(recipes: Sequence[Path], accumulate: int = 1) -> None:
-    """Keep metrics, weights and the rows of a later step of each recipe."""
+def take_steps(recipes: Sequence[Path], accumulate: int = 1, mark: str = "", **changed: bool) -> None:
+    """Keep metrics, weights and the rows of a later step of each recipe, with settings changed so."""
     here = parallel.ranks()
     for recipe in recipes:
         sections = read(recipe)
         settings = section(sections, "run", RunSettings)
         with parallel.first_ahead():
             objective = import_module(OBJECTIVES[sections["objective"]][0]).build(sections, 3, recipe.with_suffix(""))
-        learner = Learner(objective, replace(settings, accumulate=accumulate))
+        learner = Learner(objective, replace(settings, accumulate=accumulate, **changed))
         metrics = []
         for step in range(settings.steps):
             meter = Meter(settings.steps)
             meter.add(learner.step(step))
             metrics.append(meter.event(step, 0.0, {}).metrics)
         batches = [objective.batches(9, part) for part in learner.parts]
-        found = {"metrics": metrics, "batches": batches, "state": objective.networks.state_dict()}
-        torch.save(found, recipe.with_suffix(f".{here.index}of{here.size * accumulate}.pt"))
+        state = {name: whole(value) for name, value in objective.networks.state_dict().items()}
+        found = {"metrics": metrics, "batches": batches, "state": state}
+        torch.save(found, recipe.with_suffix(f".{here.index}of{here.size * accumulate}{mark}.pt"))
+
+
+def whole(value: Any) -> Any:
+    """Gather what processes hold in parts."""
+    return value.full_tensor() if parallel.is_sharded(value) else value
 
 
 if __name__ == "__main__":

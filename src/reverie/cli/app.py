@@ -59,6 +59,7 @@ app.command("reverie.cli.index:index", help="Embed a collection of pictures, so 
 app.command("reverie.cli.index:search", help="Find pictures of an index by words and by example.")
 app.command("reverie.cli.shards:curate", help="Keep the samples of shards that are worth learning from.")
 app.command("reverie.cli.shards:render", help="Draw a file of requests to webdataset shards.")
+app.command("reverie.cli.shards:encode", help="Encode the pictures of shards ahead, for training.")
 app.command("reverie.cli.serve:serve", help="Serve a page to draw and play on, and what other programs speak.")
 app.command("reverie.cli.serve:mcp", help="Offer tools to assistants: draw, edit, animate, compare, music (MCP).")
 app.command("reverie.cli.replay:watermark_app", name="watermark", help="Read and write invisible watermarks.")

@@ -1,4 +1,4 @@
-"""`reverie curate` and `reverie render`: shards filtered and shards drawn, by processes or machines."""
+"""`reverie curate`, `render` and `encode`: shards filtered, drawn and encoded, by processes or machines."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from reverie.cli.options import Json, ModelOptions, Whole
+from reverie.cli.options import Flag, Json, ModelOptions, Whole
 from reverie.cli.output import say
 from reverie.cli.progress import fetch, show_progress
 from reverie.cli.similarity import ClipOptions
@@ -158,6 +158,56 @@ def render(
     say(f"{len(asked) - failed} of {len(asked)} requests drawn in {output}")
     if failed:
         raise ReverieError(f"{failed} of {len(asked)} requests failed; the others are drawn")
+
+
+def encode(
+    source: str,
+    *,
+    output: Annotated[Path, Parameter(("--output", "-o"))],
+    size: Whole = 0,
+    buckets: Whole = 0,
+    texts: Flag = False,
+    sharing: SpreadOptions = SpreadOptions(),
+    model: str | None = None,
+    vae: str | None = None,
+    device: str = "auto",
+) -> None:
+    """Encode the pictures of shards to latents, for `latents` in [data] of recipes. Run again, it goes on.
+
+    Parameters
+    ----------
+    source
+        Folder of .tar shards in img2dataset's layout, one shard, or an address such as s3://bucket/{00000..00999}.tar.
+    output
+        Folder for latents and captions.
+    size
+        Pictures are cut to squares of so many pixels; the model's if not given.
+    buckets
+        Pictures keep their shapes instead, with sides of multiples of so many pixels, such as 64.
+    texts
+        Encode the captions too, for training with frozen text encoders.
+    model
+        Model whose autoencoder and text encoders do it: folder, file or owner/name; the bundled one if not given.
+    vae
+        Autoencoder to put in place of the model's: a folder or a file.
+    device
+        cpu, cuda or mps; auto takes a GPU where there is one.
+    """
+    from reverie.train.encode import encode as run
+
+    options = {"path": _absolute(model), "vae": _absolute(vae), "device": device}
+    given = {name: value for name, value in options.items() if value is not None}
+    pictures = shards = lost = 0
+    for event in show_progress(
+        run(source, output, size=size, buckets=buckets, texts=texts, spread=sharing.spread(), **given)
+    ):
+        for note in event.left_out:
+            print(note, file=sys.stderr)
+        pictures, shards = pictures + event.pictures, event.total
+        lost += event.done > 0 and not event.pictures
+    say(f"{pictures} pictures of {shards} shards encoded in {output}")
+    if lost:
+        raise ReverieError(f"{lost} of {shards} shards gave no pictures; the others are encoded")
 
 
 def _absolute(path: str | Path | None) -> str | None:

@@ -14,6 +14,8 @@ from reverie.cli.options import Flag
 from reverie.cli.output import say
 from reverie.cli.progress import show_progress
 
+SHOWN = 14  # rates that `--find-rate` prints, two a decade
+
 
 @Parameter(name="*")
 @dataclass(frozen=True, kw_only=True)
@@ -28,6 +30,8 @@ class LatentsOptions:
     """Make the latents alone."""
     plan: Flag = False
     """Say what it would cost in memory and on disk, and do nothing; for `finetune`."""
+    find_rate: Flag = False
+    """Find the learning rate by 100 steps at growing ones, and propose it; the run is not begun."""
 
 
 @contextmanager
@@ -40,7 +44,15 @@ def resumable(how: str) -> Iterator[None]:
         raise
 
 
-def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, plan: Flag = False) -> None:
+def train(
+    recipe: Path,
+    /,
+    *,
+    out: Path | None = None,
+    resume: Flag = False,
+    plan: Flag = False,
+    find_rate: Flag = False,
+) -> None:
     """Train a model from a recipe; Ctrl-C stops it, --resume goes on from the last checkpoint to the same bits.
 
     It learns on several GPUs or machines too: torchrun --nproc-per-node 8 --no-python reverie train RECIPE
@@ -55,9 +67,14 @@ def train(recipe: Path, /, *, out: Path | None = None, resume: Flag = False, pla
         Go on with the run in that folder.
     plan
         Say what it would cost in memory and on disk, and do nothing; for U-Nets.
+    find_rate
+        Find the learning rate by 100 steps at growing ones, and propose it; the run is not begun.
     """
     if plan:
         _say_plan(recipe)
+        return
+    if find_rate:
+        _find_rate(recipe, out)
         return
     from reverie.train import run
     from reverie.train.parallel import is_first
@@ -107,15 +124,28 @@ def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) 
     from reverie.train.recipe import folder_of
 
     out = learning.out
-    if not learning.prepare:
+    if not (learning.prepare or learning.find_rate):
         check(folder_of(recipe, out), learning.resume)
     with resumable("the same command goes on with the latents"):
         for _ in show_progress(finetune.prepare(recipe, out, objective)):
             pass
-    if learning.prepare:
+    if learning.find_rate:
+        _find_rate(recipe, out)
+    elif learning.prepare:
         say(str(folder_of(recipe, out)))
     else:
         train(recipe, out=out, resume=learning.resume)
+
+
+def _find_rate(recipe: Path, out: Path | None) -> None:
+    from reverie.train.rate import search, suggest
+    from reverie.train.recipe import folder_of
+
+    steps = list(show_progress(search(recipe, out)))
+    for step in steps[:: max(1, len(steps) // SHOWN)]:
+        say(f"lr {step.rate:8.1e}   loss {step.smoothed:.4g}")
+    picture = folder_of(recipe, out) / "rate.png"
+    say(f"lr = {suggest(steps):.1e} is proposed: there the loss falls fastest; see {picture}")
 
 
 def _say_plan(recipe: Path) -> None:

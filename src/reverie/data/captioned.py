@@ -1,4 +1,4 @@
-"""Random access to a captioned collection and its pictures: webdataset shards, a folder, or a list.
+"""Random access to a captioned collection and its pictures: webdataset shards, here or elsewhere, a folder, or a list.
 
 Shards are indexed by reading the headers of their tars; a file is then one read at a known place, so item 1,234,567
 costs no reading of those before it. What a header or a list says is data: nothing outside is opened.
@@ -12,15 +12,17 @@ import json
 import mmap
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from operator import itemgetter
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import IO, Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Int64
 from PIL import Image
 
+from reverie.data.remote import RemoteIndex, RemoteShard, Unreachable, captions_of, is_remote, kept_table, list_shards
 from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.files import SHARD, TAR_ERRORS, Member, reason_of, tar_members, tar_samples
 from reverie.media.pictures import decode, size_of, to_rgb
@@ -28,6 +30,7 @@ from reverie.media.pictures import decode, size_of, to_rgb
 LISTS = ("metadata.jsonl", "metadata.csv")  # as Hugging Face's: {"file_name": "a.jpg", "text": "a bear"} a line, or CSV
 CAPTION_KEYS = ("text", "caption")
 OPEN_SHARDS = 64
+CONNECTIONS = 16  # shards elsewhere that are read through at once
 NAMED = 3  # damaged shards that a note names
 
 
@@ -44,6 +47,7 @@ class ShardMember(io.BytesIO):
 
 
 Content = Path | ShardMember
+Shard = Path | RemoteShard
 
 
 class Located(Protocol):
@@ -65,19 +69,34 @@ class Located(Protocol):
 def locate(path: str | Path, what: str, forms: Sequence[str], default: str = "") -> Located:
     """Find the files that end in one of `forms`: in a folder of shards, one shard, a folder, or a list's folder.
 
+    Shards may lie elsewhere: see `remote.list_shards` for their addresses.
+
     Captions of a folder stand in `NAME.txt` beside the file, or all of them in `metadata.jsonl` or `metadata.csv`, with
     `file_name` and `text`; such a list may be named itself. A file without a caption has the `default`, or is left out
     where that is empty. `what` names the files in the error. Raises ReverieError where there is none with a caption, or
     a shard or a list is damaged.
     """
-    path = Path(path)
-    shards = [path] if path.suffix == SHARD else sorted(path.glob(f"*{SHARD}"))
-    found: Located = Shards(shards, forms) if shards else Folder(path, forms, default)
+    shards = shards_at(path)
+    found: Located = Shards(shards, forms) if shards else Folder(Path(path), forms, default)
     if not len(found):
         raise ReverieError(
             f"no {what} with captions in {path}; give a folder of .tar shards, or of {what}, each with a .txt"
         )
     return found
+
+
+def shards_at(path: str | Path) -> Sequence[Shard]:
+    """Find the shards of a folder, by name, or the one given; none where there are none. Raises Unreachable."""
+    if is_remote(path):
+        return list_shards(str(path))
+    path = Path(path)
+    return [path] if path.suffix == SHARD else sorted(path.glob(f"*{SHARD}"))
+
+
+def is_walked(folder: Path) -> bool:
+    """Tell whether a collection is all files below a folder, which holds neither shards nor a list at its top."""
+    listed = any((folder / name).is_file() for name in LISTS)
+    return folder.is_dir() and not listed and not any(folder.glob(f"*{SHARD}"))
 
 
 class ByteSpan(NamedTuple):
@@ -93,9 +112,9 @@ class Shards:
     32 bytes a pair are kept in memory: 13 GB for LAION-400M.
     """
 
-    def __init__(self, paths: Sequence[Path], forms: Sequence[str]) -> None:
+    def __init__(self, paths: Sequence[Shard], forms: Sequence[str]) -> None:
         tables = _tables(paths, forms)
-        self.paths, self.ends = paths, np.cumsum([len(table) for table in tables])
+        self.kind, self.paths, self.ends = forms[0], paths, np.cumsum([len(table) for table in tables])
         self.places = np.concatenate(tables)  # offset and size of the file, offset and size of the caption
 
     def __len__(self) -> int:
@@ -104,18 +123,21 @@ class Shards:
     @property
     def identity(self) -> list[object]:
         """Return name, size and time of each shard."""
-        return [_stamp(path, path.parent) for path in self.paths]
+        return [path.identity if isinstance(path, RemoteShard) else _stamp(path, path.parent) for path in self.paths]
 
     def caption(self, index: int) -> str:
         """Return a caption."""
-        return _bytes(self._shard(index), ByteSpan(*self.places[index, 2:].tolist())).decode("utf-8", "replace")
+        shard, part = self._shard(index), ByteSpan(*self.places[index, 2:].tolist())
+        return _bytes(captions_of(shard, self.kind) if isinstance(shard, RemoteShard) else shard, part).decode(
+            "utf-8", "replace"
+        )
 
     def content(self, index: int) -> ShardMember:
         """Return what the file holds."""
         shard, part = self._shard(index), ByteSpan(*self.places[index, :2].tolist())
         return ShardMember(_bytes(shard, part), f"at byte {part.offset} of {shard}")
 
-    def _shard(self, index: int) -> Path:
+    def _shard(self, index: int) -> Shard:
         return self.paths[int(np.searchsorted(self.ends, index, side="right"))]
 
 
@@ -149,17 +171,17 @@ class Folder:
         return self.entries[index][0]
 
 
-def _tables(paths: Sequence[Path], forms: Sequence[str]) -> list[Int64[np.ndarray, "n 4"]]:
+def _tables(paths: Sequence[Shard], forms: Sequence[str]) -> list[Int64[np.ndarray, "n 4"]]:
     """Find the captioned files of shards; warn of those that are damaged, whose rest is left out.
 
     Raises ReverieError where nothing else is left.
     """
-    tables: list[Int64[np.ndarray, "n 4"]] = []
-    damaged: list[tuple[Path, int, str]] = []
-    for path in paths:
-        damage: list[str] = []
-        tables.append(np.array(list(_pairs(path, forms, damage)), np.int64).reshape(-1, 4))
-        damaged += [(path, len(tables[-1]), reason) for reason in damage]
+    with ThreadPoolExecutor(CONNECTIONS if any(isinstance(path, RemoteShard) for path in paths) else 1) as pool:
+        read = list(pool.map(lambda path: _table(path, forms), paths))
+    tables = [table for table, _ in read]
+    damaged = [
+        (path, len(table), reason) for path, (table, damage) in zip(paths, read, strict=True) for reason in damage
+    ]
     if not damaged:
         return tables
     if not any(map(len, tables)):
@@ -172,24 +194,41 @@ def _tables(paths: Sequence[Path], forms: Sequence[str]) -> list[Int64[np.ndarra
     return tables
 
 
-def _pairs(path: Path, forms: Sequence[str], damage: list[str]) -> Iterator[tuple[int, int, int, int]]:
-    """Find the captioned files of a shard by the headers of its members, as `_whole_members` does."""
-    for _, files in tar_samples(_whole_members(path, damage)):
+def _table(path: Shard, forms: Sequence[str]) -> tuple[Int64[np.ndarray, "n 4"], list[str]]:
+    """Return where the captioned files of a shard lie, and what is wrong with it."""
+    damage: list[str] = []
+    if isinstance(path, Path):
+        with path.open("rb") as file:
+            places = [member[1:3] + text[1:3] for member, text in _pairs(file, path.stat().st_size, forms, damage)]
+        return np.array(places, np.int64).reshape(-1, 4), damage
+    if (table := kept_table(path, forms[0])) is not None:
+        return table, damage
+    index = RemoteIndex(path)
+    with path.open() as file:
+        for member, text in _pairs(file, path.size, forms, damage):
+            file.seek(text.offset)
+            index.add(member.offset, member.size, file.read(text.size))
+    return index.keep(forms[0], whole=not damage), damage
+
+
+def _pairs(shard: IO[bytes], size: int, forms: Sequence[str], damage: list[str]) -> Iterator[tuple[Member, Member]]:
+    """Find the captioned files of a shard, and their captions, by the headers of its members."""
+    for _, files in tar_samples(_whole_members(shard, size, damage)):
         form = next((form for form in forms if form in files), None)
         if form is not None and "txt" in files:
-            file, text = files[form], files["txt"]
-            yield file.offset, file.size, text.offset, text.size
+            yield files[form], files["txt"]
 
 
-def _whole_members(path: Path, damage: list[str]) -> Iterator[Member]:
+def _whole_members(shard: IO[bytes], size: int, damage: list[str]) -> Iterator[Member]:
     """Read the members of a shard up to the first that is damaged or cut off; add to `damage` what is wrong with it."""
     try:
-        size = path.stat().st_size
-        for member in tar_members(path):
+        for member in tar_members(shard):
             if member.offset + member.size > size:
                 damage.append(f"'{member.name}' is cut off")
                 return
             yield member
+    except Unreachable:
+        raise
     except TAR_ERRORS as error:
         damage.append(reason_of(error))
 
@@ -248,7 +287,9 @@ def _map(path: Path) -> mmap.mmap:
         return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
 
 
-def _bytes(shard: Path, part: ByteSpan) -> bytes:
+def _bytes(shard: Shard, part: ByteSpan) -> bytes:
+    if isinstance(shard, RemoteShard):
+        return shard.read(*part)
     return _map(shard)[part.offset : part.offset + part.size]
 
 

@@ -13,7 +13,7 @@ from reverie.files import name_of, reason_of, write_text
 RECIPE = "recipe.json"  # in the folder of a run
 LONGEST_NAME = 255  # of a file, in characters
 IDLE = frozenset(
-    ("log_every", "save_every", "sample_every", "threads", "device", "workers", "show", "recompute_layers")
+    ("log_every", "save_every", "sample_every", "threads", "device", "workers", "show", "recompute_layers", "shard")
 )  # what a run is watched and hastened by: the result stays
 
 

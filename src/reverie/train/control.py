@@ -23,11 +23,12 @@ from reverie.errors import ReverieError, choose
 from reverie.media.edges import PREPROCESSORS
 from reverie.media.pictures import decode, to_rgb
 from reverie.models.controlnet import ControlNet, ControlNetConfig
+from reverie.train.encoded import Description
 from reverie.train.examples import Examples, Pictures
 from reverie.train.folders import find_named
 from reverie.train.inputs import FinetuneTextSettings
 from reverie.train.recipe import section
-from reverie.train.texts import Describe, Description
+from reverie.train.texts import Describe
 
 WIDTHS = ControlNetConfig.hint_widths  # where a latent stands for more pixels, the last comes again
 NAMED = 3  # pictures that an error names

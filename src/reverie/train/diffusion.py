@@ -6,7 +6,7 @@ are in `losses.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,14 +31,17 @@ from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.system import Conditioning, text_layers
+from reverie.train.encoded import open_encoded
 from reverie.train.examples import HELD_OUT_SEED, Scenes
-from reverie.train.latents import LATENTS, Pool, Stream, open_pool
+from reverie.train.latents import LATENTS, Mixed, Pool, Stream, encoder_digest, mix, open_pool
 from reverie.train.loop import VALIDATION, device_of, step_generator
 from reverie.train.losses import LEVELS, WEIGHTINGS, DenoisingSettings, draw_noise
 from reverie.train.recipe import Share, section
+from reverie.train.texts import encoders_digest, read_plainly
 
 CPU = torch.device("cpu")
 HELD_OUT_LATENTS = "held-out.safetensors"  # in the folder of a run
+SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
 LOOKS = 32  # at held-out examples, of which a validation loss is the mean at least
 
 
@@ -50,6 +53,7 @@ class LatentSettings:
     clip: str  # folder
     subset: str = "common"
     pool: PositiveInt = 8000
+    latents: str = ""  # folder of what `reverie encode` made, in place of scenes
     scatter: int = ANYWHERE  # how many cells from the middle objects may stand; 0 is the quickest to learn
     pair_share: Share = PAIR_SHARE  # of the scenes hold two objects
     sizes: tuple[str, ...] = SIZE_WORDS  # words for the size of a lone object, as often as they stand here
@@ -149,7 +153,12 @@ class DiffusionObjective:
         return self.components.unet(x, t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
 
     def encode(self, captions: Any) -> Conditioning:
-        """Return what the U-Net is told of the batch's captions."""
+        """Return what the U-Net is told of a batch: by captions, or by descriptions, see `texts`."""
+        if isinstance(captions, Mapping):
+            given = {name: value.to(device_of(self.networks)) for name, value in captions.items() if name != "caption"}
+            if "caption" not in captions:
+                return Conditioning(**given)
+            return replace(self.encode(captions["caption"]), **given)
         rows = [ids.to(device_of(self.networks)) for ids in self.tokens(captions)]
         layers, pooled = text_layers(self.components, rows)
         return Conditioning(torch.cat(layers, -1), pooled)
@@ -225,18 +234,37 @@ def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool
             shift=diffusion.shift,
         ),
     )
+    networks = nn.ModuleDict({"unet": components.unet})
+    if data.latents:
+        stream, shown = _open_encoded(data, components, seed)
+        batches = Batches(stream, data.batch, data.workers)
+        return DiffusionObjective(components, networks, batches, diffusion, seed, shown)
     things = concepts(data.subset)
     scenes = Scenes(things, seed, data.pool, data.pair_share, data.scatter, data.sizes, data.bare)
     stream = Stream(*pool(autoencoder, scenes, out / LATENTS, data.workers), seed, data.dropout)
     shown = SampleSheet([thing.en[0] for thing in things[::10]], CANVAS, CANVAS, columns=7)
     batches = Batches(stream, data.batch, data.workers)
-    networks = nn.ModuleDict({"unet": components.unet})
     objective = DiffusionObjective(components, networks, batches, diffusion, seed, shown)
     if data.held_out:
         others = replace(scenes, seed=HELD_OUT_SEED, count=data.held_out)
         apart = pool(autoencoder, others, out / HELD_OUT_LATENTS, data.workers)
         objective.held_out = (Stream(*apart, seed, dropout=0.0),)
     return objective
+
+
+def _open_encoded(data: LatentSettings, components: Components, seed: int) -> tuple[Stream | Mixed, SampleSheet]:
+    """Open what was encoded ahead, and choose its first captions to be drawn."""
+    if data.held_out:
+        raise ReverieError("held_out in [data] counts scenes; leave it out beside latents")
+    autoencoder = components.autoencoder
+    texts = encoders_digest(components.text_encoders)
+    rows = open_encoded(data.latents, encoder_digest(autoencoder), texts)
+    tell = read_plainly
+    streams = [Stream(row, row.latents, seed, data.dropout, tell=row.describe(tell)) for row in rows.values()]
+    height, width = (autoencoder.factor * side for side in streams[0].latents.shape[2:])
+    first = streams[0].examples
+    prompts = [first.caption(index, 0) for index in range(min(SHOWN, len(first)))]
+    return mix(streams, data.batch, seed), SampleSheet(prompts, width, height, COLUMNS)
 
 
 def _unet(sections: dict[str, Any], diffusion: DiffusionSettings, seed: int) -> UNet:

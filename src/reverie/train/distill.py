@@ -23,7 +23,7 @@ from PIL import Image
 from pydantic import NonNegativeFloat, PositiveInt
 from torch import Tensor, nn
 
-from reverie.checkpoints.load import Components, Recommended
+from reverie.checkpoints.load import Components, Recommended, load_unet
 from reverie.checkpoints.save import save_folder
 from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.diffusion.denoiser import Network, Scalings
@@ -68,6 +68,7 @@ ENDINGS: dict[str, Ending] = {"edge": lambda place, edge, generator: edge, "late
 class DistillSettings:
     """Choose the teacher's path and how the student learns it."""
 
+    student: str = ""  # folder of a U-Net that begins, such as a smaller one; "" is the teacher's as it is
     guidance: NonNegativeFloat | None = None  # folded in; what the teacher recommends if not given
     levels: PositiveInt = 50  # of noise along a path, trailing timesteps; the teacher goes from one to the next
     phases: PositiveInt = 1  # parts of a path, each of which one step jumps over
@@ -112,16 +113,16 @@ class Adversary:
 
 @dataclass(frozen=True, eq=False)
 class Student:
-    """Hold a U-Net that begins as its teacher, and what of it learns."""
+    """Hold a U-Net that begins as its teacher, or as another, and what of it learns."""
 
     unet: UNet
     learned: nn.Module
     export: Callable[[Components, Path], None]
 
 
-def whole_student(teacher: UNet) -> Student:
+def whole_student(beginning: UNet) -> Student:
     """Return a student all of whose weights learn; its export is a model."""
-    unet = deepcopy(teacher).requires_grad_(True)
+    unet = deepcopy(beginning).requires_grad_(True)
     return Student(unet, unet, save_folder)
 
 
@@ -292,7 +293,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     torch.manual_seed(seed)
     return DistillObjective(
         base,
-        thin_student(base.unet, products) if products.rank else whole_student(base.unet),
+        thin_student(base.unet, products) if products.rank else whole_student(_beginning(base.unet, settings)),
         Batches(stream, data.batch, data.workers),
         settings,
         seed,
@@ -304,7 +305,7 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
 def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examples]) -> None:
     """Raise ReverieError for what a recipe cannot distil, or not of the examples that it opened."""
     data = section(sections, "data", FinetuneDataSettings)
-    section(sections, "distill", DistillSettings)
+    settings = section(sections, "distill", DistillSettings)
     section(sections, "adversary", AdversarySettings)
     if relearn(sections, base) is not base:
         raise ReverieError("a student learns from its teacher as it is; leave prediction and zero_terminal_snr out")
@@ -312,11 +313,28 @@ def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examp
         raise ReverieError(f"{base.name} is of SDXL's family, which cannot be distilled yet; choose SD 1 or 2")
     if LATENTS not in opened or data.masks or data.held_out:
         raise ReverieError(
-            "distillation learns from whole pictures of one size, all of them; leave out buckets, repeats, masks and "
-            "held_out"
+            "distillation learns from whole pictures of one size, all of them; leave out latents, buckets, repeats, "
+            "masks and held_out"
         )
     if (products := lora.settings_of(sections)).rank:
+        if settings.student:
+            raise ReverieError("[lora] is learned on the teacher itself; leave out student in [distill], or [lora]")
         lora.pick_layers(base.unet, products)
+    _beginning(base.unet, settings)
+
+
+def _beginning(teacher: UNet, settings: DistillSettings) -> UNet:
+    """Return what a whole student begins as. Raises ReverieError where it takes or gives what the teacher does not."""
+    if not settings.student:
+        return teacher
+    begun = load_unet(settings.student, device=torch.device("cpu"), dtype=torch.float32)
+    same = ("in_channels", "out_channels", "cross_attention_dim", "sample_size", "takes_sizes", "time_cond_proj_dim")
+    if differing := [name for name in same if getattr(begun.config, name) != getattr(teacher.config, name)]:
+        raise ReverieError(
+            f"student = '{settings.student}' in [distill] differs from its teacher in {', '.join(differing)}; give a "
+            "U-Net of the same latents and text encoder"
+        )
+    return begun
 
 
 def adversary_of(teacher: UNet, settings: AdversarySettings) -> Adversary:

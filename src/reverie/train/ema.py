@@ -10,6 +10,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from reverie.train.parallel import local
+
 Decay = Callable[[int], float]
 """Number of an update, from 1 -> how much of the average stays."""
 
@@ -45,21 +47,24 @@ class EMA:
         """Move the average towards the network's weights."""
         self.updates += 1
         toward = 1 - self.decay(self.updates)
-        torch._foreach_lerp_(list(self.weights.values()), list(self.parameters.values()), toward)
+        torch._foreach_lerp_([*map(local, self.weights.values())], [*map(local, self.parameters.values())], toward)
 
     @contextmanager
     def swap_in(self) -> Iterator[None]:
         """Swap in the EMA weights for the length of a `with` block."""
-        own = {name: parameter.data for name, parameter in self.parameters.items()}
+        self._exchange()
         try:
-            self._lend(self.weights)
             yield
         finally:
-            self._lend(own)
+            self._exchange()
 
-    def _lend(self, weights: dict[str, torch.Tensor]) -> None:
+    @torch.no_grad()
+    def _exchange(self) -> None:
         for name, parameter in self.parameters.items():
-            parameter.data = weights[name]
+            ours, theirs = local(self.weights[name]), local(parameter)
+            held = theirs.clone()
+            theirs.copy_(ours)
+            ours.copy_(held)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the average and the count of updates."""

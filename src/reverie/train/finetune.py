@@ -28,10 +28,10 @@ from reverie.models.controlnet import ControlNet
 from reverie.progress import Progress
 from reverie.requests.parts import ControlInput
 from reverie.runtime.transform import pick_device
-from reverie.system import Conditioning
 from reverie.train import begun, control, inversion, lora, texts
-from reverie.train.checkpoint import CHECKPOINT
+from reverie.train.checkpoint import latest
 from reverie.train.diffusion import DiffusionObjective
+from reverie.train.encoded import Encoded
 from reverie.train.examples import Examples
 from reverie.train.folders import notes
 from reverie.train.inputs import (
@@ -48,11 +48,11 @@ from reverie.train.inputs import (
     tell_plainly,
 )
 from reverie.train.latents import Pool, fill, open_pool
-from reverie.train.loop import UNMEASURED, RunSettings, device_of
+from reverie.train.loop import UNMEASURED, RunSettings
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings
 from reverie.train.parallel import is_first
-from reverie.train.recipe import OBJECTIVES, folder_of, read, section
+from reverie.train.recipe import OBJECTIVES, check_apart, folder_of, read, section
 from reverie.train.texts import ENCODINGS, number_captions
 from reverie.train.vocabulary import extend, grow_
 
@@ -77,11 +77,6 @@ class Finetuning(DiffusionObjective):
         """Return the text encoders'."""
         towers = [network for name, network in self.networks.items() if name.startswith(TEXT)]
         return {parameter: self.text_pace for tower in towers for parameter in tower.parameters()}
-
-    def encode(self, captions: Mapping[str, Any]) -> Conditioning:
-        """Return what the U-Net is told by the batch's descriptions, see `texts`."""
-        given = {name: value.to(device_of(self.networks)) for name, value in captions.items() if name != "caption"}
-        return replace(super().encode(captions["caption"]), **given) if "caption" in captions else Conditioning(**given)
 
 
 class LoRAFinetuning(Finetuning):
@@ -231,7 +226,8 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
     if not is_first():
         return
     settings, data = section(sections, "run", RunSettings), section(sections, "data", FinetuneDataSettings)
-    base, folder = load_base(sections), folder_of(path, out)
+    check_apart(sections, folder := folder_of(path, out))
+    base = load_base(sections)
     autoencoder = base.autoencoder.to(pick_device(settings.device))
     rows = open_examples(sections, base, settings.seed)
     import_module(OBJECTIVES[objective][0]).check(sections, base, rows)
@@ -239,10 +235,12 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         raise ReverieError(UNMEASURED)
     for note in notes(data.pictures, data.caption) if data.pictures else ():
         warn(note, RequestWarning, stacklevel=2)
-    if not (folder / CHECKPOINT).exists():
+    if latest(folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
         begun.write(folder, begun.deciding(sections, asdict(settings)))
     for name, examples in rows.items():
+        if isinstance(examples, Encoded):
+            continue
         yield from fill(autoencoder, examples, folder / name, data.workers)
     if objective == "finetune" and check_cached(sections):
         for tower in base.text_encoders:
@@ -267,7 +265,7 @@ def _hold(merges: Sequence[tuple[str, str]], out: Path) -> None:
     Raises ReverieError where the run has begun with others: its checkpoint would fit them in size, and not in meaning.
     """
     path, words = out / WORDS, json.dumps(merges)
-    if not (out / CHECKPOINT).exists() or not path.exists():
+    if latest(out) is None or not path.exists():
         path.write_text(words, encoding="utf-8")
     elif path.read_text(encoding="utf-8") != words:
         raise ReverieError(f"the captions bring other new words than the run in {out} began with; choose another `out`")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from reverie.data.captioned import LISTS, PICTURES, Captioned, open_captioned
+from reverie.data.captioned import PICTURES, Captioned, is_walked, open_captioned
+from reverie.data.remote import Unreachable
 from reverie.errors import RequestWarning, ReverieError, warn
-from reverie.files import SHARD
 from reverie.train.examples import AS_WRITTEN, PLAIN, Augmentation, Pictures, Size, Wording
 
 REPEATED = re.compile(r"(\d+)_(.+)")  # kohya's: 10_sks dog holds pictures that come ten times, told by "sks dog"
@@ -43,7 +43,7 @@ def open_parts(path: str | Path, caption: str) -> list[Subset]:
 
 def _find_repeated(path: Path) -> Mapping[Path, tuple[str, str]]:
     """Return the folders named as kohya's with what their names say; none where pictures lie elsewhere too."""
-    if not path.is_dir() or any(path.glob(f"*{SHARD}")) or any((path / name).is_file() for name in LISTS):
+    if not is_walked(path):
         return {}
     named = {}
     for child in sorted(path.iterdir()):
@@ -94,6 +94,8 @@ def open_pictures(
         for number in range(len(part.found)):
             try:
                 chosen = nearest(sizes, part.found.size(number)) if step else sizes[0]
+            except Unreachable:
+                raise
             except ReverieError as error:
                 damaged.append(str(error))
             else:
@@ -144,7 +146,7 @@ def find_named(folder: str, what: str) -> Mapping[str, Path]:
 def notes(path: str, caption: str) -> Iterator[str]:
     """Say which pictures of a folder have no caption and are left out, and which captions have no picture."""
     folder = Path(path)
-    if not folder.is_dir() or any(folder.glob(f"*{SHARD}")) or any((folder / name).is_file() for name in LISTS):
+    if not is_walked(folder):
         return
     files = sorted(file.relative_to(folder) for file in folder.rglob("*") if file.is_file())
     pictures = {file.with_suffix("") for file in files if _is_picture(file)}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,20 +18,28 @@ from reverie.diffusion.denoiser import PREDICTIONS
 from reverie.errors import ReverieError, choose
 from reverie.requests.references import BUNDLED_NAME
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train.diffusion import SampleSheet
+from reverie.train.diffusion import COLUMNS, SHOWN, SampleSheet
+from reverie.train.encoded import Description, Encoded, open_encoded
 from reverie.train.examples import Augmentation, Examples, Pictures, Scenes, Wording
 from reverie.train.folders import hold_out, open_pictures
-from reverie.train.latents import LATENTS, Item, Mixed, Pool, Stream, open_pool
+from reverie.train.latents import LATENTS, Item, Mixed, Pool, Stream, encoder_digest, mix, open_pool
 from reverie.train.recipe import Share, section
 from reverie.train.sources import ExampleSource
-from reverie.train.texts import ENCODINGS, Describe, Description, number_captions, read_kept, read_plainly, sizes_of
+from reverie.train.texts import (
+    ENCODINGS,
+    Describe,
+    encoders_digest,
+    number_captions,
+    read_kept,
+    read_plainly,
+    sizes_of,
+)
 
 Tell = Callable[[int, str], Any]
 """(number of an example, caption) -> what the U-Net is told of it."""
 
 PICTURES, SUFFIX = "latents", ".safetensors"
 PRIOR, HELD_OUT = "prior", "held-out"  # how files of latents begin, of the class and of what is not learned from
-SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
 
 
 @dataclass(frozen=True)
@@ -54,6 +62,7 @@ class FinetuneDataSettings(ExampleSource):
 
     size: NonNegativeInt = 0  # of pictures, in pixels; 0 takes the model's
     batch: PositiveInt = 4
+    latents: str = ""  # folder of what `reverie encode` made, in place of a collection
     dropout: Share = 0.1  # share of captions left empty, for classifier-free guidance
     workers: NonNegativeInt = 0
     buckets: NonNegativeInt = 0  # pictures keep their shapes, with sides of so many pixels' multiples; 0 cuts squares
@@ -176,10 +185,13 @@ def open_streams(
         read = read_kept(base, number_captions(opened.values()), out / ENCODINGS)
     streams = Streams()
     for name, examples in opened.items():
-        kept, latents = pool(base.autoencoder, examples, out / name, data.workers)
-        described = tell(kept, Describe(read, sizes_of(base, kept)))
-        stream = Stream(kept, latents, seed, data.dropout, tell=described)
-        stream = replace(stream, masked=latents.shape[1] > base.unet.config.out_channels)
+        if isinstance(examples, Encoded):
+            stream = Stream(examples, examples.latents, seed, data.dropout, tell=examples.describe(read))
+        else:
+            kept, latents = pool(base.autoencoder, examples, out / name, data.workers)
+            described = tell(kept, Describe(read, sizes_of(base, kept)))
+            stream = Stream(kept, latents, seed, data.dropout, tell=described)
+            stream = replace(stream, masked=latents.shape[1] > base.unet.config.out_channels)
         if name.startswith(HELD_OUT):
             streams.held_out.append(replace(stream, dropout=0.0))
         elif name.startswith(PRIOR):
@@ -187,15 +199,6 @@ def open_streams(
         else:
             streams.own.append(stream)
     return streams
-
-
-def mix(streams: Sequence[Stream], batch: int, seed: int) -> Stream | Mixed:
-    """Return one stream of several, batch by batch; in a pass the pictures of each come as often as it says."""
-    if len(streams) == 1:
-        return streams[0]
-    repeats = [stream.examples.repeats if isinstance(stream.examples, Pictures) else 1 for stream in streams]
-    counts = [-(-len(stream.latents) * times // batch) for stream, times in zip(streams, repeats, strict=True)]
-    return Mixed(streams, counts, batch, seed)
 
 
 def check_cached(sections: dict[str, Any]) -> bool:
@@ -254,12 +257,14 @@ def open_examples(sections: dict[str, Any], base: Components, seed: int) -> dict
     size = data.size or base.unet.config.sample_size * factor
     if data.buckets % factor:
         raise ReverieError(f"buckets = {data.buckets} in [data] of the recipe; give a multiple of {factor}, such as 64")
-    if scenes.count or data.named != ["pictures"]:
+    if data.latents:
+        rows: dict[str, Examples] = {**_open_encoded(sections, base)}
+    elif scenes.count or data.named != ["pictures"]:
         if data.buckets or data.masks or data.held_out or {"augment", "captions"} & sections.keys():
             raise ReverieError(
                 "buckets, masks, held_out, [augment] and [captions] are for pictures = FOLDER in [data] alone"
             )
-        rows: dict[str, Examples] = {LATENTS: _open_made(data, scenes, seed, size, params)}
+        rows = {LATENTS: _open_made(data, scenes, seed, size, params)}
     else:
         found = open_pictures(data.pictures, data.caption, size, data.buckets, *varied, data.masks)
         others: dict[str, Pictures] = {}
@@ -278,6 +283,21 @@ def open_examples(sections: dict[str, Any], base: Components, seed: int) -> dict
         found = open_pictures(prior.pictures, prior.caption, size, data.buckets, varied[0])
         rows |= {_file(PRIOR, name): pictures for name, pictures in found.items()}
     return rows
+
+
+def _open_encoded(sections: dict[str, Any], base: Components) -> dict[str, Encoded]:
+    """Open what was encoded ahead; encodings of captions are for text encoders that stay as they are."""
+    data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
+    fixed = data.size or data.buckets or data.masks or data.held_out
+    if data.named or fixed or {"scenes", "augment", "captions", "control"} & sections.keys():
+        raise ReverieError(
+            "latents in [data] are encoded already; leave out other examples, size, buckets, masks, held_out, "
+            "[scenes], [augment], [captions] and [control]"
+        )
+    frozen = not (text.pace or "inversion" in sections)
+    texts = encoders_digest(base.text_encoders) if frozen else ""
+    rows = open_encoded(data.latents, encoder_digest(base.autoencoder), texts, base.unet.config.takes_sizes)
+    return {_file(PICTURES, name): examples for name, examples in rows.items()}
 
 
 def _open_made(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Iterable
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -11,6 +13,14 @@ from reverie.checkpoints.save import write_tensors
 
 IDENTITY = "identity"
 CONTENT = "latents"  # what the tensor is called in the file, whatever it holds
+
+
+def digest_of(what: str, weights: Iterable[tuple[str, Tensor]]) -> str:
+    """Return the SHA-256 of named weights and of what they are the weights of."""
+    digest = hashlib.sha256(what.encode())
+    for name, value in sorted(weights, key=lambda weight: weight[0]):
+        digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def keep(content: Tensor, made_of: str, path: Path) -> None:

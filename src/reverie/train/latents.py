@@ -22,18 +22,24 @@ from torch import Tensor
 
 from reverie.codecs.image import scale_latents
 from reverie.data.loader import Batches, shuffled_index
+from reverie.data.remote import Unreachable
 from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.files import PART, lock, unwritable
 from reverie.models.autoencoder import ImageAutoencoder
 from reverie.progress import Progress
 from reverie.train.autoencoder import as_images
+from reverie.train.encoded import Encoded, ShardedRows
 from reverie.train.examples import Examples, Pictures
-from reverie.train.kept import is_kept, keep, read_tensor
+from reverie.train.kept import digest_of, is_kept, keep, read_tensor
 
 ENCODE_BATCH = 16
 ENCODER = ("encoder.", "quant_conv.")
 NAMED = 3  # damaged pictures that a note names
 LATENTS = "latents.safetensors"  # in the folder of a run
+
+
+class NothingLeft(ReverieError):
+    """None of some pictures can be read or encoded."""
 
 
 def fill(autoencoder: ImageAutoencoder, examples: Examples, path: Path, workers: int = 0) -> Iterator[Progress]:
@@ -101,6 +107,8 @@ def _show(examples: Examples, index: int) -> tuple[UInt8[np.ndarray, "h w c"], b
     """Return a picture and True, or a black one and False where one of a collection cannot be read."""
     try:
         return examples.picture(index), True
+    except Unreachable:
+        raise
     except ReverieError:
         if not isinstance(examples, Pictures):
             raise
@@ -124,7 +132,7 @@ def open_pool(
     named = ", ".join(examples.place(index) for index in bad[:NAMED]) + (", ..." if len(bad) > NAMED else "")
     said = f"{len(bad)} of {len(whole)} pictures cannot be read or encoded, and are left out: {named}"
     if not whole.any():
-        raise ReverieError(f"{said}; nothing is left to learn from: repair them")
+        raise NothingLeft(f"{said}; nothing is left to learn from: repair them")
     warn(said, RequestWarning, stacklevel=2)
     members = [number for number, kept in zip(examples.members, whole.tolist(), strict=True) if kept]
     return replace(examples, members=members), latents[whole.repeat_interleave(variants)]
@@ -151,7 +159,7 @@ class Stream:
     """
 
     examples: Examples
-    latents: Float[Tensor, "n c h w"]
+    latents: Float[Tensor, "n c h w"] | ShardedRows
     seed: int
     dropout: float
     weight: float = 1.0
@@ -161,7 +169,7 @@ class Stream:
     def key(self, index: int) -> str:
         """Name the example of item `index`."""
         number, _ = self._draw(index)
-        return self.examples.place(number) if isinstance(self.examples, Pictures) else f"example {number}"
+        return self.examples.place(number) if isinstance(self.examples, Pictures | Encoded) else f"example {number}"
 
     def _draw(self, index: int) -> tuple[int, int]:
         """Return the number of an item's example, and the pass."""
@@ -221,8 +229,20 @@ def _encode(autoencoder: ImageAutoencoder, pixels: Tensor | list[np.ndarray]) ->
 
 
 def _identity(autoencoder: ImageAutoencoder, examples: Examples) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(autoencoder.config)).encode())
-    for name, value in sorted(autoencoder.state_dict().items()):
-        if name.startswith(ENCODER):
-            digest.update(name.encode() + value.cpu().contiguous().numpy().tobytes())
-    return json.dumps([digest.hexdigest(), examples.identity])
+    return json.dumps([encoder_digest(autoencoder), examples.identity])
+
+
+def encoder_digest(autoencoder: ImageAutoencoder) -> str:
+    """Return what latents depend on: the SHA-256 of an autoencoder's configuration and its encoder's weights."""
+    weights = autoencoder.state_dict().items()
+    encoder = ((name, value) for name, value in weights if name.startswith(ENCODER))
+    return digest_of(json.dumps(asdict(autoencoder.config)), encoder)
+
+
+def mix(streams: Sequence[Stream], batch: int, seed: int) -> Stream | Mixed:
+    """Return one stream of several, batch by batch; in a pass the pictures of each come as often as it says."""
+    if len(streams) == 1:
+        return streams[0]
+    repeats = [stream.examples.repeats if isinstance(stream.examples, Pictures) else 1 for stream in streams]
+    counts = [-(-len(stream.latents) * times // batch) for stream, times in zip(streams, repeats, strict=True)]
+    return Mixed(streams, counts, batch, seed)

@@ -6,45 +6,45 @@ that was killed and resumed from a checkpoint ends in the same bits as one that 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import torch
-from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.checkpoint import checkpoint
 
-from reverie.data.loader import WHOLE, BatchPart
+from reverie.data.loader import BatchPart
 from reverie.errors import RequestWarning, ReverieError, choose, warn
 from reverie.files import lock_folder
-from reverie.models.clip import Layer
-from reverie.models.controlnet import HintEmbedding
-from reverie.models.layers import ResidualBlock, SpatialTransformer
 from reverie.runtime.transform import pick_device
 from reverie.train import begun
-from reverie.train.checkpoint import CHECKPOINT, check, load_checkpoint, save_checkpoint
+from reverie.train.checkpoint import check, latest, load_checkpoint, save_checkpoint
 from reverie.train.ema import EMA, LONGEST, exponential, power_function
+from reverie.train.layers import recompute_layers_
 from reverie.train.log import Log, Meter, Silent, TrainingStep
-from reverie.train.optimisers import OPTIMISERS, RATES, learning_rate, make_optimisers
+from reverie.train.objective import Layered, MeasuredObjective, Objective, Paced, Tracing
+from reverie.train.optimisers import ELEMENTWISE, OPTIMISERS, RATES, Diverged, learning_rate, make_optimisers
 from reverie.train.parallel import (
+    clip_gradients,
     first_ahead,
     is_first,
     parts,
     process_group,
+    ranks,
     share_statistics_,
     sum_gradients,
 )
 
+if TYPE_CHECKING:
+    from torch.distributed.fsdp import FSDPModule
+
 UNMEASURED = "patience in [run] waits for a validation loss; give held_out in [data] as well"
 VALIDATION = "validation"  # of what is measured: the loss of examples that are not learned from
-TWICE = (ResidualBlock, SpatialTransformer, HintEmbedding, Layer)  # what may be computed again on the way back
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -73,6 +73,7 @@ class RunSettings:
     threads: int = 0  # torch threads; 0 leaves torch's choice
     device: str = "auto"  # "cpu", "cuda", ...; "auto" takes a GPU where there is one
     recompute_layers: bool = False  # on the way back: half the layers' memory or less, for a third more time
+    shard: bool = False  # leaves each process a part of all weights and what is kept for them (`sharding.py`)
     precision: str = "float32"  # in which networks multiply, a key of PRECISIONS; weights stay in float32
 
     def __post_init__(self) -> None:
@@ -85,77 +86,11 @@ class RunSettings:
             raise ReverieError(f"{given}; give one, a length below {LONGEST}")
         for name, table in (("decay", RATES), ("optimiser", OPTIMISERS), ("precision", PRECISIONS)):
             choose(f"{name} in [run]", getattr(self, name), table)
-
-
-class Objective(Protocol):
-    """What the loop knows of a thing to learn."""
-
-    networks: nn.ModuleDict  # everything whose state is part of a checkpoint
-    averaged: nn.Module  # the part that is kept as a moving average
-
-    def move(self, device: torch.device) -> None:
-        """Put all that computes onto a device. Batches and noise are still drawn on the CPU, the same everywhere."""
-
-    def groups(self) -> dict[str, list[nn.Parameter]]:
-        """Name the groups of parameters, each with an optimiser of its own."""
-
-    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-        """Yield (group, loss, metrics) of a part in turn; each loss is stepped before the next is computed.
-
-        The mean over all parts of a batch is the loss of the batch.
-        """
-
-    def after_step(self) -> None:
-        """Put parameters back into their range, where they have one."""
-
-    def samples(self) -> Image.Image | None:
-        """Draw a contact sheet of what has been learned so far."""
-
-    def export(self, folder: Path) -> None:
-        """Write what was learned, for use."""
-
-
-@runtime_checkable
-class MeasuredObjective(Protocol):
-    """An objective that can also tell in numbers what has been learned, such as CLIP by naming pictures."""
-
-    def measures(self) -> dict[str, float]:
-        """Measure it, without touching what training depends on."""
-
-
-@runtime_checkable
-class Layered(Protocol):
-    """An objective whose layers can be computed twice."""
-
-    def backbones(self) -> Iterator[nn.Module]:
-        """Return the networks that gradients pass through."""
-
-
-@runtime_checkable
-class Tracing(Protocol):
-    """An objective that can say what a step is learned from."""
-
-    def keys(self, step: int, part: BatchPart) -> list[str]:
-        """Name the examples of a part of a step."""
-
-
-@runtime_checkable
-class Paced(Protocol):
-    """An objective some of whose parameters learn at a rate of their own."""
-
-    def paces(self) -> dict[nn.Parameter, float]:
-        """Return how many times the run's rate they learn at; the others learn at the run's."""
-
-
-def recompute_layers_(networks: Iterable[nn.Module]) -> None:
-    """Let every layer forget what it computed inside, and compute it again going back (gradient checkpointing).
-
-    These are residual blocks, spatial transformers, hints' embeddings and CLIP's layers (Chen et al. 1604.06174).
-    """
-    for module in {module for network in networks for module in network.modules()}:
-        for name in ("forward", "first") if isinstance(module, TWICE) else ():
-            if (method := getattr(module, name, None)) is not None:  # of this instance alone; names of parameters stay
-                module.__dict__[name] = partial(checkpoint, method, use_reentrant=False, preserve_rng_state=False)
+        if self.shard and (self.optimiser not in ELEMENTWISE or self.precision == "float16"):
+            given = f"optimiser = {self.optimiser!r}, precision = {self.precision!r}"
+            raise ReverieError(
+                f"shard in [run] is for optimiser = {' or '.join(ELEMENTWISE)} in float32 or bfloat16, not {given}"
+            )
 
 
 def device_of(network: nn.Module) -> torch.device:
@@ -175,14 +110,16 @@ class Learner:
     state; a step whose gradients overflow is left out.
     """
 
-    def __init__(self, objective: Objective, settings: RunSettings) -> None:
+    def __init__(self, objective: Objective, settings: RunSettings, device: torch.device | None = None) -> None:
         self.objective, self.settings = objective, settings
         if settings.recompute_layers:
-            if not isinstance(objective, Layered):
-                raise ReverieError("recompute_layers in [run] is for U-Nets, ControlNets and CLIP; leave it out")
-            recompute_layers_(objective.backbones())
+            recompute_layers_(_as_layered(objective, "recompute_layers").backbones())
         self.parts = parts(settings.accumulate)
         share_statistics_(objective.networks)
+        self.in_parts = settings.shard
+        self.shards = _shard(objective, device) if settings.shard else []
+        if device is not None:
+            objective.move(device)
         self.groups = objective.groups()
         paces = objective.paces() if isinstance(objective, Paced) else {}
         self.optimisers = {
@@ -227,7 +164,7 @@ class Learner:
         given = self.objective if isinstance(self.objective, Tracing) else None
         keys = [key for part in seen for key in given.keys(step, part)] if given else []
         learned = f", learned from {', '.join(keys)}: look at these" if keys else ""
-        raise ReverieError(
+        raise Diverged(
             f"the {what} became {value.item()} at step {step}{learned}; lower lr or raise warmup in the recipe, "
             "then start again, or go on from the last checkpoint with --resume"
         )
@@ -240,7 +177,9 @@ class Learner:
             group, loss, metrics = found
             self._check(loss, f"loss of {group}", step, part)
             # Not autograd.grad: fused AdamW needs gradients laid out as their parameters, which backward sees to.
-            torch.autograd.backward(self.scaler.scale(loss / self.parts[0].count), inputs=self.groups[group])
+            # What is sharded is not what was computed with, and is the one group there is.
+            inputs = None if self.shards else self.groups[group]
+            torch.autograd.backward(self.scaler.scale(loss / self.parts[0].count), inputs=inputs)
             yield group, metrics
 
     def _descend(self, group: str, rate: float, step: int) -> None:
@@ -249,7 +188,7 @@ class Learner:
         sum_gradients(parameters)
         for optimiser in optimisers:
             self.scaler.unscale_(optimiser)
-        norm = nn.utils.clip_grad_norm_(parameters, self.settings.clip)
+        norm = clip_gradients(parameters, self.settings.clip)
         if not self.scaler.is_enabled():  # which leaves out a step whose gradients overflow
             self._check(norm, f"gradient of {group}", step, *self.parts)
         for optimiser in optimisers:
@@ -284,9 +223,28 @@ class Learner:
     def _named_optimisers(self) -> Iterator[tuple[str, torch.optim.Optimizer]]:
         return ((group + suffix, one) for group, made in self.optimisers.items() for suffix, one in made.items())
 
-    def ema_weights(self) -> AbstractContextManager[None]:
-        """Swap in the EMA weights, where there are some, for the length of a `with` block."""
-        return nullcontext() if self.average is None else self.average.swap_in()
+    @contextmanager
+    def ema_weights(self) -> Iterator[None]:
+        """Swap in the EMA weights, where there are some, for the length of a `with` block; sharded, whole everywhere.
+
+        All processes have to enter it.
+        """
+        with ExitStack() as held:
+            if self.average is not None:
+                held.enter_context(self.average.swap_in())
+            if self.shards:
+                from reverie.train.sharding import whole
+
+                held.enter_context(whole(self.shards))
+            yield
+
+    def make_states(self) -> None:
+        """Let the optimisers have their states, by a step after which nothing but the shapes is as it should be."""
+        for parameter in (parameter for group in self.groups.values() for parameter in group):
+            parameter.grad = torch.zeros_like(parameter)
+        for _, optimiser in self._named_optimisers():
+            optimiser.step()
+            optimiser.zero_grad(set_to_none=True)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that the rest of the run depends on."""
@@ -311,6 +269,26 @@ class Learner:
             self.average.load_state_dict(state["average"])
         if self.scaler.is_enabled():
             self.scaler.load_state_dict(state["scaler"])
+
+
+def _as_layered(objective: Objective, setting: str) -> Layered:
+    """Return the objective. Raises ReverieError where its layers are not known, naming what in [run] asks for them."""
+    if not isinstance(objective, Layered):
+        raise ReverieError(f"{setting} in [run] is for U-Nets, ControlNets and CLIP; leave it out")
+    return objective
+
+
+def _shard(objective: Objective, device: torch.device | None) -> list[FSDPModule]:
+    """Shard the networks of an objective over the processes there are. Raises ReverieError where that cannot be."""
+    networks = [*_as_layered(objective, "shard").backbones()]
+    words = any(isinstance(module, nn.ParameterList) for module in objective.networks.modules())
+    if words or len(objective.groups()) > 1:
+        raise ReverieError("shard in [run] is for networks of one loss; leave it out, or [adversary] or [inversion]")
+    if ranks().size == 1:
+        return []
+    from reverie.train.sharding import shard_
+
+    return shard_(networks, device or device_of(objective.averaged))
 
 
 def _average(network: nn.Module, settings: RunSettings) -> EMA | None:
@@ -342,21 +320,27 @@ def train(
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with lock_folder(out, "training into") if is_first() else nullcontext(), process_group(device) as device:
-        goes_on = (out / CHECKPOINT).exists()
-        if is_first() and goes_on:
-            _tell_changes(out, recipe)
-        elif is_first():
-            begun.write(out, recipe)
-        with first_ahead():
-            objective = build()
-        objective.move(device)
-        learner = Learner(objective, settings)
-        start = load_checkpoint(out / CHECKPOINT, learner) if goes_on else 0
-        with Log(out, start) if is_first() else Silent() as log:
-            yield from filter(lambda event: is_first(), _steps(learner, out, log, start, recipe))
+        yield from filter(lambda event: is_first(), _learn(build, settings, out, recipe, device))
+
+
+def _learn(
+    build: Callable[[], Objective], settings: RunSettings, out: Path, recipe: Mapping[str, Any], device: torch.device
+) -> Iterator[TrainingStep]:
+    """Go on from the last checkpoint, or begin; take the steps, and export."""
+    found = latest(out)
+    if is_first() and found:
+        _tell_changes(out, recipe)
+    elif is_first():
+        begun.write(out, recipe)
+    with first_ahead():
+        objective = build()
+    learner = Learner(objective, settings, device)
+    start = load_checkpoint(found, learner) if found else 0
+    with Log(out, start) if is_first() else Silent() as log:
+        yield from _steps(learner, out, log, start, recipe)
+    with learner.ema_weights():
         if is_first():
-            with learner.ema_weights():
-                learner.objective.export(out / "export")
+            objective.export(out / "export")
 
 
 def _tell_changes(out: Path, recipe: Mapping[str, Any]) -> None:
@@ -385,15 +369,16 @@ def _steps(
             log.event(event)
             yield event
             meter.restart()
-        if is_first() and (last or done % settings.save_every == 0):
-            save_checkpoint(out / CHECKPOINT, done, learner)
-            begun.write(out, recipe)
-        if sampled and is_first():
+        if last or done % settings.save_every == 0:
+            save_checkpoint(out, done, learner)
+            if is_first():
+                begun.write(out, recipe)
+        if sampled:
             _sample(learner, log, done)
 
 
 def _sample(learner: Learner, log: Log | Silent, step: int) -> None:
     with learner.ema_weights():
-        sheet = learner.objective.samples()
+        sheet = learner.objective.samples() if is_first() else None
     if sheet is not None:
         log.sheet(sheet, step)

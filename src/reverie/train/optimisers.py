@@ -22,6 +22,11 @@ if TYPE_CHECKING:
 
 Groups = list[dict[str, Any]]
 
+
+class Diverged(ReverieError):
+    """A loss or the norm of a gradient is not finite: the steps were too large."""
+
+
 RATES: dict[str, Callable[[float], float]] = {
     "constant": lambda progress: 1.0,
     "cosine": lambda progress: 0.1 + 0.9 * 0.5 * (1 + math.cos(math.pi * progress)),
@@ -79,18 +84,21 @@ OPTIMISERS: dict[str, Callable[[Groups, RunSettings], dict[str, Optimizer]]] = {
 }
 """(groups of parameters, settings of the run) -> optimisers by the suffix that names them in a checkpoint."""
 
+ELEMENTWISE = ("adamw", "lion")  # those that need no more of a weight than a part to step it
+
 
 def make_optimisers(
     parameters: list[nn.Parameter], settings: RunSettings, paces: Mapping[nn.Parameter, float]
 ) -> dict[str, Optimizer]:
     """Make the optimisers of a group of parameters; those in `paces` learn at so many times the run's rate."""
-    kinds: dict[tuple[float, bool], list[nn.Parameter]] = {}
+    kinds: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
     for parameter in parameters:
         spared = settings.spare_gains and parameter.ndim < 2
-        kinds.setdefault((paces.get(parameter, 1.0), spared), []).append(parameter)
+        is_whole = settings.shard and parameter.ndim == 0  # and its neighbours are not
+        kinds.setdefault((paces.get(parameter, 1.0), spared, is_whole), []).append(parameter)
     groups: Groups = [
         {"params": alike, "pace": pace, "weight_decay": 0.0 if spared else settings.weight_decay}
-        for (pace, spared), alike in sorted(kinds.items(), key=lambda kind: kind[0])
+        for (pace, spared, _), alike in sorted(kinds.items(), key=lambda kind: kind[0])
     ]
     return OPTIMISERS[settings.optimiser](groups, settings)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Protocol, TypeVar
 
 import numpy as np
@@ -16,6 +15,7 @@ from reverie.corpora.concepts import Concept, concepts
 from reverie.corpora.scenes import render, scene_at
 from reverie.data.captioned import Captioned, open_captioned
 from reverie.data.loader import shuffled_index
+from reverie.data.remote import Unreachable
 from reverie.errors import ReverieError
 
 Picture = TypeVar("Picture")
@@ -96,6 +96,8 @@ def first_readable(read: Callable[[int], Picture], chosen: int, count: int) -> t
     for which in ((chosen + tried) % count for tried in range(TRIES)):
         try:
             return which, read(which)
+        except Unreachable:
+            raise
         except ReverieError as error:
             log.warning("%s; the next is taken for it", error)
     raise ReverieError(f"{TRIES} pictures in a row cannot be read; repair the collection")
@@ -145,5 +147,5 @@ def named_thing(things: tuple[Concept, ...], seed: int, index: int, batch: int) 
 def open_pairs(path: str, *, subset: str, seed: int, batch: int, naming: int, size: int, smallest: float) -> Pairs:
     """Open the collection at a path, or the emoji scenes where none is given."""
     if path:
-        return CaptionedPairs(open_captioned(Path(path)), seed, size, smallest)
+        return CaptionedPairs(open_captioned(path), seed, size, smallest)
     return ScenePairs(concepts(subset), seed, batch, naming)

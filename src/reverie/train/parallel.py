@@ -6,6 +6,7 @@ of its equal parts; a process may compute several, one after another (gradient a
 
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 from collections.abc import Iterator, Sequence
@@ -94,6 +95,7 @@ def process_group(device: torch.device) -> Iterator[torch.device]:
         yield device
     finally:
         dist.destroy_process_group()
+        gc.collect()  # of sharded networks, which hold the group and refer to themselves
 
 
 class _Gather(torch.autograd.Function):
@@ -177,15 +179,42 @@ def share_statistics_(network: nn.Module) -> None:
             module.__class__ = SharedBatchNorm
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return what this process holds of a tensor: the whole of one that is not sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Tell whether each process holds a part of a tensor: it is a torch.distributed.tensor.DTensor."""
+    return hasattr(tensor, "to_local")
+
+
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
-    """Put the sum over all processes into every gradient, to the same bits in each of them."""
+    """Put the sum over all processes into every gradient that is not sharded, to the same bits in each of them."""
     if ranks().size == 1:
         return
-    for gradients in _buckets([parameter.grad for parameter in parameters if parameter.grad is not None]):
+    for gradients in _buckets([gradient for gradient in _gradients(parameters) if not is_sharded(gradient)]):
         flat = torch.cat([gradient.flatten() for gradient in gradients])
         dist.all_reduce(flat)
         for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
+
+
+@torch.no_grad()
+def clip_gradients(parameters: Sequence[nn.Parameter], largest: float) -> Tensor:
+    """Scale gradients down to a norm of `largest` at most; return the norm that all of them had, in all processes."""
+    gradients = _gradients(parameters)
+    norm = nn.utils.get_total_norm([gradient for gradient in gradients if not is_sharded(gradient)])
+    if parts := [local(gradient) for gradient in gradients if is_sharded(gradient)]:
+        squares = nn.utils.get_total_norm(parts).square()
+        dist.all_reduce(squares)
+        norm = (norm.to(squares).square() + squares).sqrt()
+    torch._foreach_mul_([*map(local, gradients)], (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def _gradients(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    return [parameter.grad for parameter in parameters if parameter.grad is not None]
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:

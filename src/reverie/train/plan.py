@@ -27,7 +27,8 @@ from reverie.train.diffusion import DiffusionObjective
 from reverie.train.examples import Examples, Pictures
 from reverie.train.inputs import Alternating
 from reverie.train.latents import Mixed, Stream
-from reverie.train.loop import RunSettings, recompute_layers_
+from reverie.train.layers import recompute_layers_
+from reverie.train.loop import RunSettings
 from reverie.train.pairs import TRIES, first_readable
 from reverie.train.parallel import parts
 from reverie.train.recipe import OBJECTIVES, read, section
@@ -129,7 +130,6 @@ def describe(objective: DiffusionObjective, settings: RunSettings) -> Iterator[s
     saved = FLOAT * sum(map(_numel, objective.networks.parameters()))
     counts = [f"{sum(map(_numel, one.parameters())):,} in the {name}" for name, one in _parts(objective)]
     yield f"model      {', '.join(counts)}"
-    # CUT{', '.join(f'{sum(map(_numel, one.parameters())):,} in the {name}' for name, one in _parts(objective))}"
     yield f"learns     {count:,} parameters"
     yield f"weights    {_size(weights)}"
     yield f"optimiser  {_size(states)} ({settings.optimiser})"
@@ -140,6 +140,10 @@ def describe(objective: DiffusionObjective, settings: RunSettings) -> Iterator[s
     yield f"a step     {_size(step)}, {rows} of {batch} examples at once, with gradients of {_size(gradients)}"
     kept = gradients if settings.accumulate > 1 else 0
     yield f"in all     {_size(weights + states + average + step + kept)} at most, beside torch and Python themselves"
+    if settings.shard:
+        decoder = FLOAT * sum(map(_numel, objective.components.autoencoder.parameters()))
+        shared = weights - decoder + states + average + gradients
+        yield f"sharded    {_size(shared)} of this fall to the processes in equal parts, beside a layer's at a time"
     examples = [stream.latents for stream in streams_of(objective)]
     held, pool = sum(map(len, examples)), sum(latents.nbytes for latents in examples)
     seen = settings.steps * batch

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, fields
 from importlib import import_module
 from pathlib import Path
@@ -11,10 +11,12 @@ from typing import Annotated, Any, TypeVar
 
 from pydantic import Field, TypeAdapter, ValidationError
 
+from reverie.data.captioned import is_walked
 from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.train.log import TrainingStep
-from reverie.train.loop import Objective, RunSettings, train
+from reverie.train.loop import RunSettings, train
+from reverie.train.objective import Objective
 from reverie.train.parallel import process_count
 
 Settings = TypeVar("Settings")
@@ -52,6 +54,7 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
         ),
     ),
 }
+COLLECTIONS = ("pictures", "sounds", "held_out", "path", "masks", "hints")  # keys of folders that are learned from
 UNDIVIDED = ("clip", "enlarge", "tiny")  # objectives whose loss is of a whole batch, not a mean over its rows
 
 
@@ -68,17 +71,32 @@ def section(sections: dict[str, Any], name: str, kind: type[Settings]) -> Settin
         if key not in table and field.default is MISSING and field.default_factory is MISSING:
             raise ReverieError(f"the recipe's [{name}] lacks {key!r}; add it")
     try:
-        return TypeAdapter(kind).validate_python(table)
+        settings = TypeAdapter(kind).validate_python(table)
     except ValidationError as error:
         first = error.errors()[0]
         if isinstance(refused := first.get("ctx", {}).get("error"), ReverieError):  # by the dataclass itself
             raise refused from None
         where = ".".join(str(part) for part in first["loc"])
         raise ReverieError(f"{where} = {first['input']!r} in [{name}] of the recipe: {first['msg']}") from error
+    for key, given in table.items():
+        if _is_mistaken(given, getattr(settings, key)):
+            raise ReverieError(
+                f"{key} = {str(given).lower()} in [{name}] of the recipe: give a number, not true or false"
+            )
+    return settings
 
 
-def read(path: Path) -> dict[str, Any]:
+def _is_mistaken(given: Any, read: Any) -> bool:
+    """Tell whether true or false was given, alone or in a list, where a number was read, as Python allows."""
+    if isinstance(given, list):
+        return any(map(_is_mistaken, given, read))
+    return isinstance(given, bool) and not isinstance(read, bool)
+
+
+def read(path: Path, within: Sequence[Path] = ()) -> dict[str, Any]:
     """Read a recipe's tables; `extends = "other.toml"` takes those of a recipe beside it and changes single keys.
+
+    `within` are the recipes that extend it.
 
     Raises ReverieError, also where torchrun started several processes for one's work.
     """
@@ -89,11 +107,14 @@ def read(path: Path) -> dict[str, Any]:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ReverieError(f"the recipe {path} is not TOML: {error}") from error
     if (base := sections.pop("extends", None)) is not None:
-        sections = _merge(read(path.parent / base), sections)
+        chain = (*within, path.resolve())
+        if not isinstance(base, str) or (path.parent / base).resolve() in chain:
+            raise ReverieError(f"the recipe {path} extends {base!r}; give the name of another recipe")
+        sections = _merge(read(path.parent / base, chain), sections)
     name, known = sections.get("objective"), ", ".join(OBJECTIVES)
     if name is None:
         raise ReverieError(f'the recipe {path} names no objective; add a line objective = "...", with one of {known}')
-    if name not in OBJECTIVES:
+    if name not in [*OBJECTIVES]:
         raise ReverieError(f"the recipe {path} has objective {name!r}; choose from {known}")
     allowed = ("objective", "run", *OBJECTIVES[name][1])
     for key in sections:
@@ -126,11 +147,28 @@ def folder_of(path: Path, out: Path | None) -> Path:
     return folder
 
 
+def check_apart(sections: Mapping[str, Any], folder: Path) -> None:
+    """Raise ReverieError where the folder of a run lies in one whose pictures or sounds the recipe learns from."""
+    tables = {name: table for name, table in sections.items() if isinstance(table, dict)}
+    named = ((name, key, value) for name, table in tables.items() for key, value in table.items() if key in COLLECTIONS)
+    for name, key, value in named:
+        if isinstance(value, str) and value and is_walked(Path(value)) and _lies_in(folder, Path(value)):
+            raise ReverieError(
+                f"the run's folder '{folder}' lies in {key} = '{value}' of [{name}], which would take its sheets "
+                "for examples; choose another `out`"
+            )
+
+
+def _lies_in(path: Path, folder: Path) -> bool:
+    return path.resolve().is_relative_to(folder.resolve())
+
+
 def run(path: Path, out: Path | None = None, resume: bool = False) -> Iterator[TrainingStep]:
     """Carry out a recipe into the folder `out` (default runs/NAME), yielding events; see `train`."""
     sections = read(path)
     settings = section(sections, "run", RunSettings)
     folder = folder_of(path, out)
+    check_apart(sections, folder)
     module, _ = OBJECTIVES[sections["objective"]]
     build: Callable[[dict[str, Any], int, Path], Objective] = import_module(module).build
     yield from train(lambda: build(sections, settings.seed, folder), settings, folder, resume=resume, sections=sections)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -18,17 +18,16 @@ from torch import Tensor
 from reverie.checkpoints.load import Components
 from reverie.errors import ReverieError
 from reverie.files import sha256_of
+from reverie.models.clip import TextTower
 from reverie.pipeline import Pipeline
 from reverie.progress import Progress
 from reverie.system import text_layers
+from reverie.train.encoded import Description, Encoded
 from reverie.train.examples import Examples, Pictures
-from reverie.train.kept import read_tensor
+from reverie.train.kept import digest_of, read_tensor
 from reverie.train.latents import fill_rows
 
 ENCODINGS = "texts.safetensors"  # in the folder of a run
-
-Description = dict[str, str | Tensor]
-"""`caption`, or its `tokens` and for SDXL `pooled`; for SDXL `sizes` as well."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,6 +63,11 @@ class KeptEncodings:
         return found | {"pooled": pooled} if len(pooled) else found
 
 
+def encoders_digest(towers: Iterable[TextTower]) -> str:
+    """Return what encodings of captions depend on: the SHA-256 of text encoders' configurations and weights."""
+    return sha256_of(digest_of(json.dumps(asdict(tower.config)), tower.state_dict().items()) for tower in towers)
+
+
 def sizes_of(components: Components, examples: Examples) -> Float[Tensor, "n s"] | None:
     """Return the row of sizes that SDXL is told of each example; None for other families."""
     if not components.unet.config.takes_sizes:
@@ -79,6 +83,8 @@ def number_captions(rows: Iterable[Examples]) -> dict[str, int]:
     """Number all captions of examples, the empty one among them. Raises ReverieError where they have no end."""
     captions = {""}
     for examples in rows:
+        if isinstance(examples, Encoded) and examples.has_texts:
+            continue
         if not examples.tellings:
             raise ReverieError(
                 "scenes, music and shuffled tags get new captions in each pass; leave cached in [text] out, or give "

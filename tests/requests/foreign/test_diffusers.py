@@ -37,10 +37,13 @@ def test_arguments(as_text: bool, read_png: Read) -> None:
     )
 
 
+KARRAS = {"use_karras_sigmas": True}
+
+
 @pytest.mark.parametrize(
     ("config", "sampler", "schedule", "notes"),
     [
-        ({"_class_name": "DPMSolverMultistepScheduler", "use_karras_sigmas": True}, "dpmpp_2m", "karras", 0),
+        (KARRAS | {"_class_name": "DPMSolverMultistepScheduler"}, "dpmpp_2m", "karras", 0),
         (
             {"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "sde-dpmsolver++"},
             "dpmpp_2m_sde",
@@ -54,6 +57,9 @@ def test_arguments(as_text: bool, read_png: Read) -> None:
         ({"_class_name": "DPMSolverMultistepScheduler", "algorithm_type": "dpmsolver"}, "dpmpp_2m", "leading", 1),
         ({"_class_name": "UniPCMultistepScheduler", "solver_type": "bh1"}, "unipc", "leading", 1),
         ({"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "trailing"}, "euler", "trailing", 0),
+        (KARRAS | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "leading"}, "euler", "karras", 1),
+        (KARRAS | {"_class_name": "EulerDiscreteScheduler", "timestep_spacing": "linspace"}, "euler", "karras", 0),
+        (KARRAS | {"_class_name": "UniPCMultistepScheduler", "timestep_spacing": "leading"}, "unipc", "karras", 0),
         ({"_class_name": "DDIMScheduler", "timestep_spacing": "leading", "steps_offset": 1}, "ddim", "ddim", 0),
         ({"_class_name": "EulerDiscreteScheduler", "rescale_betas_zero_snr": True}, "euler", "leading", 1),
         ({"_class_name": "DEISMultistepScheduler"}, "dpmpp_2m", "leading", 1),

@@ -55,6 +55,9 @@ OF_THE_MODEL |= {"sample_max_value", "dynamic_thresholding_ratio", "clip_sample_
 OF_THE_MODEL |= {"timestep_scaling", "disable_corrector", "sigma_min", "sigma_max", "noise_sampler_seed", "flow_shift"}
 OF_THE_MODEL |= {"use_karras_sigmas", "use_exponential_sigmas", "timestep_spacing", "max_shift", "base_shift"}
 OF_THE_MODEL |= {"time_shift_type"}
+# Classes that lay Karras's levels, or exponential ones, between the noise of the spacing's first and last timestep.
+BETWEEN_TIMESTEPS = {"EulerDiscreteScheduler", "HeunDiscreteScheduler", "LMSDiscreteScheduler", "DPMSolverSDEScheduler"}
+BETWEEN_TIMESTEPS |= {"KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"}
 
 
 def read(data: Mapping[str, Any]) -> Draft | None:
@@ -95,14 +98,17 @@ def read_scheduler(draft: Draft, given: object) -> None:
             config.setdefault(name, beside)
     name = str(config.get("_class_name") or config.get("class_name") or given).rpartition(".")[2].split("(")[0].strip()
     told_with_it = draft.sampler(_class(name, config))
+    spacing = config.get("timestep_spacing")
     if config.get("use_karras_sigmas") in TRUE:
         draft.schedule("karras")
     elif config.get("use_exponential_sigmas") in TRUE:
         draft.schedule("exponential")
     else:
         own = {"ddim": "ddim", "plms": "ddim", "lcm": "lcm"}.get(str(draft.default("sampler")))
-        spacing = config.get("timestep_spacing")
         draft.schedule(told_with_it or (spacing if spacing and spacing != "leading" else own) or SCHEDULE_OF_DIFFUSERS)
+    levels = draft.default("schedule")
+    if levels in ("karras", "exponential") and name in BETWEEN_TIMESTEPS and spacing in ("leading", "trailing"):
+        draft.note(f"scheduler: timestep_spacing {spacing}; {levels} spans all the model's levels here")
     if config.get("thresholding") in TRUE:
         draft.set_number("threshold", config.get("dynamic_thresholding_ratio", 0.995))
         config.pop("thresholding")

@@ -300,6 +300,7 @@ async def memory() -> Json:
 
 
 OWN = {"aliases": None, "default_rho": -1, "need_inner_model": False}
+LISTED = [*SCRIPTS, "controlnet m2m"]  # by which webuiapi sees that it must take a ControlNet back for the next picture
 # What is the same for everyone, by path; a POST that has nothing to do, as folders are read at every request.
 FIXED: dict[str, Any] = {
     f"{API}/samplers": [{"name": one.label, "aliases": [key], "options": {}} for key, one in RECORDS.items()],
@@ -308,7 +309,7 @@ FIXED: dict[str, Any] = {
         for name, label in [("automatic", AUTOMATIC), *((key, schedule_label(key)) for key in SPACINGS)]
     ],
     f"{API}/latent-upscale-modes": [{"name": name} for name in UPSCALER_NAMES.values() if name.startswith("Latent")],
-    f"{API}/scripts": {"txt2img": SCRIPTS, "img2img": SCRIPTS},
+    f"{API}/scripts": {"txt2img": LISTED, "img2img": LISTED},
     f"{API}/cmd-flags": {"api": True},
     "/controlnet/module_list": {"module_list": list(MODULES)},
 }
