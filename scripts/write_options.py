@@ -121,7 +121,7 @@ GROUPS = (
         | of(Animation, "frames", "seconds", "fps", "anchor", "in_between", "interpolation", "easing", "pace")
         | of(Animation, "ping_pong", "loop"),
     ),
-    Group("FrameFlags", None, "How the frames are drawn.", of(Animation, "width", "tile"), "SampledFlags"),
+    Group("FrameFlags", None, "How the frames are drawn.", of(Animation, "width", "tile", "regions"), "SampledFlags"),
     Group(
         "SourceFlags",
         "Start from pictures and sound",

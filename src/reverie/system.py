@@ -33,7 +33,7 @@ from reverie.runtime.offload import HOST, Offloader, pick_offloader
 from reverie.runtime.transform import pick_device, pick_dtype, to_channels_last
 
 BUNDLED, TURBO, MUSIC = FOLDERS[BUNDLED_NAME], FOLDERS[TURBO_NAME], FOLDERS[MUSIC_NAME]
-PACKED_FROM = 256  # widest level from which a U-Net gains by packing; the bundled one would take twice as long
+WIDE_FROM = 256  # widest level from which a U-Net's operations are worth several threads
 KEPT_FROM = 2**28  # bytes of a U-Net whose packed weights are kept for later processes
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
 # What SDXL's refiner is told of the picture to make, and of the one to keep away from (diffusers' defaults).
@@ -43,12 +43,14 @@ GOOD_SCORE, POOR_SCORE = 6.0, 2.5
 class RegionPrompt(NamedTuple):
     """Hold a prompt of one row that a part of the picture follows, and how far: 0 to 1 in an image of a size.
 
-    `coverage` takes height and width. Weights above 1 are for regions that overlap.
+    `coverage` takes height and width. Weights above 1 are for regions that overlap. It holds in rows that are
+    `prompted` so: 1 in those to go towards, 0 in those to keep away from.
     """
 
     tokens: Float[Tensor, "1 l d"]
     coverage: Callable[[int, int], Float[Tensor, "h w"]]
     weight: float
+    prompted: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +60,7 @@ class Conditioning:
     unCLIP's `pooled` is a picture's embedding. `guidance` is the scale less 1 that a latent consistency model, which is
     not guided from outside, is told.
     `prompted` is 1 for rows to go towards and 0 for those to keep away from; None where nobody asks. `regions` are what
-    parts of the picture follow in place of the tokens, in rows to go towards.
+    parts of the picture follow in place of the tokens.
     """
 
     tokens: Float[Tensor, "b l d"]
@@ -109,19 +111,23 @@ def text_layers(
 
 
 def _merge(parts: Sequence[Conditioning], merge: Callable[[list[Tensor]], Tensor]) -> Conditioning:
-    """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out. Regions are those of any."""
+    """Merge the parts' tensors kind by kind; a kind that one of them lacks is left out. Regions are those of any.
+
+    All parts that have some have the same, but for those to go towards and to keep away from.
+    """
 
     def cat_or_none(tensors: list[Tensor | None]) -> Tensor | None:
         held = [tensor for tensor in tensors if tensor is not None]
         return merge(held) if len(held) == len(tensors) else None
 
+    sides = [[[one for one in part.regions if one.prompted == side] for part in parts] for side in (0.0, 1.0)]
     return Conditioning(
         merge([part.tokens for part in parts]),
         cat_or_none([part.pooled for part in parts]),
         cat_or_none([part.sizes for part in parts]),
         cat_or_none([part.guidance for part in parts]),
         cat_or_none([part.prompted for part in parts]),
-        next((part.regions for part in parts if part.regions), ()),
+        tuple(region for side in sides for region in next(filter(None, side), [])),
     )
 
 
@@ -343,10 +349,10 @@ def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: 
     limit_threads()
     pack(components.autoencoder)
     unet = components.unet
-    if max(unet.config.block_out_channels) < PACKED_FROM:
+    if max(unet.config.block_out_channels) < WIDE_FROM:
         for network in (*components.text_encoders, unet, components.autoencoder.decoder):
             spare_threads(network)
-    elif not int8:
+    if not int8:
         large = sum(weight.nbytes for weight in unet.parameters()) >= KEPT_FROM
         pack(unet, machine_folder(name, files, unet.conv_in.weight.dtype) if large else None)
     for tower in components.text_encoders:

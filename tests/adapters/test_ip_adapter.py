@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -20,12 +21,14 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from reverie.adapters.ip_adapter import bind_image_prompts, cross_attentions, load_image_prompts, load_ip_adapter
 from reverie.checkpoints.clip_files import load_vision
+from reverie.cli.ask import parse_ip_adapter
 from reverie.errors import RequestWarning, ReverieError
 from reverie.models.ip_adapter import ImageProjection, IPAdapter, PatchProjection, Projection, Resampler
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline, load
 from reverie.requests.parts import IPAdapterInput
 from reverie.runtime import is_packed, pack
+from reverie.runtime.offload import OFFLOADS, Offloader
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs
 PICTURES = [
@@ -179,6 +182,23 @@ def test_packed_networks_see_the_same(tower: Path, tiny: Pipeline) -> None:
         packed = bind_image_prompts(wide, prompts, wide.network)(said)(x, t)
         assert (packed - plain).abs().max() < 1e-5
         assert (packed - wide.network(said)(x, t)).abs().max() > 1e-3
+
+
+def test_offloaded_networks_see_the_same(files: dict[str, Path], tiny: Pipeline) -> None:
+    kept, offloader = copy.deepcopy(tiny), Offloader(torch.device("cpu"), OFFLOADS["blocks"])
+    offloader.take(*kept.text_encoders, kept.unet, kept.autoencoder)
+    asked = {"ip_adapters": [{"model": str(files["plain"]), "images": PICTURES[:1]}], "seed": SEED, "steps": 2}
+    ours, plain = (system.text_to_image("a bear", perturbed_guidance=3.0, **asked)[0] for system in (kept, tiny))
+    assert ours.tobytes() == plain.tobytes()
+
+
+def test_a_flag_asks_for_several_pictures(files: dict[str, Path], tmp_path: Path) -> None:
+    for index, picture in enumerate(PICTURES):
+        picture.save(tmp_path / f"{index}.png")
+    seen = ",".join(f"image={tmp_path / f'{index}.png'}" for index in range(len(PICTURES)))
+    asked = IPAdapterInput.of(parse_ip_adapter(f"model={files['plain']},{seen},weight=0.5,layers=3+6:0.5"))
+    assert [one.size for one in asked.images] == [picture.size for picture in PICTURES]
+    assert (asked.model, asked.weight, asked.layers) == (str(files["plain"]), 0.5, ((3, 1.0), (6, 0.5)))
 
 
 def test_a_tower_alone_in_a_file_and_in_a_whole_clip(tower: Path, tmp_path: Path) -> None:

@@ -25,7 +25,10 @@ from reverie.requests.films import Animation, Keyframe
 from reverie.requests.pictures import TextToImage
 
 WORDS = ["a bear @seed 3", "an apple @seed 4", "blue @seed 5"]
-PLAIN: dict[str, object] = {"guidance_interval": (0.0, 1.0), "cache_steps": 1, "merge_tokens": 0.0}
+PLAIN: dict[str, object] = {
+    **{"guidance_interval": (0.0, 1.0), "cache_steps": 1, "merge_tokens": 0.0, "perturbed_guidance": 0.0},
+    **{"freeu": None, "cfg_pp": False, "guidance": 3.0, "sampler": "dpmpp_2m", "regions": ()},
+}
 
 
 def film(system: Pipeline, *keyframes: object, batch: int = 4, **fields: object) -> list[Frame]:
@@ -73,13 +76,25 @@ def test_keyframes_are_what_their_requests_draw_alone(shape: str, sampler: str, 
     assert not same(frames[1].picture, frames[2].picture)
 
 
-@pytest.mark.parametrize("quick", [{"guidance_interval": (0.3, 0.7)}, {"cache_steps": 2}, {"merge_tokens": 0.5}])
-def test_what_makes_pictures_quick_makes_films_so(tiny: Pipeline, quick: dict[str, object]) -> None:
-    frames = film(tiny, *WORDS, frames=5, anchor=0, **quick)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guidance_interval": (0.3, 0.7)},
+        {"cache_steps": 2},
+        {"merge_tokens": 0.5},
+        {"perturbed_guidance": 3.0},
+        {"freeu": (1.5, 1.6, 0.9, 0.2)},
+        {"cfg_pp": True, "guidance": 0.6, "sampler": "euler"},
+        {"regions": [{"prompt": "an apple", "negative": "blue", "box": "left"}]},
+    ],
+)
+def test_what_changes_pictures_changes_films_so(tiny: Pipeline, changes: dict[str, object]) -> None:
+    frames = film(tiny, *WORDS, frames=5, anchor=0, **changes)
     for frame, (prompt, seed) in zip(frames[::2], [("a bear", 3), ("an apple", 4), ("blue", 5)], strict=True):
-        request = TextToImage.of({"prompt": prompt, "seed": seed, "steps": 3, "guidance": 3.0, **quick})
+        request = TextToImage.of({"prompt": prompt, "seed": seed, "steps": 3, "guidance": 3.0, **changes})
         assert same(frame.picture, tiny.draw(request)[0])
-        assert not same(frame.picture, tiny.draw(request.replace(**{name: PLAIN[name] for name in quick}))[0])
+        assert not same(frame.picture, tiny.draw(request.replace(**{name: PLAIN[name] for name in changes}))[0])
+    assert not same(frames[1].picture, frames[0].picture)
 
 
 def test_a_film_on_cached_levels_goes_on_as_the_unbroken_one(tiny: Pipeline) -> None:

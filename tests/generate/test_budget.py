@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from reverie import TextToImage
 from reverie.errors import ReverieError
 from reverie.generate import budget
 from reverie.generate.budget import LADDER, Profile, machine_profile, measure, plan
 from reverie.pipeline import Pipeline
-from reverie.requests.parts import Hires
+from reverie.requests.parts import ControlInput, Hires, Region
+from reverie.requests.pictures import ImageToImage
 
 PROFILE = Profile(step=2.0, reused=0.25, rest=3.0)
 BEAR = TextToImage(prompt="a bear", seed=1, steps=20)
@@ -49,6 +52,8 @@ def test_what_does_not_fit_is_said() -> None:
     for other in (BEAR.replace(hires=Hires()), BEAR.replace(sampler="lcm")):
         with pytest.raises(ReverieError, match="one pass"):
             plan(PROFILE, other, 60)
+    with pytest.raises(ReverieError, match="takes the sampler dpmpp_2m; leave out `cfg_pp`"):
+        plan(PROFILE, BEAR.replace(cfg_pp=True, guidance=0.6, sampler="euler"), 60)
     with pytest.raises(ReverieError, match="not measured in tiles; leave out `tile_size`"):
         plan(PROFILE, BEAR.replace(tile_size=64), 6)
 
@@ -58,6 +63,31 @@ def test_steps_are_told_apart_by_the_clock(tiny: Pipeline) -> None:
     ticks = iter([0.0, 50.0, 51.0, 56.0, 60.0])
     request = BEAR.replace(width=32, height=32)
     assert measure(tiny, request, lambda: next(ticks)) == Profile(step=5.0, reused=1.0, rest=3.0)
+
+
+def test_what_steers_is_measured(tiny: Pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """At every step, though it is to act at some; and what is measured without it is another profile."""
+    monkeypatch.setenv("REVERIE_CACHE", str(tmp_path))
+    probes: list[TextToImage] = []
+
+    def fake(system: Pipeline, request: TextToImage) -> Iterator[int]:
+        probes.append(request)
+        return iter(range(4))
+
+    monkeypatch.setattr(budget, "stream", fake)
+    picture = Image.new("RGB", (32, 32))
+    control = ControlInput(model=str(tmp_path), image=picture, start=0.2, end=0.4)
+    regions = (Region(prompt="a bear", box="left"),)
+    asked = ImageToImage.of({"init": picture, "seed": 1, "strength": 0.3, "controls": (control,), "regions": regions})
+    for request in (asked, asked.replace(regions=()), asked.replace(controls=()), asked):
+        machine_profile(tiny, request)
+    assert [(len(one.controls), len(one.regions)) for one in probes] == [(1, 1), (1, 0), (0, 1)]
+    assert (probes[0].controls[0].start, probes[0].controls[0].end, probes[0].steps) == (0, 1, 4)
+    assert isinstance(probes[0], ImageToImage)
+    assert probes[0].strength == 1
+    with pytest.raises(ReverieError, match="one pass"):
+        machine_profile(tiny, asked.replace(hires=Hires()))
+    assert len(probes) == 3
 
 
 def test_a_profile_is_kept_for_its_size_and_measured_again_where_damaged(

@@ -38,6 +38,7 @@ KNOWN = [
         ("一只老虎和一只熊猫", ["熊猫"]),
         ("", []),
         ("ein Bär und ねこ", ["ein", "bär", "und", "ねこ"]),  # of every script
+        ("a tiger BREAK a break", ["break"]),  # a word of the syntax is none
     ],
 )
 def test_words_that_are_no_names_of_known_things_are_found(prompt: str, unknown: list[str]) -> None:

@@ -73,10 +73,13 @@ def test_shares_are_of_one_whole() -> None:
 
 
 class Coupled:
-    """Diffusers' attention with each prompt's answer laid into its half: an independent attention couple."""
+    """Diffusers' attention with each prompt's answer laid into its half: an independent attention couple.
 
-    def __init__(self, left: Tensor, right: Tensor, strength: float) -> None:
-        self.left, self.right, self.strength = left, right, strength
+    `halves` are the left and right prompts of each row that has some.
+    """
+
+    def __init__(self, halves: dict[int, list[Tensor]], strength: float) -> None:
+        self.halves, self.strength = halves, strength
 
     def __call__(self, attn: TheirAttention, hidden_states: Tensor, encoder_hidden_states: Tensor, **_: Any) -> Tensor:
         def answer(context: Tensor) -> Tensor:
@@ -86,22 +89,28 @@ class Coupled:
 
         base = answer(encoder_hidden_states)
         side = int(base.shape[1] ** 0.5)
-        mixed = base.clone()[1].view(side, side, -1)
-        for context, columns in ((self.left, slice(0, side // 2)), (self.right, slice(side // 2, side))):
-            own = answer(context.expand(2, -1, -1))[1].view(side, side, -1)
-            mixed[:, columns] = self.strength * own[:, columns] + (1 - self.strength) * mixed[:, columns]
-        return attn.to_out[0](torch.stack([base[0], mixed.flatten(0, 1)]))
+        mixed = base.clone().view(2, side, side, -1)
+        for row, contexts in self.halves.items():
+            for context, columns in zip(contexts, (slice(0, side // 2), slice(side // 2, side)), strict=True):
+                own = answer(context.expand(2, -1, -1))[row].view(side, side, -1)
+                mixed[row, :, columns] = self.strength * own[:, columns] + (1 - self.strength) * mixed[row, :, columns]
+        return attn.to_out[0](mixed.flatten(1, 2))
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.7])
-def test_the_network_is_coupled_as_an_independent_one(strength: float, tiny: Pipeline, tmp_path: Path) -> None:
-    regions = tuple(region.replace(weight=strength) for region in HALVES)
+@pytest.mark.parametrize(("strength", "away"), [(1.0, (None, None)), (0.7, (None, None)), (0.7, ("a blue", None))])
+def test_the_network_is_coupled_as_an_independent_one(
+    strength: float, away: tuple[str | None, ...], tiny: Pipeline, tmp_path: Path
+) -> None:
+    """Where one region has a negative prompt, the other has the request's."""
+    regions = tuple(one.replace(weight=strength, negative=own) for one, own in zip(HALVES, away, strict=True))
     given, (x, t) = said(tiny, regions, "a blue background"), latents()
     tiny.save(tmp_path)
     unet = UNet2DConditionModel.from_pretrained(tmp_path / "unet")
-    left, right = (tiny.encode_prompt([one]).tokens for one in ("a bear", "an apple"))
+    halves = {1: [tiny.encode_prompt([one]).tokens for one in ("a bear", "an apple")]}
+    if any(away):
+        halves[0] = [tiny.encode_prompt([one or ""]).tokens for one in away]
     processors = {
-        name: Coupled(left, right, strength) if ".attn2." in name else processor
+        name: Coupled(halves, strength) if ".attn2." in name else processor
         for name, processor in unet.attn_processors.items()
     }
     unet.set_attn_processor(processors)
@@ -111,7 +120,7 @@ def test_the_network_is_coupled_as_an_independent_one(strength: float, tiny: Pip
         plain = tiny.network(given)(x, t)
     assert (ours - theirs).abs().max() < 1e-5
     assert (ours - plain).abs().max() > 1e-2
-    assert torch.equal(ours[0], plain[0])  # the negative prompt is none of theirs
+    assert torch.equal(ours[0], plain[0]) is not any(away)
 
 
 def test_each_half_of_an_attention_gathers_from_its_own_prompt(tiny: Pipeline) -> None:
@@ -135,8 +144,8 @@ def test_each_half_of_an_attention_gathers_from_its_own_prompt(tiny: Pipeline) -
     [
         ("tiny", {"guidance": 1.0}),
         ("tiny", {"cache_steps": 2, "negative": "an apple, a bear, a bear, a bear, a bear"}),
-        ("tiny", {"perturbed_guidance": 2.0, "merge_tokens": 0.5}),
-        ("tiny_xl", {"hires": {"scale": 2.0, "steps": 2}}),
+        ("tiny", {"negative": "blue", "perturbed_guidance": 2.0, "merge_tokens": 0.5}),
+        ("tiny_xl", {"negative": "a blue", "hires": {"scale": 2.0, "steps": 2}}),
     ],
     ids=str,
 )
@@ -145,7 +154,8 @@ def test_one_region_over_all_is_the_plain_prompt(
 ) -> None:
     system = request.getfixturevalue(family)
     plain = system.text_to_image("a bear", **ASKED, **more)[0]
-    ours = system.text_to_image("an apple", regions=WHOLE, **ASKED, **more)[0]
+    regions = tuple(region.replace(negative=more.get("negative")) for region in WHOLE)
+    ours = system.text_to_image("an apple", regions=regions, **ASKED, **more | {"negative": "a bear"})[0]
     assert np.abs(np.asarray(ours, dtype=int) - np.asarray(plain)).max() <= 1  # rounding alone
     assert ours.tobytes() != system.text_to_image("an apple", **ASKED, **more)[0].tobytes()
 
@@ -257,19 +267,24 @@ def _texts(picture: Image.Image) -> Any:
 
 
 def test_templates_are_drawn_in_regions(tiny: Pipeline) -> None:
-    request = TextToImage(regions=[Region(prompt="{a bear|an apple}", box="left")], seed=1, count=8)
-    drawn = {one.regions[0].prompt for one in draw_prompts(request, Wildcards(None))}
-    assert drawn == {"a bear", "an apple"}
+    region = Region(prompt="{a bear|an apple}", negative="{red|blue}", box="left")
+    request = TextToImage(regions=[region], seed=1, count=8)
+    drawn = [one.regions[0] for one in draw_prompts(request, Wildcards(None))]
+    assert {one.prompt for one in drawn} == {"a bear", "an apple"}
+    assert {one.negative for one in drawn} == {"red", "blue"}
     assert draw_prompts(request.replace(regions=HALVES), Wildcards(None)) == (request.replace(regions=HALVES),)
 
 
 def test_places_are_written_in_several_ways(tmp_path: Path) -> None:
     Image.new("L", (8, 8), 255).save(mask := tmp_path / "mask.png")
-    texts = ("left=a bear, sitting", "0,0.25,0.5,1:0.8=x=y", "row2/3=", f"{mask}:2=an apple")
+    odd = mask.rename(tmp_path / "a=b.png")
+    Image.new("L", (8, 8), 255).save(mask)
+    texts = ("left=a bear, sitting", "0,0.25,0.5,1:0.8=x=y", "row2/3=", f"{mask}:2=an apple", f"{odd}=x @negative y, z")
     made = [Region.of(parse_region(text)) for text in texts]
-    assert [one.prompt for one in made] == ["a bear, sitting", "x=y", "", "an apple"]
-    assert [one.box for one in made] == [(0, 0, 0.5, 1), (0, 0.25, 0.5, 1), (0, 1 / 3, 1, 2 / 3), None]
-    assert [one.weight for one in made] == [1, 0.8, 1, 2]
+    assert [one.prompt for one in made] == ["a bear, sitting", "x=y", "", "an apple", "x"]
+    assert [one.box for one in made] == [(0, 0, 0.5, 1), (0, 0.25, 0.5, 1), (0, 1 / 3, 1, 2 / 3), None, None]
+    assert [one.weight for one in made] == [1, 0.8, 1, 2, 1]
+    assert [one.negative for one in made] == [None, None, None, None, "y, z"]
     for text, message in {
         "a bear": "--region 'a bear' is not possible; write PLACE=PROMPT",
         "lefft=a bear": "names no part of a picture; write left, right, top, bottom, column1/3",
@@ -285,6 +300,9 @@ def test_what_regions_do_not_go_with_is_said(tiny: Pipeline) -> None:
     picture = Image.new("RGB", (32, 32))
     with pytest.raises(ReverieError, match="a box or a mask; give one of them"):
         Region(prompt="a bear")
+    for box in ((0, 0, 1), (0, 1)):
+        with pytest.raises(ReverieError, match=r"is not possible; it should have 4 items$"):
+            Region(prompt="a bear", box=box)
     with pytest.raises(ReverieError, match="the mask is dark everywhere, so nothing acts; make the part"):
         tiny.text_to_image("snow", regions=[{"prompt": "a bear", "mask": Image.new("L", (32, 32))}])
     with pytest.raises(ReverieError, match="of which only_masked draws one; leave out one of them"):

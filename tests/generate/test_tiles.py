@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from safetensors.torch import save_file
+from torch import Tensor, nn
 
 from reverie.adapters.control import Control, bind_controls
 from reverie.diffusion.windows import Tiles, by_tiles
 from reverie.errors import ReverieError
 from reverie.generate.image import fill_in, passes, picture_run
 from reverie.generate.sample import Steering
+from reverie.models.autoencoder import AUTOENCODERS, Autoencoder
 from reverie.models.controlnet import ControlNet, ControlNetConfig
+from reverie.models.layers import TransformerBlock
+from reverie.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
@@ -29,9 +34,9 @@ def request(**changes: object) -> TextToImage:
     return (ImageToImage if "init" in changes else TextToImage).of({**plain, **changes})
 
 
-def drawn(system: Pipeline, asked: TextToImage) -> Tensor:
+def drawn(system: Pipeline, asked: TextToImage, refiner: Pipeline | None = None) -> Tensor:
     asked = fill_in(system, asked)
-    with picture_run(system, asked) as run, torch.no_grad():
+    with picture_run(system, asked, refiner) as run, torch.no_grad():
         *_, (last, _) = passes(run, [asked])
         return last.x
 
@@ -62,17 +67,92 @@ def test_one_tile_is_the_plain_way_to_the_bit(tiny: Pipeline) -> None:
     assert not drawn(tiny, request(tile_size=64)).equal(plain)
 
 
-def test_a_network_that_sees_no_further_than_a_place_gives_in_tiles_what_it_gives_at_once(tiny: Pipeline) -> None:
-    """Its convolutions look at nothing around, its attention is off, and its norms take what is everywhere the same."""
-    unet = UNet(replace(tiny.unet.config, transformer_depth=(0, 0), mid_transformer_depth=0, norm_num_groups=8)).eval()
-    for name, weight in unet.named_parameters():
-        if weight.ndim == 4:
-            centre = weight[:, :, weight.shape[2] // 2, weight.shape[3] // 2].clone()
-            weight.data.zero_()
-            weight.data[:, :, weight.shape[2] // 2, weight.shape[3] // 2] = centre if "conv_in" not in name else 0
-    system = replace(tiny, unet=unet)
-    plain = drawn(system, request(init=PICTURE, strength=0.5))
-    torch.testing.assert_close(drawn(system, request(init=PICTURE, strength=0.5, tile_size=64)), plain)
+class Bounded(nn.Module):
+    """Keep values in bounds without looking around, where a GroupNorm looks at the whole image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.tanh(x)
+
+
+def localise(network: nn.Module) -> nn.Module:
+    """Let a network of random weights see no further than the place itself: the whole is then what tiles give."""
+    for name, part in list(network.named_modules()):
+        if isinstance(part, nn.GroupNorm):
+            network.set_submodule(name, Bounded())
+        elif isinstance(part, nn.Conv2d) and part.padding != (0, 0):
+            centre = part.weight[:, :, 1, 1].clone()
+            part.weight.data.zero_()
+            part.weight.data[:, :, 1, 1] = 3 * centre
+        elif isinstance(part, TransformerBlock):
+            part.attn1.to_out[0].weight.data.zero_()
+    return network.eval()
+
+
+@pytest.fixture(scope="module")
+def local(tiny: Pipeline) -> Pipeline:
+    torch.manual_seed(3)
+    return replace(tiny, unet=localise(UNet(tiny.unet.config)))
+
+
+def lllite_weights() -> dict[str, Tensor]:
+    """Draw a ControlNet-LLLite for two cross-attentions, one of them where the image is halved."""
+    state: dict[str, Tensor] = {}
+    for name, kernels, width in (("input_blocks_1_1", (4, 2), 8), ("middle_block_1", (4, 4), 16)):
+        shapes = {"down.0": (4, width), "mid.0": (4, 4 + 6), "up.0": (width, 4)}
+        shapes |= {f"conditioning1.{2 * n}": (6 if n else 3, 3, side, side) for n, side in enumerate(kernels)}
+        for part, shape in shapes.items():
+            stem = f"lllite_unet_{name}_transformer_blocks_0_attn2_to_q.{part}"
+            state[f"{stem}.weight"], state[f"{stem}.bias"] = 0.3 * torch.randn(shape), 0.3 * torch.randn(shape[0])
+    return state
+
+
+def steered(kind: str, system: Pipeline, folder: Path) -> tuple[Pipeline, dict[str, object]]:
+    """Return a system and what a request asks of it, by what is to steer it."""
+    torch.manual_seed(4)
+    half = Image.new("L", PICTURE.size)
+    half.paste(255, (32, 0, 128, 64))
+    if kind in ("ControlNet-LLLite", "editing"):
+        save_file(lllite_weights(), folder / "control.safetensors")
+    if kind == "T2I-Adapter":
+        adapter = T2IAdapter(T2IAdapterConfig(widths=system.unet.config.block_out_channels, layers=1))
+        for parameter in adapter.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+        state = {f"adapter.{name}": tensor for name, tensor in localise(adapter).state_dict().items()}
+        save_file(state, folder / "control.safetensors")
+    if kind == "editing":
+        system = replace(system, unet=localise(UNet(replace(system.unet.config, in_channels=8))))
+    if kind == "x4 upscaler":
+        config = replace(system.unet.config, in_channels=7, num_class_embeds=1000)
+        small = replace(AUTOENCODERS["x4-upscaler"], block_out_channels=(8,) * 3, layers_per_block=1, norm_num_groups=4)
+        system = replace(system, unet=localise(UNet(config)), autoencoder=Autoencoder(small).eval())
+    controls = [{"model": str(folder / "control.safetensors"), "image": PICTURE, "weight": 4.0}]
+    regions = [{"prompt": "an apple", "negative": "red", "mask": half}, {"prompt": "blue", "box": (0, 0, 0.25, 1)}]
+    asked: dict[str, dict[str, object]] = {
+        "nothing": {"init": PICTURE, "strength": 0.5},
+        "regions": {"regions": regions},
+        "T2I-Adapter": {"controls": controls},
+        "ControlNet-LLLite": {"controls": controls},
+        "editing": {"init": PICTURE, "image_guidance": 3.0, "strength": 1.0, "controls": controls},  # also blind to it
+        "refiner": {"refiner": {"model": "other", "switch": 0.5}},
+        "x4 upscaler": {"init": PICTURE.resize((16, 12)), "width": 64, "height": 48, "noise_level": 30},
+    }
+    return system, asked[kind]
+
+
+STEERED = ("nothing", "regions", "T2I-Adapter", "ControlNet-LLLite", "editing", "refiner", "x4 upscaler")
+
+
+@pytest.mark.parametrize("kind", STEERED)
+def test_a_network_that_sees_no_further_than_a_place_gives_in_tiles_what_it_gives_at_once(
+    kind: str, local: Pipeline, tmp_path: Path
+) -> None:
+    system, asked = steered(kind, local, tmp_path)
+    torch.manual_seed(5)
+    other = replace(system, unet=localise(UNet(system.unet.config))) if kind == "refiner" else None
+    whole, tiled = (drawn(system, request(**asked, tile_size=side), other) for side in (None, 64))
+    assert (tiled - whole).abs().max() < 1e-4
+    if "init" not in asked:
+        assert (whole - drawn(system, request())).abs().max() > 1e-2
 
 
 def seams(picture: Image.Image, side: int) -> tuple[float, float]:

@@ -59,6 +59,9 @@ def song(hearing: SpectrogramParams) -> Sound:
         {"guidance_interval": (0.3, 0.7)},
         {"cache_steps": 2},
         {"merge_tokens": 0.5},
+        {"perturbed_guidance": 3.0},
+        {"freeu": (1.5, 1.6, 0.9, 0.2)},
+        {"cfg_pp": True, "guidance": 0.6, "sampler": "euler"},
     ],
 )
 def test_a_clip_of_the_models_own_length_is_its_picture(player: Pipeline, fields: dict[str, object]) -> None:

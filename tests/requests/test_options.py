@@ -49,7 +49,11 @@ def test_every_field_has_a_flag() -> None:
         "negative_template",
     }
     assert set(Inpaint.model_fields) | set(TextToImage.model_fields) == pictures & set(Inpaint.model_fields) | parts
-    films = names(flags.PathFlags, flags.FrameFlags, flags.SourceFlags) | SHARED | {"width", "height", "keyframes"}
+    films = (
+        names(flags.PathFlags, flags.FrameFlags, flags.SourceFlags)
+        | SHARED
+        | {"width", "height", "keyframes", "regions"}
+    )
     assert set(Animation.model_fields) <= films
     music = names(flags.PlayingFlags, flags.WayFlags, flags.SoundFlags) | SHARED | {"prompt"}
     assert set(Music.model_fields) <= music

@@ -18,14 +18,14 @@ from reverie.pipeline import Pipeline
 from reverie.requests.films import Animation
 from reverie.requests.music import Film, Music
 from reverie.requests.pictures import TextToImage
-from reverie.requests.records import Record, from_metadata, read_record, texts
+from reverie.requests.records import Record, from_metadata, read_record, texts, with_upscaler
 from reverie.requests.texts import SOUNDS
 
 REQUEST = TextToImage(prompt="一只熊, a bear", negative="red", seed=7, width=128, height=64, guidance=5)
 
 
 def picture_of(request: TextToImage) -> Image.Image:
-    picture = Image.new("RGB", (8, 8))
+    picture = Image.new("RGB", (request.width or 8, request.height or 8))
     picture.info.update(texts(request, "my model"))
     return picture
 
@@ -49,6 +49,19 @@ def test_round_trip(tmp_path: Path, suffix: str) -> None:
     save(picture, file)
     assert read_record(picture) == read_record(file) == Record(REQUEST, "my model")
     assert from_metadata(file) == from_metadata(str(file)) == REQUEST
+
+
+def test_what_became_of_a_picture_since_is_said(tmp_path: Path) -> None:
+    larger = picture_of(REQUEST).resize((256, 128))
+    assert read_record(larger).notes == ("the picture was brought from 128x64 pixels to 256x128 since",)
+    for upscaler in ("4x.pth", "1x.pth"):
+        larger.info["reverie"] = with_upscaler(larger.info["reverie"], f"models/{upscaler}")
+    save(larger, file := tmp_path / "larger.jpg")
+    said = "the picture was enlarged by '4x.pth, 1x.pth' since; do it with `reverie upscale`"
+    assert read_record(file).notes == (said,)
+    assert with_upscaler("no JSON", "4x.pth") == "no JSON"
+    twice = REQUEST.replace(hires={"scale": 2.0, "width": 256, "height": 128})
+    assert read_record(picture_of(twice).resize((256, 128))).notes == ()
 
 
 def test_refusals() -> None:

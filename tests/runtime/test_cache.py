@@ -101,8 +101,10 @@ def test_a_second_process_packs_nothing_and_computes_the_same_to_the_bit(
         lambda content: content[:-60] + bytes([content[-60] ^ 1]) + content[-59:],
         lambda content: b"",
         lambda content: bytes(len(content)),
+        lambda content: content[:100] + bytes([content[100] ^ 1]) + content[101:],
+        lambda content: bytes(cache.PAGE) + content[cache.PAGE :],
     ],
-    ids=["half", "cut", "longer", "table", "empty", "zeros"],
+    ids=["half", "cut", "longer", "table", "empty", "zeros", "bit", "page"],
 )
 def test_a_damaged_file_is_written_anew(
     damage: Callable[[bytes], bytes], queue: Now, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,6 +119,23 @@ def test_a_damaged_file_is_written_anew(
     torch.manual_seed(0)
     assert torch.equal(compute(pack(UNet(UNET).eval(), tmp_path / "model")), plainly)
     assert file.read_bytes() == content
+
+
+def test_a_file_is_added_up_once_each_time_the_system_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summed: list[int] = []
+    add_up = cache.total
+    write(tmp_path / "one", [kernels.pack_linear(torch.randn(16, 16))])
+    monkeypatch.setattr(cache, "total", lambda memory: summed.append(len(memory)) or add_up(memory))
+    for started, again in (("a", 1), ("a", 0), ("b", 1)):
+        (tmp_path / "boot").write_text(started)
+        monkeypatch.setattr(cache, "BOOT", tmp_path / "boot")
+        cache._mark.cache_clear()
+        summed.clear()
+        assert read(tmp_path / "one") is not None
+        assert len(summed) == again
+    monkeypatch.undo()
+    cache._mark.cache_clear()
+    assert cache.total(memoryview(bytearray(b"\x01" + bytes(7) + b"\x02"))) == 3
 
 
 @torch.no_grad()
@@ -211,7 +230,6 @@ def test_large_models_are_kept_and_the_command_shows_and_clears_them(
 ) -> None:
     monkeypatch.setenv("REVERIE_CACHE", str(tmp_path / "cache"))
     tiny.save(tmp_path / "tiny")
-    monkeypatch.setattr(system, "PACKED_FROM", 16)
 
     def draw() -> Tensor:
         model = system.load(tmp_path / "tiny", device="cpu")

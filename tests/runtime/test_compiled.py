@@ -20,10 +20,12 @@ from torch._inductor.runtime.cache_dir_utils import default_cache_dir
 
 import reverie
 from reverie.adapters import lora
+from reverie.adapters.ip_adapter import cross_attentions
 from reverie.errors import ReverieError
+from reverie.models.layers import attend
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
-from reverie.runtime.changes import merging, reusing, seamless
+from reverie.runtime.changes import attending, freeing, merging, reusing, seamless
 from reverie.runtime.compiled import FOLDER, CompiledUNet, compile_network, is_compiled, keep_in
 
 BEAR = TextToImage(prompt="a bear", negative="red", seed=7, steps=3)
@@ -108,6 +110,10 @@ def test_residuals_of_a_controlnet_are_added(tiny_xl: Pipeline) -> None:
     assert (counting.graphs, counting.calls) == (2, 3)
 
 
+def see_twice(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    return 2 * attend(q, k, v, heads)
+
+
 @torch.no_grad()
 def test_what_changes_a_network_is_seen(tiny: Pipeline) -> None:
     """Also where it comes after compiling; then the plain class computes."""
@@ -121,6 +127,8 @@ def test_what_changes_a_network_is_seen(tiny: Pipeline) -> None:
         lambda unet: seamless([unet], "xy"),
         lambda unet: merging(unet, 0.5),
         lambda unet: reusing(unet, 2),
+        lambda unet: freeing(unet, (1.5, 1.6, 0.9, 0.2)),
+        lambda unet: attending({attention: see_twice for attention, _ in cross_attentions(unet)}),  # an IP-Adapter's
     )
     for change in changes:
         with change(tiny.unet), change(ours.unet):

@@ -29,6 +29,7 @@ from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.pipeline import Pipeline
+from reverie.requests.parts import Region
 from reverie.requests.pictures import TextToImage
 from reverie.runtime.offload import BLOCKS, OFFLOADS, Offloader, offloader_of
 from reverie.runtime.transform import to_channels_last
@@ -71,7 +72,9 @@ class Watch:
 def test_pictures_are_the_same_to_the_bit(kind: str, mode: str, request: pytest.FixtureRequest) -> None:
     plain = request.getfixturevalue(kind)
     kept = offloaded(plain, mode)
-    for asked in (BEAR, BEAR.replace(clip_skip=2, cache_steps=2, tile="x"), BEAR.replace(merge_tokens=0.5)):
+    changed = BEAR.replace(clip_skip=2, cache_steps=2, tile="x"), BEAR.replace(merge_tokens=0.5)
+    regions = (Region(prompt="an apple", negative="blue", box="left"),)
+    for asked in (BEAR, *changed, BEAR.replace(perturbed_guidance=3.0, freeu=(1.5, 1.6, 0.9, 0.2), regions=regions)):
         assert kept.draw(asked)[0].tobytes() == plain.draw(asked)[0].tobytes()
 
 

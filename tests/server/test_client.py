@@ -45,6 +45,18 @@ def test_pictures_are_those_of_the_model(remote: reverie.Client, local: Pipeline
         assert from_metadata(ours[0]) == from_metadata(theirs[0])
 
 
+def test_files_are_recorded_by_the_names_that_they_have_here(
+    remote: reverie.Client, local: Pipeline, tmp_path: Path
+) -> None:
+    for name, colour in (("bear.png", "red"), ("hat.png", "white")):
+        Image.new("RGB", (32, 32), colour).save(tmp_path / name)
+    asked = reverie.Inpaint(init=tmp_path / "bear.png", mask=tmp_path / "hat.png", mask_blur=0, **OWN)
+    ours, theirs = (from_metadata(system.draw(asked)[0]).to_record() for system in (remote, local))
+    assert ours["mask"]["name"] == "hat.png"
+    assert ours["init"] == theirs["init"]
+    assert ours["mask"] == theirs["mask"]
+
+
 def test_events_are_listened_to(remote: reverie.Client) -> None:
     heard: list[dict[str, Any]] = []
     remote.listen = heard.append

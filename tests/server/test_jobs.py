@@ -14,6 +14,7 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import reverie
+from reverie.requests.records import with_upscaler
 from reverie.server.settings import Settings
 
 Json = dict[str, Any]
@@ -115,7 +116,8 @@ def test_a_picture_is_enlarged_and_keeps_what_it_says(client: TestClient, finish
     larger = finish({"kind": "upscale", "request": asked})
     assert larger["state"] == "done"
     assert fetch(client, larger).size == (128, 128)
-    assert fetch(client, larger).text == fetch(client, job).text  # type: ignore[attr-defined]
+    ours, drawn = (dict(fetch(client, one).text) for one in (larger, job))  # type: ignore[attr-defined]
+    assert ours == drawn | {"reverie": with_upscaler(drawn["reverie"], "ink-4x.pth")}
     assert larger["result"]["request"]["prompt"] == "a bear"
     assert client.get("/api/adapters").json()["upscalers"] == ["ink-4x.pth"]
 

@@ -206,6 +206,7 @@ def shared_request(animation: Animation, size: tuple[int, int]) -> TextToImage:
         width=size[0],
         height=size[1],
         tile=animation.tile,
+        regions=animation.regions,
         vary=_pictures_of(next((keyframe for keyframe in animation.keyframes if keyframe.vary), Keyframe())),
     )
 

@@ -33,12 +33,12 @@ from reverie.errors import ReverieError
 if TYPE_CHECKING:
     from reverie.requests.films import Animation
     from reverie.requests.music import Film, Music
-    from reverie.requests.parts import Hires, Refiner, Variation
+    from reverie.requests.parts import Hires, Refiner, Region, Variation
     from reverie.requests.pictures import TextToImage
 
 Fields = dict[str, Any]
 
-FIELDS = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders"}
+FIELDS = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders", "region": "regions"}
 """The fields of flags that may be given several times."""
 
 SIDES = ("left", "right", "top", "bottom")
@@ -63,7 +63,7 @@ def ask_picture(
     further: FurtherFlags = FurtherFlags(),
 ) -> TextToImage:
     """Make the request for pictures. Raises ReverieError for values out of range and for what does not fit."""
-    from reverie.requests.parts import ControlInput, IPAdapterInput, Region
+    from reverie.requests.parts import ControlInput, IPAdapterInput
     from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 
     shared = {"prompt": prompt, **fields_of(drawing, adapters), **_further(further)}
@@ -71,8 +71,6 @@ def ask_picture(
         shared["controls"] = tuple(ControlInput.of(parse_fields(text, "control")) for text in controls)
     if seen := shared.pop("ip_adapter", ()):
         shared["ip_adapters"] = tuple(IPAdapterInput.of(parse_ip_adapter(text)) for text in seen)
-    if regions := shared.pop("region", ()):
-        shared["regions"] = tuple(Region.of(parse_region(text)) for text in regions)
     picture = fields_of(init)
     if init.init is None:
         for name in sorted(picture):
@@ -285,18 +283,29 @@ def parse_ip_adapter(text: str) -> Fields:
     fields = parse_fields(text, "ip-adapter", ("image",))
     if "image" not in fields:
         raise ReverieError(f"--ip-adapter '{text}' names no picture; write image=FILE into it")
-    return {**fields, "images": fields.pop("image")}
+    images = fields.pop("image")
+    return {**fields, "images": images}
 
 
 def parse_region(text: str) -> Fields:
-    """Read PLACE=PROMPT or PLACE:WEIGHT=PROMPT. Raises ReverieError where the place is neither a box nor a mask."""
+    """Read PLACE=PROMPT or PLACE:WEIGHT=PROMPT, and a negative prompt.
+
+    Raises ReverieError where the place is neither a box nor a mask.
+    """
     from reverie.requests.parts import BOX_FORMS, read_box
 
-    found = re.fullmatch(r"(.+?)(?::(\d*\.?\d+))?=(.*)", text, re.DOTALL)
-    if found is None:
+    ends = [at for at, sign in enumerate(text) if sign == "="]  # a mask's name may hold some, and a prompt too
+    places = [re.fullmatch(r"(.+?)(?::(\d*\.?\d+))?", text[:end], re.DOTALL) for end in ends]
+    pairs = [(*found.groups(), text[end + 1 :]) for found, end in zip(places, ends, strict=True) if found]
+    if not pairs:
         raise ReverieError(f"--region '{text}' is not possible; write PLACE=PROMPT such as 'left=a bear'")
-    place, weight, prompt = found.groups()
-    fields = {"prompt": prompt, **({"weight": weight} if weight else {})}
+    place, weight, prompt = next((pair for pair in pairs if Path(pair[0]).is_file()), pairs[0])
+    prompt, *negative = re.split(r"(?:^|\s+)@negative(?:\s+|$)", prompt, maxsplit=1)
+    fields = {
+        "prompt": prompt,
+        **({"weight": weight} if weight else {}),
+        **({"negative": negative[0]} if negative else {}),
+    }
     if Path(place).is_file():
         return {**fields, "mask": place}
     try:
@@ -307,11 +316,19 @@ def parse_region(text: str) -> Fields:
         ) from None
 
 
+def parse_regions(texts: Sequence[str]) -> tuple[Region, ...]:
+    """Read each of several regions; see `parse_region`."""
+    from reverie.requests.parts import Region
+
+    return tuple(Region.of(parse_region(text)) for text in texts)
+
+
 SIZES = ("original_size", "crop", "target_size", "negative_original_size", "negative_crop", "negative_target_size")
 PARSERS: dict[str, Callable[[Any], Any]] = {
     "guidance_interval": parse_interval,
     "freeu": parse_freeu,
     "vary": parse_varied,
+    "region": parse_regions,
     **dict.fromkeys(("timesteps", "sigmas"), parse_numbers),
     **dict.fromkeys(SIZES, parse_size),
 }

@@ -81,7 +81,7 @@ class PictureFlags(SampledFlags):
     count: Whole | None = None
     """How many pictures; 1 if not given."""
     region: Several = ()
-    """Part of the picture and its own prompt, PLACE=PROMPT or PLACE:WEIGHT=PROMPT; PLACE is left, right, top, bottom, column1/3, row2/3, LEFT,TOP,RIGHT,BOTTOM as fractions, or a mask; may be given several times."""
+    """Part of the picture and its own prompt, PLACE=PROMPT or PLACE:WEIGHT=PROMPT, which may end with @negative PROMPT; PLACE is left, right, top, bottom, column1/3, row2/3, LEFT,TOP,RIGHT,BOTTOM as fractions, or a mask; may be given several times."""
 
 
 @Parameter(name="*", group="Start from a picture")
@@ -211,6 +211,8 @@ class FrameFlags(SampledFlags):
     """WIDTHxHEIGHT in pixels; the pictures' or the model's own if not given."""
     tile: str | None = None
     """x, y or xy: directions in which copies of the picture fit each other."""
+    region: Several = ()
+    """Part of the picture and its own prompt, PLACE=PROMPT or PLACE:WEIGHT=PROMPT, which may end with @negative PROMPT; PLACE is left, right, top, bottom, column1/3, row2/3, LEFT,TOP,RIGHT,BOTTOM as fractions, or a mask; may be given several times."""
 
 
 @Parameter(name="*", group="Start from pictures and sound")

@@ -18,6 +18,7 @@ from reverie.errors import ReverieError
 from reverie.files import cache_folder, write_text
 from reverie.generate.image import fill_in, stream
 from reverie.requests.base import steps_taken
+from reverie.requests.parts import ControlInput, IPAdapterInput
 from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.system import StableDiffusion
 
@@ -41,16 +42,6 @@ LADDER = (
 
 Measured with the bundled model: PSNR of the pictures to those of 20 steps (docs/measured/performance.md).
 """
-PROBED = (
-    "prompt",
-    "negative",
-    "guidance",
-    "guidance_interval",
-    "perturbed_guidance",
-    "merge_tokens",
-    "width",
-    "height",
-)
 SPARE = 0.95  # of the time is planned: steps do not take equally long
 
 
@@ -83,16 +74,9 @@ class Plan:
 def plan(profile: Profile, request: TextToImage, within: float) -> Plan:
     """Choose a request's steps and `cache_steps` so that its pictures take no longer than `within` seconds.
 
-    Raises ReverieError where even the quickest settings take longer, and for what was not measured.
+    Raises ReverieError where even the quickest settings take longer, and for what is not measured.
     """
-    if request.hires is not None or request.refiner is not None or request.sampler in ("lcm", "tcd"):
-        raise ReverieError(
-            "a time budget is for one pass of one model; leave out hires, refiner, and samplers lcm and tcd"
-        )
-    if request.tile_size is not None:
-        raise ReverieError("a time budget was not measured in tiles; leave out `tile_size`", field="tile_size")
-    if request.timesteps or request.sigmas:
-        raise ReverieError("a time budget chooses the number of steps; leave out timesteps and sigmas")
+    check_measurable(request)
     strength = request.strength if isinstance(request, ImageToImage | Outpaint) else 1.0
     first = (request.steps, 1)
     for steps, every in (first, *(pair for pair in LADDER if pair[0] <= request.steps and pair != first)):
@@ -106,13 +90,31 @@ def plan(profile: Profile, request: TextToImage, within: float) -> Plan:
     )
 
 
+def check_measurable(request: TextToImage) -> None:
+    """Raise ReverieError for a request whose steps are not all alike, or not for a plan to choose."""
+    if request.hires is not None or request.refiner is not None or request.sampler in ("lcm", "tcd"):
+        raise ReverieError(
+            "a time budget is for one pass of one model; leave out hires, refiner, and samplers lcm and tcd"
+        )
+    if request.tile_size is not None:
+        raise ReverieError("a time budget was not measured in tiles; leave out `tile_size`", field="tile_size")
+    if request.cfg_pp or request.eta is not None:
+        raise ReverieError(f"a time budget takes the sampler {SAMPLER}; leave out `cfg_pp` and `eta`")
+    if request.timesteps or request.sigmas:
+        raise ReverieError("a time budget chooses the number of steps; leave out timesteps and sigmas")
+
+
 def measure(system: StableDiffusion, request: TextToImage, clock: Callable[[], float] = time.perf_counter) -> Profile:
     """Draw four steps, every second of them whole, and tell how long they took; the first, which packs, is not counted.
 
-    `request` has its size filled in.
+    `request` has its size filled in. What steers it by pictures does so at every step here, whenever it is to act.
     """
-    fields = {name: getattr(request, name) for name in PROBED}
-    probe = TextToImage.of({**fields, "seed": 0, "steps": 4, "cache_steps": 2, "sampler": SAMPLER})
+    changes: dict[str, object] = {"count": 1, "steps": 4, "cache_steps": 2, "sampler": SAMPLER}
+    for name in ("controls", "ip_adapters"):
+        changes[name] = tuple(one.replace(start=0.0, end=1.0) for one in getattr(request, name))
+    if isinstance(request, ImageToImage | Outpaint):
+        changes["strength"] = 1.0
+    probe = request.replace(**changes)
     times = [clock()]
     for _ in stream(system, probe):
         times.append(clock())
@@ -122,6 +124,7 @@ def measure(system: StableDiffusion, request: TextToImage, clock: Callable[[], f
 
 def machine_profile(system: StableDiffusion, request: TextToImage) -> Profile:
     """Return the profile of this machine, kept in the user's cache; measure it where it is not there or damaged."""
+    check_measurable(request)
     request = fill_in(system, request)
     file = cache_folder() / "profiles" / f"{_key(system, request)}.json"
     try:
@@ -139,7 +142,10 @@ def _key(system: StableDiffusion, request: TextToImage) -> str:
     block = system.unet.down_blocks[-1].get_submodule("resnets.0")
     model = (system.name, str(system.dtype), str(system.unet.config), type(block).__name__)
     guided = (request.guidance == 1, request.guidance_interval, bool(request.perturbed_guidance))
-    drawing = (request.width, request.height, *guided, request.merge_tokens)
+    asked: list[ControlInput | IPAdapterInput] = [*request.controls, *request.ip_adapters]
+    steering = [(one.model, one.weight > 0) for one in asked]
+    seen = (request.kind, getattr(request, "image_guidance", None), request.freeu is not None, len(request.regions))
+    drawing = (request.width, request.height, *guided, request.merge_tokens, *seen, *steering)
     return hashlib.sha256(repr((machine, model, drawing)).encode()).hexdigest()[:32]
 
 

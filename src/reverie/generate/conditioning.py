@@ -225,7 +225,7 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
     if others and any([part.weight for part in said] != [1.0] for said in (parts, *others)):
         raise ReverieError("regions go with neither AND nor a weight of a whole prompt; leave out one of them")
     guidance = _told_guidance(system, request)
-    if guidance is not None and (request.negative or [part.weight for part in parts] != [1.0]):
+    if guidance is not None and (any(request.negatives) or [part.weight for part in parts] != [1.0]):
         raise ReverieError("this latent consistency model is guided within; leave out the negative prompt and AND")
     inversions = inversions_of(request)
     outputs = inversion.outputs(system, inversions)
@@ -239,7 +239,14 @@ def encode(system: StableDiffusion, request: TextToImage, after: int | None = No
         if request.regions:
             guides = (with_regions(guides[0], request.regions, [guide(part) for (part,) in others]),)
         zero = system.zero_empty if request.zero_negative is None else request.zero_negative
-        away = encoder.guide(request.negative, 1.0, request.steps, after, negative, zero=zero)
+
+        def away_from(text: str) -> Guide:
+            return encoder.guide(text, 1.0, request.steps, after, negative, zero=zero)
+
+        away, own = away_from(request.negative), [region.negative for region in request.regions]
+        if any(text is not None for text in own):
+            others_away = [away if text is None else away_from(text) for text in own]
+            away = with_regions(away, request.regions, others_away, prompted=0.0)
         return (
             Prompts(guides, away)
             if seen is None

@@ -150,7 +150,7 @@ class PictureRun:
         request, rows, blind = one.request, len(singles), None
         bind = self.bind(one, singles, extra, place)
         if edits(self.system) and extra is not None:
-            blind = bind_extra(one.bind, torch.zeros_like(extra), place)
+            blind = self.bind(one, singles, torch.zeros_like(extra), place)
         denoise = guided_denoiser(self.system, request, one.prompts, one.sigmas, rows, bind, blind)
         if self.refiner is None or request.refiner is None or one.refined is None:
             return denoise

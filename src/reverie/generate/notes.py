@@ -16,6 +16,7 @@ from pathlib import Path
 from reverie.adapters.control import control_files
 from reverie.adapters.ip_adapter import image_prompt_files
 from reverie.checkpoints.load import Components, Known
+from reverie.generate.prompt import BREAK
 from reverie.requests.adapter_files import files_sum
 from reverie.requests.base import SampledRequest
 from reverie.requests.films import Animation
@@ -64,7 +65,7 @@ def unknown_words(prompt: str, known: Sequence[Known], plain: Collection[str] = 
     >>> unknown_words("a hot dog and two dogs", [Known("🌭", ("hot dog",), ("热狗",))])
     ['two', 'dogs']
     """
-    text = prompt.lower()
+    text = BREAK.sub(" ", prompt).lower()
     words = WORD.findall(text)
     names = {tuple(WORD.findall(name.lower())) for thing in known for name in thing.en} - {()}
     longest = max((len(name) for name in names), default=1)

@@ -22,7 +22,7 @@ NESTING = 100  # brackets deeper than anyone writes weigh nothing, which bounds 
 _NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)"
 _AND = re.compile(r"\bAND\b")
 _PART_WEIGHT = re.compile(r":\s*([-+]?(?:\d+\.?|\d*\.\d+))$")
-_BREAK = re.compile(r"\s*\bBREAK\b\s*")
+BREAK = re.compile(r"\s*\bBREAK\b\s*")
 _ATTENTION = re.compile(rf"\\[()\[\]\\]?|[()\[\]]|:\s*({_NUMBER})\s*\)|[^\\()\[\]:]+|:")
 
 
@@ -76,7 +76,7 @@ def weigh(text: str) -> tuple[tuple[Piece, ...], ...]:
         elif token == "]" and opened["["]:
             close("[", SQUARE)
         else:
-            for index, words in enumerate(_BREAK.split(token)):
+            for index, words in enumerate(BREAK.split(token)):
                 found += [(None, 1.0)] * (index > 0) + [(words, 1.0)]
     for kind, factor in (("(", ROUND), ("[", SQUARE)):
         while opened[kind]:

@@ -61,8 +61,8 @@ def shares(regions: Sequence[RegionPrompt], height: int, width: int) -> Float[Te
     return torch.cat([left.where(left > ROUNDING, 0), taken / total.clamp(min=1)])
 
 
-def with_regions(base: Guide, asked: Sequence[Region], guides: Sequence[Guide]) -> Guide:
-    """Join a request's prompt and those of its regions, stage by stage.
+def with_regions(base: Guide, asked: Sequence[Region], guides: Sequence[Guide], prompted: float = 1.0) -> Guide:
+    """Join a request's prompt and those of its regions, or its negative prompts (`prompted` 0), stage by stage.
 
     The pooled prompt, which SDXL alone takes and which has no places, is their mean by their shares in the whole.
     """
@@ -71,7 +71,7 @@ def with_regions(base: Guide, asked: Sequence[Region], guides: Sequence[Guide]) 
     def join(step: int) -> Conditioning:
         whole, parts = base.at(step), [guide.at(step) for guide in guides]
         regions = tuple(
-            RegionPrompt(part.tokens, cover, region.weight)
+            RegionPrompt(part.tokens, cover, region.weight, prompted)
             for part, cover, region in zip(parts, covers, asked, strict=True)
         )
         return replace(whole, pooled=_pool([whole, *parts], regions), regions=regions)
@@ -90,7 +90,7 @@ def _pool(prompts: Sequence[Conditioning], regions: Sequence[RegionPrompt]) -> F
 
 @dataclass(frozen=True, eq=False)
 class _Couple:
-    """Gather from the prompts of regions in those `rows` of a batch that go towards the prompt."""
+    """Gather from the prompts of regions in those `rows` of a batch that they are for."""
 
     regions: Sequence[RegionPrompt]
     rows: Int64[Tensor, " n"]
@@ -101,12 +101,14 @@ class _Couple:
         attention: Attention,
         size: tuple[int, int],
         q: Float[Tensor, "b l d"],
-        k: Float[Tensor, "b m d"],
-        v: Float[Tensor, "b m d"],
+        gathered: Float[Tensor, "b l d"],
         heads: int,
     ) -> Float[Tensor, "b l d"]:
-        """Return what the queries of an image gather, in a U-Net whose latents have a size."""
-        gathered, asking = attend(q, k, v, heads), q[self.rows]
+        """Return what the queries of an image gather, in a U-Net whose latents have a size.
+
+        `gathered` is what they do of the whole picture's prompts.
+        """
+        asking = q[self.rows]
         left, *others = self._shares(size, q)
         mixed = left * gathered[self.rows]
         pairs = zip(others, self._of(attention, attention.to_k), self._of(attention, attention.to_v), strict=True)
@@ -151,12 +153,23 @@ def bind_regions(networks: Iterable[nn.Module], bind: Bind) -> Bind:
         network, prompted = bind(conditioning), conditioning.prompted
         if not conditioning.regions:
             return network
-        rows = torch.ones(len(conditioning.tokens)) if prompted is None else prompted
-        couple = _Couple(conditioning.regions, rows.nonzero()[:, 0].to(conditioning.tokens.device), {})
+        rows, couples = torch.ones(len(conditioning.tokens)) if prompted is None else prompted, list[_Couple]()
+        for side in (0.0, 1.0):
+            regions = [region for region in conditioning.regions if region.prompted == side]
+            own = (rows == side).nonzero()[:, 0].to(conditioning.tokens.device)
+            couples += [_Couple(regions, own, {})] if regions and len(own) else []
+
+        def gather(
+            attention: Attention, size: tuple[int, int], q: Tensor, k: Tensor, v: Tensor, heads: int
+        ) -> Float[Tensor, "b l d"]:
+            gathered = attend(q, k, v, heads)
+            for couple in couples:
+                gathered = couple.gather(attention, size, q, gathered, heads)
+            return gathered
 
         def predict(x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             size = (x.shape[2], x.shape[3])
-            with attending({attention: partial(couple.gather, attention, size) for attention in attentions}):
+            with attending({attention: partial(gather, attention, size) for attention in attentions}):
                 return network(x, t)
 
         return predict

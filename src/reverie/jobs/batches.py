@@ -61,14 +61,14 @@ class Axes:
         if SEARCH not in cell:
             return request
         words, others = str(self.values[SEARCH][0]), str(cell[SEARCH])
-        if not words or not any(words in prompt for prompt in (*request.prompts, request.negative)):
+        if not words or not any(words in prompt for prompt in (*request.prompts, *request.negatives)):
             raise ReverieError(
                 f"'{words}' is in no prompt; the first value of the axis {SEARCH} is what the others stand for"
             )
         return request.replace(
             prompt=request.prompt.replace(words, others),
             negative=request.negative.replace(words, others),
-            regions=tuple(one.replace(prompt=one.prompt.replace(words, others)) for one in request.regions),
+            regions=tuple(one.with_words(lambda text: text.replace(words, others)) for one in request.regions),
         )
 
     @property

@@ -14,10 +14,10 @@ from pydantic import AfterValidator, Field, PlainSerializer, model_validator
 from reverie.errors import ReverieError
 from reverie.jobs.events import Event, Finished, Load, Saved, Stopwatch, ignore
 from reverie.jobs.outputs import check_outputs, check_writable
-from reverie.media.pictures import open_picture, save
+from reverie.media.pictures import REQUEST, open_picture, save
 from reverie.progress import Progress
 from reverie.requests.base import Frozen
-from reverie.requests.records import read_record
+from reverie.requests.records import read_record, with_upscaler
 from reverie.requests.references import Picture, find_model, write_model
 
 LARGEST_SCALE = 16
@@ -88,6 +88,8 @@ class UpscaleJob:
             for step in enlarge_to(network, picture, self.request.size(network.scale)):
                 picture = step.picture or picture
                 yield Progress(step.done, step.total, step.unit)
+        if isinstance(text := picture.info.get(REQUEST), str):
+            picture.info[REQUEST] = with_upscaler(text, self.request.upscaler)
         save(picture, self.output)
         yield Saved(self.output)
         record = {"files": [str(self.output)], "sizes": [picture.size], "timings": watch.summary()}

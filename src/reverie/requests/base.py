@@ -74,11 +74,15 @@ class Frozen(BaseModel):
 def one_line(error: ValidationError, request: type[Frozen]) -> ReverieError:
     """Return the first of pydantic's errors in one line (what was given, what is allowed), and the others' fields."""
     first, *others = error.errors()
-    fields = ", ".join(dict.fromkeys(str(other["loc"][0]) for other in others if other["loc"]))
+    names = dict.fromkeys(str(other["loc"][0]) for other in others if other["loc"])
+    fields = ", ".join(name for name in names if [name] != [*first["loc"][:1]])
     more = f" (wrong too: {fields})" if fields else ""
     if first["type"] == "value_error":  # one of our own checks, which says it all
         own = first["ctx"]["error"]
         return ReverieError(f"{own}{more}", field=getattr(own, "field", None) or _field(first))
+    if first["type"] == "missing" and isinstance(first["loc"][-1], int):  # an item of a list
+        count = 1 + max(int(one["loc"][-1]) for one in (first, *others) if one["loc"][:-1] == first["loc"][:-1])
+        first = {**first, "type": "too_short", "msg": f"List should have {count} items"}
     return ReverieError(_message(first, request) + more, field=_field(first))
 
 

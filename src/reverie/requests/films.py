@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field, model_validator
 from reverie.errors import ReverieError
 from reverie.requests import storyboard
 from reverie.requests.base import Fraction, Frozen, Guidance, Pixels, SampledRequest, Seed, Strength, check_strength
+from reverie.requests.parts import REGIONS, Region
 from reverie.requests.pictures import Tile
 from reverie.requests.references import FilmFile, Picture, SoundFile
 
@@ -166,6 +167,7 @@ class Animation(SampledRequest):
     tile: Tile = Field(
         default="none", description="x, y or xy: directions in which copies of the picture fit each other"
     )
+    regions: tuple[Region, ...] = Field(default=(), description=REGIONS)
     anchor: Fraction | None = Field(
         default=None, description="0 to 1, the share of the steps that all frames take together; 0.2 if not given"
     )
@@ -223,13 +225,14 @@ class Animation(SampledRequest):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """Return the keyframes' prompts."""
-        return tuple(keyframe.prompt for keyframe in self.keyframes)
+        """Return the keyframes' prompts, and those of regions."""
+        return (*(keyframe.prompt for keyframe in self.keyframes), *(region.prompt for region in self.regions))
 
     @property
     def negatives(self) -> tuple[str, ...]:
-        """Return the film's negative prompt and those of keyframes."""
-        return (self.negative, *(keyframe.negative or "" for keyframe in self.keyframes))
+        """Return the film's negative prompt and those of keyframes and regions."""
+        own = (*(keyframe.negative for keyframe in self.keyframes), *(region.negative for region in self.regions))
+        return (self.negative, *(negative or "" for negative in own))
 
     def _check_times(self) -> None:
         times = [keyframe.time for keyframe in self.keyframes]

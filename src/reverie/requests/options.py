@@ -174,6 +174,7 @@ class AnimationOptions(SampledOptions, total=False):
     width: int | None
     height: int | None
     tile: Tile
+    regions: Sequence[Region]
     anchor: float | None
     interpolation: Interpolation
     easing: EasingName

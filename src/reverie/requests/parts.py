@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, BeforeValidator, Field, PlainSerializer, model_validator
@@ -238,16 +238,26 @@ def read_box(given: object) -> object:
     return left, top, right, bottom
 
 
+REGIONS = (
+    "part of the picture and its own prompt, PLACE=PROMPT or PLACE:WEIGHT=PROMPT, which may end with @negative PROMPT; "
+    "PLACE is left, right, top, bottom, column1/3, row2/3, LEFT,TOP,RIGHT,BOTTOM as fractions, or a mask; may be given "
+    "several times"
+)
+"""What the fields of regions say of themselves."""
+
+
 class Region(Frozen):
     """Ask for a part of the picture to follow a prompt of its own: a box, or where a mask is light.
 
     `box` is left, top, right and bottom as fractions, or a text of BOX_FORMS. `weight` says how far the prompt takes
-    the place of the request's there, 1 wholly; where regions overlap, they share by their weights.
+    the place of the request's there, 1 wholly; where regions overlap, they share by their weights. `negative` keeps
+    away there from something else than the request's does, which holds where it is None.
     """
 
     part: ClassVar[str] = "region "
 
     prompt: str
+    negative: str | None = None
     box: Annotated[Box | None, BeforeValidator(read_box)] = None
     mask: Picture | None = None
     weight: float = Field(default=1.0, gt=0, le=10)
@@ -265,3 +275,9 @@ class Region(Frozen):
                 f"a region from {self.box[:2]} to {self.box[2:]} is empty; give left below right, and top below bottom"
             )
         return self
+
+    def with_words(self, change: Callable[[str], str]) -> Self:
+        """Return a region with its prompts changed."""
+        return self.replace(
+            prompt=change(self.prompt), negative=None if self.negative is None else change(self.negative)
+        )

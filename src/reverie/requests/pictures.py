@@ -9,7 +9,16 @@ from pydantic import Field, model_validator
 
 from reverie.errors import ReverieError
 from reverie.requests.base import MAX_SEED, Pixels, SampledRequest, Strength, check_strength
-from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Refiner, Region, Variation, VariedPicture
+from reverie.requests.parts import (
+    REGIONS,
+    ControlInput,
+    Hires,
+    IPAdapterInput,
+    Refiner,
+    Region,
+    Variation,
+    VariedPicture,
+)
 from reverie.requests.references import Picture
 
 if TYPE_CHECKING:
@@ -73,9 +82,7 @@ class TextToImage(SampledRequest):
     )
     regions: tuple[Region, ...] = Field(
         default=(),
-        description="part of the picture and its own prompt, PLACE=PROMPT or PLACE:WEIGHT=PROMPT; PLACE is left, "
-        "right, top, bottom, column1/3, row2/3, LEFT,TOP,RIGHT,BOTTOM as fractions, or a mask; may be given several "
-        "times",
+        description=REGIONS,
     )
     depth: Picture | None = Field(
         default=None, description="depth map to draw by, bright where it is near, for SD 2 depth; says the size"
@@ -147,6 +154,11 @@ class TextToImage(SampledRequest):
     def prompts(self) -> tuple[str, ...]:
         """Return the prompt, and those of regions."""
         return (self.prompt, *(region.prompt for region in self.regions))
+
+    @property
+    def negatives(self) -> tuple[str, ...]:
+        """Return the negative prompt, and those of regions."""
+        return (self.negative, *(region.negative or "" for region in self.regions))
 
     def only(self, index: int) -> Self:
         """Return the request for picture `index` of the `count` alone."""

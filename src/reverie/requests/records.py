@@ -6,7 +6,7 @@ Ours are texts that the file carries, written and read here; other programs' are
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.files import name_of
 from reverie.media.pictures import PARAMETERS, REQUEST, parameters_text
 from reverie.requests.base import Request, SampledRequest
 from reverie.requests.films import Animation
@@ -29,6 +30,7 @@ KINDS: dict[str, type[SampledRequest]] = {
 }
 """Every kind of request by its name in JSON and metadata."""
 
+UPSCALER = "upscaler"  # by what a picture was enlarged after it was drawn
 TITLE = "title"
 LONGEST_TITLE = 200  # characters; half as many for sounds, as a WAV file takes few bytes
 NOTHING: tuple[object, ...] = (None, (), [], "")  # what a field holds where the request says nothing of it
@@ -45,6 +47,13 @@ class Record:
     model: str
     notes: tuple[str, ...] = ()
     film: Film | None = None
+
+
+def with_upscaler(text: str, upscaler: str) -> str:
+    """Return our JSON of a picture, which says by what it was enlarged since."""
+    if (data := json_object(text)) is None:
+        return text
+    return json.dumps({**data, UPSCALER: ", ".join([*filter(None, [data.get(UPSCALER)]), name_of(upscaler)])})
 
 
 def texts(request: SampledRequest, model: str, film: Film | None = None) -> dict[str, str]:
@@ -164,6 +173,7 @@ def read_record(file: Image.Image | str | Path) -> Record:
     carrier = read_carrier(file)
     folders = () if isinstance(file, Image.Image) else (Path(file).absolute().parent,)
     if (own := read_own(carrier.texts, *folders)) is not None:
+        own = replace(own, notes=tuple(_since(own.request, carrier)))
         return own if isinstance(file, Image.Image) else replace(own, request=_beside(own.request, Path(file)))
     named = "this picture" if isinstance(file, Image.Image) else f"'{file}'"
     try:
@@ -174,6 +184,26 @@ def read_record(file: Image.Image | str | Path) -> Record:
     if record is None:
         raise ReverieError(f"{named} {_silence(carrier)}")
     return record
+
+
+def _since(request: SampledRequest, carrier: Carrier) -> Iterator[str]:
+    """Say what became of a picture after it was drawn, which is not done again."""
+    if not isinstance(request, TextToImage) or request.count > 1:  # a sheet of several
+        return
+    drawn, by = _drawn_size(request), json.loads(carrier.texts[REQUEST]).get(UPSCALER)
+    if by is not None:
+        yield f"the picture was enlarged by '{by}' since; do it with `reverie upscale`"
+    elif carrier.size and drawn and carrier.size != drawn:
+        was, now = (f"{width}x{height}" for width, height in (drawn, carrier.size))
+        yield f"the picture was brought from {was} pixels to {now} since"
+
+
+def _drawn_size(request: TextToImage) -> tuple[int, int] | None:
+    """Return the width and height of the pictures of a settled request; None where they are not known."""
+    if isinstance(request, Inpaint) and request.only_masked:
+        return request.init.size
+    last = request if request.hires is None else request.hires
+    return None if last.width is None or last.height is None else (last.width, last.height)
 
 
 def _silence(carrier: Carrier) -> str:

@@ -150,22 +150,24 @@ class FileReference(Frozen):
         if isinstance(given, Mapping):
             return cls._from_record(given)
         if isinstance(given, str) and given.startswith(DATA_URL):
-            return cls._from_bytes(_from_data_url(given, cls.what)) | _name_in(given)
+            name = name_in(given)
+            return cls._from_bytes(_from_data_url(given, cls.what)) | ({} if name is None else {"name": name})
         if isinstance(given, str | Path):
             return cls._from_path(Path(_RESOLVER.get()(cls.what, str(given))))
         return cls._from_memory(given)
 
     @classmethod
     def _from_record(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Find the file of a record."""
-        name, sha256 = given.get("name") or given.get("path"), given.get("sha256")
+        """Find the file of a record: at its path, where it says one, and by its name."""
+        places, sha256 = [str(given[key]) for key in ("path", "name") if given.get(key)], given.get("sha256")
+        name = name_of(places[-1]) if places else None
         changed = False
-        for path in _candidates(cls.what, str(name)) if name else ():
+        for path in (path for place in places for path in _candidates(cls.what, place)):
             found = cls._from_path(path)
             if found["sha256"] == sha256:
-                return found
+                return found | {"name": name}
             changed = True
-        return {"sha256": sha256, "name": name_of(str(name)) if name else None, "changed": changed}
+        return {"sha256": sha256, "name": name, "changed": changed}
 
     @classmethod
     def _from_path(cls, path: Path) -> dict[str, Any]:
@@ -359,10 +361,10 @@ def _from_data_url(url: str, what: str) -> bytes:
         raise ReverieError(f"'{url[:32]}...' is no {what}: {error}; write data:image/png;base64,...") from error
 
 
-def _name_in(url: str) -> dict[str, str]:
+def name_in(url: str) -> str | None:
     """Return the name of a file that a data URL says as its parameter `name`, if any."""
     found = re.match(r"data:[^,]*?;name=([^;,]+)", url)
-    return {"name": name_of(unquote(found[1]))} if found else {}
+    return name_of(unquote(found[1])) if found else None
 
 
 def find_model(name: str, what: str = "model") -> str:

@@ -101,6 +101,10 @@ def read(path: str | Path) -> Fields:
     for name in FILES:
         if isinstance(fields.get(name), str):
             fields[name] = _beside(path, fields[name])
+    regions = fields.get("regions")
+    for region in regions if isinstance(regions, list) else ():
+        if isinstance(region, dict) and isinstance(mask := region.get("mask"), str) and not mask.startswith("data:"):
+            region["mask"] = _beside(path, mask)
     for name in LISTS_OF_FILES:
         if isinstance(fields.get(name), list):
             fields[name] = [_beside(path, one) if isinstance(one, str) else one for one in fields[name]]

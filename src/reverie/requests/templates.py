@@ -302,7 +302,7 @@ def _draw_prompt(request: TextToImage, wildcards: Wildcards) -> TextToImage:
     return request.replace(
         prompt=prompt,
         negative=negative,
-        regions=tuple(one.replace(prompt=expand(one.prompt, request.seed, wildcards)) for one in request.regions),
+        regions=tuple(one.with_words(lambda text: expand(text, request.seed, wildcards)) for one in request.regions),
         template=request.prompt if prompt != request.prompt else "",
         negative_template=request.negative if negative != request.negative else "",
     )

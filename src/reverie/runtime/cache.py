@@ -2,8 +2,9 @@
 
 A folder holds the weights of one model for one kind of machine, a file those that are packed together. What is missing
 is packed as ever, and written by a thread in what time the computation leaves; a process that ends earlier leaves the
-rest to the next. A file is written whole or not at all, and one that is cut short or damaged in what says how it is
-read counts as missing. Where nothing can be written, nothing is: a read-only or full disk costs no more than packing.
+rest to the next. A file is written whole or not at all, and one that is cut short or damaged counts as missing: what it
+holds is added up when it is first read since the system started. Where nothing can be written, nothing is: a read-only
+or full disk costs no more than packing.
 """
 
 from __future__ import annotations
@@ -33,13 +34,15 @@ from reverie.files import atomic_write, cache_folder, sha256_of, sweep
 from reverie.runtime import kernels
 from reverie.runtime.kernels import let_go
 
-FORMAT = 1
+FORMAT = 2
 LIMIT_VARIABLE = "REVERIE_PACKED_GB"
 LIMIT = 16  # GB that all folders take at most, where the variable does not say
 SPARE = 4e9  # bytes of the disk that stay free
 LENGTH = 8  # bytes of the table's length
 FOOT = hashlib.sha256().digest_size + LENGTH
 PAGE = 4096
+WORD = 8  # bytes of the numbers that are added up
+BOOT = Path("/proc/sys/kernel/random/boot_id")  # another each time the system starts (Linux, random(4))
 LAST_TO_RUN = 19  # the niceness of a thread that gets what others leave
 
 
@@ -120,15 +123,44 @@ def read(file: Path) -> list[kernels.Packed] | None:
     try:
         with file.open("rb") as opened:
             held = memoryview(mmap.mmap(opened.fileno(), 0, access=mmap.ACCESS_COPY))
-        size = int.from_bytes(held[-LENGTH:], "little")
-        table = bytes(held[-FOOT - size : -FOOT])
-        if hashlib.sha256(table).digest() != held[-FOOT:-LENGTH]:
-            return None
+            parts = _table(held)
+            if os.fstat(opened.fileno()).st_mtime_ns != (mark := _mark()):
+                if any(total(held[start:end]) != summed for start, end, summed, *_ in parts):
+                    return None
+                if mark is not None:
+                    with suppress(OSError):  # of another user: added up each time
+                        os.utime(opened.fileno(), ns=(mark, mark))
         return [
             kernels.from_memory(held[start:end], shape, getattr(torch, dtype), bytes.fromhex(order))
-            for start, end, shape, dtype, order in json.loads(table)
+            for start, end, _, shape, dtype, order in parts
         ]
     except (OSError, ValueError, RuntimeError):
+        return None
+
+
+def _table(held: memoryview) -> list[tuple[int, int, int, list[int], str, str]]:
+    """Return where each part of a file lies, its sum and how it is read. Raises ValueError where that is damaged."""
+    size = int.from_bytes(held[-LENGTH:], "little")
+    table = bytes(held[-FOOT - size : -FOOT])
+    if hashlib.sha256(table).digest() != held[-FOOT:-LENGTH]:
+        raise ValueError("the table is damaged")
+    parts: list[tuple[int, int, int, list[int], str, str]] = json.loads(table)
+    return parts
+
+
+def total(memory: memoryview) -> int:
+    """Add up the 64-bit words of a memory modulo 2^64, and what is left of one: no flipped bit or lost page escapes."""
+    words = len(memory) // WORD * WORD
+    rest = int.from_bytes(memory[words:], "little")
+    return rest + (int(torch.frombuffer(memory[:words], dtype=torch.int64).sum()) if words else 0)
+
+
+@cache
+def _mark() -> int | None:
+    """Return the time, in ns, that a file bears once it was added up since the system started; None where none can."""
+    try:
+        return int(sha256_of([BOOT.read_text()])[:7], 16) * 10**9  # whole seconds before 1979
+    except OSError:
         return None
 
 
@@ -141,7 +173,7 @@ def write(file: Path, packed: Sequence[kernels.Packed]) -> None:
             start = opened.seek(-opened.tell() % PAGE, os.SEEK_CUR)
             opened.write(memory)
             dtype = str(part.dtype).removeprefix("torch.")
-            table.append((start, opened.tell(), list(part.shape), dtype, order.hex()))
+            table.append((start, opened.tell(), total(memory), list(part.shape), dtype, order.hex()))
         head = json.dumps(table).encode()
         opened.write(head + hashlib.sha256(head).digest() + len(head).to_bytes(LENGTH, "little"))
 

@@ -205,6 +205,21 @@ def let_go(weight: Tensor) -> None:
         libc.madvise(first * mmap.PAGESIZE, count * mmap.PAGESIZE, mmap.MADV_DONTNEED)
 
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc, malloc.h
+HELD, MAPPED = 2**28, 2**25  # bytes: free at most, and of a block that the system gives and takes by itself
+
+
+def hold_memory() -> None:
+    """Let freed memory wait for its next use, where glibc is there: mallopt(3).
+
+    Small networks free blocks of a few MiB all the time, and each page that comes anew costs microseconds.
+    """
+    tune = getattr(_libc(), "mallopt", None)
+    if tune is not None:
+        tune(M_MMAP_THRESHOLD, MAPPED)
+        tune(M_TRIM_THRESHOLD, HELD)
+
+
 def trim() -> None:
     """Give the system back what lies free between what is in use: glibc's malloc_trim(3), where it is there."""
     release = getattr(_libc(), "malloc_trim", None)

@@ -93,16 +93,13 @@ class PackedLayer(nn.Module):
         store = self.store
         return store if store is not None and len(store.layers) > 1 and store.holds(store.layers) else None
 
-    def computes(self, *inputs: Tensor) -> bool:
-        """Tell whether the packed kernels may take these inputs: on the CPU, of the weight's dtype, no gradients."""
-        weight, store = self._parameters["weight"], self.store
-        held = weight if weight is not None or store is None else store.parts[0]
+    def computes(self, x: Tensor) -> bool:
+        """Tell whether the packed kernels may take this input: on the CPU, of the weight's dtype, no gradients."""
+        held, store = self._parameters["weight"], self.store
+        if held is None and store is not None:
+            held = store.parts[0]
         assert held is not None
-        return (
-            not torch.is_grad_enabled()
-            and native(held.dtype)
-            and all(tensor.dtype == held.dtype and tensor.device.type == "cpu" for tensor in (*inputs, held))
-        )
+        return not torch.is_grad_enabled() and held.is_cpu and x.is_cpu and native(held.dtype) and x.dtype == held.dtype
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedLayer:
         self.release()  # moves and casts see the plain weight
@@ -158,6 +155,17 @@ class EdgeConv2d(nn.Conv2d):
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         y = super().forward(x.contiguous(memory_format=LAST))
         return y.contiguous() if self.out_channels < NARROW else y
+
+
+class Pointwise(nn.Conv2d):
+    """Convolve 1x1 as what it is, a product for each pixel, with a plain weight."""
+
+    def forward(
+        self, x: Float[Tensor, "b c h w"], add: Float[Tensor, "b out h w"] | None = None
+    ) -> Float[Tensor, "b out h w"]:
+        """Return the convolution of x plus `add`."""
+        y = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        return y if add is None else y + add
 
 
 class PackedConv2d(PackedLayer, nn.Conv2d):
@@ -234,8 +242,8 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         return {name: value for name, value in super().__getstate__().items() if name not in ("seen", "tiled")}
 
 
-class PackedPointwise(PackedLayer, nn.Conv2d):
-    """Convolve 1x1 as what it is, a product for each pixel: oneDNN's own 1x1 kernels can be 15 times slower."""
+class PackedPointwise(PackedLayer, Pointwise):
+    """Convolve 1x1 by a packed product: oneDNN's own 1x1 kernels can be 15 times slower."""
 
     @staticmethod
     def pack(weight: Float[Tensor, "out in 1 1"]) -> kernels.Packed:

@@ -23,7 +23,15 @@ from reverie.runtime import kernels
 from reverie.runtime.blocks import BLOCKS
 from reverie.runtime.cache import remember
 from reverie.runtime.kernels import let_go
-from reverie.runtime.layers import NARROW, EdgeConv2d, PackedConv2d, PackedLayer, PackedLinear, PackedPointwise
+from reverie.runtime.layers import (
+    NARROW,
+    EdgeConv2d,
+    PackedConv2d,
+    PackedLayer,
+    PackedLinear,
+    PackedPointwise,
+    Pointwise,
+)
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -33,6 +41,7 @@ WIDE = 256
 FAST = {fast for fast, _ in BLOCKS.values()}
 PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     EdgeConv2d: nn.Conv2d,
+    Pointwise: nn.Conv2d,
     PackedConv2d: nn.Conv2d,
     PackedPointwise: nn.Conv2d,
     PackedLinear: nn.Linear,
@@ -58,7 +67,7 @@ def pack(network: M, folder: Path | None = None) -> M:
         return network
     for module in modules:
         if type(module) is nn.Conv2d:
-            module.__class__ = EdgeConv2d
+            module.__class__ = Pointwise if _is_pointwise(module) else EdgeConv2d
         elif type(module) in BLOCKS:
             block, needed = BLOCKS[type(module)]
             if all(_takes_more(module.get_submodule(name)) for name in needed):
@@ -104,7 +113,7 @@ def is_packed(network: nn.Module) -> bool:
 
 def _takes_more(module: nn.Module) -> bool:
     """Tell whether a module was made fast, and so takes what is to be added."""
-    return isinstance(module, PackedLayer) or type(module) in FAST
+    return isinstance(module, PackedLayer | Pointwise) or type(module) in FAST
 
 
 def _layer(module: nn.Module) -> type[PackedLayer] | None:
@@ -119,9 +128,15 @@ def _layer(module: nn.Module) -> type[PackedLayer] | None:
         return PackedLinear if width >= WIDE else None
     if module.groups > 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
-    if (module.kernel_size, module.stride, module.padding) == ((1, 1), (1, 1), (0, 0)):
+    if _is_pointwise(module):
         return PackedPointwise if width >= WIDE else None
     return PackedConv2d if width >= NARROW else None
+
+
+def _is_pointwise(module: nn.Conv2d) -> bool:
+    """Tell whether a convolution is a product for each pixel, between images that are wide enough."""
+    one = (module.kernel_size, module.stride, module.padding, module.groups) == ((1, 1), (1, 1), (0, 0), 1)
+    return one and min(module.weight.shape[:2]) >= NARROW
 
 
 CONTROL = Path("/sys/fs/cgroup")
@@ -154,8 +169,10 @@ def one_thread() -> Iterator[None]:
 def spare_threads(network: nn.Module, environment: Mapping[str, str] = os.environ) -> None:
     """Let a network on the CPU compute on one thread where its input is small; nothing changes around its calls.
 
-    It is for networks of small operations, and does nothing where the environment says how many threads to use.
+    It is for networks of small operations, for whose sake freed memory waits for its next use, too. The threads stay
+    as they are where the environment says how many to use.
     """
+    kernels.hold_memory()
     if not _threads_chosen(environment):
         network.register_forward_pre_hook(_enter)
         network.register_forward_hook(_leave, always_call=True)

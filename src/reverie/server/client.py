@@ -88,7 +88,7 @@ class Client(PictureMethods):
         kind = fields.pop("kind")
         for name, reference in references(request):
             if name in fields and not isinstance(reference, Picture):
-                fields[name] = self._upload(reference)
+                fields[name] = {"name": reference.name, "sha256": reference.sha256, "path": self._upload(reference)}
         job = self._json(
             "POST", "/api/jobs", {"kind": kind, "request": fields, "model": self.model, "options": options}
         )

@@ -21,7 +21,7 @@ from PIL import Image
 from reverie.errors import ReverieError
 from reverie.files import atomic_write
 from reverie.media.pictures import DAMAGED, to_rgb
-from reverie.requests.references import DATA_URL
+from reverie.requests.references import DATA_URL, name_in
 from reverie.server.settings import Settings
 
 FILE_URL = "/api/files/"
@@ -75,7 +75,7 @@ class Shelf:
     def replace_content(self, value: Any, keep: bool = True) -> Any:
         """Return JSON with the file's name in the place of each data URL, whose content is kept.
 
-        Pictures that are not to be kept are looked at alone.
+        Where the URL says a name, it is a record of both. Pictures that are not to be kept are looked at alone.
         """
         if isinstance(value, dict):
             return {name: self.replace_content(one, keep) for name, one in value.items()}
@@ -86,7 +86,8 @@ class Shelf:
         data = content_of(value)
         if not keep and self._suffix(data) in PILLOW_SUFFIXES.values():
             return value
-        return self.add(data).name
+        path, name = self.add(data).name, name_in(value)
+        return path if name is None else {"path": path, "name": name, "sha256": hashlib.sha256(data).hexdigest()}
 
     def find(self, name: str) -> Path | None:
         """Return the upload, or the result, of a name; None where there is none."""

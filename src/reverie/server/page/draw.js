@@ -219,7 +219,7 @@ export async function use(request) {
 
 /** Fetch a picture that a request names, or as files record it. */
 async function fetched(named) {
-  const answer = await fetch(`api/files/${encodeURIComponent(named.name ?? named)}`);
+  const answer = await fetch(`api/files/${encodeURIComponent(named.path ?? named.name ?? named)}`);
   return createImageBitmap(await answer.blob());
 }
 

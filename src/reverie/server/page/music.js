@@ -172,7 +172,7 @@ export function use(request) {
   const [stop, ...others] = request.to ?? [];
   fill(form(), { seed: "", loop: false, ...request, to: stop?.prompt ?? stop ?? "", alpha: request.alpha ?? 0 });
   carried.take(request);
-  if (request.init) startFrom(request.init.name ?? request.init, request.init.name ?? request.init);
+  if (request.init) startFrom(request.init.path ?? request.init.name ?? request.init, request.init.name ?? request.init);
   else forget();
   return others.length ? [t("notTaken", others.map((one) => one.prompt ?? one).join(", "))] : [];
 }
