@@ -128,11 +128,10 @@ def saved(out: Path) -> dict[str, Any]:
 
 
 def assert_near(one: Path, other: Path, error: float) -> None:
-    """Compare two exports."""
-    files = [path.relative_to(one / "export") for path in (one / "export").rglob("*.safetensors")]
-    assert files
-    for file in files:
-        ours, theirs = load_file(one / "export" / file), load_file(other / "export" / file)
+    """Compare two exports, whose files may be named after the runs."""
+    files = [sorted((out / "export").rglob("*.safetensors")) for out in (one, other)]
+    assert files[0]
+    for ours, theirs in ((load_file(own), load_file(their)) for own, their in zip(*files, strict=True)):
         for name, value in theirs.items():
             torch.testing.assert_close(ours[name].float(), value.float(), rtol=error, atol=error)
 

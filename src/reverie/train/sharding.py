@@ -30,7 +30,7 @@ from torch.utils._pytree import keystr, tree_map_with_path
 
 from reverie.files import atomic_write
 from reverie.train.layers import LAYERS
-from reverie.train.parallel import average, first_ahead, is_first, ranks
+from reverie.train.parallel import average, first_ahead, is_first, is_sharded, ranks
 
 METHODS = ("first", "embed_hint", "encode_image", "encode_text")  # that compute with weights, beside `forward`
 METADATA = ".metadata"  # in the folder of a checkpoint; torch writes it last
@@ -59,8 +59,8 @@ def shard_(networks: Iterable[nn.Module], device: torch.device) -> list[FSDPModu
     for network in _callable(networks):
         for module in (*(inner for inner in network.modules() if isinstance(inner, LAYERS)), network):
             numbers = {weight for weight in module.parameters() if not weight.ndim}
-            if isinstance(module, FSDPModule) or len(numbers) == len(list(module.parameters())):
-                continue
+            if all(is_sharded(weight) or weight in numbers for weight in module.parameters()):
+                continue  # such as a LoRA's, which are among its network's
             made = fully_shard(module, mesh=mesh, reshard_after_forward=True, ignored_params=numbers)
             made.set_gradient_divide_factor(1.0)
             made.set_force_sum_reduction_for_comms(True)  # gloo has no other
