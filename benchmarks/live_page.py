@@ -1,7 +1,8 @@
 """How long until a sketch is a picture on the screen? Strokes in Chromium, drawn live by a server.
 
 From the end of each stroke until the picture of the whole sketch is shown; before it one of a part of the sketch may
-still be drawn up to its next step. Beside it stands what the server took of it.
+still be drawn up to its next step. Beside it stand the parts of it: in the browser until the canvas is sent, until its
+picture is there, of that drawing on the server, and in the browser until it is shown, two frames after it was decoded.
 """
 
 from __future__ import annotations
@@ -29,9 +30,22 @@ PROMPT = "a bear on a green background"
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 WAIT = 120_000  # milliseconds, on a busy machine
 SECONDS = 0.6  # that a stroke takes
+PARTS = (
+    "until it is on the screen",
+    "until it is sent",
+    "until its picture came",
+    "of that drawing",
+    "until it is shown",
+)
 WATCH = """() => {
-  Object.assign(window, { released: 0, seen: 0 });
-  addEventListener("pointerup", () => (released = performance.now()), true);
+  Object.assign(window, { released: 0, sent: 0, heard: 0, seen: 0 });
+  addEventListener("pointerup", (event) => (released = event.timeStamp), true);
+  const send = WebSocket.prototype.send;
+  WebSocket.prototype.send = function (text) {
+    if (!sent) this.addEventListener("message", ({ data, timeStamp }) => JSON.parse(data).image && (heard = timeStamp));
+    sent = performance.now();
+    send.call(this, text);
+  };
   const show = () => requestAnimationFrame(() => requestAnimationFrame(() => (seen = performance.now())));
   document.querySelector("#picture").addEventListener("load", show);
 }"""
@@ -49,19 +63,19 @@ def main() -> int:
         page.goto(f"{address}/#draw")
         page.locator("#ask [name=sampler] option").first.wait_for(state="attached")
         page.fill("#prompt", PROMPT)
-        waited, server = zip(*strokes(page, options.strokes), strict=True)
+        parts = [*zip(*strokes(page, options.strokes), strict=True)]
         browser.close()
     print("| from the end of a stroke | least | lower quartile | median | upper quartile | most |")
     print("|---|---:|---:|---:|---:|---:|")
-    for name, values in (("until it is on the screen, ms", waited), ("of it drawing on the server, ms", server)):
+    for name, values in zip(PARTS, parts, strict=True):
         cells = (min(values), *quantiles(values, n=4), max(values))
-        print(f"| {name} | {' | '.join(f'{value:.0f}' for value in cells)} |")
-    print(f"median {median(waited):.0f} ms, {len(waited)} strokes of {SECONDS:g} s")
+        print(f"| {name}, ms | {' | '.join(f'{value:.0f}' for value in cells)} |")
+    print(f"median {median(parts[0]):.0f} ms, {len(parts[0])} strokes of {SECONDS:g} s")
     return 0
 
 
-def strokes(page: Page, count: int) -> Iterator[tuple[float, float]]:
-    """Draw live, and yield of each stroke the milliseconds until its picture, and how many the server took for that."""
+def strokes(page: Page, count: int) -> Iterator[tuple[float, ...]]:
+    """Draw live, and yield of each stroke the milliseconds until its picture, and `PARTS` of them."""
     last = {"sent": 0, "heard": 0}  # numbers of canvases
 
     def note_sent(text: str | bytes) -> None:
@@ -94,9 +108,12 @@ def strokes(page: Page, count: int) -> Iterator[tuple[float, float]]:
             still = still + 1 if last["sent"] == last["heard"] else 0
         if number >= 2:  # the first ones warm up
             seconds = page.get_attribute("#picture", "data-seconds") or ""
-            waited = max(0.0, page.evaluate("seen - released"))  # 0: it was there when the stroke ended
-            print(f"stroke {number - 1}: {waited:.0f} ms, {seconds} s of it on the server", file=sys.stderr)
-            yield waited, 1000 * float(seconds)
+            released, sent, heard, seen = page.evaluate("[released, sent, heard, seen]")
+            if sent < released:  # all of it was drawn, or sent, when the stroke ended
+                continue
+            parts = (seen - released, sent - released, heard - sent, 1000 * float(seconds), seen - heard)
+            print(f"stroke {number - 1}: {', '.join(f'{part:.0f}' for part in parts)} ms", file=sys.stderr)
+            yield parts
 
 
 @contextmanager

@@ -283,7 +283,7 @@ def test_pictures_are_enlarged_and_inspected(web_ui: WebUIApi) -> None:
         picture, upscaler_1="Lanczos", resize_mode=1, upscaling_resize_w=64, upscaling_resize_h=48
     )
     assert covering.image.size == (64, 48)
-    with pytest.raises(RuntimeError, match="gfpgan_visibility"):
+    with pytest.raises(RuntimeError, match='"param":"gfpgan_visibility"'):
         web_ui.extra_single_image(picture, gfpgan_visibility=1)
     assert web_ui.png_info(picture).info == picture.info["parameters"]
     assert web_ui.png_info(picture).parameters["Seed"] == "7"

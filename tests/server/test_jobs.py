@@ -14,8 +14,10 @@ from fastapi.testclient import TestClient
 from PIL import Image
 
 import reverie
+from reverie.diffusion.windows import Tiles
 from reverie.requests.records import with_upscaler
-from reverie.server.settings import Settings
+from reverie.server.settings import Limits, Settings
+from reverie.server.submissions import Options, check_limits
 
 Json = dict[str, Any]
 Finish = Callable[[Json], Json]
@@ -163,6 +165,19 @@ def test_what_cannot_be_is_refused_in_one_line(client: TestClient, body: Json, s
     assert answer.status_code == status
     assert "\n" not in error["message"]
     assert param is None or error["param"].endswith(param)
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "hires", "side"),
+    [(512, 512, None, 64), (1024, 520, None, 256), (256, 256, {"scale": 2}, 64), (256, 256, {"scale": 2}, 512)],
+)
+def test_tiles_are_counted_as_they_are_drawn(width: int, height: int, hires: Json | None, side: int) -> None:
+    request = reverie.TextToImage(width=width, height=height, hires=hires, tile_size=side)  # type: ignore[arg-type]
+    larger = 1 if hires is None else 2
+    count = len(Tiles.over(height * larger // 8, width * larger // 8, side // 8).places)
+    check_limits(request, Options(), Limits(tiles=count))
+    with pytest.raises(reverie.ReverieError, match=f"asks for {count} tiles; this server allows {count - 1}"):
+        check_limits(request, Options(), Limits(tiles=count - 1))
 
 
 def test_files_are_ranged_tagged_and_named_by_content(client: TestClient) -> None:

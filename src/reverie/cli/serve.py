@@ -78,6 +78,8 @@ class LimitOptions:
     """Jobs that may wait; more are told to come again."""
     max_pixels: Whole = 1 << 22
     """Pixels of a picture."""
+    max_tiles: Whole = 256
+    """Tiles of a picture that is drawn in tiles."""
     max_steps: Whole = 150
     """Denoising steps."""
     max_count: Whole = 64
@@ -187,7 +189,7 @@ def read_settings(
     if model is not None and Path(model).exists():
         place = Path(model).absolute()
         models, model = (*models, place), place.stem if place.is_file() else place.name
-    bounds = {name: getattr(limits, f"max_{name}") for name in ("queue", "pixels", "steps", "count")}
+    bounds = {name: getattr(limits, f"max_{name}") for name in ("queue", "pixels", "tiles", "steps", "count")}
     settings = Settings(
         home=(home or data_folder()).absolute(),
         host=access.host,

@@ -11,6 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from functools import lru_cache
 from pathlib import Path
 
 from reverie.adapters.control import control_files
@@ -67,7 +68,7 @@ def unknown_words(prompt: str, known: Sequence[Known], plain: Collection[str] = 
     """
     text = BREAK.sub(" ", prompt).lower()
     words = WORD.findall(text)
-    names = {tuple(WORD.findall(name.lower())) for thing in known for name in thing.en} - {()}
+    names = _names(tuple(known))
     longest = max((len(name) for name in names), default=1)
     found: list[str] = []
     i = 0
@@ -80,6 +81,12 @@ def unknown_words(prompt: str, known: Sequence[Known], plain: Collection[str] = 
     for run in CHINESE.findall(text):
         found += _unknown_zh(run, sorted({*plain, *(name for thing in known for name in thing.zh)}, key=len)[::-1])
     return list(dict.fromkeys(found))
+
+
+@lru_cache(maxsize=8)  # of live drawings each asks anew
+def _names(known: tuple[Known, ...]) -> set[tuple[str, ...]]:
+    """Return the words of each English name."""
+    return {tuple(WORD.findall(name.lower())) for thing in known for name in thing.en} - {()}
 
 
 def nearest(word: str, known: Sequence[Known]) -> list[str]:

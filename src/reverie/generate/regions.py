@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -146,8 +146,11 @@ def bind_regions(networks: Iterable[nn.Module], bind: Bind) -> Bind:
 
     Those are the U-Net's and its ControlNets'.
     """
-    blocks = [part for network in networks for part in network.modules() if isinstance(part, TransformerBlock)]
-    attentions = [block.attn2 for block in blocks] + [block.attn1 for block in blocks if block.only_cross]
+
+    @cache
+    def attentions() -> list[Attention]:
+        blocks = [part for network in networks for part in network.modules() if isinstance(part, TransformerBlock)]
+        return [block.attn2 for block in blocks] + [block.attn1 for block in blocks if block.only_cross]
 
     def bind_coupled(conditioning: Conditioning) -> Network:
         network, prompted = bind(conditioning), conditioning.prompted
@@ -169,7 +172,7 @@ def bind_regions(networks: Iterable[nn.Module], bind: Bind) -> Bind:
 
         def predict(x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             size = (x.shape[2], x.shape[3])
-            with attending({attention: partial(gather, attention, size) for attention in attentions}):
+            with attending({attention: partial(gather, attention, size) for attention in attentions()}):
                 return network(x, t)
 
         return predict

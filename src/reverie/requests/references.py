@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from urllib.parse import quote, unquote
@@ -277,7 +277,7 @@ class Picture(FileReference):
         """Tell whether its content is known."""
         return self.data is not None
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, int] | None:
         """Return width and height in pixels, or None where it was not found."""
         return None if self.data is None else self.image().size

@@ -12,7 +12,7 @@ from types import FrameType
 
 import h11
 import uvicorn
-from fastapi import FastAPI, Request
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse
@@ -20,6 +20,7 @@ from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.routing import Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from reverie.errors import ReverieError
@@ -89,8 +90,16 @@ def create_app(settings: Settings, hire: Hire = Worker) -> FastAPI:
         """Return the metrics as Prometheus reads them."""
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
-    if PAGE.is_dir():
-        app.mount("/", StaticFiles(directory=PAGE, html=True), name="page")
+    page = StaticFiles(directory=PAGE)
+
+    @app.api_route("/", methods=["GET", "HEAD"], include_in_schema=False)
+    async def show_page(request: Request) -> Response:
+        return await page.get_response("index.html", request.scope)
+
+    async def find_file(scope: Scope, receive: Receive, send: Send) -> None:
+        await (page if scope["type"] == "http" else not_found)(scope, receive, send)
+
+    not_found, app.router.default = app.router.default, find_file
     return app
 
 

@@ -20,13 +20,15 @@ MODEL_INDEX, SPECTROGRAM = "model_index.json", "spectrogram.json"  # the second 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request, or one client, may ask for: pixels of a picture, steps, pictures, frames, seconds of sound.
+    """What one request, or one client, may ask for: pixels and tiles of a picture, steps, pictures, frames, seconds of
+    sound.
 
     `body` and `uploads` are bytes, of a request and of all that was uploaded; `queue` counts jobs, of which a client
     may have `share`; `seconds` is how long a job may run.
     """
 
     pixels: int = 1 << 22
+    tiles: int = 256
     steps: int = 150
     count: int = 64
     frames: int = 3000

@@ -34,6 +34,7 @@ FORMATS = {
     "music": ("wav", "mp3", "flac", "ogg", "png"),
 }
 PICTURES_ALONE = ("best_of", "explain", "grid", "time_budget", "watermark")
+USUAL_SIDE = 512  # pixels of a picture whose size the model decides
 USUAL_SCALE = 4  # of an upscaler, which tells its own once it is loaded
 SECONDS = 2.0  # between two keyframes, where a film says nothing
 Asked = SampledRequest | Upscale | Question
@@ -71,7 +72,7 @@ class Submission(Frozen):
 
     model_config = ConfigDict(defer_build=False)  # FastAPI warns of deferred schemas
 
-    kind: str = Field(description="text_to_image, image_to_image, inpaint, outpaint, upscale, animation or music")
+    kind: str = Field(json_schema_extra={"enum": [*ASKED]})
     request: dict[str, Any] = Field(default={}, description="the fields of the request")
     model: str | None = Field(default=None, description="a name of /api/models; the default if not given")
     style: Annotated[tuple[str | PromptStyle, ...], _alone(str | PromptStyle)] = Field(
@@ -228,10 +229,18 @@ def _demands(request: Asked, options: Options, limits: Limits) -> Iterator[_Dema
         yield _Demand("count", max(request.count, options.best_of or 0), limits.count, "pictures")
         width, height = _size(request)
         yield _Demand("width", width * height, limits.pixels, "pixels")
+        width, height = width or USUAL_SIDE, height or USUAL_SIDE
+        yield _Demand("tile_size", _tiles(request.tile_size, width, height), limits.tiles, "tiles")
         if hires := request.hires:
-            wide, high = hires.size(width or 512, height or 512, 8)
+            wide, high = hires.size(width, height, 8)
             yield _Demand("hires", wide * high, limits.pixels, "pixels")
             yield _Demand("hires", hires.steps or 0, limits.steps, "steps")
+            yield _Demand("tile_size", _tiles(request.tile_size, wide, high), limits.tiles, "tiles")
+
+
+def _tiles(side: int | None, *lengths: int) -> int:
+    """Return how many tiles `diffusion.windows.Tiles` lays over a picture, half over one another."""
+    return math.prod(1 + math.ceil(max(0.0, 2 * (length - side) / side)) for length in lengths) if side else 1
 
 
 def _size(request: TextToImage) -> tuple[int, int]:

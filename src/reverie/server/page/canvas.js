@@ -6,7 +6,12 @@ const NEUTRAL = "#a0a0a0"; // noise covers it soonest; white would be taken for 
 const HALO = [16, 8, 4, 2]; // how far a stroke's colour flows into what is unpainted, in pixels
 const MASK = "#e0457b";
 
-const blank = (width, height) => Object.assign(document.createElement("canvas"), { width, height });
+/** Return a canvas whose content is kept where it is read soonest. */
+function blank(width, height) {
+  const canvas = Object.assign(document.createElement("canvas"), { width, height });
+  canvas.getContext("2d", { willReadFrequently: true });
+  return canvas;
+}
 
 export class Sheet extends EventTarget {
   tool = "brush";
@@ -17,6 +22,7 @@ export class Sheet extends EventTarget {
   #future = [];
   #before = null; // the layer's content before the stroke at work
   #cursor = null; // where the keyboard's pen is
+  #painted = new WeakMap(); // whether there is something on a layer, where that is known: it takes long to see
 
   constructor(element) {
     super();
@@ -36,11 +42,13 @@ export class Sheet extends EventTarget {
     const layers = { sketch: this.sketch, mask: this.mask };
     for (const [name, old] of Object.entries(layers)) {
       this[name] = blank(width * FINE, height * FINE);
-      const context = this[name].getContext("2d", { willReadFrequently: true });
-      if (old) context.drawImage(old, 0, 0, width * FINE, height * FINE);
+      if (old) this[name].getContext("2d").drawImage(old, 0, 0, width * FINE, height * FINE);
     }
     Object.assign(this, { width, height });
     Object.assign(this.element, { width: width * FINE, height: height * FINE });
+    this.small = blank(width, height); // what is sent is made in these, as new ones take long
+    this.opaque = blank(width, height);
+    this.halos = HALO.map((reach) => blank(Math.ceil(width / reach), Math.ceil(height / reach)));
     this.#past = [];
     this.#future = [];
     this.#show();
@@ -51,11 +59,21 @@ export class Sheet extends EventTarget {
   }
 
   get empty() {
-    return !painted(this.sketch);
+    return !this.#isPainted(this.sketch);
   }
 
   get masked() {
-    return painted(this.mask);
+    return this.#isPainted(this.mask);
+  }
+
+  #isPainted(layer) {
+    if (!this.#painted.has(layer)) this.#painted.set(layer, painted(layer));
+    return this.#painted.get(layer);
+  }
+
+  /** Note that a layer changes: where paint is only added, what was painted stays so. */
+  #change(layer, adds = false) {
+    if (!adds || !this.#painted.get(layer)) this.#painted.delete(layer);
   }
 
   // What becomes of the sheet
@@ -68,17 +86,15 @@ export class Sheet extends EventTarget {
   /** Return the sketch as an opaque PNG's data URL: strokes glow into what is unpainted, and beyond it is neutral. */
   filled() {
     const small = this.#scaled(this.sketch);
-    const sheet = blank(this.width, this.height);
-    const context = sheet.getContext("2d");
+    const context = this.opaque.getContext("2d");
     context.fillStyle = NEUTRAL;
     context.fillRect(0, 0, this.width, this.height);
-    for (const reach of HALO) {
-      const tiny = blank(Math.ceil(this.width / reach), Math.ceil(this.height / reach));
-      tiny.getContext("2d").drawImage(small, 0, 0, tiny.width, tiny.height);
+    for (const tiny of this.halos) {
+      stretch(small, tiny);
       context.drawImage(tiny, 0, 0, this.width, this.height);
     }
     context.drawImage(small, 0, 0);
-    return sheet.toDataURL();
+    return this.opaque.toDataURL();
   }
 
   /** Return what is to be painted anew, white on black. */
@@ -96,11 +112,8 @@ export class Sheet extends EventTarget {
   }
 
   #scaled(layer) {
-    const small = blank(this.width, this.height);
-    const context = small.getContext("2d");
-    context.imageSmoothingQuality = "high";
-    context.drawImage(layer, 0, 0, this.width, this.height);
-    return small;
+    this.small.getContext("2d").imageSmoothingQuality = "high";
+    return stretch(layer, this.small);
   }
 
   // What is done to it
@@ -114,6 +127,7 @@ export class Sheet extends EventTarget {
     const context = this.sketch.getContext("2d");
     context.imageSmoothingQuality = "high";
     context.drawImage(picture, (width - w) / 2, (height - h) / 2, w, h);
+    this.#change(this.sketch, true);
     this.#changed(true);
   }
 
@@ -127,14 +141,16 @@ export class Sheet extends EventTarget {
       const tint = rgb(MASK);
       for (let at = 0; at < content.data.length; at += 4) content.data.set([...tint, content.data[at]], at);
       context.putImageData(content, 0, 0);
+      this.#change(this.mask);
     }
     this.place(picture);
   }
 
   clear() {
     for (const layer of [this.sketch, this.mask]) {
-      if (painted(layer)) this.#remember(layer);
+      if (this.#isPainted(layer)) this.#remember(layer);
       layer.getContext("2d").clearRect(0, 0, layer.width, layer.height);
+      this.#change(layer);
     }
     this.#changed(true);
   }
@@ -160,6 +176,7 @@ export class Sheet extends EventTarget {
     if (!last) return;
     to.push({ layer: last.layer, content: contentOf(last.layer) });
     last.layer.getContext("2d").putImageData(last.content, 0, 0);
+    this.#change(last.layer);
     this.#changed(true);
   }
 
@@ -202,6 +219,7 @@ export class Sheet extends EventTarget {
     this.#remember(this.#layer);
     this.#before = this.#past.at(-1).content;
     this.start = this.last = this.middle = point;
+    this.#change(this.#layer, this.tool !== "eraser");
     if (this.tool === "fill") flood(this.#layer, point, this.masking ? MASK : this.colour);
     else if (this.tool === "brush" || this.tool === "eraser") this.#draw(point);
     this.#changed(false);
@@ -231,6 +249,7 @@ export class Sheet extends EventTarget {
   }
 
   #draw(point) {
+    this.#change(this.#layer, this.tool !== "eraser");
     const context = this.#layer.getContext("2d");
     const paint = this.masking ? MASK : this.colour;
     context.globalCompositeOperation = this.tool === "eraser" ? "destination-out" : "source-over";
@@ -284,13 +303,20 @@ export class Sheet extends EventTarget {
   }
 }
 
+/** Lay a canvas over the whole of another, in place of what is there, and return that. */
+function stretch(from, to) {
+  const context = to.getContext("2d");
+  context.clearRect(0, 0, to.width, to.height);
+  context.drawImage(from, 0, 0, to.width, to.height);
+  return to;
+}
+
 function contentOf(layer) {
   return layer.getContext("2d").getImageData(0, 0, layer.width, layer.height);
 }
 
 function painted(layer) {
-  const pixels = new Uint32Array(contentOf(layer).data.buffer);
-  return pixels.some((pixel) => pixel !== 0);
+  return new Uint32Array(contentOf(layer).data.buffer).some((pixel) => pixel !== 0);
 }
 
 /** Return the parts of a colour written as #rrggbb. */

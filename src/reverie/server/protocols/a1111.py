@@ -237,7 +237,7 @@ async def set_options(given: WebOptions, request: Request, served: Served) -> Js
     if model != _options(request).sd_model_checkpoint:
         await answer(request, "load", {"model": model}, model)
     request.app.state.a1111 = chosen.model_copy(update={"sd_model_checkpoint": model})
-    return {"reverie_notes": given.notes({})}
+    return {"reverie_notes": [*given.notes({}).values()]}
 
 
 @router.get(f"{API}/sd-models")
@@ -347,8 +347,8 @@ async def extra_batch_images(asked: Enlarging, request: Request) -> Json:
 async def _enlarge(asked: Enlarging, images: list[str], request: Request) -> list[str]:
     """Enlarge pictures, by a learned upscaler as jobs, and return them as base64. Raises ReverieError."""
     served = dispatcher_of(request)
-    if changing := asked.notes({}, {"show_extras_results", "codeformer_weight", "upscale_first"}):
-        raise ReverieError(changing[0], field="upscaler_1")
+    for name, note in asked.notes({}, {"show_extras_results", "codeformer_weight", "upscale_first"}).items():
+        raise ReverieError(note, field=name)
     learned = upscalers_of(served.settings)
     if asked.upscaler_1 not in (known := ["None", *RESAMPLING, *learned]):
         raise ReverieError(unknown("upscaler", asked.upscaler_1, known), field="upscaler_1")

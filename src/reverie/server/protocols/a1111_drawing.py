@@ -59,21 +59,26 @@ OF_DYNAMIC |= {10: "a fixed seed", 11: "a prompt of another seed", 13: "Jinja2",
 OF_MODULES = {"threshold_a", "threshold_b", "processor_res"}  # change nothing without a preprocessor
 
 
+def _allow_null(schema: Json) -> None:
+    for name in schema["properties"].keys() - schema.get("required", ()):
+        schema["properties"][name] = {"anyOf": [schema["properties"][name], {"type": "null"}]}
+
+
 class Lenient(BaseModel):
     """Fields of which null means not given, and others beside them."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", json_schema_extra=_allow_null)
 
     @model_validator(mode="before")
     @classmethod
     def _drop_nothing(cls, given: Any) -> Any:
         return {name: one for name, one in given.items() if one is not None} if isinstance(given, dict) else given
 
-    def notes(self, neutral: Mapping[str, Any], inert: Collection[str] = (), prefix: str = "") -> list[str]:
-        """Return a line for each other field that would change something."""
+    def notes(self, neutral: Mapping[str, Any], inert: Collection[str] = (), prefix: str = "") -> dict[str, str]:
+        """Return a line for each other field that would change something, by its name."""
         found = {name: one for name, one in (self.model_extra or {}).items() if name not in inert}
         changing = [name for name, one in found.items() if one not in (*OFF, neutral.get(name))]
-        return [f"{prefix}{name}: {shorten(found[name])} is not honoured here" for name in changing]
+        return {name: f"{prefix}{name}: {shorten(found[name])} is not honoured here" for name in changing}
 
 
 class WebOptions(Lenient):
@@ -209,8 +214,8 @@ def submissions_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> t
     draft.fields["controls"] = [_control(unit, draft, served.shelf) for unit in asked.units()]
     draft.fields["embeddings"] = _named_embeddings(asked, served.settings)
     hires = {name for name in asked.model_extra or () if name.startswith("hr_")} if not asked.enable_hr else set()
-    notes = asked.notes(NEUTRAL | same, INERT | hires)
-    notes += asked.override_settings.notes({}, prefix="override_settings.")
+    notes = [*draft.notes, *asked.notes(NEUTRAL | same, INERT | hires).values()]
+    notes += asked.override_settings.notes({}, prefix="override_settings.").values()
     form = FORMATS[options.samples_format]
     body = {"kind": kind, "model": options.sd_model_checkpoint, "dynamic": asked.dynamic()}
     body |= {"options": {"formats": [form], "keep": asked.save_images}}
@@ -218,7 +223,7 @@ def submissions_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> t
         body | {"request": fields, "attached": {"job_no": number, "job_count": asked.n_iter}}
         for number, fields in enumerate(_batches(draft.fields, asked))
     ]
-    return bodies, [*draft.notes, *notes]
+    return bodies, notes
 
 
 def _batches(fields: Json, asked: Drawing) -> Iterator[Json]:
@@ -308,7 +313,7 @@ def _control(unit: ControlUnit, draft: Draft, shelf: Shelf) -> Json:
         raise ReverieError("a ControlNet needs its `model` and an `image`", field="alwayson_scripts")
     module = MODULES[unit.module]
     inert = INERT_UNIT | (OF_MODULES if module == "none" else set())
-    draft.notes += unit.notes(NEUTRAL_UNIT, inert, "ControlNet ")
+    draft.notes += unit.notes(NEUTRAL_UNIT, inert, "ControlNet ").values()
     fields = {"model": unit.model.partition(" [")[0], "image": image, "weight": unit.weight, "preprocessor": module}
     return fields | {"start": unit.guidance_start, "end": unit.guidance_end}
 
