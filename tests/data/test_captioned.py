@@ -126,6 +126,16 @@ def test_what_is_left_of_damaged_shards_is_read_and_counted(tmp_path: Path) -> N
     assert [found.caption(index) for index in range(len(found))] == ["red", "lime"]
 
 
+def test_a_shard_that_cannot_be_opened_is_a_damaged_one(tmp_path: Path) -> None:
+    with pytest.raises(ReverieError, match=r"the shard .*0\.tar is damaged or compressed: no such file or directory"):
+        open_captioned(tmp_path / "0.tar")
+    shard(tmp_path / "0.tar", {"1.png": png("red"), "1.txt": b"red"})
+    (tmp_path / "1.tar").symlink_to("gone")
+    (tmp_path / "2.tar").mkdir()
+    with pytest.warns(RequestWarning, match=r"2 of 3 shards are damaged .*1\.tar after 0 pairs \(no such file"):
+        assert len(open_captioned(tmp_path)) == 1
+
+
 def test_folders_with_a_text_beside_each_picture(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for name, colour in (("b/2.png", "blue"), ("a.JPG", "red"), ("none.png", "lime")):

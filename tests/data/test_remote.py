@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import http.server
+import io
 import re
+import tarfile
 import threading
 from collections.abc import Iterator
 from functools import partial
@@ -183,3 +185,12 @@ def test_a_damaged_shard_elsewhere_is_told_each_time(stored: str, shards: Path) 
     for _ in range(2):
         with pytest.warns(RequestWarning, match=r"1 of 3 shards are damaged .*memory:///data/00001.tar after"):
             assert len(open_captioned(stored)) < 7
+
+
+def test_captions_elsewhere_may_all_be_empty(stored: str) -> None:
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        for name in ("1.png", "1.txt"):
+            tar.addfile(tarfile.TarInfo(name))
+    fsspec.filesystem("memory").pipe("/data/empty.tar", content.getvalue())
+    assert open_captioned(f"{stored}/empty.tar").caption(0) == ""

@@ -285,6 +285,8 @@ def test_places_are_written_in_several_ways(tmp_path: Path) -> None:
     assert [one.box for one in made] == [(0, 0, 0.5, 1), (0, 0.25, 0.5, 1), (0, 1 / 3, 1, 2 / 3), None, None]
     assert [one.weight for one in made] == [1, 0.8, 1, 2, 1]
     assert [one.negative for one in made] == [None, None, None, None, "y, z"]
+    long = f"{'a bear, ' * 40}x=y"  # too much for the name of a mask
+    assert Region.of(parse_region(f"left={long}")).prompt == long
     for text, message in {
         "a bear": "--region 'a bear' is not possible; write PLACE=PROMPT",
         "lefft=a bear": "names no part of a picture; write left, right, top, bottom, column1/3",

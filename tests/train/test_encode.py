@@ -199,8 +199,9 @@ def test_wrong_folders_get_one_line(
         open_encoded(out, digest, sized=True)
     with pytest.raises(ReverieError, match=r"nothing was encoded into .*make it by `reverie encode SHARDS -o"):
         open_encoded(shards, digest)
-    with pytest.raises(ReverieError, match=r"latents in \[data\] are encoded already; leave out other examples, size"):
-        objective(f'latents = "{out}"\nbuckets = 8')
+    for beside in ("buckets = 8", 'caption = "a bear"'):
+        with pytest.raises(ReverieError, match=r"latents in \[data\] are encoded already; leave out other examples"):
+            objective(f'latents = "{out}"\n{beside}')
     (tmp_path / "other").mkdir()
     write_shard(tmp_path / "other/7.tar", 0, 1)
     with pytest.raises(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,15 @@ def test_a_loss_that_becomes_no_number_ends_the_search(settings: RunSettings) ->
     assert learner.objective.averaged.weight.item() == START  # type: ignore[operator,union-attr]
 
 
+def test_the_loss_is_that_of_all_parts_of_a_batch(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def losses(self: Bowl, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        yield "bowl", self.averaged.weight.square().sum(), {"loss": float(part.index), "other": 9.0}
+
+    monkeypatch.setattr(Bowl, "losses", losses)
+    learner = Learner(Bowl(), replace(settings, accumulate=4))  # type: ignore[arg-type]
+    assert next(find_rate(learner, 1e-4, 1e-3, 2)).loss == 1.5
+
+
 def test_the_rate_of_the_steepest_fall_is_chosen() -> None:
     """A logistic fall is steepest in its middle, here at 1e-3; what comes after the lowest loss is no fall."""
     rates = 10 ** np.linspace(-6, 0, 121)
@@ -118,6 +128,8 @@ def test_the_command_prints_a_table_and_begins_no_run(
     with Image.open(tmp_path / "run/rate.png") as picture:
         assert picture.convert("RGB").getcolors(10**6)
     assert sorted(file.name for file in (tmp_path / "run").iterdir()) == [".lock", "rate.json", "rate.png"]
+    assert cli.run(["train", str(path), "--find-rate", "--resume"]) == 2
+    assert "--find-rate begins no run; leave out --resume" in capsys.readouterr().err
     path.write_text(path.read_text().replace('"sgd"', '"prodigy"'))
     assert cli.run(["train", str(path), "--out", str(tmp_path / "run"), "--find-rate"]) == 2
     assert "finds its own rate" in capsys.readouterr().err

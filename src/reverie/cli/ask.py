@@ -10,7 +10,6 @@ import hashlib
 import json
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reverie.cli.flags import (
@@ -29,6 +28,7 @@ from reverie.cli.flags import (
 )
 from reverie.cli.options import parse_size
 from reverie.errors import ReverieError
+from reverie.files import find_path
 
 if TYPE_CHECKING:
     from reverie.requests.films import Animation
@@ -299,14 +299,14 @@ def parse_region(text: str) -> Fields:
     pairs = [(*found.groups(), text[end + 1 :]) for found, end in zip(places, ends, strict=True) if found]
     if not pairs:
         raise ReverieError(f"--region '{text}' is not possible; write PLACE=PROMPT such as 'left=a bear'")
-    place, weight, prompt = next((pair for pair in pairs if Path(pair[0]).is_file()), pairs[0])
+    place, weight, prompt = next((pair for pair in pairs if _is_file(pair[0])), pairs[0])
     prompt, *negative = re.split(r"(?:^|\s+)@negative(?:\s+|$)", prompt, maxsplit=1)
     fields = {
         "prompt": prompt,
         **({"weight": weight} if weight else {}),
         **({"negative": negative[0]} if negative else {}),
     }
-    if Path(place).is_file():
+    if _is_file(place):
         return {**fields, "mask": place}
     try:
         return {**fields, "box": read_box(place)}
@@ -314,6 +314,11 @@ def parse_region(text: str) -> Fields:
         raise ReverieError(
             f"--region '{text}' names no part of a picture; write {BOX_FORMS}, or the file of a mask"
         ) from None
+
+
+def _is_file(text: str) -> bool:
+    path = find_path(text)
+    return path is not None and path.is_file()
 
 
 def parse_regions(texts: Sequence[str]) -> tuple[Region, ...]:

@@ -13,6 +13,7 @@ from cyclopts import Parameter
 from reverie.cli.options import Flag
 from reverie.cli.output import say
 from reverie.cli.progress import show_progress
+from reverie.errors import ReverieError
 
 SHOWN = 14  # rates that `--find-rate` prints, two a decade
 
@@ -70,6 +71,7 @@ def train(
     find_rate
         Find the learning rate by 100 steps at growing ones, and propose it; the run is not begun.
     """
+    _check_alone(find_rate, resume, plan)
     if plan:
         _say_plan(recipe)
         return
@@ -116,6 +118,7 @@ def distill(recipe: Path, /, *, learning: LatentsOptions = LatentsOptions()) -> 
 
 def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) -> None:
     """Make the latents of a recipe of an objective, then train."""
+    _check_alone(learning.find_rate, learning.resume, learning.prepare, learning.plan)
     if learning.plan:
         _say_plan(recipe)
         return
@@ -135,6 +138,11 @@ def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) 
         say(str(folder_of(recipe, out)))
     else:
         train(recipe, out=out, resume=learning.resume)
+
+
+def _check_alone(find_rate: bool, *others: bool) -> None:
+    if find_rate and any(others):
+        raise ReverieError("--find-rate begins no run; leave out --resume, --prepare and --plan")
 
 
 def _find_rate(recipe: Path, out: Path | None) -> None:

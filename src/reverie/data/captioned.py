@@ -198,8 +198,13 @@ def _table(path: Shard, forms: Sequence[str]) -> tuple[Int64[np.ndarray, "n 4"],
     """Return where the captioned files of a shard lie, and what is wrong with it."""
     damage: list[str] = []
     if isinstance(path, Path):
-        with path.open("rb") as file:
-            places = [member[1:3] + text[1:3] for member, text in _pairs(file, path.stat().st_size, forms, damage)]
+        places: list[tuple[int, ...]] = []
+        try:
+            with path.open("rb") as file:
+                pairs = _pairs(file, path.stat().st_size, forms, damage)
+                places = [member[1:3] + text[1:3] for member, text in pairs]
+        except OSError as error:
+            damage.append(reason_of(error))
         return np.array(places, np.int64).reshape(-1, 4), damage
     if (table := kept_table(path, forms[0])) is not None:
         return table, damage
@@ -288,6 +293,8 @@ def _map(path: Path) -> mmap.mmap:
 
 
 def _bytes(shard: Shard, part: ByteSpan) -> bytes:
+    if not part.size:  # which a file that is empty has, and cannot be mapped
+        return b""
     if isinstance(shard, RemoteShard):
         return shard.read(*part)
     return _map(shard)[part.offset : part.offset + part.size]

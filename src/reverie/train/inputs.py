@@ -288,11 +288,11 @@ def open_examples(sections: dict[str, Any], base: Components, seed: int) -> dict
 def _open_encoded(sections: dict[str, Any], base: Components) -> dict[str, Encoded]:
     """Open what was encoded ahead; encodings of captions are for text encoders that stay as they are."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
-    fixed = data.size or data.buckets or data.masks or data.held_out
+    fixed = data.caption or data.size or data.buckets or data.masks or data.held_out
     if data.named or fixed or {"scenes", "augment", "captions", "control"} & sections.keys():
         raise ReverieError(
             "latents in [data] are encoded already; leave out other examples, size, buckets, masks, held_out, "
-            "[scenes], [augment], [captions] and [control]"
+            "caption, [scenes], [augment], [captions] and [control]"
         )
     frozen = not (text.pace or "inversion" in sections)
     texts = encoders_digest(base.text_encoders) if frozen else ""

@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -83,7 +84,8 @@ def find_rate(
 ) -> Iterator[RateStep]:
     """Take `count` steps at rates that grow evenly in their logarithm; then the learner is as it was before.
 
-    It ends early where the smoothed loss is TOO_MUCH times its lowest, or no number.
+    The loss is the first metric of the objective: an autoencoder's is L1. It ends early where the
+    smoothed loss is TOO_MUCH times its lowest, or no number.
     """
     before, settings = deepcopy(learner.state_dict()), learner.settings
     mean, least = 0.0, math.inf
@@ -95,7 +97,7 @@ def find_rate(
                 metrics = learner.step(number)
             except Diverged:
                 return
-            loss = metrics[0][1]
+            loss = fmean(value for name, value in metrics if name == metrics[0][0])  # of all parts of the batch
             mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
             smoothed = mean / (1 - SMOOTHING ** (number + 1))
             yield RateStep(number + 1, count, "steps", rate, loss, smoothed)
