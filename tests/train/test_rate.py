@@ -91,6 +91,21 @@ def test_the_loss_is_that_of_all_parts_of_a_batch(settings: RunSettings, monkeyp
     assert next(find_rate(learner, 1e-4, 1e-3, 2)).loss == 1.5
 
 
+def test_few_easy_examples_at_the_start_decide_nothing(settings: RunSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A diffusion model's loss depends on the level of noise: the first may be a hundredth of the next."""
+    plain = Bowl.losses
+
+    def losses(self: Bowl, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        for group, loss, metrics in plain(self, step, part):
+            yield group, loss, {"loss": metrics["loss"] * (0.01 if step < 2 else 1)}
+
+    monkeypatch.setattr(Bowl, "losses", losses)
+    steps = list(find_rate(Learner(Bowl(), settings), 1e-4, 10.0, 200))  # type: ignore[arg-type]
+    assert steps[2].smoothed > 4 * steps[0].smoothed
+    assert len(steps) > 100
+    assert 1e-3 < suggest(steps) < 2 / CURVATURE
+
+
 def test_the_rate_of_the_steepest_fall_is_chosen() -> None:
     """A logistic fall is steepest in its middle, here at 1e-3; what comes after the lowest loss is no fall."""
     rates = 10 ** np.linspace(-6, 0, 121)

@@ -31,7 +31,7 @@ from reverie.train.recipe import OBJECTIVES, check_apart, folder_of, read, secti
 LOWEST, HIGHEST, STEPS = 1e-7, 1.0, 100
 SMOOTHING = 0.98  # share of the loss before in the smoothed one, fastai's
 TOO_MUCH = 4.0  # times the lowest smoothed loss, at which the search ends
-FEWEST = 10  # losses that say anything
+FEWEST = 10  # losses that say anything, and as many before them, which are smoothed over too few, as Lightning's
 WIDTH, HEIGHT, EDGE = 640, 360, 40  # of the chart, in pixels
 
 
@@ -101,7 +101,8 @@ def find_rate(
             mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
             smoothed = mean / (1 - SMOOTHING ** (number + 1))
             yield RateStep(number + 1, count, "steps", rate, loss, smoothed)
-            least = min(least, smoothed)
+            if number >= FEWEST:
+                least = min(least, smoothed)
             if smoothed > TOO_MUCH * least:
                 return
     finally:
@@ -112,8 +113,9 @@ def find_rate(
 def suggest(steps: Sequence[RateStep]) -> float:
     """Return the rate at which the smoothed loss falls fastest over the rate's logarithm, before its lowest.
 
-    Raises ReverieError where the loss never falls.
+    The FEWEST first losses are left out. Raises ReverieError where the loss never falls.
     """
+    steps = steps[FEWEST:]
     smoothed = np.array([step.smoothed for step in steps])
     end = int(smoothed.argmin()) + 1 if len(steps) else 0
     if end < FEWEST:
