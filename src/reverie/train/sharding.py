@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import pickle
 import shutil
+import warnings
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -168,9 +169,14 @@ def _part(state: Any) -> tuple[dict[str, Tensor], Any]:
 
 @contextmanager
 def _as_it_was() -> Iterator[None]:
-    """Raise what went wrong in one of the processes, in place of torch's tale of it, which is no Exception."""
+    """Raise what went wrong in one of the processes, in place of torch's tale of it, which is no Exception.
+
+    That one process is alone is no news.
+    """
     try:
-        yield
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "torch.distributed is disabled", UserWarning)
+            yield
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from None
 
