@@ -232,6 +232,10 @@ def test_sounds(folder: Path, recipe: Callable[[str], Path], tmp_path: Path) -> 
         ("zero_terminal_snr = true\n" + PICTURES, r"of which prediction = 'eps' tells nothing; give prediction = 'v'"),
         ('prediction = "v"\n' + PICTURES + LORA, r"change the whole model; leave out \[lora\]"),
         ('prediction = "w"\n' + PICTURES, r"unknown prediction in \[model\] 'w'"),
+        (
+            PICTURES + "held_out = 2\n",
+            r"^held_out = 2 in \[data\] of the recipe: Input should be less than or equal to 1",
+        ),
         ("[data]\nmusic = 3\nheld_out = 0.5\n", r"held_out, \[augment\] and \[captions\] are for pictures = FOLDER"),
     ],
 )

@@ -212,7 +212,7 @@ OTHERS = {
     "control": ("", '[control]\ndetect = "canny"\n'),
     "bfloat16": ('precision = "bfloat16"', ""),
     "accumulated": ("accumulate = 3\nema_length = 0.1", ""),
-    "held out": ("patience = 1\nsample_every = 1", "held_out = 2\n[text]\npace = 0.5\n"),
+    "held out": ("patience = 1\nsample_every = 1", "held_out = 0.4\n[text]\npace = 0.5\n"),
 }
 
 

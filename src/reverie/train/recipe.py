@@ -76,7 +76,8 @@ def section(sections: dict[str, Any], name: str, kind: type[Settings]) -> Settin
         first = error.errors()[0]
         if isinstance(refused := first.get("ctx", {}).get("error"), ReverieError):  # by the dataclass itself
             raise refused from None
-        where = ".".join(str(part) for part in first["loc"])
+        key, *inner = first["loc"]
+        where = ".".join([str(key), *(str(part) for part in inner if isinstance(part, int))])  # no kinds of a union
         raise ReverieError(f"{where} = {first['input']!r} in [{name}] of the recipe: {first['msg']}") from error
     for key, given in table.items():
         if _is_mistaken(given, getattr(settings, key)):
