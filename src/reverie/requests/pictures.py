@@ -80,10 +80,7 @@ class TextToImage(SampledRequest):
         description="IP-Adapter and the pictures that it shows beside the prompt, model=FILE,image=FILE[,image=FILE,"
         "encoder=FOLDER,weight=1,layers=3+6:0.5,start=0,end=1,mask=FILE]; may be given several times",
     )
-    regions: tuple[Region, ...] = Field(
-        default=(),
-        description=REGIONS,
-    )
+    regions: tuple[Region, ...] = Field(default=(), description=REGIONS)
     depth: Picture | None = Field(
         default=None, description="depth map to draw by, bright where it is near, for SD 2 depth; says the size"
     )

@@ -149,7 +149,7 @@ def _table(held: memoryview) -> list[tuple[int, int, int, list[int], str, str]]:
 
 
 def total(memory: memoryview) -> int:
-    """Add up the 64-bit words of a memory modulo 2^64, and what is left of one: no flipped bit or lost page escapes."""
+    """Add up the 64-bit words of a memory modulo 2^64, and what is left of one: a flipped bit or a lost page shows."""
     words = len(memory) // WORD * WORD
     rest = int.from_bytes(memory[words:], "little")
     return rest + (int(torch.frombuffer(memory[:words], dtype=torch.int64).sum()) if words else 0)

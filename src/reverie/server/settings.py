@@ -20,8 +20,7 @@ MODEL_INDEX, SPECTROGRAM = "model_index.json", "spectrogram.json"  # the second 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What one request, or one client, may ask for: pixels and tiles of a picture, steps, pictures, frames, seconds of
-    sound.
+    """What one request, or one client, may ask for: pixels, tiles, steps, pictures, frames, seconds of sound.
 
     `body` and `uploads` are bytes, of a request and of all that was uploaded; `queue` counts jobs, of which a client
     may have `share`; `seconds` is how long a job may run.

@@ -257,10 +257,8 @@ def _open_encoded(data: LatentSettings, components: Components, seed: int) -> tu
     if data.held_out:
         raise ReverieError("held_out in [data] counts scenes; leave it out beside latents")
     autoencoder = components.autoencoder
-    texts = encoders_digest(components.text_encoders)
-    rows = open_encoded(data.latents, encoder_digest(autoencoder), texts)
-    tell = read_plainly
-    streams = [Stream(row, row.latents, seed, data.dropout, tell=row.describe(tell)) for row in rows.values()]
+    rows = open_encoded(data.latents, encoder_digest(autoencoder), encoders_digest(components.text_encoders))
+    streams = [Stream(row, row.latents, seed, data.dropout, tell=row.describe(read_plainly)) for row in rows.values()]
     height, width = (autoencoder.factor * side for side in streams[0].latents.shape[2:])
     first = streams[0].examples
     prompts = [first.caption(index, 0) for index in range(min(SHOWN, len(first)))]

@@ -239,9 +239,8 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         folder.mkdir(parents=True, exist_ok=True)
         begun.write(folder, begun.deciding(sections, asdict(settings)))
     for name, examples in rows.items():
-        if isinstance(examples, Encoded):
-            continue
-        yield from fill(autoencoder, examples, folder / name, data.workers)
+        if not isinstance(examples, Encoded):
+            yield from fill(autoencoder, examples, folder / name, data.workers)
     if objective == "finetune" and check_cached(sections):
         for tower in base.text_encoders:
             tower.to(autoencoder.device)
