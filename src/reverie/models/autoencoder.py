@@ -204,6 +204,11 @@ class ImageAutoencoder(nn.Module):
         """
         raise NotImplementedError
 
+    def decoder_last_weight(self) -> nn.Parameter:
+        """Return the weight of the decoder's last convolution, at which adversarial training balances its losses."""
+        *_, last = (parameter for parameter in self.decoder.parameters() if parameter.ndim == 4)
+        return last
+
     @property
     def device(self) -> torch.device:
         """Return where the weights are."""
@@ -273,10 +278,6 @@ class Autoencoder(ImageAutoencoder):
         """
         self._check_latents(z)
         return F.pixel_shuffle(run(self.decoder, self.post_quant_conv(z)), self.config.patch_size)
-
-    def decoder_last_weight(self) -> Tensor:
-        """Return the weight of the decoder's last convolution, at which adversarial training balances its losses."""
-        return self.decoder.conv_out.weight
 
 
 def _levels(widths: Sequence[int]) -> list[tuple[int, int, bool]]:
