@@ -121,14 +121,14 @@ class PatchedObjective:
     @torch.no_grad()
     def samples(self) -> Image.Image:
         """Show held-out pictures as the large autoencoder draws them, above the same latents drawn patched."""
-        drawn = self._held_out()
+        drawn = self._draw_held_out()
         rows = [row for pair in zip(*(x.split(8) for x in drawn), strict=True) for row in pair]
         return grid(to_pictures(torch.cat(rows)), columns=8)
 
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
         """Return the PSNR of held-out pictures to the large autoencoder's, in dB, and the error of their latents."""
-        theirs, ours = self._held_out()
+        theirs, ours = self._draw_held_out()
         wanted, given = (model.encode(theirs).mode() for model in (self.own, self.averaged))
         error = (ours - theirs).square().mean((1, 2, 3)) / 4
         latent_error = (given - wanted).square().mean() / wanted.var()
@@ -193,7 +193,7 @@ def draw_latents(base: Components, count: int, rng: np.random.Generator) -> Floa
     """Draw latents of things that a model says it knows, on grounds of named colours, in one step or two."""
     schedule, side = base.schedule_config.schedule(), base.unet.config.sample_size
     scalings = choose("prediction", base.schedule_config.prediction, PREDICTIONS).scalings
-    first, second = schedule.t_to_sigma(torch.tensor([999.0, 499.0])).split(1)
+    first, second = schedule.t_to_sigma(torch.tensor([999.0, 499.0])).unbind()
     colours, rows = list(COLOURS), []
     for index in range(count):
         names = base.known[rng.integers(len(base.known))].en
