@@ -36,7 +36,10 @@ def test_the_outer_level_learns_and_the_coarse_ones_stay(tmp_path: Path) -> None
         "decoder.conv_out",
     }
     ours = objective.averaged.state_dict()
-    for new, old in (("decoder.up_blocks.0", "decoder.up_blocks.0"), ("encoder.down_blocks.1", "encoder.down_blocks.3")):
+    for new, old in (
+        ("decoder.up_blocks.0", "decoder.up_blocks.0"),
+        ("encoder.down_blocks.1", "encoder.down_blocks.3"),
+    ):
         assert torch.equal(ours[f"{new}.resnets.0.conv1.weight"], theirs[f"{old}.resnets.0.conv1.weight"])
     objective.export(tmp_path)
     loaded = load_autoencoder(tmp_path)

@@ -138,7 +138,7 @@ class PatchedObjective:
         """Save the autoencoder."""
         save_autoencoder(self.averaged, folder)
 
-    def _held_out(self) -> tuple[Tensor, Tensor]:
+    def _draw_held_out(self) -> tuple[Tensor, Tensor]:
         z = self.latents[-HELD_OUT:].to(self.averaged.device)
         return as_images(self.drawn[-HELD_OUT:]).to(z.device), self.averaged.decode(z).clamp(-1, 1)
 
