@@ -8,11 +8,13 @@ import numpy as np
 import torch
 
 from reverie.checkpoints.load import load_autoencoder
+from reverie.data.loader import WHOLE, BatchPart
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.train.loop import Learner, RunSettings
 from reverie.train.patched import HELD_OUT, PatchedObjective, draw_sketches
 
 OWN = AutoencoderConfig(block_out_channels=(4, 8, 8, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5)
+DIVISIONS = ([WHOLE], [BatchPart(0, 2), BatchPart(1, 2)])
 
 
 def test_the_outer_level_learns_and_the_coarse_ones_stay(tmp_path: Path) -> None:
@@ -21,6 +23,8 @@ def test_the_outer_level_learns_and_the_coarse_ones_stay(tmp_path: Path) -> None
     objective = PatchedObjective(own, 4, torch.randn(HELD_OUT + 4, 4, 4, 4), sketches, batch=4, seed=0)
     before = {name: value.clone() for name, value in objective.averaged.state_dict().items()}
     first = objective.measures()
+    whole, halves = ([[loss.item() for _, loss, _ in objective.losses(0, part)] for part in parts] for parts in DIVISIONS)
+    assert torch.allclose(torch.tensor(whole), torch.tensor(halves).mean(0), atol=1e-6)
     learner = Learner(objective, RunSettings(steps=40, lr=1e-2, warmup=5))
     told = [dict(learner.step(step)) for step in range(40)]
     assert told[-1]["error"] < told[0]["error"] / 2

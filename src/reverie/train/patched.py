@@ -78,6 +78,7 @@ class PatchedObjective:
         kept = len(own.config.block_out_channels) - self.levels
         outer = nn.Sequential(own.encoder.conv_in, *list(own.encoder.down_blocks)[: kept + 1])
         self.encoded = _one_by_one(lambda pixels: outer(as_images(pixels)), self.seen)
+        self.variance = self.encoded.float().var().item()
         for parameters in self.groups().values():
             for parameter in parameters:
                 parameter.requires_grad_(True)
@@ -112,7 +113,7 @@ class PatchedObjective:
         picked = part.rows(torch.randint(len(self.seen), (self.batch,), generator=generator))
         encoder, target = self.averaged.encoder, self.encoded[picked].float().to(device)
         patches = F.pixel_unshuffle(as_images(self.seen[picked]).to(device), self.averaged.config.patch_size)
-        error = (encoder.down_blocks[0](encoder.conv_in(patches)) - target).square().mean() / target.var()
+        error = (encoder.down_blocks[0](encoder.conv_in(patches)) - target).square().mean() / self.variance
         yield "encoder", error, {"error": error.item()}
 
     def after_step(self) -> None:
