@@ -55,6 +55,30 @@ def test_a_full_disk_is_one_line() -> None:
     assert (done.returncode, done.stderr) == (2, b"reverie: the disk is full\n")
 
 
+COLLECTED = """
+import gc
+from reverie.cli import spare_collections
+
+class Cycle:
+    def __init__(self):
+        self.itself = self
+    def __del__(self):
+        print("all was looked through")
+
+spare_collections()
+gc.callbacks.append(lambda phase, about: about["generation"] == 2 and print("all was looked through"))
+cycle = Cycle()
+imported = [[number] for number in range(200_000)]
+gc.callbacks.clear()
+"""
+
+
+def test_what_imports_made_is_not_looked_through_for_garbage() -> None:
+    """Neither while it is made, nor at the end: without, `import torch` takes 1.6 s of processor for 1.2."""
+    done = subprocess.run([sys.executable, "-c", COLLECTED], capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
 @pytest.fixture
 def pictures_of_noise(tmp_path: Path) -> Path:
     """Write two classes of pictures, and a shard of them."""

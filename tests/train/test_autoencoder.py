@@ -18,13 +18,12 @@ from reverie.corpora.concepts import concepts
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.discriminator import PatchGAN
 from reverie.train import run
+from reverie.train.adversarial import adaptive_weight, hinge
 from reverie.train.autoencoder import (
     AutoencoderObjective,
     DataSettings,
     LossSettings,
-    adaptive_weight,
     as_images,
-    hinge,
     initialise_,
     measured_scale,
 )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
 from typing import cast
@@ -78,17 +80,28 @@ def test_what_was_learned_outside_the_stem_tells_other_latents(small: Autoencode
     assert not same_latents(small, large)
 
 
-@pytest.mark.parametrize("enlarged", [True, False])
-def test_the_decoder_and_a_new_stem_learn_and_nothing_else(
-    small: Autoencoder, monkeypatch: pytest.MonkeyPatch, enlarged: bool
-) -> None:
+@pytest.fixture
+def make(small: Autoencoder, monkeypatch: pytest.MonkeyPatch) -> Callable[..., EnlargeObjective]:
+    """Make an objective on two scenes of black squares, with random latents; `enlarged` or the decoder alone."""
     monkeypatch.setattr(enlarge, "perceptual_features", lambda: lambda x: [F.avg_pool2d(x, 4)])
     monkeypatch.setattr(examples, "drawing", lambda emoji, size: np.zeros((size, size, 4), np.float32))
-    scenes = Scenes(THINGS, 0, 2, scatter=0, scale=2)
     large, latents = enlarge_decoder(small, 4), torch.randn(2, 2, 4, 16, 16)
+
+    def make(enlarged: bool = False, **chosen: float) -> EnlargeObjective:
+        settings = EnlargeSettings(base="", width=4, crop=4, batch=2, adversarial_width=4, **chosen)  # type: ignore[arg-type]
+        scenes = Scenes(THINGS, 0, 2, scatter=0, scale=2)
+        return EnlargeObjective(deepcopy(large), small if enlarged else None, scenes, latents, settings, 0)
+
+    return make
+
+
+@pytest.mark.parametrize("enlarged", [True, False])
+def test_the_decoder_and_a_new_stem_learn_and_nothing_else(
+    make: Callable[..., EnlargeObjective], enlarged: bool
+) -> None:
+    objective = make(enlarged)
+    large = objective.averaged
     before = {name: value.clone() for name, value in large.state_dict().items()}
-    settings = EnlargeSettings(base="", width=4, crop=4, batch=2)
-    objective = EnlargeObjective(large, small if enlarged else None, scenes, latents, settings, 0)
     learner = Learner(objective, RunSettings(steps=20, lr=1e-2, warmup=1))
     told = [dict(learner.step(step)) for step in range(20)]
     assert told[-1]["l1"] < told[0]["l1"]
@@ -96,6 +109,23 @@ def test_the_decoder_and_a_new_stem_learn_and_nothing_else(
     for name, value in large.state_dict().items():
         frozen = not name.startswith((*enlarge.DECODER, *(enlarge.STEM if enlarged else ())))
         assert not frozen or torch.equal(value, before[name]), name
+
+
+def test_an_adversary_pulls_at_the_last_weight_by_its_share(make: Callable[..., EnlargeObjective]) -> None:
+    both, alone = make(adversarial=0.5, adversarial_start=1), make()
+    assert [name for name, *_ in both.losses(0)] == ["decoder"]  # its time has not come
+    (of_both, of_alone) = (
+        torch.autograd.grad(next(one.losses(1))[1], one.averaged.decoder_last_weight())[0] for one in (both, alone)
+    )
+    assert (of_both - of_alone).norm().item() == pytest.approx(0.5 * of_alone.norm().item(), rel=0.01)
+
+
+def test_an_adversary_tells_scenes_from_what_is_drawn(make: Callable[..., EnlargeObjective]) -> None:
+    objective = make(adversarial=1e-6)
+    learner = Learner(objective, RunSettings(steps=30, lr=1e-3, warmup=1))
+    told = [dict(learner.step(step)) for step in range(30)]
+    assert told[-1]["real"] - told[-1]["fake"] > 0.5 > told[0]["real"] - told[0]["fake"]
+    assert told[-1]["hinge"] < told[0]["hinge"]
 
 
 def test_latents_are_drawn_of_captions_alone_where_steps_are_given(tmp_path: Path) -> None:

@@ -191,6 +191,11 @@ class ImageAutoencoder(nn.Module):
         """Decode latents to images, mostly within [-1, 1]; raise `ReverieError` for a wrong number of channels."""
         raise NotImplementedError
 
+    def decoder_last_weight(self) -> nn.Parameter:
+        """Return the weight of the decoder's last convolution, at which adversarial training balances its losses."""
+        *_, last = (parameter for parameter in self.decoder.parameters() if parameter.ndim == 4)
+        return last
+
     @property
     def device(self) -> torch.device:
         """Return where the weights are."""
@@ -249,10 +254,6 @@ class Autoencoder(ImageAutoencoder):
         """Decode latents to images, mostly within [-1, 1]; raise `ReverieError` for a wrong number of channels."""
         self._check_latents(z)
         return self.decoder(self.post_quant_conv(z))
-
-    def decoder_last_weight(self) -> Tensor:
-        """Return the weight of the decoder's last convolution, at which adversarial training balances its losses."""
-        return self.decoder.conv_out.weight
 
 
 def _levels(widths: Sequence[int]) -> list[tuple[int, int, bool]]:

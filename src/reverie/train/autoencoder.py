@@ -1,7 +1,6 @@
 """Training of the autoencoder: L1 + perceptual + patch-adversarial + KL, as CompVis' LPIPSWithDiscriminator.
 
-Source: Rombach et al. 2022, appendix G; CompVis/latent-diffusion, ldm/modules/losses/contperceptual.py; the adaptive
-weight is equation 7 of Esser et al. 2021 (VQGAN).
+Source: Rombach et al. 2022, appendix G; CompVis/latent-diffusion, ldm/modules/losses/contperceptual.py.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from PIL import Image
 from pydantic import NonNegativeInt, PositiveInt
@@ -31,10 +29,10 @@ from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAuto
 from reverie.models.discriminator import PatchGAN, PatchGANConfig
 from reverie.models.lpips import FeatureDistance
 from reverie.sound.spectrogram import SpectrogramParams
+from reverie.train.adversarial import discriminator_loss, generator_term
 from reverie.train.classifier import load_features
 from reverie.train.examples import HELD_OUT_SEED, Examples, Scenes
 from reverie.train.loop import step_generator
-from reverie.train.parallel import mean_of_ranks
 from reverie.train.recipe import section
 from reverie.train.sources import HELD_OUT, Crops, ExampleSource
 
@@ -133,16 +131,12 @@ class AutoencoderObjective:
         loss = nll + self.loss.kl * kl
         adversarial = self.loss.adversarial > 0 and step >= self.loss.adversarial_start
         if adversarial:
-            generator_loss = -self.networks["discriminator"](decoded).mean()
-            weight = adaptive_weight(nll, generator_loss, autoencoder.decoder_last_weight())
-            loss = loss + self.loss.adversarial * weight * generator_loss
-            metrics |= {"generator": generator_loss.item(), "weight": weight.item()}
+            last = autoencoder.decoder_last_weight()
+            term, found = generator_term(self.networks["discriminator"], decoded, nll, last)
+            loss, metrics = loss + self.loss.adversarial * term, metrics | found
         yield "autoencoder", loss / images[0].numel(), metrics | {"kl": kl.item() / posterior.mean[0].numel()}
         if adversarial:
-            real, fake = (self.networks["discriminator"](x) for x in (images, decoded.detach()))
-            loss = hinge(real, fake)
-            metrics = {"hinge": loss.item(), "real": real.mean().item(), "fake": fake.mean().item()}
-            yield "discriminator", loss, metrics
+            yield "discriminator", *discriminator_loss(self.networks["discriminator"], images, decoded)
 
     def after_step(self) -> None:
         """Leave the parameters as they are."""
@@ -192,22 +186,6 @@ def initialise_(autoencoder: Autoencoder) -> None:
     if isinstance(moments, nn.Conv2d) and moments.bias is not None:
         moments.weight[channels:] *= 0.1
         moments.bias[channels:] = -6
-
-
-def hinge(real: Tensor, fake: Tensor) -> Tensor:
-    """Return the discriminator's loss for its logits: 0 where real ones are above 1 and fake ones below -1."""
-    return 0.5 * (F.relu(1 - real).mean() + F.relu(1 + fake).mean())
-
-
-def adaptive_weight(nll: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
-    """Return |d nll / d W| / (|d adversarial / d W| + 1e-4), at most 1e4, for the decoder's last weight W.
-
-    Source: Esser et al. 2021 (VQGAN), equation 7.
-    """
-    (of_nll,) = torch.autograd.grad(nll, last, retain_graph=True)
-    (of_adversarial,) = torch.autograd.grad(adversarial, last, retain_graph=True)
-    of_nll, of_adversarial = mean_of_ranks(of_nll), mean_of_ranks(of_adversarial)
-    return (of_nll.norm() / (of_adversarial.norm() + 1e-4)).clamp(0, 1e4).detach()
 
 
 @torch.no_grad()

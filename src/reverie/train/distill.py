@@ -35,7 +35,7 @@ from reverie.models.discriminator import FeatureDiscriminator
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.train import lora
-from reverie.train.autoencoder import hinge
+from reverie.train.adversarial import hinge
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples
 from reverie.train.inputs import FinetuneDataSettings, load_base, open_examples, preview_prompts, relearn

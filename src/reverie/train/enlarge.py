@@ -40,8 +40,10 @@ from reverie.diffusion.spacings import karras
 from reverie.errors import choose
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder
+from reverie.models.discriminator import PatchGAN, PatchGANConfig
 from reverie.models.lpips import FeatureDistance
 from reverie.requests.base import MAX_SEED
+from reverie.train.adversarial import discriminator_loss, generator_term
 from reverie.train.autoencoder import as_images, require_kl
 from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.imagenet import perceptual_features
@@ -72,6 +74,10 @@ class DecoderSettings:
     guidance: NonNegativeFloat | None = None  # of that drawing; what the model recommends if not given
     perceptual: NonNegativeFloat = 0.25
     perceptual_start: NonNegativeInt = 0  # the step from which it counts
+    adversarial: NonNegativeFloat = 0.0  # a patch discriminator's share; 0 has none
+    adversarial_start: NonNegativeInt = 0
+    adversarial_width: PositiveInt = 32
+    adversarial_layers: PositiveInt = 3
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,9 @@ class DecoderObjective:
         self.averaged = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.learning, self.scenes, self.latents = learning, scenes, latents
         self.networks = nn.ModuleDict({"autoencoder": autoencoder})
+        if settings.adversarial:
+            config = PatchGANConfig(width=settings.adversarial_width, layers=settings.adversarial_layers)
+            self.networks["discriminator"] = PatchGAN(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.settings, self.seed = settings, seed
         self.distance = FeatureDistance(perceptual_features())
         self.batches = Batches(self._item, settings.batch)
@@ -125,7 +134,7 @@ class DecoderObjective:
         return {
             group: [parameter for name, parameter in named if name.startswith(prefixes)]
             for group, prefixes in self.learning.items()
-        }
+        } | {name: list(network.parameters()) for name, network in self.networks.items() if name != "autoencoder"}
 
     def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the decoder's loss, then the encoder's where it learns."""
@@ -137,7 +146,14 @@ class DecoderObjective:
         if step >= self.settings.perceptual_start:
             perceptual = self.distance(decoded, images).mean()
             loss, metrics["perceptual"] = loss + self.settings.perceptual * perceptual, perceptual.item()
+        adversarial = self.settings.adversarial > 0 and step >= self.settings.adversarial_start
+        if adversarial:
+            last = self.averaged.decoder_last_weight()
+            term, found = generator_term(self.networks["discriminator"], decoded, loss, last)
+            loss, metrics = loss + self.settings.adversarial * term, metrics | found
         yield "decoder", loss, metrics
+        if adversarial:
+            yield "discriminator", *discriminator_loss(self.networks["discriminator"], images, decoded)
         yield from self.encoder_losses(images, clean)
 
     def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
