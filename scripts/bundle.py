@@ -19,7 +19,7 @@ import torch
 
 from reverie.checkpoints.load import Components, Recommended, load_autoencoder, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip, save_folder
-from reverie.cli.output import say
+from reverie.cli.options import say
 from reverie.corpora.concepts import concepts
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder

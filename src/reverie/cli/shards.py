@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from reverie.cli.options import Flag, Json, ModelOptions, Whole
-from reverie.cli.output import say
+from reverie.cli.options import Flag, Json, ModelOptions, Whole, say
 from reverie.cli.progress import fetch, show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError

@@ -116,6 +116,8 @@ def plan(path: Path) -> Iterator[str]:
         raise ReverieError(f"the costs of the objective {name} cannot be told ahead; choose from {', '.join(PLANNED)}")
     if "text" in sections:  # new words and encodings that are kept change little, and would be made first
         sections["text"] = sections["text"] | {"words": 0, "cached": False}
+    if "ip_adapter" in sections:  # nor need its tower see all pictures
+        sections["ip_adapter"] = sections["ip_adapter"] | {"dropout": 1.0}
     objective = import_module(OBJECTIVES[name][0]).build(sections, settings.seed, path.parent, pool=blank_pool)
     yield from describe(objective, settings)
 

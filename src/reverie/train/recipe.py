@@ -49,6 +49,7 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
             "lora",
             "inversion",
             "control",
+            "ip_adapter",
             "prior",
             "loss",
         ),
