@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
 
 from reverie.checkpoints.load import load_autoencoder
 from reverie.data.loader import WHOLE, BatchPart
+from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.train.loop import Learner, RunSettings
-from reverie.train.patched import HELD_OUT, PatchedObjective, draw_sketches
+from reverie.train.patched import HELD_OUT, PatchedObjective, draw_sketches, patch
 
 OWN = AutoencoderConfig(block_out_channels=(4, 8, 8, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5)
 DIVISIONS = ([WHOLE], [BatchPart(0, 2), BatchPart(1, 2)])
@@ -23,7 +25,9 @@ def test_the_outer_level_learns_and_the_coarse_ones_stay(tmp_path: Path) -> None
     objective = PatchedObjective(own, 4, torch.randn(HELD_OUT + 4, 4, 4, 4), sketches, batch=4, seed=0)
     before = {name: value.clone() for name, value in objective.averaged.state_dict().items()}
     first = objective.measures()
-    whole, halves = ([[loss.item() for _, loss, _ in objective.losses(0, part)] for part in parts] for parts in DIVISIONS)
+    whole, halves = (
+        [[loss.item() for _, loss, _ in objective.losses(0, part)] for part in parts] for parts in DIVISIONS
+    )
     assert torch.allclose(torch.tensor(whole), torch.tensor(halves).mean(0), atol=1e-6)
     learner = Learner(objective, RunSettings(steps=40, lr=1e-2, warmup=5))
     told = [dict(learner.step(step)) for step in range(40)]
@@ -50,3 +54,9 @@ def test_the_outer_level_learns_and_the_coarse_ones_stay(tmp_path: Path) -> None
     assert (loaded.config.patch_size, loaded.factor) == (4, own.factor)
     z = torch.ones(1, 4, 2, 2)
     assert torch.allclose(loaded.decode(z), objective.averaged.decode(z), atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 3, 8])
+def test_a_patch_is_of_the_size_of_levels(size: int) -> None:
+    with pytest.raises(ReverieError, match=rf"patch_size {size} is that of no levels here; give one of \[2, 4\]"):
+        patch(Autoencoder(OWN), size)

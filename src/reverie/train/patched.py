@@ -31,7 +31,7 @@ from reverie.corpora.captions import with_article
 from reverie.corpora.scenes import COLOURS
 from reverie.data.loader import WHOLE, BatchPart
 from reverie.diffusion.denoiser import PREDICTIONS, denoiser
-from reverie.errors import choose
+from reverie.errors import ReverieError, choose
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder
 from reverie.train.autoencoder import as_images, require_kl
@@ -49,7 +49,7 @@ class PatchedSettings:
 
     base: str  # a whole model of few steps, which says what it knows
     autoencoder: str = ""  # the whole model whose autoencoder is patched, if not the base's
-    patch_size: PositiveInt = 4  # a power of two
+    patch_size: PositiveInt = 2  # a power of two
     count: PositiveInt = 300  # pictures, and as many sketches
     batch: PositiveInt = 4
 
@@ -157,8 +157,14 @@ class PatchedObjective:
 
 
 def patch(own: Autoencoder, patch_size: int) -> Autoencoder:
-    """Return an autoencoder of patches that has the coarse levels of another; the new ones have yet to learn."""
-    config, dropped = own.config, patch_size.bit_length() - 1
+    """Return an autoencoder of patches that has the coarse levels of another; the new ones have yet to learn.
+
+    Raises ReverieError where the patches are not of the size of some levels.
+    """
+    config = own.config
+    if patch_size not in (sizes := [2**dropped for dropped in range(1, len(config.block_out_channels) - 1)]):
+        raise ReverieError(f"patch_size {patch_size} is that of no levels here; give one of {sizes}")
+    dropped = patch_size.bit_length() - 1
     patched = Autoencoder(
         replace(
             config,
