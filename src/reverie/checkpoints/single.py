@@ -356,7 +356,7 @@ def load_upscaler(path: str | Path, *, device: torch.device = CPU) -> Upscaler:
     make = recognise(shapes)
     network = None if make is None else blueprint(make)
     if network is None or {name: tuple(one.shape) for name, one in network.state_dict().items()} != shapes:
-        raise ReverieError(f"'{path}' is no upscaler that is read; give one of ESRGAN, Real-ESRGAN or SwinIR")
+        raise ReverieError(f"'{path}' is no upscaler that is read; give one of ESRGAN, Real-ESRGAN, SwinIR or DAT")
     if network.channels != RGB:
         raise ReverieError(f"'{path}' enlarges pictures of {network.channels} channels; give one for pictures of {RGB}")
     state = {ours: source.tensor(theirs).to(device, torch.float32) for ours, theirs in names.items()}

@@ -20,7 +20,7 @@ HEAD_WIDTH = 64  # of the resampler's attention
 
 
 class ImageProjection(nn.Module):
-    """Make a few tokens of a picture's embedding: the plain IP-Adapter."""
+    """Make a few tokens of a picture's embedding: the plain IP-Adapter. No picture is an embedding of zeros."""
 
     def __init__(self, seen: int, tokens: int, dim: int) -> None:
         super().__init__()
@@ -31,8 +31,32 @@ class ImageProjection(nn.Module):
     def forward(self, seen: Float[Tensor, "b e"]) -> Float[Tensor, "b n d"]:
         return self.norm(self.proj(seen).unflatten(1, (-1, *self.norm.normalized_shape)))
 
+    @staticmethod
+    def see(tower: VisionTowerWithProjection, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
+        """Return what is seen of pictures made by `codecs.clip_images`."""
+        return tower(pixels).pooled
 
-class PatchProjection(nn.Module):
+    @staticmethod
+    def see_nothing(tower: VisionTowerWithProjection, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b e"]:
+        """Return what stands for no pictures, as many as `pixels` are."""
+        return pixels.new_zeros(len(pixels), tower.visual_projection.out_features)
+
+
+class SeesPatches(nn.Module):
+    """See a picture's patches, as the layer before the tower's last gives them. No picture is a grey one."""
+
+    @staticmethod
+    def see(tower: VisionTowerWithProjection, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p e"]:
+        """Return what is seen of pictures made by `codecs.clip_images`."""
+        return tower.vision_model(pixels).hidden[-2]
+
+    @staticmethod
+    def see_nothing(tower: VisionTowerWithProjection, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p e"]:
+        """Return what stands for no pictures, as many as `pixels` are."""
+        return SeesPatches.see(tower, torch.zeros_like(pixels))
+
+
+class PatchProjection(SeesPatches):
     """Make a token of each of a picture's patches: the full IP-Adapter."""
 
     def __init__(self, seen: int, hidden: int, dim: int) -> None:
@@ -74,7 +98,7 @@ class ResamplerLayer(nn.ModuleList):
         return tokens + feed_forward(tokens)
 
 
-class Resampler(nn.Module):
+class Resampler(SeesPatches):
     """Make tokens of a picture's patches by learned queries: IP-Adapter Plus.
 
     `inner` is the width of all heads, `hidden` that of the layers between.
@@ -128,15 +152,13 @@ class IPAdapter(nn.Module):
     def embed(
         self, tower: VisionTowerWithProjection, pixels: Float[Tensor, "b 3 h w"]
     ) -> tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]:
-        """Return the tokens of pictures made by `codecs.clip_images`, and those of no picture.
+        """Return the tokens of pictures made by `codecs.clip_images`, and those of no picture."""
+        project = self.image_proj
+        return project(project.see(tower, pixels)), project(project.see_nothing(tower, pixels))
 
-        The latter are those of an embedding of zeros, or of grey pictures where patches are seen.
-        """
-        if isinstance(self.image_proj, ImageProjection):
-            seen = tower(pixels).pooled
-            return self.image_proj(seen), self.image_proj(torch.zeros_like(seen))
-        seen, nothing = (tower.vision_model(given).hidden[-2] for given in (pixels, torch.zeros_like(pixels)))
-        return self.image_proj(seen), self.image_proj(nothing)
+    def forward(self, seen: Float[Tensor, "b ..."]) -> list[tuple[Tensor, Tensor]]:
+        """Return the keys and values of what is seen of pictures, for each cross-attention."""
+        return self.keys_values(self.image_proj(seen))
 
     def keys_values(self, tokens: Float[Tensor, "b n d"]) -> list[tuple[Tensor, Tensor]]:
         """Return the keys and values of tokens for each cross-attention."""

@@ -27,8 +27,8 @@ from reverie.train.encoded import Description
 from reverie.train.examples import Examples, Pictures
 from reverie.train.folders import find_named
 from reverie.train.inputs import FinetuneTextSettings
+from reverie.train.latents import Beside
 from reverie.train.recipe import section
-from reverie.train.texts import Describe
 
 WIDTHS = ControlNetConfig.hint_widths  # where a latent stands for more pixels, the last comes again
 NAMED = 3  # pictures that an error names
@@ -72,6 +72,10 @@ class Hints:
     files: Mapping[str, Path]  # by pictures' names; where there are none, `detect` finds them in the pictures
     detect: Callable[[Image.Image], Image.Image] | None
 
+    def beside(self, number: int, rng: np.random.Generator) -> Description:
+        """Tell of example `number` its `hint`, uint8."""
+        return {"hint": torch.from_numpy(self(number))}
+
     def __call__(self, index: int) -> UInt8[np.ndarray, "3 h w"]:
         """Return the hint of example `index`. Raises ReverieError, naming it, where a file is damaged."""
         if self.detect is None:
@@ -81,21 +85,9 @@ class Hints:
         return np.ascontiguousarray(np.asarray(hint).transpose(2, 0, 1))
 
 
-@dataclass(frozen=True, eq=False)
-class DescribeWithHint:
-    """Describe examples by what `describe` says of them, and by their `hint`, uint8."""
-
-    describe: Describe
-    hints: Hints
-
-    def __call__(self, number: int, caption: str) -> Description:
-        """Describe example `number` by a caption and its hint."""
-        return self.describe(number, caption) | {"hint": torch.from_numpy(self.hints(number))}
-
-
-def tell_hints(settings: ControlSettings) -> Callable[[Examples, Describe], DescribeWithHint]:
-    """Return what adds hints to the descriptions of a row. Raises ReverieError as `find_hints`."""
-    return lambda examples, describe: DescribeWithHint(describe, find_hints(settings, examples))
+def show_hints(settings: ControlSettings) -> Callable[[Examples, Path], Beside]:
+    """Return what tells of a row's examples their hints. Raises ReverieError as `find_hints`."""
+    return lambda examples, _: find_hints(settings, examples).beside
 
 
 def find_hints(settings: ControlSettings, examples: Examples) -> Hints:

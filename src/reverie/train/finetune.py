@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import import_module
 from itertools import islice
 from pathlib import Path
@@ -20,15 +21,17 @@ from jaxtyping import Float, Int64, Num
 from PIL import Image
 from torch import Tensor, nn
 
+from reverie.adapters.ip_adapter import cross_attentions
 from reverie.checkpoints.load import Components
-from reverie.data.loader import Batches
+from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.media.pictures import grid
 from reverie.models.controlnet import ControlNet
+from reverie.models.ip_adapter import IPAdapter
 from reverie.progress import Progress
-from reverie.requests.parts import ControlInput
+from reverie.requests.parts import ControlInput, IPAdapterInput
 from reverie.runtime.transform import pick_device
-from reverie.train import begun, control, inversion, lora, texts
+from reverie.train import begun, control, inversion, ip_adapter, lora, texts
 from reverie.train.checkpoint import latest
 from reverie.train.diffusion import DiffusionObjective
 from reverie.train.encoded import Encoded
@@ -45,7 +48,6 @@ from reverie.train.inputs import (
     open_streams,
     preview_prompts,
     relearn,
-    tell_plainly,
 )
 from reverie.train.latents import Pool, fill, open_pool
 from reverie.train.loop import UNMEASURED, RunSettings
@@ -148,16 +150,84 @@ class ControlFinetuning(Finetuning):
         control.export(self.control, folder)
 
 
+class IPAdapterFinetuning(Finetuning):
+    """Train an IP-Adapter beside a model that stays as it is."""
+
+    looking: ip_adapter.Shown
+    errors: list[Tensor]  # of the latest prediction, one for each attention
+
+    @property
+    def adapter(self) -> IPAdapter:
+        """Return what learns."""
+        (network,) = self.networks.children()
+        assert isinstance(network, IPAdapter)
+        return network
+
+    def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
+        """Yield the error of the prediction, and how far pictures are from saying what their captions do."""
+        for group, loss, metrics in super().losses(step, part):
+            if not self.errors:
+                yield group, loss, metrics
+                continue
+            apart = torch.stack(self.errors).mean()
+            yield group, loss + self.looking.settings.align * apart, metrics | {"apart": apart.item()}
+
+    def predict(self, x: Float[Tensor, "b c h w"], t: Num[Tensor, " b"], captions: Any) -> Float[Tensor, "b c h w"]:
+        """Return what the U-Net predicts, which sees pictures beside the text.
+
+        Its attentions gather so until pictures are drawn: on the way back layers may be computed again.
+        """
+        described: dict[str, Any] = dict(captions)
+        self.errors = []
+        seen, said = described.pop("seen"), described.pop("said", ())
+        conditioning, gather = self.encode(described), ip_adapter.gather_both
+        if any(
+            rows := [
+                bool(text) and not given for text, given in zip(said, described.get("caption", said), strict=False)
+            ]
+        ):
+            with torch.no_grad():
+                tokens = self.encode([text for text, row in zip(said, rows, strict=True) if row]).tokens
+            gather = ip_adapter.Aligned(tokens, torch.tensor(rows, device=x.device), self.errors)
+        attentions = [attention for attention, _ in cross_attentions(self.components.unet)]
+        self.gather_alone()
+        for attention, keys_values in zip(attentions, self.adapter(seen.to(x)), strict=True):
+            attention.attend = partial(gather, attention, keys_values)
+        return self.components.unet(x, t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
+
+    def gather_alone(self) -> None:
+        """Let attentions gather from the text alone again."""
+        for attention, _ in cross_attentions(self.components.unet):
+            attention.__dict__.pop("attend", None)
+
+    def samples(self) -> Image.Image:
+        """Show the first pictures, each beside what is drawn by it alone, and by it and a prompt."""
+        self.gather_alone()
+        examples, drawn = self.looking.examples, list[Image.Image]()
+        with TemporaryDirectory() as folder:
+            file = ip_adapter.export(self.adapter, self.looking.sight.tower, Path(folder))
+            for place, prompt in enumerate(self.shown.prompts):
+                picture = Image.fromarray(examples.picture(place % len(examples))[..., :3])
+                seen = [IPAdapterInput(model=str(file), images=(picture,))]
+                drawn += [picture, *(self.picture(text, ip_adapters=seen) for text in ("", prompt))]
+        return grid(drawn, columns=3 * (self.shown.columns // 2))
+
+    def export(self, folder: Path) -> None:
+        """Write the IP-Adapter and its vision tower, for `--ip-adapter`."""
+        ip_adapter.export(self.adapter, self.looking.sight.tower, folder)
+
+
 def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool) -> Finetuning:
     """Build the objective from a recipe's tables, on the latents that `pool` makes."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
-    products, word, hints = (kind.settings_of(sections) for kind in (lora, inversion, control))
+    products, word, hints, seen = (kind.settings_of(sections) for kind in (lora, inversion, control, ip_adapter))
     base = load_base(sections)
     opened = open_examples(sections, base, seed)
     check(sections, base, opened)
     base = relearn(sections, base)
-    tell = control.tell_hints(hints) if hints else tell_plainly
-    streams = open_streams(sections, base, opened, seed, out, tell, pool)
+    show = ip_adapter.look(seen) if seen else control.show_hints(hints) if hints else None
+    streams = open_streams(sections, base, opened, seed, out, show, pool)
+    first = streams.own[0]
     components = _with_words(base, first_captions(opened), text, out)
     torch.manual_seed(seed)
     if word.word:
@@ -165,6 +235,10 @@ def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool
         kind: type[Finetuning] = InversionFinetuning
     elif hints:
         networks, kind = nn.ModuleDict({"control": control.begin(base, hints)}), ControlFinetuning
+    elif seen:
+        assert isinstance(first.beside, ip_adapter.Shown)
+        adapter = ip_adapter.begin(seen, base, first.beside.sight.tower)
+        networks, kind = nn.ModuleDict({"ip_adapter": adapter}), IPAdapterFinetuning
     else:
         networks, kind = _learning(components, text, products), LoRAFinetuning if products.rank else Finetuning
     objective = kind(
@@ -173,17 +247,17 @@ def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool
         Batches(streams.serve(data.batch, seed), data.batch, data.workers),
         section(sections, "loss", FinetuneLossSettings),
         seed,
-        preview_prompts(data, streams.own[0], base.autoencoder.factor),
+        preview_prompts(data, first, base.autoencoder.factor),
     )
     objective.text_pace, objective.held_out = text.pace, streams.held_out
     if isinstance(objective, InversionFinetuning):
         objective.inversion = word
     if isinstance(objective, LoRAFinetuning):
         objective.lora = products
-    if isinstance(objective, ControlFinetuning):
-        described = streams.own[0].tell
-        assert isinstance(described, control.DescribeWithHint)
-        objective.hints = described.hints
+    if hints and isinstance(objective, ControlFinetuning):
+        objective.hints = control.find_hints(hints, first.examples)
+    if isinstance(objective, IPAdapterFinetuning) and isinstance(first.beside, ip_adapter.Shown):
+        objective.looking = first.beside
     return objective
 
 
@@ -204,6 +278,8 @@ def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examp
         )
     if hints := control.settings_of(sections):
         control.check(hints, base, opened.values())
+    if seen := ip_adapter.settings_of(sections):
+        ip_adapter.check(seen, base, opened.values())
     for network in _learners(base, text).values() if products.rank else ():
         lora.pick_layers(network, products)
 
@@ -241,6 +317,11 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
     for name, examples in rows.items():
         if not isinstance(examples, Encoded):
             yield from fill(autoencoder, examples, folder / name, data.workers)
+    if objective == "finetune" and (seen := ip_adapter.settings_of(sections)):
+        show = ip_adapter.look(seen, autoencoder.device)
+        for name, examples in rows.items():
+            kept, _ = open_pool(autoencoder, examples, folder / name)
+            yield from show(kept, folder / name).fill()
     if objective == "finetune" and check_cached(sections):
         for tower in base.text_encoders:
             tower.to(autoencoder.device)

@@ -18,11 +18,11 @@ from reverie.diffusion.denoiser import PREDICTIONS
 from reverie.errors import ReverieError, choose
 from reverie.requests.references import BUNDLED_NAME
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train.diffusion import COLUMNS, SHOWN, SampleSheet
+from reverie.train.diffusion import SampleSheet, preview
 from reverie.train.encoded import Description, Encoded, open_encoded
 from reverie.train.examples import Augmentation, Examples, Pictures, Scenes, Wording
 from reverie.train.folders import hold_out, open_pictures
-from reverie.train.latents import LATENTS, Item, Mixed, Pool, Stream, encoder_digest, mix, open_pool
+from reverie.train.latents import LATENTS, Beside, Item, Mixed, Pool, Stream, encoder_digest, mix, open_pool
 from reverie.train.recipe import Share, section
 from reverie.train.sources import ExampleSource
 from reverie.train.texts import (
@@ -34,9 +34,6 @@ from reverie.train.texts import (
     read_plainly,
     sizes_of,
 )
-
-Tell = Callable[[int, str], Any]
-"""(number of an example, caption) -> what the U-Net is told of it."""
 
 PICTURES, SUFFIX = "latents", ".safetensors"
 PRIOR, HELD_OUT = "prior", "held-out"  # how files of latents begin, of the class and of what is not learned from
@@ -161,23 +158,18 @@ class Streams:
         return Alternating((own, mix(self.of_class, batch, seed)), batch) if self.of_class else own
 
 
-def tell_plainly(examples: Examples, describe: Describe) -> Tell:
-    """Tell of the examples of a row what describes them."""
-    return describe
-
-
 def open_streams(
     sections: dict[str, Any],
     base: Components,
     opened: Mapping[str, Examples],
     seed: int,
     out: Path,
-    tell: Callable[[Examples, Describe], Tell] = tell_plainly,
+    show: Callable[[Examples, Path], Beside] | None = None,
     pool: Pool = open_pool,
 ) -> Streams:
     """Return the examples of a recipe as streams of latents, which `pool` makes where they are not there yet.
 
-    `tell` says for a row of examples what the U-Net is told of each.
+    `show` says for a row of examples, and the file of its latents, what is told of each beside its caption.
     """
     data, prior = section(sections, "data", FinetuneDataSettings), section(sections, "prior", PriorSettings)
     read: Callable[[str], Description] = read_plainly
@@ -189,9 +181,10 @@ def open_streams(
             stream = Stream(examples, examples.latents, seed, data.dropout, tell=examples.describe(read))
         else:
             kept, latents = pool(base.autoencoder, examples, out / name, data.workers)
-            described = tell(kept, Describe(read, sizes_of(base, kept)))
+            described = Describe(read, sizes_of(base, kept))
             stream = Stream(kept, latents, seed, data.dropout, tell=described)
             stream = replace(stream, masked=latents.shape[1] > base.unet.config.out_channels)
+            stream = replace(stream, beside=show(kept, out / name) if show else None)
         if name.startswith(HELD_OUT):
             streams.held_out.append(replace(stream, dropout=0.0))
         elif name.startswith(PRIOR):
@@ -240,10 +233,10 @@ def relearn(sections: dict[str, Any], base: Components) -> Components:
             f"zero_terminal_snr in [model] ends in noise alone, of which prediction = {changed.prediction!r} tells "
             "nothing; give prediction = 'v' as well"
         )
-    if {"lora", "inversion", "control"} & sections.keys():
+    if {"lora", "inversion", "control", "ip_adapter"} & sections.keys():
         raise ReverieError(
-            "prediction and zero_terminal_snr in [model] change the whole model; leave out [lora], [inversion] and "
-            "[control]"
+            "prediction and zero_terminal_snr in [model] change the whole model; leave out [lora], [inversion], "
+            "[control] and [ip_adapter]"
         )
     return replace(base, schedule_config=changed)
 
@@ -289,10 +282,10 @@ def _open_encoded(sections: dict[str, Any], base: Components) -> dict[str, Encod
     """Open what was encoded ahead; encodings of captions are for text encoders that stay as they are."""
     data, text = section(sections, "data", FinetuneDataSettings), section(sections, "text", FinetuneTextSettings)
     fixed = data.caption or data.size or data.buckets or data.masks or data.held_out
-    if data.named or fixed or {"scenes", "augment", "captions", "control"} & sections.keys():
+    if data.named or fixed or {"scenes", "augment", "captions", "control", "ip_adapter"} & sections.keys():
         raise ReverieError(
             "latents in [data] are encoded already; leave out other examples, size, buckets, masks, held_out, "
-            "caption, [scenes], [augment], [captions] and [control]"
+            "caption, [scenes], [augment], [captions], [control] and [ip_adapter]"
         )
     frozen = not (text.pace or "inversion" in sections)
     texts = encoders_digest(base.text_encoders) if frozen else ""
@@ -313,6 +306,5 @@ def _file(kind: str, name: str) -> str:
 
 def preview_prompts(data: FinetuneDataSettings, stream: Stream, factor: int) -> SampleSheet:
     """Choose what is drawn to see how far it is: the prompts of a recipe, else the first captions."""
-    prompts = data.show or [stream.examples.caption(index, 0) for index in range(min(SHOWN, len(stream.examples)))]
-    height, width = (factor * side for side in stream.latents.shape[2:])
-    return SampleSheet(prompts, width, height, COLUMNS)
+    sheet = preview(stream, factor)
+    return replace(sheet, prompts=data.show) if data.show else sheet

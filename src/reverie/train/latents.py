@@ -28,7 +28,7 @@ from reverie.files import PART, lock, unwritable
 from reverie.models.autoencoder import ImageAutoencoder
 from reverie.progress import Progress
 from reverie.train.autoencoder import as_images
-from reverie.train.encoded import Encoded, ShardedRows
+from reverie.train.encoded import Description, Encoded, ShardedRows
 from reverie.train.examples import Examples, Pictures
 from reverie.train.kept import digest_of, is_kept, keep, read_tensor
 
@@ -141,6 +141,9 @@ def open_pool(
 Pool = Callable[..., tuple[Examples, Tensor]]
 """(autoencoder, examples, path, workers) -> examples and their latents, as `open_pool`."""
 
+Beside = Callable[[int, np.random.Generator], Description]
+"""(number of an example, random numbers of an item) -> what is told beside the caption."""
+
 Item = tuple[Tensor, Any, float | Tensor]
 """Latents (c, h, w), what is told of them, and their weight in the loss, one or (1, h, w)."""
 
@@ -155,7 +158,8 @@ class Stream:
     """Serve latents and captions without end: every pass over the examples is shuffled and told anew.
 
     The share `dropout` of the captions is left empty, for classifier-free guidance; an item counts `weight`; `tell`
-    makes of an example's number and caption what is told of it. Of `masked` latents the last channel is a mask.
+    makes of an example's number and caption what is told of it, and `beside` adds to it. Of `masked` latents the last
+    channel is a mask.
     """
 
     examples: Examples
@@ -164,6 +168,7 @@ class Stream:
     dropout: float
     weight: float = 1.0
     tell: Callable[[int, str], Any] = tell_caption
+    beside: Beside | None = None
     masked: bool = False
 
     def key(self, index: int) -> str:
@@ -179,9 +184,11 @@ class Stream:
     def __call__(self, index: int) -> Item:
         """Return item `index`."""
         number, turn = self._draw(index)
-        empty = np.random.default_rng((self.seed, index, 3)).random() < self.dropout
-        caption = "" if empty else self.examples.caption(number, turn)
+        rng = np.random.default_rng((self.seed, index, 3))
+        caption = "" if rng.random() < self.dropout else self.examples.caption(number, turn)
         latents, described = self.latents[number].float(), self.tell(number, caption)
+        if self.beside is not None:
+            described = described | self.beside(number, rng)
         if self.masked:
             return latents[:-1], described, self.weight * latents[-1:]
         return latents, described, self.weight

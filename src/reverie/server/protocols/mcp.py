@@ -27,7 +27,7 @@ from reverie.server.dispatcher import Dispatcher
 from reverie.server.guard import Refusal
 from reverie.server.settings import Settings
 from reverie.server.shelf import FILE_URL, encode_preview, media_type
-from reverie.server.submissions import ASKED, FORMATS, Submission
+from reverie.server.submissions import ASKED, FORMATS, Submission, fields_schema
 from reverie.server.worker import LoadedModels, Said, Task, carry_out, offer_loras
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def create_server(run: Run) -> Server:
 
 def _schema(tool: Tool) -> Json:
     """Return the JSON schema of what a tool takes: its request's, with names in the place of files."""
-    known = json.dumps(ASKED[tool.kind].model_json_schema()["properties"])
-    properties: Json = json.loads(re.sub(r'"\$ref": "[^"]*"', '"type": "string"', known))
-    names = tool.fields.split()
+    properties, names = fields_schema(ASKED[tool.kind])["properties"], tool.fields.split()
     taken = {name: properties[name] for name in names} | {"model": {"type": "string", "description": "its name"}}
     if "mask" in taken:
         taken["mask"] = {"type": "string", "description": MASK}

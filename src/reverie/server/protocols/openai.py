@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -160,9 +161,7 @@ async def _read_form(request: Request) -> tuple[ImagesRequest, dict[str, list[by
     try:
         return ImagesRequest.model_validate(fields), files
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise Refusal(422, f"{field}: {first['msg']}", param=field) from None
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
 
 
 def _only(images: list[bytes]) -> bytes:
