@@ -40,7 +40,7 @@ from reverie.models.layers import AsymmetricDownsample, ResidualBlock
 from reverie.models.upscalers import Upscaler
 from reverie.progress import Progress
 
-STRIP = 62  # rows of a layer's output that are computed at once; with one above and below, 16 of Winograd's tiles
+STRIP = 30  # rows of a layer's output that are computed at once; with one above and below, 8 of Winograd's tiles
 SUMMED = 8  # rows that are added up in float32
 
 Rows = Callable[[int, int], Tensor]
