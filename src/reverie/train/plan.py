@@ -24,6 +24,7 @@ from torch.utils.data import default_collate
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import ImageAutoencoder
 from reverie.train.diffusion import DiffusionObjective
+from reverie.train.encoded import Encoded
 from reverie.train.examples import Examples, Pictures
 from reverie.train.inputs import Alternating
 from reverie.train.latents import Mixed, Stream
@@ -150,7 +151,8 @@ def describe(objective: DiffusionObjective, settings: RunSettings) -> Iterator[s
     held, pool = sum(map(len, examples)), sum(latents.nbytes for latents in examples)
     seen = settings.steps * batch
     yield f"examples   {seen:,} in {settings.steps:,} steps, {seen / held:.1f} times {held:,}, latents of {_size(pool)}"
-    yield f"on disk    a checkpoint of {_size(saved + states + average)}, the latents, and the export"
+    made = "" if all(isinstance(stream.examples, Encoded) for stream in streams_of(objective)) else " the latents,"
+    yield f"on disk    a checkpoint of {_size(saved + states + average)},{made} and the export"
 
 
 def peak_of_step(objective: DiffusionObjective, settings: RunSettings) -> int:
