@@ -20,7 +20,11 @@ CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_
 TINY = TinyConfig(encoder_width=8, decoder_width=8, num_encoder_blocks=(1, 2), num_decoder_blocks=(1, 1))
 
 
-@pytest.fixture(params=[CONFIG, replace(CONFIG, mid_block_add_attention=False, use_quant_conv=False), TINY])
+PLAIN = replace(CONFIG, mid_block_add_attention=False, use_quant_conv=False)
+PATCHED = replace(CONFIG, in_channels=12, out_channels=12, block_out_channels=(8,), patch_size=2)
+
+
+@pytest.fixture(params=[CONFIG, PLAIN, PATCHED, TINY])
 def autoencoder(request: pytest.FixtureRequest) -> ImageAutoencoder:
     torch.manual_seed(0)
     kind = TinyAutoencoder if isinstance(request.param, TinyConfig) else Autoencoder

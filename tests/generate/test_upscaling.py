@@ -133,6 +133,8 @@ def test_what_is_left_open_is_the_model_s(upscaler: Pipeline, doubler: Pipeline)
     filled = fill_in(upscaler, ImageToImage.of({"init": PICTURE}))
     assert (filled.strength, filled.guidance, filled.noise_level) == (1.0, 9.0, 20)
     assert (filled.width, filled.height) == (64, 48)
+    odd = fill_in(upscaler, ImageToImage.of({"init": PICTURE.resize((21, 37))}))
+    assert (odd.width, odd.height) == (80, 144)
     assert upscaler.draw(request(width=32, height=32, strength=0.5))[0].size == (32, 32)
 
 
@@ -142,7 +144,7 @@ def test_every_picture_of_several_is_the_one_made_alone(upscaler: Pipeline) -> N
     assert np.array_equal(np.asarray(both[1]), np.asarray(alone))
 
 
-def test_what_does_not_go_is_said(tiny: Pipeline, upscaler: Pipeline, doubler: Pipeline) -> None:
+def test_what_does_not_go_is_said(tiny: Pipeline, upscaler: Pipeline, doubler: Pipeline, ink: Path) -> None:
     refused = {
         "tiny enlarges pictures; give one as init": (upscaler, TextToImage(prompt="a bear")),
         "tiny enlarges whole pictures; leave out the mask": (upscaler, Inpaint(init=PICTURE, mask=PICTURE)),
@@ -156,6 +158,7 @@ def test_what_does_not_go_is_said(tiny: Pipeline, upscaler: Pipeline, doubler: P
             doubler,
             request(freeu=(1.1, 1.2, 0.9, 0.2)),
         ),
+        "LoRAs are for the U-Nets of SD 1, 2 and XL": (doubler, request(loras=[str(ink)])),
     }
     for text, (system, asked) in refused.items():
         with pytest.raises(ReverieError, match=text):

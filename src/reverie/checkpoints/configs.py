@@ -272,11 +272,13 @@ def write_autoencoder(config: AutoencoderConfig | TinyConfig) -> Json:
     """Write an autoencoder's config as diffusers reads it."""
     if isinstance(config, TinyConfig):
         return _write_tiny(config)
-    levels = len(config.block_out_channels)
+    levels, own = len(config.block_out_channels), asdict(config)
+    if config.patch_size == 1:
+        del own["patch_size"]  # which diffusers' AutoencoderKL does not know
     return {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": DIFFUSERS_VERSION,
-        **asdict(config),
+        **own,
         "act_fn": "silu",
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,

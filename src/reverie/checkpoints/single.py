@@ -350,6 +350,10 @@ def load_upscaler(path: str | Path, *, device: torch.device = CPU) -> Upscaler:
 
     Raises ReverieError where there is none, it is damaged, or of another kind.
     """
+    if Path(path).is_dir():
+        raise ReverieError(
+            f"'{path}' is a folder, and upscalers are files; models that enlarge draw by `reverie image`"
+        )
     source = open_source(Path(path))
     names = today_names(source.names())
     shapes = {ours: source.shape(theirs) for ours, theirs in names.items()}

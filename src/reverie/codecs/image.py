@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from reverie.errors import ReverieError
 from reverie.media.pictures import to_rgb
 from reverie.models.autoencoder import (
-    Autoencoder,
     AutoencoderConfig,
     AutoencoderMidBlock,
+    Decoder,
     DiagonalGaussian,
+    Encoder,
     ImageAutoencoder,
     TinyAutoencoder,
     TinyBlock,
@@ -51,11 +52,16 @@ Rows = Callable[[int, int], Tensor]
 
 def decode_in_strips(autoencoder: ImageAutoencoder, z: Float[Tensor, "1 c h w"]) -> Float[Tensor, "1 out h2 w2"]:
     """Decode unscaled latents as `autoencoder.decode` does, in strips."""
-    if isinstance(autoencoder, TinyAutoencoder):
-        return autoencoder.decode(z, _pass_tiny)
-    assert isinstance(autoencoder, Autoencoder)
-    decoder = autoencoder.decoder
-    x = _middle(decoder.mid_block, decoder.conv_in(autoencoder.post_quant_conv(z)))
+    return autoencoder.decode(z, _pass_tiny if isinstance(autoencoder, TinyAutoencoder) else _pass_decoder)
+
+
+def encode_in_strips(autoencoder: ImageAutoencoder, images: Float[Tensor, "1 c h w"]) -> DiagonalGaussian:
+    """Encode images in [-1, 1] as `autoencoder.encode` does, in strips."""
+    return autoencoder.encode(images, _pass_tiny if isinstance(autoencoder, TinyAutoencoder) else _pass_encoder)
+
+
+def _pass_decoder(decoder: Decoder, z: Tensor) -> Tensor:
+    x = _middle(decoder.mid_block, decoder.conv_in(z))
     blocks: Iterable[Any] = decoder.up_blocks
     for block in blocks:
         for resnet in block.resnets:
@@ -65,12 +71,7 @@ def decode_in_strips(autoencoder: ImageAutoencoder, z: Float[Tensor, "1 c h w"])
     return _convolve(decoder.conv_out, _normalise(decoder.conv_norm_out, x), x.shape[2])
 
 
-def encode_in_strips(autoencoder: ImageAutoencoder, images: Float[Tensor, "1 c h w"]) -> DiagonalGaussian:
-    """Encode images in [-1, 1] as `autoencoder.encode` does, in strips."""
-    if isinstance(autoencoder, TinyAutoencoder):
-        return autoencoder.encode(images, _pass_tiny)
-    assert isinstance(autoencoder, Autoencoder)
-    encoder = autoencoder.encoder
+def _pass_encoder(encoder: Encoder, images: Tensor) -> Tensor:
     x = _convolve(encoder.conv_in, _read_rows(images), images.shape[2])
     blocks: Iterable[Any] = encoder.down_blocks
     for block in blocks:
@@ -78,10 +79,13 @@ def encode_in_strips(autoencoder: ImageAutoencoder, images: Float[Tensor, "1 c h
             x = _residual(resnet, x)
         for downsample in block.downsamplers:
             x = _downsample(downsample, x)
+    return _pass_end(encoder, x)
+
+
+def _pass_end(encoder: Encoder, x: Tensor) -> Tensor:
+    """Pass what comes after an encoder's levels."""
     x = _middle(encoder.mid_block, x)
-    moments = _convolve(encoder.conv_out, _normalise(encoder.conv_norm_out, x), x.shape[2])
-    mean, logvar = autoencoder.quant_conv(moments).chunk(2, dim=1)
-    return DiagonalGaussian(mean, logvar.clamp(-30, 20))
+    return _convolve(encoder.conv_out, _normalise(encoder.conv_norm_out, x), x.shape[2])
 
 
 CELLS = (128, 16, 8)  # latents: a tile's side, what is thrown away at its cuts, over what tiles are blended
@@ -93,34 +97,34 @@ def decode_in_tiles(autoencoder: ImageAutoencoder, z: Float[Tensor, "1 c h w"]) 
     The middle is passed whole. The norms after it take their statistics from a smaller image of what it gives, and a
     tile sees as far as any layer does: there are no seams. So does "Tiled VAE" (pkuliyi2015), with its middle tiled.
     """
-    if isinstance(autoencoder, TinyAutoencoder):
-        return autoencoder.decode(z, lambda half, x: _in_tiles(half.layers, x, 1, autoencoder.factor))
-    assert isinstance(autoencoder, Autoencoder)
-    decoder = autoencoder.decoder
-    x = _middle(decoder.mid_block, decoder.conv_in(autoencoder.post_quant_conv(z)))
+    side = autoencoder.factor // autoencoder.config.patch_size
 
-    def run(x: Tensor) -> Tensor:
-        return decoder.conv_out(F.silu(decoder.conv_norm_out(decoder.up_blocks(x))))
+    def in_tiles(decoder: Decoder, z: Tensor) -> Tensor:
+        x = _middle(decoder.mid_block, decoder.conv_in(z))
 
-    with _fixed_norms([decoder.up_blocks, decoder.conv_norm_out], run, _shrink(x, CELLS[0], "nearest-exact")):
-        return _in_tiles(run, x, 1, autoencoder.factor)
+        def run(x: Tensor) -> Tensor:
+            return decoder.conv_out(F.silu(decoder.conv_norm_out(decoder.up_blocks(x))))
+
+        with _fixed_norms([decoder.up_blocks, decoder.conv_norm_out], run, _shrink(x, CELLS[0], "nearest-exact")):
+            return _in_tiles(run, x, 1, side)
+
+    tiny = isinstance(autoencoder, TinyAutoencoder)
+    return autoencoder.decode(z, (lambda half, x: _in_tiles(half.layers, x, 1, side)) if tiny else in_tiles)
 
 
 def encode_in_tiles(autoencoder: ImageAutoencoder, images: Float[Tensor, "1 c h w"]) -> DiagonalGaussian:
     """Encode images in [-1, 1] nearly as `autoencoder.encode` does; see `decode_in_tiles`."""
-    if isinstance(autoencoder, TinyAutoencoder):
-        return autoencoder.encode(images, lambda half, x: _in_tiles(half.layers, x, autoencoder.factor, 1))
-    assert isinstance(autoencoder, Autoencoder)
-    encoder, factor = autoencoder.encoder, autoencoder.factor
+    side = autoencoder.factor // autoencoder.config.patch_size
 
-    def run(x: Tensor) -> Tensor:
-        return encoder.down_blocks(encoder.conv_in(x))
+    def in_tiles(encoder: Encoder, images: Tensor) -> Tensor:
+        def run(x: Tensor) -> Tensor:
+            return encoder.down_blocks(encoder.conv_in(x))
 
-    with _fixed_norms([encoder.down_blocks], run, _shrink(images, CELLS[0] * factor, "area")):
-        x = _middle(encoder.mid_block, _in_tiles(run, images, factor, 1))
-    moments = _convolve(encoder.conv_out, _normalise(encoder.conv_norm_out, x), x.shape[2])
-    mean, logvar = autoencoder.quant_conv(moments).chunk(2, dim=1)
-    return DiagonalGaussian(mean, logvar.clamp(-30, 20))
+        with _fixed_norms([encoder.down_blocks], run, _shrink(images, CELLS[0] * side, "area")):
+            return _pass_end(encoder, _in_tiles(run, images, side, 1))
+
+    tiny = isinstance(autoencoder, TinyAutoencoder)
+    return autoencoder.encode(images, (lambda half, x: _in_tiles(half.layers, x, side, 1)) if tiny else in_tiles)
 
 
 def _shrink(x: Tensor, side: int, mode: str) -> Tensor:

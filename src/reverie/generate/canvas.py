@@ -90,6 +90,7 @@ def _overlap(whole: int, part: int) -> tuple[slice, slice]:
     return slice(outer, outer + length), slice(inner, inner + length)
 
 
+SIDES = 8  # what sides of requests are multiples of
 REACH = 3  # times mask_blur: how far a Gaussian of that deviation is felt
 INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves
 DEPTH_CHANNELS = 5  # of one that also takes a depth map (SD 2 depth)
@@ -147,7 +148,7 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
         case ImageToImage():
             width, height = request.init.image().size
             if enlarges(system):
-                return width * factor, height * factor
+                width, height, factor = width * factor, height * factor, SIDES
             if doubles(system):
                 width, height = 2 * width, 2 * height
         case TextToImage(depth=Picture() as depth):

@@ -342,7 +342,8 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
         for name in NOT_DOUBLED:
             if getattr(request, name) != plain[name].default:
                 raise ReverieError(
-                    f"{system.name} doubles pictures by a U-Net of its own; leave out {name}", field=name
+                    f"{system.name} doubles pictures by a U-Net of its own; leave out {name.replace('_', ' ')}",
+                    field=name,
                 )
     width, height = canvas.size_of(system, request)
     hires = request.hires
