@@ -187,8 +187,7 @@ async def run_served(body: Json, context: ServerRequestContext[Any, Any]) -> Mad
                 await context.session.report_progress(event["done"], event["total"])
         record = served.get(record.id) or record
     finally:
-        if not record.is_over and not served.closing:
-            served.cancel(record)
+        served.abandon(record)
     if record.state != "done":
         raise failure(record)
     base = str(request.base_url).rstrip("/") + FILE_URL
