@@ -35,12 +35,13 @@ FULL = Scale(width=1, heads=1, groups=32)
 
 @dataclass(frozen=True)
 class Architecture:
-    """Name the parts of a family and what its U-Net predicts."""
+    """Name the parts of a family and what its U-Net predicts; `channels` is what it takes, where that is not usual."""
 
     unet: str
     towers: tuple[str, ...]
     autoencoder: str
     prediction: str = "eps"
+    channels: int | None = None
 
     @property
     def xl(self) -> bool:
@@ -53,12 +54,18 @@ ARCHITECTURES = {
     "SD 1.5 inpainting": Architecture("sd15-inpainting", ("ViT-L/14",), "sd"),
     "SD 2.1-v": Architecture("sd21", ("ViT-H/14",), "sd", "v"),
     "SDXL": Architecture("sdxl", ("ViT-L/14", "ViT-bigG/14"), "sdxl"),
+    "SD 1.5 InstructPix2Pix": Architecture("sd15", ("ViT-L/14",), "sd", channels=8),
+    "SDXL InstructPix2Pix": Architecture("sdxl", ("ViT-L/14", "ViT-bigG/14"), "sdxl", channels=8),
+    "SD 2 depth": Architecture("sd21", ("ViT-H/14",), "sd", channels=5),
+    "SD 2 x4 upscaler": Architecture("x4-upscaler", ("ViT-H/14",), "x4-upscaler", "v"),
 }
 
 
 def build(architecture: Architecture, scale: Scale) -> Pipeline:
     """Build a model of random weights to scale; levels, layers and depths are the family's."""
     torch.manual_seed(0)
+    unet = UNETS[architecture.unet]
+    unet = replace(unet, in_channels=architecture.channels or unet.in_channels)
     tokenizer = Tokenizer.train(WORDS * 2, 530, length=77)
     towers = []
     for name in architecture.towers:
@@ -67,7 +74,7 @@ def build(architecture: Architecture, scale: Scale) -> Pipeline:
     return Pipeline(
         tokenizers=(tokenizer,) * len(towers),
         text_encoders=tuple(tower.eval() for tower in towers),
-        unet=_random(UNet(_unet(UNETS[architecture.unet], scale))),
+        unet=_random(UNet(_unet(unet, scale))),
         autoencoder=_random(Autoencoder(_autoencoder(AUTOENCODERS[architecture.autoencoder], scale))),
         schedule_config=ScheduleConfig(prediction=architecture.prediction),
         zero_empty=architecture.xl,

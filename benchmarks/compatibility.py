@@ -8,7 +8,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from architectures import ARCHITECTURES, FULL, Architecture, Scale, build
 from reverie.diffusion.noise import Noise
+from reverie.generate.canvas import starting_noise
 from reverie.generate.image import fill_in, picture_run
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage
@@ -32,6 +33,10 @@ from reverie.requests.samplers import SamplerName, ScheduleName
 DOCS = Path(__file__).parents[1] / "docs" / "measured" / "samplers.md"
 PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE, STRENGTH = "a bear next to an apple", "blue", 7, 8, 4.0, 0.75
 GOAL = 1e-3  # on [-1, 1]
+PLMS_OF_V = (
+    "predicting v, diffusers mixes the past v's and turns the mixture into eps with the present level; reverie mixes "
+    "the past eps, as PLMS is defined"
+)
 # Why a difference is above the goal: (sampler, spacing, task or "" for all) -> what diffusers does otherwise.
 REASONS = {
     ("euler", "karras", ""): "with these spacings diffusers' Euler starts from noise times sigma_max, 14.615, and the "
@@ -48,9 +53,11 @@ REASONS = {
         "image to image",
     ): "diffusers' table for PLMS has its second timestep twice, and cutting the table "
     "at the strength cuts by rows: it starts one timestep higher, and takes one step more",
-    ("plms", "ddim", "text to image"): "predicting v, diffusers mixes the past v's and turns the mixture into eps with "
-    "the present level; reverie mixes the past eps, as PLMS is defined",
+    ("plms", "ddim", "text to image"): PLMS_OF_V,
+    ("plms", "ddim", "enlarging"): PLMS_OF_V,
     ("plms", "ddim", "inpainting"): "as in image to image",
+    ("plms", "ddim", "by depth"): "as in image to image",
+    ("lms", "leading", "by depth"): "as in image to image",
     ("lms", "leading", "image to image"): "diffusers chooses the order of LMS by the position in the table instead of "
     "the steps taken, so starting in its middle it leaves out terms of a past that is not there",
     ("lms", "leading", "inpainting"): "as in image to image",
@@ -60,8 +67,15 @@ REASONS = {
     "timestep's noise, 0.029, which reverie's latents outside the mask also carry; there the finished picture is the "
     "original",
 }
-DOES = {"SD 1.5 inpainting": ("inpainting",)}  # the others do all
 TASKS = ("text to image", "image to image", "inpainting")
+DOES: dict[str, tuple[str, ...]] = {  # the others do TASKS
+    "SD 1.5 inpainting": ("inpainting",),
+    "SD 1.5 InstructPix2Pix": ("editing",),
+    "SDXL InstructPix2Pix": ("editing",),
+    "SD 2 depth": ("by depth",),
+    "SD 2 x4 upscaler": ("enlarging",),
+}
+LEVEL, LED = 20, 1.5  # noise of a picture that is enlarged; guidance by one that is edited
 
 
 @dataclass(frozen=True)
@@ -116,10 +130,14 @@ def ours(system: Pipeline, task: str, pair: Pair) -> Tensor:
     common |= {"guidance": GUIDANCE, "sampler": pair.sampler, "schedule": pair.schedule}
     started: dict[str, Any] = {"init": picture, "strength": STRENGTH, **common}
     painted: dict[str, Any] = {"mask": mask, **started}
+    small = picture.resize((system.size // 4,) * 2)
     request = {
         "text to image": lambda: TextToImage(**common),
         "image to image": lambda: ImageToImage(**started),
         "inpainting": lambda: Inpaint(**painted),
+        "editing": lambda: ImageToImage(init=picture, image_guidance=LED, strength=1.0, **common),
+        "by depth": lambda: ImageToImage(depth=mask, **started),
+        "enlarging": lambda: ImageToImage(init=small, noise_level=LEVEL, strength=1.0, **common),
     }[task]()
     request = fill_in(system, request)
     with picture_run(system, request, None) as studio, torch.no_grad():
@@ -130,7 +148,8 @@ def ours(system: Pipeline, task: str, pair: Pair) -> Tensor:
 def loaded(folder: Path, architecture: Architecture, task: str) -> Any:
     """Load diffusers' pipeline for a task."""
     kind = f"StableDiffusion{'XL' if architecture.xl else ''}{SUFFIXES[task]}Pipeline"
-    pipeline = getattr(diffusers, kind).from_pretrained(folder)
+    absent = dict.fromkeys(("depth_estimator", "feature_extractor")) if task == "by depth" else {}
+    pipeline = getattr(diffusers, kind).from_pretrained(folder, **absent)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -142,30 +161,42 @@ def theirs(pipeline: Any, task: str, pair: Pair, side: int) -> Tensor:
     picture, mask = pictures(side)
     call: dict[str, Any] = {"prompt": PROMPT, "negative_prompt": NEGATIVE, "guidance_scale": GUIDANCE}
     call |= {"num_inference_steps": STEPS, "output_type": "pt"}
-    if task != "image to image":
+    if task in ("text to image", "inpainting"):
         call |= {"width": side, "height": side}
-    if task != "text to image":
+    if task in ("image to image", "inpainting", "by depth"):
         call |= {"image": picture, "strength": STRENGTH}
     if task == "inpainting":
         call["mask_image"] = mask
-    with our_noise(side // 8), torch.no_grad():
+    elif task == "by depth":
+        call["depth_map"] = torch.from_numpy(np.asarray(mask, dtype=np.float32))[None]
+    elif task == "editing":
+        call |= {"image": picture, "image_guidance_scale": LED}
+    elif task == "enlarging":
+        call |= {"image": picture.resize((side // 4,) * 2), "noise_level": LEVEL}
+    with our_noise(pipeline, side, task == "enlarging"), torch.no_grad():
         images = pipeline(**call).images
     pipeline.scheduler = configured
     return images * 2 - 1
 
 
 SUFFIXES = {"text to image": "", "image to image": "Img2Img", "inpainting": "Inpaint"}
+SUFFIXES |= {"editing": "InstructPix2Pix", "by depth": "Depth2Img", "enlarging": "Upscale"}
 
 
 @contextmanager
-def our_noise(side: int) -> Iterator[None]:
+def our_noise(pipeline: Any, side: int, pictured: bool) -> Iterator[None]:
     """Replace every draw of diffusers by ours of the same seed, and the posterior's sample by its mode.
 
-    A reverie seed means the same draws whatever the sampler; its picture to start from is encoded without noise.
+    A reverie seed means the same draws whatever the sampler; its picture to start from is encoded without noise. What
+    is enlarged is `pictured`: noised first, from the same seed.
     """
-    noise, first = Noise([SEED], (4, side, side)), [True]
+    side //= 2 ** (len(pipeline.vae.config.block_out_channels) - 1)
+    before = (3, side, side) if pictured else None
+    noise, first = starting_noise([TextToImage(seed=SEED)], (4, side, side), 8, before=before), [True]
 
-    def draw(*_: object, **__: object) -> Tensor:
+    def draw(shape: Sequence[int], *_: object, **__: object) -> Tensor:
+        if shape[1] == 3:
+            return Noise([SEED], before or (), "cpu").initial()
         return noise.initial() if first and first.pop() else noise.next()
 
     modules = [module for name, module in sys.modules.items() if name.startswith("diffusers.")]
@@ -190,18 +221,17 @@ def difference(system: Pipeline, pipeline: Any, task: str, pair: Pair) -> float:
     return (a - b).abs().max().item()
 
 
-def measured(scale: Scale, names: list[str], tasks: list[str]) -> Iterator[tuple[Pair, str, str, float]]:
+def measured(scale: Scale, names: list[str]) -> Iterator[tuple[Pair, str, str, float]]:
     """Draw every picture on both sides: pair, architecture, task and the largest difference."""
     for name in names:
         architecture = ARCHITECTURES[name]
         system = build(architecture, scale)
         with tempfile.TemporaryDirectory() as scratch:
             system.save(scratch)
-            for task in tasks:
-                if task in DOES.get(name, TASKS):
-                    pipeline = loaded(Path(scratch), architecture, task)
-                    for pair in PAIRS:
-                        yield pair, name, task, difference(system, pipeline, task, pair)
+            for task in DOES.get(name, TASKS):
+                pipeline = loaded(Path(scratch), architecture, task)
+                for pair in PAIRS:
+                    yield pair, name, task, difference(system, pipeline, task, pair)
 
 
 Results = dict[tuple[Pair, str, str], float]
@@ -270,7 +300,7 @@ def main() -> None:
     """Measure all pairs, telling each on stderr as it comes."""
     options, results = arguments(), Results()
     scale = replace(FULL if options.full else Scale(), side=options.side)
-    for pair, name, task, value in measured(scale, options.only, list(TASKS)):
+    for pair, name, task, value in measured(scale, options.only):
         print(f"{name}, {task}, {pair.name}: {value:.1e}", file=sys.stderr, flush=True)
         results[pair, name, task] = value
         options.out.write_text(markdown(results, scale), encoding="utf-8")

@@ -1,7 +1,8 @@
 """What ships? Puts the trained models into the package's assets, in half precision, and the judge beside the benchmark.
 
 The model is a whole folder written by train/diffusion.py; its decoder may come from a later run that left the encoder
-alone, its student in few steps from train/distill.py. Nothing is replaced unless everything fits.
+alone, its student in few steps from train/distill.py, perhaps with an autoencoder of train/patched.py. Nothing is
+replaced unless everything fits.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 
 from reverie.checkpoints.load import Components, Recommended, load_autoencoder, load_clip, load_folder
 from reverie.checkpoints.save import Precision, save_clip, save_folder
-from reverie.cli.output import say
+from reverie.cli.options import say
 from reverie.corpora.concepts import concepts
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
@@ -47,6 +48,7 @@ def arguments() -> argparse.Namespace:
         "--decoder", type=Path, default=runs / "mending" / "export", help="autoencoder with the decoder that ships"
     )
     parser.add_argument("--turbo", type=Path, default=runs / "turbo" / "export", help="its student in few steps")
+    parser.add_argument("--patched", type=Path, help="an autoencoder of the student's own")
     parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
     parser.add_argument("--judge", type=Path, default=runs / "honest-judge" / "export", help="probe for the benchmark")
     parser.add_argument(
@@ -67,7 +69,7 @@ def main() -> int:
             check_judge(options.judge, things)
             write_model(options.unet, options.decoder, Path(staging, "bundled"))
             write_concepts(things, Path(staging, "bundled", "concepts.json"))
-            write_student(options.turbo, Path(staging, "turbo"))
+            write_student(options.turbo, options.patched, Path(staging, "turbo"))
             save_clip(load_clip(options.clip), Path(staging, "clip"), HALF)
             check_sizes(Path(staging), LARGEST)
             for name in ("bundled", "turbo", "clip"):
@@ -109,14 +111,16 @@ def write_model(unet: Path, decoder: Path, target: Path) -> None:
     save_folder(components, target, HALF)
 
 
-def write_student(student: Path, target: Path) -> None:
+def write_student(student: Path, autoencoder: Path | None, target: Path) -> None:
     """Write what a model in few steps has of its own; the rest is the bundled model's, see requests/references.py."""
-    components = load_folder(student)
+    components, parts = load_folder(student), ("unet", "model_index.json", "recommended.json")
+    if autoencoder is not None:
+        components, parts = replace(components, autoencoder=load_autoencoder(autoencoder)), (*parts, "vae")
     check_finite(components)
     with tempfile.TemporaryDirectory(prefix=".student-", dir=target.parent) as whole:
         save_folder(components, Path(whole, "model"), HALF)
         target.mkdir()
-        for part in ("unet", "model_index.json", "recommended.json"):
+        for part in parts:
             Path(whole, "model", part).replace(target / part)
 
 

@@ -24,7 +24,7 @@ LAYERS = (
     {"generate"},
     {"animation", "similarity"},
     {"music"},  # its films follow animation's paths
-    {"pipeline", "video"},  # what a loaded model can be asked for: pictures and films
+    {"pipeline", "video", "client"},  # what a loaded model, here or on a server, can be asked for
     {"jobs"},  # from a request to finished files
     {"corpora"},
     {"train"},  # draws its contact sheets with generate

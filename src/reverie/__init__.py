@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from reverie import video
     from reverie.animation.draw import Frame
+    from reverie.client import AsyncClient, Client
     from reverie.errors import ReverieError
     from reverie.generate.explain import Explanation
     from reverie.jobs.batches import compare
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from reverie.requests.parts import ControlInput, Hires, IPAdapterInput, Refiner, Region, Variation
     from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
     from reverie.requests.records import from_metadata
-    from reverie.server.client import AsyncClient, Client
     from reverie.similarity.embed import Clip, load_clip
     from reverie.system import Conditioning, StableDiffusion
 
@@ -64,8 +64,8 @@ __all__ = [
 
 _PLACES = {
     "Animation": "reverie.requests.films",
-    "AsyncClient": "reverie.server.client",
-    "Client": "reverie.server.client",
+    "AsyncClient": "reverie.client",
+    "Client": "reverie.client",
     "Clip": "reverie.similarity.embed",
     "Conditioning": "reverie.system",
     "ControlInput": "reverie.requests.parts",

@@ -23,6 +23,7 @@ from reverie.diffusion.denoiser import Network, Scalings, parameterise
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
+from reverie.models.k_unet import KUNet
 from reverie.requests.references import BUNDLED as FOLDERS
 from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, TURBO_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
@@ -94,7 +95,7 @@ class Conditioning:
 def text_layers(
     components: Components, tokens: Sequence[Int64[Tensor, "b l"]], clip_skip: int = 1
 ) -> tuple[list[Float[Tensor, "b l d"]], Float[Tensor, "b p"] | None]:
-    """Return the layer of each text encoder that the U-Net conditions on, and for SDXL the pooled text.
+    """Return the layer of each text encoder that the U-Net conditions on, and for SDXL and upscalers the pooled text.
 
     `clip_skip` counts layers from the end: 1 is the last, which SD 1 and 2 normalise. SDXL never takes the last, so
     1 and 2 both mean its own, the last but one. Raises ReverieError where there are not so many layers.
@@ -105,6 +106,8 @@ def text_layers(
         raise ReverieError(f"clip skip {clip_skip} is too much; this model's text encoder has {fewest} layers")
     if components.unet.config.takes_sizes:
         return [feature.hidden[-max(clip_skip, 2)] for feature in features], features[-1].pooled
+    if isinstance(components.unet, KUNet):
+        return [features[0].hidden[-clip_skip]], features[0].pooled
     if clip_skip == 1:
         return [features[0].last], None
     return [components.text_encoders[0].text_model.final_layer_norm(features[0].hidden[-clip_skip])], None
@@ -203,7 +206,8 @@ class StableDiffusion(Components):
     def _encode(self, texts: Sequence[str], width: int | None, height: int | None, score: float) -> Conditioning:
         layers, pooled = self.text_layers([tokenizer(texts) for tokenizer in self.tokenizers])
         size = (width or self.size, height or self.size)
-        sizes = None if pooled is None else self.sizes(size, (0, 0), size, score).expand(len(texts), -1)
+        sized = self.unet.config.takes_sizes
+        sizes = self.sizes(size, (0, 0), size, score).expand(len(texts), -1) if sized else None
         return Conditioning(torch.cat(layers, dim=-1), pooled, sizes)
 
     @torch.no_grad()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -27,11 +27,10 @@ TINY = {
 
 
 def oracle_of(config: AutoencoderConfig) -> AutoencoderKL:
-    levels = len(config.block_out_channels)
+    levels, fields = len(config.block_out_channels), asdict(config)
+    del fields["patch_size"]
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * levels,
-        up_block_types=("UpDecoderBlock2D",) * levels,
-        **asdict(config),
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels, **fields
     )
 
 
@@ -105,8 +104,23 @@ def test_log_variance_is_clamped() -> None:
     assert model.encode(torch.zeros(1, 1, 4, 4)).logvar.unique().tolist() == [20]
 
 
-def test_factor_follows_the_levels() -> None:
+@torch.no_grad()
+def test_the_pixels_of_a_patch_are_channels_of_one_place() -> None:
+    ours, oracle = pair(AutoencoderConfig(12, 12, 4, (8, 16), norm_num_groups=4, patch_size=2))
+    images = torch.randn(1, 3, 16, 24)
+    patches = torch.stack([images[:, :, y::2, x::2] for y in (0, 1) for x in (0, 1)], 2).flatten(1, 2)
+    assert relative_error(ours.encode(images).mean, oracle.encode(patches).latent_dist.mean) <= 1e-5
+    decoded = ours.decode(torch.ones(1, 4, 4, 6))
+    assert decoded.shape == images.shape
+    theirs = oracle.decode(torch.ones(1, 4, 4, 6)).sample
+    assert relative_error(decoded[:, 1, 1::2, 0::2], theirs[:, 4 + 2]) <= 1e-5
+    with pytest.raises(ReverieError, match="give 3 channels, width and height multiples of 4"):
+        ours.encode(torch.zeros(1, 3, 16, 18))
+
+
+def test_factor_follows_the_levels_and_patches() -> None:
     assert [Autoencoder(TINY[name]).factor for name in ("f2", "f8", "f16")] == [2, 8, 16]
+    assert Autoencoder(replace(TINY["f2"], in_channels=48, out_channels=48, patch_size=4)).factor == 8
 
 
 def test_gradients_reach_every_parameter() -> None:

@@ -23,12 +23,15 @@ from reverie.models.upscalers import (
     SRVGGNet,
     SwinIR,
     SwinIRConfig,
+    Upscaler,
     recognise,
 )
+from reverie.models.window_upscalers import DAT, DATConfig
 
 TINY = {"features": 8, "blocks": 2}
 SWIN = {"width": 8, "depths": (2,), "heads": 2, "hidden": 16}
-Config = RRDBConfig | CompactConfig | SwinIRConfig
+DUAL = {"width": 32, "depths": (2, 3), "heads": 4, "window": (2, 4), "hidden": 32}
+Config = RRDBConfig | CompactConfig | SwinIRConfig | DATConfig
 # Of what spandrel's networks give: mean, standard deviation, and the values at (0, 0, 0), (1, 7, 3) and (2, -1, -1);
 # of one that keeps the size, at (1, 4, 3).
 GOLDEN: dict[Config, tuple[float, ...]] = {
@@ -41,7 +44,11 @@ GOLDEN: dict[Config, tuple[float, ...]] = {
     SwinIRConfig(**SWIN, upsampler="pixelshuffle", scale=3): (0.464565, 5.124637, 2.735895, 10.420744, -1.912906),
     SwinIRConfig(**SWIN, upsampler="pixelshuffledirect", scale=2): (0.35619, 0.832703, -0.817378, 0.42503, -0.30745),
     SwinIRConfig(**SWIN, upsampler="", scale=1, window=7): (0.501987, 0.377406, 0.457346, 0.988393, 0.020259),
+    DATConfig(**DUAL): (0.360104, 0.809335, 1.403383, 0.1594, -0.513035),
+    DATConfig(**DUAL, slim=True, scale=3): (0.770522, 5.2094, -4.834677, -8.804614, 5.784865),
+    DATConfig(**DUAL, direct=True, scale=2): (0.495611, 0.732051, 1.44241, 0.964997, 1.320708),
 }
+KEPT = ("rpe_biases", "num_batches_tracked")  # what a DAT's files hold that is no weight
 X = (torch.arange(3 * 5 * 6, dtype=torch.float64) * 0.9).sin().mul(0.5).add(0.5).float().reshape(1, 3, 5, 6)
 
 
@@ -62,17 +69,25 @@ def second_layout(name: str) -> str:
     return name.replace("conv_hr", "HRconv")
 
 
+def make_network(config: Config) -> Upscaler:
+    kinds = {RRDBConfig: RRDBNet, CompactConfig: SRVGGNet, SwinIRConfig: SwinIR, DATConfig: DAT}
+    return kinds[type(config)](config)
+
+
 def weights(config: Config) -> dict[str, Tensor]:
     """Fill a network with sines, in the order of its names in the layout that spandrel keeps."""
-    kinds = {RRDBConfig: RRDBNet, CompactConfig: SRVGGNet, SwinIRConfig: SwinIR}
-    network = kinds[type(config)](config)
+    network = make_network(config)
     doublings = config.doublings if isinstance(config, RRDBConfig) else 0
     order = {name: first_layout(name, doublings) if doublings else name for name in network.state_dict()}
     filled = {}
     for number, name in enumerate(sorted(order, key=order.__getitem__)):
         shape = network.state_dict()[name].shape
+        if name.endswith(KEPT):
+            filled[name] = network.state_dict()[name]
+            continue
         sines = (torch.arange(shape.numel(), dtype=torch.float64) * 1.7 + number).sin()
-        filled[name] = (sines / math.sqrt(shape.numel() // shape[0])).float().reshape(shape)
+        sines = sines.abs() + 0.5 if name.endswith("running_var") else sines / math.sqrt(shape.numel() // shape[0])
+        filled[name] = sines.float().reshape(shape)
     return filled
 
 
@@ -94,7 +109,7 @@ def test_upscalers_give_what_spandrel_gives(config: Config, layout: str, tmp_pat
     assert y.shape == (1, 3, 5 * config.scale, 6 * config.scale)
     seen = (y.mean(), y.std(), y[0, 0, 0, 0], y[0, 1, min(7, y.shape[2] - 1), 3], y[0, 2, -1, -1])
     assert [value.item() for value in seen] == pytest.approx(GOLDEN[config], abs=2e-5)
-    assert identify(open_source(file), file).title == "an upscaler (ESRGAN, Real-ESRGAN or SwinIR)"
+    assert identify(open_source(file), file).title == "an upscaler (ESRGAN, Real-ESRGAN, SwinIR or DAT)"
 
 
 def test_what_is_no_upscaler_is_told(tmp_path: Path) -> None:
@@ -108,7 +123,8 @@ def test_what_is_no_upscaler_is_told(tmp_path: Path) -> None:
             load_upscaler(tmp_path / "x.safetensors")
 
 
-OFFICIAL = {  # of the authors' models: parameters, from their paper (table 2, 3) and files, and how many tensors
+LIGHT = DATConfig(width=60, depths=(18,), hidden=120, direct=True, slim=True)
+OFFICIAL: dict[str, tuple[Config, float]] = {  # of the authors' models: millions of parameters, of papers and files
     "real-sr x4 medium": (SwinIRConfig(), 11.7),
     "real-sr x4 large": (SwinIRConfig(width=240, depths=(6,) * 9, heads=8, hidden=480, slim=True), 27.8),
     "classical x2": (SwinIRConfig(upsampler="pixelshuffle", scale=2), 11.8),
@@ -116,20 +132,24 @@ OFFICIAL = {  # of the authors' models: parameters, from their paper (table 2, 3
         SwinIRConfig(width=60, depths=(6,) * 4, hidden=120, upsampler="pixelshuffledirect", scale=2),
         0.9,
     ),
+    "DAT x4": (DATConfig(), 14.80),
+    "DAT 2 x4": (DATConfig(hidden=360), 11.21),
+    "DAT S x4": (DATConfig(hidden=360, window=(8, 16)), 11.21),
+    "DAT light x4": (LIGHT, 0.573),
 }
 
 
 @pytest.mark.parametrize("name", OFFICIAL)
-def test_official_swinirs_are_told_by_their_shapes(name: str) -> None:
+def test_official_transformers_are_told_by_their_shapes(name: str) -> None:
     config, millions = OFFICIAL[name]
     with torch.device("meta"):
-        network = SwinIR(config)
+        network = make_network(config)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     make = recognise(shapes)
     assert make is not None
     with torch.device("meta"):
         assert make().config == config
-    assert sum(math.prod(shape) for shape in shapes.values()) / 1e6 == pytest.approx(millions, abs=0.3)
+    assert sum(one.numel() for one in network.parameters()) / 1e6 == pytest.approx(millions, abs=0.3, rel=0.005)
 
 
 def test_small_pictures_are_filled_by_their_edge() -> None:

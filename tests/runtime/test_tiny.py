@@ -8,7 +8,7 @@ from torch import Tensor
 
 from reverie.models.autoencoder import TinyAutoencoder, TinyConfig
 from reverie.runtime import pack, unpack
-from reverie.runtime.blocks import FastTinyDecoder, FastTinyEncoder, draw_composed
+from reverie.runtime.blocks import FastTinyDecoder, FastTinyEncoder
 from reverie.runtime.changes import seamless
 
 from .test_exact import error
@@ -73,14 +73,3 @@ def test_seamless_edges_are_computed_plainly() -> None:
         wanted, made = both(plain, (4, 4))[0], both(fast, (4, 4))[0]
     assert error(made, wanted) < 2e-6
     assert error(made, both(plain, (4, 4))[0]) > 1e-3
-
-
-def test_composed_layers_have_the_gradients_of_the_plain_ones() -> None:
-    tiny, z = make(COMPOSED), torch.randn(1, 4, 3, 4)
-    found = []
-    for run in (draw_composed, torch.nn.Module.__call__):
-        tiny.zero_grad()
-        tiny.decode(z, run).square().sum().backward()
-        found.append([parameter.grad.clone() for parameter in tiny.decoder.parameters()])
-    for composed, plain in zip(*found, strict=True):
-        assert error(composed, plain) < 1e-4

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sqlite3
 import subprocess
@@ -16,7 +17,10 @@ import httpx
 from hypothesis import given
 from hypothesis import strategies as st
 
-from reverie.server.dispatcher import FairQueue
+from reverie.server.dispatcher import Dispatcher, FairQueue
+from reverie.server.protocols.openai import ImagesRequest, _stream
+from reverie.server.settings import Settings
+from reverie.server.store import JobStore
 
 CLIENTS = st.sampled_from("abc")
 BEAR = {"prompt": "a bear", "steps": 150, "count": 2}
@@ -91,3 +95,39 @@ def test_a_killed_server_goes_on_where_it_was(tmp_path: Path, model_folder: Path
     with closing(sqlite3.connect(home / "jobs.sqlite3")) as store:
         states = dict(store.execute("SELECT id, state FROM jobs"))
     assert states[unfinished["id"]] in ("queued", "running")
+
+
+class Absent:
+    """A worker that is told of jobs and does none."""
+
+    task, models = None, ()
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def start(self, task: object) -> None:
+        self.task = "another"
+
+    def stop(self) -> None:
+        pass
+
+
+def test_a_stream_that_ends_with_the_server_leaves_its_job_to_the_next_one(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    for folder in (settings.outputs, settings.uploads):
+        folder.mkdir()
+
+    async def stream() -> tuple[str, str]:
+        dispatcher = Dispatcher(settings, JobStore(tmp_path / "jobs"), Absent)
+        body = {"kind": "text_to_image", "request": {"prompt": "a bear"}}
+        jobs = [await dispatcher.submit(body, "a") for _ in range(2)]
+        dispatcher.announce_close()
+        (told,) = [event async for event in _stream(dispatcher, jobs[1], ImagesRequest(stream=True), "image")]
+        kept = dispatcher.store.get(jobs[1].id)
+        assert kept is not None
+        await dispatcher.close()
+        return told, kept.state
+
+    told, state = asyncio.run(stream())
+    assert "the server is closing; the job is kept" in told
+    assert state == "queued"

@@ -21,6 +21,7 @@ from reverie.corpora.concepts import CLDR
 from reverie.corpora.scenes import FONT
 from reverie.data.loader import WHOLE, BatchPart
 from reverie.train import run
+from reverie.train.checkpoint import latest
 from reverie.train.loop import RunSettings, step_generator
 
 
@@ -98,10 +99,21 @@ def equal(a: object, b: object) -> bool:
     return a == b
 
 
+def last_state(out: Path) -> object:
+    """Return the last checkpoint of a run; one in parts as torch itself joins it."""
+    file = latest(out)
+    assert file is not None
+    if file.is_dir():
+        from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
+
+        dcp_to_torch_save(file, joined := out / "joined.pt")
+        file = joined
+    return torch.load(file, weights_only=True)
+
+
 def assert_same_run(one: Path, other: Path) -> None:
     """Compare the last checkpoints (weights, optimisers, average) and the exports of two runs, to the bit."""
-    states = [torch.load(out / "checkpoint.pt", weights_only=True) for out in (one, other)]
-    assert equal(*states)
+    assert equal(last_state(one), last_state(other))
     files = sorted(path.relative_to(one) for path in (one / "export").rglob("*") if path.is_file())
     assert files
     for file in files:

@@ -6,6 +6,7 @@ import io
 import json
 import pickle
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -174,7 +175,9 @@ def test_a_unet_learns_from_nothing_by_what_was_encoded(workshop: Any, shards: P
         .replace("steps = 6", "steps = 2")
     )
     (path := tmp_path / "unet.toml").write_text(text)
-    assert diffusion.build(read(path), 3, tmp_path / "run").batches.items.make(1)[1].keys() == {"tokens"}
+    with pytest.warns(match="beside latents in .data. of the recipe nothing is heard of subset$"):
+        assert diffusion.build(read(path), 3, tmp_path / "run").batches.items.make(1)[1].keys() == {"tokens"}
+    path.write_text(text.replace('subset = "instruments"\n', ""))
     *_, last = run(path, tmp_path / "run")
     assert 0 < last.metrics["loss"] < 10
     assert (tmp_path / "run/export/model_index.json").is_file()
@@ -228,6 +231,21 @@ def test_encode_says_what_it_did(
     stats = json.loads((tmp_path / "out" / f"00001{encoded.STATS}").read_text())
     assert stats["texts"] == encoders_digest(tiny.text_encoders)
     assert cli.run([*arguments[:4], "--model", str(tmp_path / "none")]) == 2
+    assert cli.run(arguments[:-1]) == 0
+    assert not [*(tmp_path / "out").glob(f"*{encoded.TEXTS}")]
+    capsys.readouterr()
+    (shards / "00001.tar").write_bytes(b"no tar" * 200)
+    assert cli.run(arguments[:-1]) == 2
+    assert "1 of 2 shards gave no pictures; the others are encoded" in capsys.readouterr().err
+    assert {path.name[:5] for path in (tmp_path / "out").glob("0*")} == {"00000"}
+
+
+def test_no_shards_are_told_before_torch_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "reverie.train.encode", None)
+    assert cli.run(["encode", str(tmp_path / "none"), "-o", str(tmp_path / "out")]) == 2
+    assert "no shards in" in capsys.readouterr().err
 
 
 def test_what_gives_nothing_is_told_and_the_rest_is_encoded(

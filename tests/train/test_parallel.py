@@ -216,7 +216,7 @@ def killed(self, n):
     if n == 3 and os.environ["RANK"] == "1" and not parallel.is_restarted():
         os.kill(os.getpid(), signal.SIGKILL)
     with (Path(sys.argv[2]).parent / f"steps.{os.environ['RANK']}").open("a") as steps:
-        steps.write(f"{n} {self.objective.batches(n, self.parts[0])[1]}\\n")
+        steps.write(f"{n} {self.objective.keys(n, self.parts[0])}\\n")
     return step(self, n)
 
 loop.Learner.step = killed
@@ -225,12 +225,14 @@ list(run(Path(sys.argv[1]), Path(sys.argv[2])))
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("shard", ["false", "true"])
 def test_a_killed_process_goes_on_from_the_last_checkpoint(
-    folder: Path, tmp_path: Path, same_run: Callable[[Path, Path], None]
+    folder: Path, tmp_path: Path, same_run: Callable[[Path, Path], None], shard: str
 ) -> None:
     """By torchrun, which starts both anew: the bits of a run in which none was killed, from the same examples."""
     recipe, script = tmp_path / "finetune.toml", tmp_path / "killed.py"
-    recipe.write_text((folder / "finetune.toml").read_text().replace("steps = 2\n", "steps = 5\nsave_every = 2\n"))
+    settings = f"steps = 5\nsave_every = 2\nshard = {shard}\n"
+    recipe.write_text((folder / "finetune.toml").read_text().replace("steps = 2\n", settings))
     script.write_text(KILLED)
     torchrun("--max-restarts", "1", str(script), str(recipe), str(tmp_path / "killed"))
     script.write_text(KILLED.replace("n == 3", "False"))

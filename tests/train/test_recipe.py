@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import AutoencoderConfig, TinyConfig
+from reverie.models.autoencoder import AutoencoderConfig
 from reverie.models.unet import UNetConfig
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.train import (
@@ -22,12 +22,14 @@ from reverie.train import (
     finetune,
     inputs,
     listener,
+    patched,
     probe,
     run,
 )
 from reverie.train.control import ControlSettings
 from reverie.train.examples import Augmentation, Wording
 from reverie.train.inversion import InversionSettings
+from reverie.train.ip_adapter import IPAdapterSettings
 from reverie.train.loop import RunSettings
 from reverie.train.lora import LoRASettings
 from reverie.train.recipe import OBJECTIVES, check_apart, read, section
@@ -62,7 +64,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "distill": distill.DistillSettings,
         "adversary": distill.AdversarySettings,
     },
-    "tiny": {"tiny": enlarge.DecoderSettings, "model": TinyConfig, "scenes": inputs.SceneSettings},
+    "patched": {"patched": patched.PatchedSettings},
     "enlarge": {"enlarge": enlarge.EnlargeSettings, "scenes": inputs.SceneSettings},
     "probe": {"probe": probe.ProbeSettings},
     "finetune": {
@@ -74,6 +76,7 @@ KINDS: dict[str, dict[str, Any]] = {
         "lora": LoRASettings,
         "inversion": InversionSettings,
         "control": ControlSettings,
+        "ip_adapter": IPAdapterSettings,
         "augment": Augmentation,
         "captions": Wording,
         "prior": inputs.PriorSettings,
@@ -149,8 +152,8 @@ def test_wrong_recipes_get_one_line(tmp_path: Path, text: str, message: str) -> 
 def test_objectives_whose_batch_cannot_be_divided(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     path = tmp_path / "recipe.toml"
-    path.write_text('objective = "tiny"\n[run]\nsteps = 1\nlr = 1e-3\n')
-    with pytest.raises(ReverieError, match="tiny learns in one process, not in 2; leave torchrun out"):
+    path.write_text('objective = "enlarge"\n[run]\nsteps = 1\nlr = 1e-3\n')
+    with pytest.raises(ReverieError, match="enlarge learns in one process, not in 2; leave torchrun out"):
         next(run(path, tmp_path / "out"))
     assert not (tmp_path / "out").exists()
     path.write_text('objective = "clip"\n[run]\nsteps = 1\nlr = 1e-3\naccumulate = 2\n')

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from reverie.checkpoints.compvis import places, unet
+from reverie.errors import ReverieError
+from reverie.models.k_unet import KUNet
 from reverie.models.unet import UNet
 
 # What the last part of a key says the tensor is, under the names that `adapters.deltas` uses.
@@ -139,7 +141,14 @@ def canonical(name: str) -> str:
 
 
 def targets(network: UNet, text_encoders: Sequence[nn.Module]) -> Mapping[str, Target]:
-    """List the layers of a model under every name that `canonical` gives them."""
+    """List the layers of a model under every name that `canonical` gives them.
+
+    Raises ReverieError for a U-Net of which no adapters are made.
+    """
+    if isinstance(network, KUNet):
+        raise ReverieError(
+            "LoRAs are for the U-Nets of SD 1, 2 and XL, and this model doubles pictures; leave them out"
+        )
     found: dict[str, Target] = {}
     layers = dict(_layers_with_weights(network))
     for name, place in places(layers, unet(network.config), "").items():

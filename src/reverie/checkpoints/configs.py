@@ -13,6 +13,7 @@ from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import AutoencoderConfig, TinyConfig
 from reverie.models.clip import CLIPConfig, CLIPTextConfig, CLIPVisionConfig
+from reverie.models.k_unet import KUNetConfig
 from reverie.models.unet import UNetConfig
 
 Json = dict[str, Any]
@@ -53,6 +54,18 @@ UNET_FIXED: Json = {
     "cross_attention_norm": None,
 }
 AUTOENCODER_FIXED: Json = {"act_fn": "silu", "shift_factor": None}
+K_FIXED: Json = {  # of the U-Nets with k-diffusion's blocks
+    "center_input_sample": False,
+    "flip_sin_to_cos": True,
+    "act_fn": "gelu",
+    "norm_num_groups": None,
+    "mid_block_type": None,
+    "resnet_time_scale_shift": "scale_shift",
+    "time_embedding_type": "fourier",
+    "timestep_post_act": "gelu",
+    "conv_in_kernel": 1,
+    "conv_out_kernel": 1,
+}
 TINY_FIXED: Json = {
     "act_fn": "relu",
     "upsample_fn": "nearest",
@@ -87,6 +100,8 @@ UNET_BLOCKS = {"DownBlock2D": "UpBlock2D", "CrossAttnDownBlock2D": "CrossAttnUpB
 
 def read_unet(raw: Json, where: str) -> UNetConfig:
     """Translate diffusers' UNet2DConditionModel config. `where` names the file in errors."""
+    if raw.get("time_embedding_type") == K_FIXED["time_embedding_type"]:
+        return _read_k_unet(raw, where)
     _expect(raw, UNET_FIXED, where)
     widths = tuple(_need(raw, "block_out_channels", where))
     down = _need(raw, "down_block_types", where)
@@ -130,6 +145,49 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
     )
 
 
+def _read_k_unet(raw: Json, where: str) -> KUNetConfig:
+    widths = tuple(_need(raw, "block_out_channels", where))
+    down, up = _k_blocks(len(widths))
+    _expect(raw, {**K_FIXED, "down_block_types": down, "up_block_types": up}, where)
+    head = _one_for_all(raw, "attention_head_dim", 8, len(widths), where)  # here it is what its name says
+    return KUNetConfig(
+        in_channels=_need(raw, "in_channels", where),
+        out_channels=_need(raw, "out_channels", where),
+        sample_size=raw.get("sample_size") or KUNetConfig.sample_size,
+        block_out_channels=widths,
+        layers_per_block=_one_for_all(raw, "layers_per_block", 2, len(widths), where),
+        transformer_depth=(0, *[1] * (len(widths) - 1)),
+        num_heads=tuple(width // head for width in widths),
+        cross_attention_dim=_one_for_all(raw, "cross_attention_dim", 1280, len(widths), where),
+        condition_dim=_need(raw, "time_cond_proj_dim", where),
+    )
+
+
+def _k_blocks(levels: int) -> tuple[list[str], list[str]]:
+    """Name the blocks of a U-Net of k-diffusion, whose outermost level alone does not attend, down and up."""
+    inner = levels - 1
+    return ["KDownBlock2D", *["KCrossAttnDownBlock2D"] * inner], [*["KCrossAttnUpBlock2D"] * inner, "KUpBlock2D"]
+
+
+def _write_k_unet(config: KUNetConfig) -> Json:
+    down, up = _k_blocks(len(config.block_out_channels))
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        **K_FIXED,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "sample_size": config.sample_size,
+        "block_out_channels": list(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "down_block_types": down,
+        "up_block_types": up,
+        "attention_head_dim": config.block_out_channels[0] // config.num_heads[0],
+        "cross_attention_dim": config.cross_attention_dim,
+        "time_cond_proj_dim": config.condition_dim,
+    }
+
+
 def _transformer_depths(raw: Json, levels: int, layers: int, where: str) -> tuple[int, ...]:
     """Read a number a level; a list, one a layer, is of equal ones in all models that there are."""
     key = "transformer_layers_per_block"
@@ -158,6 +216,8 @@ def _up_depths(raw: Json, depths: tuple[int, ...], layers: int, where: str) -> t
 
 def write_unet(config: UNetConfig) -> Json:
     """Write a U-Net's config as diffusers reads it. Raises ReverieError for shapes that diffusers cannot express."""
+    if isinstance(config, KUNetConfig):
+        return _write_k_unet(config)
     depths, middle, up = list(config.transformer_depth), config.mid_transformer_depth, config.up_transformer_depth
     if middle and depths[-1] not in (0, middle):
         raise ReverieError(
@@ -212,11 +272,13 @@ def write_autoencoder(config: AutoencoderConfig | TinyConfig) -> Json:
     """Write an autoencoder's config as diffusers reads it."""
     if isinstance(config, TinyConfig):
         return _write_tiny(config)
-    levels = len(config.block_out_channels)
+    levels, own = len(config.block_out_channels), asdict(config)
+    if config.patch_size == 1:
+        del own["patch_size"]  # which diffusers' AutoencoderKL does not know
     return {
         "_class_name": "AutoencoderKL",
         "_diffusers_version": DIFFUSERS_VERSION,
-        **asdict(config),
+        **own,
         "act_fn": "silu",
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,

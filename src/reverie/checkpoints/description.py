@@ -16,9 +16,10 @@ from reverie.checkpoints.clip_files import OPEN_CLIP_FILES
 from reverie.checkpoints.configs import read_schedule, read_unet
 from reverie.checkpoints.families import alike
 from reverie.checkpoints.identify import Contents, identify
-from reverie.checkpoints.load import SAFETY, STEMS
+from reverie.checkpoints.load import LATENT_UPSCALING, SAFETY, STEMS
 from reverie.checkpoints.weights import GGUF, Source, find_weights, open_source, read_json
 from reverie.errors import ReverieError
+from reverie.models.k_unet import KUNetConfig
 
 PIXELS_PER_LATENT = 8
 # Whose prompts a network attends to, told by their width.
@@ -114,6 +115,8 @@ def _describe_model(folder: Path) -> Description:
     sees = (folder / "image_encoder").is_dir()
     found = [family for family in alike(unet, process) if (family.vision is not None) == sees]
     title = found[0].title if found else "a model of its own kind"
+    if isinstance(unet, KUNetConfig):
+        title, process = "Stable Diffusion 2 latent upscaler", LATENT_UPSCALING
     described = _measure(folder, "model", f"{title}, in diffusers' layout", [open_source(one) for one in files], files)
     return replace(
         described,

@@ -211,7 +211,7 @@ KINDS = tuple(
         ("cascade", "a Stable Cascade", NOT_DRAWN, _holds("clip_txt_mapper.", "channelwise.0.weight")),
         (
             "upscaler",
-            "an upscaler (ESRGAN, Real-ESRGAN or SwinIR)",
+            "an upscaler (ESRGAN, Real-ESRGAN, SwinIR or DAT)",
             "give it to upscale, or as hires_upscaler",
             _is_upscaler,
         ),

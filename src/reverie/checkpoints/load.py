@@ -30,6 +30,7 @@ from reverie.diffusion.noise import EmbeddingNoise, PictureNoise
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection, VisionTowerWithProjection
+from reverie.models.k_unet import KUNet, KUNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet
 from reverie.requests.references import locate_part
@@ -53,8 +54,11 @@ PIPELINES = (
     "StableUnCLIPImg2ImgPipeline",
     "StableDiffusionDepth2ImgPipeline",
     "StableDiffusionUpscalePipeline",
+    "StableDiffusionLatentUpscalePipeline",
 )
 CPU = torch.device("cpu")
+# Of SD 2's latent upscaler: SD 1's levels, and EDM's preconditioning, of which its folder's scheduler says nothing.
+LATENT_UPSCALING = ScheduleConfig(prediction="edm", sigma_min=0.0291675, sigma_max=14.614642, sigma_data=1.0)
 RECOMMENDED = "recommended.json"  # the fields of Recommended; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
 CONCEPTS = "concepts.json"  # what the model was taught; diffusers does not know it
@@ -188,13 +192,16 @@ def load_folder(
     sees = (index.get("image_encoder") or [None])[0] is not None
     if not towers and not sees:
         raise ReverieError(f"{path / 'model_index.json'} names no text_encoder")
+    unet = load_unet(locate_part(path, "unet"), device=device, dtype=dtype, variant=variant)
     see = partial(load_image_encoder, device=device, dtype=dtype, variant=variant)
     return Components(
         tokenizers=tuple(Tokenizer.load(locate_part(path, f"tokenizer{suffix}")) for suffix in suffixes),
         text_encoders=tuple(towers),
-        unet=load_unet(locate_part(path, "unet"), device=device, dtype=dtype, variant=variant),
+        unet=unet,
         autoencoder=load_autoencoder(locate_part(path, "vae"), device=device, dtype=dtype, variant=variant),
-        schedule_config=_config(locate_part(path, "scheduler"), configs.read_schedule, "scheduler_config.json"),
+        schedule_config=LATENT_UPSCALING
+        if isinstance(unet, KUNet)
+        else _config(locate_part(path, "scheduler"), configs.read_schedule, "scheduler_config.json"),
         image_encoder=see(locate_part(path, "image_encoder")) if sees else None,
         embedding_noise=_embedding_noise(path, variant) if index.get("image_normalizer") else None,
         picture_noise=_picture_noise(path, index),
@@ -219,7 +226,8 @@ def load_unet(
     """
     folder = _folder(folder)
     config = _config(folder, configs.read_unet)
-    return _load(lambda: UNet(config), folder, DIFFUSERS_STEM, device, dtype, variant)
+    make = partial(KUNet, config) if isinstance(config, KUNetConfig) else partial(UNet, config)
+    return _load(make, folder, DIFFUSERS_STEM, device, dtype, variant)
 
 
 def load_autoencoder(

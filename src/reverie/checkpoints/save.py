@@ -41,6 +41,7 @@ from reverie.models.clip import (
     TextTowerWithProjection,
     VisionTowerWithProjection,
 )
+from reverie.models.k_unet import KUNet
 from reverie.models.unet import UNet
 
 LOW_RES_CLASS = "DDPMScheduler"  # which diffusers asks for
@@ -113,7 +114,11 @@ def save_folder(components: Components, path: str | Path, precision: Precision =
             _write_json(folder / LOW_RES / "scheduler_config.json", made)
         _write_unet(components.unet, folder / "unet", precision)
         _write_autoencoder(components.autoencoder, folder / "vae", precision)
-        _write_json(folder / "scheduler/scheduler_config.json", configs.write_schedule(components.schedule_config))
+        made = configs.write_schedule(components.schedule_config)
+        if isinstance(components.unet, KUNet):  # whose pipeline there preconditions
+            plain = configs.write_schedule(ScheduleConfig(prediction="x0", timestep_spacing="linspace"))
+            made = {**plain, "_class_name": "EulerDiscreteScheduler"}
+        _write_json(folder / "scheduler/scheduler_config.json", made)
         if components.spectrogram is not None:
             _write_json(folder / SPECTROGRAM, asdict(components.spectrogram))
         if components.recommended != Recommended():
@@ -207,6 +212,7 @@ def _architecture(tower: TextTower) -> str:
     return "CLIPTextModelWithProjection" if isinstance(tower, TextTowerWithProjection) else "CLIPTextModel"
 
 
+LATENT_UPSCALER = "StableDiffusionLatentUpscalePipeline"
 FURTHER = {9: "Inpaint", 8: "InstructPix2Pix", 7: "Upscale", 5: "Depth2Img"}
 
 
@@ -218,6 +224,8 @@ def _pipeline(components: Components) -> str:
     """
     if components.image_encoder is not None:
         return "StableUnCLIPImg2ImgPipeline" if components.text_encoders else "StableDiffusionImageVariationPipeline"
+    if isinstance(components.unet, KUNet):
+        return LATENT_UPSCALER
     if components.unet.config.time_cond_proj_dim is not None:
         return "LatentConsistencyModelPipeline"
     family = "StableDiffusionXL" if _is_xl(components) else "StableDiffusion"
@@ -254,6 +262,9 @@ def _index(components: Components) -> dict[str, Any]:
             "force_zeros_for_empty_prompt": components.zero_empty,
             "add_watermarker": None,
         }
+    if index["_class_name"] == LATENT_UPSCALER:
+        del index["feature_extractor"]
+        return {**index, "scheduler": ["diffusers", "EulerDiscreteScheduler"]}
     if components.embedding_noise is not None:
         return index
     if components.unet.config.num_class_embeds is not None:

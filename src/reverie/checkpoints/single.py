@@ -350,13 +350,17 @@ def load_upscaler(path: str | Path, *, device: torch.device = CPU) -> Upscaler:
 
     Raises ReverieError where there is none, it is damaged, or of another kind.
     """
+    if Path(path).is_dir():
+        raise ReverieError(
+            f"'{path}' is a folder, and upscalers are files; models that enlarge draw by `reverie image`"
+        )
     source = open_source(Path(path))
     names = today_names(source.names())
     shapes = {ours: source.shape(theirs) for ours, theirs in names.items()}
     make = recognise(shapes)
     network = None if make is None else blueprint(make)
     if network is None or {name: tuple(one.shape) for name, one in network.state_dict().items()} != shapes:
-        raise ReverieError(f"'{path}' is no upscaler that is read; give one of ESRGAN, Real-ESRGAN or SwinIR")
+        raise ReverieError(f"'{path}' is no upscaler that is read; give one of ESRGAN, Real-ESRGAN, SwinIR or DAT")
     if network.channels != RGB:
         raise ReverieError(f"'{path}' enlarges pictures of {network.channels} channels; give one for pictures of {RGB}")
     state = {ours: source.tensor(theirs).to(device, torch.float32) for ours, theirs in names.items()}

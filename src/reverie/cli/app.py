@@ -13,7 +13,7 @@ from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
-from reverie.cli.output import tell_warnings
+from reverie.cli.options import tell_warnings
 from reverie.errors import ReverieError
 
 BAD_INPUT = 2

@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from reverie.cli.options import Json, Output, Whole
-from reverie.cli.output import say, tell_numbered
+from reverie.cli.options import Json, Output, Whole, say, tell_numbered
 from reverie.cli.progress import show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, TypedDict
 
 from cyclopts import App
 
-from reverie.cli.options import Json, Output, Whole
-from reverie.cli.output import say
+from reverie.cli.options import Json, Output, Whole, say
 from reverie.cli.progress import show_progress
 from reverie.errors import ReverieError
 

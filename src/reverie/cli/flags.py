@@ -140,7 +140,7 @@ class FurtherFlags:
     hires: str | None = None
     """Enlarge and draw a second time: by a factor such as 2, or to WIDTHxHEIGHT; 2 if not given."""
     hires_upscaler: str | None = None
-    """What enlarges the latents, or the picture: latent, latent-antialiased, latent-bicubic, latent-bicubic-antialiased, latent-nearest, latent-nearest-exact, lanczos, or the file of a learned upscaler (ESRGAN, Real-ESRGAN, SwinIR); latent if not given."""
+    """What enlarges the latents, or the picture: latent, latent-antialiased, latent-bicubic, latent-bicubic-antialiased, latent-nearest, latent-nearest-exact, lanczos, or the file of a learned upscaler (ESRGAN, Real-ESRGAN, SwinIR, DAT); latent if not given."""
     hires_steps: Whole | None = None
     """Steps of the second pass; those of the first if not given."""
     hires_strength: float | None = None

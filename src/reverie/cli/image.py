@@ -77,7 +77,7 @@ def image(
     """
     from reverie.cli.ask import ask_picture
     from reverie.cli.jobs import carry_out
-    from reverie.cli.output import tell_numbered
+    from reverie.cli.options import tell_numbered
     from reverie.jobs.batches import BatchJob
     from reverie.jobs.outputs import slug
     from reverie.jobs.pictures import PictureJob

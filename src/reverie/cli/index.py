@@ -9,8 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reverie.cli.options import Json, Whole
-from reverie.cli.output import say
+from reverie.cli.options import Json, Whole, say
 from reverie.cli.progress import show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError

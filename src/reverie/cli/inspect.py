@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
-from reverie.cli.options import Flag, Json
-from reverie.cli.output import say
+from reverie.cli.options import Flag, Json, say
 from reverie.errors import ReverieError, choose
 from reverie.files import cache_folder, unwritable
 

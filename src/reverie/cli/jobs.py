@@ -9,8 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from reverie.cli.options import ModelOptions
-from reverie.cli.output import say
+from reverie.cli.options import ModelOptions, say
 from reverie.cli.progress import fetch, show_progress
 from reverie.errors import ReverieError
 from reverie.jobs.batches import BatchJob, FolderJob

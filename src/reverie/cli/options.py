@@ -1,16 +1,18 @@
-"""Options that commands share: strict numbers, sizes in pixels, the model and where the result goes."""
+"""What commands share: options (numbers, sizes, the model, where the result goes), and lines that they write."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
 
-from reverie.errors import ReverieError
+from reverie.errors import ReverieError, listen
 
 
 def _whole(kind: Any, tokens: Sequence[Token]) -> int:
@@ -111,3 +113,30 @@ class ResultOptions:
     """Text to write into the pictures invisibly; `reverie watermark read` reads it back."""
     c2pa: Path | None = None
     """Folder with cert.pem and key.pem to sign the files with (the extra c2pa)."""
+
+
+def say(line: str) -> None:
+    """Write one line of a command's result to stdout."""
+    print(line)
+
+
+def tell_numbered(names: Sequence[str]) -> None:
+    """Say on stderr which names a chart shows as numbers."""
+    from reverie.jobs.outputs import numbering_note  # brings pydantic, which takes longer than a --help may
+
+    if note := numbering_note(names):
+        print(note, file=sys.stderr)
+
+
+@contextmanager
+def tell_warnings() -> Iterator[None]:
+    """Say the library's warnings of the block on stderr, a line each, as they come; each of them once."""
+    said: set[str] = set()
+
+    def tell(line: str) -> None:
+        if line not in said:
+            said.add(line)
+            print(line, file=sys.stderr)
+
+    with listen(tell):
+        yield

@@ -8,8 +8,7 @@ from typing import Any
 from cyclopts import App
 
 from reverie.cli.image import check_preview, finishing
-from reverie.cli.options import FileOptions, Flag, ModelOptions, Output, ResultOptions, Several, Whole
-from reverie.cli.output import say
+from reverie.cli.options import FileOptions, Flag, ModelOptions, Output, ResultOptions, Several, Whole, say
 
 
 def replay(

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from reverie.cli.app import complain
-from reverie.cli.options import Flag, Several, Whole
-from reverie.cli.output import say
+from reverie.cli.options import Flag, Several, Whole, say
 from reverie.errors import ReverieError
 
 if TYPE_CHECKING:

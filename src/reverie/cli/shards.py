@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from reverie.cli.options import Flag, Json, ModelOptions, Whole
-from reverie.cli.output import say
+from reverie.cli.options import Flag, Json, ModelOptions, Whole, say
 from reverie.cli.progress import fetch, show_progress
 from reverie.cli.similarity import ClipOptions
 from reverie.errors import ReverieError
@@ -193,21 +192,26 @@ def encode(
     device
         cpu, cuda or mps; auto takes a GPU where there is one.
     """
+    from reverie.data.remote import is_remote
+    from reverie.similarity.curation.samples import find_shards
+
+    spread = sharing.spread()
+    if not is_remote(source):
+        find_shards(source)  # what is wrong is said before torch is loaded
     from reverie.train.encode import encode as run
 
     options = {"path": _absolute(model), "vae": _absolute(vae), "device": device}
     given = {name: value for name, value in options.items() if value is not None}
     pictures = shards = lost = 0
-    for event in show_progress(
-        run(source, output, size=size, buckets=buckets, texts=texts, spread=sharing.spread(), **given)
-    ):
+    for event in show_progress(run(source, output, size=size, buckets=buckets, texts=texts, spread=spread, **given)):
         for note in event.left_out:
             print(note, file=sys.stderr)
         pictures, shards = pictures + event.pictures, event.total
         lost += event.done > 0 and not event.pictures
     say(f"{pictures} pictures of {shards} shards encoded in {output}")
     if lost:
-        raise ReverieError(f"{lost} of {shards} shards gave no pictures; the others are encoded")
+        rest = "the others are encoded" if lost < shards else "nothing is encoded"
+        raise ReverieError(f"{lost} of {shards} shards gave no pictures; {rest}")
 
 
 def _absolute(path: str | Path | None) -> str | None:

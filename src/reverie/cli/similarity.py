@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.cells import cell_len, set_cell_size
 
-from reverie.cli.options import Flag, Json, Output
-from reverie.cli.output import say, tell_numbered
+from reverie.cli.options import Flag, Json, Output, say, tell_numbered
 from reverie.errors import ReverieError
 from reverie.files import find_path
 

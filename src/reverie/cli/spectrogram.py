@@ -8,8 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from reverie.cli.options import Flag, Output
-from reverie.cli.output import say
+from reverie.cli.options import Flag, Output, say
 from reverie.cli.progress import show_progress
 from reverie.files import check_distinct
 

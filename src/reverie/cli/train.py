@@ -10,8 +10,7 @@ from pathlib import Path
 
 from cyclopts import Parameter
 
-from reverie.cli.options import Flag
-from reverie.cli.output import say
+from reverie.cli.options import Flag, say
 from reverie.cli.progress import show_progress
 from reverie.errors import ReverieError
 

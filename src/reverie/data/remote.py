@@ -40,6 +40,10 @@ def is_remote(path: str | Path) -> bool:
     return "://" in str(path)
 
 
+def _is_web(url: str) -> bool:
+    return url.startswith(("http://", "https://"))
+
+
 def public(url: str) -> str:
     """Return an address without keys and signatures."""
     return re.sub("//[^/]*@", "//", re.split("[?#]", url)[0])
@@ -52,7 +56,7 @@ def list_shards(url: str) -> list[RemoteShard]:
     """
     urls = list(_expand(url))
     if not urlsplit(url).path.endswith(SHARD):
-        listing = _list_page if url.startswith("http") else _list_store
+        listing = _list_page if _is_web(url) else _list_store
         urls = [shard for folder in urls for shard in _ask(partial(listing, folder.rstrip("/")), folder)]
     if not urls:
         raise Unreachable(f"no shards in {public(url)}; give the address of a .tar, or of a folder that lists some")
@@ -174,7 +178,7 @@ class _RangeReader(io.RawIOBase):
 def _read(url: str, offset: int, size: int) -> bytes:
     if not size:
         return b""
-    content = _ask(lambda: (_get if url.startswith("http") else _cat)(url, offset, size), url)
+    content = _ask(lambda: (_get if _is_web(url) else _cat)(url, offset, size), url)
     if len(content) != size:
         raise Unreachable(
             f"{public(url)} gave {len(content)} of {size} bytes; it was changed, or its server cuts it off"
@@ -253,7 +257,7 @@ def _store(url: str, process: int) -> tuple[Any, str]:
 
 def _describe(url: str) -> tuple[int, str]:
     """Return the size of a file, and when it was changed."""
-    if url.startswith("http"):
+    if _is_web(url):
         headers = _answer(url, Range="bytes=0-0").headers
         total = headers.get("Content-Range", "").rpartition("/")[2]
         if not total.isdecimal():

@@ -16,6 +16,7 @@ import torch
 
 from reverie.errors import ReverieError
 from reverie.files import cache_folder, write_text
+from reverie.generate.canvas import doubles
 from reverie.generate.image import fill_in, stream
 from reverie.requests.base import steps_taken
 from reverie.requests.parts import ControlInput, IPAdapterInput
@@ -126,6 +127,8 @@ def machine_profile(system: StableDiffusion, request: TextToImage) -> Profile:
     """Return the profile of this machine, kept in the user's cache; measure it where it is not there or damaged."""
     check_measurable(request)
     request = fill_in(system, request)
+    if doubles(system):
+        raise ReverieError(f"a time budget computes levels more seldom, and {system.name} cannot; give steps")
     file = cache_folder() / "profiles" / f"{_key(system, request)}.json"
     try:
         return Profile(**{name: float(value) for name, value in json.loads(file.read_text()).items()})

@@ -20,6 +20,7 @@ from reverie.diffusion.noise import SOURCES, Draw, Noise, Source, slerp
 from reverie.errors import ReverieError
 from reverie.media import masks
 from reverie.media.pictures import to_rgb
+from reverie.models.k_unet import KUNet
 from reverie.requests.pictures import Fill, ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.references import Picture
 from reverie.runtime import is_packed, pack
@@ -89,6 +90,7 @@ def _overlap(whole: int, part: int) -> tuple[slice, slice]:
     return slice(outer, outer + length), slice(inner, inner + length)
 
 
+SIDES = 8  # what sides of requests are multiples of
 REACH = 3  # times mask_blur: how far a Gaussian of that deviation is felt
 INPAINTING_CHANNELS = 9  # of a U-Net that also takes a mask and the latents of what it leaves
 DEPTH_CHANNELS = 5  # of one that also takes a depth map (SD 2 depth)
@@ -146,7 +148,9 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
         case ImageToImage():
             width, height = request.init.image().size
             if enlarges(system):
-                return width * factor, height * factor
+                width, height, factor = width * factor, height * factor, SIDES
+            if doubles(system):
+                width, height = 2 * width, 2 * height
         case TextToImage(depth=Picture() as depth):
             width, height = depth.image().size
         case _:
@@ -157,8 +161,8 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
 def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) -> Canvas:
     """Make the canvas of a request whose size is filled in."""
     size = (request.width or system.size, request.height or system.size)
-    if isinstance(request, Inpaint | Outpaint) and (takes_depth(system) or enlarges(system)):
-        does = "enlarges whole pictures" if enlarges(system) else "draws whole pictures by a depth map"
+    if isinstance(request, Inpaint | Outpaint) and (takes_depth(system) or enlarges(system) or doubles(system)):
+        does = "draws whole pictures by a depth map" if takes_depth(system) else "enlarges whole pictures"
         raise ReverieError(f"{system.name} {does}; leave out the mask, what is outside and what is transparent")
     match request:
         case Outpaint() if edits(system):
@@ -244,7 +248,7 @@ def _mask_canvas(system: StableDiffusion, codec: ImageCodec, paint: _Paint) -> C
 
 def edits(system: StableDiffusion) -> bool:
     """Tell whether a model edits pictures: its U-Net sees one, and prompts say what to change (InstructPix2Pix)."""
-    return system.unet.config.in_channels == EDITING_CHANNELS
+    return system.unet.config.in_channels == EDITING_CHANNELS and not doubles(system)
 
 
 def takes_depth(system: StableDiffusion) -> bool:
@@ -255,6 +259,11 @@ def takes_depth(system: StableDiffusion) -> bool:
 def enlarges(system: StableDiffusion) -> bool:
     """Tell whether a model enlarges pictures, of which its U-Net sees the pixels (SD 2's x4 upscaler)."""
     return system.unet.config.num_class_embeds is not None
+
+
+def doubles(system: StableDiffusion) -> bool:
+    """Tell whether a model doubles pictures, of which its U-Net sees the latents (SD 2's latent upscaler)."""
+    return isinstance(system.unet, KUNet)
 
 
 def further_channels(
@@ -270,10 +279,14 @@ def further_channels(
         if not isinstance(request, ImageToImage):
             raise ReverieError(f"{system.name} edits pictures, and the prompt says what to change; give one as init")
         return _to_edit(system, codec.encode([resize(request.init.image(), size)]))
-    if enlarges(system):
+    if enlarges(system) or doubles(system):
         if not isinstance(request, ImageToImage):
             raise ReverieError(f"{system.name} enlarges pictures; give one as init")
         height, width = codec.latent_shape(*size)[1:]
+        if doubles(system):
+            half = (-(-width // 2) * codec.factor, -(-height // 2) * codec.factor)
+            seen = codec.encode([resize(request.init.image(), half)])
+            return F.interpolate(seen, (height, width), mode="nearest")
         return to_tensor([resize(request.init.image(), (width, height))]).to(system.device)
     if takes_depth(system):
         if request.depth is None:

@@ -32,6 +32,7 @@ from reverie.files import name_of
 from reverie.generate import canvas, conditioning
 from reverie.generate.canvas import (
     Canvas,
+    doubles,
     edits,
     enlarges,
     further_channels,
@@ -307,6 +308,9 @@ def stream(
 
 EDITING = {"strength": 1.0, "image_guidance": 1.5}  # what a model that edits pictures recommends (2211.09800)
 ENLARGING = {"strength": 1.0, "guidance": 9.0, "noise_level": 20}  # what one that enlarges them does (diffusers)
+DOUBLING = {"strength": 1.0, "guidance": 1.0}  # what one that doubles latents does, whose prompt need not be known
+# What changes attention that one that doubles latents does not have, or steers a U-Net of other shapes.
+NOT_DOUBLED = ("controls", "ip_adapters", "regions", "cache_steps", "merge_tokens", "freeu", "perturbed_guidance")
 
 
 def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
@@ -332,6 +336,15 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
             raise ReverieError(
                 f"noise level {level} is not possible: {system.name} takes 0 to {most}", field="noise_level"
             )
+    if doubles(system):
+        request = request.with_recommended(DOUBLING)
+        plain = TextToImage.model_fields
+        for name in NOT_DOUBLED:
+            if getattr(request, name) != plain[name].default:
+                raise ReverieError(
+                    f"{system.name} doubles pictures by a U-Net of its own; leave out {name.replace('_', ' ')}",
+                    field=name,
+                )
     width, height = canvas.size_of(system, request)
     hires = request.hires
     if hires is not None:

@@ -28,6 +28,8 @@ class AutoencoderConfig:
     """Describe an autoencoder by the names of diffusers' config.json; the defaults are Stable Diffusion 1's.
 
     `latents_mean` and `latents_std` are those of each channel, where the U-Net sees latents that are standardised.
+    `patch_size` (diffusers: of AutoencoderKLWan) is the side of the squares of pixels whose colours are the channels of
+    one place, in place of levels of that size; `in_channels` and `out_channels` count them all.
     """
 
     in_channels: int = 3
@@ -44,6 +46,7 @@ class AutoencoderConfig:
     mid_block_add_attention: bool = True
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
+    patch_size: int = 1
 
 
 AUTOENCODERS: dict[str, AutoencoderConfig] = {
@@ -168,6 +171,10 @@ class Decoder(nn.Module):
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
 
+RunHalf = Callable[[Any, Tensor], Tensor]
+"""(encoder or decoder, its input) -> its output."""
+
+
 class ImageAutoencoder(nn.Module):
     """What the image codec knows of an autoencoder: images in [-1, 1] to distributions of latents, latents to images.
 
@@ -183,12 +190,18 @@ class ImageAutoencoder(nn.Module):
         """Return how many pixels a latent spans in height and in width."""
         raise NotImplementedError
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> DiagonalGaussian:
-        """Encode images in [-1, 1]; raise `ReverieError` where their size is not a multiple of `factor`."""
+    def encode(self, images: Float[Tensor, "b c h w"], run: RunHalf = nn.Module.__call__) -> DiagonalGaussian:
+        """Encode images in [-1, 1], by another way to `run` the encoder where one is given.
+
+        Raises ReverieError where their size is not a multiple of `factor`.
+        """
         raise NotImplementedError
 
-    def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
-        """Decode latents to images, mostly within [-1, 1]; raise `ReverieError` for a wrong number of channels."""
+    def decode(self, z: Float[Tensor, "b c h w"], run: RunHalf = nn.Module.__call__) -> Float[Tensor, "b out h2 w2"]:
+        """Decode latents to images, mostly within [-1, 1], by another way to `run` the decoder where one is given.
+
+        Raises ReverieError for a wrong number of channels.
+        """
         raise NotImplementedError
 
     def decoder_last_weight(self) -> nn.Parameter:
@@ -212,10 +225,14 @@ class ImageAutoencoder(nn.Module):
 
     def _check_images(self, images: Float[Tensor, "b c h w"]) -> None:
         channels, height, width = images.shape[1:]
-        if channels != self.config.in_channels or height % self.factor or width % self.factor:
+        if (
+            channels != (own := self.config.in_channels // self.config.patch_size**2)
+            or height % self.factor
+            or width % self.factor
+        ):
             raise ReverieError(
                 f"cannot encode images of {channels} channels and {width}x{height} pixels; give "
-                f"{self.config.in_channels} channels, width and height multiples of {self.factor}"
+                f"{own} channels, width and height multiples of {self.factor}"
             )
 
     def _check_latents(self, z: Float[Tensor, "b c h w"]) -> None:
@@ -242,18 +259,25 @@ class Autoencoder(ImageAutoencoder):
     @property
     def factor(self) -> int:
         """Return how many pixels a latent spans in height and in width: 8 with four levels, 16 with five."""
-        return 2 ** (len(self.config.block_out_channels) - 1)
+        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
 
-    def encode(self, images: Float[Tensor, "b c h w"]) -> DiagonalGaussian:
-        """Encode images in [-1, 1]; raise `ReverieError` where their size is not a multiple of `factor`."""
+    def encode(self, images: Float[Tensor, "b c h w"], run: RunHalf = nn.Module.__call__) -> DiagonalGaussian:
+        """Encode images in [-1, 1], by another way to `run` the encoder where one is given.
+
+        Raises ReverieError where their size is not a multiple of `factor`.
+        """
         self._check_images(images)
-        mean, logvar = self.quant_conv(self.encoder(images)).chunk(2, dim=1)
+        moments = self.quant_conv(run(self.encoder, F.pixel_unshuffle(images, self.config.patch_size)))
+        mean, logvar = moments.chunk(2, dim=1)
         return DiagonalGaussian(mean, logvar.clamp(-30, 20))
 
-    def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
-        """Decode latents to images, mostly within [-1, 1]; raise `ReverieError` for a wrong number of channels."""
+    def decode(self, z: Float[Tensor, "b c h w"], run: RunHalf = nn.Module.__call__) -> Float[Tensor, "b out h2 w2"]:
+        """Decode latents to images, mostly within [-1, 1], by another way to `run` the decoder where one is given.
+
+        Raises ReverieError for a wrong number of channels.
+        """
         self._check_latents(z)
-        return self.decoder(self.post_quant_conv(z))
+        return F.pixel_shuffle(run(self.decoder, self.post_quant_conv(z)), self.config.patch_size)
 
 
 def _levels(widths: Sequence[int]) -> list[tuple[int, int, bool]]:
@@ -282,6 +306,7 @@ class TinyConfig:
     scaling_factor: float = 1.0
     latents_mean: None = None
     latents_std: None = None
+    patch_size: int = 1
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], halves: Sequence[str]) -> TinyConfig:
@@ -346,10 +371,6 @@ class TinyDecoder(nn.Module):
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         return self.layers(z)
-
-
-RunHalf = Callable[[Any, Tensor], Tensor]
-"""(encoder or decoder, its input) -> its output."""
 
 
 class TinyAutoencoder(ImageAutoencoder):

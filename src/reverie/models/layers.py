@@ -103,6 +103,8 @@ class TimestepEmbedding(nn.Module):
     `guidance_dim` is the width of a second embedding that is added after a projection: a distilled model's guidance.
     """
 
+    act: Callable[[Tensor], Tensor] = staticmethod(F.silu)
+
     def __init__(self, in_dim: int, dim: int, guidance_dim: int | None = None):
         super().__init__()
         self.linear_1 = nn.Linear(in_dim, dim)
@@ -116,7 +118,7 @@ class TimestepEmbedding(nn.Module):
         x = x.to(self.linear_1.bias.dtype)
         if self.cond_proj is not None and guidance is not None:
             x = x + self.cond_proj(guidance.to(x.dtype))
-        return self.linear_2(F.silu(self.linear_1(x)))
+        return self.linear_2(self.act(self.linear_1(x)))
 
 
 Attend = Callable[[Tensor, Tensor, Tensor, int], Tensor]

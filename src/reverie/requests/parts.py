@@ -75,7 +75,7 @@ class Hires(Frozen):
     upscaler: UpscalerName = Field(
         default="latent",
         description=f"what enlarges the latents, or the picture: {', '.join(UPSCALER_NAMES)}, or the file of a learned "
-        "upscaler (ESRGAN, Real-ESRGAN, SwinIR)",
+        "upscaler (ESRGAN, Real-ESRGAN, SwinIR, DAT)",
     )
     steps: int | None = Field(
         default=None, ge=1, le=1000, description="steps of the second pass; those of the first if not given"

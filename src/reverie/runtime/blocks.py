@@ -297,13 +297,6 @@ Composed = tuple[Float[Tensor, "3 3 out in 3 3"], Float[Tensor, "out 3 3"]]
 """Kernels and biases of a convolution that has others at the image's edges: by row and column, first, inner, last."""
 
 
-def draw_composed(decoder: TinyDecoder, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-    """Compute as `decoder` does, its last layers composed anew; differentiable. Latents are at least 3x3."""
-    blocks, tail = split_decoder(decoder)
-    x = blocks(z)
-    return F.pixel_shuffle(convolve(x, compose_tail(tail, x.shape[1])), scale_of(tail))
-
-
 def split_encoder(encoder: TinyEncoder) -> tuple[nn.Sequential, nn.Sequential]:
     """Return the layers before the first block, and the others."""
     first = next((n for n, layer in enumerate(encoder.layers) if isinstance(layer, TinyBlock)), 0)

@@ -58,9 +58,8 @@ async def attend(request: Request, bodies: Iterable[Mapping[str, Any] | Submissi
         return over.result()
     finally:
         gone.cancel()
-        if not dispatcher.closing:
-            for record in records:
-                dispatcher.cancel(record)
+        for record in records:
+            dispatcher.abandon(record)
 
 
 def failure(record: JobRecord) -> Refusal:

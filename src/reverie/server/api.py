@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Query, Request, Response, UploadFile, WebSocket
 from fastapi.responses import FileResponse, StreamingResponse
-from pydantic import BaseModel, Field
+from pydantic import BaseModel
 from starlette.websockets import WebSocketDisconnect
 
 from reverie.requests.base import SampledRequest
@@ -24,10 +24,11 @@ from reverie.requests.templates import read_styles
 from reverie.server.answers import Served, answer, client_of, dispatcher_of
 from reverie.server.dispatcher import ALL, Dispatcher
 from reverie.server.guard import Refusal
+from reverie.server.questions import Classification, Comparison, Embedding, Question, Search
 from reverie.server.settings import SPECTROGRAM
 from reverie.server.shelf import content_of, describe_files, json_object, media_type
 from reverie.server.store import JobRecord
-from reverie.server.submissions import FORMATS, Submission
+from reverie.server.submissions import FORMATS, Submission, fields_schema
 
 PAGE_SIZE = 200  # jobs of one answer at most
 FOREVER = "private, max-age=31536000, immutable"  # a name stands for one content
@@ -246,8 +247,9 @@ def describe_model(place: Path) -> Json:
     """Return what a model makes, at which size in pixels, and what is recommended; None where nothing says so."""
     found = {name: _read(locate_part(place, file)) for name, file in DESCRIPTIONS.items()}
     makes = "music" if (place / SPECTROGRAM).is_file() else "pictures"
-    side, widths = found["unet"].get("sample_size"), found["vae"].get("block_out_channels", [])
-    size = side * 2 ** (len(widths) - 1) if makes == "pictures" and isinstance(side, int) and widths else None
+    side, vae = found["unet"].get("sample_size"), found["vae"]
+    drawn = makes == "pictures" and isinstance(side, int) and "block_out_channels" in vae
+    size = side * vae.get("patch_size", 1) * 2 ** (len(vae["block_out_channels"]) - 1) if drawn else None
     family = few_steps(place.stem)
     own = found["recommended"] or ({} if family is None else family.fields())
     recommended = {name: own.get(name) for name in ("steps", "guidance", "sampler", "schedule")}
@@ -318,49 +320,15 @@ async def concepts(served: Served, model: str = BUNDLED_NAME) -> Json:
 # Questions to CLIP
 
 
-class ComparisonBody(BaseModel):
-    """Pictures, by name or content, and texts."""
+def _answer_questions(question: type[Question]) -> None:
+    """Add a route that answers a kind of question; its fields are the question's, pictures by name or content."""
+    schema = {"type": "object", "additionalProperties": False, **fields_schema(question)}
+    described = {"requestBody": {"content": {"application/json": {"schema": schema}}}}
 
-    pictures: list[str] = Field(default=[], max_length=256)
-    texts: list[str] = Field(default=[], max_length=1024)
-
-
-class ClassificationBody(BaseModel):
-    """Pictures, by name or content, and labels for them."""
-
-    pictures: list[str] = Field(max_length=256)
-    labels: list[str] = Field(max_length=4096)
-    top: int = 5
+    @router.post(f"/{question.kind}", name=question.kind, description=question.__doc__, openapi_extra=described)
+    async def ask(asked: Json, request: Request) -> Json:
+        return await answer(request, question.kind, asked)
 
 
-class SearchBody(BaseModel):
-    """A text, a picture by name or content, and what should count nothing."""
-
-    text: str = Field(default="", max_length=1000)
-    like: str | None = None
-    without: str = Field(default="", max_length=1000)
-    top: int = 20
-
-
-@router.post("/search")
-async def search(asked: SearchBody, request: Request) -> Json:
-    """Find pictures of the server's index."""
-    return await answer(request, "search", asked.model_dump())
-
-
-@router.post("/compare")
-async def compare(asked: ComparisonBody, request: Request) -> Json:
-    """Return the cosines of pictures with texts, or of one kind with each other."""
-    return await answer(request, "compare", asked.model_dump())
-
-
-@router.post("/classify")
-async def classify(asked: ClassificationBody, request: Request) -> Json:
-    """Return for each picture the likeliest labels (zero-shot classification)."""
-    return await answer(request, "classify", asked.model_dump())
-
-
-@router.post("/embed")
-async def embed(asked: ComparisonBody, request: Request) -> Json:
-    """Return the CLIP embeddings of the pictures and then of the texts."""
-    return await answer(request, "embed", asked.model_dump())
+for _question in (Search, Comparison, Classification, Embedding):
+    _answer_questions(_question)

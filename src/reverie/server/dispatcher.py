@@ -154,6 +154,11 @@ class Dispatcher:
             self._timers.pop(record.id).cancel()
             self._timers[record.id] = self._loop.call_later(PATIENCE, self._kill, record)
 
+    def abandon(self, record: JobRecord) -> None:
+        """Stop a job that is not over, as nobody waits for it any more; a server that closes keeps it."""
+        if not self.closing:
+            self.cancel(record)
+
     def delete(self, record: JobRecord) -> None:
         """Forget a job that is over, and remove its files."""
         for path in self.paths(record):

@@ -88,9 +88,9 @@ class Search(Question):
 
     kind: ClassVar[str] = "search"
 
-    text: str = ""
+    text: str = Field(default="", max_length=1000)
     like: Picture | None = None
-    without: str = ""
+    without: str = Field(default="", max_length=1000)
     top: int = Field(default=20, ge=1, le=100)
 
     def answer(self, load: Load, index: Path | None) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
@@ -39,6 +41,13 @@ USUAL_SCALE = 4  # of an upscaler, which tells its own once it is loaded
 SECONDS = 2.0  # between two keyframes, where a film says nothing
 Asked = SampledRequest | Upscale | Question
 ASKED: dict[str, type[Asked]] = {**KINDS, Upscale.kind: Upscale, **QUESTIONS}
+
+
+def fields_schema(asked: type[Asked]) -> dict[str, Any]:
+    """Return the JSON schema of a request's fields, as clients fill them in: with names in the place of files."""
+    schema = asked.model_json_schema()
+    properties = json.loads(re.sub(r'"\$ref": "[^"]*"', '"type": "string"', json.dumps(schema["properties"])))
+    return {"properties": properties, "required": schema.get("required", [])}
 
 
 def _alone(kind: Any) -> BeforeValidator:

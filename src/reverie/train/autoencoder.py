@@ -162,9 +162,9 @@ class AutoencoderObjective:
 
 
 def require_kl(autoencoder: ImageAutoencoder) -> Autoencoder:
-    """Return an AutoencoderKL as it is. Raises ReverieError for a tiny one, which learns by its own objective."""
+    """Return an AutoencoderKL as it is. Raises ReverieError for a tiny one, which nothing here trains."""
     if not isinstance(autoencoder, Autoencoder):
-        raise ReverieError("a tiny autoencoder (TAESD) was given; give an AutoencoderKL, or use the objective tiny")
+        raise ReverieError("a tiny autoencoder (TAESD) was given; give an AutoencoderKL")
     return autoencoder
 
 

@@ -6,7 +6,7 @@ are in `losses.py`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import ANYWHERE, CANVAS, PAIR_SHARE, SIZE_WORDS
 from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.diffusion.denoiser import PREDICTIONS, ScheduleConfig
-from reverie.errors import ReverieError, choose
+from reverie.errors import RequestWarning, ReverieError, choose, warn
 from reverie.media.pictures import grid
 from reverie.models.clip import CLIP, TextTower
 from reverie.models.unet import UNet, UNetConfig
@@ -41,6 +41,7 @@ from reverie.train.texts import encoders_digest, read_plainly
 
 CPU = torch.device("cpu")
 HELD_OUT_LATENTS = "held-out.safetensors"  # in the folder of a run
+OF_SCENES = ("subset", "pool", "scatter", "pair_share", "sizes", "bare")  # in [data]
 SHOWN, COLUMNS = 8, 4  # captions on the contact sheet
 LOOKS = 32  # at held-out examples, of which a validation loss is the mean at least
 
@@ -236,7 +237,7 @@ def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool
     )
     networks = nn.ModuleDict({"unet": components.unet})
     if data.latents:
-        stream, shown = _open_encoded(data, components, seed)
+        stream, shown = _open_encoded(data, sections["data"], components, seed)
         batches = Batches(stream, data.batch, data.workers)
         return DiffusionObjective(components, networks, batches, diffusion, seed, shown)
     things = concepts(data.subset)
@@ -252,17 +253,26 @@ def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool
     return objective
 
 
-def _open_encoded(data: LatentSettings, components: Components, seed: int) -> tuple[Stream | Mixed, SampleSheet]:
-    """Open what was encoded ahead, and choose its first captions to be drawn."""
+def _open_encoded(
+    data: LatentSettings, given: Collection[str], components: Components, seed: int
+) -> tuple[Stream | Mixed, SampleSheet]:
+    """Open what was encoded ahead, and choose its first captions to be drawn; warn of what else is `given` in vain."""
     if data.held_out:
         raise ReverieError("held_out in [data] counts scenes; leave it out beside latents")
+    if unheard := [name for name in OF_SCENES if name in given]:
+        warn(f"beside latents in [data] of the recipe nothing is heard of {', '.join(unheard)}", RequestWarning)
     autoencoder = components.autoencoder
     rows = open_encoded(data.latents, encoder_digest(autoencoder), encoders_digest(components.text_encoders))
     streams = [Stream(row, row.latents, seed, data.dropout, tell=row.describe(read_plainly)) for row in rows.values()]
-    height, width = (autoencoder.factor * side for side in streams[0].latents.shape[2:])
-    first = streams[0].examples
-    prompts = [first.caption(index, 0) for index in range(min(SHOWN, len(first)))]
-    return mix(streams, data.batch, seed), SampleSheet(prompts, width, height, COLUMNS)
+    return mix(streams, data.batch, seed), preview(streams[0], autoencoder.factor)
+
+
+def preview(stream: Stream, factor: int) -> SampleSheet:
+    """Choose the first captions of a stream to be drawn, at the size of its pictures."""
+    examples = stream.examples
+    height, width = (factor * side for side in stream.latents.shape[2:])
+    prompts = [examples.caption(index, 0) for index in range(min(SHOWN, len(examples)))]
+    return SampleSheet(prompts, width, height, COLUMNS)
 
 
 def _unet(sections: dict[str, Any], diffusion: DiffusionSettings, seed: int) -> UNet:

@@ -287,13 +287,13 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     products, against = lora.settings_of(sections), section(sections, "adversary", AdversarySettings)
     base = load_base(sections)
     opened = open_examples(sections, base, seed)
-    check(sections, base, opened)
+    beginning = check(sections, base, opened)
     examples, latents = open_pool(base.autoencoder, opened[LATENTS], out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)
     torch.manual_seed(seed)
     return DistillObjective(
         base,
-        thin_student(base.unet, products) if products.rank else whole_student(_beginning(base.unet, settings)),
+        thin_student(base.unet, products) if products.rank else whole_student(beginning),
         Batches(stream, data.batch, data.workers),
         settings,
         seed,
@@ -302,8 +302,11 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
     )
 
 
-def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examples]) -> None:
-    """Raise ReverieError for what a recipe cannot distil, or not of the examples that it opened."""
+def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examples]) -> UNet:
+    """Return what a whole student begins as.
+
+    Raises ReverieError for what a recipe cannot distil, or not of the examples that it opened.
+    """
     data = section(sections, "data", FinetuneDataSettings)
     settings = section(sections, "distill", DistillSettings)
     section(sections, "adversary", AdversarySettings)
@@ -320,7 +323,7 @@ def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examp
         if settings.student:
             raise ReverieError("[lora] is learned on the teacher itself; leave out student in [distill], or [lora]")
         lora.pick_layers(base.unet, products)
-    _beginning(base.unet, settings)
+    return _beginning(base.unet, settings)
 
 
 def _beginning(teacher: UNet, settings: DistillSettings) -> UNet:

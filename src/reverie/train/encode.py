@@ -109,6 +109,7 @@ class EncodeWorker:
             except Unreachable:
                 raise
             except ReverieError as error:
+                self._forget(self.path(shard))
                 return {"pictures": 0, "notes": [f"{error}; the shard is left out"]}
             if opened:
                 stats = self._encode(self.path(shard), opened, model, key, notes)
@@ -118,13 +119,21 @@ class EncodeWorker:
         """Return the file that tells of a shard."""
         return self.folder / (name_of(shard.partition("?")[0]).removesuffix(SHARD) + STATS)
 
+    def _forget(self, path: Path) -> None:
+        """Remove what was made of a shard before, its statistics first."""
+        names = _read_stats(path).get("rows", {})
+        path.unlink(missing_ok=True)
+        for file in (f"{name}{end}" for name in names for end in (TENSORS, LINES)):
+            (self.folder / file).unlink(missing_ok=True)
+        (self.folder / (path.name.removesuffix(STATS) + TEXTS)).unlink(missing_ok=True)
+
     def _encode(
         self, path: Path, opened: dict[str, Pictures], model: Encoders, key: str, notes: list[str]
     ) -> dict[str, Any]:
         """Write all files of a shard; its statistics come last, so that what has some is whole."""
         stem, count = path.name.removesuffix(STATS), 0
         rows: dict[str, str] = {}
-        path.unlink(missing_ok=True)
+        self._forget(path)
         captions = number_captions(opened.values()) if self.texts else {}
         for pictures in opened.values():
             shape = "x".join(map(str, pictures.size))

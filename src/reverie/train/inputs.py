@@ -18,7 +18,7 @@ from reverie.diffusion.denoiser import PREDICTIONS
 from reverie.errors import ReverieError, choose
 from reverie.requests.references import BUNDLED_NAME
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train.diffusion import COLUMNS, SHOWN, SampleSheet
+from reverie.train.diffusion import SampleSheet, preview
 from reverie.train.encoded import Description, Encoded, open_encoded
 from reverie.train.examples import Augmentation, Examples, Pictures, Scenes, Wording
 from reverie.train.folders import hold_out, open_pictures
@@ -306,6 +306,5 @@ def _file(kind: str, name: str) -> str:
 
 def preview_prompts(data: FinetuneDataSettings, stream: Stream, factor: int) -> SampleSheet:
     """Choose what is drawn to see how far it is: the prompts of a recipe, else the first captions."""
-    prompts = data.show or [stream.examples.caption(index, 0) for index in range(min(SHOWN, len(stream.examples)))]
-    height, width = (factor * side for side in stream.latents.shape[2:])
-    return SampleSheet(prompts, width, height, COLUMNS)
+    sheet = preview(stream, factor)
+    return replace(sheet, prompts=data.show) if data.show else sheet

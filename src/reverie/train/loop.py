@@ -21,6 +21,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from reverie.data.loader import BatchPart
 from reverie.errors import RequestWarning, ReverieError, choose, warn
 from reverie.files import lock_folder
+from reverie.runtime.kernels import hold_memory
 from reverie.runtime.transform import pick_device
 from reverie.train import begun
 from reverie.train.checkpoint import check, latest, load_checkpoint, save_checkpoint
@@ -128,6 +129,8 @@ class Learner:
         self.average = _average(objective.averaged, settings)
         self.validations: list[float] = []
         self.kind = device_of(objective.averaged).type
+        if self.kind == "cpu":
+            hold_memory()
         self.scaler = torch.amp.GradScaler(self.kind, enabled=settings.precision == "float16")
 
     def step(self, step: int) -> list[tuple[str, float]]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import torch
@@ -23,6 +22,8 @@ from reverie.errors import ReverieError
 from reverie.files import atomic_write, lock_folder, write_text
 from reverie.progress import Progress
 from reverie.runtime.transform import pick_device
+from reverie.train import begun
+from reverie.train.checkpoint import latest
 from reverie.train.loop import Learner, RunSettings
 from reverie.train.optimisers import Diverged
 from reverie.train.parallel import process_count
@@ -52,8 +53,8 @@ class RateStep(Progress):
 def search(path: Path, out: Path | None = None) -> Iterator[RateStep]:
     """Find the learning rate of a recipe: yield the steps, and write `rate.json` and `rate.png` into the run's folder.
 
-    The run itself is not begun. Raises ReverieError for Prodigy, which finds its own, and where torchrun started
-    several processes.
+    The run itself is not begun. Raises ReverieError where no rate is proposed, for Prodigy, which finds its own, and
+    where torchrun started several processes.
     """
     sections = read(path)
     settings = section(sections, "run", RunSettings)
@@ -65,6 +66,8 @@ def search(path: Path, out: Path | None = None) -> Iterator[RateStep]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with lock_folder(folder, "training into"):
+        if latest(folder) is None:
+            (folder / begun.RECIPE).unlink(missing_ok=True)  # which making latents for the run wrote
         module, _ = OBJECTIVES[sections["objective"]]
         objective = import_module(module).build(sections, settings.seed, folder)
         objective.move(pick_device(settings.device))
@@ -72,9 +75,18 @@ def search(path: Path, out: Path | None = None) -> Iterator[RateStep]:
         for step in find_rate(Learner(objective, settings)):
             steps.append(step)
             yield step
-        best = suggest(steps)
-        table: dict[str, Any] = {"lr": best, "steps": [[step.rate, step.loss, step.smoothed] for step in steps]}
-        write_text(folder / "rate.json", json.dumps(table, indent=1))
+        best: float | None = None
+        try:
+            best = suggest(steps)
+        finally:
+            _write(folder, steps, best)
+
+
+def _write(folder: Path, steps: Sequence[RateStep], best: float | None) -> None:
+    """Write what was found, as numbers and as a chart, also where it proposes nothing."""
+    table = {"lr": best, "steps": [[step.rate, step.loss, step.smoothed] for step in steps]}
+    write_text(folder / "rate.json", json.dumps(table, indent=1))
+    if len(steps) > 1:
         with atomic_write(folder / "rate.png") as temporary:
             chart(steps, best).save(temporary, "PNG")
 
@@ -120,14 +132,15 @@ def suggest(steps: Sequence[RateStep]) -> float:
     end = int(smoothed.argmin()) + 1 if len(steps) else 0
     if end < FEWEST:
         raise ReverieError(
-            f"the loss rose from the start, or fell in {end} steps alone, which proposes no rate; look at the recipe"
+            f"the loss rose from the start, or fell in {end} steps alone, which proposes no rate; look at the recipe, "
+            "and at rate.json in the run's folder"
         )
     slopes = np.gradient(smoothed[:end], np.log([step.rate for step in steps[:end]]))
     return steps[int(slopes.argmin())].rate
 
 
-def chart(steps: Sequence[RateStep], best: float) -> Image.Image:
-    """Draw the smoothed loss over the rate's logarithm, each decade named, with a line at the best."""
+def chart(steps: Sequence[RateStep], best: float | None) -> Image.Image:
+    """Draw the smoothed loss over the rate's logarithm, each decade named, with a line at the best, if there is one."""
     picture = Image.new("RGB", (WIDTH, HEIGHT), "white")
     draw = ImageDraw.Draw(picture)
     first, last = math.log10(steps[0].rate), math.log10(steps[-1].rate)
@@ -145,7 +158,8 @@ def chart(steps: Sequence[RateStep], best: float) -> Image.Image:
         draw.text((across(10**decade), HEIGHT - EDGE + 4), f"1e{decade}", "black", anchor="ma")
     for loss in (low, high):
         draw.text((EDGE - 4, down(loss)), f"{loss:.3g}", "black", anchor="rm")
-    draw.line([(across(best), EDGE), (across(best), HEIGHT - EDGE)], "red")
-    draw.text((across(best), EDGE - 4), f"lr = {best:.2g}", "red", anchor="md")
+    if best is not None:
+        draw.line([(across(best), EDGE), (across(best), HEIGHT - EDGE)], "red")
+        draw.text((across(best), EDGE - 4), f"lr = {best:.2g}", "red", anchor="md")
     draw.line([(across(step.rate), down(step.smoothed)) for step in steps], "black", 2)
     return picture

@@ -34,8 +34,8 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
     "enlarge": ("reverie.train.enlarge", ("enlarge", "scenes")),
     "listener": ("reverie.train.listener", ("listener",)),
+    "patched": ("reverie.train.patched", ("patched",)),
     "probe": ("reverie.train.probe", ("probe",)),
-    "tiny": ("reverie.train.tiny", ("tiny", "model", "scenes")),
     "finetune": (
         "reverie.train.finetune",
         (
@@ -56,7 +56,7 @@ OBJECTIVES: dict[str, tuple[str, tuple[str, ...]]] = {
     ),
 }
 COLLECTIONS = ("pictures", "sounds", "held_out", "path", "masks", "hints")  # keys of folders that are learned from
-UNDIVIDED = ("clip", "enlarge", "tiny")  # objectives whose loss is of a whole batch, not a mean over its rows
+UNDIVIDED = ("clip", "enlarge")  # objectives whose loss is of a whole batch, not a mean over its rows
 
 
 def section(sections: dict[str, Any], name: str, kind: type[Settings]) -> Settings:

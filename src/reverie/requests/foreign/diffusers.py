@@ -109,6 +109,10 @@ def read_scheduler(draft: Draft, given: object) -> None:
     levels = draft.default("schedule")
     if levels in ("karras", "exponential") and name in BETWEEN_TIMESTEPS and spacing in ("leading", "trailing"):
         draft.note(f"scheduler: timestep_spacing {spacing}; {levels} spans all the model's levels here")
+    if (name, spacing) == ("DDIMScheduler", "linspace"):
+        draft.note("scheduler: timestep_spacing linspace; DDIM goes to the levels it asks at here, to others there")
+    if (name, draft.default("sampler")) == ("DPMSolverMultistepScheduler", "dpmpp_3m_sde"):
+        draft.note("scheduler: solver_order 3; its third term has k-diffusion's sign here, another there")
     if config.get("thresholding") in TRUE:
         draft.set_number("threshold", config.get("dynamic_thresholding_ratio", 0.995))
         config.pop("thresholding")

@@ -27,7 +27,7 @@ from reverie.server.dispatcher import Dispatcher
 from reverie.server.guard import Refusal
 from reverie.server.settings import Settings
 from reverie.server.shelf import FILE_URL, encode_preview, media_type
-from reverie.server.submissions import ASKED, FORMATS, Submission
+from reverie.server.submissions import ASKED, FORMATS, Submission, fields_schema
 from reverie.server.worker import LoadedModels, Said, Task, carry_out, offer_loras
 
 if TYPE_CHECKING:
@@ -107,9 +107,7 @@ def create_server(run: Run) -> Server:
 
 def _schema(tool: Tool) -> Json:
     """Return the JSON schema of what a tool takes: its request's, with names in the place of files."""
-    known = json.dumps(ASKED[tool.kind].model_json_schema()["properties"])
-    properties: Json = json.loads(re.sub(r'"\$ref": "[^"]*"', '"type": "string"', known))
-    names = tool.fields.split()
+    properties, names = fields_schema(ASKED[tool.kind])["properties"], tool.fields.split()
     taken = {name: properties[name] for name in names} | {"model": {"type": "string", "description": "its name"}}
     if "mask" in taken:
         taken["mask"] = {"type": "string", "description": MASK}
@@ -189,8 +187,7 @@ async def run_served(body: Json, context: ServerRequestContext[Any, Any]) -> Mad
                 await context.session.report_progress(event["done"], event["total"])
         record = served.get(record.id) or record
     finally:
-        if not record.is_over and not served.closing:
-            served.cancel(record)
+        served.abandon(record)
     if record.state != "done":
         raise failure(record)
     base = str(request.base_url).rstrip("/") + FILE_URL

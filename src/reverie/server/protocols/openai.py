@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.responses import StreamingResponse
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -24,7 +25,7 @@ from starlette.datastructures import UploadFile
 from reverie.errors import ReverieError
 from reverie.media.pictures import decode, exif_texts, read_texts, to_rgb
 from reverie.requests.records import read_record
-from reverie.server.answers import Served, client_of, dispatcher_of, finish
+from reverie.server.answers import Served, client_of, dispatcher_of, failure, finish
 from reverie.server.api import server_sent_event
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.guard import Refusal, error_body
@@ -160,9 +161,7 @@ async def _read_form(request: Request) -> tuple[ImagesRequest, dict[str, list[by
     try:
         return ImagesRequest.model_validate(fields), files
     except ValidationError as error:
-        first = error.errors()[0]
-        field = ".".join(map(str, first["loc"]))
-        raise Refusal(422, f"{field}: {first['msg']}", param=field) from None
+        raise RequestValidationError([{**one, "loc": ("body", *one["loc"])} for one in error.errors()]) from None
 
 
 def _only(images: list[bytes]) -> bytes:
@@ -199,7 +198,7 @@ async def _respond(
         return await asyncio.to_thread(_answer, dispatcher_of(request), record, asked, str(request.base_url))
     served = dispatcher_of(request)
     record = await served.submit(body, client_of(request))
-    return StreamingResponse(_stream(request, served, record, asked, kind), media_type="text/event-stream")
+    return StreamingResponse(_stream(served, record, asked, kind), media_type="text/event-stream")
 
 
 def _answer(served: Dispatcher, record: JobRecord, asked: ImagesRequest, base: str) -> dict[str, Any]:
@@ -234,9 +233,7 @@ def _encode_picture(picture: Image.Image, asked: ImagesRequest) -> str:
     return base64.b64encode(encode(to_rgb(picture), asked.format.upper(), quality=quality, exif=exif)).decode()
 
 
-async def _stream(
-    request: Request, served: Dispatcher, record: JobRecord, asked: ImagesRequest, kind: str
-) -> AsyncIterator[str]:
+async def _stream(served: Dispatcher, record: JobRecord, asked: ImagesRequest, kind: str) -> AsyncIterator[str]:
     """Yield OpenAI's events: partial pictures spread evenly over the steps, and every finished one."""
     partial, wanted = 0, asked.partial_images or 0
     details = {"created_at": int(time.time()), **_details(record, asked)}
@@ -250,14 +247,15 @@ async def _stream(
                 partial += 1
         record = served.get(record.id) or record
         if record.state != "done":
-            yield server_sent_event("error", {"type": "error", **error_body(record.error or "cancelled", record.field)})
+            refusal = failure(record)
+            yield server_sent_event("error", {"type": "error", **error_body(refusal.detail, refusal.param)})
             return
         for path in served.paths(record):
             more = {"b64_json": await asyncio.to_thread(_encode, path, asked), "usage": USAGE}
             event = {"type": f"{kind}.completed", **details, **more, **_details(record, asked)}
             yield server_sent_event(event["type"], event)
     finally:
-        served.cancel(record)
+        served.abandon(record)
 
 
 def _partial(image: str, asked: ImagesRequest) -> tuple[str, str]:
