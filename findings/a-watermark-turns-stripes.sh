@@ -4,8 +4,8 @@
 # dwtDct and dwtDctSvd write into the Haar transform of the blue difference (U of YUV), and transform it back with the horizontal
 # and the vertical details in each other's place: within every square of 2 x 2 pixels the upper right and the lower left change
 # places. Columns of blue one pixel wide come out as rows, wherever the mark's bits lie and whatever they are; edges of blue get
-# teeth. Brightness is untouched, and so are greys. diffusers 0.42.1 marks every picture of its SDXL pipelines in this way where
-# the package is installed; add_watermarker=False leaves it out. Seen: 30 November 2026.
+# teeth. Luma has no part in it, so greys keep their details. diffusers 0.42.1 marks every picture of its SDXL pipelines in this
+# way where the package is installed; add_watermarker=False leaves it out. Seen: 30 November 2026.
 # What reverie does: marks are written into the luma, with every detail in its place (media/provenance.py).
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT

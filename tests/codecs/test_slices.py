@@ -12,7 +12,7 @@ from torch import nn
 from reverie.codecs import image
 from reverie.codecs.image import ImageCodec
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAutoencoder, TinyAutoencoder, TinyConfig
-from reverie.runtime import pack
+from reverie.runtime import pack, winograd
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 
@@ -51,6 +51,28 @@ def test_slices_give_what_the_whole_gives(autoencoder: ImageAutoencoder, size: t
         ):
             assert sliced.shape == whole.shape
             assert torch.allclose(sliced, whole, rtol=0, atol=1e-5 * max(1, whole.abs().nan_to_num(posinf=0).max()))
+
+
+@torch.no_grad()
+def test_slices_are_convolved_by_what_convolves_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: list[int] = []
+    convolve = winograd.conv2d
+    monkeypatch.setattr(winograd, "conv2d", lambda x, *given: rows.append(x.shape[2]) or convolve(x, *given))
+    torch.manual_seed(0)
+    model = Autoencoder(replace(CONFIG, block_out_channels=(128,), norm_num_groups=8)).eval()
+    z = torch.randn(1, 4, 12, 160)
+    whole = model.decode(z)
+    sliced = image.decode_in_strips(pack(model), z)
+    assert (sliced - whole).norm() < 1e-5 * whole.norm()
+    assert set(rows) == {3, 6, 7}  # of 12, five at a time, with those around them
+
+
+def test_norms_of_slices_keep_their_digits_far_from_zero() -> None:
+    norm, x = nn.GroupNorm(4, 8), torch.randn(1, 8, 203, 300, generator=torch.Generator().manual_seed(0)) + 30
+    variance, mean = torch.var_mean(x.double().view(4, -1), dim=1, correction=0)
+    found = image._statistics(norm, x.contiguous(memory_format=torch.channels_last))
+    assert torch.allclose(found[0].double(), variance, rtol=1e-4)
+    assert torch.allclose(found[1].double(), mean, rtol=1e-6)
 
 
 @pytest.mark.parametrize("size", [(52, 30), (13, 60)])

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import accumulate
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +17,9 @@ from torch.profiler import ProfilerActivity, profile
 
 from reverie.cli import app as cli
 from reverie.errors import ReverieError
+from reverie.models.clip import CLIPAttention
 from reverie.models.controlnet import ControlNet, ControlNetConfig
+from reverie.models.layers import Attention, TransformerBlock
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.train.finetune import build
@@ -23,7 +27,7 @@ from reverie.train.latents import open_pool
 from reverie.train.layers import recompute_layers_
 from reverie.train.loop import Learner, RunSettings
 from reverie.train.optimisers import OPTIMISERS, make_optimisers
-from reverie.train.plan import STATES, blank_pool, peak_of_step, plan
+from reverie.train.plan import STATES, blank_pool, cost_of_step, plan
 from reverie.train.recipe import read, section
 
 SMALL = UNetConfig(
@@ -135,9 +139,42 @@ def test_a_plan_tells_what_a_step_holds(
     step()  # what is made once and kept is no part of it
     objective.networks.zero_grad(set_to_none=True)
     held = held_at_most(step)
-    told = peak_of_step(build(sections, 0, tmp_path / "none", blank_pool), settings)
+    told = cost_of_step(build(sections, 0, tmp_path / "none", blank_pool), settings).memory
     assert told == pytest.approx(held, rel=0.1)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_plan_counts_the_operations_of_a_step(recipe: Callable[..., Path], tmp_path: Path) -> None:
+    """By shapes, exactly: layers work once there, and back for weights and input each, attention 2.5 times as much."""
+    path = recipe(KINDS["whole"])
+    objective = build(read(path), 0, tmp_path, open_pool)
+    unet, (tower,) = objective.components.unet, objective.components.text_encoders
+    deaf = {unet.conv_in, unet.time_embedding.linear_1}  # whose input learns nothing
+    deaf |= {layer for block in unet.modules() if isinstance(block, TransformerBlock) for layer in keys_of(block.attn2)}
+    counted: list[float] = []
+
+    def count(layer: nn.Module, given: tuple[Any, ...], out: Tensor) -> None:
+        learns = layer in learning
+        if isinstance(layer, Attention | CLIPAttention):
+            rows, tokens, width = given[0].shape
+            length = tokens if len(given) == 1 or given[1] is None else given[1].shape[1]
+            counted.append(4 * rows * tokens * length * width * (3.5 if learns else 1))
+        else:
+            inputs = layer.weight[0].numel()  # type: ignore[union-attr,index]
+            counted.append(2 * out.numel() * inputs * (1 + learns + (learns and layer not in deaf)))
+
+    learning = {*unet.modules()}
+    for layer in (*unet.modules(), *tower.modules()):
+        if isinstance(layer, nn.Linear | nn.Conv2d | Attention | CLIPAttention):
+            layer.register_forward_hook(count)
+    next(objective.losses(0))
+    plain = section(read(path), "run", RunSettings)
+    told = cost_of_step(build(read(path), 0, tmp_path / "none", blank_pool), plain)
+    assert told.operations == sum(counted)
+
+
+def keys_of(attention: Attention) -> list[nn.Module]:
+    return [attention.to_k, attention.to_v]
 
 
 def test_a_plan_names_every_cost(recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str]) -> None:
@@ -151,6 +188,7 @@ def test_a_plan_names_every_cost(recipe: Callable[..., Path], capsys: pytest.Cap
     assert lines["optimiser"].startswith(f"{8 * learned / 1e3:.1f} kB")
     assert lines["average"] == f"{4 * learned / 1e3:.1f} kB"
     assert lines["sharded"].startswith(f"{4 * (held + 4 * learned) / 1e3:.1f} kB of this")
+    assert re.fullmatch(r"[\d.]+ M a step, [\d.]+ G in all, there and back", lines["operations"])
     assert lines["examples"].startswith("40 in 10 steps, 6.7 times 6, latents of")
     assert not (path.parent / "runs").exists()
     path.write_text(path.read_text().replace('"finetune"', '"distill"'))

@@ -100,11 +100,11 @@ def round_input(x: Float[Tensor, "*shape"]) -> tuple[UInt8[Tensor, "*shape"], fl
 
     Returns them with their scale and the number that means 0: x is about scale (q - zero).
     """
-    low, high = (end.item() for end in x.aminmax())
-    low, high = min(low, 0.0), max(high, 0.0)
+    low, high = min(x.amin().item(), 0.0), max(x.amax().item(), 0.0)  # aminmax takes 12 times as long in channels-last
     scale = (high - low) / LEVELS or 1.0
     zero = int(-low / scale)  # rounded down, so that nothing passes 255
-    return torch.add(zero + 0.5, x, alpha=1 / scale).to(torch.uint8), scale, zero
+    levels = torch.add(zero + 0.5, x, alpha=1 / scale)
+    return levels.to(torch.int16).to(torch.uint8), scale, zero  # torch's own way from float32 takes 5 times as long
 
 
 class Int8Linear(PackedLayer, nn.Linear):

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.data import default_collate
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import ImageAutoencoder
@@ -45,6 +46,20 @@ STATES: dict[str, Callable[[torch.Size], int]] = {
     "muon": lambda shape: shape.numel() * (1 if len(shape) == 2 else 2),
 }
 """How many numbers an optimiser keeps for a parameter of a shape, by the keys of OPTIMISERS."""
+ATTENTION: dict[Any, Callable[..., int]] = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
+        *shapes[:4]
+    ),
+}
+"""Operations of attention on a CPU, of whose shapes torch's counter knows nothing."""
+
+
+class StepCost(NamedTuple):
+    """What a part of a step costs: bytes held at most, multiplications and additions of products and convolutions."""
+
+    memory: int
+    operations: int
 
 
 def _rows(shape: torch.Size, along: int) -> int:
@@ -138,7 +153,7 @@ def describe(objective: DiffusionObjective, settings: RunSettings) -> Iterator[s
     yield f"optimiser  {_size(states)} ({settings.optimiser})"
     yield f"average    {_size(average)}"
     rows, batch = objective.batches.size // parts(settings.accumulate)[0].count, objective.batches.size
-    step = peak_of_step(objective, settings)
+    step, operations = cost_of_step(objective, settings)
     gradients = FLOAT * count
     yield f"a step     {_size(step)}, {rows} of {batch} examples at once, with gradients of {_size(gradients)}"
     kept = gradients if settings.accumulate > 1 else 0
@@ -149,14 +164,16 @@ def describe(objective: DiffusionObjective, settings: RunSettings) -> Iterator[s
         yield f"sharded    {_size(shared)} of this fall to the processes in equal parts, beside a layer's at a time"
     examples = [stream.latents for stream in streams_of(objective)]
     held, pool = sum(map(len, examples)), sum(latents.nbytes for latents in examples)
+    operations *= batch // rows
+    yield f"operations {_size(operations, '')} a step, {_size(operations * settings.steps, '')} in all, there and back"
     seen = settings.steps * batch
     yield f"examples   {seen:,} in {settings.steps:,} steps, {seen / held:.1f} times {held:,}, latents of {_size(pool)}"
     made = "" if all(isinstance(stream.examples, Encoded) for stream in streams_of(objective)) else " the latents,"
     yield f"on disk    a checkpoint of {_size(saved + states + average)},{made} and the export"
 
 
-def peak_of_step(objective: DiffusionObjective, settings: RunSettings) -> int:
-    """Return the most bytes that a part of a step holds beside weights, optimiser and average, in float32."""
+def cost_of_step(objective: DiffusionObjective, settings: RunSettings) -> StepCost:
+    """Return what a part of a step costs; its memory beside weights, optimiser and average, in float32."""
     rows = objective.batches.size // parts(settings.accumulate)[0].count
     latents, described, _ = first_readable(objective.batches.items.make, 0, TRIES)[1]
     captions = default_collate([described] * rows)
@@ -166,10 +183,17 @@ def peak_of_step(objective: DiffusionObjective, settings: RunSettings) -> int:
     known = [weight for _, network in _parts(objective) for weight in network.parameters()]
     channels = objective.components.autoencoder.config.latent_channels
     x = torch.empty(rows, channels, *latents.shape[1:], device=META)
-    with fused_attention(), PeakMemory(known) as memory:
+
+    def step() -> None:
         predicted = objective.predict(x, torch.zeros(len(x), dtype=torch.long, device=META), captions)
         torch.autograd.backward(predicted.square().mean())
-    return memory.peak
+
+    with fused_attention():
+        with PeakMemory(known) as memory:
+            step()
+        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:  # apart: it keeps what it has seen
+            step()
+    return StepCost(memory.peak, counter.get_total_flops())
 
 
 def streams_of(objective: DiffusionObjective) -> Iterator[Stream]:
@@ -198,8 +222,8 @@ def _numel(weight: Tensor) -> int:
     return weight.numel()
 
 
-def _size(count: int) -> str:
-    for unit, name in ((1e9, "GB"), (1e6, "MB")):
-        if count >= unit:
-            return f"{count / unit:.1f} {name}"
-    return f"{count / 1e3:.1f} kB"
+def _size(count: int, unit: str = "B") -> str:
+    for factor, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= factor:
+            return f"{count / factor:.1f} {name}{unit}"
+    return f"{count / 1e3:.1f} k{unit}"
