@@ -187,6 +187,10 @@ class IPAdapterFinetuning(Finetuning):
             attention.attend = partial(ip_adapter.gather_both, keys_values)
         return self.components.unet(x, t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
 
+    def after_step(self) -> None:
+        """Let go of what the step computed."""
+        self.gather_alone()
+
     def gather_alone(self) -> None:
         """Let attentions gather from the text alone again."""
         for attention, _ in cross_attentions(self.components.unet):
@@ -220,6 +224,9 @@ def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool
     show = ip_adapter.look(seen) if seen else control.show_hints(hints) if hints else None
     streams = open_streams(sections, base, opened, seed, out, show, pool)
     first = streams.own[0]
+    for stream in (*streams.own, *streams.held_out):
+        if isinstance(stream.beside, ip_adapter.Shown):
+            stream.beside.make()
     components = _with_words(base, first_captions(opened), text, out)
     torch.manual_seed(seed)
     if word.word:

@@ -197,6 +197,11 @@ class Shown:
             pass
         return read_tensor(self.path)
 
+    def make(self) -> None:
+        """Make the file of what is seen, where any of it will be shown: of several processes one at a time must."""
+        if self.settings.dropout < 1:
+            _ = self.rows
+
     def fill(self) -> Iterator[Progress]:
         """Write what is seen of all examples, and yield how far it is; see `latents.fill_rows`."""
 
