@@ -166,7 +166,7 @@ def test_what_does_not_go_is_said(tiny: Pipeline, upscaler: Pipeline, doubler: P
     for text, (system, asked) in refused.items():
         with pytest.raises(ReverieError, match=text):
             system.draw(TextToImage.of(asked) if isinstance(asked, dict) else asked)
-    with pytest.raises(ReverieError, match="the attention of doubler .* is not recorded; leave out `explain`"):
+    with pytest.raises(ReverieError, match=r"the attention of doubler .* is not recorded; leave out `explain`"):
         explain(doubler, request())
 
 

@@ -294,8 +294,9 @@ def prepare(
 ) -> Iterator[Progress]:
     """Make the latents that the run of a recipe for fine-tuning, or for distillation, learns from; yield how far it is.
 
-    Of several processes the first makes them. To `begin` a run is to let it be resumed, from here on. Raises ReverieError, before anything is written, where the recipe has
-    another objective, and where the objective cannot learn what it asks for.
+    Of several processes the first makes them. To `begin` a run lets it be resumed from here on. Raises ReverieError,
+    before anything is written, where the recipe has another objective, and where the objective cannot learn what it
+    asks for.
     """
     sections = read(path)
     if sections["objective"] != objective:
