@@ -33,6 +33,10 @@ from reverie.requests.samplers import SamplerName, ScheduleName
 DOCS = Path(__file__).parents[1] / "docs" / "measured" / "samplers.md"
 PROMPT, NEGATIVE, SEED, STEPS, GUIDANCE, STRENGTH = "a bear next to an apple", "blue", 7, 8, 4.0, 0.75
 GOAL = 1e-3  # on [-1, 1]
+PLMS_OF_V = (
+    "predicting v, diffusers mixes the past v's and turns the mixture into eps with the present level; reverie mixes "
+    "the past eps, as PLMS is defined"
+)
 # Why a difference is above the goal: (sampler, spacing, task or "" for all) -> what diffusers does otherwise.
 REASONS = {
     ("euler", "karras", ""): "with these spacings diffusers' Euler starts from noise times sigma_max, 14.615, and the "
@@ -49,9 +53,11 @@ REASONS = {
         "image to image",
     ): "diffusers' table for PLMS has its second timestep twice, and cutting the table "
     "at the strength cuts by rows: it starts one timestep higher, and takes one step more",
-    ("plms", "ddim", "text to image"): "predicting v, diffusers mixes the past v's and turns the mixture into eps with "
-    "the present level; reverie mixes the past eps, as PLMS is defined",
+    ("plms", "ddim", "text to image"): PLMS_OF_V,
+    ("plms", "ddim", "enlarging"): PLMS_OF_V,
     ("plms", "ddim", "inpainting"): "as in image to image",
+    ("plms", "ddim", "by depth"): "as in image to image",
+    ("lms", "leading", "by depth"): "as in image to image",
     ("lms", "leading", "image to image"): "diffusers chooses the order of LMS by the position in the table instead of "
     "the steps taken, so starting in its middle it leaves out terms of a past that is not there",
     ("lms", "leading", "inpainting"): "as in image to image",

@@ -31,7 +31,9 @@ def arguments() -> argparse.Namespace:
     """Read the command line."""
     runs = ROOT / "runs"
     parser = argparse.ArgumentParser(description="Put the trained model of music into the package's assets.")
-    parser.add_argument("--model", type=Path, default=runs / "music" / "export", help="whole model, diffusers' layout")
+    parser.add_argument(
+        "--model", type=Path, default=runs / "music-on" / "export", help="whole model, diffusers' layout"
+    )
     parser.add_argument("--judge", type=Path, default=runs / "music-judge" / "export", help="what measures it")
     return parser.parse_args()
 

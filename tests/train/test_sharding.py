@@ -24,6 +24,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
+from reverie.similarity.embed import BUNDLED as CLIP
 from reverie.train import parallel, run
 from reverie.train.checkpoint import latest
 from reverie.train.finetune import build
@@ -216,6 +217,7 @@ def test_a_sharded_run_goes_on_on_three_and_without_shards(runs: Path) -> None:
 OTHERS = {
     "lora": ("", "[lora]\nrank = 2\n"),
     "control": ("", '[control]\ndetect = "canny"\n'),
+    "ip adapter": ("", f'[ip_adapter]\nencoder = "{CLIP}"\n'),
     "bfloat16": ('precision = "bfloat16"', ""),
     "accumulated": ("accumulate = 3\nema_length = 0.1", ""),
     "held out": ("patience = 1\nsample_every = 1", "held_out = 0.4\n[text]\npace = 0.5\n"),

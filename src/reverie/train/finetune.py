@@ -154,7 +154,6 @@ class IPAdapterFinetuning(Finetuning):
     """Train an IP-Adapter beside a model that stays as it is."""
 
     looking: ip_adapter.Shown
-    errors: list[Tensor]  # of the latest prediction, one for each attention
 
     @property
     def adapter(self) -> IPAdapter:
@@ -164,36 +163,33 @@ class IPAdapterFinetuning(Finetuning):
         return network
 
     def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-        """Yield the error of the prediction, and how far pictures are from saying what their captions do."""
-        for group, loss, metrics in super().losses(step, part):
-            if not self.errors:
-                yield group, loss, metrics
-                continue
-            apart = torch.stack(self.errors).mean()
-            yield group, loss + self.looking.settings.align * apart, metrics | {"apart": apart.item()}
+        """Yield the error of the prediction; in the first steps, how far pictures are from what captions are."""
+        if step >= self.looking.settings.align:
+            yield from super().losses(step, part)
+            return
+        _, described, _ = self.batches(step, part)
+        with torch.no_grad():
+            said = self.encode(described["said"]).tokens
+        seen = self.adapter(described["seen"].to(said))
+        attentions = [attention for attention, _ in cross_attentions(self.components.unet)]
+        loss = ip_adapter.apart(attentions, seen, said)
+        yield "unet", loss, {"loss": loss.item()}
 
     def predict(self, x: Float[Tensor, "b c h w"], t: Num[Tensor, " b"], captions: Any) -> Float[Tensor, "b c h w"]:
         """Return what the U-Net predicts, which sees pictures beside the text.
 
         Its attentions gather so until pictures are drawn: on the way back layers may be computed again.
         """
-        described: dict[str, Any] = dict(captions)
-        self.errors = []
-        seen, said = described.pop("seen"), described.pop("said", ())
-        conditioning, gather = self.encode(described), ip_adapter.gather_both
-        if any(
-            rows := [
-                bool(text) and not given for text, given in zip(said, described.get("caption", said), strict=False)
-            ]
-        ):
-            with torch.no_grad():
-                tokens = self.encode([text for text, row in zip(said, rows, strict=True) if row]).tokens
-            gather = ip_adapter.Aligned(tokens, torch.tensor(rows, device=x.device), self.errors)
-        attentions = [attention for attention, _ in cross_attentions(self.components.unet)]
+        described = {name: value for name, value in captions.items() if name not in ("seen", "said")}
+        conditioning, seen = self.encode(described), self.adapter(captions["seen"].to(x))
         self.gather_alone()
-        for attention, keys_values in zip(attentions, self.adapter(seen.to(x)), strict=True):
-            attention.attend = partial(gather, attention, keys_values)
+        for (attention, _), keys_values in zip(cross_attentions(self.components.unet), seen, strict=True):
+            attention.attend = partial(ip_adapter.gather_both, keys_values)
         return self.components.unet(x, t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
+
+    def after_step(self) -> None:
+        """Let go of what the step computed."""
+        self.gather_alone()
 
     def gather_alone(self) -> None:
         """Let attentions gather from the text alone again."""
@@ -228,6 +224,9 @@ def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool
     show = ip_adapter.look(seen) if seen else control.show_hints(hints) if hints else None
     streams = open_streams(sections, base, opened, seed, out, show, pool)
     first = streams.own[0]
+    for stream in (*streams.own, *streams.held_out):
+        if isinstance(stream.beside, ip_adapter.Shown):
+            stream.beside.make()
     components = _with_words(base, first_captions(opened), text, out)
     torch.manual_seed(seed)
     if word.word:

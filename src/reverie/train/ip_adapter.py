@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from PIL import Image
-from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
+from pydantic import NonNegativeInt, PositiveInt
 from torch import Tensor
 
 from reverie.adapters.ip_adapter import ENCODER, cross_attentions, load_ip_adapter
@@ -25,6 +25,7 @@ from reverie.checkpoints.clip_files import load_vision
 from reverie.checkpoints.load import CPU, Components
 from reverie.checkpoints.save import Precision, save_image_encoder, write_tensors
 from reverie.codecs.clip_images import Preprocessing, floor_margin
+from reverie.corpora.captions import plain
 from reverie.errors import ReverieError, choose
 from reverie.models.clip import VisionTowerWithProjection
 from reverie.models.ip_adapter import HEAD_WIDTH, ImageProjection, IPAdapter, PatchProjection, Projection, Resampler
@@ -35,9 +36,9 @@ from reverie.train.examples import Examples, Pictures, Scenes
 from reverie.train.inputs import FinetuneTextSettings
 from reverie.train.kept import digest_of, read_tensor
 from reverie.train.latents import fill_rows
+from reverie.train.loop import RunSettings
 from reverie.train.recipe import Share, section
 
-TURNS = 1 << 20  # tellings of a caption that are drawn from
 SEEN = "seen-"  # how files of what the tower sees begin, in the folder of a run
 HALF = Precision(torch.float16)
 KINDS: dict[str, tuple[type[Projection], int]] = {
@@ -58,7 +59,7 @@ class IPAdapterSettings:
     depth: PositiveInt = 4  # layers of the resampler, of "plus"
     dropout: Share = 0.1  # share of pictures left out
     other: Share = 0.0  # share in whose place another is seen: of the same thing, or another variant of [augment]
-    align: NonNegativeFloat = 0.0  # weight of a second loss, by which a picture alone says what its caption does
+    align: NonNegativeInt = 0  # steps at first, without the U-Net, in which pictures learn to be what captions are
     initial: str = ""  # IP-Adapter to go on from, a file; "" starts from the U-Net's own keys and values
 
     def __post_init__(self) -> None:
@@ -79,8 +80,11 @@ def settings_of(sections: dict[str, Any]) -> IPAdapterSettings | None:
             "[ip_adapter] trains an IP-Adapter and nothing else; leave out [lora], [inversion], [control] and [prior], "
             "and pace and words in [text]"
         )
-    if settings.align and text.cached:
-        raise ReverieError("align in [ip_adapter] encodes captions at each step; leave out cached in [text]")
+    if settings.align and (text.cached or section(sections, "run", RunSettings).shard):
+        raise ReverieError(
+            "align in [ip_adapter] encodes captions at each step, by whole weights; leave out cached in [text] and "
+            "shard in [run]"
+        )
     return settings
 
 
@@ -176,7 +180,15 @@ class Shown:
         seen = self.sight.nothing if left_out else self.rows[other].float()
         if not self.settings.align:
             return {"seen": seen}
-        return {"seen": seen, "said": "" if left_out else self.examples.caption(number, int(rng.integers(TURNS)))}
+        return {"seen": seen, "said": "" if left_out else self.say(number)}
+
+    def say(self, number: int) -> str:
+        """Return what a picture is to say: its caption, of a scene always in the same words."""
+        return (
+            plain(self.examples.scene(number))
+            if isinstance(self.examples, Scenes)
+            else self.examples.caption(number, 0)
+        )
 
     @cached_property
     def rows(self) -> Float[Tensor, "n ..."]:
@@ -184,6 +196,11 @@ class Shown:
         for _ in self.fill():
             pass
         return read_tensor(self.path)
+
+    def make(self) -> None:
+        """Make the file of what is seen, where any of it will be shown: of several processes one at a time must."""
+        if self.settings.dropout < 1:
+            _ = self.rows
 
     def fill(self) -> Iterator[Progress]:
         """Write what is seen of all examples, and yield how far it is; see `latents.fill_rows`."""
@@ -215,40 +232,28 @@ def look(settings: IPAdapterSettings, device: torch.device = CPU) -> Callable[[E
     return lambda examples, path: Shown(sight, examples, path.with_name(SEEN + path.name), settings)
 
 
-KeysValues = tuple[Float[Tensor, "b n d"], Float[Tensor, "b n d"]]
-
-
 def gather_both(
-    attention: Attention, keys_values: KeysValues, q: Float[Tensor, "b l d"], k: Tensor, v: Tensor, heads: int
+    keys_values: tuple[Tensor, Tensor], q: Float[Tensor, "b l d"], k: Tensor, v: Tensor, heads: int
 ) -> Float[Tensor, "b l d"]:
     """Gather from the text, and from pictures (equation 5)."""
     return attend(q, k, v, heads) + attend(q, *keys_values, heads)
 
 
-@dataclass(frozen=True, eq=False)
-class Aligned:
-    """Gather as `gather_both`, and add to `errors` how far the pictures of some rows are from saying what is `said`.
+def apart(
+    attentions: Sequence[Attention], seen: Sequence[tuple[Tensor, Tensor]], said: Float[Tensor, "b m e"]
+) -> Float[Tensor, ""]:
+    """Return how far keys and values of pictures are from those of captions, token by token: a relative squared error.
 
-    They are to give what the attention would gather of it, beyond what it gathers of the text that there is. The error
-    is relative to that, and moves the adapter's weights alone.
+    Where there are more tokens of one than of the other, the first ones count.
     """
-
-    said: Float[Tensor, "r m e"]
-    rows: Bool[Tensor, " b"]
-    errors: list[Tensor]
-
-    def __call__(
-        self, attention: Attention, keys_values: KeysValues, q: Float[Tensor, "b l d"], k: Tensor, v: Tensor, heads: int
-    ) -> Float[Tensor, "b l d"]:
-        """Gather what queries ask for."""
-        asked = q[self.rows].detach()
-        with torch.no_grad():
-            wanted = attend(asked, attention.to_k(self.said), attention.to_v(self.said), heads)
-            wanted = wanted - attend(asked, k[self.rows], v[self.rows], heads)
-        keys, values = (one[self.rows] for one in keys_values)
-        given = attend(asked, keys, values, heads)
-        self.errors.append((given - wanted).float().square().mean() / wanted.float().square().mean())
-        return gather_both(attention, keys_values, q, k, v, heads)
+    errors = []
+    for attention, keys_values in zip(attentions, seen, strict=True):
+        for layer, given in zip((attention.to_k, attention.to_v), keys_values, strict=True):
+            with torch.no_grad():
+                wanted = layer(said[:, : given.shape[1]])
+            error = (given[:, : wanted.shape[1]] - wanted).float().square().mean()
+            errors.append(error / wanted.float().square().mean())
+    return torch.stack(errors).mean()
 
 
 def export(adapter: IPAdapter, tower: VisionTowerWithProjection, folder: Path) -> Path:
