@@ -327,6 +327,8 @@ def _read(
     if config is not None:
         raise ReverieError(f"config '{config}' was given for the folder '{path}'; it is for single files alone")
     components = load_folder(path, device=device, dtype=dtype, variant=variant)
+    if prediction is not None and isinstance(components.unet, KUNet):
+        raise ReverieError(f"'{path}' doubles latents and is preconditioned as EDM's models; leave out prediction")
     if prediction is not None:
         components = replace(components, schedule_config=parameterise(components.schedule_config, prediction))
     if vae is None:

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.errors import ReverieError
+from reverie.generate.explain import explain
 from reverie.generate.image import fill_in, passes, picture_run
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder
 from reverie.models.k_unet import KUNet, KUNetConfig
@@ -158,8 +159,18 @@ def test_what_does_not_go_is_said(tiny: Pipeline, upscaler: Pipeline, doubler: P
             doubler,
             request(freeu=(1.1, 1.2, 0.9, 0.2)),
         ),
+        r"by a U-Net of its own; leave out refiner": (doubler, request(refiner={"model": "reverie-emoji"})),
+        r"by a U-Net of its own; leave out tile": (doubler, request(tile="x")),
         "LoRAs are for the U-Nets of SD 1, 2 and XL": (doubler, request(loras=[str(ink)])),
     }
     for text, (system, asked) in refused.items():
         with pytest.raises(ReverieError, match=text):
             system.draw(TextToImage.of(asked) if isinstance(asked, dict) else asked)
+    with pytest.raises(ReverieError, match=r"the attention of doubler .* is not recorded; leave out `explain`"):
+        explain(doubler, request())
+
+
+def test_what_a_doubler_predicts_is_not_to_choose(doubler: Pipeline, tmp_path: Path) -> None:
+    doubler.save(tmp_path)
+    with pytest.raises(ReverieError, match="doubles latents and is preconditioned as EDM's models; leave out pred"):
+        load(tmp_path, device="cpu", prediction="v")

@@ -12,6 +12,7 @@ from diffusers import UNet2DConditionModel
 from reverie.checkpoints.configs import read_unet, write_unet
 from reverie.errors import ReverieError
 from reverie.models.k_unet import KUNet, KUNetConfig
+from reverie.runtime.offload import Offloader, by_block
 
 TINY = KUNetConfig(
     block_out_channels=(32, 32, 64, 64),
@@ -63,6 +64,19 @@ def test_sides_that_do_not_halve_are_filled_by_their_edge() -> None:
     with torch.no_grad():
         torch.testing.assert_close(unet(x[:, :, :15], *given), unet(filled, *given)[:, :, :15])
         assert unet(x[:, :, :3, :2], *given).shape == (1, 4, 3, 2)
+
+
+def test_block_by_block_it_is_the_same() -> None:
+    torch.manual_seed(0)
+    unet = KUNet(TINY).eval()
+    given = torch.randn(1, 8, 8, 8), torch.zeros(1), torch.randn(1, 5, 16), torch.randn(1, 16)
+    with torch.no_grad():
+        expected, home = unet(*given), [parameter.data_ptr() for parameter in unet.parameters()]
+        offloader = Offloader(torch.device("cpu"), by_block)  # kept alive: blocks are fetched by it
+        offloader.take(unet)
+        assert torch.equal(unet(*given), expected)
+    away = sum(parameter.data_ptr() != at for parameter, at in zip(unet.parameters(), home, strict=True))
+    assert 0 < away < 20  # of the blocks that were called last
 
 
 def test_the_official_one_is_read_and_has_the_same_weights() -> None:

@@ -308,6 +308,8 @@ def test_the_command_makes_latents_first(
     recipe: Callable[[str], Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, out = recipe(PICTURES + LORA), tmp_path / "out"
+    list(prepare(path, out, begin=False))
+    assert {file.name for file in out.iterdir()} == {"latents.safetensors"}
     assert cli.run(["finetune", str(path), "--out", str(out), "--prepare"]) == 0
     assert capsys.readouterr().out.strip() == str(out)
     assert {file.name for file in out.iterdir()} == {"latents.safetensors", "recipe.json"}

@@ -18,6 +18,7 @@ from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWi
 
 from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts, load_ip_adapter
 from reverie.corpora.concepts import concepts
+from reverie.data.loader import BatchPart
 from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
 from reverie.requests.parts import IPAdapterInput
@@ -215,6 +216,26 @@ def test_pictures_learn_first_to_be_what_captions_are(objective: Callable[..., I
         assert [loss.item() for _, loss, _ in ours.losses(1)] == [pytest.approx(4, rel=1e-5)]
     ((_, loss, metrics),) = ours.losses(2)
     assert set(metrics) == {"loss", "error"}
+
+
+def test_what_is_held_out_is_measured_by_the_prediction_however_pictures_learn(
+    objective: Callable[..., IPAdapterFinetuning],
+) -> None:
+    found = []
+    for align in (0, 9):
+        ours = objective(settings=f"align = {align}\ndropout = 1.0\n")
+        ours.held_out = (ours.batches.items.make,)
+        found.append(ours.measures())
+    assert found[0] == pytest.approx(found[1])
+
+
+def test_parts_of_a_batch_are_as_far_from_their_captions_as_the_whole(
+    objective: Callable[..., IPAdapterFinetuning],
+) -> None:
+    ours = objective(settings="align = 2\n")
+    whole = [loss.item() for _, loss, _ in ours.losses(1)]
+    parts = [loss.item() for index in range(3) for _, loss, _ in ours.losses(1, BatchPart(index, 3, 3))]
+    assert [sum(parts) / 3] == pytest.approx(whole, rel=1e-5)
 
 
 def test_stopped_and_resumed(

@@ -146,11 +146,11 @@ def test_the_command_prints_a_table_and_begins_no_run(
     assert cli.run(["train", str(path), "--find-rate", "--resume"]) == 2
     assert "--find-rate begins no run; leave out --resume" in capsys.readouterr().err
     module.build = staticmethod(lambda sections, seed, out: Bowl(sign=-1.0))
-    (tmp_path / "run/recipe.json").touch()  # as making latents for it does
+    (tmp_path / "run/recipe.json").touch()  # of a run that was killed before its first checkpoint
     assert cli.run(["train", str(path), "--out", str(tmp_path / "run"), "--find-rate"]) == 2
     assert "which proposes no rate" in capsys.readouterr().err
     assert json.loads((tmp_path / "run/rate.json").read_text())["lr"] is None
-    assert not (tmp_path / "run/recipe.json").exists()  # by which --resume would take it for a run
+    assert (tmp_path / "run/recipe.json").exists()
     path.write_text(path.read_text().replace('"sgd"', '"prodigy"'))
     assert cli.run(["train", str(path), "--out", str(tmp_path / "run"), "--find-rate"]) == 2
     assert "finds its own rate" in capsys.readouterr().err

@@ -129,7 +129,7 @@ def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) 
     if not (learning.prepare or learning.find_rate):
         check(folder_of(recipe, out), learning.resume)
     with resumable("the same command goes on with the latents"):
-        for _ in show_progress(finetune.prepare(recipe, out, objective)):
+        for _ in show_progress(finetune.prepare(recipe, out, objective, begin=not learning.find_rate)):
             pass
     if learning.find_rate:
         _find_rate(recipe, out)

@@ -21,6 +21,7 @@ from torch import Tensor
 from reverie.adapters import inversion
 from reverie.errors import ReverieError
 from reverie.generate import prompt
+from reverie.generate.canvas import doubles
 from reverie.generate.conditioning import Prompts, inversions_of, split
 from reverie.generate.image import fill_in, finish, passes, picture_run
 from reverie.media.charts import words_sheet
@@ -133,10 +134,12 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
 
     A word that the prompt says twice has one map, the sum. Costs a second softmax a layer, for this picture only.
     Raises ReverieError where the request hands over to a refiner, whose attention is not watched, or has regions, and
-    for a model that reads no words.
+    for a model that reads no words or doubles latents.
     """
     if not system.text_encoders:
         raise ReverieError(f"{system.name} sees pictures and reads no words; leave out `explain`", field="explain")
+    if doubles(system):
+        raise ReverieError(f"the attention of {system.name} is not recorded; leave out `explain`", field="explain")
     if request.refiner is not None:
         raise ReverieError("the attention of a refiner is not recorded; leave out the refiner")
     if request.tile_size is not None:

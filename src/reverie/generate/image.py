@@ -309,8 +309,11 @@ def stream(
 EDITING = {"strength": 1.0, "image_guidance": 1.5}  # what a model that edits pictures recommends (2211.09800)
 ENLARGING = {"strength": 1.0, "guidance": 9.0, "noise_level": 20}  # what one that enlarges them does (diffusers)
 DOUBLING = {"strength": 1.0, "guidance": 1.0}  # what one that doubles latents does, whose prompt need not be known
-# What changes attention that one that doubles latents does not have, or steers a U-Net of other shapes.
-NOT_DOUBLED = ("controls", "ip_adapters", "regions", "cache_steps", "merge_tokens", "freeu", "perturbed_guidance")
+# What changes layers that one that doubles latents does not have, or needs a U-Net of other shapes.
+NOT_DOUBLED = (
+    *("controls", "ip_adapters", "regions", "refiner", "tile", "cache_steps", "merge_tokens", "freeu"),
+    "perturbed_guidance",
+)
 
 
 def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:

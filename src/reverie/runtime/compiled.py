@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.models.autoencoder import Decoder, TinyDecoder
+from reverie.models.k_unet import KUNet
 from reverie.models.unet import UNet
 from reverie.runtime.changes import gathers_otherwise, is_hooked
 
@@ -58,12 +59,17 @@ class CompiledDecoder(Compiled, Decoder):
     """Decode by compiled kernels."""
 
 
+class CompiledKUNet(Compiled, KUNet):
+    """Double latents by compiled kernels."""
+
+
 class CompiledTinyDecoder(Compiled, TinyDecoder):
     """Decode by compiled kernels."""
 
 
 CLASSES: dict[type[nn.Module], type[Compiled]] = {
     UNet: CompiledUNet,
+    KUNet: CompiledKUNet,
     Decoder: CompiledDecoder,
     TinyDecoder: CompiledTinyDecoder,
 }

@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from reverie.errors import ReverieError, choose
 from reverie.models.autoencoder import ImageAutoencoder
 from reverie.models.clip import Layer, TextEmbeddings
+from reverie.models.k_unet import KResidualBlock, KTransformer
 from reverie.models.layers import Downsample, ResidualBlock, TransformerBlock, Upsample
 
-BLOCKS = (TextEmbeddings, Layer, ResidualBlock, TransformerBlock, Downsample, Upsample)
+BLOCKS = (TextEmbeddings, Layer, ResidualBlock, TransformerBlock, Downsample, Upsample, KResidualBlock, KTransformer)
 HOST = torch.device("cpu")
 
 Split = Callable[[Sequence[nn.Module]], list[Sequence[nn.Module]]]

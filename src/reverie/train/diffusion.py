@@ -172,13 +172,14 @@ class DiffusionObjective:
     def measures(self) -> dict[str, float]:
         """Return the validation loss, where examples are held out: their noise and its levels are the same each time.
 
-        It is a mean over LOOKS of them at least, in whole batches: the few there are come at several levels.
+        It is a mean over LOOKS of them at least, in whole batches: the few there are come at several levels. Whatever
+        else is learned from, it is the error of the prediction.
         """
         seen, losses = copy(self), []
         for stream in self.held_out:
             seen.batches = Batches(stream, min(len(stream.latents), self.batches.size))
             for step in range(-(-max(len(stream.latents), LOOKS) // seen.batches.size)):
-                losses += [found["loss"] for _, _, found in seen.losses(step)] * seen.batches.size
+                losses += [found["loss"] for _, _, found in DiffusionObjective.losses(seen, step)] * seen.batches.size
         return {VALIDATION: sum(losses) / len(losses)} if losses else {}
 
     def keys(self, step: int, part: BatchPart) -> list[str]:

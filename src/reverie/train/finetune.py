@@ -289,11 +289,14 @@ def first_captions(opened: Mapping[str, Examples]) -> list[str]:
     return list(islice((each.caption(index, 0) for each in own for index in range(len(each))), READ))
 
 
-def prepare(path: Path, out: Path | None = None, objective: str = "finetune") -> Iterator[Progress]:
+def prepare(
+    path: Path, out: Path | None = None, objective: str = "finetune", *, begin: bool = True
+) -> Iterator[Progress]:
     """Make the latents that the run of a recipe for fine-tuning, or for distillation, learns from; yield how far it is.
 
-    Of several processes the first makes them. Raises ReverieError, before anything is written, where the recipe has
-    another objective, and where the objective cannot learn what it asks for.
+    Of several processes the first makes them. To `begin` a run lets it be resumed from here on. Raises ReverieError,
+    before anything is written, where the recipe has another objective, and where the objective cannot learn what it
+    asks for.
     """
     sections = read(path)
     if sections["objective"] != objective:
@@ -310,7 +313,7 @@ def prepare(path: Path, out: Path | None = None, objective: str = "finetune") ->
         raise ReverieError(UNMEASURED)
     for note in notes(data.pictures, data.caption) if data.pictures else ():
         warn(note, RequestWarning, stacklevel=2)
-    if latest(folder) is None:
+    if begin and latest(folder) is None:
         folder.mkdir(parents=True, exist_ok=True)
         begun.write(folder, begun.deciding(sections, asdict(settings)))
     for name, examples in rows.items():

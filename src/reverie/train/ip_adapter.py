@@ -244,15 +244,15 @@ def apart(
 ) -> Float[Tensor, ""]:
     """Return how far keys and values of pictures are from those of captions, token by token: a relative squared error.
 
-    Where there are more tokens of one than of the other, the first ones count.
+    It is the mean of each row's. Where there are more tokens of one than of the other, the first ones count.
     """
     errors = []
     for attention, keys_values in zip(attentions, seen, strict=True):
         for layer, given in zip((attention.to_k, attention.to_v), keys_values, strict=True):
             with torch.no_grad():
                 wanted = layer(said[:, : given.shape[1]])
-            error = (given[:, : wanted.shape[1]] - wanted).float().square().mean()
-            errors.append(error / wanted.float().square().mean())
+            error = (given[:, : wanted.shape[1]] - wanted).float().square().mean((1, 2))
+            errors.append((error / wanted.float().square().mean((1, 2))).mean())
     return torch.stack(errors).mean()
 
 

@@ -22,8 +22,6 @@ from reverie.errors import ReverieError
 from reverie.files import atomic_write, lock_folder, write_text
 from reverie.progress import Progress
 from reverie.runtime.transform import pick_device
-from reverie.train import begun
-from reverie.train.checkpoint import latest
 from reverie.train.loop import Learner, RunSettings
 from reverie.train.optimisers import Diverged
 from reverie.train.parallel import process_count
@@ -66,8 +64,6 @@ def search(path: Path, out: Path | None = None) -> Iterator[RateStep]:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     with lock_folder(folder, "training into"):
-        if latest(folder) is None:
-            (folder / begun.RECIPE).unlink(missing_ok=True)  # which making latents for the run wrote
         module, _ = OBJECTIVES[sections["objective"]]
         objective = import_module(module).build(sections, settings.seed, folder)
         objective.move(pick_device(settings.device))
