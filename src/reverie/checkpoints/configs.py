@@ -172,18 +172,11 @@ def _k_blocks(levels: int) -> tuple[list[str], list[str]]:
 def _write_k_unet(config: KUNetConfig) -> Json:
     down, up = _k_blocks(len(config.block_out_channels))
     return {
-        "_class_name": "UNet2DConditionModel",
-        "_diffusers_version": DIFFUSERS_VERSION,
+        **_write_shape(config),
         **K_FIXED,
-        "in_channels": config.in_channels,
-        "out_channels": config.out_channels,
-        "sample_size": config.sample_size,
-        "block_out_channels": list(config.block_out_channels),
-        "layers_per_block": config.layers_per_block,
         "down_block_types": down,
         "up_block_types": up,
         "attention_head_dim": config.block_out_channels[0] // config.num_heads[0],
-        "cross_attention_dim": config.cross_attention_dim,
         "time_cond_proj_dim": config.condition_dim,
     }
 
@@ -214,6 +207,20 @@ def _up_depths(raw: Json, depths: tuple[int, ...], layers: int, where: str) -> t
     return None if up == tuple((depth,) * (layers + 1) for depth in depths) else up
 
 
+def _write_shape(config: UNetConfig) -> Json:
+    """Write what all kinds of U-Nets have."""
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "_diffusers_version": DIFFUSERS_VERSION,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "sample_size": config.sample_size,
+        "block_out_channels": list(config.block_out_channels),
+        "layers_per_block": config.layers_per_block,
+        "cross_attention_dim": config.cross_attention_dim,
+    }
+
+
 def write_unet(config: UNetConfig) -> Json:
     """Write a U-Net's config as diffusers reads it. Raises ReverieError for shapes that diffusers cannot express."""
     if isinstance(config, KUNetConfig):
@@ -227,13 +234,7 @@ def write_unet(config: UNetConfig) -> Json:
     attended = [depth > 0 for depth in depths]
     down = ["CrossAttnDownBlock2D" if has else "DownBlock2D" for has in attended]
     return {
-        "_class_name": "UNet2DConditionModel",
-        "_diffusers_version": DIFFUSERS_VERSION,
-        "in_channels": config.in_channels,
-        "out_channels": config.out_channels,
-        "sample_size": config.sample_size,
-        "block_out_channels": list(config.block_out_channels),
-        "layers_per_block": config.layers_per_block,
+        **_write_shape(config),
         "down_block_types": down,
         "up_block_types": [UNET_BLOCKS[block] for block in reversed(down)],
         "mid_block_type": None if middle is None else ATTENDED_MIDDLE if middle else PLAIN_MIDDLE,
@@ -242,7 +243,6 @@ def write_unet(config: UNetConfig) -> Json:
         "reverse_transformer_layers_per_block": up and [[depth or 1 for depth in level] for level in reversed(up)],
         "only_cross_attention": list(config.only_cross_attention or [False] * len(depths)),
         "attention_head_dim": list(config.num_heads),
-        "cross_attention_dim": config.cross_attention_dim,
         "use_linear_projection": config.use_linear_projection,
         "norm_num_groups": config.norm_num_groups,
         "addition_embed_type": "text_time" if config.takes_sizes else None,

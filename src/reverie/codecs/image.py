@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from PIL import Image
 from torch import Tensor, nn
 
@@ -397,10 +397,14 @@ def to_tensor(pictures: Sequence[Image.Image]) -> Float[Tensor, "b 3 h w"]:
     return torch.from_numpy(rows).permute(0, 3, 1, 2) / 127.5 - 1
 
 
+def to_levels(images: Float[Tensor, "b 3 h w"]) -> UInt8[Tensor, "b 3 h w"]:
+    """Turn images in [-1, 1] into levels of eight bits, rounded."""
+    return ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
 def to_pictures(images: Float[Tensor, "b 3 h w"]) -> list[Image.Image]:
     """Turn images in [-1, 1] into pictures of eight bits, rounded."""
-    levels = ((images.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return [Image.fromarray(row) for row in levels.permute(0, 2, 3, 1).cpu().numpy()]
+    return [Image.fromarray(row) for row in to_levels(images).permute(0, 2, 3, 1).cpu().numpy()]
 
 
 TILE, MARGIN, RAMP = 256, 16, 16  # pixels: a tile's side, what is thrown away at its cuts, over what tiles are blended

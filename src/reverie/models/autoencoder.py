@@ -225,11 +225,8 @@ class ImageAutoencoder(nn.Module):
 
     def _check_images(self, images: Float[Tensor, "b c h w"]) -> None:
         channels, height, width = images.shape[1:]
-        if (
-            channels != (own := self.config.in_channels // self.config.patch_size**2)
-            or height % self.factor
-            or width % self.factor
-        ):
+        own = self.config.in_channels // self.config.patch_size**2
+        if channels != own or height % self.factor or width % self.factor:
             raise ReverieError(
                 f"cannot encode images of {channels} channels and {width}x{height} pixels; give "
                 f"{own} channels, width and height multiples of {self.factor}"

@@ -7,12 +7,13 @@ are named as in diffusers' `UNet2DConditionModel` with the blocks whose names be
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Num
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
@@ -218,26 +219,19 @@ class KUNet(UNet):
         self.up_blocks = nn.ModuleList(KUpBlock(level, config) for level in reversed(range(len(widths))))
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 1)
 
-    def forward(
-        self,
-        x: Float[Tensor, "b c h w"],
-        t: Num[Tensor, " b"],
-        context: Float[Tensor, "b l d"],
-        pooled: Float[Tensor, "b p"] | None = None,
-        sizes: Num[Tensor, "b s"] | None = None,
-        residuals: Sequence[Tensor] | None = None,
-        guidance: Float[Tensor, " b"] | None = None,
-    ) -> Float[Tensor, "b out h w"]:
-        """Denoise latents of any height and width; `t` is log(sigma) / 4, `pooled` the pooled prompt.
+    def forward(self, x: Float[Tensor, "b c h w"], *given: Any, **named: Any) -> Float[Tensor, "b out h w"]:
+        """Denoise latents of any height and width, given the rest of what `UNet.forward` takes.
 
-        Raises `ReverieError` where a width is not the config's.
+        `t` is log(sigma) / 4, `pooled` the pooled prompt. Raises `ReverieError` where a width is not the config's.
         """
-        self._check(x, context)
-        emb, (height, width) = self._embed(t, pooled, sizes), x.shape[2:]
+        height, width = x.shape[2:]
         whole = 2 ** (len(self.config.block_out_channels) - 1)
         filled = F.pad(x, (0, -width % whole, 0, -height % whole), mode="replicate")
-        y = self.conv_out(self.levels(self.conv_in(filled), emb, context, residuals))
-        return y[:, :-1, :height, :width]
+        return super().forward(filled, *given, **named)[:, :-1, :height, :width]
+
+    def finish(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
+        """Make the prediction of what the last level gives, and its variance."""
+        return self.conv_out(x)
 
     def _embed(
         self, t: Tensor, pooled: Tensor | None, sizes: Tensor | None, guidance: Tensor | None = None

@@ -396,7 +396,10 @@ class UNet(DownPath):
         """
         self._check(x, context)
         emb = self._embed(t, pooled, sizes, guidance)
-        x = self.levels(self.conv_in(x), emb, context, residuals)
+        return self.finish(self.levels(self.conv_in(x), emb, context, residuals))
+
+    def finish(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
+        """Make the prediction of what the last level gives."""
         return self.conv_out(F.silu(self.conv_norm_out(x)))
 
     def levels(

@@ -5,12 +5,35 @@ Source: Rombach et al. 2022, appendix G; the adaptive weight is equation 7 of Es
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
+from pydantic import NonNegativeFloat, NonNegativeInt, PositiveInt
 from torch import Tensor, nn
 
+from reverie.models.discriminator import PatchGAN, PatchGANConfig
 from reverie.train.parallel import mean_of_ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdversarialSettings:
+    """Weigh the adversarial term of a decoder, and describe the discriminator."""
+
+    adversarial: NonNegativeFloat = 0.0  # its share; 0 has no discriminator
+    adversarial_start: NonNegativeInt = 0  # the step from which the discriminator has a say
+    adversarial_width: PositiveInt = 32
+    adversarial_layers: PositiveInt = 2
+
+    def discriminator(self) -> PatchGAN:
+        """Make a discriminator, channels last in memory."""
+        config = PatchGANConfig(width=self.adversarial_width, layers=self.adversarial_layers)
+        return PatchGAN(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    def is_due(self, step: int) -> bool:
+        """Tell whether the discriminator has a say at a step."""
+        return self.adversarial > 0 and step >= self.adversarial_start
 
 
 def generator_term(

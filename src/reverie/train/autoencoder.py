@@ -26,10 +26,9 @@ from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import ReverieError
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAutoencoder
-from reverie.models.discriminator import PatchGAN, PatchGANConfig
 from reverie.models.lpips import FeatureDistance
 from reverie.sound.spectrogram import SpectrogramParams
-from reverie.train.adversarial import discriminator_loss, generator_term
+from reverie.train.adversarial import AdversarialSettings, discriminator_loss, generator_term
 from reverie.train.classifier import load_features
 from reverie.train.examples import HELD_OUT_SEED, Examples, Scenes
 from reverie.train.loop import step_generator
@@ -50,17 +49,13 @@ class DataSettings(ExampleSource):
 
 
 @dataclass(frozen=True)
-class LossSettings:
+class LossSettings(AdversarialSettings):
     """Weigh the terms; 0 leaves one out (and its network unbuilt)."""
 
     l2: float = 0.0  # beside L1, as in Stability's ft-MSE decoder
     perceptual: float = 0.0
     features: str = ""  # folder of a trained classifier whose features measure likeness
     kl: float = 1e-6
-    adversarial: float = 0.0
-    adversarial_start: int = 0  # the step from which the discriminator has a say
-    adversarial_width: int = 32
-    adversarial_layers: int = 2
     initial: str = ""  # folder of an autoencoder to start from
     decoder_only: bool = False  # keep the encoder, so that latents made already stay valid
 
@@ -85,9 +80,7 @@ class AutoencoderObjective:
         self.averaged = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.networks = nn.ModuleDict({"autoencoder": autoencoder})
         if loss.adversarial:
-            config = PatchGANConfig(width=loss.adversarial_width, layers=loss.adversarial_layers)
-            discriminator = PatchGAN(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-            self.networks["discriminator"] = discriminator
+            self.networks["discriminator"] = loss.discriminator()
         self.features = load_features(Path(loss.features)) if loss.perceptual else None
         self.distance = None if self.features is None else FeatureDistance(self.features.features)
         self.batches = Batches(make, data.batch, data.workers)
@@ -129,13 +122,12 @@ class AutoencoderObjective:
         nll = reconstruction.sum() / len(images)
         kl = posterior.kl().mean()
         loss = nll + self.loss.kl * kl
-        adversarial = self.loss.adversarial > 0 and step >= self.loss.adversarial_start
-        if adversarial:
+        if due := self.loss.is_due(step):
             last = autoencoder.decoder_last_weight()
             term, found = generator_term(self.networks["discriminator"], decoded, nll, last)
             loss, metrics = loss + self.loss.adversarial * term, metrics | found
         yield "autoencoder", loss / images[0].numel(), metrics | {"kl": kl.item() / posterior.mean[0].numel()}
-        if adversarial:
+        if due:
             yield "discriminator", *discriminator_loss(self.networks["discriminator"], images, decoded)
 
     def after_step(self) -> None:

@@ -13,8 +13,8 @@ EfficientNet-Lite0 and all channel weights 1).
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,11 +39,10 @@ from reverie.diffusion.noise import Noise
 from reverie.diffusion.spacings import karras
 from reverie.errors import choose
 from reverie.media.pictures import grid
-from reverie.models.autoencoder import Autoencoder, ImageAutoencoder
-from reverie.models.discriminator import PatchGAN, PatchGANConfig
+from reverie.models.autoencoder import Autoencoder
 from reverie.models.lpips import FeatureDistance
 from reverie.requests.base import MAX_SEED
-from reverie.train.adversarial import discriminator_loss, generator_term
+from reverie.train.adversarial import AdversarialSettings, discriminator_loss, generator_term
 from reverie.train.autoencoder import as_images, require_kl
 from reverie.train.examples import HELD_OUT_SEED, Scenes
 from reverie.train.imagenet import perceptual_features
@@ -61,10 +60,11 @@ DECODER = ("decoder.", "post_quant_conv.")
 
 
 @dataclass(frozen=True)
-class DecoderSettings:
-    """Choose the model whose latents are drawn, and how the decoder learns."""
+class EnlargeSettings(AdversarialSettings):
+    """Choose the model whose latents are drawn, the level that is added, and how the decoder learns."""
 
     base: str  # a whole model; its autoencoder gives the latents, its U-Net predicts them
+    width: NonNegativeInt = 16  # channels of the new level; 0 adds none, and trains the decoder alone
     crop: PositiveInt = 10  # side of the squares that are learned from, in latents
     batch: PositiveInt = 4
     predicted: Share = 0.75  # of the latents are one-step predictions, at timesteps from `first` to `last`
@@ -74,38 +74,30 @@ class DecoderSettings:
     guidance: NonNegativeFloat | None = None  # of that drawing; what the model recommends if not given
     perceptual: NonNegativeFloat = 0.25
     perceptual_start: NonNegativeInt = 0  # the step from which it counts
-    adversarial: NonNegativeFloat = 0.0  # a patch discriminator's share; 0 has none
-    adversarial_start: NonNegativeInt = 0
-    adversarial_width: PositiveInt = 32
-    adversarial_layers: PositiveInt = 3
+    adversarial_layers: PositiveInt = field(default=3, kw_only=True)
 
 
-@dataclass(frozen=True)
-class EnlargeSettings(DecoderSettings):
-    """Choose the level that is added, too."""
+class EnlargeObjective:
+    """Train the decoder of an autoencoder to draw scenes from their latents.
 
-    width: NonNegativeInt = 16  # channels of the new level; 0 adds none, and trains the decoder alone
-
-
-class DecoderObjective:
-    """Train a decoder to draw scenes from their latents; `learning` names the prefixes of each group's parameters."""
+    Where `small` is the one that it enlarges, which says what to give, the stem of its encoder learns as well.
+    """
 
     def __init__(
         self,
-        autoencoder: ImageAutoencoder,
-        learning: Mapping[str, tuple[str, ...]],
+        autoencoder: Autoencoder,
+        small: Autoencoder | None,
         scenes: Scenes,
         latents: Float[Tensor, "n 2 c h w"],
-        settings: DecoderSettings,
+        settings: EnlargeSettings,
         seed: int,
     ) -> None:
         autoencoder.requires_grad_(False)
         self.averaged = autoencoder.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.learning, self.scenes, self.latents = learning, scenes, latents
+        self.small, self.scenes, self.latents = small, scenes, latents
         self.networks = nn.ModuleDict({"autoencoder": autoencoder})
         if settings.adversarial:
-            config = PatchGANConfig(width=settings.adversarial_width, layers=settings.adversarial_layers)
-            self.networks["discriminator"] = PatchGAN(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.networks["discriminator"] = settings.discriminator()
         self.settings, self.seed = settings, seed
         self.distance = FeatureDistance(perceptual_features())
         self.batches = Batches(self._item, settings.batch)
@@ -113,16 +105,16 @@ class DecoderObjective:
             for parameter in parameters:
                 parameter.requires_grad_(True)
 
-    def _item(self, index: int) -> tuple[Tensor, Tensor, np.ndarray]:
-        """Return a square of latents, predicted or clean, the clean one, and the square of the scene behind them."""
+    def _item(self, index: int) -> tuple[Tensor, np.ndarray]:
+        """Return a square of latents, predicted or clean, and the square of the scene behind them."""
         rng = np.random.default_rng((self.seed, index))
         number, clean = int(rng.integers(len(self.latents))), int(rng.random() >= self.settings.predicted)
         crop, factor = self.settings.crop, self.averaged.factor
         y, x = (int(v) for v in rng.integers(self.latents.shape[-1] - crop + 1, size=2))
         picture = self.scenes.picture(number)
         part = picture[factor * y : factor * (y + crop), factor * x : factor * (x + crop)]
-        z = self.latents[number, :, :, y : y + crop, x : x + crop].float() / self.averaged.config.scaling_factor
-        return z[clean], z[1], np.ascontiguousarray(part.transpose(2, 0, 1))
+        z = self.latents[number, clean, :, y : y + crop, x : x + crop].float() / self.averaged.config.scaling_factor
+        return z, np.ascontiguousarray(part.transpose(2, 0, 1))
 
     def move(self, device: torch.device) -> None:
         """Put the networks onto a device."""
@@ -130,41 +122,37 @@ class DecoderObjective:
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the parameters that learn: the decoder's, and what of the encoder does."""
+        learning = {"decoder": DECODER} | ({"stem": STEM} if self.small else {})
         named = list(self.averaged.named_parameters())
-        return {
+        groups = {
             group: [parameter for name, parameter in named if name.startswith(prefixes)]
-            for group, prefixes in self.learning.items()
-        } | {name: list(network.parameters()) for name, network in self.networks.items() if name != "autoencoder"}
+            for group, prefixes in learning.items()
+        }
+        if self.settings.adversarial:
+            groups["discriminator"] = list(self.networks["discriminator"].parameters())
+        return groups
 
     def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-        """Yield the decoder's loss, then the encoder's where it learns."""
-        z, clean, pixels = self.batches(step, part)
+        """Yield the decoder's loss, the discriminator's where its time has come, and the stem's where it learns."""
+        z, pixels = self.batches(step, part)
         images = as_images(pixels)
-        decoded = self.decode(z)
+        decoded = self.averaged.decode(z)
         loss = (decoded - images).abs().mean()
         metrics = {"l1": loss.item()}
         if step >= self.settings.perceptual_start:
             perceptual = self.distance(decoded, images).mean()
             loss, metrics["perceptual"] = loss + self.settings.perceptual * perceptual, perceptual.item()
-        adversarial = self.settings.adversarial > 0 and step >= self.settings.adversarial_start
-        if adversarial:
+        if due := self.settings.is_due(step):
             last = self.averaged.decoder_last_weight()
             term, found = generator_term(self.networks["discriminator"], decoded, loss, last)
             loss, metrics = loss + self.settings.adversarial * term, metrics | found
         yield "decoder", loss, metrics
-        if adversarial:
+        if due:
             yield "discriminator", *discriminator_loss(self.networks["discriminator"], images, decoded)
-        yield from self.encoder_losses(images, clean)
-
-    def decode(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
-        """Decode latents, to learn from."""
-        return self.averaged.decode(z)
-
-    def encoder_losses(
-        self, images: Float[Tensor, "b 3 h w"], clean: Float[Tensor, "b c h2 w2"]
-    ) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-        """Yield the loss of what learns of the encoder, from images and the latents that they have."""
-        yield from ()
+        if self.small is not None:
+            target = self.small.encoder.conv_in(F.avg_pool2d(images, SCALE))
+            loss = (stem(self.averaged, images) - target).square().mean() / target.var()
+            yield "stem", loss, {"stem": loss.item()}
 
     def after_step(self) -> None:
         """Leave the parameters as they are."""
@@ -180,60 +168,20 @@ class DecoderObjective:
 
     @torch.no_grad()
     def measures(self) -> dict[str, float]:
-        """Return the PSNR of held-out scenes, in dB."""
-        images = self.held_out_images()
-        decoded = self.averaged.decode(self.averaged.encode(images).mode())
-        error = (decoded.clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
-        return {"held_out_psnr": (-10 * error.log10()).mean().item()}
-
-    def held_out_images(self) -> Float[Tensor, "b 3 h w"]:
-        """Draw scenes that are not learned from."""
+        """Return the PSNR of held-out scenes, in dB, and how far a new stem's latents are from those of the half."""
         held_out = replace(self.scenes, seed=HELD_OUT_SEED)
-        return torch.stack([_image(held_out, index) for index in range(SHOWN)])
+        images = torch.stack([_image(held_out, index) for index in range(SHOWN)])
+        latents = self.averaged.encode(images).mode()
+        error = (self.averaged.decode(latents).clamp(-1, 1) - images).square().mean((1, 2, 3)) / 4
+        measured = {"held_out_psnr": (-10 * error.log10()).mean().item()}
+        if self.small is None:
+            return measured
+        small = self.small.encode(F.avg_pool2d(images, SCALE)).mode()
+        return measured | {"latent_error": ((latents - small).square().mean() / small.var()).item()}
 
     def export(self, folder: Path) -> None:
         """Save the autoencoder."""
         save_autoencoder(self.averaged, folder)
-
-
-class EnlargeObjective(DecoderObjective):
-    """Train the decoder of an enlarged autoencoder, and the stem of its encoder where `small` says what to give."""
-
-    averaged: Autoencoder
-
-    def __init__(
-        self,
-        autoencoder: Autoencoder,
-        small: Autoencoder | None,
-        scenes: Scenes,
-        latents: Float[Tensor, "n 2 c h w"],
-        settings: DecoderSettings,
-        seed: int,
-    ) -> None:
-        learning = {"decoder": DECODER} | ({"stem": STEM} if small else {})
-        super().__init__(autoencoder, learning, scenes, latents, settings, seed)
-        self.small = small
-
-    def encoder_losses(
-        self, images: Float[Tensor, "b 3 h w"], clean: Float[Tensor, "b c h2 w2"]
-    ) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
-        """Yield how far the stem is from what the small encoder makes of the half."""
-        if self.small is None:
-            return
-        target = self.small.encoder.conv_in(F.avg_pool2d(images, SCALE))
-        loss = (stem(self.averaged, images) - target).square().mean() / target.var()
-        yield "stem", loss, {"stem": loss.item()}
-
-    @torch.no_grad()
-    def measures(self) -> dict[str, float]:
-        """Return the PSNR of held-out scenes, in dB, and how far a new stem's latents are from those of the half."""
-        measured = super().measures()
-        if self.small is None:
-            return measured
-        images = self.held_out_images()
-        small = self.small.encode(F.avg_pool2d(images, SCALE)).mode()
-        error = (self.averaged.encode(images).mode() - small).square().mean() / small.var()
-        return measured | {"latent_error": error.item()}
 
 
 def enlarge_decoder(small: Autoencoder, width: int) -> Autoencoder:
@@ -284,7 +232,7 @@ def stem(autoencoder: Autoencoder, images: Float[Tensor, "b 3 h w"]) -> Float[Te
 
 @torch.no_grad()
 def predictions(
-    base: Components, scenes: Scenes, latents: Tensor, settings: DecoderSettings, seed: int, path: Path
+    base: Components, scenes: Scenes, latents: Tensor, settings: EnlargeSettings, seed: int, path: Path
 ) -> Float[Tensor, "n 2 c h w"]:
     """Return for each of the latents what the model predicts in its place, and itself; kept at `path`.
 
@@ -305,37 +253,39 @@ def predictions(
 
 
 def _one_step(
-    base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, settings: DecoderSettings
+    base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, settings: EnlargeSettings
 ) -> Tensor:
     """Predict x0 in one step from itself with noise."""
     schedule = base.schedule_config.schedule()
     t = torch.randint(settings.first, settings.last + 1, (1,), generator=generator)
     sigma = schedule.t_to_sigma(t)[0]
     noised = x0 + sigma.to(x0) * torch.randn(x0.shape, generator=generator)
-    network = partial(base.unet, context=_context(base, captions))
-    return denoiser(network, schedule, _scalings(base))(noised, sigma)
+    network = partial(base.unet, context=read_captions(base, captions))
+    return denoiser(network, schedule, find_scalings(base))(noised, sigma)
 
 
 def _draw_of(
-    base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, settings: DecoderSettings
+    base: Components, x0: Tensor, captions: list[str], generator: torch.Generator, settings: EnlargeSettings
 ) -> Tensor:
     """Draw what captions say, from noise, with guidance."""
     guidance = base.guidance if settings.guidance is None else settings.guidance
     schedule, count = base.schedule_config.schedule(), len(captions)
-    context = torch.cat([_context(base, [""] * count), _context(base, captions)])
+    context = torch.cat([read_captions(base, [""] * count), read_captions(base, captions)])
     predict = guide(together(partial(base.unet, context=context)), linear(guidance))
     sigmas = karras(schedule, settings.steps)
     noise = Noise(torch.randint(MAX_SEED, (count,), generator=generator).tolist(), x0.shape[1:])
     x = sigmas[0].to(x0) * noise.initial()
-    *_, last = dpmpp_2m(denoiser(predict, schedule, _scalings(base)), x, sigmas, noise)
+    *_, last = dpmpp_2m(denoiser(predict, schedule, find_scalings(base)), x, sigmas, noise)
     return last.x
 
 
-def _scalings(base: Components) -> Callable[..., Scalings]:
+def find_scalings(base: Components) -> Callable[..., Scalings]:
+    """Return how a model's U-Net is scaled."""
     return choose("prediction", base.schedule_config.prediction, PREDICTIONS).scalings
 
 
-def _context(base: Components, captions: list[str]) -> Tensor:
+def read_captions(base: Components, captions: list[str]) -> Float[Tensor, "b l d"]:
+    """Return what a model's text encoder makes of captions."""
     return base.text_encoders[0](base.tokenizers[0](captions)).last
 
 

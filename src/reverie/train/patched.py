@@ -26,15 +26,16 @@ from torch import Tensor, nn
 from reverie import system
 from reverie.checkpoints.load import Components
 from reverie.checkpoints.save import save_autoencoder
-from reverie.codecs.image import to_pictures
+from reverie.codecs.image import to_levels, to_pictures
 from reverie.corpora.captions import with_article
 from reverie.corpora.scenes import COLOURS
 from reverie.data.loader import WHOLE, BatchPart
-from reverie.diffusion.denoiser import PREDICTIONS, denoiser
-from reverie.errors import ReverieError, choose
+from reverie.diffusion.denoiser import denoiser
+from reverie.errors import ReverieError
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder
 from reverie.train.autoencoder import as_images, require_kl
+from reverie.train.enlarge import find_scalings, read_captions
 from reverie.train.loop import step_generator
 from reverie.train.recipe import section
 
@@ -72,7 +73,7 @@ class PatchedObjective:
         self.networks = nn.ModuleDict({"autoencoder": self.averaged})
         self.batch, self.seed, self.levels = batch, seed, len(self.averaged.config.block_out_channels)
         self.latents = latents.float() / own.config.scaling_factor
-        self.drawn = _one_by_one(lambda z: _as_pixels(own.decode(z)), self.latents)
+        self.drawn = _one_by_one(lambda z: to_levels(own.decode(z)), self.latents)
         self.decoded = _one_by_one(self._coarse, self.latents)
         self.seen = torch.cat([self.drawn[:-HELD_OUT], sketches])
         kept = len(own.config.block_out_channels) - self.levels
@@ -191,22 +192,17 @@ def _one_by_one(make: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     return torch.cat([row.half() if row.is_floating_point() else row for row in made])
 
 
-def _as_pixels(images: Tensor) -> UInt8[Tensor, "b 3 h w"]:
-    return ((images + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-
-
 @torch.no_grad()
 def draw_latents(base: Components, count: int, rng: np.random.Generator) -> Float[Tensor, "n c h w"]:
     """Draw latents of things that a model says it knows, on grounds of named colours, in one step or two."""
     schedule, side = base.schedule_config.schedule(), base.unet.config.sample_size
-    scalings = choose("prediction", base.schedule_config.prediction, PREDICTIONS).scalings
+    scalings = find_scalings(base)
     first, second = schedule.t_to_sigma(torch.tensor([999.0, 499.0])).unbind()
     colours, rows = list(COLOURS), []
     for index in range(count):
         names = base.known[rng.integers(len(base.known))].en
         caption = f"{with_article(names[rng.integers(len(names))])} on a {rng.choice(colours)} background"
-        context = base.text_encoders[0](base.tokenizers[0]([caption])).last
-        predict = denoiser(partial(base.unet, context=context), schedule, scalings)
+        predict = denoiser(partial(base.unet, context=read_captions(base, [caption])), schedule, scalings)
         noise = torch.from_numpy(rng.standard_normal((2, base.unet.config.in_channels, side, side))).float().split(1)
         x = predict(first * noise[0], first)
         rows.append(predict(x + second * noise[1], second) if index % 2 else x)
