@@ -212,7 +212,7 @@ def check_limits(request: Asked, options: Options, limits: Limits) -> None:
     """Raise ReverieError where a request asks for more than the server gives."""
     for field, asked, most, unit in _demands(request, options, limits):
         if asked > most:
-            raise ReverieError(f"{field} asks for {asked:g} {unit}; this server allows {most:g}", field=field)
+            raise ReverieError(f"{field} asks for {asked:,.10g} {unit}; this server allows {most:,.10g}", field=field)
 
 
 def _demands(request: Asked, options: Options, limits: Limits) -> Iterator[_Demand]:

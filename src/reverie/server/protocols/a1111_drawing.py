@@ -36,7 +36,7 @@ AUTOMATIC = "Automatic"
 # Fields of the same meaning, ours by theirs.
 SAME = {"prompt": "prompt", "negative_prompt": "negative", "seed": "seed", "steps": "steps", "cfg_scale": "guidance"}
 SAME |= {"width": "width", "height": "height"}
-SAME_MASKED = {"mask_blur": "mask_blur", "inpaint_full_res": "only_masked", "inpaint_full_res_padding": "padding"}
+SAME_MASKED = {"inpaint_full_res": "only_masked", "inpaint_full_res_padding": "padding"}
 FILLS = ("surroundings", "original", "noise", "nothing")  # by inpainting_fill
 FORMATS = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 # ControlNet's preprocessors.
@@ -185,11 +185,19 @@ class Redrawing(Drawing):
     init_images: list[str] = Field(min_length=1, max_length=1)
     mask: str = ""
     resize_mode: Literal[0, 1] = 0
-    mask_blur: int = 4
+    mask_blur: int | None = None
+    mask_blur_x: int = 4
+    mask_blur_y: int = 4
     inpainting_fill: int = Field(default=0, ge=0, le=3)
     inpaint_full_res: bool = True
     inpaint_full_res_padding: int = 0
     inpainting_mask_invert: bool = False
+
+    def blur(self) -> int:
+        """Return how far the mask is blurred. Raises ReverieError where that is not the same both ways."""
+        if self.mask_blur is None and self.mask_blur_x != self.mask_blur_y:
+            raise ReverieError("masks are blurred the same both ways here; give `mask_blur`", field="mask_blur_y")
+        return self.mask_blur_x if self.mask_blur is None else self.mask_blur
 
 
 def submissions_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tuple[list[Json], list[str]]:
@@ -300,7 +308,7 @@ def _given_pictures(asked: Redrawing, shelf: Shelf) -> Json:
     mask = mask if size is None else ImageOps.fit(mask, size)
     fields["mask"] = _add(shelf, ImageOps.invert(mask) if asked.inpainting_mask_invert else mask)
     own = {ours: getattr(asked, theirs) for theirs, ours in SAME_MASKED.items()}
-    return fields | own | {"fill": FILLS[asked.inpainting_fill]}
+    return fields | own | {"mask_blur": asked.blur(), "fill": FILLS[asked.inpainting_fill]}
 
 
 def _control(unit: ControlUnit, draft: Draft, shelf: Shelf) -> Json:

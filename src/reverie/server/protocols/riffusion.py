@@ -80,8 +80,6 @@ def _answer(served: Dispatcher, record: JobRecord) -> Json:
     sound, spectrogram = sorted(served.paths(record), key=lambda path: path.suffix)
     with Image.open(spectrogram) as picture:
         image = encode(to_rgb(picture), "JPEG", quality=95)
-    return {
-        "image": data_url(image, "image/jpeg"),
-        "audio": data_url(sound.read_bytes(), "audio/mpeg"),
-        "duration_s": (record.result or {}).get("seconds"),
-    }
+    (seconds,) = (record.result or {})["seconds"]
+    audio = data_url(sound.read_bytes(), "audio/mpeg")
+    return {"image": data_url(image, "image/jpeg"), "audio": audio, "duration_s": seconds}
