@@ -31,7 +31,9 @@ SMALL: Json = {"width": 32, "height": 32, "steps": 2, "seed": 7}
 WHOLE: Json = dict.fromkeys(
     ("negative_prompt", "refiner_checkpoint", "firstpass_image", "script_name", "latent_mask", "infotext"), ""
 )
-WHOLE |= dict.fromkeys(("eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "refiner_switch_at", "subseed_strength"), 0)
+WHOLE |= dict.fromkeys(
+    ("eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "refiner_switch_at", "subseed_strength"), 0
+)
 WHOLE |= dict.fromkeys(("restore_faces", "tiling", "do_not_save_samples", "do_not_save_grid", "save_images"), False)
 WHOLE |= {"subseed": -1, "seed_resize_from_h": -1, "seed_resize_from_w": -1, "resize_mode": 0, "mask_round": True}
 WHOLE |= {"comments": {}, "override_settings": {}, "alwayson_scripts": {}, "styles": [], "script_args": []}

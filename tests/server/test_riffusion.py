@@ -13,8 +13,8 @@ from PIL import Image
 from reverie.media.sound import read as read_sound
 from reverie.requests.music import Music
 from reverie.requests.records import from_metadata
+from reverie.requests.references import content_of
 from reverie.server.settings import Settings
-from reverie.server.shelf import content_of
 
 BODY = {
     "alpha": 0.25,

@@ -17,6 +17,7 @@ from reverie.jobs.events import Job
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
 from reverie.jobs.pictures import PictureJob
+from reverie.jobs.questions import QUESTIONS, AnswerJob, Question
 from reverie.jobs.upscale import Upscale, UpscaleJob
 from reverie.requests import adapter_files
 from reverie.requests.base import RANDOM_SEED, Frozen, SampledRequest, random_seed
@@ -26,7 +27,6 @@ from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.requests.records import KINDS
 from reverie.requests.references import Resolver, references, resolving
 from reverie.requests.templates import PromptStyle, Wildcards, add_styles, draw_prompts, read_styles
-from reverie.server.questions import QUESTIONS, AnswerJob, Question
 from reverie.server.settings import Limits, Settings
 from reverie.server.shelf import Shelf
 

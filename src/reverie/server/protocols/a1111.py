@@ -20,7 +20,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import PARAMETERS, decode, read_texts, size_of
+from reverie.media.pictures import PARAMETERS, decode, encode, read_texts, size_of
 from reverie.requests.base import unknown
 from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.parts import UPSCALER_NAMES
@@ -42,7 +42,6 @@ from reverie.server.protocols.a1111_drawing import (
     submissions_of,
     upscalers_of,
 )
-from reverie.server.shelf import encode
 from reverie.server.store import JobRecord
 
 API = "/sdapi/v1"

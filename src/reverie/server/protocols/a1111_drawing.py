@@ -16,19 +16,19 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from reverie.errors import ReverieError
 from reverie.files import name_of
 from reverie.media.masks import from_picture
-from reverie.media.pictures import decode
+from reverie.media.pictures import decode, encode
 from reverie.requests.adapter_files import SUFFIXES
 from reverie.requests.base import RANDOM_SEED, random_seed
 from reverie.requests.foreign.a1111 import REAL_ESRGAN, read_clip_skip, read_hires, read_sampler
 from reverie.requests.foreign.draft import OFF, Draft, shorten
 from reverie.requests.parts import Hires
-from reverie.requests.references import looking_in
+from reverie.requests.references import content_of, looking_in
 from reverie.requests.samplers import RECORDS, SPACINGS, find_sampler, find_schedule, schedule_label
 from reverie.requests.templates import add_styles, read_styles
 from reverie.server.api import names_in
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.settings import Settings
-from reverie.server.shelf import Shelf, content_of, encode
+from reverie.server.shelf import Shelf
 
 Json = dict[str, Any]
 

@@ -10,10 +10,10 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import to_rgb
+from reverie.media.pictures import encode, to_rgb
+from reverie.requests.references import data_url
 from reverie.server.answers import dispatcher_of, finish
 from reverie.server.dispatcher import Dispatcher
-from reverie.server.shelf import data_url, encode
 from reverie.server.store import JobRecord
 
 router = APIRouter()
