@@ -170,7 +170,7 @@ class Drawing(Lenient):
             raise ReverieError(f"{asked[0]} of dynamic prompts is not here; switch it off", field="alwayson_scripts")
         return bool(args)
 
-    def unhonoured(self) -> list[str]:
+    def remarks(self) -> list[str]:
         """Return a line for each field that would change something and is not known."""
         neutral = NEUTRAL | {"hr_prompt": self.prompt, "hr_negative_prompt": self.negative_prompt}
         hires = {name for name in self.model_extra or () if name.startswith("hr_")} if not self.enable_hr else set()

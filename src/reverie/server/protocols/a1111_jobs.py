@@ -41,7 +41,7 @@ def submissions_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> t
         body | {"request": one, "attached": {"job_no": number, "job_count": asked.n_iter}}
         for number, one in enumerate(_batches(fields, asked))
     ]
-    return bodies, [*unknown, *draft.notes, *asked.unhonoured()]
+    return bodies, [*unknown, *draft.notes, *asked.remarks()]
 
 
 def _batches(fields: Json, asked: Drawing) -> Iterator[Json]:
