@@ -281,6 +281,24 @@ def test_pictures_and_sentences_become_a_heat_map(visit: Callable[..., Page], tm
 
 
 @pytest.mark.slow
+def test_words_are_shown_over_the_picture_that_they_drew(visit: Callable[..., Page], address: str) -> None:
+    body = {"kind": "text_to_image", "request": {"prompt": "a bear", "steps": 2}}
+    job = httpx.post(f"{address}/api/jobs", json=body).json()
+    while job["id"] not in [one["id"] for one in gallery(address)]:
+        time.sleep(0.1)
+    page = visit("compare")
+    page.locator("#compared button").first.wait_for()
+    for other in reversed(page.locator("#compared button").all()[1:]):
+        other.click()
+    page.click("#words")
+    sheet = page.locator("#explained img")
+    sheet.wait_for()
+    assert sheet.get_attribute("alt") == "Which word of “a bear” went where"
+    width = "(image) => image.decode().then(() => image.naturalWidth)"
+    assert sheet.evaluate(width) > page.locator("#compared img").evaluate(width)
+
+
+@pytest.mark.slow
 def test_music_sounds_with_its_spectrogram(visit: Callable[..., Page]) -> None:
     page = visit("music")
     for name, value in {"prompt": "funk bass", "steps": "2", "seconds": "3"}.items():
