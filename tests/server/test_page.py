@@ -354,7 +354,9 @@ def test_endless_music_is_recorded_as_it_is_heard_by_the_keyboard_alone(
 def test_chinese_and_the_dark_are_remembered(visit: Callable[..., Page]) -> None:
     page = visit(color_scheme="light")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert page.locator("#model option").first.text_content() == "default model"
     page.click("#language")
+    assert page.locator("#model option").first.text_content() == "默认模型"
     page.click("#theme")
     page.reload()
     page.locator("#ask [name=sampler] option").first.wait_for(state="attached")

@@ -10,7 +10,7 @@ const WORDS = {
   music: ["Music", "音乐"],
   gallery: ["Gallery", "画廊"],
   model: ["Model", "模型"],
-  defaultModel: ["own model", "默认模型"],
+  defaultModel: ["default model", "默认模型"],
   theme: ["Light or dark", "浅色或深色"],
 
   sketch: ["Sketch", "草图"],
