@@ -210,6 +210,7 @@ def uvicorn_config(settings: Settings, hire: Hire = Worker) -> uvicorn.Config:
         http=_Protocol,
         limit_concurrency=CONNECTIONS,
         ws_max_size=settings.limits.body,
+        ws_per_message_deflate=False,  # pictures are compressed
     )
 
 
