@@ -39,7 +39,6 @@ from reverie.models.autoencoder import (
 from reverie.models.layers import AsymmetricDownsample, ResidualBlock
 from reverie.models.upscalers import Upscaler
 from reverie.progress import Progress
-from reverie.runtime.kernels import trim
 
 STRIP = 102  # rows of a layer's output that are computed at once; of 512, five times 104 with one above and below
 LARGE = 2**23  # numbers of an image from which a residual block's layers pass in strips
@@ -179,7 +178,6 @@ def _residual(block: ResidualBlock, x: Tensor) -> Tensor:
     """Pass a residual block without embedding; a large x is overwritten where the width stays."""
     if x.numel() <= LARGE:
         return block(x)
-    trim()
     height = x.shape[2]
     h = _convolve(block.conv1, _normalise(block.norm1, x), height)
     if block.conv_shortcut is not None:
