@@ -89,18 +89,6 @@ def test_slices_pack_each_layer_once(dtype: torch.dtype, apart: float, monkeypat
     assert len(packed) == len(layers) + 3  # of the layer that doubles, four corners
 
 
-def test_wide_decoders_on_the_cpu_slice_smaller_pictures_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(image, "HELD", 16 * 8 * 8)
-    sliced: list[torch.Size] = []
-    in_strips = image.decode_in_strips
-    monkeypatch.setattr(image, "decode_in_strips", lambda model, z: sliced.append(z.shape) or in_strips(model, z))
-    for model, count in ((Autoencoder(CONFIG), 1), (Autoencoder(CONFIG).bfloat16(), 1), (TinyAutoencoder(TINY), 1)):
-        codec = ImageCodec(model.eval())
-        codec.pictures(torch.zeros(1, 4, 4, 4))
-        codec.pictures(codec.encode_tensor(torch.zeros(1, 3, 10, 10)))
-        assert len(sliced) == count
-
-
 def test_norms_of_slices_keep_their_digits_far_from_zero() -> None:
     norm, x = nn.GroupNorm(4, 8), torch.randn(1, 8, 203, 300, generator=torch.Generator().manual_seed(0)) + 30
     variance, mean = torch.var_mean(x.double().view(4, -1), dim=1, correction=0)

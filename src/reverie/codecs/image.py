@@ -315,7 +315,6 @@ def _strips(
 
 
 WHOLE = 768 * 768  # pixels, where the widest layer of a bfloat16 decoder holds 0.3 GB; at 1024 x 1024, 0.54 GB
-HELD = 3 * 2**24  # numbers of the largest image within a decoder, in float32 on the CPU (of 256 channels, 443 x 443)
 STRIPS = 2048 * 2048  # pixels, where it holds 4.3 GB
 
 
@@ -324,7 +323,7 @@ class ImageCodec:
     """Encode pictures to scaled latents and decode scaled latents, through an autoencoder.
 
     Pictures of more than `whole` pixels pass it in slices, which takes less memory and changes rounding alone, those of
-    more than `strips` in tiles. In float32 on the CPU, decoders with images of more than HELD numbers pass slices too.
+    more than `strips` in tiles.
     Where float16 overflows, as in the autoencoder that came with SDXL, the work is done again in float32.
     """
 
@@ -370,15 +369,8 @@ class ImageCodec:
         z = unscale_latents(latents, self.autoencoder.config)
         pixels = z[0, 0].numel() * self.factor**2
         large = decode_in_tiles if pixels > self.strips else decode_in_strips
-        run = type(self.autoencoder).decode if self._decodes_whole(pixels) else large
+        run = large if pixels > self.whole else type(self.autoencoder).decode
         return torch.cat([self._finite(run, one) for one in z.split(1)]).clamp(-1, 1)
-
-    def _decodes_whole(self, pixels: int) -> bool:
-        """Tell whether pictures of so many pixels are decoded in one piece."""
-        model = self.autoencoder
-        if isinstance(model.config, TinyConfig) or model.dtype != torch.float32 or model.device.type != "cpu":
-            return pixels <= self.whole
-        return pixels <= min(self.whole, HELD // max(model.config.block_out_channels[:2]))
 
     def _finite(self, run: Callable[[Any, Tensor], Tensor], x: Tensor) -> Tensor:
         """Run the autoencoder in its own dtype, and again in float32 where that overflows; float32."""

@@ -53,17 +53,13 @@ class FastUpsample(Upsample):
             return super().forward(x, size)
         x = x.contiguous(memory_format=LAST)
         shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
-        large = math.prod(shape) >= LARGE
-        if large:
+        if math.prod(shape) >= LARGE:
             trim()
         enlarged = torch.empty(shape, dtype=x.dtype, memory_format=LAST)
         for (top, left), weight in zip(CORNERS, self.by_corner(x.shape), strict=True):
             # Padded on all sides, the image has a row and a column more than a corner sees.
             seen = kernels.conv2d(x, weight, self.conv.bias, *SHAPE)
             enlarged[:, :, top::2, left::2] = seen[:, :, top : top + height, left : left + width]
-            del seen
-        if large:  # what comes next is larger still
-            trim()
         return enlarged
 
     def by_corner(self, size: torch.Size) -> list[Packed]:
