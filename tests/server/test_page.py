@@ -5,20 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 from reverie.media.sound import read as read_sound
-from reverie.server.app import create_app
 from reverie.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,19 +35,15 @@ WAIT = 60_000  # milliseconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
-def address(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(
+    serve: Callable[[Settings], AbstractContextManager[str]],
+    settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
     """Serve on a free port."""
-    app = create_app(
-        replace(settings, home=tmp_path_factory.mktemp("page"), limits=replace(settings.limits, steps=150))
-    )
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    own = replace(settings, home=tmp_path_factory.mktemp("page"), limits=replace(settings.limits, steps=150))
+    with serve(own) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +275,24 @@ def test_pictures_and_sentences_become_a_heat_map(visit: Callable[..., Page], tm
 
 
 @pytest.mark.slow
+def test_words_are_shown_over_the_picture_that_they_drew(visit: Callable[..., Page], address: str) -> None:
+    body = {"kind": "text_to_image", "request": {"prompt": "a bear", "steps": 2}}
+    job = httpx.post(f"{address}/api/jobs", json=body).json()
+    while job["id"] not in [one["id"] for one in gallery(address)]:
+        time.sleep(0.1)
+    page = visit("compare")
+    page.locator("#compared button").first.wait_for()
+    for other in reversed(page.locator("#compared button").all()[1:]):
+        other.click()
+    page.click("#words")
+    sheet = page.locator("#explained img")
+    sheet.wait_for()
+    assert sheet.get_attribute("alt") == "Which word of “a bear” went where"
+    width = "(image) => image.decode().then(() => image.naturalWidth)"
+    assert sheet.evaluate(width) > page.locator("#compared img").evaluate(width)
+
+
+@pytest.mark.slow
 def test_music_sounds_with_its_spectrogram(visit: Callable[..., Page]) -> None:
     page = visit("music")
     for name, value in {"prompt": "funk bass", "steps": "2", "seconds": "3"}.items():
@@ -336,7 +348,9 @@ def test_endless_music_is_recorded_as_it_is_heard_by_the_keyboard_alone(
 def test_chinese_and_the_dark_are_remembered(visit: Callable[..., Page]) -> None:
     page = visit(color_scheme="light")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert page.locator("#model option").first.text_content() == "default model"
     page.click("#language")
+    assert page.locator("#model option").first.text_content() == "默认模型"
     page.click("#theme")
     page.reload()
     page.locator("#ask [name=sampler] option").first.wait_for(state="attached")
