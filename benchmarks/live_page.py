@@ -20,10 +20,9 @@ from pathlib import Path
 from random import Random
 from statistics import median, quantiles
 
-import uvicorn
 from playwright.sync_api import Page, sync_playwright
 
-from reverie.server.app import create_app
+from reverie.server.app import Server, listen, uvicorn_config
 from reverie.server.settings import Settings
 
 PROMPT = "a bear on a green background"
@@ -119,14 +118,15 @@ def strokes(page: Page, count: int) -> Iterator[tuple[float, ...]]:
 @contextmanager
 def served(home: Path) -> Iterator[str]:
     """Serve the bundled models on a free port."""
-    server = uvicorn.Server(uvicorn.Config(create_app(Settings(home=home)), port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.05)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    settings, ready = Settings(home=home, port=0), threading.Event()
+    with listen(settings) as listener:
+        server = Server(uvicorn_config(settings), ready.set)
+        thread = threading.Thread(target=server.run, args=([listener],))
+        thread.start()
+        ready.wait()
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        server.should_exit = True
+        thread.join()
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """What ships? Puts the trained models into the package's assets, in half precision, and the judge beside the benchmark.
 
 The model is a whole folder written by train/diffusion.py; its decoder may come from a later run that left the encoder
-alone, its student in few steps from train/distill.py, perhaps with an autoencoder of train/patched.py. Nothing is
-replaced unless everything fits.
+alone, its student in few steps from train/distill.py, with an autoencoder of train/patched.py. Nothing is replaced
+unless everything fits.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def arguments() -> argparse.Namespace:
         "--decoder", type=Path, default=runs / "mending" / "export", help="autoencoder with the decoder that ships"
     )
     parser.add_argument("--turbo", type=Path, default=runs / "turbo" / "export", help="its student in few steps")
-    parser.add_argument("--patched", type=Path, help="an autoencoder of the student's own")
+    parser.add_argument("--patched", type=Path, default=runs / "patched" / "export", help="the student's autoencoder")
     parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
     parser.add_argument("--judge", type=Path, default=runs / "honest-judge" / "export", help="probe for the benchmark")
     parser.add_argument(
@@ -111,16 +111,14 @@ def write_model(unet: Path, decoder: Path, target: Path) -> None:
     save_folder(components, target, HALF)
 
 
-def write_student(student: Path, autoencoder: Path | None, target: Path) -> None:
+def write_student(student: Path, autoencoder: Path, target: Path) -> None:
     """Write what a model in few steps has of its own; the rest is the bundled model's, see requests/references.py."""
-    components, parts = load_folder(student), ("unet", "model_index.json", "recommended.json")
-    if autoencoder is not None:
-        components, parts = replace(components, autoencoder=load_autoencoder(autoencoder)), (*parts, "vae")
+    components = replace(load_folder(student), autoencoder=load_autoencoder(autoencoder))
     check_finite(components)
     with tempfile.TemporaryDirectory(prefix=".student-", dir=target.parent) as whole:
         save_folder(components, Path(whole, "model"), HALF)
         target.mkdir()
-        for part in parts:
+        for part in ("unet", "vae", "model_index.json", "recommended.json"):
             Path(whole, "model", part).replace(target / part)
 
 

@@ -135,7 +135,7 @@ def call(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> in
 
 def bundle(monkeypatch: pytest.MonkeyPatch, runs: Path, root: Path, *more: object) -> int:
     given = [f"--{name}={runs / name}" for name in ("unet", "turbo", "clip", "judge")]
-    given.append(f"--decoder={runs / 'unet' / 'vae'}")
+    given += [f"--{name}={runs / 'unet' / 'vae'}" for name in ("decoder", "patched")]
     return call(monkeypatch, "bundle", *given, f"--recipe={runs / 'recipe.toml'}", f"--root={root}", *more)
 
 
@@ -149,7 +149,8 @@ def test_bundle_loads_and_is_measured(runs: Path, tmp_path: Path, monkeypatch: p
     assert all("instrument" in thing["keywords"] for thing in known if thing["emoji"] in "🎷🎸🎹")
     assert len(known) == len(concepts(SUBSET))
     assert load(assets / "bundled", device="cpu").size == 32
-    assert {path.name for path in (assets / "turbo").iterdir()} == {"unet", "model_index.json", "recommended.json"}
+    own = {"unet", "vae", "model_index.json", "recommended.json"}
+    assert {path.name for path in (assets / "turbo").iterdir()} == own
     assert json.loads((assets / "turbo" / "recommended.json").read_text()) == {"guidance": 1.0, "steps": 2}
     assert load_clip(assets / "clip").clip.config.vision.image_size == 32
 

@@ -25,8 +25,10 @@ from PIL import Image
 from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, CLIPVisionModelWithProjection
 
+from reverie.checkpoints.convert import convert
+from reverie.checkpoints.description import describe
 from reverie.checkpoints.load import CLIPComponents, load_clip, load_folder, load_image_encoder
-from reverie.checkpoints.save import Precision, save_clip, save_image_encoder
+from reverie.checkpoints.save import Precision, save_clip, save_folder, save_image_encoder
 from reverie.codecs.clip_images import Preprocessing
 from reverie.diffusion.noise import Noise
 from reverie.diffusion.samplers import SAMPLERS
@@ -34,6 +36,7 @@ from reverie.errors import ReverieError
 from reverie.generate.conditioning import encode, steady
 from reverie.generate.image import fill_in
 from reverie.generate.sample import guided_denoiser, noise_levels, sample
+from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConfig, VisionTowerWithProjection
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline, load
@@ -218,6 +221,20 @@ def test_xl_tells_the_unet_what_diffusers_does(
 @pytest.mark.skipif(not (BUNDLED / "model_index.json").exists(), reason="the bundled model is not trained yet")
 def test_bundled() -> None:
     assert_same_pictures(load(device="cpu", dtype="float32"), BUNDLED, steps=10)
+
+
+def test_diffusers_refuses_a_patched_autoencoder(tiny: Pipeline, tmp_path: Path) -> None:
+    config = AutoencoderConfig(12, 12, block_out_channels=(8, 8, 8), norm_num_groups=4, patch_size=2)
+    tiny.save(tmp_path / "plain")
+    components = replace(load_folder(tmp_path / "plain"), autoencoder=Autoencoder(config).eval())
+    save_folder(components, tmp_path / "patched")
+    with pytest.raises(ValueError, match="has no class `PatchedAutoencoderKL`"):
+        StableDiffusionPipeline.from_pretrained(tmp_path / "patched")
+    assert load_folder(tmp_path / "patched").autoencoder.config == config
+    assert describe(tmp_path / "patched").resolution == 32
+    assert describe(tmp_path / "patched" / "vae").kind == "vae"
+    with pytest.raises(ReverieError, match="decodes by patches of pixels, which no single file holds"):
+        convert(tmp_path / "patched", tmp_path / "one.safetensors")
 
 
 @pytest.mark.parametrize("kind", ["tiny", "tiny_xl"])

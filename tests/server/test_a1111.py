@@ -19,6 +19,7 @@ from webuiapi import ControlNetUnit, WebUIApi, WebUIApiResult
 import reverie
 from reverie.checkpoints.single import load_upscaler
 from reverie.codecs.image import enlarge
+from reverie.media.pictures import png_bytes
 from reverie.requests.foreign import a1111
 from reverie.requests.parts import ControlInput, Hires, Refiner
 from reverie.requests.pictures import TextToImage
@@ -26,6 +27,18 @@ from reverie.requests.records import from_metadata
 
 Json = dict[str, Any]
 SMALL: Json = {"width": 32, "height": 32, "steps": 2, "seed": 7}
+# What img2img's schema of the web UI 1.10 has beside them, as programs send it that fill all of it in.
+WHOLE: Json = dict.fromkeys(
+    ("negative_prompt", "refiner_checkpoint", "firstpass_image", "script_name", "latent_mask", "infotext"), ""
+)
+WHOLE |= dict.fromkeys(
+    ("eta", "s_min_uncond", "s_churn", "s_tmax", "s_tmin", "refiner_switch_at", "subseed_strength"), 0
+)
+WHOLE |= dict.fromkeys(("restore_faces", "tiling", "do_not_save_samples", "do_not_save_grid", "save_images"), False)
+WHOLE |= {"subseed": -1, "seed_resize_from_h": -1, "seed_resize_from_w": -1, "resize_mode": 0, "mask_round": True}
+WHOLE |= {"comments": {}, "override_settings": {}, "alwayson_scripts": {}, "styles": [], "script_args": []}
+WHOLE |= {"s_noise": 1.0, "inpainting_fill": 0, "inpaint_full_res": True, "inpainting_mask_invert": 0}
+WHOLE |= {"disable_extra_networks": False, "initial_noise_multiplier": 0, "image_cfg_scale": 0}
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +163,15 @@ def test_a_mask_says_what_is_painted(web_ui: WebUIApi, invert: int) -> None:
     assert result.image.crop((0, 0, 8, 32)).getcolors() != [(256, (255, 0, 0))]
     request = drawn(result)
     assert (request.mask_blur, request.fill, request.only_masked) == (2, "noise", False)
+
+
+def test_all_fields_of_the_schema_may_be_given(http: httpx.Client) -> None:
+    white = base64.b64encode(png_bytes(Image.new("RGB", (32, 32), "white"))).decode()
+    body = WHOLE | SMALL | {"prompt": "a bear", "init_images": [white], "mask": white, "mask_blur_x": 6}
+    answer = http.post("/sdapi/v1/img2img", json=body | {"mask_blur_y": 6}).json()
+    assert json.loads(answer["info"])["reverie_notes"] == []
+    assert from_metadata(decoded(answer["images"][0])).mask_blur == 6
+    assert http.post("/sdapi/v1/img2img", json=body | {"mask_blur_y": 2}).json()["error"]["param"] == "mask_blur_y"
 
 
 def test_a_controlnet_steers(web_ui: WebUIApi, model_folder: Path, controlnets: Path) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 import socket
 import struct
+import time
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.websockets import WebSocketDisconnect
+from websockets.sync.client import connect as websocket
 
 from reverie.server import app, guard
 from reverie.server.guard import Guard
@@ -283,7 +285,7 @@ def test_websockets_of_other_pages_are_refused(client: TestClient) -> None:
     ):
         pass
     with client.websocket_connect("/api/live") as socket:
-        for text in ("{", "[]", nested(100_000), '{"number": 1}', '{"request": {"init": "/etc/passwd"}}'):
+        for text in ("{", "[]", nested(100_000), '{"number": 1}', '{"kind": "inpaint", "request": {"init": "/x"}}'):
             socket.send_text(text)
             assert socket.receive_json()["type"] == "error"
 
@@ -315,6 +317,15 @@ def test_who_sends_slowly_is_cut_off(url: str, monkeypatch: pytest.MonkeyPatch) 
     with connect(url) as raw:
         raw.sendall(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")
         assert raw.recv(100).split()[1] == b"200"
+
+
+def test_a_websocket_outlives_the_time_that_a_head_has(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app, "HEAD_SECONDS", 0.3)
+    headers = {"Authorization": "Bearer secret"}
+    with websocket(url.replace("http", "ws") + "/api/ws", additional_headers=headers) as follower:
+        time.sleep(0.6)
+        follower.send("{}")
+        assert json.loads(follower.recv(timeout=10))["type"] == "error"
 
 
 def test_an_upload_is_what_it_is_whatever_it_is_called(client: TestClient) -> None:

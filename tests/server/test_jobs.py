@@ -209,17 +209,21 @@ def test_live_draws_the_newest_canvas(client: TestClient, model_folder: Path) ->
     request = {"prompt": "a bear", "seed": 1, "steps": 2}
     with client.websocket_connect("/api/live") as socket:
         for number in range(8):
-            socket.send_json({"number": number, "request": {**request, "steps": 60, "init": canvas}})
+            body = {"kind": "inpaint", "request": {**request, "steps": 60, "init": canvas}}
+            socket.send_json({"number": number, **body})
         pictures = []
         while not pictures or pictures[-1]["number"] != 7:
             event = socket.receive_json()
             assert event["type"] in ("picture", "progress")
             pictures += [event] if event["type"] == "picture" else []
         assert len(pictures) < 8
-        socket.send_json({"number": 8, "request": {**request, "steps": 0}})
+        words = {"kind": "text_to_image", "request": request}
+        socket.send_json({"number": 8, **words, "request": {**request, "steps": 0}})
         assert socket.receive_json()["param"] == "steps"
         for number, steps in ((9, 1000), (10, 1)):
-            socket.send_json({"number": number, "urgent": number == 10, "request": {**request, "steps": steps}})
+            socket.send_json(
+                {"number": number, "urgent": number == 10, **words, "request": {**request, "steps": steps}}
+            )
             while (event := socket.receive_json())["number"] == 9 and number == 9 and event["done"] < 5:
                 pass
         while event["type"] != "picture":

@@ -281,6 +281,24 @@ def test_pictures_and_sentences_become_a_heat_map(visit: Callable[..., Page], tm
 
 
 @pytest.mark.slow
+def test_words_are_shown_over_the_picture_that_they_drew(visit: Callable[..., Page], address: str) -> None:
+    body = {"kind": "text_to_image", "request": {"prompt": "a bear", "steps": 2}}
+    job = httpx.post(f"{address}/api/jobs", json=body).json()
+    while job["id"] not in [one["id"] for one in gallery(address)]:
+        time.sleep(0.1)
+    page = visit("compare")
+    page.locator("#compared button").first.wait_for()
+    for other in reversed(page.locator("#compared button").all()[1:]):
+        other.click()
+    page.click("#words")
+    sheet = page.locator("#explained img")
+    sheet.wait_for()
+    assert sheet.get_attribute("alt") == "Which word of “a bear” went where"
+    width = "(image) => image.decode().then(() => image.naturalWidth)"
+    assert sheet.evaluate(width) > page.locator("#compared img").evaluate(width)
+
+
+@pytest.mark.slow
 def test_music_sounds_with_its_spectrogram(visit: Callable[..., Page]) -> None:
     page = visit("music")
     for name, value in {"prompt": "funk bass", "steps": "2", "seconds": "3"}.items():
@@ -336,7 +354,9 @@ def test_endless_music_is_recorded_as_it_is_heard_by_the_keyboard_alone(
 def test_chinese_and_the_dark_are_remembered(visit: Callable[..., Page]) -> None:
     page = visit(color_scheme="light")
     light = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert page.locator("#model option").first.text_content() == "default model"
     page.click("#language")
+    assert page.locator("#model option").first.text_content() == "默认模型"
     page.click("#theme")
     page.reload()
     page.locator("#ask [name=sampler] option").first.wait_for(state="attached")

@@ -6,13 +6,15 @@ import io
 import json
 from pathlib import Path
 
+import pytest
 from fastapi.testclient import TestClient
 from PIL import Image
 
+from reverie.media.sound import read as read_sound
 from reverie.requests.music import Music
 from reverie.requests.records import from_metadata
+from reverie.requests.references import content_of
 from reverie.server.settings import Settings
-from reverie.server.shelf import content_of
 
 BODY = {
     "alpha": 0.25,
@@ -32,6 +34,7 @@ def test_a_clip_and_its_spectrogram(client: TestClient, settings: Settings) -> N
     assert "og_beat" in played["reverie_notes"][0]
     sound = settings.home / "played.mp3"
     sound.write_bytes(content_of(played["audio"]))
+    assert played["duration_s"] == pytest.approx(read_sound(sound).seconds, abs=0.1)  # MP3 pads
     request = from_metadata(sound)
     assert isinstance(request, Music)
     assert (request.prompt, request.to[0].prompt, request.alpha) == ("jazz", "blues", 0.25)

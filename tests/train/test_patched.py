@@ -7,13 +7,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from reverie.checkpoints.load import load_autoencoder
 from reverie.data.loader import WHOLE, BatchPart
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.train.loop import Learner, RunSettings
-from reverie.train.patched import HELD_OUT, PatchedObjective, draw_sketches, patch
+from reverie.train.patched import HELD_OUT, RIM_WIDTH, PatchedObjective, draw_sketches, patch, sides
 
 OWN = AutoencoderConfig(block_out_channels=(4, 8, 8, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5)
 DIVISIONS = ([WHOLE], [BatchPart(0, 2), BatchPart(1, 2)])
@@ -60,3 +61,8 @@ def test_the_outer_level_learns_and_the_coarse_ones_stay(tmp_path: Path) -> None
 def test_a_patch_is_of_the_size_of_levels(size: int) -> None:
     with pytest.raises(ReverieError, match=rf"patch_size {size} is that of no levels here; give one of \[2, 4\]"):
         patch(Autoencoder(OWN), size)
+
+
+def test_the_rim_is_what_lies_along_the_sides() -> None:
+    inside = F.pad(torch.ones(2, 3, 4, 6), (RIM_WIDTH,) * 4)
+    assert [{*torch.cat([side.flatten() for side in sides(x)]).tolist()} for x in (inside, 1 - inside)] == [{0}, {1}]

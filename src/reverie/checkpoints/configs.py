@@ -53,6 +53,7 @@ UNET_FIXED: Json = {
     "class_embeddings_concat": False,
     "cross_attention_norm": None,
 }
+TINY, PATCHED = "AutoencoderTiny", "PatchedAutoencoderKL"  # classes of autoencoders; diffusers has no patched one
 AUTOENCODER_FIXED: Json = {"act_fn": "silu", "shift_factor": None}
 K_FIXED: Json = {  # of the U-Nets with k-diffusion's blocks
     "center_input_sample": False,
@@ -255,7 +256,7 @@ def write_unet(config: UNetConfig) -> Json:
 
 
 def read_autoencoder(raw: Json, where: str) -> AutoencoderConfig:
-    """Translate diffusers' AutoencoderKL config."""
+    """Translate the config of diffusers' AutoencoderKL or of a patched autoencoder."""
     widths = tuple(_need(raw, "block_out_channels", where))
     blocks = {
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
@@ -269,20 +270,27 @@ def read_autoencoder(raw: Json, where: str) -> AutoencoderConfig:
 
 
 def write_autoencoder(config: AutoencoderConfig | TinyConfig) -> Json:
-    """Write an autoencoder's config as diffusers reads it."""
+    """Write an autoencoder's config as diffusers reads it, who knows no patched ones and refuses their class."""
     if isinstance(config, TinyConfig):
         return _write_tiny(config)
     levels, own = len(config.block_out_channels), asdict(config)
     if config.patch_size == 1:
         del own["patch_size"]  # which diffusers' AutoencoderKL does not know
     return {
-        "_class_name": "AutoencoderKL",
+        "_class_name": "AutoencoderKL" if config.patch_size == 1 else PATCHED,
         "_diffusers_version": DIFFUSERS_VERSION,
         **own,
         "act_fn": "silu",
         "down_block_types": ["DownEncoderBlock2D"] * levels,
         "up_block_types": ["UpDecoderBlock2D"] * levels,
     }
+
+
+def read_latent_factor(raw: Json, where: str) -> int:
+    """Read from an autoencoder's config, of whatever class, how many pixels a latent spans."""
+    if raw.get("_class_name") == TINY:
+        return TinyConfig(num_decoder_blocks=tuple(_need(raw, "num_decoder_blocks", where))).factor
+    return read_autoencoder(raw, where).factor
 
 
 def check_tiny(raw: Json, where: str) -> None:
@@ -294,7 +302,7 @@ def _write_tiny(config: TinyConfig) -> Json:
     blocks = {"encoder": config.num_encoder_blocks, "decoder": config.num_decoder_blocks}
     widths = {"encoder": config.encoder_width, "decoder": config.decoder_width}
     return {
-        "_class_name": "AutoencoderTiny",
+        "_class_name": TINY,
         "_diffusers_version": DIFFUSERS_VERSION,
         "in_channels": config.in_channels,
         "out_channels": config.in_channels,

@@ -49,8 +49,10 @@ def convert(
         if ema or prediction or isinstance(config, str):
             raise ReverieError(f"'{source}' is a folder, which says what it is; leave out config, prediction and ema")
         components = load_folder(source, dtype=None)
-        if isinstance(components.autoencoder, TinyAutoencoder):
-            raise ReverieError(f"'{source}' decodes by a TAESD, which no single file holds; give it an AutoencoderKL")
+        own = components.autoencoder
+        if isinstance(own, TinyAutoencoder) or own.config.patch_size > 1:
+            kind = "a TAESD" if isinstance(own, TinyAutoencoder) else "patches of pixels"
+            raise ReverieError(f"'{source}' decodes by {kind}, which no single file holds; give it an AutoencoderKL")
         family = config if isinstance(config, Family) else family_of(components)
         parts = {name: getattr(components, name) for name in PARTS}
         networks = Networks(family, **parts)

@@ -13,7 +13,7 @@ import torch
 
 from reverie.checkpoints.adapter_keys import algorithms, group
 from reverie.checkpoints.clip_files import OPEN_CLIP_FILES
-from reverie.checkpoints.configs import read_schedule, read_unet
+from reverie.checkpoints.configs import PATCHED, TINY, read_latent_factor, read_schedule, read_unet
 from reverie.checkpoints.families import alike
 from reverie.checkpoints.identify import Contents, identify
 from reverie.checkpoints.load import LATENT_UPSCALING, SAFETY, STEMS
@@ -21,12 +21,12 @@ from reverie.checkpoints.weights import GGUF, Source, find_weights, open_source,
 from reverie.errors import ReverieError
 from reverie.models.k_unet import KUNetConfig
 
-PIXELS_PER_LATENT = 8
 # Whose prompts a network attends to, told by their width.
 BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL", 1280: "the XL refiner"}
 CLASSES = {  # of parts of a model in diffusers' layout: their kind and the stem of their weights
     "AutoencoderKL": ("vae", "an autoencoder (VAE) alone", STEMS["vae"]),
-    "AutoencoderTiny": ("taesd", "a TAESD (tiny autoencoder)", STEMS["vae"]),
+    PATCHED: ("vae", "a patched autoencoder (VAE) alone", STEMS["vae"]),
+    TINY: ("taesd", "a TAESD (tiny autoencoder)", STEMS["vae"]),
     "ControlNetModel": ("controlnet", "a ControlNet", STEMS["unet"]),
     "T2IAdapter": ("t2i-adapter", "a T2I-Adapter", STEMS["unet"]),
     "UNet2DConditionModel": ("unet", "a U-Net in diffusers' layout", STEMS["unet"]),
@@ -75,7 +75,7 @@ def describe(path: str | Path) -> Description:
         described,
         family=contents.family.name if contents.family else None,
         prediction=family.schedule.prediction if family else None,
-        resolution=family.unet.sample_size * PIXELS_PER_LATENT if family else None,
+        resolution=family.unet.sample_size * family.autoencoder.factor if family else None,
         missing=contents.missing,
         notes=_notes(contents, source),
     )
@@ -110,7 +110,8 @@ def _describe_folder(folder: Path) -> Description:
 
 def _describe_model(folder: Path) -> Description:
     files = [file for part, stem in STEMS.items() for file in _weights(folder / part, stem)]
-    config, schedule = folder / "unet/config.json", folder / "scheduler/scheduler_config.json"
+    config, vae = folder / "unet/config.json", folder / "vae/config.json"
+    schedule = folder / "scheduler/scheduler_config.json"
     unet, process = read_unet(read_json(config), str(config)), read_schedule(read_json(schedule), str(schedule))
     sees = (folder / "image_encoder").is_dir()
     found = [family for family in alike(unet, process) if (family.vision is not None) == sees]
@@ -122,7 +123,7 @@ def _describe_model(folder: Path) -> Description:
         described,
         family=found[0].name if found else None,
         prediction=process.prediction,
-        resolution=unet.sample_size * PIXELS_PER_LATENT,
+        resolution=unet.sample_size * read_latent_factor(read_json(vae), str(vae)),
         notes=("with a safety checker",) if (folder / SAFETY).is_dir() else (),
     )
 

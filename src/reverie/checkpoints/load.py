@@ -239,10 +239,10 @@ def load_autoencoder(
 ) -> ImageAutoencoder:
     """Read an autoencoder's folder, config.json and its weights of a `variant` ("fp16"), onto `device` in `dtype`.
 
-    It is diffusers' AutoencoderKL or AutoencoderTiny. None is the files' own dtype.
+    It is diffusers' AutoencoderKL or AutoencoderTiny, or a patched autoencoder. None is the files' own dtype.
     """
     folder = _folder(folder)
-    if read_json(folder / "config.json").get("_class_name") == "AutoencoderTiny":
+    if read_json(folder / "config.json").get("_class_name") == configs.TINY:
         return load_tiny(folder, device=device, dtype=dtype, variant=variant)
     config = _config(folder, configs.read_autoencoder)
     if config.force_upcast and dtype == torch.float16:

@@ -151,7 +151,7 @@ def save_unet(unet: UNet, path: str | Path, precision: Precision = FULL) -> None
 
 
 def save_autoencoder(autoencoder: ImageAutoencoder, path: str | Path, precision: Precision = FULL) -> None:
-    """Write an autoencoder's folder, which `load_autoencoder` and diffusers' AutoencoderKL or AutoencoderTiny read."""
+    """Write an autoencoder's folder, which `load_autoencoder` and, unless it is patched, diffusers' classes read."""
     with _stage(Path(path), precision) as folder:
         _write_autoencoder(autoencoder, folder, precision)
 

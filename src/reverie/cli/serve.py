@@ -180,7 +180,7 @@ def read_settings(
     dtype: str | None,
 ) -> Settings:
     """Return what the options say. Raises ReverieError for a folder that is missing, and a model that is not there."""
-    from reverie.server.settings import GIB, Limits, Settings, data_folder  # brings pydantic, as requests do
+    from reverie.server.settings import GIB, Limits, Settings  # brings pydantic, as requests do
 
     if workers < 1 or memory <= 0:
         raise ReverieError("workers and memory are more than nothing; give 1 or more of each")
@@ -240,3 +240,8 @@ def is_loopback(host: str) -> bool:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
+
+
+def data_folder() -> Path:
+    """Return the user's data folder for reverie: $XDG_DATA_HOME/reverie, else ~/.local/share/reverie."""
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "reverie"

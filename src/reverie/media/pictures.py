@@ -21,6 +21,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from PIL import ExifTags, Image, ImageOps
 from PIL.PngImagePlugin import PngInfo
@@ -155,6 +156,7 @@ def other_kind(source: Encoded) -> str | None:
 PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")  # what Pillow writes as PNG
 FORMATS = {".png": "PNG", ".jpg": "JPEG", ".jpeg": "JPEG", ".webp": "WEBP"}
 LARGEST = {"JPEG": 65_500, "WEBP": 16_383}  # pixels a side: libjpeg's and libwebp's limits
+PREVIEW_SIDE, PREVIEW_QUALITY = 384, 75
 PARAMETERS = "parameters"  # AUTOMATIC1111's text chunk, which most tools read
 REQUEST = "reverie"  # ours: JSON, enough to make the picture again
 
@@ -248,12 +250,24 @@ def read_texts(picture: Image.Image) -> dict[str, str]:
     return texts
 
 
+def encode(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
+    """Return a picture as a file, with options of Pillow's writer."""
+    buffer = io.BytesIO()
+    picture.save(buffer, format, **options)
+    return buffer.getvalue()
+
+
 def png_bytes(picture: Image.Image) -> bytes:
     """Return a picture as a PNG file, upright, of eight bits where PNG has no such mode."""
-    buffer = io.BytesIO()
     picture = upright(picture)
-    (picture if picture.mode in PNG_MODES else eight_bits(picture)).save(buffer, "PNG")
-    return buffer.getvalue()
+    return encode(picture if picture.mode in PNG_MODES else eight_bits(picture))
+
+
+def encode_preview(picture: Image.Image) -> bytes:
+    """Return a small JPEG of a picture."""
+    small = to_rgb(picture).copy()
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    return encode(small, "JPEG", quality=PREVIEW_QUALITY)
 
 
 def open_picture(path: Encoded) -> Image.Image:

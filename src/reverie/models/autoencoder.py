@@ -48,6 +48,11 @@ class AutoencoderConfig:
     latents_std: tuple[float, ...] | None = None
     patch_size: int = 1
 
+    @property
+    def factor(self) -> int:
+        """Return how many pixels a latent spans in height and in width: 8 with four levels, 16 with five."""
+        return self.patch_size * 2 ** (len(self.block_out_channels) - 1)
+
 
 AUTOENCODERS: dict[str, AutoencoderConfig] = {
     "sd": AutoencoderConfig(),
@@ -188,7 +193,7 @@ class ImageAutoencoder(nn.Module):
     @property
     def factor(self) -> int:
         """Return how many pixels a latent spans in height and in width."""
-        raise NotImplementedError
+        return self.config.factor
 
     def encode(self, images: Float[Tensor, "b c h w"], run: RunHalf = nn.Module.__call__) -> DiagonalGaussian:
         """Encode images in [-1, 1], by another way to `run` the encoder where one is given.
@@ -253,11 +258,6 @@ class Autoencoder(ImageAutoencoder):
         self.quant_conv = nn.Conv2d(2 * z, 2 * z, 1) if config.use_quant_conv else nn.Identity()
         self.post_quant_conv = nn.Conv2d(z, z, 1) if config.use_post_quant_conv else nn.Identity()
 
-    @property
-    def factor(self) -> int:
-        """Return how many pixels a latent spans in height and in width: 8 with four levels, 16 with five."""
-        return self.config.patch_size * 2 ** (len(self.config.block_out_channels) - 1)
-
     def encode(self, images: Float[Tensor, "b c h w"], run: RunHalf = nn.Module.__call__) -> DiagonalGaussian:
         """Encode images in [-1, 1], by another way to `run` the encoder where one is given.
 
@@ -304,6 +304,11 @@ class TinyConfig:
     latents_mean: None = None
     latents_std: None = None
     patch_size: int = 1
+
+    @property
+    def factor(self) -> int:
+        """Return how many pixels a latent spans in height and in width."""
+        return 2 ** (len(self.num_decoder_blocks) - 1)
 
     @classmethod
     def of(cls, shapes: Mapping[str, tuple[int, ...]], halves: Sequence[str]) -> TinyConfig:
@@ -382,11 +387,6 @@ class TinyAutoencoder(ImageAutoencoder):
         self.config = config
         self.encoder = TinyEncoder(config) if encoder else None
         self.decoder = TinyDecoder(config) if decoder else None
-
-    @property
-    def factor(self) -> int:
-        """Return how many pixels a latent spans in height and in width."""
-        return 2 ** (len(self.config.num_decoder_blocks) - 1)
 
     def encode(self, images: Float[Tensor, "b 3 h w"], run: RunHalf = nn.Module.__call__) -> DiagonalGaussian:
         """Encode images in [-1, 1], by another way to `run` the encoder where one is given; there is no spread.

@@ -151,7 +151,7 @@ class FileReference(Frozen):
             return cls._from_record(given)
         if isinstance(given, str) and given.startswith(DATA_URL):
             name = name_in(given)
-            return cls._from_bytes(_from_data_url(given, cls.what)) | ({} if name is None else {"name": name})
+            return cls._from_bytes(content_of(given, cls.what)) | ({} if name is None else {"name": name})
         if isinstance(given, str | Path):
             return cls._from_path(Path(_RESOLVER.get()(cls.what, str(given))))
         return cls._from_memory(given)
@@ -270,28 +270,32 @@ class Picture(FileReference):
         with Image.open(io.BytesIO(self.data)) as opened:
             kind = (opened.format or "png").lower()
         named = "" if self.name is None else f";name={quote(self.name, safe='')}"
-        return f"{DATA_URL}image/{kind}{named};base64,{base64.b64encode(self.data).decode()}"
+        return data_url(self.data, f"image/{kind}{named}")
 
     @property
     def is_here(self) -> bool:
         """Tell whether its content is known."""
         return self.data is not None
 
-    @cached_property
+    @property
     def size(self) -> tuple[int, int] | None:
         """Return width and height in pixels, or None where it was not found."""
-        return None if self.data is None else self.image().size
+        return None if self.data is None else self._pixels.size
 
     @property
     def transparent(self) -> bool | None:
         """Tell whether some of the picture is so transparent that a mask paints it; None where it was not found."""
         if self.data is None:
             return None
-        image = self.image()
+        image = self._pixels
         return image.mode == "RGBA" and any(image.getchannel("A").histogram()[: 256 - PAINTED])
 
     def image(self) -> Image.Image:
-        """Decode the picture, upright, as RGB or RGBA of eight bits. Raises ReverieError where it was not found."""
+        """Return the picture, upright, as RGB or RGBA of eight bits. Raises ReverieError where it was not found."""
+        return self._pixels.copy()
+
+    @cached_property
+    def _pixels(self) -> Image.Image:
         if self.data is None:
             raise self.missing()
         return decode(self.data, None if self.name is None else f"'{self.name}'")
@@ -351,7 +355,13 @@ def _read(file: Path | io.BytesIO, picture: bool) -> Sound | Image.Image:
     return sound.read(file)
 
 
-def _from_data_url(url: str, what: str) -> bytes:
+def data_url(data: bytes, media_type: str) -> str:
+    """Return content as a data URL."""
+    return f"{DATA_URL}{media_type};base64,{base64.b64encode(data).decode()}"
+
+
+def content_of(url: str, what: str = "content") -> bytes:
+    """Decode a data URL. Raises ReverieError, which says `what` it is not, for one that is damaged."""
     _, comma, text = url.partition(";base64,")
     try:
         if not comma:

@@ -16,17 +16,17 @@ from fastapi.responses import FileResponse, StreamingResponse
 from pydantic import BaseModel
 from starlette.websockets import WebSocketDisconnect
 
+from reverie.jobs.questions import Classification, Comparison, Embedding, Question, Search
 from reverie.requests.base import SampledRequest
 from reverie.requests.records import read_record
-from reverie.requests.references import BUNDLED, BUNDLED_NAME, DATA_URL, locate_part, resolving
+from reverie.requests.references import BUNDLED, BUNDLED_NAME, DATA_URL, content_of, locate_part, resolving
 from reverie.requests.samplers import RECORDS, SPACINGS, few_steps, schedule_label
 from reverie.requests.templates import read_styles
 from reverie.server.answers import Served, answer, client_of, dispatcher_of
 from reverie.server.dispatcher import ALL, Dispatcher
 from reverie.server.guard import Refusal
-from reverie.server.questions import Classification, Comparison, Embedding, Question, Search
 from reverie.server.settings import SPECTROGRAM
-from reverie.server.shelf import content_of, describe_files, json_object, media_type
+from reverie.server.shelf import describe_files, json_object, media_type
 from reverie.server.store import JobRecord
 from reverie.server.submissions import FORMATS, Submission, fields_schema
 

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from pathlib import Path
 from types import FrameType
 
-import h11
 import uvicorn
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -152,11 +151,8 @@ class _Protocol(H11Protocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        self._expect_head(self.cycle is None or self.cycle.response_complete)
-
-    def handle_websocket_upgrade(self, event: h11.Request) -> None:
-        self._expect_head(False)
-        super().handle_websocket_upgrade(event)
+        is_http = self.transport.get_protocol() is self  # else it is a WebSocket's by now, and no head follows
+        self._expect_head(is_http and (self.cycle is None or self.cycle.response_complete))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._expect_head(False)
@@ -210,6 +206,7 @@ def uvicorn_config(settings: Settings, hire: Hire = Worker) -> uvicorn.Config:
         http=_Protocol,
         limit_concurrency=CONNECTIONS,
         ws_max_size=settings.limits.body,
+        ws_per_message_deflate=False,  # pictures are compressed
     )
 
 

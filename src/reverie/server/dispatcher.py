@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import Any
 
 from reverie.errors import ReverieError
+from reverie.requests.references import data_url
 from reverie.server.cluster import RemoteWorker
 from reverie.server.settings import Settings
-from reverie.server.shelf import Shelf, data_url, describe_files
+from reverie.server.shelf import Shelf, describe_files
 from reverie.server.store import FINAL, JobRecord, JobStore, State
 from reverie.server.submissions import Submission
 from reverie.server.worker import Said, Task, Worker

@@ -10,16 +10,16 @@ from fastapi import APIRouter, WebSocket
 from starlette.websockets import WebSocketDisconnect
 
 from reverie.errors import ReverieError
-from reverie.requests.pictures import ImageToImage
-from reverie.requests.references import Resolver, resolving
+from reverie.requests.references import data_url
 from reverie.server.answers import client_of, dispatcher_of
 from reverie.server.api import receive_json
 from reverie.server.dispatcher import Dispatcher
-from reverie.server.shelf import data_url, media_type
+from reverie.server.shelf import media_type
 from reverie.server.store import JobRecord
 from reverie.server.submissions import Submission
 
-FORMAT = "jpg"  # which is written and read soonest; as WebP a picture of 256 pixels took 6 ms more
+ASKED = ("kind", "request", "model", "style", "dynamic")  # of a message, beside its number
+OPTIONS = {"keep": False, "previews": 0, "formats": "jpg"}  # JPEG is written and read soonest
 
 router = APIRouter(prefix="/api")
 
@@ -63,8 +63,7 @@ async def _draw(
     socket: WebSocket, served: Dispatcher, message: dict[str, Any], number: object, at_hand: list[JobRecord]
 ) -> None:
     start = time.monotonic()
-    submission = await asyncio.to_thread(_read, message, served.settings.resolver())
-    record = await served.submit(submission, client_of(socket))
+    record = await served.submit(_read(message), client_of(socket))
     at_hand.append(record)
     try:
         async for event in served.watch(record.id):
@@ -83,21 +82,6 @@ async def _draw(
             served.delete(record)
 
 
-def _read(message: dict[str, Any], resolver: Resolver) -> Submission:
-    """Return what to draw; the request's own pictures tell its kind where the message does not."""
-    request = message.get("request")
-    if not isinstance(request, dict):
-        raise ReverieError('nothing to draw; send {"number": 1, "request": {"prompt": "a bear"}}')
-    kind = message.get("kind")
-    if kind is None:
-        with resolving(resolver):
-            kind = _kind(request.get("init"), request.get("mask"))
-    options = {"keep": False, "previews": 0, "formats": [FORMAT]}
-    given: dict[str, Any] = {name: message[name] for name in ("model", "style", "dynamic") if name in message}
-    return Submission.of({**given, "kind": kind, "request": request, "options": options})
-
-
-def _kind(init: object, mask: object) -> str:
-    if init is None:
-        return "text_to_image"
-    return "inpaint" if mask is not None or ImageToImage.of({"init": init}).init.transparent else "image_to_image"
+def _read(message: dict[str, Any]) -> Submission:
+    """Return what to draw: the body of a job, of which nothing is kept."""
+    return Submission.of({name: message[name] for name in ASKED if name in message} | {"options": OPTIONS})

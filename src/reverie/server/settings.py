@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,8 +148,3 @@ class Settings:
             yield from folders
         yield from filter(None, [self.index, self.styles, self.wildcards])
         yield from BUNDLED.values()
-
-
-def data_folder(environment: Mapping[str, str] = os.environ) -> Path:
-    """Return the user's data folder for reverie: $XDG_DATA_HOME/reverie, else ~/.local/share/reverie."""
-    return Path(environment.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "reverie"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import hashlib
 import io
 import json
@@ -20,8 +18,8 @@ from PIL import Image
 
 from reverie.errors import ReverieError
 from reverie.files import atomic_write
-from reverie.media.pictures import DAMAGED, to_rgb
-from reverie.requests.references import DATA_URL, name_in
+from reverie.media.pictures import DAMAGED
+from reverie.requests.references import DATA_URL, content_of, name_in
 from reverie.server.settings import Settings
 
 FILE_URL = "/api/files/"
@@ -37,7 +35,6 @@ SIGNATURES = (
     (0, b"\x1a\x45\xdf\xa3", ".webm"),
 )
 INPUT_PIXELS = 16  # times the pixels that may be drawn, a picture that is given may have
-PREVIEW_SIDE, PREVIEW_QUALITY = 384, 75
 DAY = 86_400.0
 
 
@@ -105,36 +102,6 @@ class Shelf:
             old = time.time() - path.stat().st_mtime > DAY
             if (old or total > self.settings.limits.uploads) and not is_named(path.name):
                 path.unlink(missing_ok=True)
-
-
-def content_of(url: str) -> bytes:
-    """Decode a data URL. Raises ReverieError for one that is damaged."""
-    head, comma, text = url.partition(",")
-    try:
-        if not comma or not head.endswith(";base64"):
-            raise ValueError("no ';base64,'")
-        return base64.b64decode(text, validate=True)
-    except (ValueError, binascii.Error) as error:
-        raise ReverieError(f"'{url[:32]}...' is no content: {error}; write data:image/png;base64,...") from error
-
-
-def data_url(data: bytes, media_type: str) -> str:
-    """Return content as a data URL."""
-    return f"{DATA_URL}{media_type};base64,{base64.b64encode(data).decode()}"
-
-
-def encode(picture: Image.Image, format: str = "PNG", **options: Any) -> bytes:
-    """Return a picture as a file, with options of Pillow's writer."""
-    buffer = io.BytesIO()
-    picture.save(buffer, format, **options)
-    return buffer.getvalue()
-
-
-def encode_preview(picture: Image.Image) -> bytes:
-    """Return a small JPEG of a picture."""
-    small = to_rgb(picture)
-    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    return encode(small, "JPEG", quality=PREVIEW_QUALITY)
 
 
 def json_object(text: str | bytes) -> dict[str, Any] | None:

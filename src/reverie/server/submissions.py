@@ -17,6 +17,7 @@ from reverie.jobs.events import Job
 from reverie.jobs.films import FilmJob
 from reverie.jobs.music import MusicJob
 from reverie.jobs.pictures import PictureJob
+from reverie.jobs.questions import QUESTIONS, AnswerJob, Question
 from reverie.jobs.upscale import Upscale, UpscaleJob
 from reverie.requests import adapter_files
 from reverie.requests.base import RANDOM_SEED, Frozen, SampledRequest, random_seed
@@ -26,7 +27,6 @@ from reverie.requests.pictures import ImageToImage, Outpaint, TextToImage
 from reverie.requests.records import KINDS
 from reverie.requests.references import Resolver, references, resolving
 from reverie.requests.templates import PromptStyle, Wildcards, add_styles, draw_prompts, read_styles
-from reverie.server.questions import QUESTIONS, AnswerJob, Question
 from reverie.server.settings import Limits, Settings
 from reverie.server.shelf import Shelf
 
@@ -212,7 +212,7 @@ def check_limits(request: Asked, options: Options, limits: Limits) -> None:
     """Raise ReverieError where a request asks for more than the server gives."""
     for field, asked, most, unit in _demands(request, options, limits):
         if asked > most:
-            raise ReverieError(f"{field} asks for {asked:g} {unit}; this server allows {most:g}", field=field)
+            raise ReverieError(f"{field} asks for {asked:,.10g} {unit}; this server allows {most:,.10g}", field=field)
 
 
 def _demands(request: Asked, options: Options, limits: Limits) -> Iterator[_Demand]:

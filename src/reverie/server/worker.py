@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from reverie.errors import ReverieError
 from reverie.files import reason_of
 from reverie.jobs.events import Event, Finished, Load, Preview, Saved
+from reverie.media.pictures import encode_preview
 from reverie.progress import Progress
 from reverie.requests import adapter_files
 from reverie.server.settings import Settings
-from reverie.server.shelf import encode_preview
 from reverie.server.submissions import Submission
 
 if TYPE_CHECKING:

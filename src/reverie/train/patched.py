@@ -3,13 +3,13 @@
 The channels of one place are then the colours of a patch of pixels (`AutoencoderConfig.patch_size`). Of either half the
 coarse levels stay as they are, so that latents stay valid; its new level learns to do what the levels did that it
 replaces, as seen by the large autoencoder (distillation, Hinton et al. 1503.02531): what a few-step U-Net draws of
-captions to decode, that and flat shapes, as people sketch, to encode. Loss: L1 of pixels and of their differences;
-squares for the encoder.
+captions to decode, that and flat shapes, as people sketch, to encode. Loss: L1 of pixels, of their differences, and of
+the rim once more, which new convolutions leave to be seen; squares for the encoder.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from reverie.checkpoints.load import Components
 from reverie.checkpoints.save import save_autoencoder
 from reverie.codecs.image import to_levels, to_pictures
 from reverie.corpora.captions import with_article
+from reverie.corpora.concepts import Concept, concepts
 from reverie.corpora.scenes import COLOURS
 from reverie.data.loader import WHOLE, BatchPart
 from reverie.diffusion.denoiser import denoiser
@@ -42,14 +43,16 @@ from reverie.train.recipe import section
 HELD_OUT = 16
 SHAPES = 6  # of a sketch at most
 DIFFERENCES = 0.5  # weight of the loss of pixels' differences
+RIM, RIM_WIDTH = 0.25, 2  # weight of the loss of so many pixels along the sides
 
 
 @dataclass(frozen=True)
 class PatchedSettings:
     """Choose the model whose autoencoder is patched, and what it learns from."""
 
-    base: str  # a whole model of few steps, which says what it knows
-    autoencoder: str = ""  # the whole model whose autoencoder is patched, if not the base's
+    base: str  # a whole model of few steps
+    autoencoder: str = ""  # folder of the autoencoder that is patched, if not the base's
+    subset: str = "everyday"  # of the things that are drawn
     patch_size: PositiveInt = 2  # a power of two
     count: PositiveInt = 300  # pictures, and as many sketches
     batch: PositiveInt = 4
@@ -110,7 +113,8 @@ class PatchedObjective:
         difference = self._fine(x) - as_images(self.drawn[picked]).to(device)
         l1 = difference.abs().mean()
         edges = difference.diff(dim=2).abs().mean() + difference.diff(dim=3).abs().mean()
-        yield "decoder", l1 + DIFFERENCES * edges, {"l1": l1.item()}
+        rim = torch.cat([side.flatten() for side in sides(difference)]).abs().mean()
+        yield "decoder", l1 + DIFFERENCES * edges + RIM * rim, {"l1": l1.item(), "rim": rim.item()}
         picked = part.rows(torch.randint(len(self.seen), (self.batch,), generator=generator))
         encoder, target = self.averaged.encoder, self.encoded[picked].float().to(device)
         patches = F.pixel_unshuffle(as_images(self.seen[picked]).to(device), self.averaged.config.patch_size)
@@ -186,6 +190,12 @@ def patch(own: Autoencoder, patch_size: int) -> Autoencoder:
     return patched.requires_grad_(False)
 
 
+def sides(x: Float[Tensor, "b c h w"]) -> Iterator[Tensor]:
+    """Yield the pixels along the four sides, those of corners twice."""
+    for turned in (x, x.mT):
+        yield from (turned[..., :RIM_WIDTH], turned[..., -RIM_WIDTH:])
+
+
 def _one_by_one(make: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
     """Make something of each row, kept in half precision where it is no pixels."""
     made = [make(row) for row in rows.split(1)]
@@ -193,14 +203,16 @@ def _one_by_one(make: Callable[[Tensor], Tensor], rows: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def draw_latents(base: Components, count: int, rng: np.random.Generator) -> Float[Tensor, "n c h w"]:
-    """Draw latents of things that a model says it knows, on grounds of named colours, in one step or two."""
+def draw_latents(
+    base: Components, things: Sequence[Concept], count: int, rng: np.random.Generator
+) -> Float[Tensor, "n c h w"]:
+    """Draw latents of things on grounds of named colours, in one step or two."""
     schedule, side = base.schedule_config.schedule(), base.unet.config.sample_size
     scalings = find_scalings(base)
     first, second = schedule.t_to_sigma(torch.tensor([999.0, 499.0])).unbind()
     colours, rows = list(COLOURS), []
     for index in range(count):
-        names = base.known[rng.integers(len(base.known))].en
+        names = things[int(rng.integers(len(things)))].en
         caption = f"{with_article(names[rng.integers(len(names))])} on a {rng.choice(colours)} background"
         predict = denoiser(partial(base.unet, context=read_captions(base, [caption])), schedule, scalings)
         noise = torch.from_numpy(rng.standard_normal((2, base.unet.config.in_channels, side, side))).float().split(1)
@@ -233,12 +245,9 @@ def _sketch(side: int, rng: np.random.Generator) -> Image.Image:
 def build(sections: dict[str, Any], seed: int, out: Path) -> PatchedObjective:
     """Build the objective from a recipe's table [patched]."""
     settings = section(sections, "patched", PatchedSettings)
-    base, other = (
-        Components(**vars(system.load(name, device="cpu", dtype="float32", fast=False)))
-        for name in (settings.base, settings.autoencoder or settings.base)
-    )
-    own, rng = require_kl(other.autoencoder), np.random.default_rng(seed)
+    base = system.load(settings.base, device="cpu", dtype="float32", vae=settings.autoencoder or None, fast=False)
+    own, rng = require_kl(base.autoencoder), np.random.default_rng(seed)
     torch.manual_seed(seed)
-    latents = draw_latents(base, settings.count + HELD_OUT, rng)
+    latents = draw_latents(base, concepts(settings.subset), settings.count + HELD_OUT, rng)
     sketches = draw_sketches(settings.count, latents.shape[-1] * own.factor, rng)
     return PatchedObjective(own, settings.patch_size, latents, sketches, settings.batch, seed)

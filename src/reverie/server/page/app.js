@@ -58,7 +58,8 @@ async function loadModels() {
   try {
     const { models } = await get("api/models");
     const choices = models.filter(({ makes, bundled, default: own }) => makes !== "music" && !(bundled && own));
-    $("#model").replaceChildren(...["", ...choices.map(({ name }) => name)].map((name) => make("option", { value: name, textContent: name || t("defaultModel") })));
+    const own = make("option", { value: "", textContent: t("defaultModel"), "data-t": "defaultModel" });
+    $("#model").replaceChildren(own, ...choices.map(({ name }) => make("option", { value: name, textContent: name })));
     $("#model").hidden = !choices.length;
   } catch (error) {
     toast(error.message);

@@ -1,7 +1,7 @@
-/** Compare: a heat map of pictures and sentences, and what each picture most likely shows. */
+/** Compare: a heat map of pictures and sentences, what each picture most likely shows, and which word drew what in it. */
 
-import { get, post } from "./api.js";
-import { $, choose, make, onFiles } from "./dom.js";
+import { get, post, run } from "./api.js";
+import { $, choose, make, onFiles, toast } from "./dom.js";
 import { shrink } from "./files.js";
 import { t } from "./i18n.js";
 
@@ -19,6 +19,7 @@ export function open() {
     event.preventDefault();
     compare();
   };
+  $("#words").onclick = explain;
   $("#sentences").value = t("someSentences");
   $("#search").onsubmit = (event) => {
     event.preventDefault();
@@ -91,6 +92,21 @@ function bars(guess, picture, at) {
     make("li", {}, make("span", { textContent: label }), make("meter", { value: probability, "aria-label": label }), make("output", { textContent: `${Math.round(100 * probability)} %` })),
   );
   return make("figure", { "aria-label": t("likely") }, make("img", { src: picture, alt: t("pictureNumber", at + 1) }), make("ol", {}, ...rows));
+}
+
+/** Draw the pictures that say how they were drawn again, and show over each which word went where. */
+async function explain() {
+  $("#explained").replaceChildren();
+  for (const [at, { dataset }] of [...$("#compared").children].entries()) {
+    const made = await post("api/inspect", { file: dataset.picture }).catch(() => null);
+    if (made === null) toast(t("saysNothing", t("pictureNumber", at + 1)));
+    else await explainOne(made);
+  }
+}
+
+async function explainOne({ kind, model, request }) {
+  const job = await run($("#compare-work"), { kind, model, request, options: { explain: true, keep: false } });
+  if (job) $("#explained").append(make("img", { src: job.files.at(-1).url, alt: t("explained", request.prompt) }));
 }
 
 async function search() {

@@ -10,7 +10,7 @@ const WORDS = {
   music: ["Music", "音乐"],
   gallery: ["Gallery", "画廊"],
   model: ["Model", "模型"],
-  defaultModel: ["own model", "默认模型"],
+  defaultModel: ["default model", "默认模型"],
   theme: ["Light or dark", "浅色或深色"],
 
   sketch: ["Sketch", "草图"],
@@ -133,6 +133,7 @@ const WORDS = {
   needPictures: ["Give pictures, sentences, or both.", "请给出图片、句子，或两者都给。"],
   takeAway: ["Take away {0}", "移除 {0}"],
   pictureNumber: ["Picture {0}", "图片 {0}"],
+  explained: ["Which word of “{0}” went where", "“{0}”的哪个词在哪里"],
   likely: ["Most likely", "最可能的"],
   searchFolder: ["Search the indexed folder", "搜索已索引的文件夹"],
   search: ["Search", "搜索"],

@@ -20,8 +20,9 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, Field
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import PARAMETERS, decode, read_texts, size_of
+from reverie.media.pictures import PARAMETERS, decode, encode, read_texts, size_of
 from reverie.requests.base import unknown
+from reverie.requests.foreign.a1111_api import AUTOMATIC, MODULES, SCRIPTS, Drawing, Lenient, Redrawing, WebOptions
 from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.parts import UPSCALER_NAMES
 from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
@@ -30,19 +31,7 @@ from reverie.requests.texts import picture_texts
 from reverie.server.answers import Served, answer, attend, client_of, dispatcher_of, failure
 from reverie.server.api import describe_model, machine_memory, names_in
 from reverie.server.dispatcher import Dispatcher
-from reverie.server.protocols.a1111_drawing import (
-    AUTOMATIC,
-    MODULES,
-    SCRIPTS,
-    Drawing,
-    Lenient,
-    Redrawing,
-    WebOptions,
-    keep,
-    submissions_of,
-    upscalers_of,
-)
-from reverie.server.shelf import encode
+from reverie.server.protocols.a1111_jobs import keep, submissions_of, upscalers_of
 from reverie.server.store import JobRecord
 
 API = "/sdapi/v1"

@@ -25,15 +25,16 @@ from starlette.websockets import WebSocketDisconnect
 
 from reverie.errors import ReverieError
 from reverie.files import name_of
-from reverie.media.pictures import decode
+from reverie.media.pictures import decode, encode
 from reverie.requests.foreign import core_nodes
 from reverie.requests.foreign.core_nodes import of_class
 from reverie.requests.foreign.draft import stem_of
+from reverie.requests.references import content_of
 from reverie.server.answers import Served, client_of, dispatcher_of
 from reverie.server.api import adapters, describe_model, download, machine_memory, receive_json
 from reverie.server.dispatcher import ALL, Dispatcher, Event, QueueFull
 from reverie.server.guard import Refusal
-from reverie.server.shelf import content_of, encode, json_object
+from reverie.server.shelf import json_object
 from reverie.server.store import FINAL, JobRecord
 from reverie.server.submissions import Submission
 

@@ -13,9 +13,10 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from reverie.errors import ReverieError
+from reverie.requests.references import data_url
 from reverie.server.answers import answer, dispatcher_of, finish
 from reverie.server.guard import Refusal
-from reverie.server.shelf import data_url, json_object
+from reverie.server.shelf import json_object
 
 router = APIRouter()
 Json = dict[str, Any]

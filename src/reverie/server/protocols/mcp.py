@@ -22,11 +22,12 @@ from PIL import Image
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from reverie.errors import ReverieError
+from reverie.media.pictures import encode_preview
 from reverie.server.answers import client_of, dispatcher_of, failure
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.guard import Refusal
 from reverie.server.settings import Settings
-from reverie.server.shelf import FILE_URL, encode_preview, media_type
+from reverie.server.shelf import FILE_URL, media_type
 from reverie.server.submissions import ASKED, FORMATS, Submission, fields_schema
 from reverie.server.worker import LoadedModels, Said, Task, carry_out, offer_loras
 

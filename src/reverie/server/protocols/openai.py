@@ -23,13 +23,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import decode, exif_texts, read_texts, to_rgb
+from reverie.media.pictures import decode, encode, exif_texts, read_texts, to_rgb
 from reverie.requests.records import read_record
+from reverie.requests.references import data_url
 from reverie.server.answers import Served, client_of, dispatcher_of, failure, finish
 from reverie.server.api import server_sent_event
 from reverie.server.dispatcher import Dispatcher
 from reverie.server.guard import Refusal, error_body
-from reverie.server.shelf import FILE_URL, data_url, encode
+from reverie.server.shelf import FILE_URL
 from reverie.server.store import JobRecord
 
 router = APIRouter(prefix="/v1")

@@ -10,10 +10,10 @@ from PIL import Image
 from pydantic import BaseModel, Field
 
 from reverie.errors import ReverieError
-from reverie.media.pictures import to_rgb
+from reverie.media.pictures import encode, to_rgb
+from reverie.requests.references import data_url
 from reverie.server.answers import dispatcher_of, finish
 from reverie.server.dispatcher import Dispatcher
-from reverie.server.shelf import data_url, encode
 from reverie.server.store import JobRecord
 
 router = APIRouter()
@@ -80,8 +80,6 @@ def _answer(served: Dispatcher, record: JobRecord) -> Json:
     sound, spectrogram = sorted(served.paths(record), key=lambda path: path.suffix)
     with Image.open(spectrogram) as picture:
         image = encode(to_rgb(picture), "JPEG", quality=95)
-    return {
-        "image": data_url(image, "image/jpeg"),
-        "audio": data_url(sound.read_bytes(), "audio/mpeg"),
-        "duration_s": (record.result or {}).get("seconds"),
-    }
+    (seconds,) = (record.result or {})["seconds"]
+    audio = data_url(sound.read_bytes(), "audio/mpeg")
+    return {"image": data_url(image, "image/jpeg"), "audio": audio, "duration_s": seconds}

@@ -8,8 +8,8 @@ import pytest
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.jobs.questions import Embedding, Search
 from reverie.pipeline import Pipeline
-from reverie.server.questions import Embedding, Search
 from reverie.similarity.embed import load_clip
 from reverie.similarity.update import update
 

@@ -13,10 +13,9 @@ from pydantic import Field
 
 from reverie.errors import ReverieError
 from reverie.jobs.events import Event, Finished, Load, ignore
-from reverie.media.pictures import decode
+from reverie.media.pictures import decode, encode_preview
 from reverie.requests.base import Frozen
-from reverie.requests.references import Picture
-from reverie.server.shelf import data_url, encode_preview
+from reverie.requests.references import Picture, data_url
 
 if TYPE_CHECKING:
     from reverie.similarity.embed import Clip

@@ -1,13 +1,11 @@
-"""What AUTOMATIC1111's txt2img and img2img take, and the job that it becomes.
+"""What txt2img and img2img of AUTOMATIC1111's API take, as a request in the making.
 
-Fields mean what they mean there; what a request leaves open is the model's own.
+Fields mean what they mean in its web UI 1.10; what a request leaves open is the model's own.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Collection, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
 from PIL import Image, ImageOps
@@ -16,19 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from reverie.errors import ReverieError
 from reverie.files import name_of
 from reverie.media.masks import from_picture
-from reverie.media.pictures import decode
-from reverie.requests.adapter_files import SUFFIXES
-from reverie.requests.base import RANDOM_SEED, random_seed
-from reverie.requests.foreign.a1111 import REAL_ESRGAN, read_clip_skip, read_hires, read_sampler
+from reverie.media.pictures import decode, encode
+from reverie.requests.base import random_seed
+from reverie.requests.foreign.a1111 import read_clip_skip, read_hires, read_sampler
 from reverie.requests.foreign.draft import OFF, Draft, shorten
 from reverie.requests.parts import Hires
-from reverie.requests.references import looking_in
+from reverie.requests.pictures import ImageToImage, Inpaint
+from reverie.requests.references import DATA_URL, content_of, data_url
 from reverie.requests.samplers import RECORDS, SPACINGS, find_sampler, find_schedule, schedule_label
-from reverie.requests.templates import add_styles, read_styles
-from reverie.server.api import names_in
-from reverie.server.dispatcher import Dispatcher
-from reverie.server.settings import Settings
-from reverie.server.shelf import Shelf, content_of, encode
 
 Json = dict[str, Any]
 
@@ -36,9 +29,8 @@ AUTOMATIC = "Automatic"
 # Fields of the same meaning, ours by theirs.
 SAME = {"prompt": "prompt", "negative_prompt": "negative", "seed": "seed", "steps": "steps", "cfg_scale": "guidance"}
 SAME |= {"width": "width", "height": "height"}
-SAME_MASKED = {"mask_blur": "mask_blur", "inpaint_full_res": "only_masked", "inpaint_full_res_padding": "padding"}
+SAME_MASKED = {"inpaint_full_res": "only_masked", "inpaint_full_res_padding": "padding"}
 FILLS = ("surroundings", "original", "noise", "nothing")  # by inpainting_fill
-FORMATS = {"png": "png", "jpg": "jpg", "jpeg": "jpg", "webp": "webp"}
 # ControlNet's preprocessors.
 MODULES = {"none": "none", "None": "none", "canny": "canny", "blur_gaussian": "blurred", "scribble_xdog": "scribble"}
 MODULES |= {"lineart_standard": "lineart", "lineart_standard (from white bg & black line)": "lineart"}
@@ -178,6 +170,13 @@ class Drawing(Lenient):
             raise ReverieError(f"{asked[0]} of dynamic prompts is not here; switch it off", field="alwayson_scripts")
         return bool(args)
 
+    def remarks(self) -> list[str]:
+        """Return a line for each field that would change something and is not known."""
+        neutral = NEUTRAL | {"hr_prompt": self.prompt, "hr_negative_prompt": self.negative_prompt}
+        hires = {name for name in self.model_extra or () if name.startswith("hr_")} if not self.enable_hr else set()
+        options = self.override_settings.notes({}, prefix="override_settings.")
+        return [*self.notes(neutral, INERT | hires).values(), *options.values()]
+
 
 class Redrawing(Drawing):
     """What img2img takes."""
@@ -185,65 +184,39 @@ class Redrawing(Drawing):
     init_images: list[str] = Field(min_length=1, max_length=1)
     mask: str = ""
     resize_mode: Literal[0, 1] = 0
-    mask_blur: int = 4
+    mask_blur: int | None = None
+    mask_blur_x: int = 4
+    mask_blur_y: int = 4
     inpainting_fill: int = Field(default=0, ge=0, le=3)
     inpaint_full_res: bool = True
     inpaint_full_res_padding: int = 0
     inpainting_mask_invert: bool = False
 
+    def blur(self) -> int:
+        """Return how far the mask is blurred. Raises ReverieError where that is not the same both ways."""
+        if self.mask_blur is None and self.mask_blur_x != self.mask_blur_y:
+            raise ReverieError("masks are blurred the same both ways here; give `mask_blur`", field="mask_blur_y")
+        return self.mask_blur_x if self.mask_blur is None else self.mask_blur
 
-def submissions_of(asked: Drawing, options: WebOptions, served: Dispatcher) -> tuple[list[Json], list[str]]:
-    """Return the bodies of the jobs, one for each batch, and what of them cannot be honoured."""
-    if (total := asked.batch_size * asked.n_iter) > (most := served.settings.limits.count):
-        raise ReverieError(f"n_iter and batch_size ask for {total} pictures; this server allows {most}", field="n_iter")
+
+def draft_of(asked: Drawing, options: WebOptions) -> Draft:
+    """Return the draft of what is asked for, without styles and embeddings, its pictures as data URLs.
+
+    Files of upscalers are looked for where `looking_in` says. Raises ReverieError for what cannot be.
+    """
     draft = Draft()
-    same = {"hr_prompt": asked.prompt, "hr_negative_prompt": asked.negative_prompt}
-    asked = _add_styles(asked, draft, served.settings)
     draft.fields = {ours: one for theirs, ours in SAME.items() if (one := getattr(asked, theirs)) not in (None, "")}
     draft.fields |= {"count": asked.batch_size, "tile": "xy" if asked.tiling else "none"}
     draft.fields["rng"] = "cpu" if options.randn_source == "CPU" else "gpu"
     draft.given["Clip skip"] = asked.clip_skip or options.CLIP_stop_at_last_layers
     read_clip_skip(draft)
     _choose_sampler(draft, asked)
-    with looking_in(*served.settings.upscalers):
-        _ask_for_parts(draft, asked)
-    kind = "text_to_image"
+    _ask_for_parts(draft, asked)
     if isinstance(asked, Redrawing):
-        kind = "inpaint" if asked.mask else "image_to_image"
-        draft.fields |= {"strength": asked.denoising_strength, **_given_pictures(asked, served.shelf)}
-    draft.fields["controls"] = [_control(unit, draft, served.shelf) for unit in asked.units()]
-    draft.fields["embeddings"] = _named_embeddings(asked, served.settings)
-    hires = {name for name in asked.model_extra or () if name.startswith("hr_")} if not asked.enable_hr else set()
-    notes = [*draft.notes, *asked.notes(NEUTRAL | same, INERT | hires).values()]
-    notes += asked.override_settings.notes({}, prefix="override_settings.").values()
-    form = FORMATS[options.samples_format]
-    body = {"kind": kind, "model": options.sd_model_checkpoint, "dynamic": asked.dynamic()}
-    body |= {"options": {"formats": [form], "keep": asked.save_images}}
-    bodies = [
-        body | {"request": fields, "attached": {"job_no": number, "job_count": asked.n_iter}}
-        for number, fields in enumerate(_batches(draft.fields, asked))
-    ]
-    return bodies, notes
-
-
-def _batches(fields: Json, asked: Drawing) -> Iterator[Json]:
-    """Yield the fields of each batch; its pictures have the seeds that follow those of the batch before."""
-    seed = random_seed() if asked.seed == RANDOM_SEED else asked.seed
-    for first in range(0, asked.batch_size * asked.n_iter, asked.batch_size):
-        if variation := fields.get("variation"):
-            yield fields | {"seed": seed, "variation": variation | {"seed": variation["seed"] + first}}
-        else:
-            yield fields | {"seed": seed + first}
-
-
-def _add_styles(asked: Drawing, draft: Draft, settings: Settings) -> Drawing:
-    """Return what is asked for with its styles in the prompts; names that are not known are noted."""
-    known = {} if settings.styles is None else read_styles(settings.styles)
-    for name in set(asked.styles) - known.keys():
-        draft.note(f"styles: {shorten(name)} is not known here")
-    named = [name for name in asked.styles if name in known]
-    words = add_styles(named, known, asked.prompt, asked.negative_prompt)
-    return asked.model_copy(update={"prompt": words["prompt"], "negative_prompt": words["negative"]})
+        draft.kind = Inpaint if asked.mask else ImageToImage
+        draft.fields |= {"strength": asked.denoising_strength, **_given_pictures(asked)}
+    draft.fields["controls"] = [_control(unit, draft) for unit in asked.units()]
+    return draft
 
 
 def _choose_sampler(draft: Draft, asked: Drawing) -> None:
@@ -286,29 +259,29 @@ def _ask_for_parts(draft: Draft, asked: Drawing) -> None:
         draft.fields["refiner"] = {"model": asked.refiner_checkpoint, "switch": asked.refiner_switch_at}
 
 
-def _given_pictures(asked: Redrawing, shelf: Shelf) -> Json:
+def _given_pictures(asked: Redrawing) -> Json:
     """Return the fields of the picture and its mask, cut to the asked shape where `resize_mode` says so."""
-    place = keep(shelf, asked.init_images[0])
+    init = url_of(asked.init_images[0])
     size = (asked.width, asked.height) if asked.resize_mode and asked.width and asked.height else None
     if size is None and not asked.mask:
-        return {"init": place.name}
-    picture = decode(place)
-    fields = {"init": place.name if size is None else _add(shelf, ImageOps.fit(picture, size))}
+        return {"init": init}
+    picture = decode(content_of(init))
+    fields = {"init": init if size is None else _encode(ImageOps.fit(picture, size))}
     if not asked.mask:
         return fields
-    mask = from_picture(decode(keep(shelf, asked.mask))).resize(picture.size)
+    mask = from_picture(decode(content_of(url_of(asked.mask)))).resize(picture.size)
     mask = mask if size is None else ImageOps.fit(mask, size)
-    fields["mask"] = _add(shelf, ImageOps.invert(mask) if asked.inpainting_mask_invert else mask)
+    fields["mask"] = _encode(ImageOps.invert(mask) if asked.inpainting_mask_invert else mask)
     own = {ours: getattr(asked, theirs) for theirs, ours in SAME_MASKED.items()}
-    return fields | own | {"fill": FILLS[asked.inpainting_fill]}
+    return fields | own | {"mask_blur": asked.blur(), "fill": FILLS[asked.inpainting_fill]}
 
 
-def _control(unit: ControlUnit, draft: Draft, shelf: Shelf) -> Json:
+def _control(unit: ControlUnit, draft: Draft) -> Json:
     """Return a ControlNet of the request; without a picture of its own it is led by the one that is drawn anew."""
     if unit.module not in MODULES:
         known = ", ".join(MODULES)
         raise ReverieError(f"unknown ControlNet module '{unit.module}'; choose from {known}", field="module")
-    image = keep(shelf, unit.image).name if unit.image else draft.fields.get("init")
+    image = url_of(unit.image) if unit.image else draft.fields.get("init")
     if image is None or unit.model in OFF:
         raise ReverieError("a ControlNet needs its `model` and an `image`", field="alwayson_scripts")
     module = MODULES[unit.module]
@@ -318,25 +291,11 @@ def _control(unit: ControlUnit, draft: Draft, shelf: Shelf) -> Json:
     return fields | {"start": unit.guidance_start, "end": unit.guidance_end}
 
 
-def _named_embeddings(asked: Drawing, settings: Settings) -> list[str]:
-    """Return the textual inversions that the prompts name, as the web UI finds them."""
-    said = f"{asked.prompt} {asked.negative_prompt}"
-    names = names_in(settings.embeddings)
-    return [name for name in names if re.search(rf"(?<!\w){re.escape(Path(name).stem)}(?!\w)", said)]
-
-
-def upscalers_of(settings: Settings) -> dict[str, str]:
-    """Return the files of learned upscalers by the names that the web UI gives them."""
-    files = {Path(name).stem: name for name in names_in(settings.upscalers) if name.endswith(SUFFIXES)}
-    labels = {stem: label for label, stem in REAL_ESRGAN.items()}
-    return {labels.get(stem, stem): name for stem, name in files.items()}
-
-
-def keep(shelf: Shelf, text: str) -> Path:
-    """Keep a picture that is given as base64 or as a data URL."""
+def url_of(text: str) -> str:
+    """Return as a data URL a picture that is given as base64 or as a data URL."""
     text = "".join(text.split())
-    return shelf.add(content_of(text if text.startswith("data:") else f"data:image/png;base64,{text}"))
+    return text if text.startswith(DATA_URL) else f"{DATA_URL}image/png;base64,{text}"
 
 
-def _add(shelf: Shelf, picture: Image.Image) -> str:
-    return shelf.add(encode(picture)).name
+def _encode(picture: Image.Image) -> str:
+    return data_url(encode(picture), "image/png")
