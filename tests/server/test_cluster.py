@@ -27,13 +27,12 @@ BEAR = {"prompt": "a bear", "steps": 400}
 @pytest.fixture
 def address(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """Start two nodes of a core each, and give their cluster's address."""
-    # On a machine that is busy otherwise nodes start slowly, and workers, of the least priority, get nowhere.
-    for name, value in {"raylet_start_wait_time_s": "300", "worker_niceness": "0"}.items():
-        monkeypatch.setenv(f"RAY_{name}", value)
-    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     ray = pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
+    # Ray gives its workers the least priority, under which they get nowhere on a machine that is busy otherwise.
+    monkeypatch.setenv("RAY_worker_niceness", "0")
+    monkeypatch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     node = {"num_cpus": 1, "object_store_memory": 100 << 20}
     cluster = Cluster(initialize_head=True, head_node_args=node)
     cluster.add_node(**node)
