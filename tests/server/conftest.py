@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -119,15 +120,31 @@ def finish(client: TestClient) -> Callable[[Json], Json]:
 
 
 @pytest.fixture(scope="session")
-def url(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def serve() -> Callable[[Settings], AbstractContextManager[str]]:
+    """Give what serves on a free port as long as a block lasts, and tells the address."""
+
+    @contextmanager
+    def serve(settings: Settings) -> Iterator[str]:
+        settings = replace(settings, port=0)
+        with listen(settings) as listener:
+            ready = threading.Event()
+            server = Server(uvicorn_config(settings), ready.set)
+            thread = threading.Thread(target=server.run, args=([listener],))
+            thread.start()
+            assert ready.wait(60)
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+            server.should_exit = True
+            thread.join(30)
+
+    return serve
+
+
+@pytest.fixture(scope="session")
+def url(
+    serve: Callable[[Settings], AbstractContextManager[str]],
+    settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
     """Give the address of a server on a socket, which needs the key "secret"."""
-    settings = replace(settings, home=tmp_path_factory.mktemp("keyed"), port=0, tokens=("secret",))
-    with listen(settings) as listener:
-        ready = threading.Event()
-        server = Server(uvicorn_config(settings), ready.set)
-        thread = threading.Thread(target=server.run, args=([listener],))
-        thread.start()
-        assert ready.wait(60)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        server.should_exit = True
-        thread.join(30)
+    with serve(replace(settings, home=tmp_path_factory.mktemp("keyed"), tokens=("secret",))) as address:
+        yield address

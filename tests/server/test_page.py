@@ -5,20 +5,18 @@ from __future__ import annotations
 import base64
 import io
 import shutil
-import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 
 from reverie.media.sound import read as read_sound
-from reverie.server.app import create_app
 from reverie.server.settings import Settings
 
 if TYPE_CHECKING:
@@ -37,19 +35,15 @@ WAIT = 60_000  # milliseconds, on a busy machine
 
 
 @pytest.fixture(scope="module")
-def address(settings: Settings, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def address(
+    serve: Callable[[Settings], AbstractContextManager[str]],
+    settings: Settings,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Iterator[str]:
     """Serve on a free port."""
-    app = create_app(
-        replace(settings, home=tmp_path_factory.mktemp("page"), limits=replace(settings.limits, steps=150))
-    )
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_config=None))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.02)
-    yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
+    own = replace(settings, home=tmp_path_factory.mktemp("page"), limits=replace(settings.limits, steps=150))
+    with serve(own) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
