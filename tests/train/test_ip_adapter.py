@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts, load_ip_adapter
+from reverie.cli import app as cli
 from reverie.corpora.concepts import concepts
 from reverie.data.loader import BatchPart
 from reverie.errors import ReverieError
@@ -299,6 +300,15 @@ def test_wrong_recipes_get_one_line(
 ) -> None:
     with pytest.raises(ReverieError, match=message):
         objective(settings=settings.replace("{folder}", str(folder)), tables=tables)
+
+
+def test_no_rate_is_found_while_pictures_align(
+    folder: Path, write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(settings="align = 3\n")
+    assert cli.run(["finetune", str(path), "--out", str(tmp_path / "run"), "--find-rate"]) == 2
+    assert "align in [ip_adapter] has a loss of its own, and a rate; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_shows_no_pictures_gets_one_line(folder: Path, write: Callable[..., Path]) -> None:

@@ -43,7 +43,7 @@ from reverie.models.unet import UNet
 from reverie.requests.adapter_files import SUFFIXES, extract
 from reverie.requests.parts import IPAdapterInput
 from reverie.requests.pictures import TextToImage
-from reverie.requests.references import ASSETS, BUNDLED_NAME, plain_name
+from reverie.requests.references import ASSETS, BUNDLED_NAME, TURBO_NAME, plain_name
 from reverie.runtime.changes import attending
 from reverie.runtime.offload import HOST, offloader_of
 from reverie.system import Conditioning, StableDiffusion
@@ -54,8 +54,8 @@ ENCODER = "image_encoder"  # the folder of the vision tower beside the authors' 
 PROJECTION, LAYERS = "image_proj.", "ip_adapter."
 FACES = ("perceiver_resampler.proj_in.weight", "norm.weight")  # of FaceID, beside a projection of two layers
 FIRST = "proj.0.weight"  # of two layers
-OWN = {BUNDLED_NAME: ASSETS / "ip_adapter" / "model.safetensors"}  # of models that come with reverie, by their names
-OWN_TOWER = ASSETS / "clip"
+OWN, OWN_TOWER = ASSETS / "ip_adapter" / "model.safetensors", ASSETS / "clip"  # of models that come with reverie
+OWNERS = (BUNDLED_NAME, TURBO_NAME)
 
 
 @dataclass(frozen=True, eq=False)
@@ -148,7 +148,7 @@ def _transformers(part: nn.Module | None) -> Iterator[SpatialTransformer]:
 
 def varies(system: StableDiffusion) -> bool:
     """Tell whether a model, which sees no pictures by itself, varies them by an IP-Adapter that comes with it."""
-    return plain_name(system.name) in OWN
+    return plain_name(system.name) in OWNERS
 
 
 def show_varied(system: StableDiffusion, request: TextToImage) -> list[IPAdapterInput]:
@@ -165,7 +165,7 @@ def show_varied(system: StableDiffusion, request: TextToImage) -> list[IPAdapter
             field="vary",
         )
     whole = sum(one.weight for one in request.vary)
-    parts = {"model": str(OWN[plain_name(system.name)]), "encoder": str(OWN_TOWER)}
+    parts = {"model": str(OWN), "encoder": str(OWN_TOWER)}
     return [IPAdapterInput(**parts, images=(one.image,), weight=one.weight / whole) for one in request.vary]
 
 

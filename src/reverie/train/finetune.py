@@ -278,8 +278,8 @@ def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examp
         )
     if hints := control.settings_of(sections):
         control.check(hints, base, opened.values())
-    if seen := ip_adapter.settings_of(sections):
-        ip_adapter.check(seen, base, opened.values())
+    if ip_adapter.settings_of(sections):
+        ip_adapter.check(opened.values())
     for network in _learners(base, text).values() if products.rank else ():
         lora.pick_layers(network, products)
 

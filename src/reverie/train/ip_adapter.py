@@ -97,11 +97,8 @@ def settings_of(sections: dict[str, Any]) -> IPAdapterSettings | None:
     return settings
 
 
-def check(settings: IPAdapterSettings, base: Components, opened: Iterable[Examples]) -> None:
-    """Raise ReverieError where no IP-Adapter is trained for the model, or by the examples."""
-    channels = base.autoencoder.config.latent_channels
-    if base.unet.config.in_channels != channels or base.image_encoder is not None:
-        raise ReverieError(f"{base.name} sees more than a prompt already; start from a plain model of its family")
+def check(opened: Iterable[Examples]) -> None:
+    """Raise ReverieError where no IP-Adapter is trained by the examples."""
     if not all(isinstance(examples, Pictures | Scenes) for examples in opened):
         raise ReverieError("[ip_adapter] learns from pictures = FOLDER in [data], or from [scenes]")
 
