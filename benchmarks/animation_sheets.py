@@ -30,6 +30,7 @@ from reverie.similarity.embed import load_clip
 
 SEED = 20_000  # of scenes: no recipe draws from it
 COLUMNS = 8
+SHOWN = 128  # pixels of a frame on a sheet
 GIF_BYTES = 300_000  # that a README should load
 LOOP = ("a bear", "an apple", "a rocket", "a star")
 
@@ -61,7 +62,7 @@ def main() -> None:
     options.add_argument("--steps", type=int, default=16)
     options.add_argument("--guidance", type=float, default=3.0)
     options.add_argument("--seed", type=int, default=1)
-    options.add_argument("--loop-frames", type=int, default=48)
+    options.add_argument("--loop-frames", type=int, default=40)
     options.add_argument("--scenes", type=int, nargs=2, default=(0, 1), help="which two scenes become one another")
     chosen = options.parse_args()
     chosen.out.mkdir(parents=True, exist_ok=True)
@@ -69,7 +70,8 @@ def main() -> None:
     told = {"steps": chosen.steps, "guidance": chosen.guidance, "seed": chosen.seed}
 
     def sheet(name: str, pictures: Sequence[Image.Image]) -> None:
-        reverie.save(reverie.grid(pictures, COLUMNS), chosen.out / f"animation-{name}.png")
+        small = [picture.resize((SHOWN, SHOWN), Image.Resampling.LANCZOS) for picture in pictures]
+        reverie.save(reverie.grid(small, COLUMNS), chosen.out / f"animation-{name}.png")
 
     classic = {**told, "keyframes": LOOP[:2], "frames": 2 * COLUMNS}
     sheet("bear-apple", drawn(system, classic))

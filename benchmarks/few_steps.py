@@ -1,7 +1,7 @@
 """What is lost in few steps, and what is won? The turbo model in 4, 2 and 1 steps beside its teacher in 20 guided ones.
 
 The judge and its shares are those of beside.py, of one run; seconds are the medians of pictures drawn in turns by the
-loaded models, with all threads.
+loaded models, with all threads. The sheet of few-steps.png has a row for each number of steps.
 """
 
 from __future__ import annotations
@@ -14,16 +14,19 @@ from pathlib import Path
 from statistics import median
 
 import torch
+from PIL import Image
 
 import reverie
 from beside import measured, prompt_kinds
 from figures import Prompt, spread
-from quality import ASSETS, ROOT
+from quality import ASSETS, ROOT, keep
 from reverie.corpora.concepts import concepts
 from reverie.train.probe import Probe, load_probe
 
 TEACHER, STUDENT = ASSETS / "bundled", ASSETS / "turbo"
 PROMPT = "a panda on a green background"
+SHOWN = ("a cat", "a bear", "a red car", "a blue bear", "an apple next to a book", "a house", "a rocket", "一只熊猫")
+SIDE = 128  # pixels of a picture on the sheet
 
 
 def main() -> int:
@@ -49,12 +52,23 @@ def main() -> int:
     ]
     torch.set_num_threads(threads)
     took = seconds(rows, options.rounds)
+    keep(sheet(rows), options.out / "few-steps.png")
     print("| model | steps | " + " | ".join(options.kinds) + " | seconds | times as fast |")
     print("|---|---:|" + "---:|" * (len(options.kinds) + 2))
     for (folder, steps), row, own in zip(rows, drawn, took, strict=True):
         cells = [f"{row[kind]:.2f} ({100 * row[kind] / first:.0f} %)" for kind, first in drawn[0].items()]
         print(f"| {folder.name} | {steps} | {' | '.join(cells)} | {own:.3f} | {took[0] / own:.1f} |")
     return 0
+
+
+def sheet(rows: list[tuple[Path, int]]) -> Image.Image:
+    """Draw the prompts that are shown, a row of the sheet for each model and its steps."""
+    cells = []
+    for folder, steps in rows:
+        model = reverie.load(folder, device="cpu")
+        drawn = [model.text_to_image(prompt, seed=1, steps=steps)[0] for prompt in SHOWN]
+        cells += [picture.resize((SIDE, SIDE), Image.Resampling.LANCZOS) for picture in drawn]
+    return reverie.grid(cells, len(SHOWN))
 
 
 def shares(

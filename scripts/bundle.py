@@ -17,9 +17,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
-from reverie.checkpoints.load import Components, Recommended, load_autoencoder, load_clip, load_folder
-from reverie.checkpoints.save import Precision, save_clip, save_folder
+from reverie.adapters.ip_adapter import load_ip_adapter
+from reverie.checkpoints.load import Recommended, load_autoencoder, load_clip, load_folder
+from reverie.checkpoints.save import Precision, save_clip, save_folder, write_tensors
 from reverie.cli.options import say
 from reverie.corpora.concepts import concepts
 from reverie.errors import ReverieError
@@ -50,6 +52,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--turbo", type=Path, default=runs / "turbo" / "export", help="its student in few steps")
     parser.add_argument("--patched", type=Path, default=runs / "patched" / "export", help="the student's autoencoder")
     parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
+    parser.add_argument(
+        "--adapter",
+        type=Path,
+        default=runs / "ip-adapter" / "export" / "ip-adapter.safetensors",
+        help="IP-Adapter of the model and of CLIP",
+    )
     parser.add_argument("--judge", type=Path, default=runs / "honest-judge" / "export", help="probe for the benchmark")
     parser.add_argument(
         "--recipe", type=Path, default=ROOT / "recipes" / "everyday-more.toml", help="names the concepts"
@@ -71,8 +79,9 @@ def main() -> int:
             write_concepts(things, Path(staging, "bundled", "concepts.json"))
             write_student(options.turbo, options.patched, Path(staging, "turbo"))
             save_clip(load_clip(options.clip), Path(staging, "clip"), HALF)
+            write_adapter(options.adapter, Path(staging, "ip_adapter"))
             check_sizes(Path(staging), LARGEST)
-            for name in ("bundled", "turbo", "clip"):
+            for name in ("bundled", "turbo", "clip", "ip_adapter"):
                 put(Path(staging, name), assets / name)
         copy_judge(options.judge, options.root / "benchmarks" / "judge")
     except (ReverieError, OSError) as error:
@@ -107,14 +116,14 @@ def write_model(unet: Path, decoder: Path, target: Path) -> None:
     if not (same_latents(components.autoencoder, tuned) or enlarge.same_latents(components.autoencoder, tuned)):
         raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
     components = replace(components, autoencoder=tuned, recommended=Recommended(guidance=GUIDANCE, steps=STEPS))
-    check_finite(components)
+    check_finite(components.unet, components.autoencoder, *components.text_encoders)
     save_folder(components, target, HALF)
 
 
 def write_student(student: Path, autoencoder: Path, target: Path) -> None:
     """Write what a model in few steps has of its own; the rest is the bundled model's, see requests/references.py."""
     components = replace(load_folder(student), autoencoder=load_autoencoder(autoencoder))
-    check_finite(components)
+    check_finite(components.unet, components.autoencoder, *components.text_encoders)
     with tempfile.TemporaryDirectory(prefix=".student-", dir=target.parent) as whole:
         save_folder(components, Path(whole, "model"), HALF)
         target.mkdir()
@@ -122,9 +131,17 @@ def write_student(student: Path, autoencoder: Path, target: Path) -> None:
             Path(whole, "model", part).replace(target / part)
 
 
-def check_finite(components: Components) -> None:
+def write_adapter(file: Path, target: Path) -> None:
+    """Write the IP-Adapter by which the model varies pictures; its vision tower is CLIP's."""
+    adapter = load_ip_adapter(file)
+    check_finite(adapter)
+    target.mkdir()
+    write_tensors({name: value.half() for name, value in adapter.state_dict().items()}, target / "model.safetensors")
+
+
+def check_finite(*parts: nn.Module) -> None:
     """Raise ReverieError where a weight does not fit half precision."""
-    for part in (components.unet, components.autoencoder, *components.text_encoders):
+    for part in parts:
         for name, value in part.state_dict().items():
             if not torch.isfinite(value.half()).all():
                 raise ReverieError(f"{type(part).__name__}'s {name} does not fit half precision; lower its weights")

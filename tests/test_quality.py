@@ -13,16 +13,19 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
+from reverie.adapters.ip_adapter import load_ip_adapter
 from reverie.checkpoints.load import CLIPComponents, load_clip
 from reverie.checkpoints.save import save_autoencoder, save_clip
 from reverie.corpora.captions import chinese, english
 from reverie.corpora.concepts import CLDR, Concept, concepts
 from reverie.corpora.scenes import COLOURS, FONT, Placed, Scene
 from reverie.models.autoencoder import Autoencoder
-from reverie.models.clip import CLIP, CLIPConfig, CLIPVisionConfig
+from reverie.models.clip import CLIP, CLIPConfig, CLIPVisionConfig, VisionTowerWithProjection
 from reverie.pipeline import Pipeline, load
 from reverie.train.classifier import ClassifierObjective, ClassifierSettings
+from reverie.train.ip_adapter import IPAdapterSettings, begin
 
 ROOT = Path(__file__).parents[1]
 SUBSET = "instruments"
@@ -123,6 +126,8 @@ def runs(tiny: Pipeline, tmp_path: Path) -> Path:
     torch.manual_seed(0)
     clip = CLIP(CLIPConfig(text=text, vision=vision, projection_dim=16))
     save_clip(CLIPComponents(clip, tiny.tokenizers[0]), tmp_path / "clip")
+    adapter = begin(IPAdapterSettings(kind="whole"), tiny, VisionTowerWithProjection(vision, 16))
+    save_file(adapter.state_dict(), tmp_path / "adapter")
     ClassifierObjective(ClassifierSettings("residual", (8, 8), SUBSET), seed=0).export(tmp_path / "judge")
     (tmp_path / "recipe.toml").write_text(f'objective = "diffusion"\n[data]\nsubset = "{SUBSET}"\n')
     return tmp_path
@@ -134,7 +139,7 @@ def call(monkeypatch: pytest.MonkeyPatch, script: str, *arguments: object) -> in
 
 
 def bundle(monkeypatch: pytest.MonkeyPatch, runs: Path, root: Path, *more: object) -> int:
-    given = [f"--{name}={runs / name}" for name in ("unet", "turbo", "clip", "judge")]
+    given = [f"--{name}={runs / name}" for name in ("unet", "turbo", "clip", "adapter", "judge")]
     given += [f"--{name}={runs / 'unet' / 'vae'}" for name in ("decoder", "patched")]
     return call(monkeypatch, "bundle", *given, f"--recipe={runs / 'recipe.toml'}", f"--root={root}", *more)
 
@@ -153,6 +158,8 @@ def test_bundle_loads_and_is_measured(runs: Path, tmp_path: Path, monkeypatch: p
     assert {path.name for path in (assets / "turbo").iterdir()} == own
     assert json.loads((assets / "turbo" / "recommended.json").read_text()) == {"guidance": 1.0, "steps": 2}
     assert load_clip(assets / "clip").clip.config.vision.image_size == 32
+    adapter = load_ip_adapter(assets / "ip_adapter" / "model.safetensors", dtype=None)
+    assert {weight.dtype for weight in adapter.parameters()} == {torch.float16}
 
     places = [f"--model={assets / 'bundled'}", f"--clip={assets / 'clip'}", f"--judge={root / 'benchmarks' / 'judge'}"]
     few = ["--limit", 2, "--steps", 2, "--device", "cpu"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import reverie
 from reverie.checkpoints.load import Recommended
@@ -165,6 +166,23 @@ def test_a_bundled_model_takes_the_parts_that_it_lacks_from_another(
     asked = TextToImage(prompt="a bear", seed=7)
     assert model.recommended == few.recommended
     assert model.draw(asked)[0].tobytes() == tiny.draw(asked.replace(steps=2, guidance=1.0))[0].tobytes()
+
+
+def test_a_bundled_model_adds_a_lora_to_the_unet_that_it_shares(
+    tiny: Pipeline, ink: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, part = tmp_path / "whole", tmp_path / "part"
+    tiny.save(whole)
+    part.mkdir()
+    shutil.copyfile(whole / "model_index.json", part / "model_index.json")
+    tensors = load_file(ink)
+    halved = {name.replace("lora_up.weight", "alpha"): torch.tensor(1.0) for name in tensors if "lora_up" in name}
+    save_file(tensors | halved, part / "lora.safetensors")
+    monkeypatch.setattr("reverie.requests.references.SHARED", {part: whole})
+    asked = TextToImage(prompt="a bear", seed=7, steps=2)
+    drawn, plain = reverie.load(part, device="cpu").draw(asked)[0], tiny.draw(asked)[0]
+    assert drawn.tobytes() == tiny.draw(asked.replace(loras=(str(part / "lora.safetensors"),)))[0].tobytes()
+    assert drawn.tobytes() != plain.tobytes()
 
 
 def test_importing_costs_nothing() -> None:

@@ -25,7 +25,7 @@ from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 from reverie.models.k_unet import KUNet
 from reverie.requests.references import BUNDLED as FOLDERS
-from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, TURBO_NAME
+from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, MUSIC_TURBO_NAME, TURBO_NAME
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.runtime.cache import machine_folder
 from reverie.runtime.changes import check_combination
@@ -33,7 +33,8 @@ from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, Offloader, pick_offloader
 from reverie.runtime.transform import pick_device, pick_dtype, to_channels_last
 
-BUNDLED, TURBO, MUSIC = FOLDERS[BUNDLED_NAME], FOLDERS[TURBO_NAME], FOLDERS[MUSIC_NAME]
+BUNDLED, TURBO = FOLDERS[BUNDLED_NAME], FOLDERS[TURBO_NAME]
+MUSIC, MUSIC_TURBO = FOLDERS[MUSIC_NAME], FOLDERS[MUSIC_TURBO_NAME]
 WIDE_FROM = 256  # widest level from which a U-Net's operations are worth several threads
 KEPT_FROM = 2**28  # bytes of a U-Net whose packed weights are kept for later processes
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
@@ -367,7 +368,7 @@ def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: 
 
 def bundled_models() -> dict[str, Path]:
     """Return the folders of the models that come with reverie, by name."""
-    return {BUNDLED_NAME: BUNDLED, TURBO_NAME: TURBO, MUSIC_NAME: MUSIC}
+    return {BUNDLED_NAME: BUNDLED, TURBO_NAME: TURBO, MUSIC_NAME: MUSIC, MUSIC_TURBO_NAME: MUSIC_TURBO}
 
 
 def _locate(path: str | Path | None, revision: str | None, variant: str | None) -> tuple[Path, str]:

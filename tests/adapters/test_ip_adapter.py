@@ -23,7 +23,14 @@ from reverie.adapters.ip_adapter import bind_image_prompts, cross_attentions, lo
 from reverie.checkpoints.clip_files import load_vision
 from reverie.cli.ask import parse_ip_adapter
 from reverie.errors import RequestWarning, ReverieError
-from reverie.models.ip_adapter import ImageProjection, IPAdapter, PatchProjection, Projection, Resampler
+from reverie.models.ip_adapter import (
+    ImageProjection,
+    IPAdapter,
+    PatchProjection,
+    Projection,
+    Resampler,
+    WholeProjection,
+)
 from reverie.models.unet import UNet, UNetConfig
 from reverie.pipeline import Pipeline, load
 from reverie.requests.parts import IPAdapterInput
@@ -190,6 +197,27 @@ def test_offloaded_networks_see_the_same(files: dict[str, Path], tiny: Pipeline)
     asked = {"ip_adapters": [{"model": str(files["plain"]), "images": PICTURES[:1]}], "seed": SEED, "steps": 2}
     ours, plain = (system.text_to_image("a bear", perturbed_guidance=3.0, **asked)[0] for system in (kept, tiny))
     assert ours.tobytes() == plain.tobytes()
+
+
+def test_a_whole_projection_mixes_all_patches_and_is_read_from_its_file(tower: Path, tiny: Pipeline) -> None:
+    project = WholeProjection(HIDDEN, 5, 3, 16, narrow=2, hidden=(8, 6))
+    adapter = IPAdapter(project, 16, [one.to_q.out_features for one, _ in cross_attentions(tiny.unet)])
+    save_file(adapter.state_dict(), file := tower.parent / "whole.safetensors")
+    seen, state = torch.randn(2, 5, HIDDEN), load_ip_adapter(file).image_proj.state_dict()
+    rows = torch.stack([torch.cat([state["narrow.weight"] @ patch for patch in picture]) for picture in seen])
+    rows = rows + state["narrow.bias"].repeat(5)
+    for layer in ("mix.0", "mix.1"):
+        rows = torch.nn.functional.gelu(rows @ state[f"{layer}.weight"].mT + state[f"{layer}.bias"])
+    tokens = (rows @ state["out.weight"].mT + state["out.bias"]).view(2, 3, 16)
+    normed = (tokens - tokens.mean(-1, keepdim=True)) / (tokens.var(-1, correction=0, keepdim=True) + 1e-5).sqrt()
+    torch.testing.assert_close(load_ip_adapter(file)(seen), adapter.keys_values(normed))
+    shown = load_image_prompts(tiny, [IPAdapterInput(model=str(file), images=PICTURES)])
+    assert shown[0].keys_values[0][0].shape[:2] == (2, 6)
+    more = CLIPVisionConfig.from_pretrained(tower)
+    more.image_size = 12
+    CLIPVisionModelWithProjection(more).save_pretrained(large := tower.parent / "more-patches")
+    with pytest.raises(ReverieError, match=r"a CLIP that gives it 80 numbers, and '.*' gives 160"):
+        load_image_prompts(tiny, [IPAdapterInput(model=str(file), images=PICTURES, encoder=str(large))])
 
 
 def test_a_flag_asks_for_several_pictures(files: dict[str, Path], tmp_path: Path) -> None:

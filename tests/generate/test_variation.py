@@ -124,7 +124,7 @@ def test_a_film_goes_through_the_blends(unclip: Pipeline) -> None:
 
 def test_what_does_not_go_is_said(tiny: Pipeline, unclip: Pipeline, variations: Pipeline) -> None:
     refused = {
-        "tiny varies no pictures; give a model of SD 2.1 unCLIP": (tiny, {}),
+        "tiny varies no pictures; give the bundled model": (tiny, {}),
         "tiny draws variations of pictures; give one as `vary`": (unclip, {"vary": []}),
         "reads no words; leave out the prompts": (variations, {"prompt": "a bear"}),
         "leave out the prompts, `regions` and `clip_skip`": (variations, {"clip_skip": 2}),

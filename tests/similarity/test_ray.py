@@ -50,7 +50,7 @@ class Fragile:
             time.sleep(0.05)
         return self.work(shard)
 
-source, out, log = sys.argv[1:]
+source, out, log, outcome = sys.argv[1:]
 cluster = Cluster(initialize_head=True, head_node_args={{"num_cpus": 1, "object_store_memory": 100 << 20}})
 second = cluster.add_node(num_cpus=1, object_store_memory=100 << 20)
 ray.init(address=cluster.address, log_to_driver=False)
@@ -69,8 +69,8 @@ def spread(work, shards):
 for event in curate(source, out, {RULES}, spread=spread):
     pass
 alive.append(sum(node["Alive"] for node in ray.nodes()))
-told = dict(seen=event.outcome.seen, kept=event.outcome.kept, alive=alive, messages=messages)
-print(json.dumps(told))
+found = dict(seen=event.outcome.seen, kept=event.outcome.kept, alive=alive, messages=messages)
+Path(outcome).write_text(json.dumps(found))  # not printed: Ray prints, too
 ray.shutdown()
 cluster.shutdown()
 """
@@ -90,7 +90,7 @@ def test_two_nodes_give_what_one_process_gives(tmp_path: Path) -> None:
     # Ray gives its workers the least priority, under which they get nowhere on a machine that is busy otherwise.
     quiet = {"OMP_NUM_THREADS": "1", "RAY_worker_niceness": "0", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"}
     done = subprocess.run(
-        [sys.executable, "-c", DRIVER, *(str(tmp_path / name) for name in ("shards", "ray", "log"))],
+        [sys.executable, "-c", DRIVER, *(str(tmp_path / name) for name in ("shards", "ray", "log", "outcome"))],
         capture_output=True,
         text=True,
         timeout=900,
@@ -98,9 +98,9 @@ def test_two_nodes_give_what_one_process_gives(tmp_path: Path) -> None:
         env=os.environ | quiet,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.splitlines()[-1])
-    assert (told["seen"], told["kept"], told["alive"]) == (3 * SHARDS, 2 * SHARDS, [2, 1])
-    assert set(Counter(told["messages"]).values()) == {2}  # of measuring and of writing, none doubled
+    found = json.loads((tmp_path / "outcome").read_text())
+    assert (found["seen"], found["kept"], found["alive"]) == (3 * SHARDS, 2 * SHARDS, [2, 1])
+    assert set(Counter(found["messages"]).values()) == {2}  # of measuring and of writing, none doubled
     attempts = Counter(file.name.rsplit("-", 2)[0] for file in (tmp_path / "log").iterdir())
     assert attempts["Measuring-00003"] >= 2  # its worker was killed
     assert sum(attempts.values()) >= 2 * SHARDS + 2  # and what the lost node had begun was done again

@@ -117,6 +117,7 @@ def test_all_ways_to_spread_it_give_the_same_bytes(model: str, shards: Path, tmp
 
 
 @pytest.mark.slow  # processes that import torch, and Ray's
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray.data.context")  # Ray warns of its own defaults
 @pytest.mark.parametrize("by", ["processes", "ray"])
 def test_processes_and_ray_give_the_same_bytes(model: str, shards: Path, tmp_path: Path, by: str) -> None:
     if by == "ray":

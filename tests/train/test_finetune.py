@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from reverie.corpora.music.fluidsynth import FONTS
 from reverie.errors import ReverieError
 from reverie.media import sound
 from reverie.media.sound import Sound
+from reverie.models.k_unet import KUNet, KUNetConfig
+from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.train import run
 from reverie.train.finetune import build, prepare
@@ -245,6 +248,20 @@ def test_wrong_recipes_get_one_line(recipe: Callable[[str], Path], tmp_path: Pat
     assert not out.exists()
     with pytest.raises(ReverieError, match=message):
         list(run(path, out))
+
+
+@pytest.mark.parametrize("kind", ["inpainting", "x2 upscaler"])
+def test_a_model_that_sees_pictures_gets_one_line_before_anything_is_made(
+    recipe: Callable[[str], Path], folder: Path, tmp_path: Path, tiny: Pipeline, kind: str
+) -> None:
+    shape = {"block_out_channels": (32, 32), "transformer_depth": (0, 1), "num_heads": (1, 1), "layers_per_block": 1}
+    wider = KUNet(KUNetConfig(**shape)) if kind == "x2 upscaler" else UNet(replace(tiny.unet.config, in_channels=9))
+    replace(tiny, unet=wider).save(tmp_path / "wide")
+    path = recipe(PICTURES)
+    path.write_text(path.read_text().replace(f"{folder}/base", f"{tmp_path}/wide"))
+    with pytest.raises(ReverieError, match=r"^wide .*sees more than a prompt; start from a plain model of its family$"):
+        next(prepare(path, out := tmp_path / "out"))
+    assert not out.exists()
 
 
 def test_patience_without_held_out_pictures_gets_one_line_before_anything_is_made(

@@ -17,6 +17,7 @@ from torch import Tensor
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from reverie.adapters.ip_adapter import bind_image_prompts, load_image_prompts, load_ip_adapter
+from reverie.cli import app as cli
 from reverie.corpora.concepts import concepts
 from reverie.data.loader import BatchPart
 from reverie.errors import ReverieError
@@ -93,10 +94,6 @@ def objective(folder: Path, write: Callable[..., Path]) -> Callable[..., IPAdapt
         return build(read(write(base, settings, tables)), 5, folder / "run" / base)
 
     return make
-
-
-def scene_names(scenes: Scenes, number: int) -> list[str]:
-    return [one.concept.en[0] for one in scenes.scene(number).objects]
 
 
 def processor() -> CLIPImageProcessor:
@@ -241,7 +238,7 @@ def test_parts_of_a_batch_are_as_far_from_their_captions_as_the_whole(
 def test_stopped_and_resumed(
     folder: Path, write: Callable[..., Path], tmp_path: Path, same_run: Callable[[Path, Path], None]
 ) -> None:
-    path = write(settings="other = 0.5\nalign = 1\n", tables="[augment]\nvariants = 2\nflip = 0.5\n")
+    path = write(settings='kind = "whole"\nother = 0.5\nalign = 1\n', tables="[augment]\nvariants = 2\nflip = 0.5\n")
     assert [step.unit for step in prepare(path, tmp_path / "whole/run")] == ["latents", "pictures seen"]
     list(run(path, tmp_path / "whole/run"))
     events = run(path, tmp_path / "parts/run")
@@ -253,7 +250,7 @@ def test_stopped_and_resumed(
     with Image.open(tmp_path / "whole/run/samples/000004.png") as sheet:
         assert sheet.size == (6 * 32, 32)  # a picture, what it gives alone and with a prompt, twice
     file = tmp_path / "whole/run/export/run.safetensors"
-    (path := folder / "on.toml").write_text(write(settings=f'initial = "{file}"\n').read_text())
+    (path := folder / "on.toml").write_text(write(settings=f'kind = "whole"\ninitial = "{file}"\n').read_text())
     on, state = build(read(path), 5, folder / "run/sd"), load_ip_adapter(file).state_dict()
     assert all(torch.equal(value, state[name]) for name, value in on.adapter.state_dict().items())
 
@@ -277,8 +274,9 @@ def test_pictures_are_left_out_and_exchanged_for_others_of_the_same(
     things = [{one.concept.emoji for one in scenes.scene(number).objects} for number in range(12)]
     assert all(things[other] == things[number] for number in range(12) for other in alike[number])
     assert all(number in alike[number] for number in range(12))
+    first, ground = [one.concept.en[0] for one in scenes.scene(0).objects], scenes.scene(0).colour
     said = look(settings)(scenes, folder / "none.safetensors").say(0)
-    assert said == " and ".join(scene_names(scenes, 0)) + f", {scenes.scene(0).colour} background"
+    assert said == f"a {first[0]} next to a {first[1]} on a {ground} background"
 
 
 def test_a_plan_looks_at_no_pictures(folder: Path, write: Callable[..., Path]) -> None:
@@ -302,6 +300,15 @@ def test_wrong_recipes_get_one_line(
 ) -> None:
     with pytest.raises(ReverieError, match=message):
         objective(settings=settings.replace("{folder}", str(folder)), tables=tables)
+
+
+def test_no_rate_is_found_while_pictures_align(
+    folder: Path, write: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = write(settings="align = 3\n")
+    assert cli.run(["finetune", str(path), "--out", str(tmp_path / "run"), "--find-rate"]) == 2
+    assert "align in [ip_adapter] has a loss of its own, and a rate; leave it out" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_what_shows_no_pictures_gets_one_line(folder: Path, write: Callable[..., Path]) -> None:

@@ -30,11 +30,20 @@ from reverie.errors import ReverieError
 from reverie.media import masks
 from reverie.media.pictures import to_rgb
 from reverie.models.clip import VisionTowerWithProjection
-from reverie.models.ip_adapter import ImageProjection, IPAdapter, PatchProjection, Projection, Resampler
+from reverie.models.ip_adapter import (
+    ImageProjection,
+    IPAdapter,
+    PatchProjection,
+    Projection,
+    Resampler,
+    WholeProjection,
+)
 from reverie.models.layers import Attend, Attention, SpatialTransformer, attend
 from reverie.models.unet import UNet
-from reverie.requests.adapter_files import SUFFIXES
+from reverie.requests.adapter_files import SUFFIXES, extract
 from reverie.requests.parts import IPAdapterInput
+from reverie.requests.pictures import TextToImage
+from reverie.requests.references import ASSETS, BUNDLED_NAME, TURBO_NAME, plain_name
 from reverie.runtime.changes import attending
 from reverie.runtime.offload import HOST, offloader_of
 from reverie.system import Conditioning, StableDiffusion
@@ -45,6 +54,8 @@ ENCODER = "image_encoder"  # the folder of the vision tower beside the authors' 
 PROJECTION, LAYERS = "image_proj.", "ip_adapter."
 FACES = ("perceiver_resampler.proj_in.weight", "norm.weight")  # of FaceID, beside a projection of two layers
 FIRST = "proj.0.weight"  # of two layers
+OWN, OWN_TOWER = ASSETS / "ip_adapter" / "model.safetensors", ASSETS / "clip"  # of models that come with reverie
+OWNERS = (BUNDLED_NAME, TURBO_NAME)
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,7 +63,8 @@ class ImagePrompt:
     """Hold what cross-attentions see of pictures, for each the keys and values, in the order of `cross_attentions`.
 
     Row 0 is for what is kept away from, which is no picture, row 1 for what is gone towards. `weights` multiply what
-    each attention gathers; the mask, of pixels, is 1 where the pictures act.
+    each attention gathers; the mask, of pixels, is 1 where the pictures act. Where they act `instead` of the text, they
+    take its part by their weight in what is gone towards, and none in what is kept away from.
     """
 
     keys_values: Sequence[KeysValues]
@@ -60,6 +72,7 @@ class ImagePrompt:
     start: float = 0.0
     end: float = 1.0
     mask: Float[Tensor, "1 1 h w"] | None = None
+    instead: bool = False
 
     def share(self, size: tuple[int, int], tokens: int) -> Float[Tensor, "1 l 1"] | float:
         """Return how far the pictures act on each token of an image, in a U-Net whose latents have a size."""
@@ -79,7 +92,7 @@ def level_size(size: tuple[int, int], tokens: int) -> tuple[int, int]:
 def bind_image_prompts(system: StableDiffusion, prompts: Sequence[ImagePrompt], bind: Bind) -> Bind:
     """Return what binds a conditioning as `bind` does, to a U-Net that sees pictures beside the text.
 
-    What an attention gathers of them is added to what it gathers of the text (2308.06721, eq. 5).
+    What an attention gathers of them is added to what it gathers of the text (2308.06721, eq. 5), or put in its place.
     """
     if not prompts:
         return bind
@@ -90,16 +103,19 @@ def bind_image_prompts(system: StableDiffusion, prompts: Sequence[ImagePrompt], 
         network, prompted = bind(conditioning), conditioning.prompted
         rows = torch.ones(len(conditioning.tokens)) if prompted is None else prompted
         shown = {prompt: [(k[rows.long()], v[rows.long()]) for k, v in prompt.keys_values] for prompt in prompts}
+        towards = rows.view(-1, 1, 1).to(system.device, system.dtype)
 
         def predict(x: Float[Tensor, "b c h w"], t: Float[Tensor, " b"]) -> Float[Tensor, "b c h w"]:
             way, size = system.progress(t[0].item()), (x.shape[2], x.shape[3])
             acting = [prompt for prompt in prompts if prompt.start <= way <= prompt.end]
 
             def gather(layer: int, before: Attend, q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-                gathered = before(q, k, v, heads)
+                gathered = said = before(q, k, v, heads)
                 for prompt in acting:
                     if weight := prompt.weights[layer]:
                         seen = attend(q, *shown[prompt][layer], heads)
+                        if prompt.instead:
+                            seen = towards * (seen - said)
                         gathered = gathered + weight * share(prompt, size, q.shape[1]) * seen
                 return gathered
 
@@ -130,6 +146,29 @@ def _transformers(part: nn.Module | None) -> Iterator[SpatialTransformer]:
     return (module for module in part.modules() if isinstance(module, SpatialTransformer)) if part else iter(())
 
 
+def varies(system: StableDiffusion) -> bool:
+    """Tell whether a model, which sees no pictures by itself, varies them by an IP-Adapter that comes with it."""
+    return plain_name(system.name) in OWNERS
+
+
+def show_varied(system: StableDiffusion, request: TextToImage) -> list[IPAdapterInput]:
+    """Return what shows the pictures of a request to a model that `varies` them, each by its share of all weights.
+
+    Raises ReverieError for words, in whose place they are seen, and for a refiner, which does not see them.
+    """
+    if not (request.vary and varies(system)):
+        return []
+    if extract(request.prompt).text.strip() or request.regions or request.refiner:
+        raise ReverieError(
+            f"{system.name} sees the pictures that it varies in the place of words; leave out the prompt, `regions` "
+            "and `refiner`",
+            field="vary",
+        )
+    whole = sum(one.weight for one in request.vary)
+    parts = {"model": str(OWN), "encoder": str(OWN_TOWER)}
+    return [IPAdapterInput(**parts, images=(one.image,), weight=one.weight / whole) for one in request.vary]
+
+
 @torch.no_grad()
 def load_image_prompts(system: StableDiffusion, asked: Sequence[IPAdapterInput]) -> list[ImagePrompt]:
     """Load IP-Adapters, and let a vision tower see their pictures.
@@ -158,9 +197,11 @@ def _prompt(
         )
     encoder = asked.encoder or find_encoder(Path(asked.model), adapter)
     tower = towers(encoder)
-    if adapter.image_proj.seen != (
-        seen := _numbers(adapter, tower.visual_projection.out_features, tower.config.hidden_size)
-    ):
+    config = tower.config
+    seen = _numbers(
+        adapter, tower.visual_projection.out_features, config.hidden_size, config.image_size, config.patch_size
+    )
+    if adapter.image_proj.seen != seen:
         raise ReverieError(
             f"'{asked.model}' was trained with a CLIP that gives it {adapter.image_proj.seen} numbers, and '{encoder}' "
             f"gives {seen}; give its own as encoder"
@@ -180,6 +221,7 @@ def _prompt(
         asked.start,
         asked.end,
         None if asked.mask is None else mask_tensor(asked.mask.image()).to(system.device, system.dtype),
+        adapter.image_proj.instead,
     )
 
 
@@ -191,8 +233,15 @@ def mask_tensor(picture: Image.Image) -> Float[Tensor, "1 1 h w"]:
     return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)[None, None]
 
 
-def _numbers(adapter: IPAdapter, pooled: int, hidden: int) -> int:
-    return pooled if isinstance(adapter.image_proj, ImageProjection) else hidden
+def _numbers(adapter: IPAdapter, pooled: int, hidden: int, size: int, patch: int) -> int:
+    """Return how many numbers an adapter is given at once by a tower: of a picture, of a patch, or of all patches."""
+    match adapter.image_proj:
+        case ImageProjection():
+            return pooled
+        case WholeProjection():
+            return hidden * ((size // patch) ** 2 + 1)
+        case _:
+            return hidden
 
 
 def find_encoder(file: Path, adapter: IPAdapter) -> str:
@@ -204,7 +253,8 @@ def find_encoder(file: Path, adapter: IPAdapter) -> str:
     for folder in folders:
         if (folder / "config.json").is_file():
             raw = read_json(folder / "config.json")
-            if _numbers(adapter, raw.get("projection_dim", 0), raw.get("hidden_size", 0)) == adapter.image_proj.seen:
+            sizes = [raw.get(name, 1) for name in ("projection_dim", "hidden_size", "image_size", "patch_size")]
+            if _numbers(adapter, *sizes) == adapter.image_proj.seen:
                 return str(folder)
     raise ReverieError(
         f"'{file}' sees pictures through a CLIP that gives it {adapter.image_proj.seen} numbers; give its vision tower "
@@ -264,6 +314,12 @@ def _blueprint(source: Source, inside: set[str]) -> Callable[[], IPAdapter]:
     if "proj.weight" in inside:
         (rows, seen), dim = shape("proj.weight"), shape("norm.weight")[0]
         project = partial(ImageProjection, seen, rows // dim, dim)
+    elif "narrow.weight" in inside:
+        (narrow, seen), dim = shape("narrow.weight"), shape("norm.weight")[0]
+        count = len({name.split(".")[1] for name in inside if name.startswith("mix.")})
+        widths = [shape(f"mix.{number}.weight")[0] for number in range(count)]
+        patches, tokens = shape("mix.0.weight")[1] // narrow, shape("out.weight")[0] // dim
+        project = partial(WholeProjection, seen, patches, tokens, dim, narrow=narrow, hidden=widths)
     elif FIRST in inside:
         (hidden, seen), dim = shape(FIRST), shape("proj.3.weight")[0]
         project = partial(PatchProjection, seen, hidden, dim)

@@ -185,6 +185,11 @@ def prepare_path(system: StableDiffusion, animation: Animation, request: TextToI
     `request` is what `shared_request` gives, whose changes to the model are active. Raises ReverieError for files that
     are missing or do not fit, and for pictures of another size.
     """
+    if request.vary and system.image_encoder is None:
+        raise ReverieError(
+            f"{system.name} goes between no pictures that it varies; give a model of SD 2.1 unCLIP or of image "
+            "variations, or the pictures as `image`"
+        )
     run = prepare_run(system, request)
     return _Builder(
         system, run.codec, animation, request, run.bind(run.passes[0], [request], run.passes[0].extra)

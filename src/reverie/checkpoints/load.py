@@ -61,6 +61,7 @@ CPU = torch.device("cpu")
 LATENT_UPSCALING = ScheduleConfig(prediction="edm", sigma_min=0.0291675, sigma_max=14.614642, sigma_data=1.0)
 RECOMMENDED = "recommended.json"  # the fields of Recommended; diffusers does not know it
 SPECTROGRAM = "spectrogram.json"  # of a model of music; the fields of SpectrogramParams
+LORA = "lora.safetensors"  # what a model adds to the U-Net that it shares, in kohya's layout
 CONCEPTS = "concepts.json"  # what the model was taught; diffusers does not know it
 LOW_RES = "low_res_scheduler"  # the folder's name of how pictures are noised that are enlarged
 SAFETY = "safety_checker"  # the folder's name inside a model
@@ -192,7 +193,10 @@ def load_folder(
     sees = (index.get("image_encoder") or [None])[0] is not None
     if not towers and not sees:
         raise ReverieError(f"{path / 'model_index.json'} names no text_encoder")
-    unet = load_unet(locate_part(path, "unet"), device=device, dtype=dtype, variant=variant)
+    place = locate_part(path, "unet")
+    unet = load_unet(place, device=device, dtype=dtype, variant=variant)
+    if place.parent != path:
+        _add_lora(unet, path / LORA)
     see = partial(load_image_encoder, device=device, dtype=dtype, variant=variant)
     return Components(
         tokenizers=tuple(Tokenizer.load(locate_part(path, f"tokenizer{suffix}")) for suffix in suffixes),
@@ -211,6 +215,21 @@ def load_folder(
         known=read_known(path),
         name=path.resolve().name,
     )
+
+
+@torch.no_grad()
+def _add_lora(unet: UNet, file: Path) -> None:
+    """Add the products of a LoRA's matrices to a U-Net's weights, for good."""
+    source = open_source(file)
+    names = set(source.names())
+    for path, module in unet.named_modules():
+        layer = f"lora_unet_{path.replace('.', '_')}"
+        if f"{layer}.lora_up.weight" in names:
+            parts = (f"{layer}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha"))
+            weight = module.get_parameter("weight")
+            up, down, alpha = (source.tensor(name).to(weight.device, torch.float32) for name in parts)
+            changed = weight + alpha / len(down) * (up.flatten(1) @ down.flatten(1)).view_as(weight)
+            module.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
 
 
 def load_unet(

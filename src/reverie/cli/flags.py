@@ -126,7 +126,7 @@ class FurtherFlags:
     """Variations, a second pass, a refiner, seamless edges and SDXL's sizes."""
 
     vary: Several = ()
-    """Picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image variations); may be given several times, and blends them."""
+    """Picture to draw variations of, FILE or FILE:weight, for models that see one (the bundled one, unCLIP, image variations); may be given several times, and blends them."""
     noise_level: Whole | None = None
     """How far unCLIP is to go from the picture that it varies, 0 to 999, 0 if not given; how far the x4 upscaler is from the one that it enlarges, 0 to 350, 20 if not given."""
     depth: Path | None = None

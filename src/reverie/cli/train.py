@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from cyclopts import Parameter
 
@@ -14,6 +15,7 @@ from reverie.cli.options import Flag, say
 from reverie.cli.progress import show_progress
 from reverie.errors import ReverieError
 
+Plan = Annotated[bool | str, Parameter(negative=(), show_default=False)]  # alone, or of a machine
 SHOWN = 14  # rates that `--find-rate` prints, two a decade
 
 
@@ -28,8 +30,8 @@ class LatentsOptions:
     """Go on with the run in that folder."""
     prepare: Flag = False
     """Make the latents alone."""
-    plan: Flag = False
-    """Say what it would cost in memory and on disk, and do nothing; for `finetune`."""
+    plan: Plan = False
+    """Say what it would cost in memory, time and on disk, and do nothing; on gpus=8,memory=80GB,rate=100TFLOP/s."""
     find_rate: Flag = False
     """Find the learning rate by 100 steps at growing ones, and propose it; the run is not begun."""
 
@@ -50,7 +52,7 @@ def train(
     *,
     out: Path | None = None,
     resume: Flag = False,
-    plan: Flag = False,
+    plan: Plan = False,
     find_rate: Flag = False,
 ) -> None:
     """Train a model from a recipe; Ctrl-C stops it, --resume goes on from the last checkpoint to the same bits.
@@ -66,13 +68,13 @@ def train(
     resume
         Go on with the run in that folder.
     plan
-        Say what it would cost in memory and on disk, and do nothing; for U-Nets.
+        Say what it would cost in memory, time and on disk, and do nothing; on gpus=8,memory=80GB,rate=100TFLOP/s.
     find_rate
         Find the learning rate by 100 steps at growing ones, and propose it; the run is not begun.
     """
-    _check_alone(find_rate, resume, plan)
+    _check_alone(find_rate, resume, bool(plan))
     if plan:
-        _say_plan(recipe)
+        _say_plan(recipe, plan)
         return
     if find_rate:
         _find_rate(recipe, out)
@@ -117,16 +119,18 @@ def distill(recipe: Path, /, *, learning: LatentsOptions = LatentsOptions()) -> 
 
 def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) -> None:
     """Make the latents of a recipe of an objective, then train."""
-    _check_alone(learning.find_rate, learning.resume, learning.prepare, learning.plan)
+    _check_alone(learning.find_rate, learning.resume, learning.prepare, bool(learning.plan))
     if learning.plan:
-        _say_plan(recipe)
+        _say_plan(recipe, learning.plan)
         return
-    from reverie.train import finetune
+    from reverie.train import finetune, rate
     from reverie.train.checkpoint import check
     from reverie.train.recipe import folder_of
 
     out = learning.out
-    if not (learning.prepare or learning.find_rate):
+    if learning.find_rate:
+        rate.read_recipe(recipe)  # what is wrong is said before latents are made
+    elif not learning.prepare:
         check(folder_of(recipe, out), learning.resume)
     with resumable("the same command goes on with the latents"):
         for _ in show_progress(finetune.prepare(recipe, out, objective, begin=not learning.find_rate)):
@@ -155,8 +159,8 @@ def _find_rate(recipe: Path, out: Path | None) -> None:
     say(f"lr = {suggest(steps):.1e} is proposed: there the loss falls fastest; see {picture}")
 
 
-def _say_plan(recipe: Path) -> None:
-    from reverie.train.plan import plan
+def _say_plan(recipe: Path, given: bool | str) -> None:
+    from reverie.train.plan import Hardware, plan
 
-    for line in plan(recipe):
+    for line in plan(recipe, Hardware.of(given) if isinstance(given, str) else Hardware()):
         say(line)

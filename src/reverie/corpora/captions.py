@@ -94,8 +94,12 @@ def chinese(scene: Scene, rng: np.random.Generator, bare: int = BARE) -> str:
 
 
 def plain(scene: Scene) -> str:
-    """Tell a scene always in the same words: its things by their first names, and its ground."""
-    return f"{' and '.join(placed.concept.en[0] for placed in scene.objects)}, {scene.colour} background"
+    """Tell all of a scene that a caption can tell, always in the same words: its things by their first names."""
+    names = [placed.concept.en[0] for placed in scene.objects]
+    if len(names) == 1:
+        return f"{' '.join(filter(None, (scene.size_word, scene.tint, *names)))}, {scene.colour} background"
+    between = " next to " if scene.relation == "beside" else " above "
+    return f"{between.join(map(with_article, names))} on {with_article(scene.colour)} background"
 
 
 def caption(scene: Scene, rng: np.random.Generator, chinese_share: float = 0.4, bare: int = BARE) -> str:

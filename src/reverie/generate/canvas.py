@@ -13,6 +13,7 @@ from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
+from reverie.adapters.ip_adapter import varies
 from reverie.checkpoints.single import load_upscaler
 from reverie.codecs.clip_images import Preprocessing, floor_margin
 from reverie.codecs.image import ImageCodec, enlarge, to_tensor, unscale_latents
@@ -381,14 +382,14 @@ def embed_pictures(system: StableDiffusion, request: TextToImage) -> Float[Tenso
     """Return what a model sees of the pictures that a request varies, blended; None for a model that sees none.
 
     Blends lie on great circles, as DALL-E 2's do (2204.06125, section 3.2). Raises ReverieError where a model varies no
-    pictures and is to, and the other way round.
+    pictures, neither by itself nor by an IP-Adapter, and is to, and the other way round.
     """
     encoder = system.image_encoder
     if encoder is None:
-        if request.vary:
+        if request.vary and not varies(system):
             raise ReverieError(
-                f"{system.name} varies no pictures; give a model of SD 2.1 unCLIP or of image variations, or the "
-                "picture as `init`",
+                f"{system.name} varies no pictures; give the bundled model, one of SD 2.1 unCLIP or of image "
+                "variations, or the picture as `init`",
                 field="vary",
             )
         return None

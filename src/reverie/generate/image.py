@@ -18,7 +18,7 @@ from torch import Tensor
 
 from reverie.adapters.control import Control, load_controlnet
 from reverie.adapters.features import FeatureControl, LayerControl, find_lllite, find_t2i_adapter
-from reverie.adapters.ip_adapter import load_image_prompts
+from reverie.adapters.ip_adapter import load_image_prompts, show_varied
 from reverie.checkpoints.single import RGB
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Denoise
@@ -187,7 +187,8 @@ def prepare_run(
     controls = [load_control(system, control) for control in request.controls]
     if request.merge_tokens and any(isinstance(control, LayerControl) for control in controls):
         raise ReverieError("a ControlNet-LLLite changes tokens that merge_tokens merges; leave out one of them")
-    steering = Steering(system, controls, load_image_prompts(system, request.ip_adapters))
+    shown = [*show_varied(system, request), *request.ip_adapters]
+    steering = Steering(system, controls, load_image_prompts(system, shown))
     planned = _passes(system, codec, request, refiner, steering, canvas.extra, encode)
     return PictureRun(system, codec, canvas, planned, refiner)
 
@@ -329,7 +330,7 @@ def fill_in(system: StableDiffusion, request: TextToImage) -> TextToImage:
             "with a ControlNet of depth",
             field="depth",
         )
-    if request.noise_level and not request.vary and not enlarges(system):
+    if request.noise_level and not (request.vary and system.image_encoder) and not enlarges(system):
         raise ReverieError(f"{system.name} does not noise what it sees; leave out `noise_level`", field="noise_level")
     if edits(system):
         request = request.with_recommended(EDITING)

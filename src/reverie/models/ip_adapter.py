@@ -8,8 +8,10 @@ and values for them.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -21,6 +23,8 @@ HEAD_WIDTH = 64  # of the resampler's attention
 
 class ImageProjection(nn.Module):
     """Make a few tokens of a picture's embedding: the plain IP-Adapter. No picture is an embedding of zeros."""
+
+    instead = False
 
     def __init__(self, seen: int, tokens: int, dim: int) -> None:
         super().__init__()
@@ -45,6 +49,8 @@ class ImageProjection(nn.Module):
 class SeesPatches(nn.Module):
     """See a picture's patches, as the layer before the tower's last gives them. No picture is a grey one."""
 
+    instead = False  # of the text's tokens, beside which they are seen
+
     @staticmethod
     def see(tower: VisionTowerWithProjection, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b p e"]:
         """Return what is seen of pictures made by `codecs.clip_images`."""
@@ -66,6 +72,31 @@ class PatchProjection(SeesPatches):
 
     def forward(self, seen: Float[Tensor, "b p e"]) -> Float[Tensor, "b p d"]:
         return self.proj(seen)
+
+
+class WholeProjection(SeesPatches):
+    """Make tokens of all of a picture's patches at once: narrowed, laid in a row, and mixed by layers of `hidden`.
+
+    It is our own; diffusers knows none like it. The patches are as many as the tower's, its class token among them. The
+    tokens stand in the place of a caption's.
+    """
+
+    instead = True
+
+    def __init__(self, seen: int, patches: int, tokens: int, dim: int, *, narrow: int, hidden: Sequence[int]) -> None:
+        super().__init__()
+        self.seen = patches * seen
+        self.narrow = nn.Linear(seen, narrow)
+        widths = [patches * narrow, *hidden]
+        self.mix = nn.ModuleList(nn.Linear(*pair) for pair in pairwise(widths))
+        self.out = nn.Linear(widths[-1], tokens * dim)
+        self.norm = nn.LayerNorm(dim)
+
+    def forward(self, seen: Float[Tensor, "b p e"]) -> Float[Tensor, "b n d"]:
+        x = self.narrow(seen).flatten(1)
+        for layer in self.mix:
+            x = F.gelu(layer(x))
+        return self.norm(self.out(x).unflatten(1, (-1, *self.norm.normalized_shape)))
 
 
 class ResamplerAttention(nn.Module):
@@ -119,7 +150,7 @@ class Resampler(SeesPatches):
         return self.norm_out(self.proj_out(tokens))
 
 
-Projection = ImageProjection | PatchProjection | Resampler
+Projection = ImageProjection | PatchProjection | Resampler | WholeProjection
 
 
 class KeysValues(nn.Module):

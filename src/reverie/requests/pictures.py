@@ -65,8 +65,8 @@ class TextToImage(SampledRequest):
     )
     vary: tuple[VariedPicture, ...] = Field(
         default=(),
-        description="picture to draw variations of, FILE or FILE:weight, for models that see one (unCLIP, image "
-        "variations); may be given several times, and blends them",
+        description="picture to draw variations of, FILE or FILE:weight, for models that see one (the bundled one, "
+        "unCLIP, image variations); may be given several times, and blends them",
     )
     noise_level: int | None = Field(
         default=None,

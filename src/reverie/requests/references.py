@@ -40,9 +40,16 @@ DATA_URL = "data:"
 HUB_PARTS = 2  # owner/name
 ASSETS = Path(__file__).parents[1] / "assets"
 # What the bundled models are asked for and told by.
-BUNDLED_NAME, TURBO_NAME, MUSIC_NAME = "reverie-emoji", "reverie-turbo", "reverie-music"
-BUNDLED = {BUNDLED_NAME: ASSETS / "bundled", TURBO_NAME: ASSETS / "turbo", MUSIC_NAME: ASSETS / "music"}
-SHARED = {BUNDLED[TURBO_NAME]: BUNDLED[BUNDLED_NAME]}  # the parts that the first lacks are the second's
+BUNDLED_NAME, TURBO_NAME = "reverie-emoji", "reverie-turbo"
+MUSIC_NAME, MUSIC_TURBO_NAME = "reverie-music", "reverie-music-turbo"
+BUNDLED = {
+    BUNDLED_NAME: ASSETS / "bundled",
+    TURBO_NAME: ASSETS / "turbo",
+    MUSIC_NAME: ASSETS / "music",
+    MUSIC_TURBO_NAME: ASSETS / "music-turbo",
+}
+# The parts that the first lacks are the second's.
+SHARED = {BUNDLED[TURBO_NAME]: BUNDLED[BUNDLED_NAME], BUNDLED[MUSIC_TURBO_NAME]: BUNDLED[MUSIC_NAME]}
 MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the models that a record names are
 
 Resolver = Callable[[str, str], str]

@@ -33,8 +33,12 @@ def connect(address: str) -> Callable[[Settings, Hear], RemoteWorker]:
         raise ReverieError("Ray is not installed; pip install 'reverie[dist]', or leave out `ray`") from error
     try:
         ray.init(address, log_to_driver=False, ignore_reinit_error=True)
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        raise ReverieError(f"no Ray cluster at '{address}': {str(error).splitlines()[0]}", field="ray") from error
+    except Exception as error:  # Ray raises no narrower one where it starts too slowly
+        raise ReverieError(
+            f"no Ray cluster at '{address}': {str(error).splitlines()[0]}; one that asks for a token needs "
+            "RAY_AUTH_MODE=token",
+            field="ray",
+        ) from error
     return RemoteWorker
 
 

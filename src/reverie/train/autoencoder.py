@@ -87,10 +87,15 @@ class AutoencoderObjective:
         self.loss, self.seed, self.make, self.held_out = loss, seed, make, held_out
 
     def move(self, device: torch.device) -> None:
-        """Put the networks, and the features that measure likeness, onto a device."""
-        self.networks.to(device)
+        """Put the networks onto a device."""
+        for _, network in self.all_networks():
+            network.to(device)
+
+    def all_networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name the networks, and the features that measure likeness."""
+        yield from self.networks.items()
         if self.features is not None:
-            self.features.to(device)
+            yield "features", self.features
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the autoencoder's (or only its decoder's) parameters, and the discriminator's."""

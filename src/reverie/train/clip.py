@@ -7,6 +7,7 @@ Source: Radford et al. 2021, figure 3 and section 2.4. `contrast.py` holds the l
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -185,12 +186,16 @@ class ClipObjective:
     ) -> None:
         self.averaged, self.tokenizer, self.contrast = clip, tokenizer, contrast
         self.networks = nn.ModuleDict({"clip": clip, "contrast": contrast})
-        self.settings, self.exam = settings, exam
+        self.chunk, self.exam = settings.chunk, exam
         self.batches = Batches(pairs, settings.batch, settings.workers)
 
     def move(self, device: torch.device) -> None:
         """Put the networks onto a device."""
         self.networks.to(device)
+
+    def all_networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name the networks."""
+        yield from self.networks.items()
 
     def backbones(self) -> Iterator[nn.Module]:
         """Return both towers."""
@@ -203,10 +208,11 @@ class ClipObjective:
     def losses(self, step: int, part: BatchPart = WHOLE) -> Iterator[tuple[str, Tensor, dict[str, float]]]:
         """Yield the contrastive loss of this process's pairs among all."""
         levels, captions = self.batches(step, part)
-        device, chunk = device_of(self.averaged), self.settings.chunk
+        device, chunk = device_of(self.averaged), self.chunk
         images = in_chunks(self._embed_levels, levels.to(device), chunk)
         texts = in_chunks(self.averaged.encode_text, self.tokenizer(captions).to(device), chunk)
-        with torch.autocast(device.type, enabled=False):  # cosines near one another need all the digits
+        known = torch.amp.is_autocast_available(device.type)  # by the meta device not
+        with torch.autocast(device.type, enabled=False) if known else nullcontext():  # cosines need all their digits
             loss = self.contrast(images.float(), texts.float(), self.averaged.logit_scale)
         yield "clip", loss, {"loss": loss.item(), "scale": self.averaged.logit_scale.exp().item()}
 

@@ -104,9 +104,8 @@ def find_hints(settings: ControlSettings, examples: Examples) -> Hints:
 
 def check(settings: ControlSettings, base: Components, opened: Iterable[Examples]) -> None:
     """Raise ReverieError where no ControlNet is trained for the model, or pictures have no hints."""
-    channels = base.autoencoder.config.latent_channels
-    if base.unet.config.in_channels != channels or base.unet.config.time_cond_proj_dim is not None:
-        raise ReverieError(f"{base.name} takes more than latents; start from a plain model of its family")
+    if base.unet.config.time_cond_proj_dim is not None:
+        raise ReverieError(f"{base.name} hears how strong guidance is; start from a plain model of its family")
     for examples in opened:
         find_hints(settings, examples)
 

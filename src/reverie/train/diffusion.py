@@ -116,13 +116,15 @@ class DiffusionObjective:
 
     def move(self, device: torch.device) -> None:
         """Put the model onto a device."""
-        for network in (
-            self.components.unet,
-            self.components.autoencoder,
-            *self.components.text_encoders,
-            self.networks,
-        ):
+        for _, network in self.all_networks():
             network.to(device)
+
+    def all_networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name the parts of the model, and what learns beside them."""
+        yield "U-Net", self.components.unet
+        yield from (("text encoder", tower) for tower in self.components.text_encoders)
+        yield "autoencoder", self.components.autoencoder
+        yield from self.networks.items()
 
     def backbones(self) -> Iterator[nn.Module]:
         """Return the U-Net, the text encoders, and what learns beside them."""

@@ -39,7 +39,7 @@ from reverie.train.adversarial import hinge
 from reverie.train.diffusion import DiffusionObjective, SampleSheet
 from reverie.train.examples import Examples
 from reverie.train.inputs import FinetuneDataSettings, load_base, open_examples, preview_prompts, relearn
-from reverie.train.latents import LATENTS, Stream, open_pool
+from reverie.train.latents import LATENTS, Pool, Stream, open_pool
 from reverie.train.loop import device_of, step_generator
 from reverie.train.lora_files import export
 from reverie.train.losses import DenoisingSettings, pseudo_huber
@@ -163,11 +163,10 @@ class DistillObjective(DiffusionObjective):
         self.sigmas = trailing(self.schedule, settings.levels)
         self.scalings = partial(self.prediction.scalings, self.schedule)
 
-    def move(self, device: torch.device) -> None:
-        """Put the model onto a device."""
-        super().move(device)
-        for network in (self.teacher, self.target, self.networks):
-            network.to(device)
+    def all_networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name the parts of the student's model, its teacher and its target."""
+        yield from super().all_networks()
+        yield from (("teacher", self.teacher), ("target", self.target))
 
     def groups(self) -> dict[str, list[nn.Parameter]]:
         """Return the student's parameters, and the discriminator's."""
@@ -281,14 +280,14 @@ def rows(values: Float[Tensor, " b"], x: Float[Tensor, "b ..."]) -> Float[Tensor
     return values.to(x).view(-1, *[1] * (x.ndim - 1))
 
 
-def build(sections: dict[str, Any], seed: int, out: Path) -> DistillObjective:
-    """Build the objective from a recipe's tables."""
+def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool) -> DistillObjective:
+    """Build the objective from a recipe's tables, on the latents that `pool` makes."""
     data, settings = section(sections, "data", FinetuneDataSettings), section(sections, "distill", DistillSettings)
     products, against = lora.settings_of(sections), section(sections, "adversary", AdversarySettings)
     base = load_base(sections)
     opened = open_examples(sections, base, seed)
     beginning = check(sections, base, opened)
-    examples, latents = open_pool(base.autoencoder, opened[LATENTS], out / LATENTS, data.workers)
+    examples, latents = pool(base.autoencoder, opened[LATENTS], out / LATENTS, data.workers)
     stream = Stream(examples, latents, seed, data.dropout)
     torch.manual_seed(seed)
     return DistillObjective(

@@ -176,15 +176,16 @@ class IPAdapterFinetuning(Finetuning):
         yield "unet", loss, {"loss": loss.item()}
 
     def predict(self, x: Float[Tensor, "b c h w"], t: Num[Tensor, " b"], captions: Any) -> Float[Tensor, "b c h w"]:
-        """Return what the U-Net predicts, which sees pictures beside the text.
+        """Return what the U-Net predicts, which sees pictures beside the text, or in its place.
 
         Its attentions gather so until pictures are drawn: on the way back layers may be computed again.
         """
         described = {name: value for name, value in captions.items() if name not in ("seen", "said")}
         conditioning, seen = self.encode(described), self.adapter(captions["seen"].to(x))
+        gather = ip_adapter.gather_instead if self.adapter.image_proj.instead else ip_adapter.gather_both
         self.gather_alone()
         for (attention, _), keys_values in zip(cross_attentions(self.components.unet), seen, strict=True):
-            attention.attend = partial(ip_adapter.gather_both, keys_values)
+            attention.attend = partial(gather, keys_values)
         return self.components.unet(x, t, conditioning.tokens, conditioning.pooled, conditioning.sizes)
 
     def after_step(self) -> None:
@@ -277,8 +278,8 @@ def check(sections: dict[str, Any], base: Components, opened: Mapping[str, Examp
         )
     if hints := control.settings_of(sections):
         control.check(hints, base, opened.values())
-    if seen := ip_adapter.settings_of(sections):
-        ip_adapter.check(seen, base, opened.values())
+    if ip_adapter.settings_of(sections):
+        ip_adapter.check(opened.values())
     for network in _learners(base, text).values() if products.rank else ():
         lora.pick_layers(network, products)
 

@@ -203,10 +203,12 @@ def check_cached(sections: dict[str, Any]) -> bool:
 
 
 def load_base(sections: dict[str, Any]) -> Components:
-    """Load the model to start from, all of it frozen."""
+    """Load the model to start from, all of it frozen. Raises ReverieError where its U-Net sees pictures as well."""
     model, data = section(sections, "model", ModelSettings), section(sections, "data", FinetuneDataSettings)
     loaded = system.load(model.base, device="cpu", dtype="float32", vae=model.autoencoder or None, fast=False)
     base = Components(**vars(replace(loaded, known=())))  # it learns other things
+    if base.unet.config.in_channels != base.autoencoder.config.latent_channels or base.image_encoder is not None:
+        raise ReverieError(f"{base.name} sees more than a prompt; start from a plain model of its family")
     for network in (base.unet, base.autoencoder, *base.text_encoders):
         network.requires_grad_(False)
     if data.pictures or "scenes" in sections:

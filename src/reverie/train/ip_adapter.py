@@ -28,7 +28,15 @@ from reverie.codecs.clip_images import Preprocessing, floor_margin
 from reverie.corpora.captions import plain
 from reverie.errors import ReverieError, choose
 from reverie.models.clip import VisionTowerWithProjection
-from reverie.models.ip_adapter import HEAD_WIDTH, ImageProjection, IPAdapter, PatchProjection, Projection, Resampler
+from reverie.models.ip_adapter import (
+    HEAD_WIDTH,
+    ImageProjection,
+    IPAdapter,
+    PatchProjection,
+    Projection,
+    Resampler,
+    WholeProjection,
+)
 from reverie.models.layers import Attention, attend
 from reverie.progress import Progress
 from reverie.train.encoded import Description
@@ -45,8 +53,9 @@ KINDS: dict[str, tuple[type[Projection], int]] = {
     "plain": (ImageProjection, 4),
     "plus": (Resampler, 16),
     "full": (PatchProjection, 0),
+    "whole": (WholeProjection, 12),
 }
-"""The authors' kinds, and how many tokens they make of a picture; 0 is one of each patch."""
+"""The authors' kinds and our own, "whole", and how many tokens they make of a picture; 0 is one of each patch."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +64,7 @@ class IPAdapterSettings:
 
     encoder: str = ""  # CLIP whose vision tower sees the pictures: a folder, a file or a name
     kind: str = "plain"  # a key of KINDS
-    tokens: NonNegativeInt = 0  # of a picture; 0 makes as many as the authors' do
+    tokens: NonNegativeInt = 0  # of a picture; 0 makes as many as KINDS says
     depth: PositiveInt = 4  # layers of the resampler, of "plus"
     dropout: Share = 0.1  # share of pictures left out
     other: Share = 0.0  # share in whose place another is seen: of the same thing, or another variant of [augment]
@@ -88,11 +97,8 @@ def settings_of(sections: dict[str, Any]) -> IPAdapterSettings | None:
     return settings
 
 
-def check(settings: IPAdapterSettings, base: Components, opened: Iterable[Examples]) -> None:
-    """Raise ReverieError where no IP-Adapter is trained for the model, or by the examples."""
-    channels = base.autoencoder.config.latent_channels
-    if base.unet.config.in_channels != channels or base.image_encoder is not None:
-        raise ReverieError(f"{base.name} sees more than a prompt already; start from a plain model of its family")
+def check(opened: Iterable[Examples]) -> None:
+    """Raise ReverieError where no IP-Adapter is trained by the examples."""
     if not all(isinstance(examples, Pictures | Scenes) for examples in opened):
         raise ReverieError("[ip_adapter] learns from pictures = FOLDER in [data], or from [scenes]")
 
@@ -111,6 +117,9 @@ def begin(settings: IPAdapterSettings, base: Components, tower: VisionTowerWithP
         project = ImageProjection(pooled, tokens, dim)
     elif kind is PatchProjection:
         project = PatchProjection(hidden, hidden, dim)
+    elif kind is WholeProjection:
+        patches = (tower.config.image_size // tower.config.patch_size) ** 2 + 1
+        project = WholeProjection(hidden, patches, tokens, dim, narrow=-(-dim // 8), hidden=(4 * dim, 2 * dim))
     else:
         inner = -(-dim // HEAD_WIDTH) * HEAD_WIDTH
         project = Resampler(hidden, tokens, dim, width=dim, inner=inner, hidden=4 * dim, depth=settings.depth)
@@ -237,6 +246,13 @@ def gather_both(
 ) -> Float[Tensor, "b l d"]:
     """Gather from the text, and from pictures (equation 5)."""
     return attend(q, k, v, heads) + attend(q, *keys_values, heads)
+
+
+def gather_instead(
+    keys_values: tuple[Tensor, Tensor], q: Float[Tensor, "b l d"], k: Tensor, v: Tensor, heads: int
+) -> Float[Tensor, "b l d"]:
+    """Gather from pictures in the place of the text."""
+    return attend(q, *keys_values, heads)
 
 
 def apart(

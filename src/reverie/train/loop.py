@@ -114,7 +114,7 @@ class Learner:
     def __init__(self, objective: Objective, settings: RunSettings, device: torch.device | None = None) -> None:
         self.objective, self.settings = objective, settings
         if settings.recompute_layers:
-            recompute_layers_(_as_layered(objective, "recompute_layers").backbones())
+            recompute_layers_(as_layered(objective, "recompute_layers").backbones())
         self.parts = parts(settings.accumulate)
         share_statistics_(objective.networks)
         self.in_parts = settings.shard
@@ -274,19 +274,25 @@ class Learner:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def _as_layered(objective: Objective, setting: str) -> Layered:
+def as_layered(objective: Objective, setting: str) -> Layered:
     """Return the objective. Raises ReverieError where its layers are not known, naming what in [run] asks for them."""
     if not isinstance(objective, Layered):
         raise ReverieError(f"{setting} in [run] is for U-Nets, ControlNets and CLIP; leave it out")
     return objective
 
 
-def _shard(objective: Objective, device: torch.device | None) -> list[FSDPModule]:
-    """Shard the networks of an objective over the processes there are. Raises ReverieError where that cannot be."""
-    networks = [*_as_layered(objective, "shard").backbones()]
+def shardable(objective: Objective) -> list[nn.Module]:
+    """Return the networks of an objective that processes may hold in parts. Raises ReverieError where none may be."""
+    networks = [*as_layered(objective, "shard").backbones()]
     words = any(isinstance(module, nn.ParameterList) for module in objective.networks.modules())
     if words or len(objective.groups()) > 1:
         raise ReverieError("shard in [run] is for networks of one loss; leave it out, or [adversary] or [inversion]")
+    return networks
+
+
+def _shard(objective: Objective, device: torch.device | None) -> list[FSDPModule]:
+    """Shard the networks of an objective over the processes there are. Raises ReverieError where that cannot be."""
+    networks = shardable(objective)
     if ranks().size == 1:
         return []
     from reverie.train.sharding import shard_

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from reverie.data.loader import WHOLE, BatchPart
+from reverie.data.loader import WHOLE, Batches, BatchPart
 
 
 class Objective(Protocol):
@@ -55,6 +55,22 @@ class Layered(Protocol):
 
     def backbones(self) -> Iterator[nn.Module]:
         """Return the networks that gradients pass through."""
+
+
+class Countable(Objective, Protocol):
+    """An objective whose step costs what its shapes say: beside its weights it asks its batches alone."""
+
+    batches: Batches
+
+    def all_networks(self) -> Iterator[tuple[str, nn.Module]]:
+        """Name the networks that compute, those that learn nothing among them; a later one may lie in an earlier."""
+
+
+@runtime_checkable
+class Chunked(Protocol):
+    """An objective of whole batches, of which it encodes `chunk` examples at once; 0 is all that a process has."""
+
+    chunk: int
 
 
 @runtime_checkable

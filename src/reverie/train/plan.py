@@ -1,43 +1,38 @@
-"""Plans: what a recipe would cost, found without training.
-
-A step is taken on torch's meta device, where tensors have shapes and no content, while the storages that live at once
-are counted; so recomputed layers, adapters and ControlNets count as what they are.
-"""
+"""Plans: what a recipe would cost, found without training, and what makes it fit a machine."""
 
 from __future__ import annotations
 
-import weakref
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+import re
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from importlib import import_module
+from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.data import default_collate
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import ImageAutoencoder
-from reverie.train.diffusion import DiffusionObjective
+from reverie.train.cost import empty_, operations_of, parameters_of, peak_of
 from reverie.train.encoded import Encoded
 from reverie.train.examples import Examples, Pictures
 from reverie.train.inputs import Alternating
 from reverie.train.latents import Mixed, Stream
-from reverie.train.layers import recompute_layers_
-from reverie.train.loop import RunSettings
-from reverie.train.pairs import TRIES, first_readable
-from reverie.train.parallel import parts
+from reverie.train.layers import LAYERS, recompute_layers_
+from reverie.train.loop import RunSettings, as_layered, shardable
+from reverie.train.objective import Chunked, Countable, Layered
 from reverie.train.recipe import OBJECTIVES, read, section
 
-META = torch.device("meta")
 FLOAT = 4  # bytes
-PLANNED = ("diffusion", "finetune")  # objectives
+SPARING = ("shard", "recompute_layers")  # in [run]
+PREFIXES = {"": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15, "E": 1e18}
+NUMBER = r"(\d+(?:\.\d+)?)([kMGTP]?)"
+UNITS = {"gpus": r"(\d+)()", "memory": f"{NUMBER}B", "rate": f"{NUMBER}FLOP/s"}  # what may be said of a Hardware
+TIMES = {"minutes": 60, "hours": 3600, "days": 24 * 3600}
 STATES: dict[str, Callable[[torch.Size], int]] = {
     "adamw": lambda shape: 2 * shape.numel(),
     "adafactor": lambda shape: shape.numel() if len(shape) < 2 else _rows(shape, -1) + _rows(shape, -2),
@@ -46,69 +41,54 @@ STATES: dict[str, Callable[[torch.Size], int]] = {
     "muon": lambda shape: shape.numel() * (1 if len(shape) == 2 else 2),
 }
 """How many numbers an optimiser keeps for a parameter of a shape, by the keys of OPTIMISERS."""
-ATTENTION: dict[Any, Callable[..., int]] = {
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda *shapes, **_: sdpa_flop_count(*shapes[:3]),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: lambda *shapes, **_: sdpa_backward_flop_count(
-        *shapes[:4]
-    ),
-}
-"""Operations of attention on a CPU, of whose shapes torch's counter knows nothing."""
 
 
-class StepCost(NamedTuple):
-    """What a part of a step costs: bytes held at most, multiplications and additions of products and convolutions."""
+@dataclass(frozen=True)
+class Hardware:
+    """Say what is learned on: how many GPUs, of how many bytes, at how many operations a second; 0 is not known."""
 
-    memory: int
-    operations: int
+    gpus: int = 1
+    memory: float = 0.0
+    rate: float = 0.0
+
+    @classmethod
+    def of(cls, text: str) -> Hardware:
+        """Read a text such as "gpus=8,memory=80GB,rate=100TFLOP/s". Raises ReverieError for any other."""
+        numbers: dict[str, float] = {}
+        for part in text.split(","):
+            key, _, value = part.partition("=")
+            found = re.fullmatch(UNITS.get(key, "$."), value)
+            if not found or not float(found[1]):
+                raise ReverieError(f"'{part}' of a machine is not possible; write gpus=8,memory=80GB,rate=100TFLOP/s")
+            numbers[key] = float(found[1]) * PREFIXES[found[2]]
+        return cls(int(numbers.get("gpus", 1)), numbers.get("memory", 0.0), numbers.get("rate", 0.0))
+
+
+class Holdings(NamedTuple):
+    """Count the bytes of what a run holds beside its steps; of the `layered` weights processes may each hold a part."""
+
+    weights: int
+    states: int
+    average: int
+    gradients: int
+    layered: int
+    whole: int  # of them, and of their gradients, while a layer computes
+
+    @property
+    def shared(self) -> int:
+        """Return what falls to processes in equal parts, where they hold parts."""
+        return self.layered + self.states + self.average + self.gradients
+
+    def in_all(self, settings: RunSettings, gpus: int, step: int) -> int:
+        """Return the bytes that each GPU holds at most, if a step takes so many."""
+        held = self.weights + self.states + self.average + step
+        if settings.shard:
+            return held - self.shared + self.gradients + -(-self.shared // gpus) + (self.whole if gpus > 1 else 0)
+        return held + (self.gradients if settings.accumulate > 1 else 0)
 
 
 def _rows(shape: torch.Size, along: int) -> int:
     return shape.numel() // shape[along]
-
-
-@contextmanager
-def fused_attention() -> Iterator[None]:
-    """Compute attention without its weights in memory, as CPUs and GPUs do; the meta device chooses another way.
-
-    It takes the place of torch's function, since a mode would not reach what is computed again on the way back.
-    """
-    plain = F.scaled_dot_product_attention
-
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, is_causal: bool = False) -> Tensor:
-        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(q, k, v, 0.0, is_causal)[0]
-
-    try:
-        F.scaled_dot_product_attention = attend  # type: ignore[assignment]
-        yield
-    finally:
-        F.scaled_dot_product_attention = plain
-
-
-class PeakMemory(TorchDispatchMode):
-    """Count the bytes of the storages that operations make, while they live, and the most that lived at once.
-
-    Those of `known` tensors, which operations give back as views, are not counted.
-    """
-
-    def __init__(self, known: Iterable[Tensor] = ()) -> None:
-        super().__init__()
-        self.known = [tensor.untyped_storage() for tensor in known]
-        self.live = dict.fromkeys(map(id, self.known), 0)
-        self.now = self.peak = 0
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Carry out an operation and count what it made."""
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, Tensor) and id(storage := tensor.untyped_storage()) not in self.live:
-                self.live[id(storage)] = storage.nbytes()
-                self.now += storage.nbytes()
-                weakref.finalize(storage, self._forget, id(storage))
-        self.peak = max(self.peak, self.now)
-        return result
-
-    def _forget(self, key: int) -> None:
-        self.now -= self.live.pop(key)
 
 
 def blank_pool(
@@ -124,79 +104,139 @@ def blank_pool(
     return examples, torch.zeros((), dtype=torch.float16).expand(len(examples), *shape)
 
 
-def plan(path: Path) -> Iterator[str]:
-    """Say line by line what a recipe would cost. Raises ReverieError where it is not of a U-Net."""
+PLANNED: dict[str, dict[str, Any]] = {
+    "autoencoder": {},
+    "clip": {},
+    "diffusion": {"pool": blank_pool},
+    "distill": {"pool": blank_pool},
+    "finetune": {"pool": blank_pool},
+}
+"""Objectives whose costs can be told ahead, and what they are built with."""
+
+
+def plan(path: Path, machine: Hardware = Hardware()) -> Iterator[str]:
+    """Say line by line what a recipe would cost on a machine. Raises ReverieError for an objective that is not PLANNED.
+
+    Nothing is trained, and no latents are made.
+    """
     sections = read(path)
     name, settings = sections["objective"], section(sections, "run", RunSettings)
     if name not in PLANNED:
         raise ReverieError(f"the costs of the objective {name} cannot be told ahead; choose from {', '.join(PLANNED)}")
-    if "text" in sections:  # new words and encodings that are kept change little, and would be made first
+    if name == "finetune" and "text" in sections:  # new words and encodings change little, and would be made first
         sections["text"] = sections["text"] | {"words": 0, "cached": False}
     if "ip_adapter" in sections:  # nor need its tower see all pictures
         sections["ip_adapter"] = sections["ip_adapter"] | {"dropout": 1.0}
-    objective = import_module(OBJECTIVES[name][0]).build(sections, settings.seed, path.parent, pool=blank_pool)
-    yield from describe(objective, settings)
+    build = import_module(OBJECTIVES[name][0]).build
+    yield from describe(build(sections, settings.seed, path.parent, **PLANNED[name]), settings, machine)
 
 
-def describe(objective: DiffusionObjective, settings: RunSettings) -> Iterator[str]:
+def describe(objective: Countable, settings: RunSettings, machine: Hardware) -> Iterator[str]:
     """Say line by line what a run of an objective would cost; its networks are moved to the meta device."""
-    learned = {id(weight): weight for group in objective.groups().values() for weight in group}
-    count = sum(weight.numel() for weight in learned.values())
-    weights = FLOAT * sum(sum(map(_numel, network.parameters())) for _, network in _parts(objective))
-    states = FLOAT * sum(STATES[settings.optimiser](weight.shape) for weight in learned.values())
-    average = FLOAT * sum(map(_numel, objective.averaged.parameters())) if settings.ema or settings.ema_length else 0
-    saved = FLOAT * sum(map(_numel, objective.networks.parameters()))
-    counts = [f"{sum(map(_numel, one.parameters())):,} in the {name}" for name, one in _parts(objective)]
-    yield f"model      {', '.join(counts)}"
-    yield f"learns     {count:,} parameters"
-    yield f"weights    {_size(weights)}"
-    yield f"optimiser  {_size(states)} ({settings.optimiser})"
-    yield f"average    {_size(average)}"
-    rows, batch = objective.batches.size // parts(settings.accumulate)[0].count, objective.batches.size
-    step, operations = cost_of_step(objective, settings)
-    gradients = FLOAT * count
-    yield f"a step     {_size(step)}, {rows} of {batch} examples at once, with gradients of {_size(gradients)}"
-    kept = gradients if settings.accumulate > 1 else 0
-    yield f"in all     {_size(weights + states + average + step + kept)} at most, beside torch and Python themselves"
-    if settings.shard:
-        decoder = FLOAT * sum(map(_numel, objective.components.autoencoder.parameters()))
-        shared = weights - decoder + states + average + gradients
-        yield f"sharded    {_size(shared)} of this fall to the processes in equal parts, beside a layer's at a time"
-    examples = [stream.latents for stream in streams_of(objective)]
-    held, pool = sum(map(len, examples)), sum(latents.nbytes for latents in examples)
-    operations *= batch // rows
-    yield f"operations {_size(operations, '')} a step, {_size(operations * settings.steps, '')} in all, there and back"
-    seen = settings.steps * batch
-    yield f"examples   {seen:,} in {settings.steps:,} steps, {seen / held:.1f} times {held:,}, latents of {_size(pool)}"
-    made = "" if all(isinstance(stream.examples, Encoded) for stream in streams_of(objective)) else " the latents,"
-    yield f"on disk    a checkpoint of {_size(saved + states + average)},{made} and the export"
-
-
-def cost_of_step(objective: DiffusionObjective, settings: RunSettings) -> StepCost:
-    """Return what a part of a step costs; its memory beside weights, optimiser and average, in float32."""
-    rows = objective.batches.size // parts(settings.accumulate)[0].count
-    latents, described, _ = first_readable(objective.batches.items.make, 0, TRIES)[1]
-    captions = default_collate([described] * rows)
-    objective.move(META)
+    counts, held = [*_counts(objective)], hold(objective, settings)
+    saved = FLOAT * _numel(objective.networks) + held.states + held.average
+    yield f"model      {', '.join(f'{count:,} in the {name}' for name, count in counts)}"
+    yield f"learns     {held.gradients // FLOAT:,} parameters"
+    yield f"weights    {_size(held.weights)}"
+    yield f"optimiser  {_size(held.states)} ({settings.optimiser})"
+    yield f"average    {_size(held.average)}"
+    empty_(objective)
     if settings.recompute_layers:
-        recompute_layers_(objective.backbones())
-    known = [weight for _, network in _parts(objective) for weight in network.parameters()]
-    channels = objective.components.autoencoder.config.latent_channels
-    x = torch.empty(rows, channels, *latents.shape[1:], device=META)
+        recompute_layers_(as_layered(objective, "recompute_layers").backbones())
+    step, batch = peak_of(objective, settings, machine.gpus), objective.batches.size
+    rows, gradients = batch // (machine.gpus * settings.accumulate), _size(held.gradients)
+    yield f"a step     {_size(step)}, {rows} of {batch} examples at once, with gradients of {gradients}"
+    most = held.in_all(settings, machine.gpus, step)
+    yield f"in all     {_size(most)} at most, beside torch and Python themselves"
+    if settings.shard:
+        shared = _size(held.shared)
+        yield f"sharded    {shared} of this fall to the processes in equal parts, beside a layer's at a time"
+    operations = operations_of(objective, settings, machine.gpus)
+    yield f"operations {_size(operations, '')} a step, {_size(operations * settings.steps, '')} in all, there and back"
+    seen, streams = settings.steps * batch, [*streams_of(objective)]
+    latents = [stream.latents for stream in streams]
+    times = f", {seen / sum(map(len, latents)):.1f} times {sum(map(len, latents)):,}" if latents else ""
+    pool = f", latents of {_size(sum(one.nbytes for one in latents))}" if latents else ""
+    yield f"examples   {seen:,} in {settings.steps:,} steps{times}{pool}"
+    made = " the latents," if latents and not all(isinstance(stream.examples, Encoded) for stream in streams) else ""
+    yield f"on disk    a checkpoint of {_size(saved)},{made} and the export"
+    if machine.rate:
+        rate, taken = _size(machine.rate, "FLOP/s"), operations * settings.steps / (machine.gpus * machine.rate)
+        yield f"time       {_time(taken)} for {seen:,} examples, of {machine.gpus} GPUs at {rate} each"
+    if machine.memory:
+        fits = most <= machine.memory
+        yield f"fits       {'yes' if fits else 'no'}: {_size(most)} of the {_size(machine.memory)} of a GPU"
+        if not fits:
+            yield f"           {suggest(objective, settings, machine, held)}"
 
-    def step() -> None:
-        predicted = objective.predict(x, torch.zeros(len(x), dtype=torch.long, device=META), captions)
-        torch.autograd.backward(predicted.square().mean())
 
-    with fused_attention():
-        with PeakMemory(known) as memory:
-            step()
-        with FlopCounterMode(display=False, custom_mapping=ATTENTION) as counter:  # apart: it keeps what it has seen
-            step()
-    return StepCost(memory.peak, counter.get_total_flops())
+def hold(objective: Countable, settings: RunSettings) -> Holdings:
+    """Return what a run of an objective holds beside its steps."""
+    learning = parameters_of(objective)
+    backbones = nn.ModuleList(objective.backbones() if isinstance(objective, Layered) else ())
+    layers = [_numel(module) for module in backbones.modules() if isinstance(module, LAYERS)]
+    layered = _numel(backbones)
+    return Holdings(
+        weights=FLOAT * sum(count for _, count in _counts(objective)),
+        states=FLOAT * sum(STATES[settings.optimiser](weight.shape) for weight in learning),
+        average=FLOAT * _numel(objective.averaged) if settings.ema or settings.ema_length else 0,
+        gradients=FLOAT * sum(weight.numel() for weight in learning),
+        layered=FLOAT * layered,
+        whole=2 * FLOAT * (layered - sum(layers) + max(layers, default=0)),
+    )
 
 
-def streams_of(objective: DiffusionObjective) -> Iterator[Stream]:
+def suggest(objective: Countable, settings: RunSettings, machine: Hardware, held: Holdings) -> str:
+    """Say what makes a run fit a machine, of an objective on the meta device: the first of `lighter` that does."""
+    rows, least = objective.batches.size // machine.gpus, 0
+    chunked = objective if isinstance(objective, Chunked) else None
+    fewest = settings.accumulate if chunked is None else -(-rows // (chunked.chunk or rows))
+    parts = [count for count in range(fewest, rows + 1) if rows % count == 0]
+
+    def bytes_of(tried: RunSettings, count: int) -> int:
+        if chunked is None:
+            tried = replace(tried, accumulate=count)
+        else:
+            chunked.chunk = rows // count
+        return held.in_all(tried, machine.gpus, peak_of(objective, tried, machine.gpus))
+
+    for tried in lighter(objective, settings, machine):
+        place = bisect_left(parts, True, key=lambda count: bytes_of(tried, count) <= machine.memory)
+        count = parts[min(place, len(parts) - 1)]
+        least = bytes_of(tried, count)
+        if place < len(parts):
+            changes = [f"{name} = true" for name in SPARING if vars(tried)[name] > vars(settings)[name]]
+            if count > fewest:
+                changes.append(f"accumulate = {count}" if chunked is None else f"chunk = {rows // count}")
+            return f"{_size(least)} with {', '.join(changes)}"
+    return (
+        f"{_size(least)} even with all that spares memory; take more GPUs, another optimiser, a LoRA, smaller pictures"
+    )
+
+
+def lighter(objective: Countable, settings: RunSettings, machine: Hardware) -> Iterator[RunSettings]:
+    """Yield settings that take less and less memory and more time, with which the objective is ready to be counted."""
+    yielded: list[RunSettings] = []
+    for recompute, shard in product((False, True), (False, True) if machine.gpus > 1 else (False,)):
+        try:
+            changed = replace(
+                settings,
+                recompute_layers=settings.recompute_layers or recompute,
+                shard=settings.shard or shard,
+            )
+            backbones = as_layered(objective, "recompute_layers").backbones() if recompute else ()
+            if changed.shard:
+                shardable(objective)
+        except ReverieError:  # the run would say so
+            continue
+        if changed.recompute_layers and not any(one.recompute_layers for one in [settings, *yielded]):
+            recompute_layers_(backbones)
+        if changed not in yielded:
+            yielded.append(changed)
+            yield changed
+
+
+def streams_of(objective: Countable) -> Iterator[Stream]:
     """Return the streams that an objective learns from, one for each size of pictures."""
     waiting = [objective.batches.items.make]
     while waiting:
@@ -207,23 +247,24 @@ def streams_of(objective: DiffusionObjective) -> Iterator[Stream]:
             waiting += served.streams
 
 
-def _parts(objective: DiffusionObjective) -> Iterator[tuple[str, nn.Module]]:
-    components, unet = objective.components, objective.components.unet
-    yield "U-Net", unet
-    yield from (("text encoder", tower) for tower in components.text_encoders)
-    yield "autoencoder", components.autoencoder
-    held = {id(weight) for one in (unet, *components.text_encoders) for weight in one.parameters()}
-    for name, network in objective.networks.items():
-        if not {id(weight) for weight in network.parameters()} & held:
-            yield name, network
+def _counts(objective: Countable) -> Iterator[tuple[str, int]]:
+    """Count the parameters of each network that do not lie in those before."""
+    counted: set[nn.Parameter] = set()
+    for name, network in objective.all_networks():
+        if further := {*network.parameters()} - counted:
+            yield name, sum(weight.numel() for weight in further)
+        counted |= further
 
 
-def _numel(weight: Tensor) -> int:
-    return weight.numel()
+def _numel(network: nn.Module) -> int:
+    return sum(weight.numel() for weight in network.parameters())
 
 
-def _size(count: int, unit: str = "B") -> str:
-    for factor, name in ((1e18, "E"), (1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if count >= factor:
-            return f"{count / factor:.1f} {name}{unit}"
-    return f"{count / 1e3:.1f} k{unit}"
+def _size(count: float, unit: str = "B") -> str:
+    prefix = next((name for name in reversed(PREFIXES) if count >= PREFIXES[name]), "")
+    return f"{count / PREFIXES[prefix]:.1f} {prefix}{unit}"
+
+
+def _time(seconds: float) -> str:
+    unit = next((name for name in reversed(TIMES) if seconds >= TIMES[name]), "minutes")
+    return f"{seconds / TIMES[unit]:.1f} {unit}"

@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from reverie.errors import ReverieError
 from reverie.files import atomic_write, lock_folder, write_text
 from reverie.progress import Progress
 from reverie.runtime.transform import pick_device
+from reverie.train import ip_adapter
 from reverie.train.loop import Learner, RunSettings
 from reverie.train.optimisers import Diverged
 from reverie.train.parallel import process_count
@@ -51,15 +53,9 @@ class RateStep(Progress):
 def search(path: Path, out: Path | None = None) -> Iterator[RateStep]:
     """Find the learning rate of a recipe: yield the steps, and write `rate.json` and `rate.png` into the run's folder.
 
-    The run itself is not begun. Raises ReverieError where no rate is proposed, for Prodigy, which finds its own, and
-    where torchrun started several processes.
+    The run itself is not begun. Raises ReverieError where no rate is proposed, or can be.
     """
-    sections = read(path)
-    settings = section(sections, "run", RunSettings)
-    if settings.optimiser == "prodigy":
-        raise ReverieError("optimiser = 'prodigy' in [run] finds its own rate; leave lr = 1")
-    if process_count() > 1:
-        raise ReverieError("the rate is found in one process; leave torchrun out")
+    sections, settings = read_recipe(path)
     check_apart(sections, folder := folder_of(path, out))
     if settings.threads:
         torch.set_num_threads(settings.threads)
@@ -76,6 +72,23 @@ def search(path: Path, out: Path | None = None) -> Iterator[RateStep]:
             best = suggest(steps)
         finally:
             _write(folder, steps, best)
+
+
+def read_recipe(path: Path) -> tuple[dict[str, Any], RunSettings]:
+    """Return a recipe's tables, and its settings.
+
+    Raises ReverieError for Prodigy, which finds its own rate, for losses that are of another thing at first, and where
+    torchrun started several processes.
+    """
+    sections = read(path)
+    settings = section(sections, "run", RunSettings)
+    if settings.optimiser == "prodigy":
+        raise ReverieError("optimiser = 'prodigy' in [run] finds its own rate; leave lr = 1")
+    if (seen := ip_adapter.settings_of(sections)) and seen.align:
+        raise ReverieError("align in [ip_adapter] has a loss of its own, and a rate; leave it out while one is found")
+    if process_count() > 1:
+        raise ReverieError("the rate is found in one process; leave torchrun out")
+    return sections, settings
 
 
 def _write(folder: Path, steps: Sequence[RateStep], best: float | None) -> None:

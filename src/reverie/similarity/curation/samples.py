@@ -154,8 +154,11 @@ def _by_ray(address: str, work: Work, shards: Sequence[str]) -> Iterator[Message
     if started:
         try:
             ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise ReverieError(f"no Ray cluster at '{address}': {str(error).splitlines()[0]}") from error
+        except Exception as error:  # Ray raises no narrower one where it starts too slowly
+            raise ReverieError(
+                f"no Ray cluster at '{address}': {str(error).splitlines()[0]}; one that asks for a token needs "
+                "RAY_AUTH_MODE=token"
+            ) from error
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
