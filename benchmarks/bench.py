@@ -95,6 +95,11 @@ class Bench:
         if self.sdcpp is not None and not self.quick:
             yield from peer_sdcpp.rows(self.sdcpp, self.model, FEW, self.cold_rounds, self.scratch)
 
+    def low(self) -> Iterator[Row]:
+        """Measure a step in bfloat16 and in int8 beside OpenVINO, where it is given."""
+        if self.openvino is not None and not self.quick:
+            yield from networks.low_unet_rows(self.sizes, self.rounds, self.openvino)
+
     def compiled(self) -> Iterator[Row]:
         """Measure beside torch.compile, which takes minutes."""
         return networks.compiled_rows(self.sizes, self.rounds)
@@ -113,10 +118,11 @@ PARTS: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "starting": Bench.starting,
     "bundled": Bench.bundled,
     "sdcpp": Bench.cpp,
+    "low": Bench.low,
     "compiled": Bench.compiled,
     "xl": Bench.xl,
 }
-ASKED_FOR = ("compiled", "xl")  # by name only: they take minutes
+ASKED_FOR = ("low", "compiled", "xl")  # by name only: they take minutes
 
 
 def main() -> None:

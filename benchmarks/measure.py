@@ -24,6 +24,10 @@ GOALS = {
     ("SD 1.5 U-Net step, 512 px", "diffusers"): 1.4,
     ("SD 1.5 U-Net step, 256 px", "OpenVINO"): 1.05,
     ("SD 1.5 U-Net step, 512 px", "OpenVINO"): 1.15,
+    ("SD 1.5 U-Net step in bfloat16, 256 px", "OpenVINO"): 1.1,
+    ("SD 1.5 U-Net step in bfloat16, 512 px", "OpenVINO"): 1.15,
+    ("SD 1.5 U-Net step in int8, 256 px", "OpenVINO"): 1.1,
+    ("SD 1.5 U-Net step in int8, 512 px", "OpenVINO"): 1.1,
     ("SD 1.5 U-Net step, 256 px", "diffusers, compiled and frozen"): 1.2,
     ("SD 1.5 U-Net step, 256 px", "stable-diffusion.cpp"): 2.5,
     ("SD 1.5 U-Net step, 256 px", "the floor"): 1 / 1.1,
@@ -130,13 +134,16 @@ def peak_by_now(pid: int) -> float | None:
 
 
 class Remote:
-    """Hold a peer that lives in an environment of its own: it answers every line with the seconds that a call took."""
+    """Hold a peer that lives in an environment of its own: it answers every line with the seconds that a call took.
+
+    `said` is what it says once it is ready.
+    """
 
     def __init__(self, command: Sequence[str], **environment: str) -> None:
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, **environment}
         )
-        self._answer("ready")
+        self.said = self._answer("ready").removeprefix("ready").strip()
 
     def seconds(self, clock: str = "wall") -> float:
         """Let it make one call and return how long that took: by the wall's clock, or by the processor's."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from reverie.checkpoints.configs import write_unet
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower
 from reverie.models.unet import UNETS, UNet, UNetConfig
-from reverie.runtime import kernels, pack, unpack
+from reverie.runtime import kernels, pack, quantize, unpack
 
 Call = Callable[[], Tensor]
 TRIES = 5  # of each product and convolution, of which the fastest tells the machine's best rate
@@ -136,18 +137,38 @@ def compiled_rows(sizes: Sizes, rounds: int) -> Iterator[Row]:
 
 
 @torch.no_grad()
-def beside_openvino(name: str, ours: Call, python: Path, network: str, side: int, rounds: int) -> Row:
+def low_unet_rows(sizes: Sizes, rounds: int, python: Path) -> Iterator[Row]:
+    """Measure a U-Net step in bfloat16 and in int8 beside OpenVINO's, and how far either is from float32."""
+    for precision in ("bfloat16", "int8"):
+        ours = random_unet(sizes.unet)
+        asked = [(side, unet_inputs(sizes.unet, side)) for side in sizes.unet_latents]
+        expected = [ours(*given) for _, given in asked]
+        kind = torch.bfloat16 if precision == "bfloat16" else torch.float32
+        ours = quantize(ours) if precision == "int8" else pack(ours.to(kind))
+        for (side, given), right in zip(asked, expected, strict=True):
+            step = partial(ours, given[0].to(kind), given[1], given[2].to(kind))
+            error = ((step() - right).norm() / right.norm()).item()
+            name = f"{sizes.name} U-Net step in {precision}, {8 * side} px"
+            row = beside_openvino(name, step, python, "unet", side, rounds, precision)
+            yield replace(row, note=f"{row.note}; {100 * error:.1f} % from plain float32")
+
+
+@torch.no_grad()
+def beside_openvino(
+    name: str, ours: Call, python: Path, network: str, side: int, rounds: int, precision: str = "float32"
+) -> Row:
     """Measure a call beside OpenVINO's, which lives in another process with random weights of its own."""
-    with closing(openvino(python, network, side)) as remote:
+    with closing(openvino(python, network, side, precision)) as remote:
         ours()  # warm again
         times = alternate(lambda: seconds(ours), remote.seconds, rounds)
-    return Row(name, "s", *times, peer="OpenVINO", note="in its own process, with other random weights")
+        apart = f"OpenVINO {100 * float(remote.said):.1f} % from plain float32"
+    return Row(name, "s", *times, peer="OpenVINO", note=f"in its own process, on other inputs; {apart}")
 
 
-def openvino(python: Path, network: str, side: int) -> Remote:
+def openvino(python: Path, network: str, side: int, precision: str) -> Remote:
     """Start OpenVINO with a network of our own shape in its own environment, which borrows torch of this one."""
     script = str(Path(__file__).with_name("peer_openvino.py"))
-    command = [str(python), script, network, str(side), str(torch.get_num_threads())]
+    command = [str(python), script, network, str(side), str(torch.get_num_threads()), precision]
     return Remote(command, PYTHONPATH=borrowed())
 
 

@@ -12,7 +12,8 @@ from torch import nn
 from reverie.codecs import image
 from reverie.codecs.image import ImageCodec
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAutoencoder, TinyAutoencoder, TinyConfig
-from reverie.runtime import pack, winograd
+from reverie.runtime import kernels, pack, winograd
+from reverie.runtime.layers import PackedConv2d
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
 
@@ -38,6 +39,7 @@ def autoencoder(request: pytest.FixtureRequest) -> ImageAutoencoder:
 @pytest.fixture(autouse=True)
 def short_strips(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(image, "STRIP", 5)
+    monkeypatch.setattr(image, "LARGE", 0)
 
 
 @pytest.mark.parametrize("size", [(2, 2), (6, 10), (13, 7)])
@@ -64,7 +66,27 @@ def test_slices_are_convolved_by_what_convolves_the_whole(monkeypatch: pytest.Mo
     whole = model.decode(z)
     sliced = image.decode_in_strips(pack(model), z)
     assert (sliced - whole).norm() < 1e-5 * whole.norm()
-    assert set(rows) == {3, 6, 7}  # of 12, five at a time, with those around them
+    assert set(rows) == {7}  # of 12, six at a time, with one that those see
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "apart"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
+def test_slices_pack_each_layer_once(dtype: torch.dtype, apart: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not kernels.native(dtype):
+        pytest.skip("no bfloat16 on this processor")
+    torch.manual_seed(0)
+    model = Autoencoder(replace(CONFIG, block_out_channels=(16, 32))).eval()
+    z = torch.randn(1, 4, 13, 40)
+    whole = model.decode(z)
+    packed: list[torch.Tensor] = []
+    pack_conv2d = kernels.pack_conv2d
+    monkeypatch.setattr(
+        kernels, "pack_conv2d", lambda weight, *given: packed.append(weight) or pack_conv2d(weight, *given)
+    )
+    sliced = image.decode_in_strips(pack(model.to(dtype)), z.to(dtype)).float()
+    assert (sliced - whole).norm() < apart * whole.norm()
+    layers = [layer for layer in model.decoder.modules() if isinstance(layer, PackedConv2d)]
+    assert len(packed) == len(layers) + 3  # of the layer that doubles, four corners
 
 
 def test_norms_of_slices_keep_their_digits_far_from_zero() -> None:
