@@ -190,6 +190,14 @@ def test_other_refusals() -> None:
         read_autoencoder({**autoencoder, "shift_factor": 0.1159}, "a")
     with pytest.raises(ReverieError, match=r"^a: up_block_types is \['UpDecoderBlock2D'\]"):
         read_autoencoder({**autoencoder, "up_block_types": ["UpDecoderBlock2D"]}, "a")
+    for key, given in (
+        ("_class_name", "AsymmetricAutoencoderKL"),
+        ("patch_size", 0),
+        ("patch_size", "2"),
+        ("block_out_channels", 5),
+    ):
+        with pytest.raises(ReverieError, match=rf"^a: {key} is {given!r}, which is not supported"):
+            read_autoencoder({**autoencoder, key: given}, "a")
     with pytest.raises(
         ReverieError, match=r"^s: beta_schedule is None.* one of scaled_linear, linear, squaredcos_cap_v2"
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from reverie.checkpoints.compvis import ema_name
 from reverie.checkpoints.description import Description, describe
+from reverie.checkpoints.identify import AUTOENCODER
 from reverie.checkpoints.single import Networks, load_file
 from reverie.cli.app import run
 from reverie.diffusion.denoiser import ScheduleConfig
@@ -77,6 +79,8 @@ def test_folders(tiny: Pipeline, tmp_path: Path) -> None:
     assert describe(tmp_path / "vae").kind == "vae"
     with pytest.raises(ReverieError, match=r"holds no model_index.json and no part"):
         describe(tmp_path / "tokenizer")
+    shutil.rmtree(tmp_path / "vae")
+    assert (describe(tmp_path).missing, describe(tmp_path).resolution) == ((AUTOENCODER,), None)
     with pytest.raises(ReverieError, match="no file or folder at"):
         describe(tmp_path / "nowhere")
 

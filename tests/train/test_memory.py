@@ -286,11 +286,25 @@ def bytes_of(text: str) -> float:
 
 
 @pytest.mark.parametrize(
-    "text", ["", "gpus=0", "gpus=1.5", "memory=80", "memory=1.2.3GB", "rate=8TB", "gpu=8", "gpus=8,"]
+    "text", ["", "gpus=0", "gpus=1.5", "memory=80", "memory=1.2.3GB", "rate=8TB", "gpu=8", "gpus=8,", "gpus=8,gpus=4"]
 )
 def test_a_machine_that_is_none_gets_one_line(text: str) -> None:
     with pytest.raises(ReverieError, match=r"of a machine is not possible; write gpus=8,memory=80GB,rate=100TFLOP/s"):
         Hardware.of(text)
+
+
+@pytest.mark.parametrize(
+    ("machine", "message"), [("", "'' of a machine is not possible"), ("gpus=3", "does not divide into 3 parts")]
+)
+def test_what_cannot_be_planned_gets_one_line_alone(
+    recipe: Callable[..., Path], capsys: pytest.CaptureFixture[str], machine: str, message: str
+) -> None:
+    path = recipe()
+    assert cli.run(["finetune", str(path), f"--plan={machine}"]) == 2
+    said = capsys.readouterr()
+    assert not said.out
+    assert message in said.err
+    assert not (path.parent / "runs").exists()
 
 
 def test_a_machine_is_read() -> None:

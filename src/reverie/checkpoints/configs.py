@@ -53,7 +53,8 @@ UNET_FIXED: Json = {
     "class_embeddings_concat": False,
     "cross_attention_norm": None,
 }
-TINY, PATCHED = "AutoencoderTiny", "PatchedAutoencoderKL"  # classes of autoencoders; diffusers has no patched one
+# Classes of autoencoders; diffusers has no patched one.
+PLAIN, PATCHED, TINY = "AutoencoderKL", "PatchedAutoencoderKL", "AutoencoderTiny"
 AUTOENCODER_FIXED: Json = {"act_fn": "silu", "shift_factor": None}
 K_FIXED: Json = {  # of the U-Nets with k-diffusion's blocks
     "center_input_sample": False,
@@ -104,7 +105,7 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
     if raw.get("time_embedding_type") == K_FIXED["time_embedding_type"]:
         return _read_k_unet(raw, where)
     _expect(raw, UNET_FIXED, where)
-    widths = tuple(_need(raw, "block_out_channels", where))
+    widths = _levels(raw, "block_out_channels", where)
     down = _need(raw, "down_block_types", where)
     for block in down:
         if block not in UNET_BLOCKS:
@@ -147,7 +148,7 @@ def read_unet(raw: Json, where: str) -> UNetConfig:
 
 
 def _read_k_unet(raw: Json, where: str) -> KUNetConfig:
-    widths = tuple(_need(raw, "block_out_channels", where))
+    widths = _levels(raw, "block_out_channels", where)
     down, up = _k_blocks(len(widths))
     _expect(raw, {**K_FIXED, "down_block_types": down, "up_block_types": up}, where)
     head = _one_for_all(raw, "attention_head_dim", 8, len(widths), where)  # here it is what its name says
@@ -257,7 +258,9 @@ def write_unet(config: UNetConfig) -> Json:
 
 def read_autoencoder(raw: Json, where: str) -> AutoencoderConfig:
     """Translate the config of diffusers' AutoencoderKL or of a patched autoencoder."""
-    widths = tuple(_need(raw, "block_out_channels", where))
+    if (kind := raw.get("_class_name", PLAIN)) not in (PLAIN, PATCHED):
+        raise _unsupported_value(where, "_class_name", kind, f"one of {PLAIN}, {PATCHED}, {TINY}")
+    widths = _levels(raw, "block_out_channels", where)
     blocks = {
         "down_block_types": ["DownEncoderBlock2D"] * len(widths),
         "up_block_types": ["UpDecoderBlock2D"] * len(widths),
@@ -266,6 +269,8 @@ def read_autoencoder(raw: Json, where: str) -> AutoencoderConfig:
     given = {**asdict(AutoencoderConfig()), "layers_per_block": 1, "sample_size": 32, **raw}
     known: Json = {field.name: given[field.name] for field in fields(AutoencoderConfig)}
     known |= {key: tuple(value) for key, value in known.items() if isinstance(value, list)}
+    if not isinstance(patch_size := known["patch_size"], int) or patch_size < 1:
+        raise _unsupported_value(where, "patch_size", patch_size, "a whole number from 1 on")
     return AutoencoderConfig(**known)
 
 
@@ -277,7 +282,7 @@ def write_autoencoder(config: AutoencoderConfig | TinyConfig) -> Json:
     if config.patch_size == 1:
         del own["patch_size"]  # which diffusers' AutoencoderKL does not know
     return {
-        "_class_name": "AutoencoderKL" if config.patch_size == 1 else PATCHED,
+        "_class_name": PLAIN if config.patch_size == 1 else PATCHED,
         "_diffusers_version": DIFFUSERS_VERSION,
         **own,
         "act_fn": "silu",
@@ -289,7 +294,7 @@ def write_autoencoder(config: AutoencoderConfig | TinyConfig) -> Json:
 def read_latent_factor(raw: Json, where: str) -> int:
     """Read from an autoencoder's config, of whatever class, how many pixels a latent spans."""
     if raw.get("_class_name") == TINY:
-        return TinyConfig(num_decoder_blocks=tuple(_need(raw, "num_decoder_blocks", where))).factor
+        return TinyConfig(num_decoder_blocks=_levels(raw, "num_decoder_blocks", where)).factor
     return read_autoencoder(raw, where).factor
 
 
@@ -458,6 +463,14 @@ def _need(raw: Json, key: str, where: str) -> Any:
     if raw.get(key) is None:
         raise ReverieError(f"{where}: {key} is missing")
     return raw[key]
+
+
+def _levels(raw: Json, key: str, where: str) -> tuple[int, ...]:
+    """Read a number of each level, of which there are as many as numbers."""
+    given = _need(raw, key, where)
+    if not isinstance(given, list | tuple) or not given or not all(isinstance(value, int) for value in given):
+        raise _unsupported_value(where, key, given, "a list of whole numbers, one a level")
+    return tuple(given)
 
 
 def _per_level(raw: Json, key: str, default: int, levels: int, where: str) -> tuple[int, ...]:

@@ -13,9 +13,9 @@ import torch
 
 from reverie.checkpoints.adapter_keys import algorithms, group
 from reverie.checkpoints.clip_files import OPEN_CLIP_FILES
-from reverie.checkpoints.configs import PATCHED, TINY, read_latent_factor, read_schedule, read_unet
+from reverie.checkpoints.configs import PATCHED, PLAIN, TINY, read_latent_factor, read_schedule, read_unet
 from reverie.checkpoints.families import alike
-from reverie.checkpoints.identify import Contents, identify
+from reverie.checkpoints.identify import AUTOENCODER, Contents, identify
 from reverie.checkpoints.load import LATENT_UPSCALING, SAFETY, STEMS
 from reverie.checkpoints.weights import GGUF, Source, find_weights, open_source, read_json
 from reverie.errors import ReverieError
@@ -24,7 +24,7 @@ from reverie.models.k_unet import KUNetConfig
 # Whose prompts a network attends to, told by their width.
 BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL", 1280: "the XL refiner"}
 CLASSES = {  # of parts of a model in diffusers' layout: their kind and the stem of their weights
-    "AutoencoderKL": ("vae", "an autoencoder (VAE) alone", STEMS["vae"]),
+    PLAIN: ("vae", "an autoencoder (VAE) alone", STEMS["vae"]),
     PATCHED: ("vae", "a patched autoencoder (VAE) alone", STEMS["vae"]),
     TINY: ("taesd", "a TAESD (tiny autoencoder)", STEMS["vae"]),
     "ControlNetModel": ("controlnet", "a ControlNet", STEMS["unet"]),
@@ -123,7 +123,8 @@ def _describe_model(folder: Path) -> Description:
         described,
         family=found[0].name if found else None,
         prediction=process.prediction,
-        resolution=unet.sample_size * read_latent_factor(read_json(vae), str(vae)),
+        resolution=unet.sample_size * read_latent_factor(read_json(vae), str(vae)) if vae.parent.is_dir() else None,
+        missing=() if vae.parent.is_dir() else (AUTOENCODER,),
         notes=("with a safety checker",) if (folder / SAFETY).is_dir() else (),
     )
 

@@ -72,8 +72,8 @@ def train(
     find_rate
         Find the learning rate by 100 steps at growing ones, and propose it; the run is not begun.
     """
-    _check_alone(find_rate, resume, bool(plan))
-    if plan:
+    _check_alone(find_rate, resume, plan is not False)
+    if plan is not False:
         _say_plan(recipe, plan)
         return
     if find_rate:
@@ -119,8 +119,8 @@ def distill(recipe: Path, /, *, learning: LatentsOptions = LatentsOptions()) -> 
 
 def _learn_from_latents(objective: str, recipe: Path, learning: LatentsOptions) -> None:
     """Make the latents of a recipe of an objective, then train."""
-    _check_alone(learning.find_rate, learning.resume, learning.prepare, bool(learning.plan))
-    if learning.plan:
+    _check_alone(learning.find_rate, learning.resume, learning.prepare, learning.plan is not False)
+    if learning.plan is not False:
         _say_plan(recipe, learning.plan)
         return
     from reverie.train import finetune, rate
@@ -162,5 +162,5 @@ def _find_rate(recipe: Path, out: Path | None) -> None:
 def _say_plan(recipe: Path, given: bool | str) -> None:
     from reverie.train.plan import Hardware, plan
 
-    for line in plan(recipe, Hardware.of(given) if isinstance(given, str) else Hardware()):
+    for line in list(plan(recipe, Hardware.of(given) if isinstance(given, str) else Hardware())):  # all or nothing
         say(line)

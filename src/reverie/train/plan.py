@@ -58,7 +58,7 @@ class Hardware:
         for part in text.split(","):
             key, _, value = part.partition("=")
             found = re.fullmatch(UNITS.get(key, "$."), value)
-            if not found or not float(found[1]):
+            if not found or not float(found[1]) or key in numbers:
                 raise ReverieError(f"'{part}' of a machine is not possible; write gpus=8,memory=80GB,rate=100TFLOP/s")
             numbers[key] = float(found[1]) * PREFIXES[found[2]]
         return cls(int(numbers.get("gpus", 1)), numbers.get("memory", 0.0), numbers.get("rate", 0.0))
