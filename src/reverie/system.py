@@ -351,17 +351,18 @@ def _lay_out(components: Components, device: torch.device, offloader: Offloader 
 def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: bool) -> None:
     """Let a model's networks compute as fast as they can on the CPU; elsewhere nothing changes.
 
-    What a large U-Net's weights, read from `files`, are packed into is kept in the user's cache.
+    What a large model's weights, read from `files`, are packed into is kept in the user's cache, its autoencoder's too.
     """
     limit_threads()
-    pack(components.autoencoder)
     unet = components.unet
+    large = sum(weight.nbytes for weight in unet.parameters()) >= KEPT_FROM
+    folder = machine_folder(name, files, unet.conv_in.weight.dtype) if large else None
+    pack(components.autoencoder, folder)
     if max(unet.config.block_out_channels) < WIDE_FROM:
         for network in (*components.text_encoders, unet, components.autoencoder.decoder):
             spare_threads(network)
     if not int8:
-        large = sum(weight.nbytes for weight in unet.parameters()) >= KEPT_FROM
-        pack(unet, machine_folder(name, files, unet.conv_in.weight.dtype) if large else None)
+        pack(unet, folder)
     for tower in components.text_encoders:
         pack_after(TOWER_CALLS, tower)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import multiprocessing
 import os
 import shutil
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -170,6 +172,26 @@ def test_the_thread_writes_behind(build: Build, tmp_path: Path) -> None:
         if cache._queue().empty() and torch.equal(compute(network), plainly):
             break
     assert list((tmp_path / "model").iterdir())
+
+
+ENDING = """
+import sys
+from pathlib import Path
+import torch
+from reverie.runtime import cache, kernels
+adding, large = cache.total, torch.ones(2**18)
+cache.total = lambda memory: [large.sum() for _ in range(2000)] and adding(memory)
+for name in ("first", "second"):
+    cache._queue().put((Path(sys.argv[1], name), [kernels.pack_linear(torch.ones(256, 256))]))
+while not Path(sys.argv[1]).exists():
+    pass
+"""
+
+
+def test_a_process_that_ends_finishes_one_file_and_leaves_the_rest(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-c", ENDING, str(tmp_path / "model")], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert [one.name for one in (tmp_path / "model").iterdir()] == ["first"]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="processes that share what is packed")

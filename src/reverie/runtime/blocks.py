@@ -106,6 +106,8 @@ class FastResidualBlock(ResidualBlock):
     ) -> Float[Tensor, "b out h w"]:
         if torch.is_grad_enabled():  # hooks are welcome here: seamless tiling pads with them
             return super().forward(x, emb)
+        if emb is None and x.numel() >= LARGE:  # a U-Net's come too often
+            trim()
         shift = None
         if self.time_emb_proj is not None and emb is not None:
             shift = self.time_emb_proj(F.silu(emb))[:, :, None, None]

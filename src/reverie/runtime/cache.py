@@ -1,14 +1,15 @@
 """Packed weights kept in files, which later processes map: nothing is packed, and no memory is a process's own.
 
 A folder holds the weights of one model for one kind of machine, a file those that are packed together. What is missing
-is packed as ever, and written by a thread in what time the computation leaves; a process that ends earlier leaves the
-rest to the next. A file is written whole or not at all, and one that is cut short or damaged counts as missing: what it
-holds is added up when it is first read since the system started. Where nothing can be written, nothing is: a read-only
-or full disk costs no more than packing.
+is packed as ever, and written by a thread in what time the computation leaves; a process that ends earlier finishes one
+file and leaves the rest to the next. A file is written whole or not at all, and one that is cut short or damaged counts
+as missing: what it holds is added up when it is first read since the system started. Where nothing can be written,
+nothing is: a read-only or full disk costs no more than packing.
 """
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import mmap
@@ -21,7 +22,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from threading import Thread, get_native_id
 from typing import Any
 
@@ -178,24 +179,42 @@ def write(file: Path, packed: Sequence[kernels.Packed]) -> None:
         opened.write(head + hashlib.sha256(head).digest() + len(head).to_bytes(LENGTH, "little"))
 
 
+Queue = SimpleQueue[tuple[Path, list[kernels.Packed]] | None]
+"""What waits to be written; None ends it."""
+
+
 @cache
-def _queue() -> SimpleQueue[tuple[Path, list[kernels.Packed]]]:
-    """Start the thread that writes, which nobody waits for, and return what it takes from."""
-    queue: SimpleQueue[tuple[Path, list[kernels.Packed]]] = SimpleQueue()
-    Thread(target=_write_all, args=(queue,), name="packed weights", daemon=True).start()
+def _queue() -> Queue:
+    """Start the thread that writes, and return what it takes from."""
+    queue: Queue = SimpleQueue()
+    thread = Thread(target=_write_all, args=(queue,), name="packed weights", daemon=True)
+    thread.start()
+    atexit.register(_end, queue, thread)
     return queue
 
 
-def _write_all(queue: SimpleQueue[tuple[Path, list[kernels.Packed]]]) -> None:
+def _end(queue: Queue, thread: Thread) -> None:
+    """Leave what waits to later processes; wait for the file that is being written.
+
+    An interpreter that ends stops its threads where they next ask for it, and one that is within torch then takes the
+    process down.
+    """
+    with suppress(Empty):
+        while True:
+            queue.get_nowait()
+    queue.put(None)
+    thread.join()
+
+
+def _write_all(queue: Queue) -> None:
     """Write what comes, until something cannot be written: then nothing more is. Whatever computes goes first."""
     if sys.platform == "linux":  # where a thread has a priority of its own, setpriority(2)
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, get_native_id(), LAST_TO_RUN)
     possible = True
-    while True:
-        file, packed = queue.get()
-        possible = possible and store(file, packed)
-        del packed
+    while (job := queue.get()) is not None:
+        possible = possible and store(*job)
+        del job
 
 
 def store(file: Path, packed: list[kernels.Packed]) -> bool:
