@@ -13,6 +13,7 @@ from reverie.codecs import image
 from reverie.codecs.image import ImageCodec
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAutoencoder, TinyAutoencoder, TinyConfig
 from reverie.runtime import kernels, pack, winograd
+from reverie.runtime.changes import seamless
 from reverie.runtime.layers import PackedConv2d
 
 CONFIG = AutoencoderConfig(block_out_channels=(8, 16), layers_per_block=1, norm_num_groups=4)
@@ -53,6 +54,16 @@ def test_slices_give_what_the_whole_gives(autoencoder: ImageAutoencoder, size: t
         ):
             assert sliced.shape == whole.shape
             assert torch.allclose(sliced, whole, rtol=0, atol=1e-5 * max(1, whole.abs().nan_to_num(posinf=0).max()))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("axes", ["x", "y", "xy"])
+@pytest.mark.parametrize("size", [(2, 2), (6, 10), (13, 7)])
+def test_seamless_slices_see_the_other_side(autoencoder: ImageAutoencoder, size: tuple[int, int], axes: str) -> None:
+    z = torch.randn(1, 4, *size)
+    with seamless([autoencoder.decoder], axes):
+        sliced, whole = image.decode_in_strips(autoencoder, z), autoencoder.decode(z)
+    assert torch.allclose(sliced, whole, rtol=0, atol=1e-5 * max(1, whole.abs().max()))
 
 
 @torch.no_grad()

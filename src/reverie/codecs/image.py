@@ -44,6 +44,7 @@ STRIP = 102  # rows of a layer's output that are computed at once; of 512, five 
 LARGE = 2**23  # numbers of an image from which a residual block's layers pass in strips
 SUMMED = 8  # rows that are added up in float32
 
+Layer = Callable[[Tensor], Tensor]
 Rows = Callable[[int, int], Tensor]
 """(top, bottom) -> these rows of what a convolution reads, [1, c, bottom - top, w]."""
 
@@ -294,9 +295,13 @@ def _strips(
     All are read from as many rows, for which the layer packs its weight: the last begins above the end of the one
     before. The layer pads each as it does an image; rows that see that within the image are left out. `beyond` are
     zeros on the right of the image and below it, besides. What is to `run` in place of the convolution sees as far,
-    and makes `scale` rows of each.
+    and makes `scale` rows of each. A convolution that wraps (`runtime.changes.seamless`) is given the rows of the other
+    side, and what it makes by wrapping within a strip is left out.
     """
-    layer = run or conv
+    layer: Layer = run or conv
+    if not beyond and (wrapped := conv.kernel_size[0] // 2 - int(conv.padding[0])):
+        layer, rows = _cut(layer, wrapped * scale), _wrap(rows, height, wrapped)
+        height += 2 * wrapped
     stride, kernel, around = conv.stride[0], conv.kernel_size[0], int(conv.padding[0])
     whole = height + beyond
     total = (whole + 2 * around - kernel) // stride + 1
@@ -312,6 +317,22 @@ def _strips(
         edge = (0, beyond, 0, start + read - end)
         yield done * scale, layer(F.pad(rows(start, end), edge) if beyond else rows(start, end))[:, :, right]
         done = last
+
+
+def _cut(layer: Layer, rows: int) -> Layer:
+    return lambda x: layer(x)[:, :, rows:-rows]
+
+
+def _wrap(rows: Rows, height: int, around: int) -> Rows:
+    """Return the rows of an image to which `around` rows of its other side were added above and below."""
+
+    def read(start: int, end: int) -> Tensor:
+        start, end = start - around, end - around
+        above = [rows(height + start, height)] if start < 0 else []
+        below = [rows(0, end - height)] if end > height else []
+        return torch.cat([*above, rows(max(start, 0), min(end, height)), *below], dim=2)
+
+    return read
 
 
 WHOLE = 768 * 768  # pixels, where the widest layer of a bfloat16 decoder holds 0.3 GB; at 1024 x 1024, 0.54 GB
