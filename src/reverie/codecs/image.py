@@ -344,8 +344,8 @@ class ImageCodec:
     """Encode pictures to scaled latents and decode scaled latents, through an autoencoder.
 
     Pictures of more than `whole` pixels pass it in slices, which takes less memory and changes rounding alone, those of
-    more than `strips` in tiles.
-    Where float16 overflows, as in the autoencoder that came with SDXL, the work is done again in float32.
+    more than `strips` in tiles. Where float16 overflows, as in the autoencoder that came with SDXL, the work is done
+    again in float32.
     """
 
     autoencoder: ImageAutoencoder

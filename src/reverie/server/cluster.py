@@ -26,19 +26,13 @@ def connect(address: str) -> Callable[[Settings, Hear], RemoteWorker]:
 
     Raises ReverieError where Ray is missing, or no cluster is there.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers of the cluster it starts
+    from reverie.similarity.curation.samples import join_cluster  # which a server without Ray does not read
+
     try:
-        import ray
+        import ray  # noqa: F401
     except ImportError as error:
         raise ReverieError("Ray is not installed; pip install 'reverie[dist]', or leave out `ray`") from error
-    try:
-        ray.init(address, log_to_driver=False, ignore_reinit_error=True)
-    except Exception as error:  # Ray raises no narrower one where it starts too slowly
-        raise ReverieError(
-            f"no Ray cluster at '{address}': {str(error).splitlines()[0]}; one that asks for a token needs "
-            "RAY_AUTH_MODE=token",
-            field="ray",
-        ) from error
+    join_cluster(address, ignore_reinit_error=True)
     return RemoteWorker
 
 

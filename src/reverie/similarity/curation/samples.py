@@ -145,20 +145,31 @@ def _outlived_by_none() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _by_ray(address: str, work: Work, shards: Sequence[str]) -> Iterator[Message]:
+def join_cluster(address: str, **options: Any) -> None:
+    """Join the Ray cluster at an address, or start one here ("local"), with options of `ray.init`.
+
+    Raises ReverieError where there is none.
+    """
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers of the cluster it starts
+    import ray
+
+    try:
+        ray.init(address, log_to_driver=False, **options)
+    except Exception as error:  # Ray raises no narrower one where it starts too slowly
+        raise ReverieError(
+            f"no Ray cluster at '{address}': {str(error).splitlines()[0]}; one that asks for a token needs "
+            "RAY_AUTH_MODE=token",
+            field="ray",
+        ) from error
+
+
+def _by_ray(address: str, work: Work, shards: Sequence[str]) -> Iterator[Message]:
     import ray
     import ray.data
 
     started = not ray.is_initialized()
     if started:
-        try:
-            ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except Exception as error:  # Ray raises no narrower one where it starts too slowly
-            raise ReverieError(
-                f"no Ray cluster at '{address}': {str(error).splitlines()[0]}; one that asks for a token needs "
-                "RAY_AUTH_MODE=token"
-            ) from error
+        join_cluster(address, logging_level=logging.ERROR)
     try:
         context = ray.data.DataContext.get_current()
         context.enable_progress_bars = False
