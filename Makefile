@@ -5,6 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 # Compiling all of torch, diffusers and transformers takes longer than the tests take to compile what they import.
 PIP := $(BIN)/python -m pip install --quiet --no-compile --disable-pip-version-check --constraint constraints.txt --editable
+BUILT := pyproject.toml constraints.txt $(wildcard src/reverie/runtime/c/*)
 RUN := film,sound,server,mcp
 TEST := $(RUN),gguf,faiss,c2pa,train,test
 
@@ -57,18 +58,18 @@ $(BIN)/python:
 	  $(PYTHON) -m pip --python $(BIN)/python install --quiet pip; }
 
 # One installation is enough: a larger one stands for the smaller.
-$(VENV)/.run: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.run: $(BUILT) | $(BIN)/python
 	$(PIP) ".[$(RUN)]"
 	@touch $@
 
-$(VENV)/.test: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.test: $(BUILT) | $(BIN)/python
 	$(PIP) ".[$(TEST)]"
 	@touch $(VENV)/.run $@
 
-$(VENV)/.dev: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.dev: $(BUILT) | $(BIN)/python
 	$(PIP) ".[$(TEST),dev]"
 	@touch $(VENV)/.run $(VENV)/.test $@
 
-$(VENV)/.docs: pyproject.toml constraints.txt | $(BIN)/python
+$(VENV)/.docs: $(BUILT) | $(BIN)/python
 	$(PIP) ".[$(RUN),docs]"
 	@touch $(VENV)/.run $@
