@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from reverie.diffusion.samplers import SAMPLERS
 from reverie.models.unet import UNet, UNetConfig

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from reverie.models.layers import GroupNormSiLU
 from reverie.runtime import extension, pack
-from reverie.runtime.norms import FastGroupNorm, FastGroupNormSiLU
+from reverie.runtime.layers import FastGroupNorm, FastGroupNormSiLU
 
 pytestmark = pytest.mark.skipif(extension.library() is None, reason="no compiler built the extension")
 

@@ -25,8 +25,16 @@ from reverie.runtime import kernels
 from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
 from reverie.runtime.kernels import Packed, trim
-from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, pack_together, project, version
-from reverie.runtime.norms import FastGroupNorm, FastGroupNormSiLU
+from reverie.runtime.layers import (
+    LAST,
+    FastGroupNorm,
+    FastGroupNormSiLU,
+    PackedConv2d,
+    PackedLinear,
+    pack_together,
+    project,
+    version,
+)
 
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""

@@ -33,6 +33,15 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def takes(*operands: Tensor) -> bool:
+    """Tell whether the extension is there for these tensors: numbers in float32 on the CPU, without gradients."""
+    return (
+        not torch.is_grad_enabled()
+        and library() is not None
+        and all(operand.dtype == torch.float32 and operand.is_cpu for operand in operands)
+    )
+
+
 def call(name: str, *operands: Tensor | int | float | None) -> None:
     """Call a kernel: tensors go as the address of their numbers (None as no address), ints as int64_t, floats as float.
 
