@@ -1,7 +1,8 @@
 """Networks by which a picture guides a U-Net: ControlNet, ControlNet-LLLite, and T2I-Adapter.
 
-ControlNet is a copy of the U-Net's encoder that adds the features of edges, depth or a pose to the U-Net. Source: Zhang et al. 2302.05543. A union ControlNet (xinsir's for SDXL) is one for several kinds of pictures, and is
-told which. The parameters are named as in diffusers' `ControlNetModel` and `ControlNetUnionModel`.
+ControlNet is a copy of the U-Net's encoder that adds the features of edges, depth or a pose to the U-Net. Source:
+Zhang et al. 2302.05543. A union ControlNet (xinsir's for SDXL) is one for several kinds of pictures, and is told which.
+The parameters are named as in diffusers' `ControlNetModel` and `ControlNetUnionModel`.
 
 ControlNet-LLLite is kohya's small form, which changes what single layers are given.
 
