@@ -36,7 +36,7 @@ from reverie.models.autoencoder import (
     TinyDecoder,
     TinyEncoder,
 )
-from reverie.models.layers import AsymmetricDownsample, ResidualBlock
+from reverie.models.layers import AsymmetricDownsample, GroupNormSiLU, ResidualBlock
 from reverie.models.upscalers import Upscaler
 from reverie.progress import Progress
 
@@ -102,7 +102,7 @@ def decode_in_tiles(autoencoder: ImageAutoencoder, z: Float[Tensor, "1 c h w"]) 
         x = _middle(decoder.mid_block, decoder.conv_in(z))
 
         def run(x: Tensor) -> Tensor:
-            return decoder.conv_out(F.silu(decoder.conv_norm_out(decoder.up_blocks(x))))
+            return decoder.conv_out(decoder.conv_norm_out(decoder.up_blocks(x)))
 
         with _fixed_norms([decoder.up_blocks, decoder.conv_norm_out], run, _shrink(x, CELLS[0], "nearest-exact")):
             return _in_tiles(run, x, 1, side)
@@ -141,7 +141,8 @@ def _fixed_norms(networks: Sequence[nn.Module], run: Callable[[Tensor], Tensor],
         found[norm] = _statistics(norm, given[0])
 
     def normalise(norm: Any, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return _affine(norm, given[0], *found[norm])
+        normalised = _affine(norm, given[0], *found[norm])
+        return F.silu(normalised, inplace=True) if isinstance(norm, GroupNormSiLU) else normalised
 
     with ExitStack() as hooks:
         for norm in norms:
@@ -230,8 +231,8 @@ def _read_rows(x: Tensor) -> Rows:
     return lambda top, bottom: x[:, :, top:bottom]
 
 
-def _normalise(norm: nn.GroupNorm, x: Tensor) -> Rows:
-    """Read x through a GroupNorm over all of x, and the SiLU that always follows."""
+def _normalise(norm: GroupNormSiLU, x: Tensor) -> Rows:
+    """Read x through a GroupNorm over all of x, and the SiLU."""
     found = _statistics(norm, x)
     return lambda top, bottom: F.silu(_affine(norm, x[:, :, top:bottom], *found), inplace=True)
 
