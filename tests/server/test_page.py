@@ -152,8 +152,13 @@ def test_a_picture_is_varied_and_each_of_several_is_downloaded(visit: Callable[.
     assert links.all_inner_texts() == ["Download png 1", "Download png 2"]
     assert [link.get_attribute("download") for link in links.all()] == [one["name"] for one in first["files"]]
     page.keyboard.press("Escape")
-    page.click("#shelf .card >> nth=0")
+    page.click("#shelf .card:has-text('like another picture')")
     assert links.all_inner_texts() == ["Download png"]
+    page.keyboard.press("Escape")
+    page.click("nav a[href='#draw']")
+    assert "{0}" not in page.inner_text("#room-draw")
+    box = "document.querySelector('#doings')"
+    assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")  # nothing to be done is out of sight
 
 
 @pytest.mark.slow

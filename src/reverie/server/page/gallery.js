@@ -62,7 +62,7 @@ const asked = ({ kind, request, result }) => (kind === "upscale" ? (result.reque
 function words(job) {
   const request = asked(job);
   const stops = request.keyframes ?? [request, ...(request.to ?? [])];
-  return stops.map((stop) => stop.prompt ?? stop).filter((words) => words && words !== request).join(" → ") || t("anything");
+  return stops.map((stop) => stop.prompt ?? stop).filter((words) => words && words !== request).join(" → ") || t(request.vary?.length ? "varied" : "anything");
 }
 
 function look(file, text, large) {

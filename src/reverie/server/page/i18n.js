@@ -54,7 +54,7 @@ const WORDS = {
   invite: ["Say what to draw, or try one of these", "说说要画什么，或者试试这些"],
   doings: ["With this picture", "对这张图片"],
   variations: ["Variations", "变体"],
-  vary: ["More like it", "画类似的"],
+  vary: ["Similar", "类似"],
   varied: ["like another picture", "仿照另一张图片"],
   paintOver: ["Paint over", "在上面画"],
   toFilm: ["Into the film", "放进动画"],
