@@ -7,6 +7,7 @@ memory, no tiles and so no seams. Beyond 2048 x 2048 pixels even that is too muc
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -357,6 +358,10 @@ class ImageCodec:
     def factor(self) -> int:
         """Return how many pixels a latent spans in height and in width."""
         return self.autoencoder.factor
+
+    def without_tiles(self) -> ImageCodec:
+        """Return a codec for convolutions that wrap: in tiles they would not meet at the outer edges."""
+        return replace(self, strips=sys.maxsize)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Return (channels, height, width) of a picture's latents; raise ReverieError where not whole."""
