@@ -208,7 +208,7 @@ class Line:
 
     def analyse(self, samples: Float[Tensor, "c n"]) -> Complex[Tensor, "c frames bins"]:
         """Return the spectrum of each frame under a Hann window."""
-        extended = samples[:, _sample_indices(self, samples.device)]
+        extended = samples.index_select(1, _sample_indices(self, samples.device))
         frames = extended.unfold(-1, self.window, self.hop) * torch.hann_window(self.window, device=samples.device)
         return torch.fft.rfft(frames, self.padded)
 
