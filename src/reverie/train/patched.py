@@ -231,7 +231,7 @@ def draw_latents(
 def play_latents(
     base: Components, captions: Sequence[str], shape: Sequence[int], rng: np.random.Generator
 ) -> Float[Tensor, "n c h w"]:
-    """Draw latents of captions, of one shape, in the steps that the model recommends; ReverieError where it does not."""
+    """Draw latents of captions, of one shape, in the steps that the model recommends. Raises ReverieError without."""
     if base.recommended.steps is None:
         raise ReverieError(f"{base.name} recommends no steps; patch the autoencoder of a model of few steps")
     schedule, scalings, rows = base.schedule_config.schedule(), find_scalings(base), []
