@@ -22,6 +22,7 @@ from reverie.models import clip, layers
 from reverie.models.autoencoder import TinyBlock, TinyDecoder, TinyEncoder
 from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
 from reverie.runtime import kernels
+from reverie.runtime.attention import attend
 from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
 from reverie.runtime.kernels import Packed, trim
@@ -135,7 +136,7 @@ class FastImageAttention(layers.ImageAttention):
         if computes_plainly(self.to_q, self.to_k, self.to_v, self.to_out):
             return super().forward(x)
         q, k, v = project([self.to_q, self.to_k, self.to_v], layers.to_tokens(self.group_norm(x)))
-        h = layers.attend(q, k, v, heads=1)
+        h = attend(q, k, v, heads=1)
         return layers.to_image(self.to_out[0](h, add=layers.to_tokens(x)), *x.shape[2:])
 
 
@@ -145,6 +146,7 @@ class FastAttention(layers.Attention):
     to_q: PackedLinear
     to_k: PackedLinear
     to_v: PackedLinear
+    attend = staticmethod(attend)
     contexts: WeakTensorKeyDictionary | None = None  # context -> (what it must still be, keys, values)
 
     def forward(
