@@ -10,7 +10,8 @@ from torch import Tensor
 
 from reverie.models import layers
 from reverie.models.unet import UNet, UNetConfig
-from reverie.runtime import attention, extension, pack
+from reverie.runtime import extension, pack
+from reverie.runtime import layers as fast
 from reverie.runtime.changes import perturbing
 from reverie.runtime.kernels import native
 
@@ -59,9 +60,9 @@ def error(got: Tensor, wanted: Tensor) -> float:
 @pytest.mark.parametrize("shape", SHAPES)
 def test_float32_is_exact(shape: tuple[int, int, int | None, int, int], monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = inputs(shape, torch.float32)
-    monkeypatch.setattr(layers, "attend", None)  # nothing else computes
-    monkeypatch.setattr(attention, "WIDEST", 512)
-    assert error(attention.attend(q, k, v, shape[3]), exactly(q, k, v, shape[3])) < 2e-6
+    monkeypatch.setattr(fast, "attend_plainly", None)  # nothing else computes
+    monkeypatch.setattr(fast, "WIDEST", 512)
+    assert error(fast.attend(q, k, v, shape[3]), exactly(q, k, v, shape[3])) < 2e-6
 
 
 @built
@@ -71,7 +72,7 @@ def test_float32_is_exact(shape: tuple[int, int, int | None, int, int], monkeypa
 def test_bfloat16_errs_no_more_than_torch(shape: tuple[int, int, int | None, int, int]) -> None:
     q, k, v = inputs(shape, torch.bfloat16)
     wanted = exactly(q, k, v, shape[3])
-    assert error(attention.attend(q, k, v, shape[3]), wanted) <= 1.1 * error(layers.attend(q, k, v, shape[3]), wanted)
+    assert error(fast.attend(q, k, v, shape[3]), wanted) <= 1.1 * error(layers.attend(q, k, v, shape[3]), wanted)
 
 
 @built
@@ -79,23 +80,23 @@ def test_bfloat16_errs_no_more_than_torch(shape: tuple[int, int, int | None, int
 def test_scores_far_apart_neither_overflow_nor_vanish() -> None:
     q, k, v = inputs((1, 40, 200, 2, 16), torch.float32)
     wanted = exactly(q * 100, k, v, 2)
-    assert error(attention.attend(q * 100, k, v, 2), wanted) < 1e-4  # scores of thousands, in float32
+    assert error(fast.attend(q * 100, k, v, 2), wanted) < 1e-4  # scores of thousands, in float32
     rising = torch.arange(200.0)[None, :, None] * k[:, :1]  # the greatest comes last
-    assert error(attention.attend(q, rising, v, 2), exactly(q, rising, v, 2)) < 1e-4
+    assert error(fast.attend(q, rising, v, 2), exactly(q, rising, v, 2)) < 1e-4
 
 
 @built
 @torch.inference_mode()
 def test_a_token_gathers_the_same_whatever_comes_with_it() -> None:
     q, k, v = inputs((3, 300, None, 2, 40), torch.float32)
-    whole = attention.attend(q, k, v, 2)
-    assert torch.equal(attention.attend(q[1:2], k[1:2], v[1:2], 2), whole[1:2])
-    assert torch.equal(attention.attend(q[:, 100:101], k, v, 2), whole[:, 100:101])
+    whole = fast.attend(q, k, v, 2)
+    assert torch.equal(fast.attend(q[1:2], k[1:2], v[1:2], 2), whole[1:2])
+    assert torch.equal(fast.attend(q[:, 100:101], k, v, 2), whole[:, 100:101])
     before = torch.get_num_threads()
     try:
         for threads in (1, 2, 5):
             torch.set_num_threads(threads)
-            assert torch.equal(attention.attend(q, k, v, 2), whole)
+            assert torch.equal(fast.attend(q, k, v, 2), whole)
     finally:
         torch.set_num_threads(before)
 
@@ -105,7 +106,7 @@ def test_what_the_kernel_does_not_take_is_torchs(gradients: bool, dtype: torch.d
     q, k, v = inputs((1, 9, 5, 2, 8), dtype)
     with torch.set_grad_enabled(gradients):
         q = q.requires_grad_() if gradients else q
-        gathered = attention.attend(q, k, v, 2)
+        gathered = fast.attend(q, k, v, 2)
     assert gathered.requires_grad == gradients
     assert error(gathered.detach(), exactly(q, k, v, 2).detach()) < 1e-6
 
@@ -114,7 +115,7 @@ def test_what_the_kernel_does_not_take_is_torchs(gradients: bool, dtype: torch.d
 def test_without_the_extension_attention_is_torchs(monkeypatch: pytest.MonkeyPatch) -> None:
     q, k, v = inputs((2, 64, None, 4, 16), torch.float32)
     monkeypatch.setattr(extension, "library", lambda: None)
-    assert torch.equal(attention.attend(q, k, v, 4), layers.attend(q, k, v, 4))
+    assert torch.equal(fast.attend(q, k, v, 4), layers.attend(q, k, v, 4))
 
 
 @built
@@ -122,7 +123,7 @@ def test_without_the_extension_attention_is_torchs(monkeypatch: pytest.MonkeyPat
 def test_keys_that_do_not_lie_in_a_row_are_torchs() -> None:
     q, k, v = inputs((1, 12, 12, 1, 16), torch.float32)
     turned = k.mT.contiguous().mT
-    torch.testing.assert_close(attention.attend(q, turned, v, 1), attention.attend(q, k, v, 1))
+    torch.testing.assert_close(fast.attend(q, turned, v, 1), fast.attend(q, k, v, 1))
 
 
 @built
@@ -143,5 +144,5 @@ def test_a_network_asks_the_kernel_unless_its_attention_was_changed(monkeypatch:
     with perturbing(unet):
         unet(*given, context)
     assert asked.count("attention_float32") == count - 1
-    monkeypatch.setattr(attention, "_takes", lambda *operands: False)
+    monkeypatch.setattr(fast, "_attends", lambda *operands: False)
     torch.testing.assert_close(unet(*given, context), whole, rtol=1e-5, atol=1e-5)

@@ -22,7 +22,6 @@ from reverie.models import clip, layers
 from reverie.models.autoencoder import TinyBlock, TinyDecoder, TinyEncoder
 from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
 from reverie.runtime import kernels
-from reverie.runtime.attention import attend
 from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
 from reverie.runtime.kernels import Packed, trim
@@ -32,6 +31,7 @@ from reverie.runtime.layers import (
     FastGroupNormSiLU,
     PackedConv2d,
     PackedLinear,
+    attend,
     pack_together,
     project,
     version,
