@@ -63,6 +63,7 @@ class PackedLayer(nn.Module):
     store: PackedStore | None = None  # where the weight is while `_parameters["weight"]` is None
     trainable = True  # whether the plain weight asks for gradients
     pack: Pack
+    multiply: Callable[..., Tensor] = staticmethod(kernels.linear)  # a linear layer's input by a packed weight
 
     @property
     def rows(self) -> int:
@@ -264,7 +265,7 @@ class PackedPointwise(PackedLayer, Pointwise):
             return y if add is None else y + add
         (weight,) = pack_together([self]).parts
         pixels, added = x.permute(0, 2, 3, 1), None if add is None else add.permute(0, 2, 3, 1)
-        return kernels.linear(pixels, weight, self.bias, add=added).permute(0, 3, 1, 2)
+        return self.multiply(pixels, weight, self.bias, add=added).permute(0, 3, 1, 2)
 
 
 class PackedLinear(PackedLayer, nn.Linear):
@@ -286,7 +287,7 @@ class PackedLinear(PackedLayer, nn.Linear):
             y = dict(zip(store.layers, _product(store, x), strict=True))[self]
             return y if add is None else y + add
         (weight,) = pack_together([self]).parts
-        return kernels.linear(x, weight, self.bias, add=add)
+        return self.multiply(x, weight, self.bias, add=add)
 
 
 def project(layers: Sequence[PackedLinear], x: Float[Tensor, "b l d"]) -> tuple[Tensor, ...]:
@@ -298,5 +299,5 @@ def project(layers: Sequence[PackedLinear], x: Float[Tensor, "b l d"]) -> tuple[
 
 def _product(store: PackedStore, x: Tensor) -> tuple[Tensor, ...]:
     biases = [layer.bias for layer in store.layers if isinstance(layer.bias, Tensor)]
-    product = kernels.linear(x, store.parts[0], torch.cat(biases) if biases else None)
+    product = store.layers[0].multiply(x, store.parts[0], torch.cat(biases) if biases else None)
     return product.split([layer.rows for layer in store.layers], dim=-1)
