@@ -62,9 +62,9 @@ class FastUpsample(Upsample):
             enlarged[:, :, top::2, left::2] = seen[:, :, top : top + height, left : left + width]
         return enlarged
 
-    def pack_corner(self, kernel: Float[Tensor, "out in 2 2"], size: torch.Size) -> Any:
+    def pack_corner(self, weight: Float[Tensor, "out in 3 3"], corner: tuple[int, int], size: torch.Size) -> Any:
         """Pack a corner's kernel for images of a size."""
-        return kernels.pack_conv2d(kernel, size, *SHAPE)
+        return kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE)
 
     def by_corner(self, size: torch.Size) -> list[Any]:
         """Return the four packed kernels, made anew where the weight is another or was written to, or the size is."""
@@ -73,7 +73,7 @@ class FastUpsample(Upsample):
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
 
             def pack() -> list[Any]:
-                return [self.pack_corner(corner_kernel(weight, *corner), size) for corner in CORNERS]
+                return [self.pack_corner(weight, corner, size) for corner in CORNERS]
 
             kept = keep([weight], f"corners for {size}", pack)
             self.corners = weight, state, kept

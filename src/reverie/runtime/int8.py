@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import prod
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -26,14 +26,13 @@ from reverie.errors import ReverieError
 from reverie.models import layers
 from reverie.models.layers import ResidualBlock
 from reverie.runtime import blocks, extension
-from reverie.runtime.blocks import CORNERS, computes_plainly
+from reverie.runtime.blocks import CORNERS, computes_plainly, corner_kernel
 from reverie.runtime.changes import is_hooked
 from reverie.runtime.kernels import native
 from reverie.runtime.layers import (
     LAST,
     NARROW,
     EdgeConv2d,
-    PackedConv2d,
     PackedLayer,
     PackedLinear,
     PackedPointwise,
@@ -42,6 +41,7 @@ from reverie.runtime.layers import (
 
 M = TypeVar("M", bound=nn.Module)
 LARGEST = 127  # of a weight, so that the range is the same on both sides
+SMALLEST = 1e-30  # of a channel's largest weight, so that no scale is denormal
 LEVELS = 255  # of an input, beside the least
 PLAINLY: tuple[str, list[float], str] = ("none", [], "")  # what oneDNN does to a sum besides: nothing
 PANEL, QUAD = 64, 4  # outputs and inputs that lie together in a weight of the extension's
@@ -100,9 +100,13 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
 
 @torch.no_grad()
 def round_weight(weight: Float[Tensor, "out ..."]) -> tuple[Int8[Tensor, "out ..."], Float[Tensor, " out"]]:
-    """Round each output channel to whole numbers from -127 to 127, and return them with their scales."""
+    """Round each output channel to whole numbers from -127 to 127, and return them with their scales.
+
+    The scales end in 7 bits of 0, so that 127 of them are a float32 too: rounded values are rounded to themselves.
+    """
     rows = weight.detach().float()
-    scales = rows.flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny) / LARGEST
+    scales = rows.flatten(1).abs().amax(1).clamp(min=SMALLEST) / LARGEST
+    scales = scales.view(torch.int32).add_(LARGEST).bitwise_and_(~LARGEST).view(torch.float32)
     return (rows / scales.view(-1, *[1] * (rows.ndim - 1))).round_().to(torch.int8), scales
 
 
@@ -154,7 +158,7 @@ class Panels(Rounded):
 
 
 @torch.no_grad()
-def pack_panels(weight: Float[Tensor, "out in ..."]) -> Panels:
+def pack_panels(weight: Float[Tensor, "out ..."]) -> Panels:
     """Round a weight and lay it out for `c/int8.c`, with zeros where a panel or quad is not full."""
     rows, scales = round_weight(weight)
     rows = rows.flatten(2) if rows.ndim > 2 else rows[:, :, None]
@@ -422,9 +426,10 @@ class Int8Upsample(blocks.FastUpsample):
             convolve(seen, weight, self.conv.bias, None, y[:, :, top::2, left::2], origin=(top, left))
         return y
 
-    def pack_corner(self, kernel: Float[Tensor, "out in 2 2"], size: torch.Size) -> Panels:
-        """Round and pack, for any size."""
-        return pack_panels(kernel)
+    def pack_corner(self, weight: Float[Tensor, "out in 3 3"], corner: tuple[int, int], size: torch.Size) -> Panels:
+        """Round and pack for any size; what is added up is rounded before, as for those who read the weight later."""
+        rows, scales = round_weight(weight)
+        return pack_panels(corner_kernel(rows * scales.view(-1, 1, 1, 1), *corner))
 
 
 class Int8GEGLU(blocks.FastGEGLU):
