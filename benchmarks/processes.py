@@ -16,7 +16,7 @@ from measure import GUIDANCE, PROMPT, Row, Run, alternate, run, seconds
 from reverie.media.pictures import save
 from reverie.models.clip import CLIPTextConfig, TextTower
 from reverie.requests.options import TextToImageOptions
-from reverie.system import BUNDLED
+from reverie.requests.references import BUNDLED, BUNDLED_NAME
 
 # Without the hub: the peer would wait for it.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TQDM_DISABLE": "1"}
@@ -46,7 +46,7 @@ class Model:
     pixels: int
 
 
-BUNDLED_MODEL = Model("bundled model", BUNDLED, 128)
+BUNDLED_MODEL = Model("bundled model", BUNDLED[BUNDLED_NAME], 128)
 
 
 def random_model(folder: Path) -> Model:

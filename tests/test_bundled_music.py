@@ -10,8 +10,8 @@ import reverie
 from reverie.corpora.music.captions import clip_caption
 from reverie.generate.notes import model_limits
 from reverie.requests.music import Music
+from reverie.requests.references import BUNDLED, MUSIC_NAME
 from reverie.sound.spectrogram import SMALL
-from reverie.system import MUSIC
 from reverie.train.listener import load_judge
 
 JUDGE = Path(__file__).parents[1] / "benchmarks" / "music-judge"
@@ -24,7 +24,7 @@ def player() -> reverie.Pipeline:
 
 
 def test_it_is_small_and_says_how_it_hears(player: reverie.Pipeline) -> None:
-    assert sum(path.stat().st_size for path in MUSIC.rglob("*") if path.is_file()) <= LARGEST
+    assert sum(path.stat().st_size for path in BUNDLED[MUSIC_NAME].rglob("*") if path.is_file()) <= LARGEST
     assert player.spectrogram == SMALL
 
 

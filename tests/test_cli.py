@@ -151,7 +151,7 @@ def test_replay_knows_the_bundled_model_by_its_place(
     shipped, other = tmp_path / "package" / "bundled", tmp_path / "home" / "bundled"
     for folder in (shipped, other):
         tiny.save(folder)
-    monkeypatch.setattr("reverie.system.BUNDLED", shipped)
+    monkeypatch.setitem(references.BUNDLED, references.BUNDLED_NAME, shipped)
     for name, options in {"a": [], "b": ["--model", str(shipped)], "c": ["--model", str(other)]}.items():
         assert run(["image", "a bear", "-o", str(tmp_path / f"{name}.png"), "--steps", "1", *options]) == 0
     for name in ("a", "b"):

@@ -18,8 +18,9 @@ from reverie.checkpoints.load import Recommended
 from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import TextToImage
+from reverie.requests.references import BUNDLED, BUNDLED_NAME, MUSIC_NAME
 from reverie.runtime.transform import pick_device, pick_dtype
-from reverie.system import BUNDLED, BUNDLED_NAME, MUSIC_NAME, Conditioning
+from reverie.system import Conditioning
 
 
 def test_sd_conditions_on_the_last_layer(tiny: Pipeline) -> None:
@@ -94,7 +95,7 @@ def test_load_refusals(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, told in cases.items():
         with pytest.raises(ReverieError, match=told):
             reverie.load(path)
-    monkeypatch.setattr("reverie.system.BUNDLED", tmp_path / "none")
+    monkeypatch.setitem(BUNDLED, BUNDLED_NAME, tmp_path / "none")
     with pytest.raises(ReverieError, match=r"^this installation holds no bundled model reverie-emoji"):
         reverie.load()
 
@@ -129,7 +130,7 @@ def test_no_other_folder_has_the_bundled_models_name(
 ) -> None:
     for name in ("bundled", "other/bundled", BUNDLED_NAME):
         tiny.save(tmp_path / name)
-    monkeypatch.setattr("reverie.system.BUNDLED", tmp_path / "bundled")
+    monkeypatch.setitem(BUNDLED, BUNDLED_NAME, tmp_path / "bundled")
     (tmp_path / "link").symlink_to(tmp_path / "bundled")
     names = {
         None: BUNDLED_NAME,
@@ -141,11 +142,11 @@ def test_no_other_folder_has_the_bundled_models_name(
 
 
 def test_bundled_models_have_names(tiny: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for attribute, name in (("BUNDLED", BUNDLED_NAME), ("MUSIC", MUSIC_NAME)):
-        tiny.save(tmp_path / attribute)
-        monkeypatch.setattr(f"reverie.system.{attribute}", tmp_path / attribute)
+    for name in (BUNDLED_NAME, MUSIC_NAME):
+        tiny.save(tmp_path / name)
+        monkeypatch.setitem(BUNDLED, name, tmp_path / name)
         assert reverie.load(name, device="cpu").name == name
-    monkeypatch.setattr("reverie.system.MUSIC", tmp_path / "none")
+    monkeypatch.setitem(BUNDLED, MUSIC_NAME, tmp_path / "none")
     with pytest.raises(ReverieError, match=r"^this installation holds no bundled model reverie-music; give a folder"):
         reverie.load(MUSIC_NAME)
 
@@ -198,7 +199,9 @@ def test_every_public_name_is_there() -> None:
         reverie.nothing  # noqa: B018
 
 
-@pytest.mark.skipif(not (BUNDLED / "model_index.json").exists(), reason="the bundled model is not trained yet")
+@pytest.mark.skipif(
+    not (BUNDLED[BUNDLED_NAME] / "model_index.json").exists(), reason="the bundled model is not trained yet"
+)
 def test_the_bundled_model_draws() -> None:
     picture = reverie.load(device="cpu").text_to_image("a bear", seed=7, steps=2)[0]
     assert picture.size == (256, 256)

@@ -14,9 +14,9 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from reverie.checkpoints import hub
-from reverie.checkpoints.load import STEMS, Components, load_folder
+from reverie.checkpoints.load import STEMS, Components, load_folder, weight_files
 from reverie.checkpoints.save import FULL, Precision, save_folder
-from reverie.checkpoints.single import load_file, load_vae, recommendation_for, replace_unet
+from reverie.checkpoints.single import autoencoder_config, load_file, load_vae, recommendation_for, replace_unet
 from reverie.checkpoints.weights import content_hash, find_weights
 from reverie.codecs.image import ImageCodec
 from reverie.diffusion.denoiser import Network, Scalings, parameterise
@@ -24,8 +24,7 @@ from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 from reverie.models.k_unet import KUNet
-from reverie.requests.references import BUNDLED as FOLDERS
-from reverie.requests.references import BUNDLED_NAME, MUSIC_NAME, MUSIC_TURBO_NAME, TURBO_NAME
+from reverie.requests.references import BUNDLED, BUNDLED_NAME, locate_model, locate_part
 from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.runtime.cache import machine_folder
 from reverie.runtime.changes import check_combination
@@ -33,8 +32,6 @@ from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, Offloader, pick_offloader
 from reverie.runtime.transform import pick_device, pick_dtype, to_channels_last
 
-BUNDLED, TURBO = FOLDERS[BUNDLED_NAME], FOLDERS[TURBO_NAME]
-MUSIC, MUSIC_TURBO = FOLDERS[MUSIC_NAME], FOLDERS[MUSIC_TURBO_NAME]
 WIDE_FROM = 256  # widest level from which a U-Net's operations are worth several threads
 KEPT_FROM = 2**28  # bytes of a U-Net whose packed weights are kept for later processes
 TOWER_CALLS = 8  # after so many prompts packing a text tower has paid for itself
@@ -269,8 +266,8 @@ def load(
     names the file's family where it does not tell, `prediction` what the U-Net predicts where that is not said or said
     wrongly: eps, v, v_zsnr, x0, edm, edm_v or flow (`diffusion.denoiser.PARAMETERISATIONS`). "reverie-emoji" and
     "reverie-music" are the bundled models; another name, `owner/name`, is looked for in the hub's cache, then fetched,
-    of a `revision` and in a `variant` ("fp16"). `vae` is an autoencoder to put in place of the model's (a folder or a
-    file), `unet` a file with a U-Net to.
+    of a `revision` and in a `variant` ("fp16"). `vae` is an autoencoder to put in place of the model's (a folder or
+    a file, of a whole model too), `unet` a file with a U-Net to.
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
     files hold. `fast` lets networks that gain by it compute with packed weights where they are float32 (or bfloat16, on
@@ -291,6 +288,7 @@ def load(
     offloader = offload if isinstance(offload, Offloader) else pick_offloader(offload, target)
     place = target if offloader is None else HOST
     found, name = _locate(path, revision, variant)
+    vae = None if vae is None else _locate_vae(vae)
     components = _read(found, place, kind, variant, config, prediction, vae)
     if unet is not None:
         components = replace_unet(components, unet, prediction)
@@ -327,15 +325,13 @@ def _read(
         return load_file(path, device=device, dtype=dtype, config=config, prediction=prediction, vae=vae)
     if config is not None:
         raise ReverieError(f"config '{config}' was given for the folder '{path}'; it is for single files alone")
-    components = load_folder(path, device=device, dtype=dtype, variant=variant)
+    read = None if vae is None else lambda: load_vae(vae, device=device, dtype=dtype, config=autoencoder_config(path))
+    components = load_folder(path, device=device, dtype=dtype, variant=variant, vae=read)
     if prediction is not None and isinstance(components.unet, KUNet):
         raise ReverieError(f"'{path}' doubles latents and is preconditioned as EDM's models; leave out prediction")
     if prediction is not None:
         components = replace(components, schedule_config=parameterise(components.schedule_config, prediction))
-    if vae is None:
-        return components
-    autoencoder = load_vae(vae, device=device, dtype=dtype, config=components.autoencoder.config)
-    return replace(components, autoencoder=autoencoder)
+    return components
 
 
 def _lay_out(components: Components, device: torch.device, offloader: Offloader | None) -> None:
@@ -367,19 +363,20 @@ def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: 
         pack_after(TOWER_CALLS, tower)
 
 
-def bundled_models() -> dict[str, Path]:
-    """Return the folders of the models that come with reverie, by name."""
-    return {BUNDLED_NAME: BUNDLED, TURBO_NAME: TURBO, MUSIC_NAME: MUSIC, MUSIC_TURBO_NAME: MUSIC_TURBO}
-
-
 def _locate(path: str | Path | None, revision: str | None, variant: str | None) -> tuple[Path, str]:
     """Find a model's file or folder, fetching it where it is a name on the hub; say what the model is called."""
-    found = bundled_models().get(BUNDLED_NAME if path is None else str(path), Path(path or ""))
+    found = locate_model(BUNDLED_NAME if path is None else path)
     if not found.exists() and hub.is_name(str(path)):
         return hub.find(str(path), revision=revision, variant=variant), str(path)
     if found.is_file() or (found / "model_index.json").is_file():
         return found, _name(found.resolve())
     raise ReverieError(_no_model(found))
+
+
+def _locate_vae(path: str | Path) -> Path:
+    """Find an autoencoder: a file, its own folder, or that inside a model's."""
+    folder = locate_model(path)
+    return locate_part(folder, "vae") if (folder / "model_index.json").is_file() else folder
 
 
 def model_files(path: str | Path, dtype: torch.dtype) -> list[Path]:
@@ -390,7 +387,7 @@ def model_files(path: str | Path, dtype: torch.dtype) -> list[Path]:
 def _with_hash(name: str, files: list[Path], added: list[Path], dtype: torch.dtype) -> str:
     """Name a model and the parts put into it, with a hash of all their weights; the bundled ones go without."""
     name = " + ".join([name, *(part.name for part in added)])
-    if name in bundled_models():
+    if name in BUNDLED:
         return name
     parts = [find_weights(part, STEMS["vae"], dtype) if part.is_dir() else [part] for part in added]
     return f"{name} [{content_hash([*files, *(file for part in parts for file in part)])}]"
@@ -398,24 +395,21 @@ def _with_hash(name: str, files: list[Path], added: list[Path], dtype: torch.dty
 
 def _weight_files(path: Path, dtype: torch.dtype, variant: str | None) -> list[Path]:
     """List the files whose weights a model is read from."""
-    if path.is_file():
-        return [path]
-    parts = [(path / part, stem) for part, stem in STEMS.items() if (path / part).is_dir()]
-    return [file for folder, stem in parts for file in find_weights(folder, stem, dtype, variant)]
+    return [path] if path.is_file() else weight_files(path, dtype, variant)
 
 
 def _name(path: Path) -> str:
     """Name a model by its folder or file; the bundled ones have names of their own, which no other can take."""
-    for name, folder in bundled_models().items():
+    for name, folder in BUNDLED.items():
         if path == folder.resolve():
             return name
     name = path.stem if path.is_file() else path.name
-    return str(path) if name in bundled_models() else name
+    return str(path) if name in BUNDLED else name
 
 
 def _no_model(path: Path) -> str:
     allowed = "give a folder in diffusers' layout, a single file, or a name on the hub such as owner/name"
-    for name, folder in bundled_models().items():
+    for name, folder in BUNDLED.items():
         if path == folder:
             return f"this installation holds no bundled model {name}; {allowed}"
     if path.is_dir():

@@ -70,7 +70,7 @@ def test_layouts(tiny_xl: Pipeline, write: Callable[..., Path], layout: str) -> 
             state |= {below: down, above: up}
             module = network.get_submodule(layer)
             wanted[module] = module.weight + (up.flatten(1) @ down.flatten(1)).view(module.weight.shape)
-    with lora.apply(tiny_xl, [(write(state), 1, 1)]):
+    with lora.apply(tiny_xl, [(write(state), 1.0, 1.0)]):
         for module, weight in wanted.items():
             torch.testing.assert_close(module.weight, weight)
     assert len(wanted) > 30
@@ -86,7 +86,7 @@ def test_attention_processors(tiny: Pipeline, write: Callable[..., Path]) -> Non
             state |= {f"{key}.down.weight": down, f"{key}.up.weight": up}
             module = tiny.unet.get_submodule(layer)
             wanted[module] = module.weight + up @ down
-        with lora.apply(tiny, [(write(state), 1, 1)]):
+        with lora.apply(tiny, [(write(state), 1.0, 1.0)]):
             for module, weight in wanted.items():
                 torch.testing.assert_close(module.weight, weight)
 

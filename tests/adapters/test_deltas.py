@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from reverie.adapters.deltas import bias_delta, weight_delta
+from reverie.models.deltas import bias_delta, weight_delta
 
 Draw = Callable[..., Tensor]
 ORACLES = load_file(Path(__file__).with_name("oracles.safetensors"))

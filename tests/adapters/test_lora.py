@@ -108,7 +108,7 @@ def test_a_lora_adds_its_product(tiny: Pipeline, write: Callable[..., Path]) -> 
 def test_several_add_up(tiny: Pipeline, write: Callable[..., Path]) -> None:
     first, second = pairs(tiny.unet, "to_q", "ff.net.2"), pairs(tiny.unet, "to_q", seed=5)
     files = write(kohya("lora_unet", first), "a.safetensors"), write(kohya("lora_unet", second), "b.pt")
-    with lora.apply(tiny, [(files[0], 0.5, 1), (files[1], -1.5, 1)]):
+    with lora.apply(tiny, [(files[0], 0.5, 1.0), (files[1], -1.5, 1.0)]):
         merged = answers(tiny)[1]
     with added(tiny.unet, first, 0.5), added(tiny.unet, second, -1.5):
         torch.testing.assert_close(merged, answers(tiny)[1], atol=1e-5, rtol=1e-4)
@@ -124,7 +124,7 @@ def test_half_precision_rounds_once_and_returns_to_the_bit(
     file = write({key: tensor.to(half) for key, tensor in kohya("lora_unet", drawn).items()})
     before = snapshot(system)
     originals = {name: system.unet.get_submodule(name).weight.double() for name in drawn}
-    with lora.apply(system, [(file, 0.3, 1)]):
+    with lora.apply(system, [(file, 0.3, 1.0)]):
         for name, original in originals.items():
             merged = system.unet.get_submodule(name).weight
             down, up = (tensor.to(half).double() for tensor in drawn[name])
@@ -139,7 +139,7 @@ def test_an_error_inside_leaves_no_trace(tiny: Pipeline, write: Callable[..., Pa
     before = snapshot(tiny)
 
     def draw() -> Iterator[None]:
-        with lora.apply(tiny, [(file, 1, 1)]), lora.apply(tiny, [(file, 1, 1)]):
+        with lora.apply(tiny, [(file, 1.0, 1.0)]), lora.apply(tiny, [(file, 1.0, 1.0)]):
             yield
 
     drawing = draw()
@@ -147,7 +147,7 @@ def test_an_error_inside_leaves_no_trace(tiny: Pipeline, write: Callable[..., Pa
     assert not unchanged(tiny, before)
     drawing.close()
     assert unchanged(tiny, before)
-    with pytest.raises(ZeroDivisionError), lora.apply(tiny, [(file, 1, 1)]):
+    with pytest.raises(ZeroDivisionError), lora.apply(tiny, [(file, 1.0, 1.0)]):
         1 / 0  # noqa: B018
     assert unchanged(tiny, before)
     with lora.apply(tiny, []):
@@ -157,7 +157,7 @@ def test_an_error_inside_leaves_no_trace(tiny: Pipeline, write: Callable[..., Pa
 def test_no_strength_changes_nothing(tiny: Pipeline, write: Callable[..., Path]) -> None:
     file = write(kohya("lora_unet", pairs(tiny.unet, *UNET)))
     plain = answers(tiny)
-    with lora.apply(tiny, [(file, 0, 0)]):
+    with lora.apply(tiny, [(file, 0.0, 0.0)]):
         assert all(a.equal(b) for a, b in zip(answers(tiny), plain, strict=True))
 
 
@@ -172,7 +172,7 @@ def test_biases_change_and_appear(tiny: Pipeline, write: Callable[..., Path]) ->
     }
     attention, before = tiny.unet.get_submodule(name), snapshot(tiny)
     bias, scale = attention.to_out[0].bias, tiny.unet.conv_norm_out.weight
-    with lora.apply(tiny, [(write(state), 0.5, 1)]):
+    with lora.apply(tiny, [(write(state), 0.5, 1.0)]):
         assert attention.to_q.bias.eq(0.5).all()
         assert attention.to_out[0].bias.equal(bias + 0.5)
         assert tiny.unet.conv_norm_out.weight.equal(scale + 0.5)
@@ -202,11 +202,11 @@ def test_every_kind_is_found_by_its_keys(tiny: Pipeline, write: Callable[..., Pa
     }
     for kind, (parts, change) in kinds.items():
         state = {f"lora_unet_{layer.replace('.', '_')}.{part}": tensor for part, tensor in parts.items()}
-        with lora.apply(tiny, [(write(state, f"{kind}.safetensors"), 0.7, 0)]):
+        with lora.apply(tiny, [(write(state, f"{kind}.safetensors"), 0.7, 0.0)]):
             torch.testing.assert_close(module.weight.detach(), weight + 0.7 * change)
     magnitude = {f"unet.{layer}.lora_magnitude_vector": scale[:, 0]}
     state = {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up / RANK} | magnitude
-    with lora.apply(tiny, [(write(state, "peft.safetensors"), 0.7, 0)]):
+    with lora.apply(tiny, [(write(state, "peft.safetensors"), 0.7, 0.0)]):
         torch.testing.assert_close(module.weight.detach(), weight + 0.7 * dora)
 
 
@@ -234,14 +234,14 @@ def test_other_files_are_refused_before_anything_changes(
     }
     before = snapshot(tiny)
     for file, told in cases.items():
-        with pytest.raises(ReverieError, match=told) as error, lora.apply(tiny, [(good, 1, 1), (file, 1, 1)]):
+        with pytest.raises(ReverieError, match=told) as error, lora.apply(tiny, [(good, 1.0, 1.0), (file, 1.0, 1.0)]):
             pass
         assert "\n" not in str(error.value)
         assert unchanged(tiny, before)
     # A half of a pair changes nothing that it could; it is refused too.
     with (
         pytest.raises(ReverieError, match="lack their other half"),
-        lora.apply(tiny, [(write(half, "half.safetensors"), 1, 1)]),
+        lora.apply(tiny, [(write(half, "half.safetensors"), 1.0, 1.0)]),
     ):
         pass
 
@@ -258,7 +258,7 @@ def test_an_unknown_key_spoils_itself_alone(tiny: Pipeline, write: Callable[...,
         "_aux.3f": torch.ones(1),
     }
     file = write(kohya("lora_unet", drawn) | strange)
-    with lora.apply(tiny, [(file, 0.5, 1)]):
+    with lora.apply(tiny, [(file, 0.5, 1.0)]):
         merged = answers(tiny)[1]
     with added(tiny.unet, drawn, 0.5):
         torch.testing.assert_close(merged, answers(tiny)[1], atol=1e-5, rtol=1e-4)
@@ -278,7 +278,7 @@ def test_layers_that_are_named_twice_change_once(tiny: Pipeline, write: Callable
     )
     module, before = tiny.unet.get_submodule(layer), tiny.unet.get_submodule(layer).weight.detach().clone()
     file = write(twice)
-    with lora.apply(tiny, [(file, 1, 1)]):
+    with lora.apply(tiny, [(file, 1.0, 1.0)]):
         torch.testing.assert_close(module.weight, before + pair[1] @ pair[0] / RANK)
     assert lora.notes(tiny, [(file, 1, 1)]) == ["'ink.safetensors' names 1 layers in two ways; each is changed once"]
 
@@ -291,7 +291,7 @@ def test_another_familys_u_net_is_refused_though_its_text_encoder_fits(
     flux = {f"lora_unet_double_blocks_{n}_img_attn_proj.lora_up.weight": torch.ones(1) for n in range(3)}
     with (
         pytest.raises(ReverieError, match="is no LoRA for this model: 3 of its keys"),
-        lora.apply(tiny, [(write(drawn | flux), 1, 1)]),
+        lora.apply(tiny, [(write(drawn | flux), 1.0, 1.0)]),
     ):
         pass
 
@@ -302,7 +302,7 @@ def test_an_inpainting_model_takes_what_was_learned_without_its_mask(
     """A1111 1.10 pads the change with zeros (extensions-builtin/Lora/networks.py: "inpainting model")."""
     masked = replace(tiny, unet=UNet(replace(tiny.unet.config, in_channels=9)).eval())
     before, change = masked.unet.conv_in.weight.detach().clone(), torch.randn(tiny.unet.conv_in.weight.shape)
-    with lora.apply(masked, [(write({"lora_unet_conv_in.diff": change}), 0.5, 1)]):
+    with lora.apply(masked, [(write({"lora_unet_conv_in.diff": change}), 0.5, 1.0)]):
         after = masked.unet.conv_in.weight
         torch.testing.assert_close(after[:, :4], before[:, :4] + 0.5 * change)
         assert after[:, 4:].equal(before[:, 4:])

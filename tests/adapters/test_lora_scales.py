@@ -40,7 +40,7 @@ def strength(system: Pipeline, path: Path, halves: tuple[Tensor, Tensor], layer:
         halves[1][: network.get_submodule(layer).weight.shape[0]] @ halves[0],
     )
     before = module.weight.detach().clone()
-    with lora.apply(system, [(path, 1, 1)]):
+    with lora.apply(system, [(path, 1.0, 1.0)]):
         added = module.weight.detach() - before
     factor = (added * product).sum() / (product * product).sum()
     torch.testing.assert_close(added, factor * product, atol=1e-4, rtol=1e-4)
@@ -146,7 +146,7 @@ def test_a_whole_lokr(
     file = write(state)
     save_file(state, file, header or None)
     before = module.weight.detach().clone()
-    with lora.apply(tiny, [(file, 1, 1)]):
+    with lora.apply(tiny, [(file, 1.0, 1.0)]):
         torch.testing.assert_close(module.weight - before, wanted * torch.kron(first, second))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from reverie.checkpoints.load import load_folder
 from reverie.checkpoints.single import Networks
 from reverie.cli.app import run
 from reverie.errors import ReverieError
+from reverie.requests import references
 
 Writer = Callable[[str], tuple[Path, Networks]]
 STRUCTURES = [name for name in FAMILIES if not name.startswith("sdxl-v")]
@@ -110,6 +112,17 @@ def test_the_command(single_file: Writer, tmp_path: Path, monkeypatch: pytest.Mo
     expected = {name: tensor.bfloat16() for name, tensor in read_tensors(file).items()}
     assert_same(expected, read_tensors(tmp_path / "b.safetensors"))
     assert run(["convert", str(file), str(tmp_path / "b.safetensors"), "--config", "tiny"]) == 2
+
+
+def test_bundled_models_are_known_by_name(single_file: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text encoder, the tokenizer and the schedule are those of the model that a turbo model shares them with."""
+    file, networks = single_file("sd15")
+    convert(file, tmp_path / "whole", config=networks.family)
+    shutil.copytree(tmp_path / "whole", tmp_path / "turbo", ignore=shutil.ignore_patterns("te*", "to*", "sch*"))
+    monkeypatch.setitem(references.BUNDLED, references.TURBO_NAME, tmp_path / "turbo")
+    monkeypatch.setitem(references.SHARED, tmp_path / "turbo", tmp_path / "whole")
+    convert(references.TURBO_NAME, tmp_path / "file.safetensors", config=networks.family)
+    assert_same(read_tensors(file), read_tensors(tmp_path / "file.safetensors"))
 
 
 @pytest.mark.slow

@@ -19,6 +19,7 @@ from torch import Tensor
 from reverie.checkpoints.compvis import ema_name
 from reverie.checkpoints.description import Description, describe
 from reverie.checkpoints.identify import AUTOENCODER
+from reverie.checkpoints.load import LORA, load_folder
 from reverie.checkpoints.single import Networks, load_file
 from reverie.cli.app import run
 from reverie.diffusion.denoiser import ScheduleConfig
@@ -31,6 +32,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import texts
+from reverie.requests.references import BUNDLED
 
 Writer = Callable[[str], tuple[Path, Networks]]
 
@@ -151,6 +153,18 @@ def test_the_command(tiny: Pipeline, tmp_path: Path, capsys: pytest.CaptureFixtu
     assert run(["inspect", str(tmp_path / "model/unet"), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["kind"] == "unet"
     assert run(["inspect", str(tmp_path / "nowhere")]) == 2
+
+
+@pytest.mark.parametrize("name", BUNDLED)
+def test_bundled_models_are_known_by_name(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """All that computes is counted: what a model shares with another too, and a LoRA on it."""
+    assert run(["inspect", name, "--json"]) == 0
+    found, loaded = json.loads(capsys.readouterr().out), load_folder(BUNDLED[name])
+    assert (found["kind"], found["missing"]) == ("model", [])
+    assert found["resolution"] == loaded.unet.config.sample_size * loaded.autoencoder.factor
+    networks = [*loaded.text_encoders, loaded.unet, loaded.autoencoder]
+    lora = sum(tensor.numel() for tensor in read_tensors(BUNDLED[name] / LORA).values()) if "music-t" in name else 0
+    assert found["parameters"] == sum(p.numel() for network in networks for p in network.parameters()) + lora
 
 
 def test_pictures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -41,8 +41,8 @@ from reverie.models.clip import CLIP, CLIPConfig, CLIPTextConfig, CLIPVisionConf
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline, load
 from reverie.requests.pictures import TextToImage
+from reverie.requests.references import BUNDLED, BUNDLED_NAME
 from reverie.requests.samplers import SamplerName, ScheduleName
-from reverie.system import BUNDLED
 from reverie.tokenizer import Tokenizer
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracles warn of their own affairs
@@ -218,9 +218,11 @@ def test_xl_tells_the_unet_what_diffusers_does(
     assert told["time_ids"].equal(both.sizes)
 
 
-@pytest.mark.skipif(not (BUNDLED / "model_index.json").exists(), reason="the bundled model is not trained yet")
+@pytest.mark.skipif(
+    not (BUNDLED[BUNDLED_NAME] / "model_index.json").exists(), reason="the bundled model is not trained yet"
+)
 def test_bundled() -> None:
-    assert_same_pictures(load(device="cpu", dtype="float32"), BUNDLED, steps=10)
+    assert_same_pictures(load(device="cpu", dtype="float32"), BUNDLED[BUNDLED_NAME], steps=10)
 
 
 def test_diffusers_refuses_a_patched_autoencoder(tiny: Pipeline, tmp_path: Path) -> None:

@@ -329,7 +329,7 @@ def test_missing_file(saved: Path, file: str, told: str) -> None:
 
 def test_missing_folder(saved: Path) -> None:
     (saved / "vae").rename(saved / "gone")
-    assert refusal(saved) == f"no model at '{saved / 'vae'}': there is no such folder"
+    assert refusal(saved) == f"'{saved}' holds no autoencoder (vae); give one as vae"
 
 
 def test_damaged_json(saved: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -279,6 +280,29 @@ def test_load_takes_a_file_and_another_vae(
     assert_same_networks(networks, load_folder(tmp_path / "folder"))
     with pytest.raises(ReverieError, match="config 'tiny' was given for the folder"):
         load(tmp_path / "folder", device="cpu", config="tiny")
+
+
+def test_a_vae_completes_a_model_without_one(
+    single_file: Writer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Files do not say how latents are scaled: it is as the family's are, which the U-Net tells."""
+    file, networks = single_file("sdxl")
+    monkeypatch.setitem(FAMILIES, "tiny", networks.family)
+    tensors = read_tensors(file)
+    prefix = "first_stage_model."
+    save_file({n: t for n, t in tensors.items() if not n.startswith(prefix)}, tmp_path / "bare.safetensors")
+    save_file({n: t for n, t in tensors.items() if n.startswith(prefix)}, tmp_path / "vae.safetensors")
+    bare, vae = tmp_path / "bare.safetensors", tmp_path / "vae.safetensors"
+    assert_same_networks(networks, load(bare, device="cpu", config="tiny", vae=vae))
+    load(file, device="cpu", config="tiny").save(tmp_path / "folder")
+    (tmp_path / "whole").symlink_to(tmp_path / "folder")
+    shutil.copytree(tmp_path / "folder", tmp_path / "alone", ignore=shutil.ignore_patterns("vae"))
+    for given in (vae, tmp_path / "folder" / "vae", tmp_path / "whole"):
+        loaded = load(tmp_path / "alone", device="cpu", vae=given)
+        assert_same_networks(networks, loaded)
+        assert loaded.autoencoder.config.scaling_factor == networks.autoencoder.config.scaling_factor != 0.18215
+    with pytest.raises(ReverieError, match=r"holds no autoencoder \(vae\); give one as vae$"):
+        load(tmp_path / "alone", device="cpu")
 
 
 def test_a_model_is_named_by_its_weights_too(

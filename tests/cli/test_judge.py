@@ -19,6 +19,16 @@ def draw(model: str, *arguments: str) -> int:
     return run(["image", "a bear", "-o", "bear.png", "--model", model, "--seed", "7", "--steps", "2", *arguments])
 
 
+@pytest.mark.parametrize("prompt", ["", "  ", "<lora:x:1>"])
+def test_an_empty_prompt_is_not_explained(
+    prompt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run(["image", prompt, "--explain", "--model", "nowhere"]) == 2
+    assert "--explain is about the words of a prompt; give some, or leave it out" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_python_keeps_the_same(tiny: Pipeline) -> None:
     request = TextToImage(prompt="(a bear:1.2)", seed=7, steps=2)
     every = tiny.draw(request.replace(count=3))

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageChops
 
+from reverie.codecs import image as codec_image
 from reverie.codecs.image import ImageCodec, to_pictures
 from reverie.errors import ReverieError
 from reverie.generate import image
-from reverie.generate.canvas import UPSCALERS, prepare
+from reverie.generate.canvas import UPSCALERS, prepare, size_of
 from reverie.generate.image import picture_run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.requests.parts import Hires, Refiner, Variation
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint, TextToImage
 from reverie.requests.records import from_metadata, texts
+from reverie.runtime import pack
 
 BEAR = {"prompt": "a bear", "negative": "red", "seed": 7, "steps": 4}
 
@@ -177,6 +181,36 @@ def test_outpainting_keeps_the_picture(tiny: Pipeline) -> None:
     drawn = tiny.outpaint("a bear", INIT, left=8, bottom=16, seed=7, steps=2, mask_blur=0)[0]
     assert drawn.size == (40, 48)
     assert drawn.crop((8, 0, 40, 32)).tobytes() == INIT.tobytes()
+
+
+@pytest.mark.parametrize("size", [(20, 12), (505, 300), (12, 100), (3, 300), (40, 24), (500, 500), (512, 300)])
+def test_the_size_of_a_picture_that_is_started_from_keeps_its_ratio(tiny: Pipeline, size: tuple[int, int]) -> None:
+    """No other multiples of 8 next to its sides stray less from their ratio."""
+
+    def stray(sides: tuple[int, int]) -> float:
+        ratio = sides[0] / sides[1] / (size[0] / size[1])
+        return max(ratio, 1 / ratio)
+
+    drawn = size_of(tiny, ImageToImage(prompt="a bear", init=Image.new("RGB", size)))
+    near = [[max(8, side // 8 * 8 + step) for step in (0, 8 * (side % 8 > 0))] for side in size]
+    assert drawn in [(width, height) for width in near[0] for height in near[1]]
+    assert stray(drawn) == pytest.approx(min(stray((width, height)) for width in near[0] for height in near[1]))
+
+
+def test_large_seamless_pictures_pass_the_decoder_in_strips(tiny: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However large they are: tiles would not meet at the outer edges."""
+    system = replace(tiny, autoencoder=pack(deepcopy(tiny.autoencoder)))
+    wrapped, plain = (system.text_to_image(**BEAR, tile=tile)[0] for tile in ("xy", "none"))
+    large = ImageCodec(system.autoencoder, whole=16 * 16, strips=16 * 16)
+    monkeypatch.setattr(type(system), "codec", large)
+    passed = []
+    in_strips = codec_image.decode_in_strips
+    monkeypatch.setattr(codec_image, "decode_in_strips", lambda *given: passed.append(given) or in_strips(*given))
+    (drawn,) = replace(system).text_to_image(**BEAR, tile="xy")  # which has no codec yet
+    assert len(passed) == 1
+    apart = np.asarray(ImageChops.difference(drawn, wrapped))
+    assert apart.max() <= 1
+    assert np.asarray(ImageChops.difference(plain, wrapped)).max() > 1
 
 
 def encoded(system: Pipeline, request: TextToImage, monkeypatch: pytest.MonkeyPatch) -> tuple[Image.Image, Image.Image]:

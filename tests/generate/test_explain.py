@@ -120,6 +120,11 @@ def test_a_refiner_is_refused(tiny: Pipeline) -> None:
         explain(tiny, REQUEST.replace(refiner=Refiner(model="x")))
 
 
+def test_a_prompt_without_words_is_refused(tiny: Pipeline) -> None:
+    with pytest.raises(ReverieError, match="no words to explain"):
+        explain(tiny, REQUEST.replace(prompt="()"))
+
+
 def test_hooks_go_when_the_drawing_fails(tiny: Pipeline) -> None:
     from reverie.generate.conditioning import encode
 

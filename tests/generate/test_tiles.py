@@ -18,9 +18,8 @@ from reverie.errors import ReverieError
 from reverie.generate.image import fill_in, passes, picture_run
 from reverie.generate.sample import Steering
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder
-from reverie.models.controlnet import ControlNet, ControlNetConfig
+from reverie.models.controlnet import ControlNet, ControlNetConfig, T2IAdapter, T2IAdapterConfig
 from reverie.models.layers import TransformerBlock
-from reverie.models.t2i_adapter import T2IAdapter, T2IAdapterConfig
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.requests.pictures import ImageToImage, Inpaint, TextToImage

@@ -13,7 +13,7 @@ from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, CLIPVisionConfig, TextTower, TextTowerWithProjection, VisionTower
 from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.unet import UNet, UNetConfig
-from reverie.runtime import is_packed, kernels, native, pack, unpack
+from reverie.runtime import extension, is_packed, kernels, native, pack, unpack
 from reverie.runtime.blocks import BLOCKS
 from reverie.runtime.transform import PLAIN
 
@@ -124,6 +124,14 @@ def test_packed_computes_the_same(case: Case) -> None:
     assert is_packed(pack(network))
     assert error(call(network), before) < 1e-5
     assert error(call(network), before) < 1e-5  # with all that was kept from the first call
+
+
+@torch.no_grad()
+def test_packed_computes_the_same_without_the_extension(case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, call = case
+    before = call(network)
+    monkeypatch.setattr(extension, "library", lambda: None)
+    assert error(call(pack(network)), before) < 1e-5
 
 
 @torch.no_grad()

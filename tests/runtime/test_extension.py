@@ -5,8 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
 
-from reverie.runtime import extension
+from reverie.models.layers import GroupNormSiLU
+from reverie.runtime import extension, pack
+from reverie.runtime.layers import FastGroupNorm, FastGroupNormSiLU
 
 pytestmark = pytest.mark.skipif(extension.library() is None, reason="no compiler built the extension")
 
@@ -26,3 +29,36 @@ def test_group_norm_is_that_of_torch(images: int, channels: int, side: int, grou
     operands = (got, got, weight.float(), bias.float(), images, side * side, channels, groups, 1e-5, int(with_silu))
     extension.call("group_norm", *operands)
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+def fast(norm: nn.GroupNorm) -> nn.GroupNorm:
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    return pack(nn.Sequential(nn.Conv2d(24, 24, 3), norm))[1]
+
+
+def image(layout: torch.memory_format = torch.channels_last) -> Tensor:
+    return torch.randn(2, 24, 9, 7, generator=torch.Generator().manual_seed(1)).contiguous(memory_format=layout)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("kind", "swapped"), [(nn.GroupNorm, FastGroupNorm), (GroupNormSiLU, FastGroupNormSiLU)])
+def test_norms_go_by_the_extension_where_they_can(
+    kind: type[nn.GroupNorm], swapped: type[nn.GroupNorm], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    norm, called, call = fast(kind(4, 24, eps=1e-3)), [], extension.call
+
+    def count(name: str, *operands: Tensor | int | float | None) -> None:
+        called.append(name)
+        call(name, *operands)
+
+    monkeypatch.setattr(extension, "call", count)
+    assert type(norm) is swapped
+    for x in (image(), image(torch.contiguous_format), image().double()):
+        wanted = kind.forward(norm.to(x.dtype), x)
+        torch.testing.assert_close(norm(x), wanted, rtol=1e-5, atol=1e-5)
+    assert called == ["group_norm"]  # the first alone: float32, channels-last
+    with torch.enable_grad():
+        norm.float()(image().requires_grad_()).sum().backward()
+    assert called == ["group_norm"]
+    assert norm.weight.grad is not None

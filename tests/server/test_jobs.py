@@ -257,6 +257,8 @@ def test_what_is_known_is_told(client: TestClient, settings: Settings) -> None:
     labels = {one["label"] for one in client.get("/api/samplers").json()["samplers"]}
     assert "DPM++ 2M" in labels
     assert any("panda" in one["en"] for one in client.get("/api/concepts").json()["concepts"])
+    shared = client.get("/api/concepts", params={"model": "reverie-turbo"}).json()["concepts"]
+    assert any("panda" in one["en"] for one in shared)
     assert client.get("/healthz").json() == {"status": "ok"}
     metrics = client.get("/metrics").text
     assert 'reverie_requests_total{method="GET",route="/api/models",status="200"}' in metrics

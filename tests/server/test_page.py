@@ -127,6 +127,41 @@ def test_a_prompt_becomes_a_picture_and_stands_in_the_gallery(visit: Callable[..
 
 
 @pytest.mark.slow
+def test_a_picture_is_varied_and_each_of_several_is_downloaded(visit: Callable[..., Page], address: str) -> None:
+    page = visit()
+    hidden = "document.querySelector('#vary').hidden"
+    assert page.evaluate(hidden)  # the tiny model sees no pictures
+    page.select_option("#model", "reverie-turbo")
+    assert not page.evaluate(hidden)
+    page.evaluate("document.querySelector('#ask [name=count]').value = 2")
+    page.fill("#prompt", "a panda")
+    page.press("#prompt", "Enter")
+    page.locator("#recent img").nth(1).wait_for()
+    (first,) = [one for one in gallery(address) if one["request"]["prompt"] == "a panda"]
+    page.click("#vary")
+    page.locator("#recent img").nth(2).wait_for()
+    varied = gallery(address)[0]
+    shown = first["files"][0]["name"]
+    assert (varied["kind"], varied["request"]["prompt"], varied["request"]["vary"]) == ("text_to_image", "", [shown])
+    assert len(varied["files"]) == 1
+    alt = page.locator("#recent img").first.get_attribute("alt")
+    assert alt == f"like another picture, seed {varied['request']['seed']}"
+    page.click("nav a[href='#gallery']")
+    page.click("#shelf .card:has-text('a panda')")
+    links = page.locator("#piece a")
+    assert links.all_inner_texts() == ["Download png 1", "Download png 2"]
+    assert [link.get_attribute("download") for link in links.all()] == [one["name"] for one in first["files"]]
+    page.keyboard.press("Escape")
+    page.click("#shelf .card:has-text('like another picture')")
+    assert links.all_inner_texts() == ["Download png"]
+    page.keyboard.press("Escape")
+    page.click("nav a[href='#draw']")
+    assert "{0}" not in page.inner_text("#room-draw")
+    box = "document.querySelector('#doings')"
+    assert page.evaluate(f"{box}.scrollWidth <= {box}.clientWidth")  # nothing to be done is out of sight
+
+
+@pytest.mark.slow
 def test_strokes_lead_the_picture_and_can_be_undone(visit: Callable[..., Page], address: str) -> None:
     page = visit()
     set_steps(page)

@@ -19,6 +19,7 @@ from reverie.media.edges import canny
 from reverie.pipeline import Pipeline
 from reverie.requests.parts import ControlInput
 from reverie.train.finetune import ControlFinetuning, build, prepare
+from reverie.train.folders import find_named
 from reverie.train.loop import Learner, RunSettings, step_generator
 from reverie.train.recipe import read
 
@@ -169,20 +170,23 @@ def test_what_is_written_is_what_was_trained(folder: Path, objective: Callable[.
 
 
 def test_hints_are_cut_and_mirrored_as_their_pictures(
-    folder: Path, objective: Callable[..., ControlFinetuning]
+    folder: Path, objective: Callable[..., ControlFinetuning], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    looked = []
+    monkeypatch.setattr("reverie.train.control.find_named", lambda *named: looked.append(named) or find_named(*named))
     varied = "[augment]\nvariants = 4\nflip = 0.5\nrandom_crop = true\n"
     ours = objective(control=f'hints = "{folder}/pictures"', tables=varied)
+    assert len(looked) == 2  # when the recipe is checked, and when it is followed
     examples = ours.hints.pictures
     for index in range(len(examples)):
-        assert np.array_equal(ours.hints(index), examples.picture(index).transpose(2, 0, 1))
+        assert np.array_equal(ours.hints.hint(index), examples.picture(index).transpose(2, 0, 1))
     found = objective(control='detect = "canny"', tables=varied)
     edges = np.asarray(canny(Image.fromarray(examples.picture(2))).convert("RGB"))
-    assert np.array_equal(found.hints(2), edges.transpose(2, 0, 1))
+    assert np.array_equal(found.hints.hint(2), edges.transpose(2, 0, 1))
     assert set(found.batches(0)[1]) == {"caption", "hint"}
     assert found.measures() == found.measures() != {}
     sheet = np.asarray(found.samples())
-    assert np.array_equal(sheet[:, :32], found.hints(0).transpose(1, 2, 0))  # the drawing stands beside it
+    assert np.array_equal(sheet[:, :32], found.hints.hint(0).transpose(1, 2, 0))  # the drawing stands beside it
     assert sheet[:, 32:64].std() > 0
 
 

@@ -31,8 +31,7 @@ from reverie.checkpoints.weights import Source, blueprint, open_source
 from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
 from reverie.media.pictures import to_rgb
-from reverie.models.controlnet import LLLite
-from reverie.models.t2i_adapter import FACTOR_XL, T2IAdapter, T2IAdapterConfig
+from reverie.models.controlnet import FACTOR_XL, LLLite, T2IAdapter, T2IAdapterConfig
 from reverie.models.unet import UNet
 from reverie.system import Conditioning, StableDiffusion
 

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from reverie.checkpoints.clip_files import load_vision
 from reverie.checkpoints.compvis import Place
+from reverie.checkpoints.configs import VISION_SPACE, read_vision
 from reverie.checkpoints.families import FilePart
 from reverie.checkpoints.load import CPU
 from reverie.checkpoints.single import read_part
@@ -29,7 +30,7 @@ from reverie.diffusion.denoiser import Network
 from reverie.errors import ReverieError
 from reverie.media import masks
 from reverie.media.pictures import to_rgb
-from reverie.models.clip import VisionTowerWithProjection
+from reverie.models.clip import CLIPVisionConfig, VisionTowerWithProjection
 from reverie.models.ip_adapter import (
     ImageProjection,
     IPAdapter,
@@ -43,7 +44,7 @@ from reverie.models.unet import UNet
 from reverie.requests.adapter_files import SUFFIXES, extract
 from reverie.requests.parts import IPAdapterInput
 from reverie.requests.pictures import TextToImage
-from reverie.requests.references import ASSETS, BUNDLED_NAME, TURBO_NAME, plain_name
+from reverie.requests.references import ASSETS, OWNERS, plain_name
 from reverie.runtime.changes import attending
 from reverie.runtime.offload import HOST, offloader_of
 from reverie.system import Conditioning, StableDiffusion
@@ -55,7 +56,6 @@ PROJECTION, LAYERS = "image_proj.", "ip_adapter."
 FACES = ("perceiver_resampler.proj_in.weight", "norm.weight")  # of FaceID, beside a projection of two layers
 FIRST = "proj.0.weight"  # of two layers
 OWN, OWN_TOWER = ASSETS / "ip_adapter" / "model.safetensors", ASSETS / "clip"  # of models that come with reverie
-OWNERS = (BUNDLED_NAME, TURBO_NAME)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,10 +197,7 @@ def _prompt(
         )
     encoder = asked.encoder or find_encoder(Path(asked.model), adapter)
     tower = towers(encoder)
-    config = tower.config
-    seen = _numbers(
-        adapter, tower.visual_projection.out_features, config.hidden_size, config.image_size, config.patch_size
-    )
+    seen = _numbers(adapter, tower.config, tower.visual_projection.out_features)
     if adapter.image_proj.seen != seen:
         raise ReverieError(
             f"'{asked.model}' was trained with a CLIP that gives it {adapter.image_proj.seen} numbers, and '{encoder}' "
@@ -233,15 +230,15 @@ def mask_tensor(picture: Image.Image) -> Float[Tensor, "1 1 h w"]:
     return torch.from_numpy(np.asarray(mask, dtype=np.float32) / 255)[None, None]
 
 
-def _numbers(adapter: IPAdapter, pooled: int, hidden: int, size: int, patch: int) -> int:
+def _numbers(adapter: IPAdapter, tower: CLIPVisionConfig, pooled: int) -> int:
     """Return how many numbers an adapter is given at once by a tower: of a picture, of a patch, or of all patches."""
     match adapter.image_proj:
         case ImageProjection():
             return pooled
         case WholeProjection():
-            return hidden * ((size // patch) ** 2 + 1)
+            return tower.hidden_size * tower.places
         case _:
-            return hidden
+            return tower.hidden_size
 
 
 def find_encoder(file: Path, adapter: IPAdapter) -> str:
@@ -253,8 +250,8 @@ def find_encoder(file: Path, adapter: IPAdapter) -> str:
     for folder in folders:
         if (folder / "config.json").is_file():
             raw = read_json(folder / "config.json")
-            sizes = [raw.get(name, 1) for name in ("projection_dim", "hidden_size", "image_size", "patch_size")]
-            if _numbers(adapter, *sizes) == adapter.image_proj.seen:
+            config = read_vision(raw, str(folder / "config.json"))
+            if _numbers(adapter, config, raw.get("projection_dim", VISION_SPACE)) == adapter.image_proj.seen:
                 return str(folder)
     raise ReverieError(
         f"'{file}' sees pictures through a CLIP that gives it {adapter.image_proj.seen} numbers; give its vision tower "

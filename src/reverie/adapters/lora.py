@@ -21,10 +21,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverie.adapters.deltas import bias_delta, is_whole, weight_delta
 from reverie.checkpoints.adapter_keys import Target, canonical, group, targets
 from reverie.checkpoints.weights import Source, open_source, read_json
 from reverie.errors import ReverieError
+from reverie.models.deltas import bias_delta, is_whole, weight_delta
 from reverie.requests.adapter_files import PEFT_CONFIG, Adapter, weights_file
 from reverie.system import StableDiffusion
 

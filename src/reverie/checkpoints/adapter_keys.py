@@ -21,7 +21,7 @@ from reverie.errors import ReverieError
 from reverie.models.k_unet import KUNet
 from reverie.models.unet import UNet
 
-# What the last part of a key says the tensor is, under the names that `adapters.deltas` uses.
+# What the last part of a key says the tensor is, under the names that `models.deltas` uses.
 PARTS = {
     "down": (".lora_down.weight", ".lora_A.weight", ".lora_A", ".lora.down.weight", "_lora.down.weight"),
     "up": (".lora_up.weight", ".lora_B.weight", ".lora_B", ".lora.up.weight", "_lora.up.weight"),

@@ -86,6 +86,7 @@ TEXT_DEFAULTS: Json = {
     "max_position_embeddings": 77,
     "eos_token_id": 49407,
 }
+VISION_SPACE = 512  # dimensions of a vision tower's projection, where its config leaves that out
 VISION_DEFAULTS: Json = {
     "hidden_size": 768,
     "intermediate_size": 3072,
@@ -350,7 +351,7 @@ def read_clip(raw: Json, where: str) -> CLIPConfig:
 
 
 def read_vision(raw: Json, where: str) -> CLIPVisionConfig:
-    """Translate transformers' CLIPVisionConfig, but for its `projection_dim`, 512 where it is left out."""
+    """Translate transformers' CLIPVisionConfig, but for its `projection_dim`."""
     _expect(raw, {"num_channels": 3}, where)
     return CLIPVisionConfig(**{key: {**VISION_DEFAULTS, **raw}[key] for key in VISION_DEFAULTS})
 

@@ -17,6 +17,7 @@ from reverie.checkpoints.weights import open_source
 from reverie.errors import ReverieError
 from reverie.files import check_distinct
 from reverie.models.autoencoder import TinyAutoencoder
+from reverie.requests.references import locate_model
 
 # What a single file holds and no network of a folder has room for, as SD 2's last text layer: it goes into a file of
 # its own, which diffusers does not look at.
@@ -36,14 +37,14 @@ def convert(
     ema: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a model, a single file or a folder, as the other of the two, or as a single file anew.
+    """Write a model, a single file, a folder or a bundled one, as a folder or as a single file.
 
     What the target is called decides: `.safetensors` is a single file, a name without suffix a folder. `dtype` None
     keeps each weight's own; `config` and `prediction` name the family and the parameterisation of a single file where
     it does not tell; `ema` takes the running averages of its U-Net. What a training left is not written. Raises
     ReverieError, also where the target is there and `overwrite` is not set.
     """
-    source, target = Path(source), Path(target)
+    source, target = locate_model(source), Path(target)
     _check(source, target, overwrite)
     if source.is_dir():
         if ema or prediction or isinstance(config, str):

@@ -13,13 +13,14 @@ import torch
 
 from reverie.checkpoints.adapter_keys import algorithms, group
 from reverie.checkpoints.clip_files import OPEN_CLIP_FILES
-from reverie.checkpoints.configs import PATCHED, PLAIN, TINY, read_latent_factor, read_schedule, read_unet
+from reverie.checkpoints.configs import PATCHED, PLAIN, TINY, read_latent_factor
 from reverie.checkpoints.families import alike
 from reverie.checkpoints.identify import AUTOENCODER, Contents, identify
-from reverie.checkpoints.load import LATENT_UPSCALING, SAFETY, STEMS
+from reverie.checkpoints.load import SAFETY, STEMS, read_process, weight_files
 from reverie.checkpoints.weights import GGUF, Source, find_weights, open_source, read_json
 from reverie.errors import ReverieError
 from reverie.models.k_unet import KUNetConfig
+from reverie.requests.references import locate_model, locate_part
 
 # Whose prompts a network attends to, told by their width.
 BASES = {768: "Stable Diffusion 1.x", 1024: "Stable Diffusion 2.x", 2048: "Stable Diffusion XL", 1280: "the XL refiner"}
@@ -56,11 +57,11 @@ class Description:
 
 
 def describe(path: str | Path) -> Description:
-    """Describe a model, a LoRA, an embedding, an autoencoder, a ControlNet, a CLIP or a TAESD, a file or a folder.
+    """Describe a model, a LoRA, an embedding, an autoencoder, a ControlNet, a CLIP or a TAESD: a file or a folder.
 
-    Raises ReverieError where it is nothing of the kind, or is damaged.
+    A bundled model has a name. Raises ReverieError where it is nothing of the kind, or is damaged.
     """
-    path = Path(path)
+    path = locate_model(path)
     if path.is_dir():
         return _describe_folder(path)
     if not path.is_file():
@@ -109,15 +110,13 @@ def _describe_folder(folder: Path) -> Description:
 
 
 def _describe_model(folder: Path) -> Description:
-    files = [file for part, stem in STEMS.items() for file in _weights(folder / part, stem)]
-    config, vae = folder / "unet/config.json", folder / "vae/config.json"
-    schedule = folder / "scheduler/scheduler_config.json"
-    unet, process = read_unet(read_json(config), str(config)), read_schedule(read_json(schedule), str(schedule))
-    sees = (folder / "image_encoder").is_dir()
+    files = weight_files(folder, None)
+    vae, (unet, process) = locate_part(folder, "vae/config.json"), read_process(folder)
+    sees = locate_part(folder, "image_encoder").is_dir()
     found = [family for family in alike(unet, process) if (family.vision is not None) == sees]
     title = found[0].title if found else "a model of its own kind"
     if isinstance(unet, KUNetConfig):
-        title, process = "Stable Diffusion 2 latent upscaler", LATENT_UPSCALING
+        title = "Stable Diffusion 2 latent upscaler"
     described = _measure(folder, "model", f"{title}, in diffusers' layout", [open_source(one) for one in files], files)
     return replace(
         described,

@@ -14,6 +14,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from torch import nn
 
 from reverie.checkpoints import configs
+from reverie.checkpoints.adapter_keys import canonical, group, targets
 from reverie.checkpoints.compvis import autoencoder_name, text_tower_name
 from reverie.checkpoints.weights import (
     Rename,
@@ -30,9 +31,10 @@ from reverie.diffusion.noise import EmbeddingNoise, PictureNoise
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
 from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection, VisionTowerWithProjection
+from reverie.models.deltas import weight_delta
 from reverie.models.k_unet import KUNet, KUNetConfig
 from reverie.models.safety import SafetyChecker, SafetyConfig
-from reverie.models.unet import UNet
+from reverie.models.unet import UNet, UNetConfig
 from reverie.requests.references import locate_part
 from reverie.sound.spectrogram import SpectrogramParams
 from reverie.tokenizer import Tokenizer
@@ -174,12 +176,14 @@ def load_folder(
     device: torch.device = CPU,
     dtype: torch.dtype | None = torch.float32,
     variant: str | None = None,
+    vae: Callable[[], ImageAutoencoder] | None = None,
 ) -> Components:
     """Read a model in diffusers' layout (model_index.json and a folder for each part).
 
     Weights of another dtype are converted (None: none is); where dtype and device are those of the files, they stay
     mapped. An autoencoder that overflows in half precision (`force_upcast`) is read in float32. Of several files of the
-    same weights, those of the `variant` are taken, such as "fp16" or "non_ema". Raises ReverieError.
+    same weights, those of the `variant` are taken, such as "fp16" or "non_ema". `vae` reads
+    another autoencoder in place of the folder's own. Raises ReverieError.
     """
     path = _folder(path)
     index = read_json(path / "model_index.json")
@@ -197,15 +201,17 @@ def load_folder(
     unet = load_unet(place, device=device, dtype=dtype, variant=variant)
     if place.parent != path:
         _add_lora(unet, path / LORA)
+    if vae is None and not locate_part(path, "vae").is_dir():
+        raise ReverieError(f"'{path}' holds no autoencoder (vae); give one as vae")
     see = partial(load_image_encoder, device=device, dtype=dtype, variant=variant)
     return Components(
         tokenizers=tuple(Tokenizer.load(locate_part(path, f"tokenizer{suffix}")) for suffix in suffixes),
         text_encoders=tuple(towers),
         unet=unet,
-        autoencoder=load_autoencoder(locate_part(path, "vae"), device=device, dtype=dtype, variant=variant),
-        schedule_config=LATENT_UPSCALING
-        if isinstance(unet, KUNet)
-        else _config(locate_part(path, "scheduler"), configs.read_schedule, "scheduler_config.json"),
+        autoencoder=load_autoencoder(locate_part(path, "vae"), device=device, dtype=dtype, variant=variant)
+        if vae is None
+        else vae(),
+        schedule_config=read_process(path)[1],
         image_encoder=see(locate_part(path, "image_encoder")) if sees else None,
         embedding_noise=_embedding_noise(path, variant) if index.get("image_normalizer") else None,
         picture_noise=_picture_noise(path, index),
@@ -217,19 +223,32 @@ def load_folder(
     )
 
 
+def read_process(folder: Path) -> tuple[UNetConfig, ScheduleConfig]:
+    """Read the U-Net's config from a model's folder, and the noise levels and the parameterisation that it learned."""
+    unet = _config(locate_part(folder, "unet"), configs.read_unet)
+    if isinstance(unet, KUNetConfig):
+        return unet, LATENT_UPSCALING
+    return unet, _config(locate_part(folder, "scheduler"), configs.read_schedule, "scheduler_config.json")
+
+
+def weight_files(folder: Path, dtype: torch.dtype | None, variant: str | None = None) -> list[Path]:
+    """List the files whose weights a model's networks have, also where it shares them, chosen as by `find_weights`."""
+    parts = [(locate_part(folder, part), stem) for part, stem in STEMS.items()]
+    files = [file for part, stem in parts if part.is_dir() for file in find_weights(part, stem, dtype, variant)]
+    return files if locate_part(folder, "unet").parent == folder else [*files, folder / LORA]
+
+
 @torch.no_grad()
 def _add_lora(unet: UNet, file: Path) -> None:
-    """Add the products of a LoRA's matrices to a U-Net's weights, for good."""
-    source = open_source(file)
-    names = set(source.names())
-    for path, module in unet.named_modules():
-        layer = f"lora_unet_{path.replace('.', '_')}"
-        if f"{layer}.lora_up.weight" in names:
-            parts = (f"{layer}.{part}" for part in ("lora_up.weight", "lora_down.weight", "alpha"))
-            weight = module.get_parameter("weight")
-            up, down, alpha = (source.tensor(name).to(weight.device, torch.float32) for name in parts)
-            changed = weight + alpha / len(down) * (up.flatten(1) @ down.flatten(1)).view_as(weight)
-            module.weight = nn.Parameter(changed.to(weight.dtype), requires_grad=False)
+    """Add a LoRA to a U-Net's weights, for good."""
+    source, layers = open_source(file), targets(unet, ())
+    for name, keys in group(source.names())[0].items():
+        module = layers[canonical(name)].module
+        weight = module.get_parameter("weight")
+        parts = {role: source.tensor(key).to(weight.device, torch.float32) for role, key in keys.items()}
+        if (delta := weight_delta(parts, weight)) is not None:
+            changed = (weight.float() + delta).to(weight.dtype)
+            module.register_parameter("weight", nn.Parameter(changed, requires_grad=False))
 
 
 def load_unet(
@@ -294,7 +313,7 @@ def load_image_encoder(
     """Read transformers' CLIPVisionModelWithProjection as `load_unet` reads a U-Net."""
     folder = _folder(folder)
     config = _config(folder, configs.read_vision)
-    space = read_json(folder / "config.json").get("projection_dim", 512)  # transformers' default
+    space = read_json(folder / "config.json").get("projection_dim", configs.VISION_SPACE)
     return _load(lambda: VisionTowerWithProjection(config, space), folder, TRANSFORMERS_STEM, device, dtype, variant)
 
 

@@ -11,17 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from reverie.checkpoints.compvis import AVERAGES, OFFICIAL, Table, to_single_file, unet_layout
+from reverie.checkpoints.configs import TINY, read_autoencoder
 from reverie.checkpoints.families import (
     Family,
     FilePart,
+    alike,
     autoencoder_part,
     autoencoder_prefix,
     spelling,
 )
 from reverie.checkpoints.hub import find_tokenizer
 from reverie.checkpoints.identify import AUTOENCODER, TEXT_ENCODER, Contents, identify
-from reverie.checkpoints.load import CPU, Components, Recommended, load_autoencoder, load_tiny
-from reverie.checkpoints.weights import Source, blueprint, open_source
+from reverie.checkpoints.load import CPU, Components, Recommended, load_autoencoder, load_tiny, read_process
+from reverie.checkpoints.weights import Source, blueprint, open_source, read_json
 from reverie.diffusion.denoiser import parameterise
 from reverie.diffusion.noise import EmbeddingNoise
 from reverie.diffusion.schedule import squared_cosine
@@ -31,11 +33,11 @@ from reverie.models.autoencoder import (
     AutoencoderConfig,
     ImageAutoencoder,
     TinyAutoencoder,
-    TinyConfig,
 )
 from reverie.models.clip import TextTower, VisionTowerWithProjection
 from reverie.models.unet import UNet
 from reverie.models.upscalers import Upscaler, recognise, today_names
+from reverie.requests.references import locate_part
 from reverie.requests.samplers import LATENT_CONSISTENCY, few_steps
 from reverie.tokenizer import Tokenizer
 
@@ -265,7 +267,7 @@ def load_vae(
     *,
     device: torch.device = CPU,
     dtype: torch.dtype | None = torch.float32,
-    config: AutoencoderConfig | TinyConfig = AUTOENCODERS["sd"],
+    config: AutoencoderConfig = AUTOENCODERS["sd"],
 ) -> ImageAutoencoder:
     """Read an autoencoder alone: diffusers' folder, or a file in CompVis' or diffusers' layout, or a whole model's.
 
@@ -280,8 +282,6 @@ def load_vae(
     contents = identify(source, path)
     if contents.kind == "taesd":
         return _check_decoder(load_tiny(path, device=device, dtype=dtype), path, config)
-    if isinstance(config, TinyConfig):
-        config = AUTOENCODERS["sd"]
     prefix = autoencoder_prefix(names)
     if prefix is None:
         raise ReverieError(f"{path} holds {contents.title}; give an autoencoder (VAE)")
@@ -293,9 +293,15 @@ def load_vae(
     return read_part(part, source, str(path), device, torch.float32 if upcast else dtype)
 
 
-def _check_decoder(
-    autoencoder: ImageAutoencoder, path: Path, config: AutoencoderConfig | TinyConfig
-) -> ImageAutoencoder:
+def autoencoder_config(folder: Path) -> AutoencoderConfig:
+    """Return what a model's folder says of its autoencoder; without one, or with a TAESD, what its kind's is."""
+    file = locate_part(folder, "vae/config.json")
+    if file.is_file() and (own := read_json(file)).get("_class_name") != TINY:
+        return read_autoencoder(own, str(file))
+    return next((family.autoencoder for family in alike(*read_process(folder))), AUTOENCODERS["sd"])
+
+
+def _check_decoder(autoencoder: ImageAutoencoder, path: Path, config: AutoencoderConfig) -> ImageAutoencoder:
     """Raise ReverieError where an autoencoder cannot decode the latents that `config` describes."""
     if isinstance(autoencoder, TinyAutoencoder) and autoencoder.decoder is None:
         raise ReverieError(f"{path} holds only the encoder of a TAESD; give its decoder, or diffusers' file of both")

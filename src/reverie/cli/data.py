@@ -85,9 +85,12 @@ class ConceptRow(TypedDict, total=False):
 
 def known_concepts(model: str | None = None) -> list[ConceptRow]:
     """Read what a model was trained on. Raises ReverieError where it does not say, and where there is no model."""
-    from reverie.requests.references import BUNDLED, BUNDLED_NAME, locate_part
+    from reverie.requests.references import BUNDLED, BUNDLED_NAME, locate_model, locate_part
 
-    file = locate_part(BUNDLED[BUNDLED_NAME] if model is None else _folder(model), "concepts.json")
+    folder = locate_model(model or BUNDLED_NAME)
+    if model is not None and not folder.exists():
+        raise ReverieError(f"no model at '{model}'; give a folder, or one of {', '.join(BUNDLED)}")
+    file = locate_part(folder, "concepts.json")
     try:
         known: list[ConceptRow] = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
@@ -97,15 +100,6 @@ def known_concepts(model: str | None = None) -> list[ConceptRow]:
     except ValueError as error:
         raise ReverieError(f"'{file}' is no list of concepts; remove or repair it") from error
     return known
-
-
-def _folder(model: str) -> Path:
-    from reverie.system import bundled_models  # brings torch, which takes seconds
-
-    folder = bundled_models().get(model, Path(model))
-    if not folder.exists():
-        raise ReverieError(f"no model at '{model}'; give a folder, or one of {', '.join(bundled_models())}")
-    return folder
 
 
 def concepts(*, model: str | None = None, as_json: Json = False) -> None:

@@ -7,6 +7,7 @@ memory, no tiles and so no seams. Beyond 2048 x 2048 pixels even that is too muc
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import deepcopy
@@ -36,7 +37,7 @@ from reverie.models.autoencoder import (
     TinyDecoder,
     TinyEncoder,
 )
-from reverie.models.layers import AsymmetricDownsample, ResidualBlock
+from reverie.models.layers import AsymmetricDownsample, GroupNormSiLU, ResidualBlock
 from reverie.models.upscalers import Upscaler
 from reverie.progress import Progress
 
@@ -102,7 +103,7 @@ def decode_in_tiles(autoencoder: ImageAutoencoder, z: Float[Tensor, "1 c h w"]) 
         x = _middle(decoder.mid_block, decoder.conv_in(z))
 
         def run(x: Tensor) -> Tensor:
-            return decoder.conv_out(F.silu(decoder.conv_norm_out(decoder.up_blocks(x))))
+            return decoder.conv_out(decoder.conv_norm_out(decoder.up_blocks(x)))
 
         with _fixed_norms([decoder.up_blocks, decoder.conv_norm_out], run, _shrink(x, CELLS[0], "nearest-exact")):
             return _in_tiles(run, x, 1, side)
@@ -141,7 +142,8 @@ def _fixed_norms(networks: Sequence[nn.Module], run: Callable[[Tensor], Tensor],
         found[norm] = _statistics(norm, given[0])
 
     def normalise(norm: Any, given: tuple[Tensor, ...], output: Tensor) -> Tensor:
-        return _affine(norm, given[0], *found[norm])
+        normalised = _affine(norm, given[0], *found[norm])
+        return F.silu(normalised, inplace=True) if isinstance(norm, GroupNormSiLU) else normalised
 
     with ExitStack() as hooks:
         for norm in norms:
@@ -230,8 +232,8 @@ def _read_rows(x: Tensor) -> Rows:
     return lambda top, bottom: x[:, :, top:bottom]
 
 
-def _normalise(norm: nn.GroupNorm, x: Tensor) -> Rows:
-    """Read x through a GroupNorm over all of x, and the SiLU that always follows."""
+def _normalise(norm: GroupNormSiLU, x: Tensor) -> Rows:
+    """Read x through a GroupNorm over all of x, and the SiLU."""
     found = _statistics(norm, x)
     return lambda top, bottom: F.silu(_affine(norm, x[:, :, top:bottom], *found), inplace=True)
 
@@ -356,6 +358,10 @@ class ImageCodec:
     def factor(self) -> int:
         """Return how many pixels a latent spans in height and in width."""
         return self.autoencoder.factor
+
+    def without_tiles(self) -> ImageCodec:
+        """Return a codec for convolutions that wrap: in tiles they would not meet at the outer edges."""
+        return replace(self, strips=sys.maxsize)
 
     def latent_shape(self, width: int, height: int) -> tuple[int, int, int]:
         """Return (channels, height, width) of a picture's latents; raise ReverieError where not whole."""

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import product
 
 import numpy as np
 import torch
@@ -156,7 +158,22 @@ def _natural_size(system: StableDiffusion, request: TextToImage) -> tuple[int, i
             width, height = depth.image().size
         case _:
             return system.size, system.size
-    return max(1, round(width / factor)) * factor, max(1, round(height / factor)) * factor
+    return _whole_sides(width, height, factor)
+
+
+def _whole_sides(width: int, height: int, factor: int) -> tuple[int, int]:
+    """Return multiples of `factor` next to two sides, of the ratio that is nearest to theirs; of several, the nearest.
+
+    diffusers rounds each side down by itself, and AUTOMATIC1111 takes the size of the form.
+    """
+    below, above = (max(1, width // factor), max(1, height // factor)), (-(-width // factor), -(-height // factor))
+    pairs = [(w * factor, h * factor) for w, h in product(*zip(below, above, strict=True))]
+
+    def strays(pair: tuple[int, int]) -> tuple[float, int]:
+        ratio = pair[0] * height / (pair[1] * width)
+        return abs(math.log(ratio)), abs(pair[0] - width) + abs(pair[1] - height)
+
+    return min(pairs, key=strays)
 
 
 def prepare(system: StableDiffusion, codec: ImageCodec, request: TextToImage) -> Canvas:

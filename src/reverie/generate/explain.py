@@ -133,8 +133,8 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
     """Draw the first picture of a request, to the bit the one that `stream` draws, and tell which word drew what.
 
     A word that the prompt says twice has one map, the sum. Costs a second softmax a layer, for this picture only.
-    Raises ReverieError where the request hands over to a refiner, whose attention is not watched, or has regions, and
-    for a model that reads no words or doubles latents.
+    Raises ReverieError where the request hands over to a refiner, whose attention is not watched, or has regions, for a
+    prompt without words, and for a model that reads no words or doubles latents.
     """
     if not system.text_encoders:
         raise ReverieError(f"{system.name} sees pictures and reads no words; leave out `explain`", field="explain")
@@ -148,6 +148,8 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
         raise ReverieError("the attention to the prompts of regions is not recorded; leave out the regions")
     single = fill_in(system, request).only(0)
     words = list(_words(system, single))
+    if not words:
+        raise ReverieError("the prompt has no words to explain; give some, or leave out `explain`", field="explain")
     with picture_run(system, single) as run:
         with record_attention(system.unet, run.passes[0].prompts) as recorder:
             *_, (step, _) = passes(run, [single])

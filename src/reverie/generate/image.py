@@ -182,7 +182,7 @@ def prepare_run(
     """
     if request.refiner is not None and refiner is None:
         raise ReverieError("the request hands over to a refiner; give the model that it names")
-    codec = system.codec if request.tile == "none" else ImageCodec(system.autoencoder, whole=2**62)
+    codec = system.codec if request.tile == "none" else system.codec.without_tiles()
     canvas = prepare(system, codec, request)
     controls = [load_control(system, control) for control in request.controls]
     if request.merge_tokens and any(isinstance(control, LayerControl) for control in controls):

@@ -15,6 +15,7 @@ from reverie.jobs.events import Event, Finished, Load, Note, Preview, Saved, Sto
 from reverie.jobs.outputs import check_outputs, check_writable, numbered_paths, numbering_note
 from reverie.media.pictures import grid, save
 from reverie.progress import Progress
+from reverie.requests.adapter_files import extract
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import texts
 
@@ -78,6 +79,8 @@ class PictureJob:
             raise ReverieError("`grid` is one file of all; leave it out with `best_of` and `explain`", field="grid")
         if self.explain and self.request.refiner is not None:
             raise ReverieError("`explain` cannot watch a refiner; leave out the refiner", field="explain")
+        if self.explain and not extract(self.request.prompt).text.strip():
+            raise ReverieError("`explain` is about the words of a prompt; give some, or leave it out", field="explain")
 
     def run(self, load: Load, tell: Callable[[Event], None] = ignore) -> Iterator[Event]:
         """Draw, and yield what happens; the last event is `Finished`."""

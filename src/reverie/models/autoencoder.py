@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
-from reverie.models.layers import AsymmetricDownsample, ImageAttention, ResidualBlock, Upsample
+from reverie.models.layers import AsymmetricDownsample, GroupNormSiLU, ImageAttention, ResidualBlock, Upsample
 
 EPS = 1e-6  # of every GroupNorm in the autoencoder
 
@@ -146,12 +146,12 @@ class Encoder(nn.Module):
             )
         )
         self.mid_block = AutoencoderMidBlock(widths[-1], groups=groups, attention=config.mid_block_add_attention)
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_norm_out = GroupNormSiLU(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b moments h2 w2"]:
         x = self.mid_block(self.down_blocks(self.conv_in(x)))
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x))
 
 
 class Decoder(nn.Module):
@@ -168,12 +168,12 @@ class Decoder(nn.Module):
                 for i, o, last in _levels(widths)
             )
         )
-        self.conv_norm_out = nn.GroupNorm(groups, widths[-1], EPS)
+        self.conv_norm_out = GroupNormSiLU(groups, widths[-1], EPS)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
         x = self.up_blocks(self.mid_block(self.conv_in(z)))
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x))
 
 
 RunHalf = Callable[[Any, Tensor], Tensor]

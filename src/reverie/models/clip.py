@@ -79,6 +79,11 @@ class CLIPVisionConfig(TransformerConfig):
     image_size: int = 224
     patch_size: int = 14
 
+    @property
+    def places(self) -> int:
+        """Return how many places of a picture the tower looks from: each patch, and the class token."""
+        return (self.image_size // self.patch_size) ** 2 + 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
@@ -270,7 +275,7 @@ class VisionEmbeddings(nn.Module):
         self.image_size = config.image_size
         self.class_embedding = nn.Parameter(nn.init.normal_(torch.empty(width), std=width**-0.5))
         self.patch_embedding = nn.Conv2d(3, width, patch, stride=patch, bias=False)
-        self.position_embedding = nn.Embedding((config.image_size // patch) ** 2 + 1, width)
+        self.position_embedding = nn.Embedding(config.places, width)
         nn.init.normal_(self.position_embedding.weight, std=width**-0.5)
 
     def forward(self, pixels: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b l d"]:

@@ -15,6 +15,13 @@ from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 
+class GroupNormSiLU(nn.GroupNorm):
+    """Normalise groups of channels (Wu and He 1803.08494), and take the SiLU of the result."""
+
+    def forward(self, x: Float[Tensor, "b c *size"]) -> Float[Tensor, "b c *size"]:
+        return F.silu(super().forward(x), inplace=not torch.is_grad_enabled())
+
+
 class ResidualBlock(nn.Module):
     """Add two normalised 3x3 convolutions to the input, shifted in between by an embedding where there is one.
 
@@ -23,20 +30,20 @@ class ResidualBlock(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int, *, groups: int, eps: float, emb_dim: int | None = None):
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, in_channels, eps)
+        self.norm1 = GroupNormSiLU(groups, in_channels, eps)
         self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
         self.time_emb_proj = nn.Linear(emb_dim, out_channels) if emb_dim is not None else None
-        self.norm2 = nn.GroupNorm(groups, out_channels, eps)
+        self.norm2 = GroupNormSiLU(groups, out_channels, eps)
         self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else None
 
     def forward(
         self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b d"] | None = None
     ) -> Float[Tensor, "b out h w"]:
-        h = self.conv1(F.silu(self.norm1(x)))
+        h = self.conv1(self.norm1(x))
         if self.time_emb_proj is not None and emb is not None:
             h = h + self.time_emb_proj(F.silu(emb))[:, :, None, None]
-        h = self.conv2(F.silu(self.norm2(h)))
+        h = self.conv2(self.norm2(h))
         return (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
 
 

@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Float, Num
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
 from reverie.models.layers import (
     Downsample,
+    GroupNormSiLU,
     ResidualBlock,
     SpatialTransformer,
     TimestepEmbedding,
@@ -372,7 +372,7 @@ class UNet(DownPath):
         widths = config.block_out_channels
         _, inputs = _input_widths(widths, config.layers_per_block)
         self.up_blocks = nn.ModuleList(UpBlock(inputs[level], level, config) for level in reversed(range(len(widths))))
-        self.conv_norm_out = nn.GroupNorm(config.norm_num_groups, widths[0], EPS)
+        self.conv_norm_out = GroupNormSiLU(config.norm_num_groups, widths[0], EPS)
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(
@@ -400,7 +400,7 @@ class UNet(DownPath):
 
     def finish(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h w"]:
         """Make the prediction of what the last level gives."""
-        return self.conv_out(F.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x))
 
     def levels(
         self,

@@ -165,7 +165,7 @@ def _prepare_run(
     system: StableDiffusion, music: Music, shared: TextToImage, laid: MusicPlan, given: Given | None
 ) -> ClipRun:
     """Make ready what a request's clips share, while its changes to the model are active."""
-    images = ImageCodec(system.autoencoder, whole=2**62) if laid.axes else system.codec
+    images = system.codec.without_tiles() if laid.axes else system.codec
     way = encode_stops(system, music.stops, shared)
     strength = 1.0 if given is None else way.at(music.place).strength
     sigmas = noise_levels(system, shared)[-steps_taken(music.steps, strength) - 1 :]

@@ -50,10 +50,16 @@ BUNDLED = {
 }
 # The parts that the first lacks are the second's.
 SHARED = {BUNDLED[TURBO_NAME]: BUNDLED[BUNDLED_NAME], BUNDLED[MUSIC_TURBO_NAME]: BUNDLED[MUSIC_NAME]}
+OWNERS = (BUNDLED_NAME, TURBO_NAME)  # of an IP-Adapter, by which they vary pictures
 MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the models that a record names are
 
 Resolver = Callable[[str, str], str]
 """(what is named, its name) -> the path. What: picture, sound, film, model, controlnet, lora, embedding or folder."""
+
+
+def locate_model(name: str | Path) -> Path:
+    """Return the folder of a bundled model by its name; any other name is a path."""
+    return BUNDLED.get(str(name), Path(name))
 
 
 def locate_part(folder: Path, part: str) -> Path:

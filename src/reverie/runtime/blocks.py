@@ -20,12 +20,21 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from reverie.models import clip, layers
 from reverie.models.autoencoder import TinyBlock, TinyDecoder, TinyEncoder
-from reverie.models.layers import ResidualBlock, Upsample
+from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
 from reverie.runtime import kernels
 from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
 from reverie.runtime.kernels import trim
-from reverie.runtime.layers import LAST, PackedConv2d, PackedLinear, pack_together, project, version
+from reverie.runtime.layers import (
+    LAST,
+    FastGroupNorm,
+    FastGroupNormSiLU,
+    PackedConv2d,
+    PackedLinear,
+    pack_together,
+    project,
+    version,
+)
 
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""
@@ -115,9 +124,8 @@ class FastResidualBlock(ResidualBlock):
         shift = None
         if self.time_emb_proj is not None and emb is not None:
             shift = self.time_emb_proj(F.silu(emb))[:, :, None, None]
-        h = self.conv1(F.silu(self.norm1(x), inplace=True), add=shift)
-        h = F.silu(self.norm2(h), inplace=True)
-        return self.conv2(h, add=x if self.conv_shortcut is None else self.conv_shortcut(x))
+        h = self.conv1(self.norm1(x), add=shift)
+        return self.conv2(self.norm2(h), add=x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 
 class FastImageAttention(layers.ImageAttention):
@@ -394,6 +402,8 @@ def _places(side: int) -> tuple[tuple[slice, slice], ...]:
 
 # By the plain class: the fast one, and which of its parts have to be fast themselves.
 BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
+    nn.GroupNorm: (FastGroupNorm, ()),
+    GroupNormSiLU: (FastGroupNormSiLU, ()),
     ResidualBlock: (FastResidualBlock, ("conv1", "conv2")),
     Upsample: (FastUpsample, ("conv",)),
     layers.ImageAttention: (FastImageAttention, ("to_q", "to_k", "to_v", "to_out.0")),

@@ -33,6 +33,15 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def takes(*operands: Tensor) -> bool:
+    """Tell whether the extension is there for these tensors: numbers in float32 on the CPU, without gradients."""
+    return (
+        not torch.is_grad_enabled()
+        and library() is not None
+        and all(operand.dtype == torch.float32 and operand.is_cpu for operand in operands)
+    )
+
+
 def call(name: str, *operands: Tensor | int | float | None) -> None:
     """Call a kernel: tensors go as the address of their numbers (None as no address), ints as int64_t, floats as float.
 
@@ -41,16 +50,13 @@ def call(name: str, *operands: Tensor | int | float | None) -> None:
     held = library()
     if held is None:
         raise RuntimeError("no extension was compiled for this processor")
-    held[name](*map(_operand, operands))
+    kernel = getattr(held, name)  # ctypes keeps it, with what it takes
+    if kernel.argtypes is None:
+        kernel.argtypes, kernel.restype = [*map(_type, operands)], None
+    kernel(*[operand.data_ptr() if isinstance(operand, Tensor) else operand for operand in operands])
 
 
-def _operand(value: Tensor | int | float | None) -> ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float:
-    match value:
-        case None:
-            return ctypes.c_void_p(None)
-        case Tensor():
-            return ctypes.c_void_p(value.data_ptr())
-        case int():
-            return ctypes.c_int64(value)
-        case _:
-            return ctypes.c_float(value)
+def _type(operand: Tensor | int | float | None) -> type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float]:
+    if isinstance(operand, Tensor | None):
+        return ctypes.c_void_p
+    return ctypes.c_int64 if isinstance(operand, int) else ctypes.c_float

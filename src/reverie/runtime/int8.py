@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import prod
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -437,7 +437,7 @@ class Int8GEGLU(blocks.FastGEGLU):
 
     def forward(self, x: Float[Tensor, "b l d"] | Levels) -> Float[Tensor, "b l hidden"] | Levels:
         if is_hooked(self.proj) or not fuses() or not self.proj.computes(x):
-            return layers.GEGLU.forward(self, x)
+            return layers.GEGLU.forward(self, cast(Tensor, x))  # the product takes either
         kept, gate = pack_together([self.proj], parts=2).parts
         biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
         if isinstance(x, Tensor):
@@ -450,7 +450,8 @@ class Int8TransformerBlock(blocks.FastTransformerBlock):
     """Round as the norms compute, once for query, key and value."""
 
     def forward(self, x: Float[Tensor, "b l d"], context: Float[Tensor, "b m e"]) -> Float[Tensor, "b l d"]:
-        if computes_plainly(*self.modules()) or not fuses() or not self.ff.net[2].computes(x):
+        last = cast(PackedLayer, self.ff.get_submodule("net.2"))
+        if computes_plainly(*self.modules()) or not fuses() or not last.computes(x):
             return super().forward(x, context)
         x = self.attn1(round_rows(x, self.norm1), context if self.only_cross else None, add=x)
         x = self.attn2(round_rows(x, self.norm2), context, add=x)
@@ -461,19 +462,21 @@ class Int8SpatialTransformer(blocks.FastSpatialTransformer):
     """Round as the norm computes; image and tokens are one tensor, and both kinds of projections one product."""
 
     def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b l d"]) -> Float[Tensor, "b c h w"]:
-        if computes_plainly(self.norm, self.proj_in, self.proj_out) or not fuses() or not self.proj_in.computes(x):
+        if computes_plainly(self.norm, self.proj_in, self.proj_out) or not fuses() or not cast(PackedLayer, self.proj_in).computes(x):
             return super().forward(x, context)
-        (weight,) = pack_together([self.proj_in]).parts
+        (weight,) = pack_together([cast(PackedLayer, self.proj_in)]).parts
         h = product(round_images(x, norm=self.norm), weight, self.proj_in.bias)
         for block in self.transformer_blocks:
             h = block(h, context)
-        (weight,) = pack_together([self.proj_out]).parts
+        (weight,) = pack_together([cast(PackedLayer, self.proj_out)]).parts
         tokens = layers.to_tokens(x.contiguous(memory_format=LAST))
         return layers.to_image(product(round_rows(h), weight, self.proj_out.bias, tokens), *x.shape[2:])
 
 
 # By the plain class: the one that computes with rounded weights, and which of its parts have to, themselves.
 BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
+    nn.GroupNorm: blocks.BLOCKS[nn.GroupNorm],
+    layers.GroupNormSiLU: blocks.BLOCKS[layers.GroupNormSiLU],
     ResidualBlock: (Int8ResidualBlock, ("conv1", "conv2")),
     layers.Upsample: (Int8Upsample, ("conv",)),
     layers.Attention: (blocks.FastAttention, ("to_q", "to_k", "to_v", "to_out.0")),

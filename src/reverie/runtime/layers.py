@@ -1,4 +1,4 @@
-"""Linear layers and convolutions with packed weights: one form at a time, plain once the weight is asked for.
+"""Linear layers and convolutions with packed weights: one form at a time, plain once the weight is asked for; norms.
 
 That is the one rule by which LoRA, saving, training and all else that reads or sets `weight` get along, without knowing
 of it. `layer.weight` gives back the plain values, bit by bit, and lets go of the packed ones; the layer packs again
@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from reverie.runtime import kernels, winograd
+from reverie.models.layers import GroupNormSiLU
+from reverie.runtime import extension, kernels, winograd
 from reverie.runtime.cache import keep
 from reverie.runtime.kernels import let_go, native, unpack
 
@@ -301,3 +302,29 @@ def _product(store: PackedStore, x: Tensor) -> tuple[Tensor, ...]:
     biases = [layer.bias for layer in store.layers if isinstance(layer.bias, Tensor)]
     product = store.layers[0].multiply(x, store.parts[0], torch.cat(biases) if biases else None)
     return product.split([layer.rows for layer in store.layers], dim=-1)
+
+
+class FastGroupNorm(nn.GroupNorm):
+    """Normalise the groups of a channels-last image in two passes over it (`c/norms.c`)."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return _normalise(self, x, silu=False) if _normalises(self, x) else super().forward(x)
+
+
+class FastGroupNormSiLU(GroupNormSiLU):
+    """Normalise the groups of a channels-last image, and take the SiLU, in two passes over it (`c/norms.c`)."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
+        return _normalise(self, x, silu=True) if _normalises(self, x) else super().forward(x)
+
+
+def _normalises(norm: nn.GroupNorm, x: Tensor) -> bool:
+    """Tell whether the extension may take this input."""
+    return extension.takes(x, norm.weight) and x.dim() == 4 and x.is_contiguous(memory_format=LAST)
+
+
+def _normalise(norm: nn.GroupNorm, x: Float[Tensor, "b c h w"], *, silu: bool) -> Float[Tensor, "b c h w"]:
+    images, channels, height, width = x.shape
+    y, shape = torch.empty_like(x), (images, height * width, channels, norm.num_groups)
+    extension.call("group_norm", x, y, norm.weight, norm.bias, *shape, norm.eps, int(silu))
+    return y

@@ -19,7 +19,7 @@ from starlette.websockets import WebSocketDisconnect
 from reverie.jobs.questions import Classification, Comparison, Embedding, Question, Search
 from reverie.requests.base import SampledRequest
 from reverie.requests.records import read_record
-from reverie.requests.references import BUNDLED, BUNDLED_NAME, DATA_URL, content_of, locate_part, resolving
+from reverie.requests.references import BUNDLED, BUNDLED_NAME, DATA_URL, OWNERS, content_of, locate_part, resolving
 from reverie.requests.samplers import RECORDS, SPACINGS, few_steps, schedule_label
 from reverie.requests.templates import read_styles
 from reverie.server.answers import Served, answer, client_of, dispatcher_of
@@ -237,6 +237,7 @@ def _models(served: Dispatcher) -> list[Json]:
     defaults = (settings.default("text_to_image"), settings.default("music"))
     return [
         {"name": name, "bundled": name in BUNDLED, "default": name in defaults, "loaded": name in served.loaded}
+        | {"varies": name in OWNERS or (place / SEES).is_dir()}
         | describe_model(place)
         for name, place in settings.places().items()
     ]
@@ -256,6 +257,7 @@ def describe_model(place: Path) -> Json:
     return {"makes": makes, "size": size} | recommended
 
 
+SEES = "image_encoder"  # the folder of what pictures that a model varies are seen by
 DESCRIPTIONS = {"unet": "unet/config.json", "vae": "vae/config.json", "recommended": "recommended.json"}
 
 
@@ -313,7 +315,7 @@ async def samplers() -> Json:
 async def concepts(served: Served, model: str = BUNDLED_NAME) -> Json:
     """List what a model was taught, in English and Chinese, where it says so."""
     place = served.settings.places().get(served.settings.model_for("text_to_image", model), Path())
-    known = place / "concepts.json"
+    known = locate_part(place, "concepts.json")
     return {"concepts": json.loads(known.read_text(encoding="utf-8")) if known.is_file() else []}
 
 

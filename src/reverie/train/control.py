@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,6 @@ from reverie.train.encoded import Description
 from reverie.train.examples import Examples, Pictures
 from reverie.train.folders import find_named
 from reverie.train.inputs import FinetuneTextSettings
-from reverie.train.latents import Beside
 from reverie.train.recipe import section
 
 WIDTHS = ControlNetConfig.hint_widths  # where a latent stands for more pixels, the last comes again
@@ -72,11 +72,11 @@ class Hints:
     files: Mapping[str, Path]  # by pictures' names; where there are none, `detect` finds them in the pictures
     detect: Callable[[Image.Image], Image.Image] | None
 
-    def beside(self, number: int, rng: np.random.Generator) -> Description:
+    def __call__(self, number: int, rng: np.random.Generator) -> Description:
         """Tell of example `number` its `hint`, uint8."""
-        return {"hint": torch.from_numpy(self(number))}
+        return {"hint": torch.from_numpy(self.hint(number))}
 
-    def __call__(self, index: int) -> UInt8[np.ndarray, "3 h w"]:
+    def hint(self, index: int) -> UInt8[np.ndarray, "3 h w"]:
         """Return the hint of example `index`. Raises ReverieError, naming it, where a file is damaged."""
         if self.detect is None:
             hint = self.pictures.align(index, to_rgb(decode(self.files[self.pictures.name(index)])))
@@ -85,16 +85,21 @@ class Hints:
         return np.ascontiguousarray(np.asarray(hint).transpose(2, 0, 1))
 
 
-def show_hints(settings: ControlSettings) -> Callable[[Examples, Path], Beside]:
+def show_hints(settings: ControlSettings) -> Callable[[Examples, Path], Hints]:
     """Return what tells of a row's examples their hints. Raises ReverieError as `find_hints`."""
-    return lambda examples, _: find_hints(settings, examples).beside
+    hints_of = find_hints(settings)
+    return lambda examples, _: hints_of(examples)
 
 
-def find_hints(settings: ControlSettings, examples: Examples) -> Hints:
+def find_hints(settings: ControlSettings) -> Callable[[Examples], Hints]:
+    """Return what gives the hints of a row, of files that are looked up here. Raises ReverieError where none are."""
+    return partial(_hints, settings, find_named(settings.hints, "hints"))
+
+
+def _hints(settings: ControlSettings, files: Mapping[str, Path], examples: Examples) -> Hints:
     """Return the hints of a row. Raises ReverieError where pictures have none."""
     if not isinstance(examples, Pictures):
         raise ReverieError("[control] learns from pictures = FOLDER in [data] alone")
-    files = find_named(settings.hints, "hints")
     bare = sorted({examples.name(index) for index in range(len(examples))} - files.keys())
     if bare and not settings.detect:
         some = ", ".join(bare[:NAMED]) + (", ..." if len(bare) > NAMED else "")
@@ -106,8 +111,9 @@ def check(settings: ControlSettings, base: Components, opened: Iterable[Examples
     """Raise ReverieError where no ControlNet is trained for the model, or pictures have no hints."""
     if base.unet.config.time_cond_proj_dim is not None:
         raise ReverieError(f"{base.name} hears how strong guidance is; start from a plain model of its family")
+    hints_of = find_hints(settings)
     for examples in opened:
-        find_hints(settings, examples)
+        hints_of(examples)
 
 
 def begin(base: Components, settings: ControlSettings) -> ControlNet:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from reverie.adapters.ip_adapter import cross_attentions
 from reverie.checkpoints.load import Components
+from reverie.checkpoints.save import write_tensors
 from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.media.pictures import grid
@@ -136,7 +137,7 @@ class ControlFinetuning(Finetuning):
     def samples(self) -> Image.Image:
         """Show hints of the first pictures, each beside what is drawn by it."""
         numbers = (place % len(self.hints.pictures) for place in range(len(self.shown.prompts)))
-        hints = [Image.fromarray(self.hints(number).transpose(1, 2, 0)) for number in numbers]
+        hints = [Image.fromarray(self.hints.hint(number).transpose(1, 2, 0)) for number in numbers]
         with TemporaryDirectory() as folder:
             self.export(Path(folder))
             pairs = [
@@ -202,10 +203,11 @@ class IPAdapterFinetuning(Finetuning):
         self.gather_alone()
         examples, drawn = self.looking.examples, list[Image.Image]()
         with TemporaryDirectory() as folder:
-            file = ip_adapter.export(self.adapter, self.looking.sight.tower, Path(folder))
+            write_tensors(self.adapter.state_dict(), file := Path(folder) / "adapter.safetensors")
+            parts = {"model": str(file), "encoder": self.looking.settings.encoder}
             for place, prompt in enumerate(self.shown.prompts):
                 picture = Image.fromarray(examples.picture(place % len(examples))[..., :3])
-                seen = [IPAdapterInput(model=str(file), images=(picture,))]
+                seen = [IPAdapterInput(**parts, images=(picture,))]
                 drawn += [picture, *(self.picture(text, ip_adapters=seen) for text in ("", prompt))]
         return grid(drawn, columns=3 * (self.shown.columns // 2))
 
@@ -254,8 +256,8 @@ def build(sections: dict[str, Any], seed: int, out: Path, pool: Pool = open_pool
         objective.inversion = word
     if isinstance(objective, LoRAFinetuning):
         objective.lora = products
-    if hints and isinstance(objective, ControlFinetuning):
-        objective.hints = control.find_hints(hints, first.examples)
+    if isinstance(objective, ControlFinetuning) and isinstance(first.beside, control.Hints):
+        objective.hints = first.beside
     if isinstance(objective, IPAdapterFinetuning) and isinstance(first.beside, ip_adapter.Shown):
         objective.looking = first.beside
     return objective

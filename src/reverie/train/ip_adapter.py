@@ -118,8 +118,8 @@ def begin(settings: IPAdapterSettings, base: Components, tower: VisionTowerWithP
     elif kind is PatchProjection:
         project = PatchProjection(hidden, hidden, dim)
     elif kind is WholeProjection:
-        patches = (tower.config.image_size // tower.config.patch_size) ** 2 + 1
-        project = WholeProjection(hidden, patches, tokens, dim, narrow=-(-dim // 8), hidden=(4 * dim, 2 * dim))
+        narrow = -(-dim // 8)
+        project = WholeProjection(hidden, tower.config.places, tokens, dim, narrow=narrow, hidden=(4 * dim, 2 * dim))
     else:
         inner = -(-dim // HEAD_WIDTH) * HEAD_WIDTH
         project = Resampler(hidden, tokens, dim, width=dim, inner=inner, hidden=4 * dim, depth=settings.depth)
@@ -272,10 +272,8 @@ def apart(
     return torch.stack(errors).mean()
 
 
-def export(adapter: IPAdapter, tower: VisionTowerWithProjection, folder: Path) -> Path:
-    """Write an IP-Adapter as the authors' files are, named after the run, and the tower beside it; return the file."""
+def export(adapter: IPAdapter, tower: VisionTowerWithProjection, folder: Path) -> None:
+    """Write an IP-Adapter as the authors' files are, named after the run, and the tower beside it."""
     folder.mkdir(parents=True, exist_ok=True)
-    file = folder / f"{folder.resolve().parent.name}.safetensors"
-    write_tensors(adapter.state_dict(), file)
+    write_tensors(adapter.state_dict(), folder / f"{folder.resolve().parent.name}.safetensors")
     save_image_encoder(tower, folder / ENCODER, HALF)
-    return file

@@ -18,8 +18,8 @@ from pydantic import NonNegativeFloat, NonNegativeInt
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from reverie.adapters.deltas import weight_delta
 from reverie.errors import ReverieError, choose
+from reverie.models.deltas import weight_delta
 from reverie.train.recipe import section
 
 # Attention's projections, in the U-Net's names (diffusers) and in the text encoder's (transformers).
@@ -75,7 +75,7 @@ KINDS: dict[str, Callable[[Tensor, int], dict[str, Tensor]]] = {
     "loha": _loha,
     "lokr": _lokr,
 }
-"""(a weight, a rank) -> the parts of its change as they begin, by the names of `adapters.deltas`."""
+"""(a weight, a rank) -> the parts of its change as they begin, by the names of `models.deltas`."""
 
 
 @dataclass(frozen=True)

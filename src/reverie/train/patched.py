@@ -157,7 +157,7 @@ class PatchedObjective:
     def _fine(self, x: Tensor) -> Tensor:
         """Pass the level of the decoder that learns."""
         decoder = self.averaged.decoder
-        x = F.silu(decoder.conv_norm_out(decoder.up_blocks[self.levels - 1](x)))
+        x = decoder.conv_norm_out(decoder.up_blocks[self.levels - 1](x))
         return F.pixel_shuffle(decoder.conv_out(x), self.averaged.config.patch_size)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from reverie.errors import ReverieError
+from reverie.media.pictures import decode, encode
+from reverie.requests.foreign.a1111_api import Redrawing, WebOptions, draft_of
 from reverie.requests.foreign.draft import way_at
 from reverie.requests.parts import Hires, Refiner, Variation
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import Record, read_record, texts
+from reverie.requests.references import content_of
 from reverie.requests.samplers import SAMPLERS
 
 Read = Callable[[dict[str, str]], Record]
@@ -391,3 +396,17 @@ def test_a_text_whose_line_breaks_were_lost_keeps_its_prompts(read: Text) -> Non
 def test_a_random_seed_is_said_to_be_another(read: Text) -> None:
     record = read("a\nSteps: 20, Sampler: Euler a, CFG scale: 7, Seed: -1, Size: 64x64, RNG: CPU, Version: v1.10.1")
     assert record.notes == ("seed: -1 stands for a random one, which the file does not name; another is drawn",)
+
+
+def test_resize_and_fill_keeps_the_picture_whole_between_its_stretched_edges() -> None:
+    """AUTOMATIC1111's resize_mode 2 (modules/images.py: resize_image)."""
+    picture = Image.linear_gradient("L").resize((32, 16)).convert("RGB")
+    encoded = base64.b64encode(encode(picture)).decode()
+    asked = {"prompt": "a bear", "init_images": [encoded], "mask": encoded, "resize_mode": 2, "width": 16, "height": 16}
+    fields = draft_of(Redrawing.model_validate(asked), WebOptions()).fields
+    for name in ("init", "mask"):
+        rows = np.asarray(decode(content_of(fields[name])), int)
+        assert rows.shape[:2] == (16, 16)
+        assert (rows[:4] == rows[4]).all()
+        assert (rows[12:] == rows[11]).all()
+        assert (np.diff(rows[4:12, 0, 0]) > 0).all()

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
@@ -183,7 +184,7 @@ class Redrawing(Drawing):
 
     init_images: list[str] = Field(min_length=1, max_length=1)
     mask: str = ""
-    resize_mode: Literal[0, 1] = 0
+    resize_mode: Literal[0, 1, 2] = 0
     mask_blur: int | None = None
     mask_blur_x: int = 4
     mask_blur_y: int = 4
@@ -260,20 +261,30 @@ def _ask_for_parts(draft: Draft, asked: Drawing) -> None:
 
 
 def _given_pictures(asked: Redrawing) -> Json:
-    """Return the fields of the picture and its mask, cut to the asked shape where `resize_mode` says so."""
+    """Return the fields of the picture and its mask, brought to the asked shape as `resize_mode` says."""
     init = url_of(asked.init_images[0])
     size = (asked.width, asked.height) if asked.resize_mode and asked.width and asked.height else None
     if size is None and not asked.mask:
         return {"init": init}
     picture = decode(content_of(init))
-    fields = {"init": init if size is None else _encode(ImageOps.fit(picture, size))}
+    fit = _contain if asked.resize_mode == 2 else ImageOps.fit
+    fields = {"init": init if size is None else _encode(fit(picture, size))}
     if not asked.mask:
         return fields
     mask = from_picture(decode(content_of(url_of(asked.mask)))).resize(picture.size)
-    mask = mask if size is None else ImageOps.fit(mask, size)
+    mask = mask if size is None else fit(mask, size)
     fields["mask"] = _encode(ImageOps.invert(mask) if asked.inpainting_mask_invert else mask)
     own = {ours: getattr(asked, theirs) for theirs, ours in SAME_MASKED.items()}
     return fields | own | {"mask_blur": asked.blur(), "fill": FILLS[asked.inpainting_fill]}
+
+
+def _contain(picture: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Resize a picture to within a size, and fill what is beside it by the pixels of its edges ("resize and fill")."""
+    inner = ImageOps.contain(picture, size)
+    left, top = ((whole - part) // 2 for whole, part in zip(size, inner.size, strict=True))
+    sides = ((top, size[1] - inner.height - top), (left, size[0] - inner.width - left))
+    pixels = np.asarray(inner)
+    return Image.fromarray(np.pad(pixels, (*sides, *[(0, 0)] * (pixels.ndim - 2)), mode="edge"))
 
 
 def _control(unit: ControlUnit, draft: Draft) -> Json:

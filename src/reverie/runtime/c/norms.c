@@ -3,24 +3,29 @@
 #include "common.h"
 #include <stdlib.h>
 
-enum { ROWS = 64 };  // pixels that are summed in float before double takes over
+enum { ROWS = 64, WIDTH = 32 };  // pixels that are summed in float before double takes over; channels in registers
+
+static inline void sum_rows(const float *x, int64_t rows, int64_t channels, int64_t width, double *sum, double *square) {
+    float sums[WIDTH] = {0}, squares[WIDTH] = {0};
+    for (int64_t row = 0; row < rows; row++)
+        for (int64_t c = 0; c < width; c++) {
+            float at = x[row * channels + c];
+            sums[c] += at;
+            squares[c] += at * at;
+        }
+    for (int64_t c = 0; c < width; c++) {
+        sum[c] += sums[c];
+        square[c] += squares[c];
+    }
+}
 
 static void statistics(const float *x, int64_t pixels, int64_t channels, double *sum, double *square) {
-    float part[2 * channels];
     for (int64_t first = 0; first < pixels; first += ROWS) {
-        int64_t last = first + ROWS < pixels ? first + ROWS : pixels;
-        memset(part, 0, sizeof part);
-        for (int64_t row = first; row < last; row++) {
-            const float *at = x + row * channels;
-            for (int64_t c = 0; c < channels; c++) {
-                part[c] += at[c];
-                part[channels + c] += at[c] * at[c];
-            }
-        }
-        for (int64_t c = 0; c < channels; c++) {
-            sum[c] += part[c];
-            square[c] += part[channels + c];
-        }
+        int64_t rows = first + ROWS < pixels ? ROWS : pixels - first, c = 0;
+        const float *at = x + first * channels;
+        for (; c + WIDTH <= channels; c += WIDTH) sum_rows(at + c, rows, channels, WIDTH, sum + c, square + c);
+        for (; c + WIDTH / 2 <= channels; c += WIDTH / 2) sum_rows(at + c, rows, channels, WIDTH / 2, sum + c, square + c);
+        if (c < channels) sum_rows(at + c, rows, channels, channels - c, sum + c, square + c);
     }
 }
 

@@ -2,7 +2,7 @@
 
 import { chosenModel, run } from "./api.js";
 import { $, $$, choose, fields, fill, make, onFiles } from "./dom.js";
-import { downloadLink, shrink } from "./files.js";
+import { downloadLinks, shrink } from "./files.js";
 import { language, t, translate } from "./i18n.js";
 import { Carried } from "./settings.js";
 
@@ -109,7 +109,7 @@ function play(files) {
   $("#frame").hidden = $(".screen .ghost").hidden = true;
   player.load();
   player.play().catch(() => {}); // where the browser lets nothing play by itself, its controls do
-  $("#film-files").replaceChildren(...files.map(downloadLink));
+  $("#film-files").replaceChildren(...downloadLinks(files));
 }
 
 /** Take the request for a picture as a further keyframe, in place of one that is empty. */

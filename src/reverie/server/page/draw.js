@@ -151,8 +151,9 @@ function resize() {
 /** Return the settings that a model recommends. */
 const recommended = (model) => Object.fromEntries(RECOMMENDED.filter((name) => model?.[name]).map((name) => [name, model[name]]));
 
-/** Take the settings that the model recommends, and its size. */
+/** Take the settings that the model recommends, and its size; offer what it can. */
 function suit() {
+  $("#vary").hidden = !drawing()?.varies;
   fill(ask(), { ...defaults, ...recommended(drawing()) });
   resize();
 }
@@ -239,8 +240,11 @@ async function draw(changes = {}, options = {}) {
   show(options.explain ? pieces.at(-1) : pieces[0]);
 }
 
+/** What a picture is called: by its words, or as one that varies another. */
+const titled = ({ request }) => t("drawn", request.prompt || (request.vary?.length ? t("varied") : ""), request.seed);
+
 function thumbnail(piece) {
-  const title = t("drawn", piece.request.prompt, piece.request.seed);
+  const title = titled(piece);
   return make("button", { type: "button", title, onclick: () => show(piece) }, make("img", { src: piece.file.url, alt: title, loading: "lazy" }));
 }
 
@@ -252,7 +256,7 @@ function see(url, words) {
 
 function show(piece) {
   shown = piece;
-  see(piece.file.url, t("drawn", piece.request.prompt, piece.request.seed));
+  see(piece.file.url, titled(piece));
   $("#doings").hidden = false;
   Object.assign($("#save"), { href: piece.file.url, download: piece.file.name });
 }
@@ -282,6 +286,10 @@ function bindDoings() {
   $("#variations").onclick = () => {
     const { kind, request } = single();
     draw({ kind, request: { ...request, count: 4, variation: { seed: randomSeed(), strength: NEAR } } });
+  };
+  $("#vary").onclick = () => {
+    const { request } = onForm();
+    draw({ kind: "text_to_image", request: { ...request, prompt: "", seed: randomSeed(), vary: [shown.file.name] } });
   };
   $("#explain").onclick = () => draw(single(), { explain: true });
   $("#enlarge").onclick = enlarge;

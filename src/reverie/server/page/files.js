@@ -22,7 +22,13 @@ export async function shrink(blob, most = 512) {
   return canvas.toDataURL();
 }
 
-/** Return a link that downloads a job's file, named by its format. */
-export function downloadLink({ url, name }) {
-  return make("a", { className: "button quiet", href: url, download: name, textContent: `${t("download")} ${name.split(".").pop()}` });
+const format = ({ name }) => name.split(".").pop();
+
+/** Return links that download a job's files, named by their formats, and numbered where one has several. */
+export function downloadLinks(files) {
+  return files.map((file) => {
+    const alike = files.filter((one) => format(one) === format(file));
+    const number = alike.length > 1 ? [alike.indexOf(file) + 1] : [];
+    return make("a", { className: "button quiet", href: file.url, download: file.name, textContent: [t("download"), format(file), ...number].join(" ") });
+  });
 }

@@ -2,7 +2,7 @@
 
 import { get, remove } from "./api.js";
 import { $, make } from "./dom.js";
-import { downloadLink } from "./files.js";
+import { downloadLinks } from "./files.js";
 import { t } from "./i18n.js";
 
 const KINDS = ["", "text_to_image", "image_to_image", "inpaint", "animation", "music"];
@@ -62,7 +62,7 @@ const asked = ({ kind, request, result }) => (kind === "upscale" ? (result.reque
 function words(job) {
   const request = asked(job);
   const stops = request.keyframes ?? [request, ...(request.to ?? [])];
-  return stops.map((stop) => stop.prompt ?? stop).filter((words) => words && words !== request).join(" → ") || t("anything");
+  return stops.map((stop) => stop.prompt ?? stop).filter((words) => words && words !== request).join(" → ") || t(request.vary?.length ? "varied" : "anything");
 }
 
 function look(file, text, large) {
@@ -110,7 +110,7 @@ function show(job, button) {
     make("div", { className: "views" }, ...[...views(job), ...sounds].map((file) => look(file, text, true))),
     make("p", { className: "words", textContent: text }),
     make("dl", {}, ...facts(job).flatMap(([key, value]) => [make("dt", { textContent: t(key) }), make("dd", { textContent: value })])),
-    make("div", { className: "bar" }, ...(job.kind === "upscale" ? [] : [act("reuse", reuse, "primary")]), ...job.files.map(downloadLink), act("delete", drop), act("close", () => dialog.close())),
+    make("div", { className: "bar" }, ...(job.kind === "upscale" ? [] : [act("reuse", reuse, "primary")]), ...downloadLinks(job.files), act("delete", drop), act("close", () => dialog.close())),
   );
   dialog.showModal();
 }

@@ -54,6 +54,8 @@ const WORDS = {
   invite: ["Say what to draw, or try one of these", "说说要画什么，或者试试这些"],
   doings: ["With this picture", "对这张图片"],
   variations: ["Variations", "变体"],
+  vary: ["Similar", "类似"],
+  varied: ["like another picture", "仿照另一张图片"],
   paintOver: ["Paint over", "在上面画"],
   toFilm: ["Into the film", "放进动画"],
   explain: ["Which word where", "哪个词在哪里"],

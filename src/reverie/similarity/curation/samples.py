@@ -6,6 +6,7 @@ import json
 import logging
 import multiprocessing
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -14,11 +15,13 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 from reverie.data.captioned import PICTURES
 from reverie.errors import ReverieError
 from reverie.files import TAR_ERRORS, reason_of, tar_members, tar_samples, tar_writer
 
+REACHED_WITHIN = 10.0  # seconds
 LARGEST_MEMBER = 1 << 28  # bytes: what says that it is larger is no picture to learn from
 
 
@@ -148,8 +151,14 @@ def _outlived_by_none() -> None:
 def join_cluster(address: str, **options: Any) -> None:
     """Join the Ray cluster at an address, or start one here ("local"), with options of `ray.init`.
 
-    Raises ReverieError where there is none.
+    Raises ReverieError where there is none: at a host and port within REACHED_WITHIN, for which Ray itself would wait.
     """
+    try:
+        place = urlsplit(address if "//" in address else f"//{address}")
+        if place.port is not None:
+            socket.create_connection((place.hostname, place.port), REACHED_WITHIN).close()
+    except (OSError, ValueError) as error:
+        raise ReverieError(f"no Ray cluster at '{address}': {reason_of(error)}", field="ray") from error
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would tell its makers of the cluster it starts
     import ray
 
