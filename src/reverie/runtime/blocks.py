@@ -71,7 +71,7 @@ class FastUpsample(Upsample):
             enlarged[:, :, top::2, left::2] = seen[:, :, top : top + height, left : left + width]
         return enlarged
 
-    def pack_corner(self, weight: Float[Tensor, "out in 3 3"], corner: tuple[int, int], size: torch.Size) -> Any:
+    def pack_corner(self, weight: Float[Tensor, "out in 3 3"], corner: tuple[int, ...], size: torch.Size) -> Any:
         """Pack a corner's kernel for images of a size."""
         return kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE)
 

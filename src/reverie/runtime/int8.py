@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache, cached_property
 from math import prod
-from typing import TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -426,18 +426,19 @@ class Int8Upsample(blocks.FastUpsample):
             convolve(seen, weight, self.conv.bias, None, y[:, :, top::2, left::2], origin=(top, left))
         return y
 
-    def pack_corner(self, weight: Float[Tensor, "out in 3 3"], corner: tuple[int, int], size: torch.Size) -> Panels:
+    def pack_corner(self, weight: Float[Tensor, "out in 3 3"], corner: tuple[int, ...], size: torch.Size) -> Panels:
         """Round and pack for any size; what is added up is rounded before, as for those who read the weight later."""
         rows, scales = round_weight(weight)
         return pack_panels(corner_kernel(rows * scales.view(-1, 1, 1, 1), *corner))
 
 
 class Int8GEGLU(blocks.FastGEGLU):
-    """Take gate and GELU along with the product, and give levels for levels."""
+    """Take gate and GELU along with the product."""
 
-    def forward(self, x: Float[Tensor, "b l d"] | Levels) -> Float[Tensor, "b l hidden"] | Levels:
+    def forward(self, x: Any) -> Any:
+        """Return the gated tokens (b, l, hidden) of tokens (b, l, d), as levels where those are levels."""
         if is_hooked(self.proj) or not fuses() or not self.proj.computes(x):
-            return layers.GEGLU.forward(self, cast(Tensor, x))  # the product takes either
+            return layers.GEGLU.forward(self, x)
         kept, gate = pack_together([self.proj], parts=2).parts
         biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
         if isinstance(x, Tensor):
@@ -462,7 +463,11 @@ class Int8SpatialTransformer(blocks.FastSpatialTransformer):
     """Round as the norm computes; image and tokens are one tensor, and both kinds of projections one product."""
 
     def forward(self, x: Float[Tensor, "b c h w"], context: Float[Tensor, "b l d"]) -> Float[Tensor, "b c h w"]:
-        if computes_plainly(self.norm, self.proj_in, self.proj_out) or not fuses() or not cast(PackedLayer, self.proj_in).computes(x):
+        if (
+            computes_plainly(self.norm, self.proj_in, self.proj_out)
+            or not fuses()
+            or not cast(PackedLayer, self.proj_in).computes(x)
+        ):
             return super().forward(x, context)
         (weight,) = pack_together([cast(PackedLayer, self.proj_in)]).parts
         h = product(round_images(x, norm=self.norm), weight, self.proj_in.bias)

@@ -248,7 +248,7 @@ class PackedPointwise(PackedLayer, Pointwise):
     """Convolve 1x1 by a packed product: oneDNN's own 1x1 kernels can be 15 times slower."""
 
     @staticmethod
-    def pack(weight: Float[Tensor, "out in 1 1"]) -> kernels.Packed:
+    def pack(weight: Float[Tensor, "out in 1 1"]) -> Any:
         """Pack the weight as a linear layer's."""
         return kernels.pack_linear(weight.flatten(1))
 
@@ -272,7 +272,7 @@ class PackedPointwise(PackedLayer, Pointwise):
 class PackedLinear(PackedLayer, nn.Linear):
     """Multiply by a packed weight."""
 
-    pack = staticmethod(kernels.pack_linear)
+    pack: Pack = staticmethod(kernels.pack_linear)
 
     @property
     def rows(self) -> int:
