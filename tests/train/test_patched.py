@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
-from reverie.checkpoints.load import load_autoencoder
+from reverie.checkpoints.load import Components, Recommended, load_autoencoder
 from reverie.data.loader import WHOLE, BatchPart
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.train.loop import Learner, RunSettings
-from reverie.train.patched import HELD_OUT, RIM_WIDTH, PatchedObjective, draw_sketches, patch, sides
+from reverie.train.patched import HELD_OUT, RIM_WIDTH, PatchedObjective, draw_sketches, patch, play_latents, sides
 
 OWN = AutoencoderConfig(block_out_channels=(4, 8, 8, 16), layers_per_block=1, norm_num_groups=4, scaling_factor=0.5)
 DIVISIONS = ([WHOLE], [BatchPart(0, 2), BatchPart(1, 2)])
@@ -66,3 +70,27 @@ def test_a_patch_is_of_the_size_of_levels(size: int) -> None:
 def test_the_rim_is_what_lies_along_the_sides() -> None:
     inside = F.pad(torch.ones(2, 3, 4, 6), (RIM_WIDTH,) * 4)
     assert [{*torch.cat([side.flatten() for side in sides(x)]).tolist()} for x in (inside, 1 - inside)] == [{0}, {1}]
+
+
+def test_latents_are_played_in_the_steps_that_a_model_recommends() -> None:
+    """A network that expects one x0 leads there, asked as often as there are steps, at trailing timesteps."""
+    expected, config, asked = torch.randn(1, 4, 2, 4), ScheduleConfig(prediction="v"), list[float]()
+
+    def v_of(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        asked.append(t.item())
+        sigma = config.schedule().t_to_sigma(t).view(-1, 1, 1, 1).to(x)
+        signal, noise = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+        return signal * (x - signal * expected) / noise - noise * expected
+
+    unet = nn.Identity()
+    unet.forward = v_of  # type: ignore[method-assign, assignment]
+    base = SimpleNamespace(
+        unet=unet,
+        schedule_config=config,
+        recommended=Recommended(steps=2),
+        tokenizers=(lambda texts: torch.zeros(len(texts), 1),),
+        text_encoders=(lambda ids: SimpleNamespace(last=ids),),
+    )
+    played = play_latents(cast(Components, base), ["a", "b"], (4, 2, 4), np.random.default_rng(0))
+    torch.testing.assert_close(played, expected.expand(2, -1, -1, -1), atol=5e-3, rtol=1e-3)
+    assert asked == [999, 499, 999, 499]

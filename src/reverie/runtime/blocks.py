@@ -31,6 +31,7 @@ from reverie.runtime.layers import (
     FastGroupNormSiLU,
     PackedConv2d,
     PackedLinear,
+    attend,
     pack_together,
     project,
     version,
@@ -139,7 +140,7 @@ class FastImageAttention(layers.ImageAttention):
         if computes_plainly(self.to_q, self.to_k, self.to_v, self.to_out):
             return super().forward(x)
         q, k, v = project([self.to_q, self.to_k, self.to_v], layers.to_tokens(self.group_norm(x)))
-        h = layers.attend(q, k, v, heads=1)
+        h = attend(q, k, v, heads=1)
         return layers.to_image(self.to_out[0](h, add=layers.to_tokens(x)), *x.shape[2:])
 
 
@@ -149,6 +150,7 @@ class FastAttention(layers.Attention):
     to_q: PackedLinear
     to_k: PackedLinear
     to_v: PackedLinear
+    attend = staticmethod(attend)
     contexts: WeakTensorKeyDictionary | None = None  # context -> (what it must still be, keys, values)
 
     def forward(

@@ -27,7 +27,7 @@ from reverie.models import layers
 from reverie.models.layers import ResidualBlock
 from reverie.runtime import blocks, extension
 from reverie.runtime.blocks import CORNERS, computes_plainly, corner_kernel
-from reverie.runtime.changes import is_hooked
+from reverie.runtime.changes import gathers_otherwise, is_hooked
 from reverie.runtime.kernels import native
 from reverie.runtime.layers import (
     LAST,
@@ -447,6 +447,25 @@ class Int8GEGLU(blocks.FastGEGLU):
         return replace(round_rows(gated), dtype=x.dtype)
 
 
+class Int8Attention(blocks.FastAttention):
+    """Gather in bfloat16 what the tokens' levels give, which no 8-bit product can tell from float32."""
+
+    def forward(
+        self, x: Any, context: Float[Tensor, "b m e"] | None = None, add: Float[Tensor, "b l d"] | None = None
+    ) -> Float[Tensor, "b l d"]:
+        """Return what tokens (b, l, d), or their levels, gather, plus `add`."""
+        if isinstance(x, Tensor) or gathers_otherwise(self):
+            return super().forward(x, context, add)
+        inputs = [self.to_q, self.to_k, self.to_v] if context is None else [self.to_q]
+        store = pack_together(inputs)
+        made = product(x, store.parts[0], None, dtype=torch.bfloat16).split([layer.rows for layer in inputs], dim=-1)
+        keys, values = made[1:] if context is None else [part.bfloat16() for part in self.keys_values(context)]
+        gathered = round_rows(self.attend(made[0], keys, values, self.heads))
+        last = cast(PackedLayer, self.to_out[0])
+        (weight,) = pack_together([last]).parts
+        return product(replace(gathered, dtype=x.dtype), weight, cast(Tensor, last.bias), add)
+
+
 class Int8TransformerBlock(blocks.FastTransformerBlock):
     """Round as the norms compute, once for query, key and value."""
 
@@ -484,7 +503,7 @@ BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     layers.GroupNormSiLU: blocks.BLOCKS[layers.GroupNormSiLU],
     ResidualBlock: (Int8ResidualBlock, ("conv1", "conv2")),
     layers.Upsample: (Int8Upsample, ("conv",)),
-    layers.Attention: (blocks.FastAttention, ("to_q", "to_k", "to_v", "to_out.0")),
+    layers.Attention: (Int8Attention, ("to_q", "to_k", "to_v", "to_out.0")),
     layers.GEGLU: (Int8GEGLU, ("proj",)),
     layers.FeedForward: (blocks.FastFeedForward, ("net.0", "net.2")),
     layers.TransformerBlock: (Int8TransformerBlock, ("attn1", "attn2", "ff")),

@@ -21,6 +21,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from reverie.models.layers import GroupNormSiLU
+from reverie.models.layers import attend as attend_plainly
 from reverie.runtime import extension, kernels, winograd
 from reverie.runtime.cache import keep
 from reverie.runtime.kernels import let_go, native, unpack
@@ -328,3 +329,39 @@ def _normalise(norm: nn.GroupNorm, x: Float[Tensor, "b c h w"], *, silu: bool) -
     y, shape = torch.empty_like(x), (images, height * width, channels, norm.num_groups)
     extension.call("group_norm", x, y, norm.weight, norm.bias, *shape, norm.eps, int(silu))
     return y
+
+
+ATTENTION = {torch.float32: "attention_float32", torch.bfloat16: "attention_bfloat16"}  # kernels in C
+WIDEST = 256  # width of a head up to which it gains with AVX2; with AVX-512 it always does
+WORD = 4  # bytes that it moves at once: a float, or two of bfloat16
+
+
+def attend(
+    q: Float[Tensor, "b l d"], k: Float[Tensor, "b m d"], v: Float[Tensor, "b m d"], heads: int
+) -> Float[Tensor, "b l d"]:
+    """Attend by a kernel in C (`c/attention.c`), where it is there and the faster.
+
+    Queries, keys and values may be slices of one product, which are not copied.
+    """
+    if not _attends(q, k, v, heads):
+        return attend_plainly(q, k, v, heads)
+    (images, queries, wide), keys, size = q.shape, k.shape[1], q.element_size()
+    gathered = torch.empty(q.shape, dtype=q.dtype)
+    strides = [stride * size // WORD for x in (q, k, v) for stride in x.stride()[:2]]
+    shape, width = (images, queries, keys, heads), wide // heads
+    extension.call(ATTENTION[q.dtype], q, k, v, gathered, *shape, width, *strides, width**-0.5)
+    return gathered
+
+
+def _attends(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
+    """Tell whether the kernel may take these: on the CPU, without gradients, whole words beside each other."""
+    kernel = ATTENTION.get(q.dtype)
+    if kernel is None or torch.is_grad_enabled() or not hasattr(extension.library(), kernel):
+        return False
+    if not all(x.is_cpu and x.dtype == q.dtype and x.stride(2) == 1 for x in (q, k, v)):
+        return False
+    width = q.shape[2] // heads
+    if width > WIDEST and not hasattr(extension.library(), ATTENTION[torch.bfloat16]):  # compiled for AVX2
+        return False
+    counts = (width, *(stride for x in (q, k, v) for stride in x.stride()[:2]))
+    return not any(count * q.element_size() % WORD for count in counts)

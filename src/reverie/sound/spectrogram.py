@@ -208,7 +208,7 @@ class Line:
 
     def analyse(self, samples: Float[Tensor, "c n"]) -> Complex[Tensor, "c frames bins"]:
         """Return the spectrum of each frame under a Hann window."""
-        extended = samples[:, self._sample_indices(samples.device)]
+        extended = samples.index_select(1, _sample_indices(self, samples.device))
         frames = extended.unfold(-1, self.window, self.hop) * torch.hann_window(self.window, device=samples.device)
         return torch.fft.rfft(frames, self.padded)
 
@@ -219,8 +219,7 @@ class Line:
         """
         window = torch.hann_window(self.window, device=spectrum.device)
         frames = torch.fft.irfft(spectrum, self.padded)[..., : self.window] * window
-        weights = self._overlap_add((window**2).expand(1, self.count, -1))
-        return self._overlap_add(frames) / weights.clamp(min=torch.finfo(weights.dtype).tiny)
+        return self.overlap_add(frames) / _weights(self, spectrum.device)
 
     def sources(self, places: Int[Tensor, " p"]) -> Int[Tensor, " p"]:
         """Return which sample is at a place, which may lie before the first or after the last."""
@@ -228,19 +227,14 @@ class Line:
         inside = places.remainder(period)
         return torch.minimum(inside, period - inside)
 
-    def _sample_indices(self, device: torch.device) -> Int[Tensor, " p"]:
-        """Return the samples from the beginning of the first frame to the end of the last."""
-        reach = (self.count - 1) * self.hop + self.window
-        return self.sources(torch.arange(reach, device=device) - self.window // 2)
-
-    def _overlap_add(self, frames: Float[Tensor, "c frames window"]) -> Float[Tensor, "c n"]:
+    def overlap_add(self, frames: Float[Tensor, "c frames window"]) -> Float[Tensor, "c n"]:
         """Add overlapping frames hop by hop, then what lies beyond the ends to the samples that it stands for."""
         hops = -(-self.window // self.hop)
         pieces = F.pad(frames, (0, hops * self.hop - self.window)).unflatten(-1, (hops, self.hop))
         laid = frames.new_zeros(len(frames), self.count + hops - 1, self.hop)
         for index in range(hops):
             laid[:, index : index + self.count] += pieces[:, :, index]
-        covered = self._sample_indices(frames.device)
+        covered = _sample_indices(self, frames.device)
         return frames.new_zeros(len(frames), self.samples).index_add(1, covered, laid.flatten(1)[:, : len(covered)])
 
 
@@ -250,6 +244,21 @@ class Circle(Line):
     def sources(self, places: Int[Tensor, " p"]) -> Int[Tensor, " p"]:
         """Return which sample is at a place, turn after turn."""
         return places.remainder(self.samples)
+
+
+@lru_cache(maxsize=1)  # iterations ask again and again
+def _sample_indices(frames: Line, device: torch.device) -> Int[Tensor, " p"]:
+    """Return the samples from the beginning of the first frame to the end of the last."""
+    reach = (frames.count - 1) * frames.hop + frames.window
+    return frames.sources(torch.arange(reach, device=device) - frames.window // 2)
+
+
+@lru_cache(maxsize=1)
+def _weights(frames: Line, device: torch.device) -> Float[Tensor, "1 n"]:
+    """Return by what samples are divided once overlapping frames were added."""
+    squares = torch.hann_window(frames.window, device=device) ** 2
+    weights = frames.overlap_add(squares.expand(1, frames.count, -1))
+    return weights.clamp(min=torch.finfo(weights.dtype).tiny)
 
 
 # The phase's derivatives are those of the log-magnitude under a Gaussian window (Prusa, Balazs and Sondergaard, "A
@@ -331,11 +340,17 @@ def waveform(
     for _ in range(FITTING):
         magnitudes = bands.towards(mel, magnitudes)
     spectrum = torch.polar(magnitudes, estimate_phases(magnitudes.mean(0, keepdim=True), bands).expand_as(magnitudes))
-    before = torch.zeros_like(spectrum)
+    before = torch.view_as_real(torch.zeros_like(spectrum))
     for _ in range(iterations):
-        now = frames.analyse(frames.synthesise(spectrum))
+        now = torch.view_as_real(frames.analyse(frames.synthesise(spectrum)))
         ahead = now.lerp(before, -MOMENTUM)
-        spectrum = ahead * (bands.towards(mel, now.abs()) / ahead.abs().clamp(min=FAINT))
+        scales = bands.towards(mel, magnitudes_of(now)) / magnitudes_of(ahead).clamp(min=FAINT)
+        spectrum = torch.view_as_complex(ahead * scales[..., None])
         before = now
     whole = time(params.window, params.hop, mel.shape[-1], bands.padded // bands.window * params.window)
     return whole.synthesise(spectrum * (params.window / bands.window)) / FULL_SCALE
+
+
+def magnitudes_of(parts: Float[Tensor, "*shape 2"]) -> Float[Tensor, "*shape"]:
+    """Return the magnitudes of complex numbers given as real and imaginary parts, faster than torch's `abs` does."""
+    return torch.addcmul(parts[..., 0].square(), parts[..., 1], parts[..., 1]).sqrt_()

@@ -3,8 +3,9 @@
 The channels of one place are then the colours of a patch of pixels (`AutoencoderConfig.patch_size`). Of either half the
 coarse levels stay as they are, so that latents stay valid; its new level learns to do what the levels did that it
 replaces, as seen by the large autoencoder (distillation, Hinton et al. 1503.02531): what a few-step U-Net draws of
-captions to decode, that and flat shapes, as people sketch, to encode. Loss: L1 of pixels, of their differences, and of
-the rim once more, which new convolutions leave to be seen; squares for the encoder.
+captions to decode, that and flat shapes, as people sketch, to encode; of a model of music real spectrograms in place of
+shapes. Loss: L1 of pixels, of their differences, and of the rim once more, which new convolutions leave to be seen;
+squares for the encoder.
 """
 
 from __future__ import annotations
@@ -32,13 +33,18 @@ from reverie.corpora.concepts import Concept, concepts
 from reverie.corpora.scenes import COLOURS
 from reverie.data.loader import WHOLE, BatchPart
 from reverie.diffusion.denoiser import denoiser
+from reverie.diffusion.noise import Noise
+from reverie.diffusion.samplers import euler
+from reverie.diffusion.spacings import trailing
 from reverie.errors import ReverieError
 from reverie.media.pictures import grid
 from reverie.models.autoencoder import Autoencoder
+from reverie.requests.base import MAX_SEED
 from reverie.train.autoencoder import as_images, require_kl
 from reverie.train.enlarge import find_scalings, read_captions
 from reverie.train.loop import step_generator
 from reverie.train.recipe import section
+from reverie.train.sources import ComposedMusic
 
 HELD_OUT = 16
 SHAPES = 6  # of a sketch at most
@@ -54,7 +60,7 @@ class PatchedSettings:
     autoencoder: str = ""  # folder of the autoencoder that is patched, if not the base's
     subset: str = "everyday"  # of the things that are drawn
     patch_size: PositiveInt = 2  # a power of two
-    count: PositiveInt = 300  # pictures, and as many sketches
+    count: PositiveInt = 300  # pictures, and as many sketches or spectrograms
     batch: PositiveInt = 4
 
 
@@ -221,6 +227,23 @@ def draw_latents(
     return torch.cat(rows)
 
 
+@torch.no_grad()
+def play_latents(
+    base: Components, captions: Sequence[str], shape: Sequence[int], rng: np.random.Generator
+) -> Float[Tensor, "n c h w"]:
+    """Draw latents of captions, of one shape, in the steps that the model recommends. Raises ReverieError without."""
+    if base.recommended.steps is None:
+        raise ReverieError(f"{base.name} recommends no steps; patch the autoencoder of a model of few steps")
+    schedule, scalings, rows = base.schedule_config.schedule(), find_scalings(base), []
+    sigmas = trailing(schedule, base.recommended.steps)
+    for caption in captions:
+        noise = Noise([int(rng.integers(MAX_SEED))], shape)
+        predict = denoiser(partial(base.unet, context=read_captions(base, [caption])), schedule, scalings)
+        *_, last = euler(predict, sigmas[0] * noise.initial(), sigmas, noise)
+        rows.append(last.x)
+    return torch.cat(rows)
+
+
 def draw_sketches(count: int, side: int, rng: np.random.Generator) -> UInt8[Tensor, "n 3 side side"]:
     """Draw strokes, ellipses and polygons in flat colours."""
     return torch.stack([torch.from_numpy(np.array(_sketch(side, rng))).permute(2, 0, 1) for _ in range(count)])
@@ -248,6 +271,13 @@ def build(sections: dict[str, Any], seed: int, out: Path) -> PatchedObjective:
     base = system.load(settings.base, device="cpu", dtype="float32", vae=settings.autoencoder or None, fast=False)
     own, rng = require_kl(base.autoencoder), np.random.default_rng(seed)
     torch.manual_seed(seed)
-    latents = draw_latents(base, concepts(settings.subset), settings.count + HELD_OUT, rng)
-    sketches = draw_sketches(settings.count, latents.shape[-1] * own.factor, rng)
-    return PatchedObjective(own, settings.patch_size, latents, sketches, settings.batch, seed)
+    if (params := base.spectrogram) is None:
+        latents = draw_latents(base, concepts(settings.subset), settings.count + HELD_OUT, rng)
+        shown = draw_sketches(settings.count, latents.shape[-1] * own.factor, rng)
+    else:
+        clips = ComposedMusic(seed, settings.count + HELD_OUT, params)
+        shape = (base.unet.config.in_channels, params.mels // own.factor, params.columns // own.factor)
+        latents = play_latents(base, [clips.caption(index, 0) for index in range(len(clips))], shape, rng)
+        pictures = [torch.from_numpy(clips.picture(index)) for index in range(settings.count)]
+        shown = torch.stack(pictures).permute(0, 3, 1, 2)
+    return PatchedObjective(own, settings.patch_size, latents, shown, settings.batch, seed)
