@@ -65,7 +65,11 @@ class PackedLayer(nn.Module):
     store: PackedStore | None = None  # where the weight is while `_parameters["weight"]` is None
     trainable = True  # whether the plain weight asks for gradients
     pack: Pack
-    multiply: Callable[..., Tensor] = staticmethod(kernels.linear)  # a linear layer's input by a packed weight
+
+    @staticmethod
+    def multiply(x: Tensor, weight: Any, bias: Tensor | None, *, add: Tensor | None = None) -> Tensor:
+        """Multiply rows by a packed weight, and add `add`."""
+        return kernels.linear(x, weight, bias, add=add)
 
     @property
     def rows(self) -> int:
