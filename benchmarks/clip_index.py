@@ -23,7 +23,8 @@ from PIL import Image
 
 from reverie.corpora.concepts import concepts
 from reverie.corpora.scenes import render, scene_at
-from reverie.similarity.embed import BUNDLED, Clip, load_clip
+from reverie.requests.references import CLIP_FOLDER
+from reverie.similarity.embed import Clip, load_clip
 from reverie.similarity.index import IndexEntry, IndexHeader, IndexWriter, PicturePlace, open_index
 from reverie.similarity.search import exact
 from reverie.similarity.update import prefetch, update
@@ -55,8 +56,9 @@ def peer(files: list[Path], batch: int, workers: int) -> Run:
     """Embed with transformers; without `workers` as its documentation does, else with threads that decode ahead."""
     from transformers import AutoImageProcessor, CLIPModel
 
-    model = CLIPModel.from_pretrained(str(BUNDLED), dtype=torch.float32).eval()  # or it computes in the file's halves
-    processor = AutoImageProcessor.from_pretrained(str(BUNDLED))
+    # in float32, or it computes in the file's halves
+    model = CLIPModel.from_pretrained(str(CLIP_FOLDER), dtype=torch.float32).eval()
+    processor = AutoImageProcessor.from_pretrained(str(CLIP_FOLDER))
     parts = [files[start : start + batch] for start in range(0, len(files), batch)]
 
     def prepare(part: list[Path]) -> torch.Tensor:

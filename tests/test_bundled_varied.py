@@ -9,12 +9,13 @@ import pytest
 from PIL import Image
 
 import reverie
-from reverie.adapters.ip_adapter import OWN, OWN_TOWER
+from reverie.adapters.ip_adapter import OWN
 from reverie.cli.app import run
 from reverie.corpora.scenes import COLOURS
 from reverie.errors import ReverieError
 from reverie.pipeline import Pipeline
 from reverie.requests.parts import IPAdapterInput
+from reverie.requests.references import CLIP_FOLDER
 from reverie.similarity.embed import load_clip
 
 SEED, STEPS = 7, 4
@@ -51,7 +52,7 @@ def test_it_draws_what_it_is_shown_on_its_ground(name: str, steps: int, pictures
 
 
 def test_it_is_its_own_adapter_and_blends_are_two_of_them(bundled: Pipeline, pictures: list[Image.Image]) -> None:
-    parts = {"model": str(OWN), "encoder": str(OWN_TOWER)}
+    parts = {"model": str(OWN), "encoder": str(CLIP_FOLDER)}
     own = [
         IPAdapterInput(**parts, images=(one,), weight=weight)
         for one, weight in zip(pictures, (0.75, 0.25), strict=True)

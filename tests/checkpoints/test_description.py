@@ -32,7 +32,7 @@ from reverie.requests.films import Animation
 from reverie.requests.music import Music
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import texts
-from reverie.requests.references import BUNDLED
+from reverie.requests.references import BUNDLED, CLIP_FOLDER, CLIP_NAME
 
 Writer = Callable[[str], tuple[Path, Networks]]
 
@@ -208,14 +208,13 @@ def test_films_of_others_and_music(tmp_path: Path, capsys: pytest.CaptureFixture
 
 
 def test_folders_of_clips(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from reverie.similarity.embed import BUNDLED
-
-    told = describe(BUNDLED)
+    told = describe(CLIP_NAME)
+    assert told.path == str(CLIP_FOLDER)
     assert (told.kind, told.resolution) == (
         "clip",
-        json.loads((BUNDLED / "config.json").read_text())["vision_config"]["image_size"],
+        json.loads((CLIP_FOLDER / "config.json").read_text())["vision_config"]["image_size"],
     )
-    (tmp_path / "open_clip_model.safetensors").write_bytes((BUNDLED / "model.safetensors").read_bytes())
+    (tmp_path / "open_clip_model.safetensors").write_bytes((CLIP_FOLDER / "model.safetensors").read_bytes())
     other = describe(tmp_path)
     assert (other.kind, other.parameters) == ("clip", told.parameters)
 

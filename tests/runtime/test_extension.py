@@ -62,3 +62,24 @@ def test_norms_go_by_the_extension_where_they_can(
         norm.float()(image().requires_grad_()).sum().backward()
     assert called == ["group_norm"]
     assert norm.weight.grad is not None
+
+
+@pytest.mark.parametrize(("channels", "side", "groups"), [(320, 16, 32), (14, 7, 7), (20, 5, 4)])
+@pytest.mark.parametrize("with_silu", [False, True])
+def test_group_norm_in_bfloat16_errs_no_more_than_torch(channels: int, side: int, groups: int, with_silu: bool) -> None:
+    generator = torch.Generator().manual_seed(7)
+    x = (torch.randn(2, channels, side, side, generator=generator) * 3 + 5).bfloat16()
+    weight, bias = torch.randn(2, channels, generator=generator).bfloat16()
+    norm = GroupNormSiLU(groups, channels) if with_silu else torch.nn.GroupNorm(groups, channels)
+    norm = norm.bfloat16().requires_grad_(False)
+    norm.weight.copy_(weight), norm.bias.copy_(bias)
+    wanted = F.group_norm(x.double(), groups, weight.double(), bias.double(), norm.eps)
+    wanted = F.silu(wanted) if with_silu else wanted
+    error = {}
+    for kind in (type(norm), FastGroupNormSiLU if with_silu else FastGroupNorm):
+        norm.__class__ = kind
+        with torch.inference_mode():
+            got = norm(x.contiguous(memory_format=torch.channels_last))
+        error[kind] = (got.double() - wanted).norm() / wanted.norm()
+    plain, fast = error.values()
+    assert 0 < fast <= plain

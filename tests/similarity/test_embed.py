@@ -14,7 +14,8 @@ from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
 import reverie
 from reverie.codecs.clip_images import squash
 from reverie.errors import ReverieError
-from reverie.similarity.embed import BUNDLED, Clip, load_clip
+from reverie.requests.references import CLIP_FOLDER, CLIP_NAME
+from reverie.similarity.embed import Clip, load_clip
 
 TEXTS = [
     "a bear",
@@ -109,7 +110,8 @@ def test_settings_that_do_not_fit_are_told(clip_folder: Path, tmp_path: Path) ->
 def test_the_bundled_clip() -> None:
     clip = load_clip(device="cpu")
     assert (clip.name, clip.templates, clip.width) == ("reverie-clip", ("{}",), 192)
-    assert load_clip(BUNDLED, device="cpu").templates == ("{}",)
+    for given in (CLIP_FOLDER, CLIP_NAME):
+        assert (load_clip(given, device="cpu").templates, load_clip(given, device="cpu").name) == (("{}",), CLIP_NAME)
     alike = clip.similarity(texts=["a bear", "熊", "an apple"]).cosines
     assert alike.shape == (3, 3)
     assert alike[0, 1] > alike[0, 2] + 0.1

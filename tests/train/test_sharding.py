@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.format_utils import dcp_to_torch_save
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
-from reverie.similarity.embed import BUNDLED as CLIP
+from reverie.requests.references import CLIP_FOLDER as CLIP
 from reverie.train import parallel, run
 from reverie.train.checkpoint import latest
 from reverie.train.finetune import build

@@ -44,7 +44,7 @@ from reverie.models.unet import UNet
 from reverie.requests.adapter_files import SUFFIXES, extract
 from reverie.requests.parts import IPAdapterInput
 from reverie.requests.pictures import TextToImage
-from reverie.requests.references import ASSETS, OWNERS, plain_name
+from reverie.requests.references import ASSETS, CLIP_FOLDER, OWNERS, plain_name
 from reverie.runtime.changes import attending
 from reverie.runtime.offload import HOST, offloader_of
 from reverie.system import Conditioning, StableDiffusion
@@ -55,7 +55,7 @@ ENCODER = "image_encoder"  # the folder of the vision tower beside the authors' 
 PROJECTION, LAYERS = "image_proj.", "ip_adapter."
 FACES = ("perceiver_resampler.proj_in.weight", "norm.weight")  # of FaceID, beside a projection of two layers
 FIRST = "proj.0.weight"  # of two layers
-OWN, OWN_TOWER = ASSETS / "ip_adapter" / "model.safetensors", ASSETS / "clip"  # of models that come with reverie
+OWN = ASSETS / "ip_adapter" / "model.safetensors"  # of the models that come with reverie, seen by the bundled CLIP
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,7 +165,7 @@ def show_varied(system: StableDiffusion, request: TextToImage) -> list[IPAdapter
             field="vary",
         )
     whole = sum(one.weight for one in request.vary)
-    parts = {"model": str(OWN), "encoder": str(OWN_TOWER)}
+    parts = {"model": str(OWN), "encoder": str(CLIP_FOLDER)}
     return [IPAdapterInput(**parts, images=(one.image,), weight=one.weight / whole) for one in request.vary]
 
 

@@ -33,6 +33,7 @@ from reverie.models.clip import (
     CLIPVisionConfig,
     VisionTowerWithProjection,
 )
+from reverie.requests.references import locate_model
 from reverie.tokenizer import Tokenizer
 
 CONFIG, OPEN_CLIP_CONFIG, PREPROCESSOR = "config.json", "open_clip_config.json", "preprocessor_config.json"
@@ -320,7 +321,7 @@ def _open_clip_weights(folder: Path) -> Path:
 
 def _locate(path: str | Path, revision: str | None) -> tuple[Path, str]:
     """Find a CLIP's file or folder, fetching it where it is a name; say what it is called."""
-    place = Path(path)
+    place = locate_model(path)
     if place.is_file() and (place.parent / CONFIG).is_file() and place.name in WEIGHTS:
         return place.parent, place.resolve().parent.name
     if place.exists():

@@ -50,6 +50,7 @@ BUNDLED = {
 }
 # The parts that the first lacks are the second's.
 SHARED = {BUNDLED[TURBO_NAME]: BUNDLED[BUNDLED_NAME], BUNDLED[MUSIC_TURBO_NAME]: BUNDLED[MUSIC_NAME]}
+CLIP_NAME, CLIP_FOLDER = "reverie-clip", ASSETS / "clip"
 OWNERS = (BUNDLED_NAME, TURBO_NAME)  # of an IP-Adapter, by which they vary pictures
 MODEL_FOLDERS = "REVERIE_MODEL_DIR"  # the variable with the folders where the models that a record names are
 
@@ -58,8 +59,8 @@ Resolver = Callable[[str, str], str]
 
 
 def locate_model(name: str | Path) -> Path:
-    """Return the folder of a bundled model by its name; any other name is a path."""
-    return BUNDLED.get(str(name), Path(name))
+    """Return the folder of a bundled model, or of the bundled CLIP, by its name; any other name is a path."""
+    return CLIP_FOLDER if str(name) == CLIP_NAME else BUNDLED.get(str(name), Path(name))
 
 
 def locate_part(folder: Path, part: str) -> Path:

@@ -33,12 +33,12 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
-def takes(*operands: Tensor) -> bool:
-    """Tell whether the extension is there for these tensors: numbers in float32 on the CPU, without gradients."""
+def takes(*operands: Tensor, dtype: torch.dtype = torch.float32) -> bool:
+    """Tell whether the extension is there for these tensors: numbers in `dtype` on the CPU, without gradients."""
     return (
         not torch.is_grad_enabled()
         and library() is not None
-        and all(operand.dtype == torch.float32 and operand.is_cpu for operand in operands)
+        and all(operand.dtype == dtype and operand.is_cpu for operand in operands)
     )
 
 

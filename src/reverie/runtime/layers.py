@@ -323,15 +323,19 @@ class FastGroupNormSiLU(GroupNormSiLU):
         return _normalise(self, x, silu=True) if _normalises(self, x) else super().forward(x)
 
 
+NORMS = {torch.float32: "group_norm", torch.bfloat16: "group_norm_bfloat16"}  # kernels in C
+
+
 def _normalises(norm: nn.GroupNorm, x: Tensor) -> bool:
     """Tell whether the extension may take this input."""
-    return extension.takes(x, norm.weight) and x.dim() == 4 and x.is_contiguous(memory_format=LAST)
+    taken = x.dtype in NORMS and extension.takes(x, norm.weight, dtype=x.dtype)
+    return taken and x.dim() == 4 and x.is_contiguous(memory_format=LAST)
 
 
 def _normalise(norm: nn.GroupNorm, x: Float[Tensor, "b c h w"], *, silu: bool) -> Float[Tensor, "b c h w"]:
     images, channels, height, width = x.shape
     y, shape = torch.empty_like(x), (images, height * width, channels, norm.num_groups)
-    extension.call("group_norm", x, y, norm.weight, norm.bias, *shape, norm.eps, int(silu))
+    extension.call(NORMS[x.dtype], x, y, norm.weight, norm.bias, *shape, norm.eps, int(silu))
     return y
 
 

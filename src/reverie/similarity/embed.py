@@ -25,12 +25,10 @@ from reverie.generate.prompt import final_words
 from reverie.media.pictures import REQUEST
 from reverie.models.clip import CLIP
 from reverie.requests.pictures import TextToImage
+from reverie.requests.references import CLIP_FOLDER, CLIP_NAME
 from reverie.runtime.transform import pick_device, pick_dtype
 from reverie.similarity.classify import PHOTO, PLAIN, Classifier, Guesses, Likeness, picture_names
 from reverie.tokenizer import Tokenizer
-
-BUNDLED = Path(__file__).parents[1] / "assets" / "clip"
-BUNDLED_NAME = "reverie-clip"
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -161,15 +159,15 @@ def load_clip(
     place = pick_device(device)
     kind = pick_dtype(dtype, place)
     found = read_clip(
-        BUNDLED if path is None else path, device=place, dtype=kind, activation=activation, revision=revision
+        CLIP_FOLDER if path is None else path, device=place, dtype=kind, activation=activation, revision=revision
     )
-    bundled = found.folder is not None and found.folder.resolve() == BUNDLED.resolve()
+    bundled = found.folder is not None and found.folder.resolve() == CLIP_FOLDER.resolve()
     return Clip(
         model=found.clip,
         tokenizer=found.tokenizer,
         preprocessing=_preprocessing(found),
         templates=PLAIN if bundled else PHOTO,  # the bundled one was taught bare names
-        name=BUNDLED_NAME if bundled else found.name,
+        name=CLIP_NAME if bundled else found.name,
     )
 
 
