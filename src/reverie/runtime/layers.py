@@ -66,6 +66,11 @@ class PackedLayer(nn.Module):
     trainable = True  # whether the plain weight asks for gradients
     pack: Pack
 
+    @staticmethod
+    def multiply(x: Tensor, weight: Any, bias: Tensor | None, *, add: Tensor | None = None) -> Tensor:
+        """Multiply rows by a packed weight, and add `add`."""
+        return kernels.linear(x, weight, bias, add=add)
+
     @property
     def rows(self) -> int:
         """Return how many outputs the layer has."""
@@ -248,7 +253,7 @@ class PackedPointwise(PackedLayer, Pointwise):
     """Convolve 1x1 by a packed product: oneDNN's own 1x1 kernels can be 15 times slower."""
 
     @staticmethod
-    def pack(weight: Float[Tensor, "out in 1 1"]) -> kernels.Packed:
+    def pack(weight: Float[Tensor, "out in 1 1"]) -> Any:
         """Pack the weight as a linear layer's."""
         return kernels.pack_linear(weight.flatten(1))
 
@@ -266,13 +271,13 @@ class PackedPointwise(PackedLayer, Pointwise):
             return y if add is None else y + add
         (weight,) = pack_together([self]).parts
         pixels, added = x.permute(0, 2, 3, 1), None if add is None else add.permute(0, 2, 3, 1)
-        return kernels.linear(pixels, weight, self.bias, add=added).permute(0, 3, 1, 2)
+        return self.multiply(pixels, weight, self.bias, add=added).permute(0, 3, 1, 2)
 
 
 class PackedLinear(PackedLayer, nn.Linear):
     """Multiply by a packed weight."""
 
-    pack = staticmethod(kernels.pack_linear)
+    pack: Pack = staticmethod(kernels.pack_linear)
 
     @property
     def rows(self) -> int:
@@ -288,7 +293,7 @@ class PackedLinear(PackedLayer, nn.Linear):
             y = dict(zip(store.layers, _product(store, x), strict=True))[self]
             return y if add is None else y + add
         (weight,) = pack_together([self]).parts
-        return kernels.linear(x, weight, self.bias, add=add)
+        return self.multiply(x, weight, self.bias, add=add)
 
 
 def project(layers: Sequence[PackedLinear], x: Float[Tensor, "b l d"]) -> tuple[Tensor, ...]:
@@ -300,7 +305,7 @@ def project(layers: Sequence[PackedLinear], x: Float[Tensor, "b l d"]) -> tuple[
 
 def _product(store: PackedStore, x: Tensor) -> tuple[Tensor, ...]:
     biases = [layer.bias for layer in store.layers if isinstance(layer.bias, Tensor)]
-    product = kernels.linear(x, store.parts[0], torch.cat(biases) if biases else None)
+    product = store.layers[0].multiply(x, store.parts[0], torch.cat(biases) if biases else None)
     return product.split([layer.rows for layer in store.layers], dim=-1)
 
 
