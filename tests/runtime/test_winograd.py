@@ -72,7 +72,7 @@ def test_transforms_are_those_of_the_paper() -> None:
 
 
 @pytest.mark.skipif(extension.library() is None, reason="no extension was compiled")
-@pytest.mark.parametrize("shape", [(1, 16, 130, 130), (2, 320, 16, 16)])
+@pytest.mark.parametrize("shape", [(1, 16, 130, 130), (2, 320, 16, 16), (5, 64, 4, 6)])
 def test_threads_and_the_rest_of_a_batch_change_nothing(shape: tuple[int, ...]) -> None:
     """An image of many blocks of tiles, which threads share, and one of few, whose channels they do."""
     x, weight = last(numbers(*shape)), numbers(96, shape[1], 3, 3)
@@ -90,20 +90,20 @@ def test_threads_and_the_rest_of_a_batch_change_nothing(shape: tuple[int, ...]) 
 
 def test_it_takes_what_it_is_the_quicker_for(monkeypatch: pytest.MonkeyPatch) -> None:
     if extension.library() is not None:
-        assert winograd.wins(1280, 1280, 2, 4, 4)
-        assert winograd.wins(64, 64, 1, 512, 512)
-        assert not winograd.wins(320, 16, 2, 64, 64)
-        assert not winograd.wins(640, 640, 1, 4, 4)
+        assert winograd.wins(1280, 1280, 4, 4)
+        assert winograd.wins(64, 64, 512, 512)
+        assert not winograd.wins(320, 16, 64, 64)
+        assert not winograd.wins(640, 640, 2, 2)
     monkeypatch.setattr(extension, "library", lambda: None)
-    assert winograd.wins(1280, 640, 2, 32, 32)
-    assert not winograd.wins(1280, 1280, 2, 16, 16)
-    assert not winograd.wins(2560, 2560, 2, 64, 64)
-    assert not winograd.wins(64, 64, 1, 512, 512)
+    assert winograd.wins(1280, 640, 32, 32)
+    assert not winograd.wins(1280, 1280, 16, 16)
+    assert not winograd.wins(2560, 2560, 64, 64)
+    assert not winograd.wins(64, 64, 512, 512)
 
 
 @torch.no_grad()
 def test_a_layer_goes_over_to_it_and_back(compiled: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"FEW": 4, "NARROW": 24, "MANY": 4, "WIDE": 24}.items():
+    for name, value in {"FEW": 64, "NARROW": 24, "MANY": 4, "WIDE": 24}.items():
         monkeypatch.setattr(winograd, name, value)
     conv = pack(nn.Sequential(nn.Conv2d(24, 40, 3, padding=1)))[0]
     weight, large, small = conv.weight.clone(), numbers(1, 24, 8, 8), numbers(1, 24, 4, 4)
@@ -118,7 +118,7 @@ def test_a_layer_goes_over_to_it_and_back(compiled: bool, monkeypatch: pytest.Mo
     assert torch.equal(conv.weight, weight)
     for other in (nn.Conv2d(24, 40, 3, padding=1, stride=2), nn.Conv2d(24, 40, 3, padding=2, dilation=2)):
         direct = pack(nn.Sequential(other))[0]
-        assert direct.tiled(large) is None
+        assert direct.winograd_padding(large) is None
         assert error(direct(large), nn.Conv2d.forward(direct, large)) < 1e-5
 
 

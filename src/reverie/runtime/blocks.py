@@ -60,7 +60,7 @@ class FastUpsample(Upsample):
         shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
         if math.prod(shape) >= LARGE:
             trim()
-        if extension.library() is not None and self.conv.tiled(x, doubled=True):
+        if extension.library() is not None and self.conv.winograd_padding(x, doubled=True):
             return winograd.conv2d(x, self.conv.weight, self.conv.bias, doubled=True)
         if len(x) * height * width < SMALL:
             return super().forward(x, size)

@@ -204,7 +204,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             y = y if add is None else y + add
             return torch.relu(y) if relu else y
         x = x.contiguous(memory_format=LAST)
-        if (padding := self.tiled(x)) is not None:
+        if (padding := self.winograd_padding(x)) is not None:
             return winograd.conv2d(x, self.weight, self.bias, padding, add, relu)
         if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
             self.release()
@@ -213,13 +213,13 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         assert not isinstance(self.padding, str)
         return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add, relu)
 
-    def tiled(self, x: Tensor, doubled: bool = False) -> tuple[int, int] | None:
+    def winograd_padding(self, x: Tensor, doubled: bool = False) -> tuple[int, int] | None:
         """Return the padding where Winograd's way is the quicker for x, or for x doubled; else None."""
         if (self.kernel_size, self.stride, self.dilation) != ((3, 3), (1, 1), (1, 1)) or x.dtype != torch.float32:
             return None
         down, across = map(int, self.padding)
         high, wide = ((side << doubled) + 2 * pad - 2 for side, pad in ((x.shape[2], down), (x.shape[3], across)))
-        suits = max(down, across) < 2 and winograd.wins(self.in_channels, self.out_channels, len(x), high, wide)
+        suits = max(down, across) < 2 and winograd.wins(self.in_channels, self.out_channels, high, wide)
         return (down, across) if suits else None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -25,18 +25,21 @@ from reverie.runtime import extension
 MADE, SEEN = 4, 6  # pixels of a side of a tile
 
 
-def wins(channels: int, made: int, images: int, height: int, width: int) -> bool:
-    """Tell whether it is the quicker way between so many channels, for an image of y that is so large."""
-    tiles = -(-height // MADE) * -(-width // MADE)
+def wins(channels: int, made: int, height: int, width: int) -> bool:
+    """Tell whether it is the quicker way between so many channels, to images of `height` x `width` pixels.
+
+    How many images there are does not matter, lest one came out otherwise in another batch.
+    """
     if extension.library() is not None:
-        return min(channels, made) >= NARROW and images * tiles >= FEW
-    return min(channels, made) >= WIDE and tiles >= MANY and SEEN**2 * channels * made <= LARGEST
+        return min(channels, made) >= NARROW and height * width >= FEW
+    large = -(-height // MADE) * -(-width // MADE) >= MANY
+    return large and min(channels, made) >= WIDE and SEEN**2 * channels * made <= LARGEST
 
 
-# Measured (docs/measured/performance.md): in C, and with torch's products.
-NARROW, FEW = 32, 2
-WIDE, MANY = 128, 64
-LARGEST = 2**25  # numbers of a transformed kernel: 128 MiB
+# Measured (docs/measured/performance.md): channels and pixels from which it wins in C,
+NARROW, FEW = 32, 16
+# and channels, tiles and numbers of a transformed kernel (128 MiB) between which it wins with torch's products.
+WIDE, MANY, LARGEST = 128, 64, 2**25
 
 
 @torch.no_grad()

@@ -4,6 +4,9 @@
 #pragma once
 #include <stdint.h>
 
+// Sums in the order that stands here, however many rows there are: a row's does not depend on those beside it.
+#pragma GCC optimize("no-associative-math")
+
 #ifdef __AVX512F__
 enum { LANES = 16, ROWS = 14 };
 #else
