@@ -21,7 +21,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.models import clip, layers
 from reverie.models.autoencoder import TinyBlock, TinyDecoder, TinyEncoder
 from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
-from reverie.runtime import kernels
+from reverie.runtime import extension, kernels, winograd
 from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
 from reverie.runtime.kernels import trim
@@ -53,18 +53,17 @@ class FastUpsample(Upsample):
 
     def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
         height, width = x.shape[2:]
-        plain = is_hooked(self.conv) or self.conv.padding != (1, 1)
-        if (
-            len(x) * height * width < SMALL
-            or plain
-            or size not in (None, (2 * height, 2 * width))
-            or not self.conv.computes(x)
-        ):
+        odd = size not in (None, (2 * height, 2 * width)) or self.conv.padding != (1, 1)
+        if odd or is_hooked(self.conv) or not self.conv.computes(x):
             return super().forward(x, size)
         x = x.contiguous(memory_format=LAST)
         shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
         if math.prod(shape) >= LARGE:
             trim()
+        if extension.library() is not None and self.conv.winograd_padding(x, doubled=True):
+            return winograd.conv2d(x, self.conv.weight, self.conv.bias, doubled=True)
+        if len(x) * height * width < SMALL:
+            return super().forward(x, size)
         enlarged = torch.empty(shape, dtype=x.dtype, memory_format=LAST)
         for (top, left), weight in zip(CORNERS, self.by_corner(x.shape), strict=True):
             # Padded on all sides, the image has a row and a column more than a corner sees.
