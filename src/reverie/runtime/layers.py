@@ -339,11 +339,13 @@ def attend(
 
 
 def _attends(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
-    """Tell whether the kernel may take these: on the CPU, without gradients, whole words beside each other."""
+    """Tell whether the kernel may take these: on the CPU, without gradients, as many images, whole words in a row."""
     kernel = ATTENTION.get(q.dtype)
     if kernel is None or torch.is_grad_enabled() or not hasattr(extension.library(), kernel):
         return False
     if not all(x.is_cpu and x.dtype == q.dtype and x.stride(2) == 1 for x in (q, k, v)):
+        return False
+    if (len(q), q.shape[2]) != (len(k), k.shape[2]) or k.shape != v.shape or not k.numel():
         return False
     width = q.shape[2] // heads
     if width > WIDEST and not hasattr(extension.library(), ATTENTION[torch.bfloat16]):  # compiled for AVX2
