@@ -52,7 +52,7 @@ def main() -> int:
             components, target = load_folder(options.model), Path(staging, "music")
             if components.spectrogram is None:
                 raise ReverieError(f"{options.model} is no model of music: it has no spectrogram.json")
-            check_finite(components)
+            check_finite(components.unet, components.autoencoder, *components.text_encoders)
             save_folder(replace(components, recommended=Recommended(guidance=GUIDANCE, steps=STEPS)), target, HALF)
             write_known(target / "concepts.json")
             write_student(options.turbo, target, Path(staging, "music-turbo"))

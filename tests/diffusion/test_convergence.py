@@ -12,8 +12,7 @@ from itertools import islice
 import pytest
 import torch
 
-from reverie.diffusion.multistep import dpmpp_2m, dpmpp_3m, lms, plms, unipc
-from reverie.diffusion.samplers import SAMPLERS, dpm2, dpmpp_2s, euler, heun
+from reverie.diffusion.samplers import SAMPLERS, dpm2, dpmpp_2m, dpmpp_2s, dpmpp_3m, euler, heun, lms, plms, unipc
 from reverie.diffusion.step import Past, Point, Sampler
 
 X = torch.tensor([[2.0, -3.0, 9.0]], dtype=torch.float64)

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from reverie.diffusion.denoiser import PREDICTIONS
-from reverie.diffusion.multistep import unipc
-from reverie.diffusion.samplers import SAMPLERS
+from reverie.diffusion.samplers import SAMPLERS, unipc
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp
 from reverie.diffusion.step import Past, Sampler, Step
 

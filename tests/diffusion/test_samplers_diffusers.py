@@ -31,9 +31,8 @@ from torch import Tensor
 
 from reverie.diffusion.denoiser import PREDICTIONS, Denoise, denoiser
 from reverie.diffusion.guidance import consistency
-from reverie.diffusion.multistep import bh1, dpmpp_3m, unipc
 from reverie.diffusion.noise import Noise
-from reverie.diffusion.samplers import SAMPLERS, dpmpp_2s, pick_sampler
+from reverie.diffusion.samplers import SAMPLERS, bh1, dpmpp_2s, dpmpp_3m, pick_sampler, unipc
 from reverie.diffusion.schedule import Schedule, to_ve, to_vp, zero_terminal_snr
 from reverie.diffusion.spacings import SPACINGS, visit
 from reverie.diffusion.step import Sampler

@@ -120,6 +120,28 @@ def test_without_the_extension_attention_is_torchs(monkeypatch: pytest.MonkeyPat
 
 @built
 @torch.inference_mode()
+@pytest.mark.parametrize("keys", [torch.ones(1, 5, 32), torch.ones(3, 0, 32)])
+def test_keys_for_all_images_and_none_at_all_are_torchs(keys: Tensor) -> None:
+    q = random(3, 9, 32, seed=1, dtype=torch.float32)
+    torch.testing.assert_close(fast.attend(q, keys, keys, 2), layers.attend(q, keys, keys, 2), equal_nan=True)
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("build", extension.BUILDS)
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", range(3))
+def test_what_is_no_number_is_not_lost(build: str, number: float, place: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extension, "BUILDS", {build: extension.BUILDS[build]})
+    if (library := extension.library.__wrapped__()) is None:
+        pytest.skip("it was not built, or is not for this processor")
+    monkeypatch.setattr(extension, "library", lambda: library)
+    given = [random(1, 20, 32, seed=seed, dtype=torch.float32) for seed in range(3)]
+    given[place][0, 5, 7] = number
+    assert torch.equal(fast.attend(*given, 2).isfinite(), layers.attend(*given, 2).isfinite())
+
+
+@built
+@torch.inference_mode()
 def test_keys_that_do_not_lie_in_a_row_are_torchs() -> None:
     q, k, v = inputs((1, 12, 12, 1, 16), torch.float32)
     turned = k.mT.contiguous().mT

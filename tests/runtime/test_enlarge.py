@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reverie.models.layers import Upsample
-from reverie.runtime import blocks, pack
+from reverie.runtime import blocks, extension, pack, winograd
 from reverie.runtime.blocks import CORNERS, FastUpsample, corner_kernel
 
 from .test_exact import error
@@ -18,7 +18,9 @@ from .test_exact import error
 
 @pytest.fixture
 def upsample(monkeypatch: pytest.MonkeyPatch) -> FastUpsample:
+    """Return one that doubles by its corners' kernels at every size."""
     monkeypatch.setattr(blocks, "SMALL", 0)
+    monkeypatch.setattr(winograd, "wins", lambda *shape: False)
     torch.manual_seed(0)
     return pack(nn.Sequential(Upsample(24)))[0]
 
@@ -47,6 +49,16 @@ def test_it_is_the_doubled_image_convolved(upsample: FastUpsample, side: tuple[i
     assert torch.equal(upsample.conv.weight, weight)
     other = torch.randn(2, 24, side[0], 2 * side[1])
     assert torch.equal(upsample(other, (2 * side[0], 4 * side[1])), upsample(other))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(extension.library() is None, reason="no extension was compiled")
+def test_it_doubles_by_winograd_with_the_plain_weight(upsample: FastUpsample, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(winograd, "wins", lambda *shape: shape == (24, 24, 6, 10))
+    x, weight = torch.randn(2, 24, 3, 5), upsample.conv.weight
+    assert error(upsample(x), plainly(x, weight, upsample.conv.bias)) < 1e-5
+    assert upsample.conv.weight is weight
+    assert upsample.corners is None
 
 
 @torch.no_grad()

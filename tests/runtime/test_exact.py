@@ -185,7 +185,7 @@ def test_rows_do_not_depend_on_their_batch() -> None:
     together = network(x, t, context)
     for row in range(5):
         alone = network(x[row : row + 1], t[row : row + 1], context[row : row + 1])
-        assert error(alone, together[row : row + 1]) < 1e-6
+        assert error(alone, together[row : row + 1]) < 2e-6
 
 
 @torch.no_grad()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -12,6 +15,13 @@ from reverie.runtime import extension, pack
 from reverie.runtime.layers import FastGroupNorm, FastGroupNormSiLU
 
 pytestmark = pytest.mark.skipif(extension.library() is None, reason="no compiler built the extension")
+
+
+def test_a_build_that_does_not_load_is_as_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for build in extension.BUILDS:
+        (tmp_path / (build + EXTENSION_SUFFIXES[0])).write_bytes(b"not a library")
+    monkeypatch.setattr(extension, "__file__", str(tmp_path / "extension.py"))
+    assert extension.library.__wrapped__() is None
 
 
 @pytest.mark.parametrize(

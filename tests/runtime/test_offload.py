@@ -23,7 +23,7 @@ import reverie
 from reverie.adapters import lora
 from reverie.adapters.control import Control, bind_controls
 from reverie.checkpoints.families import FAMILIES
-from reverie.codecs import image
+from reverie.codecs import slices
 from reverie.codecs.image import WHOLE, ImageCodec
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder
@@ -158,7 +158,7 @@ def test_slices_and_saving_see_every_weight(tiny: Pipeline, tmp_path: Path) -> N
     kept = offloaded(tiny, "blocks")
     z = torch.randn(1, 4, 6, 8)
     for model, images in ((tiny, ImageCodec(tiny.autoencoder, 0)), (kept, ImageCodec(kept.autoencoder, 0))):
-        assert images.decode(z).equal(image.decode_in_strips(tiny.autoencoder, z / 0.18215).clamp(-1, 1)), model
+        assert images.decode(z).equal(slices.decode_in_strips(tiny.autoencoder, z / 0.18215).clamp(-1, 1)), model
     kept.save(tmp_path)
     again = reverie.load(tmp_path, device="cpu", fast=False)
     assert again.draw(BEAR)[0].tobytes() == tiny.draw(BEAR)[0].tobytes()
@@ -269,7 +269,7 @@ def test_full_models_stay_under_their_ceilings(family: str, side: int, mode: str
         told = (torch.zeros(2, 1280, dtype=half, device=device), torch.zeros(2, 6, device=device))
         for _ in range(2):
             unet(x, torch.zeros(2, device=device), context, *(told if found.unet.projection_input_dim else ()))
-        autoencoder(Autoencoder.decode if side**2 <= WHOLE else image.decode_in_strips, x[:1].to(kind))
+        autoencoder(Autoencoder.decode if side**2 <= WHOLE else slices.decode_in_strips, x[:1].to(kind))
     assert 0.95 * ceiling < counted.peak / 1e9 < ceiling
 
 

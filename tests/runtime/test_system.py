@@ -17,7 +17,7 @@ from reverie import ImageToImage, Pipeline, TextToImage, system
 from reverie.adapters import lora
 from reverie.adapters.control import Control, bind_controls
 from reverie.checkpoints.save import save_folder
-from reverie.codecs import image
+from reverie.codecs import slices
 from reverie.codecs.image import to_pictures
 from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.generate.explain import explain
@@ -192,7 +192,7 @@ def test_large_pictures_pass_in_slices(plain: Pipeline, fast: Pipeline) -> None:
     z = torch.randn(1, 4, 20, 12)
     fast.autoencoder.decode(z)
     whole = plain.autoencoder.decode(z)
-    assert error(image.decode_in_strips(fast.autoencoder, z), whole) < 1e-5
+    assert error(slices.decode_in_strips(fast.autoencoder, z), whole) < 1e-5
     assert len(to_pictures(fast.autoencoder.decode(z))) == 1
 
 

@@ -21,10 +21,10 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.models import clip, layers
 from reverie.models.autoencoder import TinyBlock, TinyDecoder, TinyEncoder
 from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
-from reverie.runtime import kernels
+from reverie.runtime import extension, kernels, winograd
 from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
-from reverie.runtime.kernels import Packed, trim
+from reverie.runtime.kernels import trim
 from reverie.runtime.layers import (
     LAST,
     FastGroupNorm,
@@ -49,22 +49,21 @@ class FastUpsample(Upsample):
 
     conv: PackedConv2d
     # Of which weight, as of when and for which size: packed by corner.
-    corners: tuple[nn.Parameter, tuple[int, torch.Size], list[Packed]] | None = None
+    corners: tuple[nn.Parameter, tuple[int, torch.Size], list[Any]] | None = None
 
     def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
         height, width = x.shape[2:]
-        plain = is_hooked(self.conv) or self.conv.padding != (1, 1)
-        if (
-            len(x) * height * width < SMALL
-            or plain
-            or size not in (None, (2 * height, 2 * width))
-            or not self.conv.computes(x)
-        ):
+        odd = size not in (None, (2 * height, 2 * width)) or self.conv.padding != (1, 1)
+        if odd or is_hooked(self.conv) or not self.conv.computes(x):
             return super().forward(x, size)
         x = x.contiguous(memory_format=LAST)
         shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
         if math.prod(shape) >= LARGE:
             trim()
+        if extension.library() is not None and self.conv.winograd_padding(x, doubled=True):
+            return winograd.conv2d(x, self.conv.weight, self.conv.bias, doubled=True)
+        if len(x) * height * width < SMALL:
+            return super().forward(x, size)
         enlarged = torch.empty(shape, dtype=x.dtype, memory_format=LAST)
         for (top, left), weight in zip(CORNERS, self.by_corner(x.shape), strict=True):
             # Padded on all sides, the image has a row and a column more than a corner sees.
@@ -72,14 +71,18 @@ class FastUpsample(Upsample):
             enlarged[:, :, top::2, left::2] = seen[:, :, top : top + height, left : left + width]
         return enlarged
 
-    def by_corner(self, size: torch.Size) -> list[Packed]:
+    def pack_corner(self, weight: Float[Tensor, "out in 3 3"], corner: tuple[int, ...], size: torch.Size) -> Any:
+        """Pack a corner's kernel for images of a size."""
+        return kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE)
+
+    def by_corner(self, size: torch.Size) -> list[Any]:
         """Return the four packed kernels, made anew where the weight is another or was written to, or the size is."""
         weight = self.conv.weight
         state = version(weight), size[2:]
         if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
 
-            def pack() -> list[Packed]:
-                return [kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE) for corner in CORNERS]
+            def pack() -> list[Any]:
+                return [self.pack_corner(weight, corner, size) for corner in CORNERS]
 
             kept = keep([weight], f"corners for {size}", pack)
             self.corners = weight, state, kept

@@ -7,6 +7,7 @@ operators, slower. Threads are those of torch, whose OpenMP library is loaded fi
 from __future__ import annotations
 
 import ctypes
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -23,13 +24,14 @@ BUILDS = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the extension that was built for this processor; None where there is none."""
+    """Return the extension that was built for this processor; None where there is none that loads."""
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
     for name, needed in BUILDS.items():
         files = (Path(__file__).with_name(name + suffix) for suffix in EXTENSION_SUFFIXES)
         file = next(filter(Path.exists, files), None)
         if file is not None and all(has.get(feature) for feature in needed):
-            return ctypes.CDLL(str(file))
+            with suppress(OSError):  # built elsewhere, for another C library, or without OpenMP's here
+                return ctypes.CDLL(str(file))
     return None
 
 

@@ -24,7 +24,7 @@ from reverie.models.layers import GroupNormSiLU
 from reverie.models.layers import attend as attend_plainly
 from reverie.runtime import extension, kernels, winograd
 from reverie.runtime.cache import keep
-from reverie.runtime.kernels import let_go, native, unpack
+from reverie.runtime.kernels import native, unpack
 
 Pack = Callable[[Tensor], Any]
 """Give a weight another form, whose `to_dense` gives the plain one."""
@@ -65,6 +65,11 @@ class PackedLayer(nn.Module):
     store: PackedStore | None = None  # where the weight is while `_parameters["weight"]` is None
     trainable = True  # whether the plain weight asks for gradients
     pack: Pack
+
+    @staticmethod
+    def multiply(x: Tensor, weight: Any, bias: Tensor | None, *, add: Tensor | None = None) -> Tensor:
+        """Multiply rows by a packed weight, and add `add`."""
+        return kernels.linear(x, weight, bias, add=add)
 
     @property
     def rows(self) -> int:
@@ -171,10 +176,9 @@ class Pointwise(nn.Conv2d):
 
 
 class PackedConv2d(PackedLayer, nn.Conv2d):
-    """Convolve with a packed weight, in channels-last; at large images by Winograd, with the plain weight kept too."""
+    """Convolve in channels-last: 3x3 kernels by Winograd, with the plain weight, others with a packed one."""
 
     seen: torch.Size | None = None  # the input's size that it is packed for
-    tiled: tuple[nn.Parameter, int, winograd.Transformed] | None = None  # of which weight, as of when: its kernel
 
     def pack(self, weight: Float[Tensor, "out in kh kw"]) -> kernels.Packed:
         """Pack for the size that was seen."""
@@ -200,10 +204,8 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
             y = y if add is None else y + add
             return torch.relu(y) if relu else y
         x = x.contiguous(memory_format=LAST)
-        if (tiling := self._tiling(x)) is not None:
-            y = winograd.conv2d(x, self._transform(tiling), self.bias, add)
-            return torch.relu_(y) if relu else y
-        self.__dict__.pop("tiled", None)
+        if (padding := self.winograd_padding(x)) is not None:
+            return winograd.conv2d(x, self.weight, self.bias, padding, add, relu)
         if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
             self.release()
             self.seen = x.shape
@@ -211,44 +213,24 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         assert not isinstance(self.padding, str)
         return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add, relu)
 
-    def _tiling(self, x: Float[Tensor, "b c h w"]) -> winograd.Tiling | None:
-        """Choose a tiling for Winograd's way; None where the direct way is the quicker."""
-        shape = (self.kernel_size, self.stride, self.padding, self.dilation)
-        if shape != ((3, 3), (1, 1), (1, 1), (1, 1)) or x.dtype != torch.float32:
+    def winograd_padding(self, x: Tensor, doubled: bool = False) -> tuple[int, int] | None:
+        """Return the padding where Winograd's way is the quicker for x, or for x doubled; else None."""
+        if (self.kernel_size, self.stride, self.dilation) != ((3, 3), (1, 1), (1, 1)) or x.dtype != torch.float32:
             return None
-        return winograd.choose_tiling(self.in_channels, self.out_channels, *x.shape[2:])
-
-    def _transform(self, tiling: winograd.Tiling) -> winograd.Transformed:
-        """Return the transformed kernel: the one that was kept, unless the tiling or the weight is another."""
-        weight = self.weight
-        now = version(weight)
-        if self.tiled is not None:
-            of, then, kernel = self.tiled
-            if of is weight and then == now and kernel.tiling is tiling:
-                return kernel
-        self.tiled = None
-        if not tiling.kept:
-            kernel = winograd.transform_kernel(weight, tiling)
-            let_go(weight)
-            return kernel
-
-        def transform() -> winograd.Matrices:
-            return winograd.pack_kernel(winograd.transform_kernel(weight, tiling)).parts[0][-1]
-
-        matrices = keep([weight], f"tiles of {tiling.made}", transform)
-        kernel = winograd.Transformed(tiling, [(0, self.out_channels, matrices)])
-        self.tiled = weight, now, kernel
-        return kernel
+        down, across = map(int, self.padding)
+        high, wide = ((side << doubled) + 2 * pad - 2 for side, pad in ((x.shape[2], down), (x.shape[3], across)))
+        suits = max(down, across) < 2 and winograd.wins(self.in_channels, self.out_channels, high, wide)
+        return (down, across) if suits else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in ("seen", "tiled")}
+        return {name: value for name, value in super().__getstate__().items() if name != "seen"}
 
 
 class PackedPointwise(PackedLayer, Pointwise):
     """Convolve 1x1 by a packed product: oneDNN's own 1x1 kernels can be 15 times slower."""
 
     @staticmethod
-    def pack(weight: Float[Tensor, "out in 1 1"]) -> kernels.Packed:
+    def pack(weight: Float[Tensor, "out in 1 1"]) -> Any:
         """Pack the weight as a linear layer's."""
         return kernels.pack_linear(weight.flatten(1))
 
@@ -266,13 +248,13 @@ class PackedPointwise(PackedLayer, Pointwise):
             return y if add is None else y + add
         (weight,) = pack_together([self]).parts
         pixels, added = x.permute(0, 2, 3, 1), None if add is None else add.permute(0, 2, 3, 1)
-        return kernels.linear(pixels, weight, self.bias, add=added).permute(0, 3, 1, 2)
+        return self.multiply(pixels, weight, self.bias, add=added).permute(0, 3, 1, 2)
 
 
 class PackedLinear(PackedLayer, nn.Linear):
     """Multiply by a packed weight."""
 
-    pack = staticmethod(kernels.pack_linear)
+    pack: Pack = staticmethod(kernels.pack_linear)
 
     @property
     def rows(self) -> int:
@@ -288,7 +270,7 @@ class PackedLinear(PackedLayer, nn.Linear):
             y = dict(zip(store.layers, _product(store, x), strict=True))[self]
             return y if add is None else y + add
         (weight,) = pack_together([self]).parts
-        return kernels.linear(x, weight, self.bias, add=add)
+        return self.multiply(x, weight, self.bias, add=add)
 
 
 def project(layers: Sequence[PackedLinear], x: Float[Tensor, "b l d"]) -> tuple[Tensor, ...]:
@@ -300,7 +282,7 @@ def project(layers: Sequence[PackedLinear], x: Float[Tensor, "b l d"]) -> tuple[
 
 def _product(store: PackedStore, x: Tensor) -> tuple[Tensor, ...]:
     biases = [layer.bias for layer in store.layers if isinstance(layer.bias, Tensor)]
-    product = kernels.linear(x, store.parts[0], torch.cat(biases) if biases else None)
+    product = store.layers[0].multiply(x, store.parts[0], torch.cat(biases) if biases else None)
     return product.split([layer.rows for layer in store.layers], dim=-1)
 
 
@@ -357,11 +339,13 @@ def attend(
 
 
 def _attends(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
-    """Tell whether the kernel may take these: on the CPU, without gradients, whole words beside each other."""
+    """Tell whether the kernel may take these: on the CPU, without gradients, as many images, whole words in a row."""
     kernel = ATTENTION.get(q.dtype)
     if kernel is None or torch.is_grad_enabled() or not hasattr(extension.library(), kernel):
         return False
     if not all(x.is_cpu and x.dtype == q.dtype and x.stride(2) == 1 for x in (q, k, v)):
+        return False
+    if (len(q), q.shape[2]) != (len(k), k.shape[2]) or k.shape != v.shape or not k.numel():
         return False
     width = q.shape[2] // heads
     if width > WIDEST and not hasattr(extension.library(), ATTENTION[torch.bfloat16]):  # compiled for AVX2

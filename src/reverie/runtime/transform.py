@@ -48,7 +48,7 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     **{fast: plain for plain, (fast, _) in BLOCKS.items()},
 }
 """By the fast class: the plain one."""
-KEPT = ("store", "trainable", "contexts", "corners", "seen", "tiled")  # what fast classes keep in their instances
+KEPT = ("store", "trainable", "contexts", "corners", "seen")  # what fast classes keep in their instances
 
 
 def pack(network: M, folder: Path | None = None) -> M:

@@ -1,30 +1,99 @@
-"""Winograd convolution of 3x3 kernels, F(4x4, 3x3) and F(2x2, 3x3): a quarter or four ninths of the products.
+"""Winograd convolution of 3x3 kernels, F(4x4, 3x3), in float32: a quarter of the products.
 
-An image is cut into tiles that overlap by two pixels: of 6x6 for 4x4 that are made, of 4x4 for 2x2. Tile and kernel are
-transformed so that multiplying them number by number gives the convolved pixels, transformed: for all channels, 36 or
-16 products of matrices, with a quarter or four ninths of the multiplications (Lavin and Gray 1509.09308). Here the
-transforms too are products, with the Kronecker squares of their matrices, and a few rows of tiles are done at a time,
-so that what lies between two products stays in the processor's cache. Exact but for rounding: 4e-6 of the direct
-result, in float32.
+An image is cut into tiles of 6x6 pixels that overlap by two, for 4x4 that are made. Tile and kernel are transformed so
+that multiplying them number by number gives the convolved pixels, transformed: for all channels, 36 products of
+matrices, with a quarter of the multiplications (Lavin and Gray 1509.09308). Nothing is kept: a kernel is transformed
+at every call. Exact but for rounding: 5e-6 of the direct result.
+
+In C (`c/winograd.c`) all is done in one pass, and the image may be doubled on the way. Where no extension was compiled
+the transforms too are products, with the Kronecker squares of their matrices, which wins at large images alone.
 """
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.runtime import kernels
+from reverie.runtime import extension
 
-TILES = 256  # done at a time (measured: 64 to 512 differ by 10 %)
-LEAST = 64  # tiles of an image from which it wins (measured; see docs/measured/performance.md)
-PART = 2**22  # numbers of a part of a transformed kernel: memory of 32 MiB or more comes from the system at every call
-NARROW = 128  # channels below which the transforms cost more than they save (measured: at 16, 3.4 times the direct way)
-WIDE = 256  # channels from which packed products win over torch's one call for all of them
+MADE, SEEN = 4, 6  # pixels of a side of a tile
+
+
+def wins(channels: int, made: int, height: int, width: int) -> bool:
+    """Tell whether it is the quicker way between so many channels, to images of `height` x `width` pixels.
+
+    How many images there are does not matter, lest one came out otherwise in another batch.
+    """
+    if extension.library() is not None:
+        return min(channels, made) >= NARROW and height * width >= FEW
+    large = -(-height // MADE) * -(-width // MADE) >= MANY
+    return large and min(channels, made) >= WIDE and SEEN**2 * channels * made <= LARGEST
+
+
+# Measured (docs/measured/performance.md): channels and pixels from which it wins in C,
+NARROW, FEW = 32, 16
+# and channels, tiles and numbers of a transformed kernel (128 MiB) between which it wins with torch's products.
+WIDE, MANY, LARGEST = 128, 64, 2**25
+
+
+@torch.no_grad()
+def conv2d(
+    x: Float[Tensor, "b c h w"],
+    weight: Float[Tensor, "out c 3 3"],
+    bias: Float[Tensor, " out"] | None,
+    padding: tuple[int, int] = (1, 1),
+    add: Float[Tensor, "b out #h2 #w2"] | None = None,
+    relu: bool = False,
+    doubled: bool = False,
+) -> Float[Tensor, "b out h2 w2"]:
+    """Convolve with stride 1 and a padding of 0 or 1, plus `add`, which may be one pixel for all, or the ReLU of it.
+
+    `doubled` convolves the image in which every pixel of x stands twice in each direction. x is in channels-last, and
+    so is what is returned.
+    """
+    if extension.library() is None:
+        return _by_products(x, weight, bias, padding, add, relu, doubled)
+    images, channels, height, width = x.shape
+    high, wide = ((side << doubled) + 2 * pad - 2 for side, pad in zip((height, width), padding, strict=True))
+    y = torch.empty((images, len(weight), high, wide), memory_format=torch.channels_last)
+    one_pixel = add is not None and add.shape[2:] != y.shape[2:]
+    if add is not None:
+        add = add.expand(images, -1, -1, -1).contiguous(memory_format=torch.channels_last)
+    shape = (images, height, width, channels, len(weight), *padding, int(doubled), int(one_pixel), int(relu))
+    plan, room = _plan(*shape, torch.get_num_threads())
+    extension.call("winograd", plan, x, weight.contiguous(), bias, add, y, _ROOM.of(room))
+    return y
+
+
+FOUND = 8  # numbers that C finds for a shape; the last is how many of room it takes
+
+
+@lru_cache(maxsize=1024)
+def _plan(*shape: int) -> tuple[Tensor, int]:
+    plan = torch.tensor([*shape, *[0] * FOUND])
+    extension.call("winograd_plan", plan)
+    return plan, int(plan[-1])
+
+
+class _Room(threading.local):
+    """Hold what a thread's convolutions write in between: memory that came anew at each call would cost page faults."""
+
+    held = torch.empty(0)
+
+    def of(self, count: int) -> Tensor:
+        """Return room for so many numbers."""
+        if len(self.held) < count:
+            self.held = torch.empty(count)
+        return self.held
+
+
+_ROOM = _Room()
 
 
 def _square(rows: Sequence[Sequence[float]], divisor: float = 1) -> Float[Tensor, "a b"]:
@@ -32,149 +101,69 @@ def _square(rows: Sequence[Sequence[float]], divisor: float = 1) -> Float[Tensor
     return torch.kron(matrix, matrix)
 
 
-@dataclass(frozen=True, eq=False)
-class Tiling:
-    """Hold the Kronecker squares of the transforms for tiles of `seen` pixels a side, of which `made` are made."""
-
-    made: int
-    seen: int
-    input: Float[Tensor, "seen2 seen2"]
-    kernel: Float[Tensor, "seen2 9"]
-    output: Float[Tensor, "made2 seen2"]
-    largest: int  # numbers of a transformed kernel, which takes seen2 / 9 times the memory of the kernel
-    kept: bool  # whether a layer keeps it, or makes it anew at every call
-
-    def count(self, height: int, width: int) -> int:
-        """Return how many tiles an image has."""
-        return -(-height // self.made) * -(-width // self.made)
-
-
-# Lavin and Gray, sections 4.4 and 4.1.
-FOUR = Tiling(
-    made=4,
-    seen=6,
-    input=_square(
-        [
-            [4, 0, -5, 0, 1, 0],
-            [0, -4, -4, 1, 1, 0],
-            [0, 4, -4, -1, 1, 0],
-            [0, -2, -1, 2, 1, 0],
-            [0, 2, -1, -2, 1, 0],
-            [0, 4, 0, -5, 0, 1],
-        ]
-    ),
-    kernel=_square([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], 24),
-    output=_square([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]]),
-    largest=2**25,  # 128 MiB
-    kept=False,  # at four times the kernel's memory
+# Lavin and Gray, section 4.4.
+INPUT = _square(
+    [
+        [4, 0, -5, 0, 1, 0],
+        [0, -4, -4, 1, 1, 0],
+        [0, 4, -4, -1, 1, 0],
+        [0, -2, -1, 2, 1, 0],
+        [0, 2, -1, -2, 1, 0],
+        [0, 4, 0, -5, 0, 1],
+    ]
 )
-TWO = Tiling(
-    made=2,
-    seen=4,
-    input=_square([[1, 0, -1, 0], [0, 1, 1, 0], [0, -1, 1, 0], [0, 1, 0, -1]]),
-    kernel=_square([[2, 0, 0], [1, 1, 1], [1, -1, 1], [0, 0, 2]], 2),
-    output=_square([[1, 1, 1, 0], [0, 1, -1, -1]]),
-    largest=2**26,
-    kept=True,
-)
+KERNEL = _square([[6, 0, 0], [-4, -4, -4], [-4, 4, -4], [1, 2, 4], [1, -2, 4], [0, 0, 24]], 24)
+OUTPUT = _square([[1, 1, 1, 1, 1, 0], [0, 1, -1, 2, -2, 0], [0, 1, 1, 4, 4, 0], [0, 1, -1, 8, -8, 1]])
+TILES = 256  # done at a time (measured: 64 to 512 differ by 10 %)
+PART = 2**22  # numbers of a part of a transformed kernel: memory of 32 MiB or more comes from the system at every call
 
 
-Matrices = Tensor | list[kernels.Packed]
-"""What channels are multiplied by, for each number of a tile: (seen2, c, out) in one tensor, or packed one by one."""
-
-
-@dataclass(frozen=True, eq=False)
-class Transformed:
-    """Hold a kernel for a tiling, cut into parts by the channels that are made: (from, to, matrices)."""
-
-    tiling: Tiling
-    parts: list[tuple[int, int, Matrices]]
-
-
-def choose_tiling(channels: int, made: int, height: int, width: int) -> Tiling | None:
-    """Choose the tiling that is worth its memory for a kernel of so many channels, at an image's height and width.
-
-    None where the direct way is the quicker.
-    """
-    if min(channels, made) < NARROW:
-        return None
-    for tiling in (FOUR, TWO):
-        if tiling.count(height, width) >= LEAST and tiling.seen**2 * channels * made <= tiling.largest:
-            return tiling
-    return None
-
-
-@torch.no_grad()
-def transform_kernel(weight: Float[Tensor, "out c 3 3"], tiling: Tiling) -> Transformed:
-    """Transform a kernel."""
-    out, channels = weight.shape[:2]
-    count = 1 if tiling.kept else -(-(tiling.seen**2 * channels * out) // PART)
-    cuts = range(0, out, -(-out // count))
-    parts: list[tuple[int, int, Matrices]] = []
-    for first, last in zip(cuts, (*cuts[1:], out), strict=True):
-        rows = tiling.kernel @ weight[first:last].detach().reshape(-1, 9).T
-        parts.append((first, last, rows.view(-1, last - first, channels).mT))
-    return Transformed(tiling, parts)
-
-
-@torch.no_grad()
-def pack_kernel(kernel: Transformed) -> Transformed:
-    """Give a transformed kernel that is to be kept the form that multiplies fastest."""
-    return Transformed(kernel.tiling, [(first, last, _pack_matrices(part)) for first, last, part in kernel.parts])
-
-
-def _pack_matrices(matrices: Matrices) -> Matrices:
-    if isinstance(matrices, Tensor) and min(matrices.shape[1:]) >= WIDE and kernels.available():
-        return [kernels.pack_linear(matrix) for matrix in matrices.mT]
-    return matrices
-
-
-def conv2d(
+def _by_products(
     x: Float[Tensor, "b c h w"],
-    kernel: Transformed,
+    weight: Float[Tensor, "out c 3 3"],
     bias: Float[Tensor, " out"] | None,
-    add: Float[Tensor, "b out #h #w"] | None = None,
-) -> Float[Tensor, "b out h w"]:
-    """Convolve with padding 1 and stride 1, plus `add`, in channels-last."""
-    batch, _, height, width = x.shape
-    side = kernel.tiling.made
-    down, across = -(-height // side), -(-width // side)
-    pixels = x.permute(0, 2, 3, 1)
-    made = x.new_empty(batch, down * side, across * side, kernel.parts[-1][1])
+    padding: tuple[int, int],
+    add: Float[Tensor, "b out #h2 #w2"] | None,
+    relu: bool,
+    doubled: bool,
+) -> Float[Tensor, "b out h2 w2"]:
+    """Convolve by torch's products, a few rows of tiles at a time: what lies between two stays in the cache."""
+    pixels = (F.interpolate(x, scale_factor=2) if doubled else x).permute(0, 2, 3, 1)
+    above, left = padding
+    height, width = pixels.shape[1] + 2 * above - 2, pixels.shape[2] + 2 * left - 2
+    down, across = -(-height // MADE), -(-width // MADE)
+    made = x.new_empty(len(x), down * MADE, across * MADE, len(weight))
+    right, below = MADE * across + 2 - left - pixels.shape[2], MADE * down + 2 - above - pixels.shape[1]
+    seen = F.pad(pixels, (0, 0, left, right, above, below))
+    kernels = _transform_kernel(weight)
     rows, images = min(down, max(1, TILES // across)), max(1, TILES // (down * across))
-    for first in range(0, batch, images):
+    for first in range(0, len(x), images):
         some = slice(first, first + images)
-        for top in range(0, down * side, rows * side):
-            bottom = min(top + rows * side, down * side)
-            above, below = max(0, top - 1), min(height, bottom + 1)
-            edge = (0, 0, 1, 1 + across * side - width, above - top + 1, bottom + 1 - below)
-            _block(F.pad(pixels[some, above:below], edge), kernel, made[some, top:bottom])
-    made = made[:, :height, :width]
-    if bias is not None:
-        made += bias
-    if add is not None:
-        made += add.permute(0, 2, 3, 1)
-    return made.permute(0, 3, 1, 2)
+        for top in range(0, down * MADE, rows * MADE):
+            bottom = min(top + rows * MADE, down * MADE)
+            _block(seen[some, top : bottom + 2], kernels, made[some, top:bottom])
+    y = made[:, :height, :width].permute(0, 3, 1, 2)
+    for added in (None if bias is None else bias[:, None, None], add):
+        if added is not None:
+            y += added
+    return torch.relu_(y) if relu else y
 
 
-def _block(seen: Float[Tensor, "n h2 w2 c"], kernel: Transformed, made: Float[Tensor, "n h w out"]) -> None:
+def _transform_kernel(weight: Float[Tensor, "out c 3 3"]) -> list[Float[Tensor, "36 c _"]]:
+    """Transform a kernel, in parts of some of the channels that are made."""
+    parts = weight.detach().chunk(-(-(SEEN**2) * weight[..., 0, 0].numel() // PART))
+    return [(KERNEL @ part.reshape(-1, 9).T).view(SEEN**2, len(part), -1).mT for part in parts]
+
+
+def _block(
+    seen: Float[Tensor, "n h2 w2 c"], kernels: Sequence[Float[Tensor, "36 c _"]], made: Float[Tensor, "n h w out"]
+) -> None:
     """Convolve some rows of tiles of n images, with a pixel around them, and write what is made."""
-    tiling, side = kernel.tiling, kernel.tiling.made
-    written = made.unflatten(2, (-1, side)).unflatten(1, (-1, side)).permute(2, 4, 0, 1, 3, 5)
+    written = made.unflatten(2, (-1, MADE)).unflatten(1, (-1, MADE)).permute(2, 4, 0, 1, 3, 5)
     image, row, pixel, channel = seen.stride()
-    shape = (tiling.seen, tiling.seen, *written.shape[2:5], seen.shape[3])
-    cut = seen.as_strided(shape, (row, pixel, image, side * row, side * pixel, channel))
-    tiles = (tiling.input @ cut.reshape(tiling.seen**2, -1)).view(tiling.seen**2, -1, seen.shape[3])
-    for first, last, matrices in kernel.parts:
-        products = _products(tiles, matrices, last - first).flatten(1)
-        written[..., first:last] = (tiling.output @ products).view(*written.shape[:5], last - first)
-
-
-def _products(tiles: Float[Tensor, "seen2 n c"], matrices: Matrices, out: int) -> Float[Tensor, "seen2 n out"]:
-    """Multiply the tiles, number by number, by a part of the kernel."""
-    if isinstance(matrices, Tensor):
-        return torch.bmm(tiles, matrices)
-    products = tiles.new_empty(*tiles.shape[:2], out)
-    for product, some, matrix in zip(products, tiles, matrices, strict=True):
-        product.copy_(kernels.linear(some, matrix, None))
-    return products
+    shape = (SEEN, SEEN, *written.shape[2:5], seen.shape[3])
+    cut = seen.as_strided(shape, (row, pixel, image, MADE * row, MADE * pixel, channel), seen.storage_offset())
+    tiles = (INPUT @ cut.reshape(SEEN**2, -1)).view(SEEN**2, -1, seen.shape[3])
+    parts = written.split([kernel.shape[2] for kernel in kernels], dim=-1)
+    for part, kernel in zip(parts, kernels, strict=True):
+        part.copy_((OUTPUT @ torch.bmm(tiles, kernel).flatten(1)).view(part.shape))

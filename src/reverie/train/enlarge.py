@@ -34,8 +34,8 @@ from reverie.codecs.image import to_pictures
 from reverie.data.loader import WHOLE, Batches, BatchPart
 from reverie.diffusion.denoiser import PREDICTIONS, Scalings, denoiser
 from reverie.diffusion.guidance import guide, linear, together
-from reverie.diffusion.multistep import dpmpp_2m
 from reverie.diffusion.noise import Noise
+from reverie.diffusion.samplers import dpmpp_2m
 from reverie.diffusion.spacings import karras
 from reverie.errors import choose
 from reverie.media.pictures import grid

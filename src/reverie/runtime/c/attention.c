@@ -142,7 +142,7 @@ INLINE vec power_of_two(vec x, const int rough) {
 #ifdef __AVX512F__
     vec whole = (vec)_mm512_roundscale_ps((__m512)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #else
-    x = larger(x, (vec){0} - 126);
+    x = larger((vec){0} - 126, x);  // in this order what is not a number stays so
     vec whole = (vec)_mm256_round_ps((__m256)x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 #endif
     vec r = x - whole, p;

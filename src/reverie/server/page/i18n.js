@@ -58,7 +58,7 @@ const WORDS = {
   varied: ["like another picture", "仿照另一张图片"],
   paintOver: ["Paint over", "在上面画"],
   toFilm: ["Into the film", "放进动画"],
-  explain: ["Which word where", "哪个词在哪里"],
+  explain: ["Word maps", "词语图"],
   enlarge: ["Enlarge", "放大"],
   download: ["Download", "下载"],
   recent: ["Drawn just now", "刚画好的"],

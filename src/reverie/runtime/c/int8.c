@@ -1,0 +1,364 @@
+// Products and convolutions of 8-bit numbers with AVX512-VNNI, and the rounding of what they are given: unsigned inputs,
+// each row or image with a scale and a zero (Jacob et al. 1712.05877, eq. 1), signed weights, sums in 32 bits.
+#include "common.h"
+#ifdef __AVX512VNNI__
+#include <immintrin.h>
+#include <stdlib.h>
+
+enum { LANES = 16, ROWS = 6, WIDE = 64, VECTORS = WIDE / LANES };  // a tile: 6 rows times 64 outputs in 24 registers
+enum { DEEP = 4096, MANY = 192, LEVELS = 255 };  // bytes of a row, and rows, for which one panel of a weight stays in L2
+
+#define INLINE static inline __attribute__((always_inline))
+
+INLINE __mmask16 lanes(int64_t left) { return left >= LANES ? 0xffff : (left <= 0 ? 0 : (1u << left) - 1); }
+
+// Numbers are float32, or bfloat16 where `half` is not 0.
+INLINE __m512 load(const void *x, int64_t at, int64_t half, __mmask16 mask) {
+    if (!half) return _mm512_maskz_loadu_ps(mask, (const float *)x + at);
+    __m256i narrow = _mm256_maskz_loadu_epi16(mask, (const bf16 *)x + at);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow), 16));
+}
+
+INLINE void store(void *y, int64_t at, int64_t half, __mmask16 mask, __m512 value) {
+    if (!half) _mm512_mask_storeu_ps((float *)y + at, mask, value);
+    else _mm256_mask_storeu_epi16((bf16 *)y + at, mask, (__m256i)_mm512_cvtneps_pbh(value));
+}
+
+// exp(x) for x <= 88, as common.h's `exponential`.
+INLINE __m512 exponentials(__m512 x) {
+    x = _mm512_max_ps(x, _mm512_set1_ps(-87.3f));
+    __m512 n = _mm512_roundscale_ps(x * 1.44269504f, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    __m512 r = x - n * 0.693359375f + n * 2.12194440e-4f;
+    __m512 p = r * 1.9875691500e-4f + 1.3981999507e-3f;
+    p = p * r + 8.3334519073e-3f;
+    p = p * r + 4.1665795894e-2f;
+    p = p * r + 1.6666665459e-1f;
+    p = p * r + 5.0000001201e-1f;
+    return _mm512_scalef_ps(p * r * r + r + 1.0f, n);
+}
+
+INLINE __m512 reciprocals(__m512 x) {
+    __m512 near = _mm512_rcp14_ps(x);
+    return near * (2.0f - x * near);
+}
+
+INLINE __m512 silus(__m512 x) {
+    return x * reciprocals(1.0f + exponentials(_mm512_min_ps(-x, _mm512_set1_ps(87.3f))));
+}
+
+// x (1 + erf(x / sqrt 2)) / 2, with erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+INLINE __m512 gelus(__m512 x) {
+    __m512 size = _mm512_abs_ps(x), t = reciprocals(1.0f + size * (0.3275911f * 0.70710678f));
+    __m512 p = t * 1.061405429f - 1.453152027f;
+    p = p * t + 1.421413741f;
+    p = p * t - 0.284496736f;
+    p = (p * t + 0.254829592f) * t;
+    return _mm512_max_ps(x, _mm512_setzero_ps()) - 0.5f * size * p * exponentials(-0.5f * x * x);
+}
+
+typedef struct {
+    float scale, inverse;
+    int32_t zero;
+} Rounding;
+
+// Levels 0 to 255 for numbers from low to high, 0 among them, which has a level of its own.
+static Rounding rounding(float low, float high) {
+    low = low < 0 ? low : 0;
+    high = high > 0 ? high : 0;
+    float scale = (high - low) / LEVELS;
+    if (scale < 1e-37f) scale = 1;
+    return (Rounding){scale, 1 / scale, (int32_t)rintf(-low / scale)};
+}
+
+INLINE void store_levels(uint8_t *q, __mmask16 mask, __m512 value, Rounding by) {
+    __m512i level = _mm512_cvtps_epi32(value * by.inverse + (float)by.zero);
+    level = _mm512_max_epi32(level, _mm512_setzero_si512());
+    _mm_mask_storeu_epi8(q, mask, _mm512_cvtusepi32_epi8(level));
+}
+
+// Round rows of `width` numbers, each by its own range; after LayerNorm (Ba et al. 1607.06450) where
+// there is a weight.
+void round_rows(const void *x, uint8_t *q, float *scale, int32_t *zero, const float *weight, const float *bias,
+                int64_t rows, int64_t width, int64_t half, float eps) {
+#pragma omp parallel for if (rows * width > 32768)
+    for (int64_t row = 0; row < rows; row++) {
+        float line[width + LANES];
+        __m512 sum = _mm512_setzero_ps(), low = sum, high = sum;
+        for (int64_t c = 0; c < width; c += LANES) {
+            __m512 v = load(x, row * width + c, half, lanes(width - c));
+            _mm512_storeu_ps(line + c, v);
+            sum += v;
+            low = _mm512_min_ps(low, v);
+            high = _mm512_max_ps(high, v);
+        }
+        if (weight) {
+            float mean = _mm512_reduce_add_ps(sum) / width;
+            __m512 square = low = high = _mm512_setzero_ps();
+            for (int64_t c = 0; c < width; c += LANES) {
+                __m512 v = _mm512_maskz_sub_ps(lanes(width - c), _mm512_loadu_ps(line + c), _mm512_set1_ps(mean));
+                square += v * v;
+            }
+            float by = 1 / sqrtf(_mm512_reduce_add_ps(square) / width + eps);
+            for (int64_t c = 0; c < width; c += LANES) {
+                __mmask16 mask = lanes(width - c);
+                __m512 factor = _mm512_maskz_loadu_ps(mask, weight + c) * by, shift = _mm512_maskz_loadu_ps(mask, bias + c);
+                __m512 v = (_mm512_loadu_ps(line + c) - mean) * factor + shift;
+                _mm512_storeu_ps(line + c, v);
+                low = _mm512_min_ps(low, v);
+                high = _mm512_max_ps(high, v);
+            }
+        }
+        Rounding by = rounding(_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high));
+        scale[row] = by.scale;
+        zero[row] = by.zero;
+        for (int64_t c = 0; c < width; c += LANES)
+            store_levels(q + row * width + c, lanes(width - c), _mm512_loadu_ps(line + c), by);
+    }
+}
+
+enum { PARTS = 4, TOGETHER = 8 };  // what is known of a channel: sum, sum of squares, least, largest; rows at a time
+
+static void statistics(const void *x, int64_t first, int64_t last, int64_t channels, int64_t half, double *known) {
+    for (int64_t c = 0; c < channels; c++) {
+        known[c] = known[channels + c] = 0;
+        known[2 * channels + c] = INFINITY;
+        known[3 * channels + c] = -INFINITY;
+    }
+    for (int64_t row = first; row < last; row += TOGETHER) {
+        int64_t count = last - row < TOGETHER ? last - row : TOGETHER;
+        for (int64_t c = 0; c < channels; c += LANES) {
+            __mmask16 mask = lanes(channels - c);
+            __m512 low = load(x, row * channels + c, half, mask), high = low, sum = low, square = low * low;
+            for (int64_t k = 1; k < count; k++) {
+                __m512 v = load(x, (row + k) * channels + c, half, mask);
+                sum += v;
+                square += v * v;
+                low = _mm512_min_ps(low, v);
+                high = _mm512_max_ps(high, v);
+            }
+            for (int part = 0; part < 2; part++) {
+                __mmask8 some = part ? mask >> 8 : mask;
+                double *at = known + c + 8 * part;
+#define HALF(v) _mm512_cvtps_pd(part ? _mm512_extractf32x8_ps(v, 1) : _mm512_castps512_ps256(v))
+#define UPDATE(at, f, v) _mm512_mask_storeu_pd(at, some, f(_mm512_maskz_loadu_pd(some, at), HALF(v)))
+                UPDATE(at, _mm512_add_pd, sum);
+                UPDATE(at + channels, _mm512_add_pd, square);
+                UPDATE(at + 2 * channels, _mm512_min_pd, low);
+                UPDATE(at + 3 * channels, _mm512_max_pd, high);
+            }
+        }
+    }
+}
+
+// The least and the largest of silu from low to high; it falls to the left of its minimum and rises to the right.
+static void silu_range(float *low, float *high) {
+    const float lowest = -1.27846454f;
+    float left = silu(*low), right = silu(*high);
+    float least = *low < lowest && *high > lowest ? silu(lowest) : (left < right ? left : right);
+    *high = left > right ? left : right;
+    *low = least;
+}
+
+// Round images in channels-last, each by its own range, into ones with `above` and `beside` zero pixels around; after
+// GroupNorm (Wu and He 1803.08494) where there is a weight, and SiLU where `with_silu`. The range follows from that of
+// each channel, without computing the numbers first.
+void round_images(const void *x, uint8_t *q, float *scale, int32_t *zero, const float *weight, const float *bias,
+                  int64_t images, int64_t height, int64_t width, int64_t channels, int64_t groups, int64_t above,
+                  int64_t beside, int64_t with_silu, int64_t half, float eps) {
+    int64_t pixels = height * width, chunks = pixels < 256 ? 1 : 16, wide = channels / groups;
+    int64_t broad = (width + 2 * beside) * channels;
+    double *known = malloc(images * chunks * PARTS * channels * sizeof *known);
+    float *affine = malloc(2 * images * channels * sizeof *affine);
+    Rounding by[images];
+#pragma omp parallel for collapse(2) if (images * pixels * channels > 32768)
+    for (int64_t image = 0; image < images; image++)
+        for (int64_t chunk = 0; chunk < chunks; chunk++) {
+            int64_t first = image * pixels + pixels * chunk / chunks, last = image * pixels + pixels * (chunk + 1) / chunks;
+            statistics(x, first, last, channels, half, known + (image * chunks + chunk) * PARTS * channels);
+        }
+    for (int64_t image = 0; image < images; image++) {
+        double *all = known + image * chunks * PARTS * channels;
+        for (int64_t chunk = 1; chunk < chunks; chunk++)
+            for (int64_t c = 0; c < channels; c++) {
+                const double *at = all + chunk * PARTS * channels + c;
+                all[c] += at[0];
+                all[channels + c] += at[channels];
+                all[2 * channels + c] = fmin(all[2 * channels + c], at[2 * channels]);
+                all[3 * channels + c] = fmax(all[3 * channels + c], at[3 * channels]);
+            }
+        float least = 0, largest = 0, *factor = affine + 2 * image * channels, *shift = factor + channels;
+        for (int64_t group = 0; group < groups; group++) {
+            double sum = 0, square = 0, count = (double)pixels * wide;
+            for (int64_t c = group * wide; c < (group + 1) * wide; c++) {
+                sum += all[c];
+                square += all[channels + c];
+            }
+            double mean = sum / count, variance = square / count - mean * mean;
+            double inverse = 1 / sqrt((variance > 0 ? variance : 0) + eps);
+            for (int64_t c = group * wide; c < (group + 1) * wide; c++) {
+                factor[c] = weight ? (float)(inverse * weight[c]) : 1;
+                shift[c] = weight ? (float)(bias[c] - mean * inverse * weight[c]) : 0;
+                float one = (float)all[2 * channels + c] * factor[c] + shift[c];
+                float other = (float)all[3 * channels + c] * factor[c] + shift[c];
+                float low = fminf(one, other), high = fmaxf(one, other);
+                if (with_silu) silu_range(&low, &high);
+                least = fminf(least, low);
+                largest = fmaxf(largest, high);
+            }
+        }
+        by[image] = rounding(least, largest);
+        scale[image] = by[image].scale;
+        zero[image] = by[image].zero;
+    }
+    int64_t tall = height + 2 * above;
+#pragma omp parallel for collapse(2) if (images * pixels * channels > 32768)
+    for (int64_t image = 0; image < images; image++)
+        for (int64_t line = 0; line < tall; line++) {
+            uint8_t *to = q + (image * tall + line) * broad;
+            const float *factor = affine + 2 * image * channels, *shift = factor + channels;
+            int64_t row = line - above;
+            if (row < 0 || row >= height) {
+                memset(to, by[image].zero, broad);
+                continue;
+            }
+            memset(to, by[image].zero, beside * channels);
+            memset(to + (beside + width) * channels, by[image].zero, beside * channels);
+            to += beside * channels;
+            for (int64_t column = 0; column < width; column++, to += channels) {
+                int64_t from = ((image * height + row) * width + column) * channels;
+                for (int64_t c = 0; c < channels; c += LANES) {
+                    __mmask16 mask = lanes(channels - c);
+                    __m512 v = load(x, from + c, half, mask) * _mm512_maskz_loadu_ps(mask, factor + c);
+                    v += _mm512_maskz_loadu_ps(mask, shift + c);
+                    store_levels(to + c, mask, with_silu ? silus(v) : v, by[image]);
+                }
+            }
+        }
+    free(affine);
+    free(known);
+}
+
+// Add to the sums of a tile what `count` taps give, each of `quads` times 4 numbers.
+INLINE void accumulate(const int rows, const uint8_t *const *at, const int64_t *taps, int64_t count, int64_t quads,
+                       const int8_t *w, int32_t (*sums)[WIDE], int fresh) {
+    __m512i sum[ROWS][VECTORS];
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++)
+            sum[r][v] = fresh ? _mm512_setzero_si512() : _mm512_load_si512(sums[r] + LANES * v);
+    for (int64_t tap = 0; tap < count; tap++)
+        for (int64_t k = 0; k < quads; k++, w += 4 * WIDE) {
+            __m512i weight[VECTORS];
+#pragma GCC unroll 4
+            for (int v = 0; v < VECTORS; v++) weight[v] = _mm512_load_si512(w + 4 * LANES * v);
+#pragma GCC unroll 6
+            for (int r = 0; r < rows; r++) {
+                int32_t quad;
+                memcpy(&quad, at[r] + taps[tap] + 4 * k, 4);
+                __m512i four = _mm512_set1_epi32(quad);
+#pragma GCC unroll 4
+                for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_dpbusd_epi32(sum[r][v], four, weight[v]);
+            }
+        }
+#pragma GCC unroll 6
+    for (int r = 0; r < rows; r++)
+#pragma GCC unroll 4
+        for (int v = 0; v < VECTORS; v++) _mm512_store_si512(sums[r] + LANES * v, sum[r][v]);
+}
+
+typedef struct {
+    int64_t from, to, image, rounding;  // where its inputs and outputs are, and which shift, scale and zero are its own
+} Row;
+
+typedef struct {
+    const int8_t *levels;
+    const float *scales, *bias;
+    const int32_t *totals;
+} Weight;
+
+// One row of a tile: scale scales (sums - zero totals) + bias.
+INLINE void widen_sums(const Weight *w, int64_t column, int32_t zero, float scale, const int32_t *sums,
+                       __mmask16 masks[VECTORS], __m512 value[VECTORS]) {
+#pragma GCC unroll 4
+    for (int v = 0; v < VECTORS; v++) {
+        int64_t at = column + LANES * v;
+        __m512i total = _mm512_mullo_epi32(_mm512_set1_epi32(zero), _mm512_loadu_si512(w->totals + at));
+        __m512i sum = _mm512_sub_epi32(_mm512_load_si512(sums + LANES * v), total);
+        value[v] = _mm512_cvtepi32_ps(sum) * (scale * _mm512_loadu_ps(w->scales + at));
+        if (w->bias) value[v] += _mm512_maskz_loadu_ps(masks[v], w->bias + at);
+    }
+}
+
+// Convolve rounded images, or multiply rounded rows, which are images of one row, and add a shift of the image and an
+// image, or rows, of the outputs' shape; or multiply by the GELU of what a second weight makes (`gate`). `levels` of a
+// weight are panels of 64 outputs: tap by tap, for each 4 inputs 64 times 4; `totals` are their sums, of each output.
+// `per` pixels share a scale and a zero. Inputs lie apart in bytes, outputs in numbers.
+void convolve_int8(const uint8_t *x, const float *scale, const int32_t *zero, const int8_t *levels, const float *scales,
+                   const int32_t *totals, const float *bias, const int8_t *gate, const float *gate_scales,
+                   const int32_t *gate_totals, const float *gate_bias, const float *shift, const void *add, void *y,
+                   int64_t images, int64_t height, int64_t width, int64_t channels, int64_t outputs, int64_t x_image,
+                   int64_t x_row, int64_t x_pixel, int64_t y_image, int64_t y_row, int64_t y_pixel, int64_t tall,
+                   int64_t broad, int64_t down, int64_t right, int64_t stride_y, int64_t stride_x, int64_t per,
+                   int64_t half) {
+    const Weight weight[] = {{levels, scales, bias, totals}, {gate, gate_scales, gate_bias, gate_totals}};
+    const int parts = gate ? 2 : 1;
+    int64_t taps[tall * broad], count = tall * broad, quads = (channels + 3) / 4;
+    for (int64_t tap = 0; tap < count; tap++) taps[tap] = tap / broad * down * x_row + tap % broad * right * x_pixel;
+    int64_t together = DEEP / (4 * quads) > 0 ? DEEP / (4 * quads) : 1, turns = (count + together - 1) / together;
+    together = (count + turns - 1) / turns;
+    int64_t rows = images * height * width, blocks = (rows + MANY - 1) / MANY, panels = (outputs + WIDE - 1) / WIDE;
+    Row *row = malloc(rows * sizeof *row), *next = row;
+    for (int64_t image = 0; image < images; image++)
+        for (int64_t i = 0; i < height; i++)
+            for (int64_t j = 0; j < width; j++, next++)
+                *next = (Row){image * x_image + i * stride_y * x_row + j * stride_x * x_pixel,
+                              image * y_image + i * y_row + j * y_pixel, image, (next - row) / per};
+#pragma omp parallel for collapse(2) if (rows * outputs * count * channels > 65536)
+    for (int64_t block = 0; block < blocks; block++)
+        for (int64_t panel = 0; panel < panels; panel++) {
+            _Alignas(64) int32_t sums[2][MANY][WIDE];
+            __mmask16 masks[VECTORS];
+            int64_t start = block * MANY, end = start + MANY < rows ? start + MANY : rows, column = panel * WIDE;
+            for (int v = 0; v < VECTORS; v++) masks[v] = lanes(outputs - column - LANES * v);
+            for (int64_t tap = 0; tap < count; tap += together) {
+                int64_t some = count - tap < together ? count - tap : together;
+                for (int64_t first = start; first < end; first += ROWS) {
+                    const uint8_t *at[ROWS];
+                    int high = end - first < ROWS ? (int)(end - first) : ROWS;
+                    int64_t place = some == count ? 0 : first - start;
+                    for (int r = 0; r < high; r++) at[r] = x + row[first + r].from;
+                    for (int part = 0; part < parts; part++) {
+                        const int8_t *from = weight[part].levels + (panel * count + tap) * quads * 4 * WIDE;
+                        switch (high) {
+#define CASE(n) case n: accumulate(n, at, taps + tap, some, quads, from, sums[part] + place, tap == 0); break;
+                            CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
+                        }
+                    }
+                    if (tap + some < count) continue;
+                    for (int r = 0; r < high; r++) {
+                        const Row *now = row + first + r;
+                        int64_t to = now->to + column;
+                        int32_t level = zero[now->rounding];
+                        float step = scale[now->rounding];
+                        __m512 value[VECTORS];
+                        widen_sums(weight, column, level, step, sums[0][place + r], masks, value);
+                        if (gate) {
+                            __m512 other[VECTORS];
+                            widen_sums(weight + 1, column, level, step, sums[1][place + r], masks, other);
+                            for (int v = 0; v < VECTORS; v++) value[v] *= gelus(other[v]);
+                        }
+#pragma GCC unroll 4
+                        for (int v = 0; v < VECTORS; v++) {
+                            const float *moved = shift + now->image * outputs + column + LANES * v;
+                            if (shift) value[v] += _mm512_maskz_loadu_ps(masks[v], moved);
+                            if (add) value[v] += load(add, to + LANES * v, half, masks[v]);
+                            store(y, to + LANES * v, half, masks[v], value[v]);
+                        }
+                    }
+                }
+            }
+        }
+    free(row);
+}
+#endif
