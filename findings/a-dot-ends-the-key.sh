@@ -6,7 +6,7 @@
 # word and come back as one sample "sd1" with "5_a.jpg", "5_a.txt", "5_b.jpg" and "5_b.txt": what asks for "jpg" and "txt" finds
 # none, decoders that go by the ending pass the captions over, and a shard of 3 has 2 samples. Names with a version number
 # are usual among pictures of models. A dot in a folder of the key does no harm. Seen: 30 November 2026.
-# What reverie does: keys that it writes have no dots, and it reads as webdataset does (jobs/render.py, files.py).
+# What reverie does: keys that it writes are numbers, and it reads as webdataset does (jobs/render.py, files.py).
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"

@@ -4,8 +4,8 @@
 # The tokenizer gives token ids and an attention mask; transformers' way is to hand on both. Stable Diffusion was trained without
 # the mask, and its pipelines leave it out: the tokens of padding behind the prompt's end, which the network attends to like
 # words, see each other. With the mask they see the prompt alone. Up to the end token both are the same to the bit, as CLIP looks
-# back only; every place behind it is another, by as much as two prompts differ, and for a short prompt these are nearly all of the 77. So
-# prompt_embeds made in the usual way (to cache them, to blend two, to train) draw another picture than prompt=, without a word.
+# back only; every place behind it is another, and for a short prompt these are nearly all of the 77. So prompt_embeds made in the
+# usual way (to cache them, to blend two, to train) draw another picture than prompt=, without a word.
 # text_encoder(tokens.input_ids) are the pipeline's. Seen: 30 November 2026.
 # What reverie does: padding is encoded as in training, without a mask (models/clip.py).
 set -euo pipefail

@@ -26,8 +26,8 @@ vae = AutoencoderKL(
     norm_num_groups=4, layers_per_block=1,
 )  # fmt: skip
 pipeline = StableDiffusionImg2ImgPipeline(
-    vae=vae, unet=unet, scheduler=DDIMScheduler(), text_encoder=None, tokenizer=None, safety_checker=None,
-    feature_extractor=None, requires_safety_checker=False,
+    vae=vae, unet=unet, scheduler=DDIMScheduler(clip_sample=False, steps_offset=1), text_encoder=None, tokenizer=None,
+    safety_checker=None, feature_extractor=None, requires_safety_checker=False,
 )  # fmt: skip
 pipeline.set_progress_bar_config(disable=True)
 words = torch.zeros(1, 77, 8)

@@ -38,7 +38,8 @@ kinds = (torch.float32, torch.float16, torch.bfloat16)
 early = {kind: round(followed(kind, 200, 2800), 3) for kind in kinds}
 late = {kind: round(followed(kind, 100_000, 2000), 3) for kind in kinds}
 mended = followed(torch.bfloat16, 200, 2800, torch.float32)
-print("diffusers", diffusers.__version__, "followed from step 200 to 3,000:", early, "| 2,000 steps at 0.9999:", late, "| kept in float32:", mended)
+print("diffusers", diffusers.__version__, "followed from step 200 to 3,000:", early, "| 2,000 steps at 0.9999:", late)
+print("of bfloat16, kept in float32:", mended)
 assert mended > 0.99 and early[torch.float32] > 0.99 and abs(late[torch.float32] - 0.181) < 0.005, "float32 does not follow"
 assert followed(torch.bfloat16, 200, 2800, foreach=True) < 0.5, "foreach is another way"
 assert early[torch.bfloat16] < 0.5 and late[torch.bfloat16] == late[torch.float16] == 0, "it behaves otherwise now"

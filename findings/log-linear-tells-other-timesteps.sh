@@ -4,9 +4,9 @@
 # The levels are laid evenly in their logarithm between the largest and the smallest, but the timesteps stay those of the spacing,
 # evenly from 999 to 0, and these are what the network is given. Of 20 steps from 14.6 the tenth has the level 0.89 and the timestep
 # of 1.77, the fifteenth 0.19 and the timestep of 0.73: the network takes out twice to four times the noise that is there. The
-# list has one level too many besides, so the last step ends at 0.0292 instead of 0. use_exponential_sigmas=True lays the same levels, with
-# their own timesteps and the end. Seen: 30 November 2026.
-# What reverie does: every level is told as its own timestep; a replay of such a configuration says so (requests/foreign/diffusers.py).
+# list has one level too many besides, so the last step ends at 0.0292 instead of 0. use_exponential_sigmas=True lays the levels
+# as evenly, with their own timesteps and the end. Seen: 30 November 2026.
+# What reverie does: a level is told by its own timestep; a replay notes the setting as not honoured (requests/foreign/diffusers.py).
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"

@@ -3,10 +3,10 @@
 #
 # Its resizer, through which all that is downloaded goes, decodes with IMREAD_UNCHANGED, so a PNG or TIFF of 16 bits stays at 0 to
 # 65535, and encodes to JPEG, which has 8 bits: OpenCV cuts everything above 255 off. An even ramp from black to white comes out
-# with a mean of 255 where 127.5 is meant, in every mode of resizing, also with no resizing at all, and is counted as a success. Scans, depth maps
-# and renders are of that kind; a data set made of them trains on white squares with captions. disable_all_reencoding=True keeps the
-# file as it is. Seen: 30 November 2026.
-# What reverie does: 16 bits are read as their upper eight, everywhere (media/pictures.py).
+# with a mean of 255 where 127.5 is meant, in every mode of resizing and without any, and is counted as a success. Scans, depth
+# maps and renders are of that kind; a data set made of them trains on white squares with captions. disable_all_reencoding=True
+# keeps the file as it is. Seen: 30 November 2026.
+# What reverie does: the whole range of 16 bits becomes that of 8, wherever pictures are read (media/pictures.py).
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
