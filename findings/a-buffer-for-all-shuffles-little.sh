@@ -3,7 +3,7 @@
 #
 # The buffer need not be full before the first sample is drawn: .shuffle(5000) begins at initial=100, and while it grows takes two
 # samples in for each that it gives out. So of 5,000 samples the first is one of the first 100, the first hundred are from the
-# first 300, and the place in the epoch correlates by 0.64 with the place in the shard, where a shuffle has 0: what was collected
+# first 300, and the place in the epoch correlates by 0.65 with the place in the shard, where a shuffle has 0: what was collected
 # topic by topic is learned topic by topic, though the buffer is as large as all. initial=5000 shuffles. Seen: 30 November 2026.
 # What reverie does: an epoch's order is drawn over all its samples (data/loader.py).
 set -euo pipefail
