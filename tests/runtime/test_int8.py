@@ -259,6 +259,21 @@ def test_the_result_depends_neither_on_threads_nor_on_the_batch() -> None:
     assert torch.equal(levels.q[1:], alone.q)
 
 
+@fused
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["x", "context", "time_embedding.linear_2.bias", "mid_block.resnets.0.conv1.weight"])
+@torch.no_grad()
+def test_what_is_no_number_stays_none(value: float, place: str) -> None:
+    """As in the plain network: a broken model draws no picture."""
+    torch.manual_seed(0)
+    network, (x, t, context) = UNet(UNET).eval(), given()
+    spoiled = {"x": x, "context": context}.get(place)
+    (network.get_parameter(place).data if spoiled is None else spoiled).view(-1)[3] = value
+    plain = network(x, t, context).isfinite()
+    assert not plain.all()
+    assert not quantize(network)(x, t, context).isfinite()[~plain].any()
+
+
 def test_a_network_comes_near_and_gradients_still_flow(in_c: bool) -> None:
     torch.manual_seed(0)
     network, (x, t, context) = UNet(UNET).eval(), given()

@@ -54,6 +54,15 @@ def test_it_pads_or_does_not(compiled: bool, padding: tuple[int, int]) -> None:
     assert error(winograd.conv2d(x, weight, None, padding), directly(x, weight, padding)) < 1e-5
 
 
+def test_what_is_no_number_stays_none_and_no_image_gives_none(compiled: bool) -> None:
+    x, weight = last(numbers(2, 32, 8, 8)), numbers(32, 32, 3, 3)
+    x[0, 0, 3, 3] = torch.nan
+    y = winograd.conv2d(x, weight, None, relu=True)
+    assert y[0, :, 2:5, 2:5].isnan().all()
+    assert not y[1].isnan().any()
+    assert winograd.conv2d(x[:0], weight, None).shape == (0, 32, 8, 8)
+
+
 @pytest.mark.parametrize(("tiles", "part"), [(1, 1), (3, 2**9)])
 def test_products_are_cut_anywhere(tiles: int, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(extension, "library", lambda: None)

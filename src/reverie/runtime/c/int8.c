@@ -61,6 +61,26 @@ typedef struct {
     int32_t zero;
 } Rounding;
 
+// What is no number must stay none: comparing loses it, and so does -ffast-math, but not the bits of the exponent.
+enum { SIZE = 0x7fffffff, ENDLESS = 0x7f800000 };
+
+INLINE __m512i largest_bits(__m512i bits, __m512 v) {
+    return _mm512_max_epu32(bits, _mm512_and_si512(_mm512_castps_si512(v), _mm512_set1_epi32(SIZE)));
+}
+
+static int is_finite(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    return (bits & SIZE) < ENDLESS;
+}
+
+static Rounding no_rounding(void) {
+    const uint32_t bits = 0x7fc00000;
+    float none;
+    memcpy(&none, &bits, 4);
+    return (Rounding){none, 1, 0};
+}
+
 // Levels 0 to 255 for numbers from low to high, 0 among them, which has a level of its own.
 static Rounding rounding(float low, float high) {
     low = low < 0 ? low : 0;
@@ -84,9 +104,11 @@ void round_rows(const void *x, uint8_t *q, float *scale, int32_t *zero, const fl
     for (int64_t row = 0; row < rows; row++) {
         float line[width + LANES];
         __m512 sum = _mm512_setzero_ps(), low = sum, high = sum;
+        __m512i bits = _mm512_setzero_si512();
         for (int64_t c = 0; c < width; c += LANES) {
             __m512 v = load(x, row * width + c, half, lanes(width - c));
             _mm512_storeu_ps(line + c, v);
+            bits = largest_bits(bits, v);
             sum += v;
             low = _mm512_min_ps(low, v);
             high = _mm512_max_ps(high, v);
@@ -104,11 +126,14 @@ void round_rows(const void *x, uint8_t *q, float *scale, int32_t *zero, const fl
                 __m512 factor = _mm512_maskz_loadu_ps(mask, weight + c) * by, shift = _mm512_maskz_loadu_ps(mask, bias + c);
                 __m512 v = (_mm512_loadu_ps(line + c) - mean) * factor + shift;
                 _mm512_storeu_ps(line + c, v);
+                bits = largest_bits(bits, v);
                 low = _mm512_min_ps(low, v);
                 high = _mm512_max_ps(high, v);
             }
         }
-        Rounding by = rounding(_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high));
+        Rounding by = _mm512_reduce_max_epu32(bits) < ENDLESS
+                          ? rounding(_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high))
+                          : no_rounding();
         scale[row] = by.scale;
         zero[row] = by.zero;
         for (int64_t c = 0; c < width; c += LANES)
@@ -187,6 +212,7 @@ void round_images(const void *x, uint8_t *q, float *scale, int32_t *zero, const 
                 all[3 * channels + c] = fmax(all[3 * channels + c], at[3 * channels]);
             }
         float least = 0, largest = 0, *factor = affine + 2 * image * channels, *shift = factor + channels;
+        int all_finite = 1;
         for (int64_t group = 0; group < groups; group++) {
             double sum = 0, square = 0, count = (double)pixels * wide;
             for (int64_t c = group * wide; c < (group + 1) * wide; c++) {
@@ -201,12 +227,13 @@ void round_images(const void *x, uint8_t *q, float *scale, int32_t *zero, const 
                 float one = (float)all[2 * channels + c] * factor[c] + shift[c];
                 float other = (float)all[3 * channels + c] * factor[c] + shift[c];
                 float low = fminf(one, other), high = fmaxf(one, other);
+                all_finite &= is_finite((float)all[c]) & is_finite(factor[c]) & is_finite(shift[c]);
                 if (with_silu) silu_range(&low, &high);
                 least = fminf(least, low);
                 largest = fmaxf(largest, high);
             }
         }
-        by[image] = rounding(least, largest);
+        by[image] = all_finite ? rounding(least, largest) : no_rounding();
         scale[image] = by[image].scale;
         zero[image] = by[image].zero;
     }

@@ -228,7 +228,10 @@ static void write_tile(const Convolution *task, const Operands *of, int64_t tile
                 if (left + j < task->wide) {
                     vec pixel = made[j] + bias;
                     if (of->add) pixel += load(add + j * step, count);
-                    if (task->relu) pixel = (vec)((lanes)pixel & (pixel > (vec){0}));
+                    if (task->relu) {  // what is no number stays none
+                        lanes bits = (lanes)pixel;
+                        pixel = (vec)(bits & (~(bits >> 31) | ((bits & 0x7fffffff) > 0x7f800000)));
+                    }
                     store(to + j * task->made, pixel, count);
                 }
         }
@@ -281,7 +284,7 @@ void winograd_plan(Convolution *task) {
     int64_t most = least(MOST, ROOM / (NUMBERS * chunks * LANES) / ROWS * ROWS);
     most = most < 2 * ROWS ? 2 * ROWS : most;
     task->blocks = (tiles + most - 1) / most;
-    task->each = (tiles + task->blocks - 1) / task->blocks;
+    task->each = task->blocks ? (tiles + task->blocks - 1) / task->blocks : 0;  // no images, no blocks
     int64_t room = room_of_tiles(task->each, chunks), column = room_of_column(task->each);
     task->apart = task->threads > 1 && task->blocks >= task->threads && task->threads * room < ALL;
     task->room = task->apart ? task->threads * (room + column) : room + task->threads * column;
