@@ -246,7 +246,7 @@ def test_a_plan_is_written_anew_where_a_weight_is_another(planned: tuple[UNet, U
     twice(fast, inputs)
     for unet in (fast, plain):
         unet.half().float()  # torch does not count this
-    assert error(fast(*inputs), plain(*inputs)) < 1e-6
+    assert error(fast(*inputs), plain(*inputs)) < 1e-5
     twice(fast, inputs)
     other = copy.deepcopy(plain.mid_block.resnets[0])
     other.conv2.weight.mul_(2)
