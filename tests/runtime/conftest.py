@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from reverie.runtime import transform
+from reverie.runtime import layers, transform
 
 
 @pytest.fixture(autouse=True)
 def everything_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack products of any width but the narrowest."""
+    """Pack products of any width but the narrowest, and all convolutions."""
     monkeypatch.setattr(transform, "WIDE", 16)
+    monkeypatch.setattr(layers, "SMALL", 0)

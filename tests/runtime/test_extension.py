@@ -2,17 +2,38 @@
 
 from __future__ import annotations
 
+import copy
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverie.models.layers import GroupNormSiLU
-from reverie.runtime import extension, pack
-from reverie.runtime.layers import FastGroupNorm, FastGroupNormSiLU
+from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
+from reverie.models.unet import UNet
+from reverie.runtime import extension, layers, pack, transform, unpack
+from reverie.runtime.changes import freeing, merging, perturbing, reusing, seamless
+from reverie.runtime.extension import MODES, FastUNet, PlannedLevels, convolve_small, lay_panels, multiply
+from reverie.runtime.layers import (
+    LAST,
+    FastGroupNorm,
+    FastGroupNormSiLU,
+)
+
+from .test_exact import UNET, error, given
+
+
+@pytest.fixture(autouse=True)
+def everything_is_narrow(everything_is_wide: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave narrow products and small convolutions to the kernels in C."""
+    monkeypatch.setattr(transform, "WIDE", 256)
+    monkeypatch.setattr(layers, "SMALL", extension.SMALL)
+
 
 pytestmark = pytest.mark.skipif(extension.library() is None, reason="no compiler built the extension")
 
@@ -93,3 +114,225 @@ def test_group_norm_in_bfloat16_errs_no_more_than_torch(channels: int, side: int
         error[kind] = (got.double() - wanted).norm() / wanted.norm()
     plain, fast = error.values()
     assert 0 < fast <= plain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("rows", "width", "made"), [(1, 5, 3), (7, 48, 96), (33, 160, 50), (512, 20, 144)])
+@pytest.mark.parametrize("mode", MODES)
+def test_narrow_products(rows: int, width: int, made: int, mode: str) -> None:
+    generator = torch.Generator().manual_seed(3)
+    x, weight, bias, other = (
+        torch.randn(shape, generator=generator, dtype=torch.float64)
+        for shape in ((rows, width), (made, width), (made,), (rows, made))
+    )
+    plain = F.linear(x, weight, bias)
+    wanted = {"plain": plain, "gelu": F.gelu(plain), "add": plain + other, "multiply": plain * other}[mode]
+    got = multiply(x.float(), lay_panels(weight.float()[:, None]), bias.float(), made, mode, other.float())
+    torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    ("images", "channels", "made", "size"),
+    [(2, 48, 96, (8, 8)), (1, 20, 17, (5, 3)), (3, 5, 50, (1, 4)), (1, 160, 16, (9, 1))],
+)
+def test_small_convolutions(images: int, channels: int, made: int, size: tuple[int, int], stride: int) -> None:
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(images, channels, *size, generator=generator, dtype=torch.float64)
+    weight = torch.randn(made, channels, 3, 3, generator=generator, dtype=torch.float64) / (9 * channels) ** 0.5
+    bias = torch.randn(made, generator=generator, dtype=torch.float64)
+    plain = F.conv2d(x, weight, bias, stride=stride, padding=1)
+    given, panels = x.float().contiguous(memory_format=LAST), lay_panels(weight.float().flatten(2).mT)
+    for add in (torch.randn_like(plain), torch.randn_like(plain[:, :, :1, :1])):
+        added = add.float().contiguous(memory_format=LAST)
+        got = convolve_small(given, panels, bias.float(), made, stride=stride, add=added)
+        torch.testing.assert_close(got.double(), plain + add, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_small_images_are_doubled_by_corners() -> None:
+    upsample = Upsample(24)
+    fast = pack(nn.Sequential(Upsample(24)))[0]
+    fast.load_state_dict(upsample.state_dict())
+    for x in (image(), image()[:1, :, :2]):
+        torch.testing.assert_close(fast(x), upsample(x), rtol=1e-5, atol=1e-5)
+    fast.conv.weight.mul_(2)
+    upsample.conv.weight.mul_(2)
+    torch.testing.assert_close(fast(image()), upsample(image()), rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_layer_norms() -> None:
+    norm = nn.LayerNorm(37)
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    x = torch.randn(2, 5, 37, generator=torch.Generator().manual_seed(5)) * 3 + 8
+    wanted = norm.double()(x.double())
+    fast = pack(nn.Sequential(nn.Linear(16, 16), norm.float()))[1]
+    torch.testing.assert_close(fast(x).double(), wanted, rtol=1e-5, atol=1e-5)
+
+
+@pytest.fixture
+def planned() -> tuple[UNet, UNet]:
+    """Return a U-Net without attention, all of whose levels are the kernels', fast and plain."""
+    torch.manual_seed(0)
+    config = replace(UNET, transformer_depth=(0, 0), mid_transformer_depth=0, block_out_channels=(32, 48))
+    plain = UNet(config).eval()
+    return pack(copy.deepcopy(plain)), plain
+
+
+def ways(unet: UNet) -> list[Any]:
+    """Return the plans' `repeat`, or what else the U-Net does at each size."""
+    assert isinstance(unet, FastUNet)
+    return list((unet.ways or {}).values())
+
+
+def twice(unet: UNet, inputs: tuple[Tensor, ...]) -> None:
+    """Let a plan be written."""
+    for _ in range(2):
+        unet(*inputs)
+    (way,) = ways(unet)
+    assert isinstance(way.__self__, PlannedLevels)
+
+
+def attentive() -> tuple[UNet, UNet]:
+    """Return a U-Net with attention, whose heads are as wide as the kernel's, fast and plain."""
+    torch.manual_seed(0)
+    plain = UNet(replace(UNET, block_out_channels=(32, 48))).eval()
+    return pack(copy.deepcopy(plain)), plain
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", [False, True])
+def test_what_a_small_unet_calls_is_repeated(planned: tuple[UNet, UNet], attention: bool) -> None:
+    fast, plain = attentive() if attention else planned
+    x, t, context = given()
+    twice(fast, (x, t, context))
+    for seed in (1, 2, 3):
+        x = x + seed
+        assert error(fast(x, t, context), plain(x, t, context)) < 1e-5
+        assert error(fast(x, t * 0.5, context + 1), plain(x, t * 0.5, context + 1)) < 1e-5
+        context.mul_(0.5)
+    fast_answer = fast(x, t, context)
+    before = fast_answer.clone()
+    fast(x + 1, t, context)
+    assert torch.equal(fast_answer, before)  # not the plan's own memory
+    assert torch.equal(fast(x, t, context), before)
+
+
+@torch.no_grad()
+def test_sizes_have_plans_of_their_own(planned: tuple[UNet, UNet]) -> None:
+    fast, plain = attentive()
+    x, t, context = given()
+    for _ in range(3):
+        for wide, words in ((8, 3), (4, 3), (4, 5)):
+            inputs = x[..., :wide], t, context[:, :words].contiguous()
+            assert error(fast(*inputs), plain(*inputs)) < 1e-5
+            inputs = inputs[0][:1], t[:1], inputs[2][:1]
+            assert error(fast(*inputs), plain(*inputs)) < 1e-5
+
+
+@torch.no_grad()
+def test_a_plan_is_written_anew_where_a_weight_is_another(planned: tuple[UNet, UNet]) -> None:
+    fast, plain = planned
+    inputs = given()
+    twice(fast, inputs)
+    for unet in (fast, plain):
+        unet.mid_block.resnets[0].conv1.weight.mul_(3)
+        unet.mid_block.resnets[0].norm1.bias.add_(1)
+        unet.up_blocks[0].resnets[0].conv2.weight = nn.Parameter(unet.up_blocks[0].resnets[0].conv2.weight * 2)
+    assert error(fast(*inputs), plain(*inputs)) < 1e-5
+    twice(fast, inputs)
+    for unet in (fast, plain):
+        unet.half().float()  # torch does not count this
+    assert error(fast(*inputs), plain(*inputs)) < 1e-5
+    twice(fast, inputs)
+    other = copy.deepcopy(plain.mid_block.resnets[0])
+    other.conv2.weight.mul_(2)
+    for unet in (fast, plain):
+        unet.mid_block.resnets[0] = other
+    assert error(fast(*inputs), plain(*inputs)) < 1e-5
+
+
+def test_weights_whose_writes_are_not_counted_have_no_plan() -> None:
+    with torch.inference_mode():
+        fast, plain = attentive()
+        inputs = given()
+        for _ in range(3):
+            for unet in (fast, plain):
+                unet.mid_block.attentions[0].proj_in.weight.mul_(1.5)
+                unet.mid_block.resnets[0].conv1.weight.mul_(1.5)
+            assert error(fast(*inputs), plain(*inputs)) < 1e-5
+
+
+@torch.no_grad()
+def test_who_looks_into_a_planned_unet_sees_all(planned: tuple[UNet, UNet]) -> None:
+    fast, plain = attentive()
+    x, t, context = inputs = given()
+    twice(fast, inputs)
+    before = fast(*inputs)
+    for change in (
+        lambda unet: seamless([unet], "xy"),
+        lambda unet: merging(unet, 0.5),
+        lambda unet: freeing(unet, (1.2, 1.4, 0.9, 0.2)),
+        lambda unet: reusing(unet, 2),
+        perturbing,
+    ):
+        with change(fast), change(plain):
+            assert error(fast(*inputs), plain(*inputs)) < 1e-5
+            if change is not reusing:
+                assert error(fast(x + 1, t - 1, context), plain(x + 1, t - 1, context)) < 1e-5
+        assert torch.equal(fast(*inputs), before)
+    skips, middle = plain.descend(plain.conv_in(x), plain._embed(t, None, None), context)
+    residuals = [torch.ones_like(output) for output in (*skips, middle)]
+    assert error(fast(*inputs, residuals=residuals), plain(*inputs, residuals=residuals)) < 1e-5
+    for unet in (fast, plain):
+        unet.mid_block.resnets[0].register_forward_hook(lambda module, inputs, output: output * 2)
+    assert error(fast(*inputs), plain(*inputs)) < 1e-5
+    fast.requires_grad_(True)
+    with torch.enable_grad():
+        assert fast(*inputs).requires_grad
+
+
+@torch.no_grad()
+def test_a_unet_that_torch_computes_in_part_has_no_plan(planned: tuple[UNet, UNet]) -> None:
+    fast, plain = planned
+    fast.mid_block.resnets[0].__class__ = ResidualBlock
+    inputs = given()
+    for _ in range(3):
+        assert error(fast(*inputs), plain(*inputs)) < 1e-5
+    assert not isinstance(ways(fast)[0].__self__, PlannedLevels)
+
+
+def test_threads_that_share_a_planned_unet_get_what_each_gets_alone() -> None:
+    fast, _ = attentive()
+    x, t, context = given()
+    prompts = [context, context + 1, context * 2]
+
+    def draw(prompt: Tensor) -> list[Tensor]:
+        with torch.no_grad():
+            made = [x]
+            for _ in range(20):
+                made.append(fast(made[-1] * 0.9, t, prompt))
+            return made[1:]
+
+    draw(context)
+    alone = [draw(prompt) for prompt in prompts]
+    with ThreadPoolExecutor(len(prompts)) as pool:
+        together = list(pool.map(draw, prompts))
+    for one, other in zip(alone, together, strict=True):
+        assert all(map(torch.equal, one, other))
+
+
+def test_copies_of_a_planned_unet_are_without_its_plans(planned: tuple[UNet, UNet]) -> None:
+    fast, plain = planned
+    inputs = given()
+    with torch.no_grad():
+        twice(fast, inputs)
+        again = copy.deepcopy(fast)
+        assert again.ways is None
+        again.mid_block.resnets[0].conv1.weight.mul_(3)
+        assert error(fast(*inputs), plain(*inputs)) < 1e-5
+    assert type(unpack(again)) is UNet
+    assert not {"ways", "state", "held"} & set(again.__dict__)
