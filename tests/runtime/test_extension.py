@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import shutil
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from importlib.machinery import EXTENSION_SUFFIXES
@@ -14,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from reverie.errors import RequestWarning
 from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
 from reverie.models.unet import UNet
 from reverie.runtime import extension, layers, pack, transform, unpack
@@ -43,6 +47,21 @@ def test_a_build_that_does_not_load_is_as_none(tmp_path: Path, monkeypatch: pyte
         (tmp_path / (build + EXTENSION_SUFFIXES[0])).write_bytes(b"not a library")
     monkeypatch.setattr(extension, "__file__", str(tmp_path / "extension.py"))
     assert extension.library.__wrapped__() is None
+
+
+def test_a_build_older_than_its_sources_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    held = extension.library()
+    assert held is not None
+    for build in extension.BUILDS:
+        shutil.copyfile(held._name, tmp_path / (build + EXTENSION_SUFFIXES[0]))
+    monkeypatch.setattr(extension, "__file__", str(tmp_path / "extension.py"))
+    assert extension.library.__wrapped__() is not None
+    source = tmp_path / "c" / "norms.c"
+    source.parent.mkdir()
+    source.write_text("")
+    os.utime(source, (time.time() + 60,) * 2)
+    with pytest.warns(RequestWarning, match="older than their sources"):
+        assert extension.library.__wrapped__() is None
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reverie.errors import RequestWarning, warn
 from reverie.models.unet import UNet
 from reverie.runtime.changes import gathers_otherwise, is_hooked
 
@@ -40,12 +41,21 @@ BUILDS = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """Return the extension that was built for this processor; None where there is none that loads."""
+    """Return the extension that was built for this processor; None where there is none that loads.
+
+    One older than the sources beside it is left out, and that is said: what they are given may be otherwise now.
+    """
     has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    sources = list(Path(__file__).with_name("c").glob("*.[ch]"))  # there in a checkout, not in what a wheel installs
     for name, needed in BUILDS.items():
         files = (Path(__file__).with_name(name + suffix) for suffix in EXTENSION_SUFFIXES)
         file = next(filter(Path.exists, files), None)
         if file is not None and all(has.get(feature) for feature in needed):
+            if any(source.stat().st_mtime > file.stat().st_mtime for source in sources):
+                warn(
+                    "the kernels in C are older than their sources and left out; install reverie again", RequestWarning
+                )
+                return None
             with suppress(OSError):  # built elsewhere, for another C library, or without OpenMP's here
                 return ctypes.CDLL(str(file))
     return None
