@@ -288,6 +288,7 @@ class FastUNet(UNet):
         inner = tuple(_inside(self))  # hooks of the network itself are called outside
         if is_hooked(*inner) or gathers_otherwise(*inner) or _has_any_global_hook():
             return super().levels(x, emb, context, residuals)
+        emb, context = emb.contiguous(), context.contiguous()  # as in a plan, lest other kernels round otherwise
         with _LOCK:  # two threads may draw with one model
             way = self._way(inner, (x.shape, emb.shape, context.shape))
             if way != self._plainly:
