@@ -63,11 +63,11 @@ def pack(network: M, folder: Path | None = None) -> M:
     if not kernels.available():
         return network
     modules = list(network.modules())[::-1]  # parts before what holds them
-    for module in modules:
-        if (layer := _layer(module)) is not None:
-            module.__class__ = layer
-    if not is_packed(network):
-        return network
+    layers = [(module, layer) for module in modules if (layer := _layer(module)) is not None]
+    if not any(issubclass(layer, PackedLayer) for _, layer in layers) and not is_packed(network):
+        return network  # all narrow: a tower that is packed late must not round otherwise from then on
+    for module, layer in layers:
+        module.__class__ = layer
     for module in modules:
         if type(module) is nn.Conv2d:
             module.__class__ = Pointwise if _is_pointwise(module) else EdgeConv2d
@@ -111,7 +111,7 @@ def unpack(network: M) -> M:
 
 def is_packed(network: nn.Module) -> bool:
     """Tell whether a network was made fast."""
-    return any(isinstance(module, PackedLayer | NarrowLinear) for module in network.modules())
+    return any(isinstance(module, PackedLayer) for module in network.modules())
 
 
 def _takes_more(module: nn.Module) -> bool:
