@@ -13,6 +13,7 @@ from reverie.codecs import image, slices
 from reverie.codecs.image import ImageCodec
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig, ImageAutoencoder, TinyAutoencoder, TinyConfig
 from reverie.runtime import kernels, pack, winograd
+from reverie.runtime import layers as fast
 from reverie.runtime.changes import seamless
 from reverie.runtime.layers import PackedConv2d
 
@@ -92,6 +93,7 @@ def test_slices_pack_each_layer_once(dtype: torch.dtype, apart: float, monkeypat
     packed: list[torch.Tensor] = []
     pack_conv2d = kernels.pack_conv2d
     monkeypatch.setattr(winograd, "wins", lambda *shape: False)  # which packs nothing
+    monkeypatch.setattr(fast, "SMALL", 0)  # nor do small kernels
     monkeypatch.setattr(
         kernels, "pack_conv2d", lambda weight, *given: packed.append(weight) or pack_conv2d(weight, *given)
     )
