@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from reverie.runtime import layers, transform
+from reverie.runtime import transform
 
 
 @pytest.fixture(autouse=True)
 def everything_is_wide(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pack products of any width but the narrowest, and all convolutions."""
+    """Pack products of any width but the narrowest."""
     monkeypatch.setattr(transform, "WIDE", 16)
-    monkeypatch.setattr(layers, "SMALL", 0)

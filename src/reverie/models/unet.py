@@ -246,11 +246,6 @@ class UpBlock(Block):
         super().__init__(inputs, config.up_depths(level), level, config)
         self.upsamplers = nn.ModuleList([] if level == 0 else [Upsample(config.block_out_channels[level])])
 
-    @staticmethod
-    def join(x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b d h w"]) -> Float[Tensor, "b joined h w"]:
-        """Lay the channels of two images beside each other."""
-        return torch.cat([x, skip], dim=1)
-
     def forward(
         self,
         x: Float[Tensor, "b c h w"],
@@ -263,7 +258,7 @@ class UpBlock(Block):
         A layer for which none is left is left out.
         """
         for index in range(min(len(self.resnets), len(skips))):
-            x = self.layer(index, self.join(x, skips.pop()), emb, context)
+            x = self.layer(index, torch.cat([x, skips.pop()], dim=1), emb, context)
         for upsample in self.upsamplers:
             x = upsample(x, skips[-1].shape[2:])
         return x

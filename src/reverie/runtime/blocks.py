@@ -21,24 +21,20 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.models import clip, layers
 from reverie.models.autoencoder import TinyBlock, TinyDecoder, TinyEncoder
 from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
-from reverie.models.unet import UNet, UpBlock
 from reverie.runtime import extension, kernels, winograd
 from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
-from reverie.runtime.extension import FEW, FastUNet, convolve_small, lay_panels, multiply, silu, stamp, version
 from reverie.runtime.kernels import trim
 from reverie.runtime.layers import (
     LAST,
     FastGroupNorm,
     FastGroupNormSiLU,
-    FastLayerNorm,
-    NarrowLinear,
     PackedConv2d,
-    PackedLayer,
     PackedLinear,
     attend,
     pack_together,
     project,
+    version,
 )
 
 CORNERS = tuple(product((0, 1), repeat=2))
@@ -53,7 +49,7 @@ class FastUpsample(Upsample):
 
     conv: PackedConv2d
     # Of which weight, as of when and for which size: packed by corner.
-    corners: tuple[nn.Parameter, tuple[Any, ...], list[Any]] | None = None
+    corners: tuple[nn.Parameter, tuple[int, torch.Size], list[Any]] | None = None
 
     def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
         height, width = x.shape[2:]
@@ -61,8 +57,6 @@ class FastUpsample(Upsample):
         if odd or is_hooked(self.conv) or not self.conv.computes(x):
             return super().forward(x, size)
         x = x.contiguous(memory_format=LAST)
-        if type(self.conv) is PackedConv2d and self.conv.is_small(x):
-            return convolve_small(x, self.by_corner_in_panels(), self.conv.bias, self.conv.out_channels, doubled=True)
         shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
         if math.prod(shape) >= LARGE:
             trim()
@@ -80,15 +74,6 @@ class FastUpsample(Upsample):
     def pack_corner(self, weight: Float[Tensor, "out in 3 3"], corner: tuple[int, ...], size: torch.Size) -> Any:
         """Pack a corner's kernel for images of a size."""
         return kernels.pack_conv2d(corner_kernel(weight, *corner), size, *SHAPE)
-
-    def by_corner_in_panels(self) -> Tensor:
-        """Return the four kernels for small images, made anew where the weight is another or was written to."""
-        weight = self.conv.weight
-        state = "panels", *stamp(weight)
-        if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
-            kernels = [corner_kernel(weight, *corner).flatten(2).mT for corner in CORNERS]
-            self.corners = weight, state, [torch.cat([lay_panels(kernel) for kernel in kernels])]
-        return self.corners[2][0]
 
     def by_corner(self, size: torch.Size) -> list[Any]:
         """Return the four packed kernels, made anew where the weight is another or was written to, or the size is."""
@@ -138,7 +123,7 @@ class FastResidualBlock(ResidualBlock):
             trim()
         shift = None
         if self.time_emb_proj is not None and emb is not None:
-            shift = self.time_emb_proj(silu(emb))[:, :, None, None]
+            shift = self.time_emb_proj(F.silu(emb))[:, :, None, None]
         h = self.conv1(self.norm1(x), add=shift)
         return self.conv2(self.norm2(h), add=x if self.conv_shortcut is None else self.conv_shortcut(x))
 
@@ -180,16 +165,13 @@ class FastAttention(layers.Attention):
         if context is None:
             q, k, v = project([self.to_q, self.to_k, self.to_v], x)
         else:
-            q = self.to_q(x)
-            with extension.apart():
-                k, v = self.keys_values(context)
+            q, (k, v) = self.to_q(x), self.keys_values(context)
         return self.to_out[0](self.attend(q, k, v, self.heads), add=add)
 
     def keys_values(self, context: Float[Tensor, "b m e"]) -> tuple[Tensor, ...]:
         """Return the keys and values of a context, kept until it dies, is written to, or the weights are others."""
         layers = [self.to_k, self.to_v]
-        packed = all(isinstance(layer, PackedLayer) and layer.computes(context) for layer in layers)
-        if context.is_inference() or not packed:
+        if context.is_inference() or not all(layer.computes(context) for layer in layers):
             return project(layers, context)  # nobody counts how often inference tensors are written to
         state = (pack_together(layers), context._version)
         if self.contexts is None:
@@ -209,23 +191,11 @@ class FastGEGLU(layers.GEGLU):
     proj: PackedLinear
 
     def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l hidden"]:
-        if computes_plainly(self.proj):
-            return super().forward(x)
-        if isinstance(self.proj, NarrowLinear) and self.proj.multiplies(x):
-            return self.gate(self.proj, x)
-        if not isinstance(self.proj, PackedLinear) or not self.proj.computes(x):
+        if computes_plainly(self.proj) or not self.proj.computes(x):
             return super().forward(x)
         kept, gate = pack_together([self.proj], parts=2).parts
         biases = (None, None) if self.proj.bias is None else self.proj.bias.chunk(2)
         return kernels.linear(x, kept, biases[0], multiply=kernels.linear(x, gate, biases[1], gelu=True))
-
-    @staticmethod
-    def gate(proj: NarrowLinear, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l hidden"]:
-        """Do so with few tokens."""
-        (kept, gate), width = proj.in_panels(parts=2), proj.out_features // 2
-        biases = (None, None) if proj.bias is None else proj.bias.chunk(2)
-        gelu = multiply(x, gate, biases[1], width, "gelu")
-        return multiply(x, kept, biases[0], width, "multiply", gelu)
 
 
 class FastFeedForward(layers.FeedForward):
@@ -431,24 +401,8 @@ def _places(side: int) -> tuple[tuple[slice, slice], ...]:
     )
 
 
-class FastUpBlock(UpBlock):
-    """Join small images by the kernel in C."""
-
-    @staticmethod
-    def join(x: Float[Tensor, "b c h w"], skip: Float[Tensor, "b d h w"]) -> Float[Tensor, "b joined h w"]:
-        pixels, channels, others = len(x) * math.prod(x.shape[2:]), x.shape[1], skip.shape[1]
-        if pixels > FEW or (len(x), x.shape[2:]) != (len(skip), skip.shape[2:]):
-            return UpBlock.join(x, skip)
-        if not all(image.is_contiguous(memory_format=LAST) for image in (x, skip)) or not extension.takes(x, skip):
-            return UpBlock.join(x, skip)
-        joined = torch.empty(len(x), channels + others, *x.shape[2:], memory_format=LAST)
-        extension.call("join", x, skip, joined, pixels, channels, others)
-        return joined
-
-
 # By the plain class: the fast one, and which of its parts have to be fast themselves.
 BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
-    nn.LayerNorm: (FastLayerNorm, ()),
     nn.GroupNorm: (FastGroupNorm, ()),
     GroupNormSiLU: (FastGroupNormSiLU, ()),
     ResidualBlock: (FastResidualBlock, ("conv1", "conv2")),
@@ -464,6 +418,4 @@ BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     TinyBlock: (FastTinyBlock, ("conv.0", "conv.2", "conv.4")),
     TinyEncoder: (FastTinyEncoder, ()),
     TinyDecoder: (FastTinyDecoder, ()),
-    UpBlock: (FastUpBlock, ()),
-    UNet: (FastUNet, ()),
 }

@@ -2,34 +2,18 @@
 
 `c/*.c` is compiled once for either set of instructions as reverie is installed; what is missing is computed by torch's
 operators, slower. Threads are those of torch, whose OpenMP library is loaded first.
-
-Of a small network, asking takes longer than computing: so its calls are written down once, as a `CallPlan`, and
-repeated over the same memory.
 """
 
 from __future__ import annotations
 
 import ctypes
-import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
-from threading import RLock, local
-from typing import Any
-from weakref import ref
 
 import torch
-import torch.nn.functional as F
-from jaxtyping import Float
-from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from reverie.models.unet import UNet
-from reverie.runtime.changes import gathers_otherwise, is_hooked
+from torch import Tensor
 
 # By the extension: what the processor must have, by torch.cpu.get_capabilities(). The first that runs here is taken.
 BUILDS = {
@@ -60,10 +44,7 @@ def takes(*operands: Tensor, dtype: torch.dtype = torch.float32) -> bool:
     )
 
 
-Operand = Tensor | int | float | None
-
-
-def call(name: str, *operands: Operand) -> None:
+def call(name: str, *operands: Tensor | int | float | None) -> None:
     """Call a kernel: tensors go as the address of their numbers (None as no address), ints as int64_t, floats as float.
 
     Raises RuntimeError where there is no extension.
@@ -74,249 +55,10 @@ def call(name: str, *operands: Operand) -> None:
     kernel = getattr(held, name)  # ctypes keeps it, with what it takes
     if kernel.argtypes is None:
         kernel.argtypes, kernel.restype = [*map(_type, operands)], None
-    given = [operand.data_ptr() if isinstance(operand, Tensor) else operand for operand in operands]
-    kernel(*given)
-    if (plan := getattr(_RECORDED, "plan", None)) is not None:
-        plan.add(name, kernel, given, operands)
+    kernel(*[operand.data_ptr() if isinstance(operand, Tensor) else operand for operand in operands])
 
 
-def _type(operand: Operand) -> type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float]:
+def _type(operand: Tensor | int | float | None) -> type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float]:
     if isinstance(operand, Tensor | None):
         return ctypes.c_void_p
     return ctypes.c_int64 if isinstance(operand, int) else ctypes.c_float
-
-
-FEW = 1024  # pixels, or rows, up to which the kernels for small networks compute
-SMALL = 1 << 16  # input times output channels up to which they do
-# Kernels whose calls may be repeated: what they need besides their operands they take anew each time.
-PLANNED = ("activate", "attention_float32", "convolve", "group_norm", "join", "layer_norm", "product")
-MODES = {"plain": 0, "gelu": 1, "add": 2, "multiply": 3}  # c/products.c
-
-
-@torch.no_grad()
-def lay_panels(weight: Float[Tensor, "out taps in"]) -> Float[Tensor, "panels taps in columns"]:
-    """Lay the rows of kernels out in panels, which the last fills up with zeros."""
-    held = library()
-    assert held is not None
-    columns = ctypes.c_int64.in_dll(held, "panel_columns").value
-    rows = F.pad(weight.detach(), (0, 0, 0, 0, 0, -len(weight) % columns))
-    return rows.unflatten(0, (-1, columns)).permute(0, 2, 3, 1).contiguous()
-
-
-def few(x: Tensor, *others: Tensor | None) -> bool:
-    """Tell whether the kernels in C multiply rows: few, in float32, one after the other, as those of `others` lie."""
-    rows = (x, *(other for other in others if other is not None))
-    return x.numel() <= FEW * x.shape[-1] and takes(*rows) and all(row.is_contiguous() for row in rows)
-
-
-def multiply(
-    x: Float[Tensor, "*b d"],
-    panels: Float[Tensor, "panels 1 d columns"],
-    bias: Float[Tensor, " out"] | None,
-    width: int,
-    mode: str = "plain",
-    other: Float[Tensor, "*b out"] | None = None,
-) -> Float[Tensor, "*b out"]:
-    """Multiply few rows by a narrow matrix; `mode` says what is done to the product, with `other` or without."""
-    y = torch.empty(*x.shape[:-1], width)
-    rows = x.numel() // x.shape[-1]
-    call("product", x, panels, bias, other, y, rows, x.shape[-1], width, MODES[mode])
-    return y
-
-
-def convolve_small(
-    x: Float[Tensor, "b c h w"],
-    panels: Float[Tensor, "panels taps c columns"],
-    bias: Float[Tensor, " out"] | None,
-    width: int,
-    *,
-    stride: int = 1,
-    doubled: bool = False,
-    add: Float[Tensor, "b out #h2 #w2"] | None = None,
-) -> Float[Tensor, "b out h2 w2"]:
-    """Convolve a small channels-last image by 3x3 kernels, or by the corners of a doubled one, and add `add`."""
-    images, channels, *size = x.shape
-    sides = [2 * side if doubled else (side - 1) // stride + 1 for side in size]
-    y = torch.empty(images, width, *sides, memory_format=torch.channels_last)
-    one_pixel = add is not None and add.shape[2:] != y.shape[2:]
-    shape = (images, *size, channels, width, stride, int(doubled), int(one_pixel))
-    call("convolve", x, panels, bias, add, y, *shape)
-    return y
-
-
-def silu(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
-    """Return the SiLU of few numbers."""
-    if not takes(x) or not x.is_contiguous():
-        return F.silu(x)
-    y = torch.empty_like(x)
-    call("activate", x, y, x.numel())
-    return y
-
-
-def version(weight: Tensor) -> int:
-    """Count how often a weight was written to; -1 for one of inference mode, which does not count."""
-    return -1 if weight.is_inference() else weight._version
-
-
-def stamp(weight: Tensor) -> tuple[int, int]:
-    """Say as of when a weight is: how often it was written to, which `.data` passes over, and where it lies."""
-    return version(weight), weight.data_ptr()
-
-
-_RECORDED = local()  # the plan that this thread writes
-
-
-class CallPlan:
-    """Hold the calls that made something once, those apart (`apart`) by themselves, and the memory that they go over.
-
-    It is `whole` where nothing else was computed in between, by torch's operators or other kernels.
-    """
-
-    def __init__(self) -> None:
-        self.calls: list[tuple[Callable[..., None], list[Any]]] = []
-        self.before: list[tuple[Callable[..., None], list[Any]]] = []
-        self.held: list[Any] = []
-        self.whole = True
-
-    def add(self, name: str, kernel: Callable[..., None], given: list[Any], operands: tuple[Operand, ...]) -> None:
-        """Write a call down, with its operands, whose memory is kept, even where a parameter is given other memory."""
-        self.whole &= name in PLANNED
-        self.calls.append((kernel, given))
-        self.held += [operand.untyped_storage() for operand in operands if isinstance(operand, Tensor)]
-
-    @contextmanager
-    def record(self) -> Iterator[None]:
-        """Within the block, write down what this thread calls."""
-        _RECORDED.plan = self
-        try:
-            with _Witness(self):
-                yield
-        finally:
-            _RECORDED.plan = None
-
-    def repeat(self, *, anew: bool) -> None:
-        """Call all that was written down, over the same memory; those apart where they are wanted `anew`."""
-        for kernel, given in [*self.before, *self.calls] if anew else self.calls:
-            kernel(*given)
-
-
-@contextmanager
-def apart() -> Iterator[None]:
-    """Within the block, write calls down among those that need not be repeated every time: of prompts."""
-    if (plan := getattr(_RECORDED, "plan", None)) is None:
-        yield
-        return
-    calls, plan.calls = plan.calls, plan.before
-    try:
-        yield
-    finally:
-        plan.calls = calls
-
-
-class _Witness(TorchDispatchMode):
-    """See whether torch computes: it may take memory and view it."""
-
-    def __init__(self, plan: CallPlan) -> None:
-        super().__init__()
-        self.plan = plan
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.plan.whole &= func.is_view or func.overloadpacket in MEMORY
-        return func(*args, **(kwargs or {}))
-
-
-MEMORY = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided)
-
-
-SIZES = 4  # of which a U-Net keeps plans
-_LOCK = RLock()
-Way = Callable[[Tensor, Tensor, Tensor], Tensor]
-
-
-@dataclass(eq=False)
-class PlannedLevels:
-    """Hold a plan of a U-Net's levels, for one size: what it is given, and what it makes."""
-
-    plan: CallPlan
-    given: tuple[Tensor, Tensor, Tensor]
-    made: Tensor
-    context: tuple[Any, int] | None = None  # whose keys and values it has: a reference, and as of when
-
-    def repeat(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        """Compute anew; keys and values where the prompt is another."""
-        known, self.context = self.context, None  # nobody's, should this be interrupted
-        anew = known is None or known[0]() is not context or known[1] != version(context) or context.is_inference()
-        for kept, given in zip(self.given[: 3 if anew else 2], (x, emb, context), strict=False):
-            kept.copy_(given)
-        self.plan.repeat(anew=anew)
-        self.context = ref(context), version(context)
-        return self.made.clone()
-
-
-class FastUNet(UNet):
-    """Repeat the calls that made all levels before, where the same kernels would be called.
-
-    The first call of a size computes plainly, the second writes down. What changes a layer ends all plans: another
-    module, class or weight, or a weight that was written to; with hooks, and where an attention gathers otherwise,
-    they rest.
-    """
-
-    ways: dict[Any, Way] | None = None  # by size, from the second call on
-    state: list[Any] | None = None  # what the plans are of
-    held: list[Any] | None = None  # by whose identities and addresses the state says so
-
-    def levels(
-        self,
-        x: Float[Tensor, "b c h w"],
-        emb: Float[Tensor, "b e"],
-        context: Float[Tensor, "b l d"],
-        residuals: Sequence[Tensor] | None,
-    ) -> Float[Tensor, "b c h w"]:
-        few = len(x) * math.prod(x.shape[2:]) <= FEW and max(self.config.block_out_channels) ** 2 <= SMALL
-        if not few or residuals is not None or not takes(x, emb, context):
-            return super().levels(x, emb, context, residuals)
-        inner = tuple(_inside(self))  # hooks of the network itself are called outside
-        if is_hooked(*inner) or gathers_otherwise(*inner) or _has_any_global_hook():
-            return super().levels(x, emb, context, residuals)
-        with _LOCK:  # two threads may draw with one model
-            way = self._way(inner, (x.shape, emb.shape, context.shape))
-            if way != self._plainly:
-                return way(x, emb, context)
-        return self._plainly(x, emb, context)
-
-    def _way(self, inner: Sequence[nn.Module], size: Any) -> Way:
-        """Choose the way for a size: a plan's, or to write one; where it is new or has none, plainly."""
-        weights = [weight for module in inner for weight in module._parameters.values() if weight is not None]
-        stamps = [stamp(weight) for weight in weights]
-        state = [*map(id, inner), *map(type, inner), *map(id, weights), *stamps]
-        if self.ways is None or state != self.state or len(self.ways) > SIZES:
-            self.ways, self.state = {}, state
-            self.held = [*inner, *weights, *(weight.untyped_storage() for weight in weights)]
-        uncounted = any(weight.is_inference() for weight in weights)
-        new = self._plainly if uncounted else self._record
-        way = self.ways.get(size, self._plainly)
-        self.ways.setdefault(size, new)
-        return way
-
-    def _plainly(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        return super().levels(x, emb, context, None)
-
-    def _record(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
-        assert self.ways is not None
-        plan, size = CallPlan(), (x.shape, emb.shape, context.shape)
-        given = (x.contiguous(memory_format=torch.channels_last).clone(), emb.clone(), context.clone())
-        with plan.record():
-            made = self._plainly(*given)
-        self.ways[size] = PlannedLevels(plan, given, made).repeat if plan.whole else self._plainly
-        return made.clone()
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("ways", "state", "held")}
-
-
-def _inside(module: nn.Module) -> Iterator[nn.Module]:
-    """Give all modules inside a module, quicker than torch."""
-    for part in module._modules.values():
-        if part is not None:
-            yield part
-            yield from _inside(part)

@@ -11,7 +11,6 @@ another device, in another dtype.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from threading import RLock
 from typing import Any
@@ -25,7 +24,6 @@ from reverie.models.layers import GroupNormSiLU
 from reverie.models.layers import attend as attend_plainly
 from reverie.runtime import extension, kernels, winograd
 from reverie.runtime.cache import keep
-from reverie.runtime.extension import FEW, SMALL, convolve_small, few, lay_panels, multiply, stamp
 from reverie.runtime.kernels import native, unpack
 
 Pack = Callable[[Tensor], Any]
@@ -127,6 +125,11 @@ class PackedLayer(nn.Module):
         return self.__dict__
 
 
+def version(weight: Tensor) -> int:
+    """Count how often a weight was written to; -1 for one of inference mode, which does not count."""
+    return -1 if weight.is_inference() else weight._version
+
+
 def pack_together(layers: Sequence[PackedLayer], parts: int = 1) -> PackedStore:
     """Return the store that holds exactly these layers in so many parts, packing them where they are not."""
     store = layers[0].store
@@ -161,61 +164,18 @@ class EdgeConv2d(nn.Conv2d):
         return y.contiguous() if self.out_channels < NARROW else y
 
 
-class Narrow(nn.Module):
-    """Be a layer whose weight is kept in panels too (`c/products.c`), beside the plain one."""
-
-    weight: Tensor
-    panels: tuple[Any, tuple[int, int], list[Tensor]] | None = None  # of which weight, as of when: by part
-
-    def in_panels(self, parts: int = 1) -> list[Tensor]:
-        """Return the weight's rows, in so many parts, made anew where the weight is another or was written to."""
-        weight = self.weight
-        now = stamp(weight)
-        if self.panels is None or self.panels[0][0] is not weight or self.panels[1] != now:
-            made = [lay_panels(part.flatten(2).mT if part.dim() > 2 else part[:, None]) for part in weight.chunk(parts)]
-            self.panels = (weight, weight.untyped_storage()), now, made
-            return made
-        return self.panels[2]
-
-    def multiplies(self, x: Float[Tensor, "*b d"], add: Tensor | None = None) -> bool:
-        """Tell whether the kernel in C is to multiply rows: few, and as many to be added; by a weight that counts."""
-        weight = self.weight
-        fits = add is None or add.shape == (*x.shape[:-1], len(weight))
-        return fits and not weight.is_inference() and few(x, weight, add)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "panels"}
-
-
-class NarrowLinear(Narrow, nn.Linear):
-    """Multiply by a matrix so narrow that oneDNN's packing gains nothing."""
-
-    def forward(self, x: Float[Tensor, "*b d"], add: Float[Tensor, "*b out"] | None = None) -> Float[Tensor, "*b out"]:
-        """Return the product of x plus `add`."""
-        if self.multiplies(x, add):
-            (panels,), mode = self.in_panels(), "plain" if add is None else "add"
-            return multiply(x, panels, self.bias, self.out_features, mode, add)
-        y = nn.Linear.forward(self, x)
-        return y if add is None else y + add
-
-
-class Pointwise(Narrow, nn.Conv2d):
+class Pointwise(nn.Conv2d):
     """Convolve 1x1 as what it is, a product for each pixel, with a plain weight."""
 
     def forward(
         self, x: Float[Tensor, "b c h w"], add: Float[Tensor, "b out h w"] | None = None
     ) -> Float[Tensor, "b out h w"]:
         """Return the convolution of x plus `add`."""
-        pixels, added = x.permute(0, 2, 3, 1), None if add is None else add.permute(0, 2, 3, 1)
-        if self.multiplies(pixels, added):
-            (panels,), mode = self.in_panels(), "plain" if added is None else "add"
-            y = multiply(pixels, panels, self.bias, self.out_channels, mode, added)
-            return y.permute(0, 3, 1, 2)
-        y = F.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        y = F.linear(x.permute(0, 2, 3, 1), self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
         return y if add is None else y + add
 
 
-class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
+class PackedConv2d(PackedLayer, nn.Conv2d):
     """Convolve in channels-last: 3x3 kernels by Winograd, with the plain weight, others with a packed one."""
 
     seen: torch.Size | None = None  # the input's size that it is packed for
@@ -244,9 +204,6 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
             y = y if add is None else y + add
             return torch.relu(y) if relu else y
         x = x.contiguous(memory_format=LAST)
-        if self.is_small(x, add) and not relu:
-            (panels,), stride = self.in_panels(), int(self.stride[0])
-            return convolve_small(x, panels, self.bias, self.out_channels, stride=stride, add=add)
         if (padding := self.winograd_padding(x)) is not None:
             return winograd.conv2d(x, self.weight, self.bias, padding, add, relu)
         if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
@@ -255,20 +212,6 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
         (weight,) = pack_together([self]).parts
         assert not isinstance(self.padding, str)
         return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add, relu)
-
-    def is_small(self, x: Float[Tensor, "b c h w"], add: Float[Tensor, "b out #h2 #w2"] | None = None) -> bool:
-        """Tell whether the kernel in C is to convolve: few pixels to few channels, by 3x3 kernels."""
-        shape, given = (self.kernel_size, self.padding, self.dilation), (x,) if add is None else (x, add)
-        return (
-            shape == ((3, 3), (1, 1), (1, 1))
-            and self.stride in ((1, 1), (2, 2))
-            and self.in_channels * self.out_channels <= SMALL
-            and len(x) * math.prod(x.shape[2:]) <= FEW
-            and (add is None or len(add) == len(x))
-            and not self.weight.is_inference()
-            and extension.takes(*given)
-            and all(image.is_contiguous(memory_format=LAST) for image in given)
-        )
 
     def winograd_padding(self, x: Tensor, doubled: bool = False) -> tuple[int, int] | None:
         """Return the padding where Winograd's way is the quicker for x, or for x doubled; else None."""
@@ -280,7 +223,7 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
         return (down, across) if suits else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in ("seen", "panels")}
+        return {name: value for name, value in super().__getstate__().items() if name != "seen"}
 
 
 class PackedPointwise(PackedLayer, Pointwise):
@@ -330,12 +273,11 @@ class PackedLinear(PackedLayer, nn.Linear):
         return self.multiply(x, weight, self.bias, add=add)
 
 
-def project(layers: Sequence[PackedLinear | NarrowLinear], x: Float[Tensor, "b l d"]) -> tuple[Tensor, ...]:
+def project(layers: Sequence[PackedLinear], x: Float[Tensor, "b l d"]) -> tuple[Tensor, ...]:
     """Return what each of several layers makes of x, in one product. All have a bias, or none has."""
-    packed = [layer for layer in layers if isinstance(layer, PackedLinear) and layer.computes(x)]
-    if len(packed) < len(layers):
+    if not all(layer.computes(x) for layer in layers):
         return tuple(layer(x) for layer in layers)
-    return _product(pack_together(packed), x)
+    return _product(pack_together(layers), x)
 
 
 def _product(store: PackedStore, x: Tensor) -> tuple[Tensor, ...]:
@@ -359,22 +301,6 @@ class FastGroupNormSiLU(GroupNormSiLU):
 
 
 NORMS = {torch.float32: "group_norm", torch.bfloat16: "group_norm_bfloat16"}  # kernels in C
-
-
-class FastLayerNorm(nn.LayerNorm):
-    """Normalise tokens, where they are few, by the kernel in C (`c/products.c`)."""
-
-    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        if (
-            self.weight is None
-            or self.bias is None
-            or not few(x, self.weight, self.bias)
-            or self.weight.shape != x.shape[-1:]
-        ):
-            return super().forward(x)
-        y = torch.empty_like(x)
-        extension.call("layer_norm", x, y, self.weight, self.bias, x.numel() // x.shape[-1], x.shape[-1], self.eps)
-        return y
 
 
 def _normalises(norm: nn.GroupNorm, x: Tensor) -> bool:

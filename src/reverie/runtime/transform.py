@@ -26,7 +26,6 @@ from reverie.runtime.kernels import let_go
 from reverie.runtime.layers import (
     NARROW,
     EdgeConv2d,
-    NarrowLinear,
     PackedConv2d,
     PackedLayer,
     PackedLinear,
@@ -46,12 +45,10 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     PackedConv2d: nn.Conv2d,
     PackedPointwise: nn.Conv2d,
     PackedLinear: nn.Linear,
-    NarrowLinear: nn.Linear,
     **{fast: plain for plain, (fast, _) in BLOCKS.items()},
 }
 """By the fast class: the plain one."""
-KEPT = ("store", "trainable", "contexts", "corners", "seen", "panels", "ways", "state", "held")
-"""What fast classes keep in their instances."""
+KEPT = ("store", "trainable", "contexts", "corners", "seen")  # what fast classes keep in their instances
 
 
 def pack(network: M, folder: Path | None = None) -> M:
@@ -111,15 +108,15 @@ def unpack(network: M) -> M:
 
 def is_packed(network: nn.Module) -> bool:
     """Tell whether a network was made fast."""
-    return any(isinstance(module, PackedLayer | NarrowLinear) for module in network.modules())
+    return any(isinstance(module, PackedLayer) for module in network.modules())
 
 
 def _takes_more(module: nn.Module) -> bool:
     """Tell whether a module was made fast, and so takes what is to be added."""
-    return isinstance(module, PackedLayer | NarrowLinear | Pointwise) or type(module) in FAST
+    return isinstance(module, PackedLayer | Pointwise) or type(module) in FAST
 
 
-def _layer(module: nn.Module) -> type[PackedLayer | NarrowLinear] | None:
+def _layer(module: nn.Module) -> type[PackedLayer] | None:
     """Choose the packed class of a layer; None for what is no layer, and for one that cannot or need not be packed."""
     if type(module) not in (nn.Linear, nn.Conv2d):
         return None
@@ -128,7 +125,7 @@ def _layer(module: nn.Module) -> type[PackedLayer | NarrowLinear] | None:
         return None
     width = min(weight.shape[:2])
     if not isinstance(module, nn.Conv2d):
-        return PackedLinear if width >= WIDE else NarrowLinear
+        return PackedLinear if width >= WIDE else None
     if module.groups > 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None
     if _is_pointwise(module):
