@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from reverie.corpora.concepts import CLDR
 from reverie.corpora.scenes import FONT
 from reverie.data.loader import WHOLE, BatchPart
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.train import run
 from reverie.train.checkpoint import latest
 from reverie.train.loop import RunSettings, step_generator
@@ -214,6 +215,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from reverie.data.loader import WHOLE, BatchPart
+from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.train import run
 
 assert not any(name.startswith("tensorboard") for name in sys.modules), "it costs a second: only a run may import it"
@@ -274,3 +276,24 @@ def corpus() -> None:
 def workshop(tmp_path_factory: pytest.TempPathFactory, corpus: None) -> Workshop:
     """Give the tiny recipes, carried out when they are asked for."""
     return Workshop(tmp_path_factory.mktemp("workshop"))
+
+
+Expecting = Callable[[Tensor, ScheduleConfig, list[float]], nn.Module]
+
+
+@pytest.fixture
+def expecting() -> Expecting:
+    """Make networks that expect one x0 at every noise level, and note the timesteps that they are asked for."""
+
+    def network(expected: Tensor, config: ScheduleConfig, asked: list[float]) -> nn.Module:
+        def v_of(x: Tensor, t: Tensor, context: Tensor) -> Tensor:
+            asked.extend(t.tolist())
+            sigma = config.schedule().t_to_sigma(t).view(-1, 1, 1, 1).to(x)
+            kept, noise = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
+            return kept * (x - kept * expected) / noise - noise * expected
+
+        unet = nn.Identity()
+        unet.forward = v_of  # type: ignore[method-assign, assignment]
+        return unet
+
+    return network

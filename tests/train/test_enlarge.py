@@ -6,14 +6,13 @@ from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import diffusers
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from reverie.checkpoints.load import Components
 from reverie.checkpoints.save import save_autoencoder
@@ -128,17 +127,10 @@ def test_an_adversary_tells_scenes_from_what_is_drawn(make: Callable[..., Enlarg
     assert told[-1]["hinge"] < told[0]["hinge"]
 
 
-def test_latents_are_drawn_of_captions_alone_where_steps_are_given(tmp_path: Path) -> None:
+def test_latents_are_drawn_of_captions_alone_where_steps_are_given(tmp_path: Path, expecting: Any) -> None:
     """A network that expects the same x0 at every noise level leads there, whatever the scene's own latents are."""
     expected, config = torch.randn(1, 4, 2, 2), ScheduleConfig(prediction="v")
-
-    def v_of(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        sigma = config.schedule().t_to_sigma(t).view(-1, 1, 1, 1).to(x)
-        signal, noise = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
-        return signal * (x - signal * expected) / noise - noise * expected
-
-    unet = nn.Identity()
-    unet.forward = v_of  # type: ignore[method-assign, assignment]
+    unet = expecting(expected, config, [])
     base = SimpleNamespace(
         unet=unet,
         schedule_config=config,

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 from reverie.checkpoints.load import Components, Recommended, load_autoencoder
 from reverie.data.loader import WHOLE, BatchPart
@@ -72,18 +71,10 @@ def test_the_rim_is_what_lies_along_the_sides() -> None:
     assert [{*torch.cat([side.flatten() for side in sides(x)]).tolist()} for x in (inside, 1 - inside)] == [{0}, {1}]
 
 
-def test_latents_are_played_in_the_steps_that_a_model_recommends() -> None:
+def test_latents_are_played_in_the_steps_that_a_model_recommends(expecting: Any) -> None:
     """A network that expects one x0 leads there, asked as often as there are steps, at trailing timesteps."""
     expected, config, asked = torch.randn(1, 4, 2, 4), ScheduleConfig(prediction="v"), list[float]()
-
-    def v_of(x: torch.Tensor, t: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        asked.append(t.item())
-        sigma = config.schedule().t_to_sigma(t).view(-1, 1, 1, 1).to(x)
-        signal, noise = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
-        return signal * (x - signal * expected) / noise - noise * expected
-
-    unet = nn.Identity()
-    unet.forward = v_of  # type: ignore[method-assign, assignment]
+    unet = expecting(expected, config, asked)
     base = SimpleNamespace(
         unet=unet,
         schedule_config=config,
