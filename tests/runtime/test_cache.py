@@ -23,7 +23,7 @@ from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
 from reverie.runtime import cache, extension, int8, kernels, pack, quantize, unpack, winograd
 from reverie.runtime.cache import Kept, machine_folder, make_room, read, store, write
-from reverie.runtime.rounded import Panels, pack_panels
+from reverie.runtime.kernels import Panels, pack_panels
 
 from .test_exact import UNET, error, given, numbers
 
@@ -211,7 +211,7 @@ def test_what_a_layer_holds_is_mapped_once_it_is_written(way: Way, queue: Now, t
 
 def memory_of(part: Kept) -> tuple[int, int]:
     """Return where the memory of a packed weight starts, and its size in bytes."""
-    memory, _ = cache._memory(part)
+    memory, _ = kernels.memory(part)
     return torch.frombuffer(memory, dtype=torch.uint8).data_ptr(), len(memory)
 
 

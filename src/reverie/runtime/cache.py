@@ -33,8 +33,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, cache_folder, sha256_of, sweep
 from reverie.runtime import kernels
-from reverie.runtime.kernels import let_go
-from reverie.runtime.rounded import Panels
+from reverie.runtime.kernels import Panels, let_go
 
 FORMAT = 2  # of the files and of the panels in them
 LIMIT_VARIABLE = "REVERIE_PACKED_GB"
@@ -137,23 +136,11 @@ def read(file: Path) -> list[Kept] | None:
                     with suppress(OSError):  # of another user: added up each time
                         os.utime(opened.fileno(), ns=(mark, mark))
         return [
-            _over(held[start:end], torch.Size(shape), getattr(torch, dtype), bytes.fromhex(order))
+            kernels.from_memory(held[start:end], shape, getattr(torch, dtype), bytes.fromhex(order))
             for start, end, _, shape, dtype, order in parts
         ]
     except (OSError, ValueError, RuntimeError):
         return None
-
-
-def _over(held: memoryview, shape: torch.Size, dtype: torch.dtype, order: bytes) -> Kept:
-    """Return the weight in an order that lies in a memory. Raises RuntimeError where there is none."""
-    if order == Panels.order:
-        return Panels.over(torch.frombuffer(held, dtype=torch.uint8), shape, dtype)
-    return kernels.from_memory(held, shape, dtype, order)
-
-
-def _memory(packed: Kept) -> tuple[memoryview, bytes]:
-    """Return the memory of a weight, which must outlive the view, and in which order it is."""
-    return (packed.held.numpy().data, packed.order) if isinstance(packed, Panels) else kernels.memory(packed)
 
 
 def _table(held: memoryview) -> list[tuple[int, int, int, list[int], str, str]]:
@@ -187,7 +174,7 @@ def write(file: Path, packed: Sequence[Kept]) -> None:
     table = []
     with atomic_write(file, sync=True) as temporary, temporary.open("wb") as opened:
         for part in packed:
-            memory, order = _memory(part)
+            memory, order = kernels.memory(part)
             start = opened.seek(-opened.tell() % PAGE, os.SEEK_CUR)
             opened.write(memory)
             dtype = str(part.dtype).removeprefix("torch.")

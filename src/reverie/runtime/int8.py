@@ -30,7 +30,7 @@ from reverie.runtime import blocks, extension
 from reverie.runtime.blocks import CORNERS, computes_plainly, corner_kernel
 from reverie.runtime.cache import remember
 from reverie.runtime.changes import gathers_otherwise, is_hooked
-from reverie.runtime.kernels import native
+from reverie.runtime.kernels import QUAD, OneDNNWeight, Panels, Rounded, native, pack_panels, round_weight
 from reverie.runtime.layers import (
     LAST,
     NARROW,
@@ -40,7 +40,6 @@ from reverie.runtime.layers import (
     PackedPointwise,
     pack_together,
 )
-from reverie.runtime.rounded import QUAD, OneDNNWeight, Panels, Rounded, pack_panels, round_weight
 
 M = TypeVar("M", bound=nn.Module)
 LEVELS = 255  # of an input, beside the least
