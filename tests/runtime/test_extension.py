@@ -241,6 +241,20 @@ def test_what_a_small_unet_calls_is_repeated(planned: tuple[UNet, UNet], attenti
 
 
 @torch.no_grad()
+def test_a_plan_gives_the_same_bits_in_less_memory() -> None:
+    fast, _ = attentive()
+    x, t, context = given()
+    answers = [fast(x, t, context) for _ in range(4)]
+    assert all(torch.equal(answer, answers[0]) for answer in answers[1:])
+    (way,) = ways(fast)
+    plan = way.__self__.plan
+    lying = {one.data_ptr(): one for _, _, memory in plan.calls for one in memory if one is not None}
+    shared = [one for start, one in lying.items() if start in plan.taken]
+    assert len(shared) < len(plan.taken) / 3
+    assert torch.equal(fast(x + 1, t, context + 1), pack(copy.deepcopy(attentive()[1]))(x + 1, t, context + 1))
+
+
+@torch.no_grad()
 def test_sizes_have_plans_of_their_own(planned: tuple[UNet, UNet]) -> None:
     fast, plain = attentive()
     x, t, context = given()
