@@ -231,8 +231,8 @@ class CallPlan:
                     fitting = [number for number, other in enumerate(free) if other.nbytes() >= one.nbytes()]
                     best = min(fitting, key=lambda number: free[number].nbytes(), default=None)
                     place[start] = one if best is None else free.pop(best)
-            for position, one in enumerate(memory):
-                if one is not None and (start := one.data_ptr()) in used:
+            for position, lying in enumerate(memory):
+                if lying is not None and (start := lying.data_ptr()) in used:
                     given[position] += place[start].data_ptr() - start
                     memory[position] = place[start]
             free += [place[start] for start in used if last[start] == index]
