@@ -18,7 +18,7 @@ from reverie.checkpoints.load import STEMS, Components, load_folder, weight_file
 from reverie.checkpoints.save import FULL, Precision, save_folder
 from reverie.checkpoints.single import autoencoder_config, load_file, load_vae, recommendation_for, replace_unet
 from reverie.checkpoints.weights import content_hash, find_weights
-from reverie.codecs.image import ImageCodec
+from reverie.codecs.image import WHOLE, WHOLE_PACKED, ImageCodec
 from reverie.diffusion.denoiser import Network, Scalings, parameterise
 from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
@@ -26,7 +26,7 @@ from reverie.errors import ReverieError
 from reverie.models.k_unet import KUNet
 from reverie.models.unet import UNet
 from reverie.requests.references import BUNDLED, BUNDLED_NAME, locate_model, locate_part
-from reverie.runtime import limit_threads, pack, pack_after, quantize, spare_threads
+from reverie.runtime import is_packed, limit_threads, pack, pack_after, quantize, spare_threads
 from reverie.runtime.cache import machine_folder
 from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
@@ -143,7 +143,8 @@ class StableDiffusion(Components):
     @cached_property
     def codec(self) -> ImageCodec:
         """Return the way between pictures and latents."""
-        return ImageCodec(self.autoencoder)
+        wide = max(self.unet.config.block_out_channels) >= WIDE_FROM
+        return ImageCodec(self.autoencoder, WHOLE_PACKED if wide and is_packed(self.autoencoder) else WHOLE)
 
     @cached_property
     def schedule(self) -> Schedule:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import os
 import shutil
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -238,6 +240,39 @@ def test_what_a_small_unet_calls_is_repeated(planned: tuple[UNet, UNet], attenti
     fast(x + 1, t, context)
     assert torch.equal(fast_answer, before)  # not the plan's own memory
     assert torch.equal(fast(x, t, context), before)
+
+
+@torch.no_grad()
+def test_a_plan_gives_the_same_bits_in_less_memory() -> None:
+    fast, _ = attentive()
+    x, t, context = given()
+    answers = [fast(x, t, context) for _ in range(4)]
+    assert all(torch.equal(answer, answers[0]) for answer in answers[1:])
+    (way,) = ways(fast)
+    plan = way.__self__.plan
+    lying = {one.data_ptr(): one for _, _, memory in plan.calls for one in memory if one is not None}
+    shared = [one for start, one in lying.items() if start in plan.taken]
+    assert len(shared) < len(plan.taken) / 3
+    assert torch.equal(fast(x + 1, t, context + 1), pack(copy.deepcopy(attentive()[1]))(x + 1, t, context + 1))
+
+
+WRITES_A_PLAN = """
+import sys, torch
+from reverie.models.unet import UNet, UNetConfig
+from reverie.runtime import pack
+widths = dict(block_out_channels=(32, 48), num_heads=(4, 4), layers_per_block=1, transformer_depth=(0, 0))
+unet = pack(UNet(UNetConfig(**widths, mid_transformer_depth=0, cross_attention_dim=32, norm_num_groups=4)).eval())
+with torch.no_grad():
+    for _ in range(3):
+        unet(torch.zeros(1, 4, 8, 8), torch.zeros(1), torch.zeros(1, 3, 32))
+(way,) = unet.ways.values()
+print(type(way.__self__).__name__, "torch._dynamo" in sys.modules)
+"""
+
+
+def test_writing_a_plan_does_not_import_torchs_compiler() -> None:
+    ran = subprocess.run([sys.executable, "-c", WRITES_A_PLAN], capture_output=True, text=True, check=True)
+    assert ran.stdout.split() == ["PlannedLevels", "False"]
 
 
 @torch.no_grad()

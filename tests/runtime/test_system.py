@@ -18,7 +18,7 @@ from reverie.adapters import lora
 from reverie.adapters.control import Control, bind_controls
 from reverie.checkpoints.save import save_folder
 from reverie.codecs import slices
-from reverie.codecs.image import to_pictures
+from reverie.codecs.image import WHOLE, WHOLE_PACKED, to_pictures
 from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.generate.explain import explain
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
@@ -194,6 +194,7 @@ def test_large_pictures_pass_in_slices(plain: Pipeline, fast: Pipeline) -> None:
     whole = plain.autoencoder.decode(z)
     assert error(slices.decode_in_strips(fast.autoencoder, z), whole) < 1e-5
     assert len(to_pictures(fast.autoencoder.decode(z))) == 1
+    assert (plain.codec.whole, fast.codec.whole) == (WHOLE, WHOLE_PACKED)
 
 
 def test_a_model_is_saved_as_it_was_loaded(plain: Pipeline, fast: Pipeline, tmp_path: Path) -> None:

@@ -28,6 +28,7 @@ from reverie.models.upscalers import Upscaler
 from reverie.progress import Progress
 
 WHOLE = 768 * 768  # pixels, where the widest layer of a bfloat16 decoder holds 0.3 GB; at 1024 x 1024, 0.54 GB
+WHOLE_PACKED = 512 * 512 - 1  # of a wide one that is packed for the CPU, where strips cost 2 % of the time
 STRIPS = 2048 * 2048  # pixels, where it holds 4.3 GB
 
 

@@ -85,9 +85,11 @@ def call(name: str, *operands: Operand) -> None:
     if kernel.argtypes is None:
         kernel.argtypes, kernel.restype = [*map(_type, operands)], None
     given = [operand.data_ptr() if isinstance(operand, Tensor) else operand for operand in operands]
-    kernel(*given)
-    if (plan := getattr(_RECORDED, "plan", None)) is not None:
+    plan = getattr(_RECORDED, "plan", None)
+    if plan is not None:
         plan.add(name, kernel, given, operands)
+    if plan is None or name not in PLANNED:
+        kernel(*given)
 
 
 def _type(operand: Operand) -> type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float]:
@@ -174,25 +176,29 @@ def stamp(weight: Tensor) -> tuple[int, int]:
 
 
 _RECORDED = local()  # the plan that this thread writes
+Kernel = Callable[..., None]
+PlannedCall = tuple[Kernel, list[Any], list[torch.UntypedStorage | None]]
+"""A kernel, what it is given, and the memory that lies at the addresses among that."""
 
 
 class CallPlan:
-    """Hold the calls that made something once, those apart (`apart`) by themselves, and the memory that they go over.
+    """Hold the calls that make something, those apart (`apart`) by themselves, and the memory that they go over.
 
-    It is `whole` where nothing else was computed in between, by torch's operators or other kernels.
+    While it is written, nothing is computed. It is `whole` where nothing else was to be computed in between, by
+    torch's operators or other kernels.
     """
 
     def __init__(self) -> None:
-        self.calls: list[tuple[Callable[..., None], list[Any]]] = []
-        self.before: list[tuple[Callable[..., None], list[Any]]] = []
-        self.held: list[Any] = []
+        self.calls: list[PlannedCall] = []
+        self.before: list[PlannedCall] = []
+        self.taken: set[int] = set()  # addresses of what memory torch gave in between
         self.whole = True
 
-    def add(self, name: str, kernel: Callable[..., None], given: list[Any], operands: tuple[Operand, ...]) -> None:
+    def add(self, name: str, kernel: Kernel, given: list[Any], operands: tuple[Operand, ...]) -> None:
         """Write a call down, with its operands, whose memory is kept, even where a parameter is given other memory."""
         self.whole &= name in PLANNED
-        self.calls.append((kernel, given))
-        self.held += [operand.untyped_storage() for operand in operands if isinstance(operand, Tensor)]
+        memory = [operand.untyped_storage() if isinstance(operand, Tensor) else None for operand in operands]
+        self.calls.append((kernel, given, memory))
 
     @contextmanager
     def record(self) -> Iterator[None]:
@@ -204,9 +210,36 @@ class CallPlan:
         finally:
             _RECORDED.plan = None
 
+    def share(self, made: Tensor) -> None:
+        """Let memory taken for what is not `made`, nor made apart, be the same where its uses do not overlap.
+
+        Each takes the smallest that is free and holds it, if any does, from its first use to its last.
+        """
+        alone = {made.untyped_storage().data_ptr()}
+        alone |= {one.data_ptr() for _, _, memory in self.before for one in memory if one is not None}
+        shared = self.taken - alone
+        uses = [
+            {one.data_ptr(): one for one in memory if one is not None and one.data_ptr() in shared}
+            for _, _, memory in self.calls
+        ]
+        last = {start: index for index, used in enumerate(uses) for start in used}
+        free: list[torch.UntypedStorage] = []
+        place: dict[int, torch.UntypedStorage] = {}
+        for index, ((_, given, memory), used) in enumerate(zip(self.calls, uses, strict=True)):
+            for start, one in used.items():
+                if start not in place:
+                    fitting = [number for number, other in enumerate(free) if other.nbytes() >= one.nbytes()]
+                    best = min(fitting, key=lambda number: free[number].nbytes(), default=None)
+                    place[start] = one if best is None else free.pop(best)
+            for position, lying in enumerate(memory):
+                if lying is not None and (start := lying.data_ptr()) in used:
+                    given[position] += place[start].data_ptr() - start
+                    memory[position] = place[start]
+            free += [place[start] for start in used if last[start] == index]
+
     def repeat(self, *, anew: bool) -> None:
         """Call all that was written down, over the same memory; those apart where they are wanted `anew`."""
-        for kernel, given in [*self.before, *self.calls] if anew else self.calls:
+        for kernel, given, _ in [*self.before, *self.calls] if anew else self.calls:
             kernel(*given)
 
 
@@ -230,9 +263,16 @@ class _Witness(TorchDispatchMode):
         super().__init__()
         self.plan = plan
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # else torch imports its compiler, in 1.4 s and 68 MiB
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.plan.whole &= func.is_view or func.overloadpacket in MEMORY
-        return func(*args, **(kwargs or {}))
+        takes_memory, given = func.overloadpacket in MEMORY, func(*args, **(kwargs or {}))
+        self.plan.whole &= func.is_view or takes_memory
+        if takes_memory:
+            self.plan.taken.add(given.untyped_storage().data_ptr())
+        return given
 
 
 MEMORY = (torch.ops.aten.empty, torch.ops.aten.empty_like, torch.ops.aten.empty_strided)
@@ -318,8 +358,9 @@ class FastUNet(UNet):
         given = (x.contiguous(memory_format=torch.channels_last).clone(), emb.clone(), context.clone())
         with plan.record():
             made = self._plainly(*given)
-        self.ways[size] = PlannedLevels(plan, given, made).repeat if plan.whole else self._plainly
-        return made.clone()
+        plan.share(made)
+        way = self.ways[size] = PlannedLevels(plan, given, made).repeat if plan.whole else self._plainly
+        return way(x, emb, context)
 
     def __getstate__(self) -> dict[str, Any]:
         return {name: value for name, value in self.__dict__.items() if name not in ("ways", "state", "held")}
