@@ -50,7 +50,7 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     **{fast: plain for plain, (fast, _) in BLOCKS.items()},
 }
 """By the fast class: the plain one."""
-KEPT = ("store", "trainable", "contexts", "corners", "seen", "panels", "ways", "state", "held")
+KEPT = ("store", "trainable", "contexts", "corners", "seen", "panels", "composed", "ways", "state", "held")
 """What fast classes keep in their instances."""
 
 
