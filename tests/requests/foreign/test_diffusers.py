@@ -77,7 +77,8 @@ KARRAS = {"use_karras_sigmas": True}
 )
 def test_configurations(config: dict[str, Any], sampler: str, schedule: str, notes: int, read_png: Read) -> None:
     model = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    given = {name: value for name, value in GIVEN.items() if name not in ("eta", "clip_skip")} | {"scheduler": model | config}
+    given = {name: value for name, value in GIVEN.items() if name not in ("eta", "clip_skip")}
+    given["scheduler"] = model | config
     for written in (json.dumps(given), json.dumps(given | {"scheduler": f"FrozenDict({given['scheduler']})"})):
         record = read_png({"parameters": written})
         assert (record.request.sampler, record.request.schedule) == (sampler, schedule)
