@@ -95,6 +95,15 @@ def test_convolutions_that_are_let_wrap_do(pair: Pair) -> None:
     assert same(pair, times=3)
 
 
+@pytest.mark.parametrize("change", [{"padding": (2, 2), "dilation": (2, 2)}, {"padding": (3, 3), "dilation": (3, 3)}])
+def test_convolutions_may_be_dilated(pair: Pair, change: dict[str, tuple[int, int]]) -> None:
+    """As ScaleCrafter and HiDiffusion do."""
+    for unet in pair:
+        for name, value in change.items():
+            setattr(unet.mid_block.resnets[0].conv1, name, value)
+    assert same(pair, times=3)
+
+
 def test_layers_without_bias_and_norms_without_weight(pair: Pair) -> None:
     for unet in pair:
         block = unet.down_blocks[0].resnets[0]

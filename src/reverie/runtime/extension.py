@@ -357,8 +357,12 @@ class FastUNet(UNet):
     def _way(self, inner: Sequence[nn.Module], size: Any) -> Way:
         """Choose the way for a size: a plan's, or to write one; where it is new or has none, plainly."""
         weights = [weight for module in inner for weight in module._parameters.values() if weight is not None]
-        stamps, edges = map(stamp, weights), (module.__dict__.get("padding_mode") for module in inner)
-        state = [*map(id, inner), *map(type, inner), *edges, *map(id, weights), *stamps]
+        shapes = [
+            (conv.padding_mode, conv.padding, conv.stride, conv.dilation)
+            for conv in inner
+            if isinstance(conv, nn.Conv2d)
+        ]
+        state = [*map(id, inner), *map(type, inner), *shapes, *map(id, weights), *map(stamp, weights)]
         if self.ways is None or state != self.state or len(self.ways) > SIZES:
             self.ways, self.state = {}, state
             self.held = [*inner, *weights, *(weight.untyped_storage() for weight in weights)]
