@@ -29,15 +29,8 @@ from reverie.runtime import blocks, extension
 from reverie.runtime.blocks import CORNERS, computes_plainly, corner_kernel
 from reverie.runtime.changes import gathers_otherwise, is_hooked
 from reverie.runtime.kernels import native
-from reverie.runtime.layers import (
-    LAST,
-    NARROW,
-    EdgeConv2d,
-    PackedLayer,
-    PackedLinear,
-    PackedPointwise,
-    pack_together,
-)
+from reverie.runtime.layers import LAST, NARROW, EdgeConv2d, PackedLinear, PackedPointwise
+from reverie.runtime.weights import HeldConv2d, HeldLayer, HeldLinear, PackedLayer, as_held, pack_together
 
 M = TypeVar("M", bound=nn.Module)
 LARGEST = 127  # of a weight, so that the range is the same on both sides
@@ -76,6 +69,8 @@ def quantize(network: M) -> M:
         raise ReverieError(f"int8 is for float32 on the CPU, not for {first.dtype} on {first.device}; leave out int8")
     for module in list(network.modules())[::-1]:  # parts before what holds them
         if (kind := _kind(module)) is not None:
+            if isinstance(module, HeldLayer) and not issubclass(kind, HeldLayer):
+                module.release()
             module.__class__ = kind
         elif type(module) in BLOCKS:
             block, needed = BLOCKS[type(module)]
@@ -86,11 +81,12 @@ def quantize(network: M) -> M:
 
 def _kind(module: nn.Module) -> type[nn.Module] | None:
     """Choose the class of a layer; None for what is none, and for one that is narrow or cannot be rounded."""
-    if type(module) is nn.Linear:
-        return Int8Linear if min(module.weight.shape) >= NARROW else None
-    if type(module) is not nn.Conv2d:
+    if type(module) in (nn.Linear, HeldLinear):
+        return Int8Linear if min(as_held(module).shape) >= NARROW else None
+    if type(module) not in (nn.Conv2d, HeldConv2d):
         return None
-    if min(module.weight.shape[:2]) < NARROW:
+    assert isinstance(module, nn.Conv2d)
+    if min(as_held(module).shape[:2]) < NARROW:
         return EdgeConv2d
     if module.groups > 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None

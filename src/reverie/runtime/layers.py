@@ -1,9 +1,4 @@
-"""Linear layers and convolutions with packed weights: one form at a time, plain once the weight is asked for; norms.
-
-That is the one rule by which LoRA, saving, training and all else that reads or sets `weight` get along, without knowing
-of it. `layer.weight` gives back the plain values, bit by bit, and lets go of the packed ones; the layer packs again
-when it next computes. Layers that are always multiplied together, such as query, key and value, are packed as one.
-Only `parameters()` of a network leaves out what is packed; `unpack` the network first.
+"""Linear layers and convolutions with packed weights (see `weights`), norms and attention.
 
 Layers take what may be added in the same pass, and compute plainly where the packed kernels cannot: with gradients, on
 another device, in another dtype.
@@ -12,8 +7,7 @@ another device, in another dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from threading import RLock
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,130 +18,9 @@ from torch import Tensor, nn
 from reverie.models.layers import GroupNormSiLU
 from reverie.models.layers import attend as attend_plainly
 from reverie.runtime import extension, kernels, winograd
-from reverie.runtime.cache import keep
 from reverie.runtime.extension import FEW, SMALL, convolve_small, few, lay_panels, multiply, stamp
-from reverie.runtime.kernels import native, unpack
-
-Pack = Callable[[Tensor], Any]
-"""Give a weight another form, whose `to_dense` gives the plain one."""
-
-_LOCK = RLock()  # two threads may draw with one model
-
-
-class PackedStore:
-    """Hold the packed weights of some layers, their rows one below the other, cut into parts of equal size."""
-
-    def __init__(self, layers: Sequence[PackedLayer], parts: Sequence[Any], shapes: Sequence[torch.Size]) -> None:
-        self.layers, self.parts, self.shapes = tuple(layers), tuple(parts), tuple(shapes)
-
-    def holds(self, layers: Sequence[PackedLayer]) -> bool:
-        """Tell whether it holds exactly these layers, and none was given another weight since."""
-        return self.layers == tuple(layers) and all(
-            layer._parameters["weight"] is None and layer.store is self for layer in layers
-        )
-
-    def release(self) -> None:
-        """Give every layer its plain weight back, but for those that were given another since."""
-        weight = torch.cat([unpack(part) for part in self.parts]) if len(self.parts) > 1 else unpack(self.parts[0])
-        rows = [weight]
-        if len(self.layers) > 1:  # each its own memory: files refuse tensors that share theirs
-            rows = [own.clone() for own in weight.split([layer.rows for layer in self.layers])]
-        for layer, own, shape in zip(self.layers, rows, self.shapes, strict=True):
-            if layer.store is self and layer._parameters["weight"] is None:
-                layer._parameters["weight"] = nn.Parameter(own.view(shape), requires_grad=layer.trainable)
-                layer.store = None
-
-
-class PackedLayer(nn.Module):
-    """Be a layer whose weight may be packed; comes before the plain class among a layer's bases.
-
-    Nothing is set on the instance until it packs: a plain layer becomes a packed one by its class alone.
-    """
-
-    store: PackedStore | None = None  # where the weight is while `_parameters["weight"]` is None
-    trainable = True  # whether the plain weight asks for gradients
-    pack: Pack
-
-    @staticmethod
-    def multiply(x: Tensor, weight: Any, bias: Tensor | None, *, add: Tensor | None = None) -> Tensor:
-        """Multiply rows by a packed weight, and add `add`."""
-        return kernels.linear(x, weight, bias, add=add)
-
-    @property
-    def rows(self) -> int:
-        """Return how many outputs the layer has."""
-        raise NotImplementedError
-
-    def form(self) -> str:
-        """Say how the weight is packed, besides its values."""
-        return type(self).__name__
-
-    def plain(self) -> nn.Parameter | None:
-        """Return the plain weight, which the layer then holds until it packs again."""
-        with _LOCK:
-            self.release()
-            return self._parameters["weight"]
-
-    weight: Any = property(plain)
-
-    def release(self) -> None:
-        """Go back to the plain weight; the layers packed with this one do too."""
-        with _LOCK:
-            if self.store is not None and self._parameters["weight"] is None:
-                self.store.release()
-            self.store = None
-
-    def shared_store(self) -> PackedStore | None:
-        """Return the store, where it holds this layer together with others."""
-        store = self.store
-        return store if store is not None and len(store.layers) > 1 and store.holds(store.layers) else None
-
-    def computes(self, x: Tensor) -> bool:
-        """Tell whether the packed kernels may take this input: on the CPU, of the weight's dtype, no gradients."""
-        held, store = self._parameters["weight"], self.store
-        if held is None and store is not None:
-            held = store.parts[0]
-        assert held is not None
-        return not torch.is_grad_enabled() and held.is_cpu and x.is_cpu and native(held.dtype) and x.dtype == held.dtype
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedLayer:
-        self.release()  # moves and casts see the plain weight
-        return super()._apply(fn, recurse)
-
-    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
-        self.release()
-        super()._save_to_state_dict(destination, prefix, keep_vars)
-
-    def _load_from_state_dict(self, *args: Any) -> None:
-        self.release()
-        super()._load_from_state_dict(*args)
-
-    def __getstate__(self) -> dict[str, Any]:
-        self.release()  # copies and pickles hold the plain weight
-        return self.__dict__
-
-
-def pack_together(layers: Sequence[PackedLayer], parts: int = 1) -> PackedStore:
-    """Return the store that holds exactly these layers in so many parts, packing them where they are not."""
-    store = layers[0].store
-    if store is not None and len(store.parts) == parts and store.holds(layers):
-        return store
-    with _LOCK:
-        for layer in layers:
-            layer.release()
-        weights = [layer.weight for layer in layers]
-        packed = keep(weights, f"{layers[0].form()} in {parts}", lambda: _pack_rows(layers[0].pack, weights, parts))
-        store = PackedStore(layers, packed, [own.shape for own in weights])
-        for layer, own in zip(layers, weights, strict=True):
-            layer.trainable, layer.store = own.requires_grad, store
-            layer._parameters["weight"] = None
-    return store
-
-
-def _pack_rows(pack: Pack, weights: Sequence[Tensor], parts: int) -> list[Any]:
-    weight = torch.cat([own.detach() for own in weights]) if len(weights) > 1 else weights[0].detach()
-    return [pack(part) for part in weight.chunk(parts)]
-
+from reverie.runtime.kernels import let_go
+from reverie.runtime.weights import HeldLayer, Pack, PackedLayer, PackedStore, as_held, pack_together
 
 LAST = torch.channels_last
 NARROW = 16  # channels below which packing gains nothing, and the layer at a network's edge stays plain
@@ -161,30 +34,32 @@ class EdgeConv2d(nn.Conv2d):
         return y.contiguous() if self.out_channels < NARROW else y
 
 
-class Narrow(nn.Module):
-    """Be a layer whose weight is kept in panels too (`c/products.c`), beside the plain one."""
+class Narrow(HeldLayer):
+    """Be a layer whose weight is kept in panels too (`c/products.c`), beside the one it is held as."""
 
-    weight: Tensor
     panels: tuple[Any, tuple[int, int], list[Tensor]] | None = None  # of which weight, as of when: by part
 
     def in_panels(self, parts: int = 1) -> list[Tensor]:
         """Return the weight's rows, in so many parts, made anew where the weight is another or was written to."""
-        weight = self.weight
-        now = stamp(weight)
-        if self.panels is None or self.panels[0][0] is not weight or self.panels[1] != now:
-            made = [lay_panels(part.flatten(2).mT if part.dim() > 2 else part[:, None]) for part in weight.chunk(parts)]
-            self.panels = (weight, weight.untyped_storage()), now, made
+        held = as_held(self)
+        now = stamp(held)
+        if self.panels is None or self.panels[0][0] is not held or self.panels[1] != now:
+            halves = held.to(self.dtype).chunk(parts)
+            made = [lay_panels(half.flatten(2).mT if half.dim() > 2 else half[:, None]) for half in halves]
+            let_go(held)
+            self.panels = (held, held.untyped_storage()), now, made
             return made
         return self.panels[2]
 
     def multiplies(self, x: Float[Tensor, "*b d"], add: Tensor | None = None) -> bool:
         """Tell whether the kernel in C is to multiply rows: few, and as many to be added; by a weight that counts."""
-        weight = self.weight
-        fits = add is None or add.shape == (*x.shape[:-1], len(weight))
-        return fits and not weight.is_inference() and few(x, weight, add)
+        held = as_held(self)
+        fits = add is None or add.shape == (*x.shape[:-1], len(held))
+        counts = not held.is_inference() and held.is_contiguous()
+        return fits and counts and held.is_cpu and self.dtype == x.dtype and few(x, add)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "panels"}
+        return {name: value for name, value in super().__getstate__().items() if name != "panels"}
 
 
 class NarrowLinear(Narrow, nn.Linear):
@@ -265,7 +140,7 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
             and self.in_channels * self.out_channels <= SMALL
             and len(x) * math.prod(x.shape[2:]) <= FEW
             and (add is None or len(add) == len(x))
-            and not self.weight.is_inference()
+            and not as_held(self).is_inference()
             and extension.takes(*given)
             and all(image.is_contiguous(memory_format=LAST) for image in given)
         )
@@ -280,7 +155,7 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
         return (down, across) if suits else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in ("seen", "panels")}
+        return {name: value for name, value in super().__getstate__().items() if name != "seen"}
 
 
 class PackedPointwise(PackedLayer, Pointwise):
