@@ -25,6 +25,7 @@ from reverie.diffusion.noise import slerp
 from reverie.diffusion.schedule import Schedule
 from reverie.errors import ReverieError
 from reverie.models.k_unet import KUNet
+from reverie.models.unet import UNet
 from reverie.requests.references import BUNDLED, BUNDLED_NAME, locate_model, locate_part
 from reverie.runtime import cast_to, is_packed, limit_threads, native, pack, pack_after, quantize, spare_threads
 from reverie.runtime.cache import machine_folder
@@ -306,11 +307,12 @@ def load(
     files, added = _weight_files(found, kind, variant), [Path(part) for part in (unet, vae) if part]
     name = _with_hash(name, files, added, kind)
     _lay_out(components, target, offloader)
-    if int8:
-        quantize(components.unet)
-        name = f"{name} in int8"
     if fast and offloader is None:
-        _quicken(components, name, files if unet is None else [*files, Path(unet)], int8=int8)
+        _quicken(components, name, files if unet is None else [*files, Path(unet)], quantize if int8 else pack)
+    elif int8:
+        quantize(components.unet)
+    if int8:
+        name = f"{name} in int8"
     if kind != torch.float32:
         name = f"{name} in {str(kind).removeprefix('torch.')}"
     if prediction is not None:
@@ -361,8 +363,10 @@ def _lay_out(components: Components, device: torch.device, offloader: Offloader 
         offloader.take(*encoders, components.unet, components.autoencoder)
 
 
-def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: bool) -> None:
-    """Let a model's networks compute as fast as they can on the CPU; elsewhere nothing changes.
+def _quicken(
+    components: Components, name: str, files: Sequence[Path], way: Callable[[UNet, Path | None], UNet]
+) -> None:
+    """Let a model's networks compute as fast as they can on the CPU, its U-Net in a way; elsewhere nothing changes.
 
     What a large model's weights, read from `files`, are packed into is kept in the user's cache, its autoencoder's too.
     """
@@ -374,8 +378,7 @@ def _quicken(components: Components, name: str, files: Sequence[Path], *, int8: 
     if max(unet.config.block_out_channels) < WIDE_FROM:
         for network in (*components.text_encoders, unet, components.autoencoder.decoder):
             spare_threads(network)
-    if not int8:
-        pack(unet, folder)
+    way(unet, folder)
     for tower in components.text_encoders:
         pack_after(TOWER_CALLS, tower)
 

@@ -9,8 +9,9 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -20,13 +21,38 @@ from reverie import system
 from reverie.cli.app import run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
-from reverie.runtime import cache, kernels, pack, unpack, winograd
-from reverie.runtime.cache import machine_folder, make_room, read, store, write
+from reverie.runtime import cache, extension, int8, kernels, pack, quantize, unpack, winograd
+from reverie.runtime.cache import Kept, machine_folder, make_room, read, store, write
+from reverie.runtime.kernels import Panels, pack_panels
 
-from .test_exact import UNET, given
+from .test_exact import UNET, error, given, numbers
 
 pytestmark = pytest.mark.skipif(not kernels.mappable(), reason="this build of torch maps no packed weights")
 Build = Callable[[], UNet]
+
+
+@dataclass(frozen=True)
+class Way:
+    """Let networks compute fast with what a folder holds; functions of a module pack, and results are so near."""
+
+    take: Callable[..., nn.Module]
+    module: ModuleType
+    packing: tuple[str, ...]
+    near: float
+
+
+fused = pytest.mark.skipif(not int8.fuses(), reason="no extension that multiplies 8-bit numbers was compiled")
+
+
+@pytest.fixture(
+    params=[
+        Way(pack, kernels, ("pack_conv2d", "pack_linear"), 1e-6),
+        pytest.param(Way(quantize, int8, ("pack_panels",), 0.02), marks=fused),
+    ],
+    ids=["float32", "int8"],
+)
+def way(request: pytest.FixtureRequest) -> Way:
+    return request.param
 
 
 class Now:
@@ -35,7 +61,7 @@ class Now:
     def __init__(self) -> None:
         self.stored: list[bool] = []
 
-    def put(self, item: tuple[Path, list[kernels.Packed]]) -> None:
+    def put(self, item: tuple[Path, list[Kept]]) -> None:
         self.stored.append(store(*item))
 
 
@@ -63,27 +89,28 @@ def compute(network: UNet) -> Tensor:
     return network(*given())
 
 
-def packing(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+def packing(way: Way, monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
     """Return a list that comes to hold the shape of each weight that is packed from now on."""
     shapes: list[torch.Size] = []
-    for name in ("pack_conv2d", "pack_linear"):
-        plain = getattr(kernels, name)
+    for name in way.packing:
+        plain = getattr(way.module, name)
         monkeypatch.setattr(
-            kernels, name, lambda weight, *rest, plain=plain: shapes.append(weight.shape) or plain(weight, *rest)
+            way.module, name, lambda weight, *rest, plain=plain: shapes.append(weight.shape) or plain(weight, *rest)
         )
     return shapes
 
 
 def test_a_second_process_packs_nothing_and_computes_the_same_to_the_bit(
-    build: Build, queue: Now, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    way: Way, build: Build, queue: Now, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plainly, state = compute(pack(build())), build().state_dict()
-    first = pack(build(), tmp_path / "model")
+    alone = way.take(build())
+    plainly, state = compute(alone), unpack(alone).state_dict()
+    first = way.take(build(), tmp_path / "model")
     assert torch.equal(compute(first), plainly)
     assert queue.stored
     assert all(queue.stored)
     assert torch.equal(compute(first), plainly), "mapped in place of what was packed"
-    count, second, shapes = len(queue.stored), pack(build(), tmp_path / "model"), packing(monkeypatch)
+    count, second, shapes = len(queue.stored), way.take(build(), tmp_path / "model"), packing(way, monkeypatch)
     assert torch.equal(compute(second), plainly)
     assert len(queue.stored) == count
     assert not shapes
@@ -106,17 +133,15 @@ def test_a_second_process_packs_nothing_and_computes_the_same_to_the_bit(
     ids=["half", "cut", "longer", "table", "empty", "zeros", "bit", "page"],
 )
 def test_a_damaged_file_is_written_anew(
-    damage: Callable[[bytes], bytes], queue: Now, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    damage: Callable[[bytes], bytes], way: Way, build: Build, queue: Now, tmp_path: Path
 ) -> None:
-    torch.manual_seed(0)
-    plainly = compute(pack(UNet(UNET).eval(), tmp_path / "model"))
+    plainly = compute(way.take(build(), tmp_path / "model"))
     file = sorted((tmp_path / "model").iterdir())[0]
     content = file.read_bytes()
     file.unlink()  # what is mapped of it stays
     file.write_bytes(damage(content))
     assert read(file) is None
-    torch.manual_seed(0)
-    assert torch.equal(compute(pack(UNet(UNET).eval(), tmp_path / "model")), plainly)
+    assert torch.equal(compute(way.take(build(), tmp_path / "model")), plainly)
     assert file.read_bytes() == content
 
 
@@ -138,10 +163,10 @@ def test_a_file_is_added_up_once_each_time_the_system_starts(tmp_path: Path, mon
 
 
 @torch.no_grad()
-def test_a_weight_that_was_changed_is_neither_kept_nor_looked_for(queue: Now, tmp_path: Path) -> None:
-    layer, x = nn.Linear(32, 32), torch.randn(3, 32)
+def test_a_weight_that_was_changed_is_neither_kept_nor_looked_for(way: Way, queue: Now, tmp_path: Path) -> None:
+    layer, x = nn.Linear(32, 32), numbers(3, 32)
     before = layer.weight.clone()
-    (packed,) = pack(nn.Sequential(layer), tmp_path / "model")
+    (packed,) = way.take(nn.Sequential(layer), tmp_path / "model")
     packed(x)
     for change in (
         lambda: packed.weight.mul_(2),
@@ -149,26 +174,68 @@ def test_a_weight_that_was_changed_is_neither_kept_nor_looked_for(queue: Now, tm
         lambda: packed.load_state_dict({"weight": 2 * before, "bias": packed.bias}),
     ):
         packed.weight = nn.Parameter(before.clone())
-        pack(nn.Sequential(packed), tmp_path / "model")
+        cache.remember(nn.Sequential(packed), tmp_path / "model")
         change()
-        assert torch.allclose(packed(x), x @ (2 * before).T + packed.bias, atol=1e-5)
+        assert error(packed(x), x @ (2 * before).T + packed.bias) < way.near
     assert len(queue.stored) == 1
 
 
-def test_where_nothing_can_be_written_all_is_as_without(build: Build, queue: Now, tmp_path: Path) -> None:
+def test_where_nothing_can_be_written_all_is_as_without(way: Way, build: Build, queue: Now, tmp_path: Path) -> None:
     (tmp_path / "no-folder").write_text("")
-    assert torch.equal(compute(pack(build(), tmp_path / "no-folder" / "model")), compute(pack(build())))
+    assert torch.equal(compute(way.take(build(), tmp_path / "no-folder" / "model")), compute(way.take(build())))
+    assert queue.stored
     assert not any(queue.stored)
 
 
-def test_the_thread_writes_behind(build: Build, tmp_path: Path) -> None:
-    plainly, network = compute(pack(build())), pack(build(), tmp_path / "model")
+def test_the_thread_writes_behind(way: Way, build: Build, tmp_path: Path) -> None:
+    plainly, network = compute(way.take(build())), way.take(build(), tmp_path / "model")
     assert torch.equal(compute(network), plainly)
     for _ in range(1000):
         time.sleep(0.01)
         if cache._queue().empty() and torch.equal(compute(network), plainly):
             break
     assert list((tmp_path / "model").iterdir())
+
+
+@torch.no_grad()
+def test_what_a_layer_holds_is_mapped_once_it_is_written(way: Way, queue: Now, tmp_path: Path) -> None:
+    (layer,) = way.take(nn.Sequential(nn.Linear(256, 256)), tmp_path / "model")
+    layer(numbers(3, 256))
+    (part,) = layer.store.parts
+    start, size = memory_of(part)
+    maps = (line.split() for line in Path("/proc/self/maps").read_text().splitlines())
+    files = {name for span, *_, name in maps if int(span.split("-")[0], 16) <= start < int(span.split("-")[1], 16)}
+    assert [Path(name).parent for name in files] == [tmp_path / "model"]
+    assert size <= Path(*files).stat().st_size
+
+
+def memory_of(part: Kept) -> tuple[int, int]:
+    """Return where the memory of a packed weight starts, and its size in bytes."""
+    memory, _ = kernels.memory(part)
+    return torch.frombuffer(memory, dtype=torch.uint8).data_ptr(), len(memory)
+
+
+@fused
+@torch.no_grad()
+def test_panels_are_for_those_alone_who_multiply_by_them(
+    build: Build, queue: Now, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compute(quantize(build(), tmp_path / "model"))
+    count = len(queue.stored)
+    monkeypatch.setattr(extension, "library", lambda: None)
+    assert torch.equal(compute(quantize(build(), tmp_path / "model")), compute(quantize(build())))
+    assert len(queue.stored) == count, "what oneDNN packed is not kept"
+
+
+@fused
+def test_panels_take_a_memory_of_their_size_alone() -> None:
+    panels = pack_panels(numbers(70, 18, 3, 3))
+    same = Panels.over(panels.held, panels.shape, panels.dtype)
+    assert torch.equal(same.to_dense(), panels.to_dense())
+    assert torch.equal(same.totals, panels.packed.int().sum((1, 2, 4)).flatten())
+    for held in (panels.held[:-1], torch.cat([panels.held, panels.held])):
+        with pytest.raises(RuntimeError):
+            Panels.over(held, panels.shape, panels.dtype)
 
 
 ENDING = """

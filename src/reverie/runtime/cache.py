@@ -33,9 +33,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, cache_folder, sha256_of, sweep
 from reverie.runtime import kernels
-from reverie.runtime.kernels import let_go
+from reverie.runtime.kernels import Panels, let_go
 
-FORMAT = 2
+FORMAT = 2  # of the files and of the panels in them
 LIMIT_VARIABLE = "REVERIE_PACKED_GB"
 LIMIT = 16  # GB that all folders take at most, where the variable does not say
 SPARE = 4e9  # bytes of the disk that stay free
@@ -93,11 +93,15 @@ def machine_folder(model: str, files: Iterable[Path], dtype: torch.dtype) -> Pat
     return cache_folder() / "packed" / f"{name}-{sha256_of([repr((FORMAT, machine, told_apart, str(dtype)))])[:16]}"
 
 
-def keep(weights: Sequence[Tensor], form: str, pack: Callable[[], Any]) -> Any:
+Kept = kernels.Packed | Panels
+
+
+def keep(weights: Sequence[Tensor], form: str, pack: Callable[[], list[Any]]) -> list[Any]:
     """Return what `pack` makes of weights: mapped, where a process did so before; else made, and kept for the next.
 
-    `form` tells apart what may be made of the same weights. Lists of packed weights alone are kept, and come to hold
-    mapped ones of the same values once they are. The weights' own pages are let go of.
+    `form` tells apart what may be made of the same weights. What oneDNN packed in floating point and panels of 8-bit
+    numbers are kept, and the list comes to hold mapped ones of the same values once they are. The weights' own pages
+    are let go of.
     """
     file = _file_of(weights, form)
     if file is not None and (held := read(file)) is not None:
@@ -105,7 +109,7 @@ def keep(weights: Sequence[Tensor], form: str, pack: Callable[[], Any]) -> Any:
     packed = pack()
     for weight in weights:
         let_go(weight)
-    if file is not None and isinstance(packed, list):
+    if file is not None and all(isinstance(part, Tensor | Panels) for part in packed):
         _queue().put((file, packed))
     return packed
 
@@ -119,7 +123,7 @@ def _file_of(weights: Sequence[Tensor], form: str) -> Path | None:
     return known[0].folder / sha256_of([form, *(one.name for one in known)])[:32]
 
 
-def read(file: Path) -> list[kernels.Packed] | None:
+def read(file: Path) -> list[Kept] | None:
     """Map the packed weights of a file; None where there is none, or it is damaged."""
     try:
         with file.open("rb") as opened:
@@ -165,7 +169,7 @@ def _mark() -> int | None:
         return None
 
 
-def write(file: Path, packed: Sequence[kernels.Packed]) -> None:
+def write(file: Path, packed: Sequence[Kept]) -> None:
     """Write packed weights, each from a page of its own on, and last how they are read. Raises ReverieError."""
     table = []
     with atomic_write(file, sync=True) as temporary, temporary.open("wb") as opened:
@@ -179,7 +183,7 @@ def write(file: Path, packed: Sequence[kernels.Packed]) -> None:
         opened.write(head + hashlib.sha256(head).digest() + len(head).to_bytes(LENGTH, "little"))
 
 
-Queue = SimpleQueue[tuple[Path, list[kernels.Packed]] | None]
+Queue = SimpleQueue[tuple[Path, list[Kept]] | None]
 """What waits to be written; None ends it."""
 
 
@@ -217,7 +221,7 @@ def _write_all(queue: Queue) -> None:
         del job
 
 
-def store(file: Path, packed: list[kernels.Packed]) -> bool:
+def store(file: Path, packed: list[Kept]) -> bool:
     """Write packed weights to a file and let the list hold them mapped; tell whether they could be written."""
     try:
         if not make_room(file.parent, sum(part.nbytes for part in packed)):

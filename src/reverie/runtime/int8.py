@@ -13,13 +13,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cache, cached_property
+from functools import cache
 from math import prod
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int8, Int32, Int64, UInt8
+from jaxtyping import Float, Int32, UInt8
 from torch import Tensor, nn
 
 from reverie.errors import ReverieError
@@ -27,17 +28,23 @@ from reverie.models import layers
 from reverie.models.layers import ResidualBlock
 from reverie.runtime import blocks, extension
 from reverie.runtime.blocks import CORNERS, computes_plainly, corner_kernel
+from reverie.runtime.cache import remember
 from reverie.runtime.changes import gathers_otherwise, is_hooked
-from reverie.runtime.kernels import native
+from reverie.runtime.kernels import QUAD, OneDNNWeight, Panels, Rounded, native, pack_panels, round_weight
 from reverie.runtime.layers import LAST, NARROW, EdgeConv2d, PackedLinear, PackedPointwise
-from reverie.runtime.weights import HeldConv2d, HeldLayer, HeldLinear, PackedLayer, as_held, pack_together
+from reverie.runtime.weights import (
+    HeldConv2d,
+    HeldLayer,
+    HeldLinear,
+    PackedLayer,
+    as_held,
+    held_weights,
+    pack_together,
+)
 
 M = TypeVar("M", bound=nn.Module)
-LARGEST = 127  # of a weight, so that the range is the same on both sides
-SMALLEST = 1e-30  # of a channel's largest weight, so that no scale is denormal
 LEVELS = 255  # of an input, beside the least
 PLAINLY: tuple[str, list[float], str] = ("none", [], "")  # what oneDNN does to a sum besides: nothing
-PANEL, QUAD = 64, 4  # outputs and inputs that lie together in a weight of the extension's
 
 
 @cache
@@ -56,11 +63,12 @@ def fuses() -> bool:
     return hasattr(extension.library(), "convolve_int8")
 
 
-def quantize(network: M) -> M:
+def quantize(network: M, folder: Path | None = None) -> M:
     """Let a network's wide convolutions and products compute with 8-bit weights, in place, and return it.
 
-    Each layer rounds its weight when it first computes and lets go of the original. Raises ReverieError where the
-    processor cannot, and for networks on another device or in a dtype that it does not compute in.
+    Each layer rounds its weight when it first computes and lets go of the original, or finds it rounded in `folder`, as
+    `transform.pack` does. Raises ReverieError where the processor cannot, and for networks on another device or in a
+    dtype that it does not compute in.
     """
     if not available():
         raise ReverieError("this processor or this build of torch multiplies no 8-bit numbers; leave out int8")
@@ -76,6 +84,8 @@ def quantize(network: M) -> M:
             block, needed = BLOCKS[type(module)]
             if all(isinstance(module.get_submodule(name), QUANTIZED) for name in needed):
                 module.__class__ = block
+    if folder is not None:
+        remember(held_weights(network), folder)
     return network
 
 
@@ -92,75 +102,6 @@ def _kind(module: nn.Module) -> type[nn.Module] | None:
         return None
     whole = (module.kernel_size, module.stride, module.padding) == ((1, 1), (1, 1), (0, 0))
     return Int8Pointwise if whole else Int8Conv2d
-
-
-@torch.no_grad()
-def round_weight(weight: Float[Tensor, "out ..."]) -> tuple[Int8[Tensor, "out ..."], Float[Tensor, " out"]]:
-    """Round each output channel to whole numbers from -127 to 127, and return them with their scales.
-
-    The scales end in 7 bits of 0, so that 127 of them are a float32 too: rounded values are rounded to themselves.
-    """
-    rows = weight.detach().float()
-    scales = rows.flatten(1).abs().amax(1).clamp(min=SMALLEST) / LARGEST
-    scales = scales.view(torch.int32).add_(LARGEST).bitwise_and_(~LARGEST).view(torch.float32)
-    return (rows / scales.view(-1, *[1] * (rows.ndim - 1))).round_().to(torch.int8), scales
-
-
-@dataclass(frozen=True, eq=False)
-class Rounded:
-    """Hold a weight as whole numbers, and what one of them means in each output channel."""
-
-    packed: Tensor
-    scales: Float[Tensor, " out"]
-    shape: torch.Size
-    dtype: torch.dtype
-    is_cpu = True
-
-    def rows(self) -> Int8[Tensor, "out ..."]:
-        """Return the whole numbers, in the weight's shape."""
-        raise NotImplementedError
-
-    def to_dense(self) -> Tensor:
-        """Return the weight's values as they were rounded."""
-        scales = self.scales[: self.shape[0]].view(-1, *[1] * (len(self.shape) - 1))
-        return (self.rows() * scales).to(self.dtype).contiguous()
-
-
-class OneDNNWeight(Rounded):
-    """Hold a weight in oneDNN's order."""
-
-    @cached_property
-    def zeros(self) -> Int64[Tensor, " out"]:
-        """Return the numbers that mean 0: the same in each channel."""
-        return torch.zeros(len(self.scales), dtype=torch.int64)
-
-    def rows(self) -> Int8[Tensor, "out ..."]:
-        rows = self.packed.to_dense()
-        return rows.T if len(self.shape) == 2 else rows
-
-
-class Panels(Rounded):
-    """Hold a weight in the order of `c/int8.c`: (panel, tap, quad, output of the panel, input of the quad)."""
-
-    @cached_property
-    def totals(self) -> Int32[Tensor, " padded"]:
-        """Return each output's sum, by which an input's zero point is taken out."""
-        return self.packed.sum((1, 2, 4), dtype=torch.int32).flatten()
-
-    def rows(self) -> Int8[Tensor, "out ..."]:
-        outputs, inputs = self.shape[:2]
-        plain = self.packed.permute(0, 3, 2, 4, 1).flatten(0, 1).flatten(1, 2)
-        return plain[:outputs, :inputs].reshape(self.shape)
-
-
-@torch.no_grad()
-def pack_panels(weight: Float[Tensor, "out ..."]) -> Panels:
-    """Round a weight and lay it out for `c/int8.c`, with zeros where a panel or quad is not full."""
-    rows, scales = round_weight(weight)
-    rows = rows.flatten(2) if rows.ndim > 2 else rows[:, :, None]
-    whole = F.pad(rows, (0, 0, 0, -rows.shape[1] % QUAD, 0, -len(rows) % PANEL))
-    panels = whole.unflatten(1, (-1, QUAD)).unflatten(0, (-1, PANEL)).permute(0, 4, 2, 1, 3).contiguous()
-    return Panels(panels, F.pad(scales, (0, -len(scales) % PANEL)), weight.shape, weight.dtype)
 
 
 def pack_rows(weight: Float[Tensor, "out in"]) -> Rounded:
@@ -325,14 +266,22 @@ def multiply(
     return y if add is None else y + add
 
 
-class Int8Linear(PackedLinear):
+class Int8Layer(PackedLayer):
+    """Be a layer with a rounded weight; comes before the packed class among a layer's bases."""
+
+    def form(self) -> str:
+        """Say whose order it is in."""
+        return f"{type(self).__name__} {'in panels' if fuses() else 'by oneDNN'}"
+
+
+class Int8Linear(Int8Layer, PackedLinear):
     """Multiply by a rounded weight."""
 
     pack = staticmethod(pack_rows)
     multiply = staticmethod(multiply)
 
 
-class Int8Pointwise(PackedPointwise):
+class Int8Pointwise(Int8Layer, PackedPointwise):
     """Convolve 1x1 as what it is, a product for each pixel, by a rounded weight."""
 
     multiply = staticmethod(multiply)
@@ -343,7 +292,7 @@ class Int8Pointwise(PackedPointwise):
         return pack_rows(weight.flatten(1))
 
 
-class Int8Conv2d(PackedLayer, nn.Conv2d):
+class Int8Conv2d(Int8Layer, nn.Conv2d):
     """Convolve with a rounded weight, in channels-last."""
 
     def pack(self, weight: Float[Tensor, "out in kh kw"]) -> Rounded:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -215,8 +215,9 @@ def project(layers: Sequence[PackedLinear | NarrowLinear], x: Float[Tensor, "b l
 
 def _product(store: PackedStore, x: Tensor) -> tuple[Tensor, ...]:
     biases = [layer.bias for layer in store.layers if isinstance(layer.bias, Tensor)]
-    product = store.layers[0].multiply(x, store.parts[0], torch.cat(biases) if biases else None)
-    return product.split([layer.rows for layer in store.layers], dim=-1)
+    first = cast(PackedLayer, store.layers[0])
+    product = first.multiply(x, store.parts[0], torch.cat(biases) if biases else None)
+    return product.split([shape[0] for shape in store.shapes], dim=-1)
 
 
 class FastGroupNorm(nn.GroupNorm):

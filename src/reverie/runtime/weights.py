@@ -32,10 +32,13 @@ _LOCK = RLock()  # two threads may draw with one model
 
 
 class PackedStore:
-    """Hold the packed weights of some layers, their rows one below the other, cut into parts of equal size."""
+    """Hold the packed weights of some layers, their rows one below the other, cut into parts of equal size.
 
-    def __init__(self, layers: Sequence[HeldLayer], parts: Sequence[Any], shapes: Sequence[torch.Size]) -> None:
-        self.layers, self.parts, self.shapes = tuple(layers), tuple(parts), tuple(shapes)
+    `parts` is the list that `cache.keep` gave, which comes to hold mapped ones.
+    """
+
+    def __init__(self, layers: Sequence[HeldLayer], parts: list[Any], shapes: Sequence[torch.Size]) -> None:
+        self.layers, self.parts, self.shapes = tuple(layers), parts, tuple(shapes)
 
     def holds(self, layers: Sequence[HeldLayer]) -> bool:
         """Tell whether it holds exactly these layers, and none was given another weight since."""
