@@ -125,7 +125,7 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
         if (padding := self.winograd_padding(x)) is not None:
             return winograd.conv2d(x, self.weight, self.bias, padding, add, relu)
         if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
-            self.release()
+            as_held(self)  # no longer packed
             self.seen = x.shape
         (weight,) = pack_together([self]).parts
         assert not isinstance(self.padding, str)
