@@ -33,7 +33,7 @@ from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
 from reverie.runtime.offload import HOST, Offloader, pick_offloader
 from reverie.runtime.transform import pick_device, pick_dtype, to_channels_last
-from reverie.runtime.weights import held_weights
+from reverie.runtime.weights import bytes_of
 
 WIDE_FROM = 256  # widest level from which a U-Net's operations are worth several threads
 KEPT_FROM = 2**28  # bytes of a U-Net whose packed weights are kept for later processes
@@ -372,7 +372,7 @@ def _quicken(
     """
     limit_threads()
     unet = components.unet
-    large = sum(weight.nbytes for _, weight in held_weights(unet)) >= KEPT_FROM
+    large = bytes_of(unet) >= KEPT_FROM
     folder = machine_folder(name, files, unet.conv_in.weight.dtype) if large else None
     pack(components.autoencoder, folder)
     if max(unet.config.block_out_channels) < WIDE_FROM:

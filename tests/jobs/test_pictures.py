@@ -136,6 +136,14 @@ def test_a_replay_says_where_to_put_a_model_that_is_not_here(
     assert str(tmp_path / "models/gone.pth") in job.request.to_json()
 
 
+def test_a_picture_that_names_no_model_asks_for_one(tmp_path: Path) -> None:
+    picture = Image.new("RGB", (64, 64))
+    picture.info["parameters"] = "a bear\nSteps: 2, Sampler: Euler, CFG scale: 3, Seed: 5, Size: 64x64"
+    save(picture, file := tmp_path / "bear.png")
+    with pytest.raises(ReverieError, match="does not say by which model it was drawn; give one as `model`"):
+        replay_job(file, {})
+
+
 def test_another_model_is_noted(tiny: Pipeline, tmp_path: Path) -> None:
     events = job(tmp_path, drawn_by="other").run(lambda _: tiny)
     assert next(iter(events)) == Note("not honoured: it was drawn by 'other', this is 'tiny'")

@@ -83,6 +83,18 @@ def test_group_norm_is_that_of_torch(images: int, channels: int, side: int, grou
     torch.testing.assert_close(got.double(), wanted, rtol=1e-5, atol=1e-5)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_group_norm_of_a_large_mean_errs_no_more_than_torch(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 48, 16, 16, generator=torch.Generator().manual_seed(3)) + 100
+    x = x.to(dtype).contiguous(memory_format=LAST)
+    norm = nn.GroupNorm(16, 48).to(dtype)
+    wanted = norm.double()(x.double())
+    own = pack(nn.Sequential(nn.Conv2d(24, 24, 3), copy.deepcopy(norm.to(dtype))))[1]
+    off, bound = ((module(x).double() - wanted).abs().max() for module in (own, norm))
+    assert off < 2 * bound
+
+
 def fast(norm: nn.GroupNorm) -> nn.GroupNorm:
     nn.init.normal_(norm.weight)
     nn.init.normal_(norm.bias)

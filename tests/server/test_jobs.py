@@ -250,7 +250,8 @@ def test_clip_answers_questions(client: TestClient) -> None:
     assert client.post("/api/classify", json={"pictures": pictures, "labels": []}).json()["error"]["param"] == "labels"
 
 
-def test_what_is_known_is_told(client: TestClient, settings: Settings) -> None:
+def test_what_is_known_is_told(client: TestClient, finish: Finish, settings: Settings) -> None:
+    finish({"kind": "text_to_image", "request": BEAR})  # by which a worker loads the model
     models = {one["name"]: one for one in client.get("/api/models").json()["models"]}
     assert models["tiny"] | {"default": True, "loaded": True, "size": 32} == models["tiny"]
     assert (models["reverie-music"]["makes"], models["reverie-emoji"]["size"]) == ("music", 256)

@@ -17,6 +17,7 @@ from PIL import Image
 
 import reverie
 from reverie.pipeline import Pipeline
+from reverie.runtime import transform
 from reverie.server.app import create_app
 from reverie.server.settings import Limits, Settings
 from reverie.server.submissions import Submission
@@ -51,6 +52,19 @@ def test_the_model_used_longest_ago_makes_room(settings: Settings, model_folder:
     models.unload("a")
     assert models.names == ["c"]
     LoadedModels(replace(settings, models=(tmp_path,), memory=1)).load("a")  # one is always held
+
+
+def test_packed_weights_take_memory_too(
+    settings: Settings, model_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(transform, "WIDE", 1)
+    for name in ("a", "b", "c"):
+        shutil.copytree(model_folder / "tiny", tmp_path / name)
+    size = sum(file.stat().st_size for file in (tmp_path / "a").rglob("*"))
+    models = LoadedModels(replace(settings, models=(tmp_path,), memory=5 * size // 2))
+    for name in ("a", "b", "c"):
+        models.load(name).text_to_image("a bear", steps=1)
+    assert models.names == ["b", "c"]
 
 
 def test_a_lora_leaves_nothing_in_the_next_job(own: Settings, tiny: Pipeline, ink: Path) -> None:

@@ -99,6 +99,8 @@ def _find_model(file: Path, request: SampledRequest, drawn_by: str, model: str |
     """Return the model that is given, else the bundled one that made a file. Raises ReverieError where neither is."""
     if model is None and plain_name(drawn_by) not in BUNDLED:
         did = "played" if isinstance(request, Music) else "drawn"
+        if not drawn_by:
+            raise ReverieError(f"'{file}' does not say by which model it was {did}; give one as `model`")
         raise ReverieError(f"'{file}' was {did} by the model '{drawn_by}'; say where that is with `model`")
     return model or plain_name(drawn_by)
 

@@ -69,7 +69,7 @@ class FastUpsample(Upsample):
             return winograd.conv2d(x, self.conv.weight, self.conv.bias, doubled=True)
         if len(x) * height * width < SMALL:
             return super().forward(x, size)
-        enlarged = torch.empty(shape, dtype=x.dtype, memory_format=LAST)
+        enlarged = torch.empty(shape, dtype=x.dtype, device=x.device, memory_format=LAST)
         for (top, left), weight in zip(CORNERS, self.by_corner(x.shape), strict=True):
             # Padded on all sides, the image has a row and a column more than a corner sees.
             seen = kernels.conv2d(x, weight, self.conv.bias, *SHAPE)
@@ -120,8 +120,8 @@ def _pairs(weight: Tensor, axis: int, last: int) -> Tensor:
 
 
 def computes_plainly(*modules: nn.Module) -> bool:
-    """Tell whether to compute as the plain class does: with gradients, or where one of `modules` is hooked."""
-    return torch.is_grad_enabled() or is_hooked(*modules)
+    """Tell whether to compute as the plain class does: by torch's operators, or where one of `modules` is hooked."""
+    return extension.operators_compute() or is_hooked(*modules)
 
 
 class FastResidualBlock(ResidualBlock):
@@ -133,7 +133,9 @@ class FastResidualBlock(ResidualBlock):
     def forward(
         self, x: Float[Tensor, "b c h w"], emb: Float[Tensor, "b d"] | None = None
     ) -> Float[Tensor, "b out h w"]:
-        if torch.is_grad_enabled():  # hooks are welcome here: seamless tiling pads with them
+        convolutions = (self.conv1, self.conv2)  # before which hooks are welcome: seamless tiling pads with them
+        watched = any(conv._forward_hooks or "forward" in vars(conv) for conv in convolutions)
+        if watched or extension.operators_compute():
             return super().forward(x, emb)
         if emb is None and x.numel() >= LARGE:  # a U-Net's come too often
             trim()
@@ -152,7 +154,7 @@ class FastImageAttention(layers.ImageAttention):
     to_v: PackedLinear
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if computes_plainly(self.to_q, self.to_k, self.to_v, self.to_out):
+        if computes_plainly(self.to_q, self.to_k, self.to_v, self.to_out, *self.to_out):
             return super().forward(x)
         q, k, v = project([self.to_q, self.to_k, self.to_v], layers.to_tokens(self.group_norm(x)))
         h = attend(q, k, v, heads=1)
@@ -175,7 +177,7 @@ class FastAttention(layers.Attention):
         add: Float[Tensor, "b l d"] | None = None,
     ) -> Float[Tensor, "b l d"]:
         """Return what the tokens gather, plus `add`."""
-        if computes_plainly(self.to_q, self.to_k, self.to_v, self.to_out):
+        if computes_plainly(self.to_q, self.to_k, self.to_v, self.to_out, *self.to_out):
             gathered = super().forward(x, context)
             return gathered if add is None else gathered + add
         if context is None:
@@ -192,7 +194,7 @@ class FastAttention(layers.Attention):
         packed = all(isinstance(layer, PackedLayer) and layer.computes(context) for layer in layers)
         if context.is_inference() or not packed:
             return project(layers, context)  # nobody counts how often inference tensors are written to
-        state = (pack_together(layers), context._version)
+        state = (pack_together(layers), version(context))
         if self.contexts is None:
             self.contexts = WeakTensorKeyDictionary()
         known = self.contexts.get(context)
@@ -234,7 +236,7 @@ class FastFeedForward(layers.FeedForward):
 
     def forward(self, x: Float[Tensor, "b l d"], add: Float[Tensor, "b l d"] | None = None) -> Float[Tensor, "b l d"]:
         """Return the transformed tokens plus `add`."""
-        if computes_plainly(self.net):
+        if computes_plainly(self.net, *self.net):
             transformed = super().forward(x)
             return transformed if add is None else transformed + add
         hidden, _, last = self.net
@@ -305,7 +307,7 @@ class FastTinyBlock(TinyBlock):
     """Take the ReLUs along with the convolutions, and the input with the third."""
 
     def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b c h w"]:
-        if computes_plainly(*self.conv):
+        if computes_plainly(self.conv, *self.conv):
             return super().forward(x)
         first, _, second, _, third = self.conv
         return third(second(first(x, relu=True), relu=True), add=x, relu=True)
@@ -442,7 +444,7 @@ class FastUpBlock(UpBlock):
             return UpBlock.join(x, skip)
         if not all(image.is_contiguous(memory_format=LAST) for image in (x, skip)) or not extension.takes(x, skip):
             return UpBlock.join(x, skip)
-        joined = torch.empty(len(x), channels + others, *x.shape[2:], memory_format=LAST)
+        joined = torch.empty((len(x), channels + others, *x.shape[2:]), memory_format=LAST, **extension.FLOATS)
         extension.call("join", x, skip, joined, pixels, channels, others)
         return joined
 

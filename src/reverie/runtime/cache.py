@@ -33,6 +33,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, cache_folder, sha256_of, sweep
 from reverie.runtime import kernels
+from reverie.runtime.extension import version
 from reverie.runtime.kernels import Panels, let_go
 
 FORMAT = 2  # of the files and of the panels in them
@@ -58,7 +59,7 @@ class Origin:
 
     def is_of(self, weight: Tensor) -> bool:
         """Tell whether a weight is still what was read."""
-        return weight.data_ptr() == self.address and weight._version == self.version
+        return weight.data_ptr() == self.address and version(weight) == self.version
 
 
 _ORIGINS = WeakTensorKeyDictionary()
@@ -74,7 +75,7 @@ def remember(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
             os.utime(folder)  # for `make_room`: it was used
         for name, weight in weights:
             if not weight.is_inference():
-                _ORIGINS[weight] = Origin(folder, name, weight.data_ptr(), weight._version)
+                _ORIGINS[weight] = Origin(folder, name, weight.data_ptr(), version(weight))
 
 
 def machine_folder(model: str, files: Iterable[Path], dtype: torch.dtype) -> Path:

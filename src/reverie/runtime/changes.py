@@ -319,8 +319,11 @@ def check_combination(asked: Iterable[str]) -> None:
 
 
 def is_hooked(*modules: nn.Module) -> bool:
-    """Tell whether a forward hook watches one of the modules themselves: fused and compiled forwards skip hooks."""
-    return any(module._forward_hooks or module._forward_pre_hooks for module in modules)
+    """Tell whether a forward hook watches one of the modules themselves, or stands in for its forward.
+
+    Fused and compiled forwards skip both.
+    """
+    return any(module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module) for module in modules)
 
 
 def gathers_otherwise(*modules: nn.Module) -> bool:

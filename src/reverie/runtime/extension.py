@@ -26,6 +26,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from reverie.errors import RequestWarning, warn
@@ -61,16 +62,23 @@ def library() -> ctypes.CDLL | None:
     return None
 
 
+def operators_compute() -> bool:
+    """Tell whether torch's own operators have to: with gradients, under autocast, which chooses dtypes, and traced."""
+    return torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch._C._is_tracing()
+
+
 def takes(*operands: Tensor, dtype: torch.dtype = torch.float32) -> bool:
-    """Tell whether the extension is there for these tensors: numbers in `dtype` on the CPU, without gradients."""
+    """Tell whether the extension is there for these tensors: numbers in `dtype` on the CPU, no `operators_compute`."""
     return (
-        not torch.is_grad_enabled()
+        not operators_compute()
         and library() is not None
         and all(operand.dtype == dtype and operand.is_cpu for operand in operands)
     )
 
 
 Operand = Tensor | int | float | None
+FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+"""Of memory that kernels write to: torch's own defaults may be others."""
 
 
 def call(name: str, *operands: Operand) -> None:
@@ -130,7 +138,7 @@ def multiply(
     other: Float[Tensor, "*b out"] | None = None,
 ) -> Float[Tensor, "*b out"]:
     """Multiply few rows by a narrow matrix; `mode` says what is done to the product, with `other` or without."""
-    y = torch.empty(*x.shape[:-1], width)
+    y = torch.empty((*x.shape[:-1], width), **FLOATS)
     rows = x.numel() // x.shape[-1]
     call("product", x, panels, bias, other, y, rows, x.shape[-1], width, MODES[mode])
     return y
@@ -149,7 +157,7 @@ def convolve_small(
     """Convolve a small channels-last image by 3x3 kernels, or by the corners of a doubled one, and add `add`."""
     images, channels, *size = x.shape
     sides = [2 * side if doubled else (side - 1) // stride + 1 for side in size]
-    y = torch.empty(images, width, *sides, memory_format=torch.channels_last)
+    y = torch.empty((images, width, *sides), memory_format=torch.channels_last, **FLOATS)
     one_pixel = add is not None and add.shape[2:] != y.shape[2:]
     shape = (images, *size, channels, width, stride, int(doubled), int(one_pixel))
     call("convolve", x, panels, bias, add, y, *shape)
@@ -165,9 +173,19 @@ def silu(x: Float[Tensor, "*b"]) -> Float[Tensor, "*b"]:
     return y
 
 
+_STEPS = [0]  # that optimisers took in this process: fused ones write to weights without torch's counting it
+
+
+def _count_step(*_: Any) -> None:
+    _STEPS[0] += 1
+
+
+register_optimizer_step_post_hook(_count_step)
+
+
 def version(weight: Tensor) -> int:
-    """Count how often a weight was written to; -1 for one of inference mode, which does not count."""
-    return -1 if weight.is_inference() else weight._version
+    """Count how often a weight was written to, or may have been; -1 for one of inference mode, which has no count."""
+    return -1 if weight.is_inference() else weight._version + _STEPS[0]
 
 
 def stamp(weight: Tensor) -> tuple[int, int]:
@@ -328,7 +346,8 @@ class FastUNet(UNet):
         inner = tuple(_inside(self))  # hooks of the network itself are called outside
         if is_hooked(*inner) or gathers_otherwise(*inner) or _has_any_global_hook():
             return super().levels(x, emb, context, residuals)
-        emb, context = emb.contiguous(), context.contiguous()  # as in a plan, lest other kernels round otherwise
+        x = x.contiguous(memory_format=torch.channels_last)  # all as in a plan, lest other kernels round otherwise
+        emb, context = emb.contiguous(), context.contiguous()
         with _LOCK:  # two threads may draw with one model
             way = self._way(inner, (x.shape, emb.shape, context.shape))
             if way != self._plainly:
@@ -338,8 +357,8 @@ class FastUNet(UNet):
     def _way(self, inner: Sequence[nn.Module], size: Any) -> Way:
         """Choose the way for a size: a plan's, or to write one; where it is new or has none, plainly."""
         weights = [weight for module in inner for weight in module._parameters.values() if weight is not None]
-        stamps = [stamp(weight) for weight in weights]
-        state = [*map(id, inner), *map(type, inner), *map(id, weights), *stamps]
+        stamps, edges = map(stamp, weights), (module.__dict__.get("padding_mode") for module in inner)
+        state = [*map(id, inner), *map(type, inner), *edges, *map(id, weights), *stamps]
         if self.ways is None or state != self.state or len(self.ways) > SIZES:
             self.ways, self.state = {}, state
             self.held = [*inner, *weights, *(weight.untyped_storage() for weight in weights)]
@@ -355,10 +374,11 @@ class FastUNet(UNet):
     def _record(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
         assert self.ways is not None
         plan, size = CallPlan(), (x.shape, emb.shape, context.shape)
-        given = (x.contiguous(memory_format=torch.channels_last).clone(), emb.clone(), context.clone())
-        with plan.record():
-            made = self._plainly(*given)
-        plan.share(made)
+        with torch.inference_mode(False), torch.no_grad():  # else none of it could be written to outside the mode
+            given = (x.clone(), emb.clone(), context.clone())
+            with plan.record():
+                made = self._plainly(*given)
+            plan.share(made)
         way = self.ways[size] = PlannedLevels(plan, given, made).repeat if plan.whole else self._plainly
         return way(x, emb, context)
 

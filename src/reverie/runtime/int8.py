@@ -138,8 +138,9 @@ class Levels:
     @classmethod
     def empty(cls, size: tuple[int, int, int, int], ranges: int, shape: tuple[int, ...], dtype: torch.dtype) -> Levels:
         """Return levels without values; a quad may be read beyond their end."""
-        q = torch.empty(prod(size) + QUAD, dtype=torch.uint8)[:-QUAD].view(size)
-        return cls(q, torch.empty(ranges), torch.empty(ranges, dtype=torch.int32), shape, dtype)
+        q = torch.empty(prod(size) + QUAD, dtype=torch.uint8, device="cpu")[:-QUAD].view(size)
+        zeros = torch.empty(ranges, dtype=torch.int32, device="cpu")
+        return cls(q, torch.empty(ranges, **extension.FLOATS), zeros, shape, dtype)
 
 
 def round_rows(x: Float[Tensor, "*b d"], norm: nn.LayerNorm | None = None) -> Levels:
@@ -150,7 +151,7 @@ def round_rows(x: Float[Tensor, "*b d"], norm: nn.LayerNorm | None = None) -> Le
     weight, bias = (None, None) if norm is None else (_floats(norm.weight), _floats(norm.bias))
     eps = 0.0 if norm is None else norm.eps
     made = (levels.q, levels.scales, levels.zeros)
-    extension.call("round_rows", x, *made, weight, bias, count, width, _half(x.dtype), eps)
+    extension.call("round_rows", x, *made, weight, bias, count, width, _half(x.dtype), float(eps))
     return levels
 
 
@@ -170,7 +171,7 @@ def round_images(
     groups, eps = (1, 0.0) if norm is None else (norm.num_groups, norm.eps)
     made = (levels.q, levels.scales, levels.zeros)
     shape = (images, height, width, channels, groups, *padding)
-    extension.call("round_images", x, *made, weight, bias, *shape, int(silu), _half(x.dtype), eps)
+    extension.call("round_images", x, *made, weight, bias, *shape, int(silu), _half(x.dtype), float(eps))
     return levels
 
 
@@ -184,7 +185,7 @@ def product(
 ) -> Float[Tensor, "*b out"]:
     """Multiply rows by a weight, in the same pass multiply by the GELU of what `gate` makes, and add."""
     outputs, count = weight.shape[0], prod(x.shape)
-    y = torch.empty(*x.shape, outputs, dtype=dtype or x.dtype)
+    y = torch.empty((*x.shape, outputs), dtype=dtype or x.dtype, device="cpu")
     width = x.q.shape[3]
     size = (1, 1, count, width, outputs, 0, 0, width, 0, 0, outputs)
     added = None if add is None else add.contiguous()
@@ -328,7 +329,7 @@ class Int8Conv2d(Int8Layer, nn.Conv2d):
         (weight,) = pack_together([self]).parts
         sides = zip(x.q.shape[1:3], self.kernel_size, self.stride, self.dilation, strict=True)
         size = [(side - apart * (taps - 1) - 1) // stride + 1 for side, taps, stride, apart in sides]
-        y = torch.empty((len(x.q), self.out_channels, *size), dtype=x.dtype, memory_format=LAST)
+        y = torch.empty((len(x.q), self.out_channels, *size), dtype=x.dtype, device="cpu", memory_format=LAST)
         return convolve(x, weight, self.bias, add, y, self.stride, self.dilation)
 
     def _shape(self) -> tuple[list[int], list[int], list[int], int]:
@@ -366,7 +367,7 @@ class Int8Upsample(blocks.FastUpsample):
         if plain or not fuses() or not self.conv.computes(x):
             return layers.Upsample.forward(self, x, size)
         seen = round_images(x, (1, 1))
-        y = torch.empty((len(x), self.conv.out_channels, *doubled), dtype=x.dtype, memory_format=LAST)
+        y = torch.empty((len(x), self.conv.out_channels, *doubled), dtype=x.dtype, device="cpu", memory_format=LAST)
         for (top, left), weight in zip(CORNERS, self.by_corner(torch.Size()), strict=True):
             convolve(seen, weight, self.conv.bias, None, y[:, :, top::2, left::2], origin=(top, left))
         return y

@@ -38,7 +38,8 @@ def available() -> bool:
     if not torch.backends.mkldnn.is_available() or not all(hasattr(torch.ops.mkldnn, name) for name in OPERATORS):
         return False
     try:
-        weight, image = torch.ones(16, 16, 1, 1), torch.ones(1, 16, 1, 1)
+        image = torch.ones(1, 16, 1, 1, dtype=torch.float32, device="cpu")
+        weight = image.expand(16, -1, -1, -1)
         kernel = pack_conv2d(weight, image.shape, (1, 1), (0, 0), (1, 1))
         convolved = conv2d(image, kernel, None, (1, 1), (0, 0), (1, 1), add=image, relu=True)
         product = linear(image.flatten(1), pack_linear(weight.flatten(1)), None, gelu=True)

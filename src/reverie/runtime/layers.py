@@ -37,12 +37,12 @@ class EdgeConv2d(nn.Conv2d):
 class Narrow(HeldLayer):
     """Be a layer whose weight is kept in panels too (`c/products.c`), beside the one it is held as."""
 
-    panels: tuple[Any, tuple[int, int], list[Tensor]] | None = None  # of which weight, as of when: by part
+    panels: tuple[Any, tuple[int, ...], list[Tensor]] | None = None  # of which weight, in how many parts, as of when
 
     def in_panels(self, parts: int = 1) -> list[Tensor]:
         """Return the weight's rows, in so many parts, made anew where the weight is another or was written to."""
         held = as_held(self)
-        now = stamp(held)
+        now = (parts, *stamp(held))
         if self.panels is None or self.panels[0][0] is not held or self.panels[1] != now:
             halves = held.to(self.dtype).chunk(parts)
             made = [lay_panels(half.flatten(2).mT if half.dim() > 2 else half[:, None]) for half in halves]
@@ -249,20 +249,23 @@ class FastLayerNorm(nn.LayerNorm):
         ):
             return super().forward(x)
         y = torch.empty_like(x)
-        extension.call("layer_norm", x, y, self.weight, self.bias, x.numel() // x.shape[-1], x.shape[-1], self.eps)
+        extension.call(
+            "layer_norm", x, y, self.weight, self.bias, x.numel() // x.shape[-1], x.shape[-1], float(self.eps)
+        )
         return y
 
 
 def _normalises(norm: nn.GroupNorm, x: Tensor) -> bool:
-    """Tell whether the extension may take this input."""
-    taken = x.dtype in NORMS and extension.takes(x, norm.weight, dtype=x.dtype)
+    """Tell whether the extension may take this input, by a norm that has a weight and a bias."""
+    affine = [weight for weight in (norm.weight, norm.bias) if weight is not None]
+    taken = len(affine) == 2 and x.dtype in NORMS and extension.takes(x, *affine, dtype=x.dtype)
     return taken and x.dim() == 4 and x.is_contiguous(memory_format=LAST)
 
 
 def _normalise(norm: nn.GroupNorm, x: Float[Tensor, "b c h w"], *, silu: bool) -> Float[Tensor, "b c h w"]:
     images, channels, height, width = x.shape
     y, shape = torch.empty_like(x), (images, height * width, channels, norm.num_groups)
-    extension.call(NORMS[x.dtype], x, y, norm.weight, norm.bias, *shape, norm.eps, int(silu))
+    extension.call(NORMS[x.dtype], x, y, norm.weight, norm.bias, *shape, float(norm.eps), int(silu))
     return y
 
 
@@ -281,7 +284,7 @@ def attend(
     if not _attends(q, k, v, heads):
         return attend_plainly(q, k, v, heads)
     (images, queries, wide), keys, size = q.shape, k.shape[1], q.element_size()
-    gathered = torch.empty(q.shape, dtype=q.dtype)
+    gathered = torch.empty(q.shape, dtype=q.dtype, device="cpu")
     strides = [stride * size // WORD for x in (q, k, v) for stride in x.stride()[:2]]
     shape, width = (images, queries, keys, heads), wide // heads
     extension.call(ATTENTION[q.dtype], q, k, v, gathered, *shape, width, *strides, width**-0.5)
@@ -291,7 +294,7 @@ def attend(
 def _attends(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     """Tell whether the kernel may take these: on the CPU, without gradients, as many images, whole words in a row."""
     kernel = ATTENTION.get(q.dtype)
-    if kernel is None or torch.is_grad_enabled() or not hasattr(extension.library(), kernel):
+    if kernel is None or extension.operators_compute() or not hasattr(extension.library(), kernel):
         return False
     if not all(x.is_cpu and x.dtype == q.dtype and x.stride(2) == 1 for x in (q, k, v)):
         return False

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from reverie.runtime import kernels
+from reverie.runtime import extension, kernels
 from reverie.runtime.cache import keep
 from reverie.runtime.kernels import native, unpack
 
@@ -144,9 +144,20 @@ def as_held(layer: nn.Module) -> Tensor:
 def held_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Give the names and values of what is not packed: parameters, and weights as their files hold them."""
     yield from network.named_parameters()
+    yield from ((f"{name}.weight", as_held(layer)) for name, layer in _unread(network))
+
+
+def _unread(network: nn.Module) -> Iterator[tuple[str, HeldLayer]]:
+    """Give the layers, with their names, whose weights are in their files."""
     for name, module in network.named_modules():
         if isinstance(module, HeldLayer) and isinstance(module.store, FileStore):
-            yield f"{name}.weight", as_held(module)
+            yield name, module
+
+
+def bytes_of(network: nn.Module) -> int:
+    """Return how many bytes the weights take that `held_weights` gives, once they are plain."""
+    plain = sum(weight.nbytes for weight in network.parameters())
+    return plain + sum(as_held(layer).numel() * layer.dtype.itemsize for _, layer in _unread(network))
 
 
 class PackedLayer(HeldLayer):
@@ -179,7 +190,9 @@ class PackedLayer(HeldLayer):
         if held is None and store is not None:
             held = store.parts[0]
         assert held is not None
-        return not torch.is_grad_enabled() and held.is_cpu and x.is_cpu and native(held.dtype) and x.dtype == held.dtype
+        fits = held.is_cpu and x.is_cpu and native(held.dtype) and x.dtype == held.dtype
+        padded_by_zeros = vars(self).get("padding_mode", "zeros") == "zeros"  # some let convolutions wrap by it
+        return fits and padded_by_zeros and not extension.operators_compute()
 
 
 def pack_together(layers: Sequence[PackedLayer], parts: int = 1) -> PackedStore:

@@ -61,7 +61,7 @@ def conv2d(
         return _by_products(x, weight, bias, padding, add, relu, doubled)
     images, channels, height, width = x.shape
     high, wide = ((side << doubled) + 2 * pad - 2 for side, pad in zip((height, width), padding, strict=True))
-    y = torch.empty((images, len(weight), high, wide), memory_format=torch.channels_last)
+    y = torch.empty((images, len(weight), high, wide), memory_format=torch.channels_last, **extension.FLOATS)
     one_pixel = add is not None and add.shape[2:] != y.shape[2:]
     if add is not None:
         add = add.expand(images, -1, -1, -1).contiguous(memory_format=torch.channels_last)
@@ -76,7 +76,7 @@ FOUND = 8  # numbers that C finds for a shape; the last is how many of room it t
 
 @lru_cache(maxsize=1024)
 def _plan(*shape: int) -> tuple[Tensor, int]:
-    plan = torch.tensor([*shape, *[0] * FOUND])
+    plan = torch.tensor([*shape, *[0] * FOUND], device="cpu")
     extension.call("winograd_plan", plan)
     return plan, int(plan[-1])
 
@@ -84,12 +84,12 @@ def _plan(*shape: int) -> tuple[Tensor, int]:
 class _Room(threading.local):
     """Hold what a thread's convolutions write in between: memory that came anew at each call would cost page faults."""
 
-    held = torch.empty(0)
+    held = torch.empty(0, **extension.FLOATS)
 
     def of(self, count: int) -> Tensor:
         """Return room for so many numbers."""
         if len(self.held) < count:
-            self.held = torch.empty(count)
+            self.held = torch.empty(count, **extension.FLOATS)
         return self.held
 
 
@@ -97,7 +97,7 @@ _ROOM = _Room()
 
 
 def _square(rows: Sequence[Sequence[float]], divisor: float = 1) -> Float[Tensor, "a b"]:
-    matrix = torch.tensor(rows, dtype=torch.float32) / divisor
+    matrix = torch.tensor(rows, **extension.FLOATS) / divisor
     return torch.kron(matrix, matrix)
 
 

@@ -191,6 +191,7 @@ class LoadedModels:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loaded: OrderedDict[str, Pipeline] = OrderedDict()
+        self._sizes: dict[str, int] = {}  # in bytes, of all that was ever loaded: parameters leave out what is packed
 
     @property
     def names(self) -> list[str]:
@@ -206,7 +207,7 @@ class LoadedModels:
             place = self._settings.places().get(name, Path(name))
             self._make_room(_size_on_disk(place))
             loaded = load(str(place), device=self._settings.device, dtype=self._settings.dtype)
-            self._loaded[name] = loaded.remember_prompts()
+            self._loaded[name], self._sizes[name] = loaded.remember_prompts(), _size_in_memory(loaded)
             self._make_room(0)
         self._loaded.move_to_end(name)
         return self._loaded[name]
@@ -222,7 +223,7 @@ class LoadedModels:
             gc.collect()  # networks and their hooks refer to each other
 
     def _make_room(self, needed: int) -> None:
-        while self._loaded and needed + sum(map(_size_in_memory, self._loaded.values())) > self._settings.memory:
+        while self._loaded and needed + sum(map(self._sizes.__getitem__, self._loaded)) > self._settings.memory:
             if not needed and len(self._loaded) == 1:
                 return
             self.unload(next(iter(self._loaded)))
@@ -234,5 +235,7 @@ def _size_on_disk(place: Path) -> int:
 
 
 def _size_in_memory(pipeline: Pipeline) -> int:
+    from reverie.runtime.weights import bytes_of  # brings torch
+
     networks = (pipeline.unet, pipeline.autoencoder, *pipeline.text_encoders)
-    return sum(weight.numel() * weight.element_size() for network in networks for weight in network.parameters())
+    return sum(map(bytes_of, networks))

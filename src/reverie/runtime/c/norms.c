@@ -1,5 +1,6 @@
 // GroupNorm (Wu and He 1803.08494, eq. 7) of channels-last images, with the SiLU that follows, in one pass over what the
-// statistics' pass left in the cache.
+// statistics' pass left in the cache. Sums are of the differences from each channel's first pixel, which leaves no large
+// mean to cancel (Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", section 3).
 #include "common.h"
 #include <stdlib.h>
 
@@ -11,12 +12,13 @@ INLINE float at(const void *x, int64_t index, const int halves) {
     return halves ? widen(((const bf16 *)x)[index]) : ((const float *)x)[index];
 }
 
-INLINE void sum_rows(const int halves, const void *x, int64_t from, int64_t rows, int64_t channels, int64_t width,
-                     double *sum, double *square) {
-    float sums[WIDTH] = {0}, squares[WIDTH] = {0};
+INLINE void sum_rows(const int halves, const void *x, int64_t first, int64_t from, int64_t rows, int64_t channels,
+                     int64_t width, double *sum, double *square) {
+    float sums[WIDTH] = {0}, squares[WIDTH] = {0}, firsts[WIDTH];
+    for (int64_t c = 0; c < width; c++) firsts[c] = at(x, first + c, halves);
     for (int64_t row = 0; row < rows; row++)
         for (int64_t c = 0; c < width; c++) {
-            float number = at(x, from + row * channels + c, halves);
+            float number = at(x, from + row * channels + c, halves) - firsts[c];
             sums[c] += number;
             squares[c] += number * number;
         }
@@ -26,15 +28,15 @@ INLINE void sum_rows(const int halves, const void *x, int64_t from, int64_t rows
     }
 }
 
-INLINE void statistics(const int halves, const void *x, int64_t from, int64_t pixels, int64_t channels, double *sum,
-                       double *square) {
-    for (int64_t first = 0; first < pixels; first += ROWS, from += ROWS * channels) {
-        int64_t rows = first + ROWS < pixels ? ROWS : pixels - first, c = 0;
+INLINE void statistics(const int halves, const void *x, int64_t first, int64_t from, int64_t pixels, int64_t channels,
+                       double *sum, double *square) {
+    for (int64_t done = 0; done < pixels; done += ROWS, from += ROWS * channels) {
+        int64_t rows = done + ROWS < pixels ? ROWS : pixels - done, c = 0;
         for (; c + WIDTH <= channels; c += WIDTH)
-            sum_rows(halves, x, from + c, rows, channels, WIDTH, sum + c, square + c);
+            sum_rows(halves, x, first + c, from + c, rows, channels, WIDTH, sum + c, square + c);
         for (; c + WIDTH / 2 <= channels; c += WIDTH / 2)
-            sum_rows(halves, x, from + c, rows, channels, WIDTH / 2, sum + c, square + c);
-        if (c < channels) sum_rows(halves, x, from + c, rows, channels, channels - c, sum + c, square + c);
+            sum_rows(halves, x, first + c, from + c, rows, channels, WIDTH / 2, sum + c, square + c);
+        if (c < channels) sum_rows(halves, x, first + c, from + c, rows, channels, channels - c, sum + c, square + c);
     }
 }
 
@@ -56,21 +58,25 @@ static void normalise(int halves, const void *x, void *y, const void *weight, co
 #pragma omp parallel for collapse(2) if (images * pixels * channels > 32768)
     for (int64_t image = 0; image < images; image++)
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
-            int64_t first = pixels * chunk / chunks, count = pixels * (chunk + 1) / chunks - first;
-            int64_t from = (image * pixels + first) * channels;
+            int64_t begin = pixels * chunk / chunks, count = pixels * (chunk + 1) / chunks - begin;
+            int64_t first = image * pixels * channels, from = first + begin * channels;
             double *sum = sums + 2 * (image * chunks + chunk) * channels;
-            if (halves) statistics(1, x, from, count, channels, sum, sum + channels);
-            else statistics(0, x, from, count, channels, sum, sum + channels);
+            if (halves) statistics(1, x, first, from, count, channels, sum, sum + channels);
+            else statistics(0, x, first, from, count, channels, sum, sum + channels);
         }
     for (int64_t image = 0; image < images; image++)
         for (int64_t group = 0; group < groups; group++) {
             double sum = 0, square = 0, count = (double)pixels * wide;
-            for (int64_t chunk = 0; chunk < chunks; chunk++)
-                for (int64_t c = group * wide; c < (group + 1) * wide; c++) {
+            for (int64_t c = group * wide; c < (group + 1) * wide; c++) {
+                double first = at(x, image * pixels * channels + c, halves), apart = 0;
+                for (int64_t chunk = 0; chunk < chunks; chunk++) {
                     const double *of = sums + 2 * (image * chunks + chunk) * channels + c;
-                    sum += of[0];
+                    apart += of[0];
                     square += of[channels];
                 }
+                sum += apart + pixels * first;
+                square += first * (2 * apart + pixels * first);
+            }
             double mean = sum / count, variance = square / count - mean * mean;
             double scale = 1 / sqrt((variance > 0 ? variance : 0) + eps);
             for (int64_t c = group * wide; c < (group + 1) * wide; c++) {
