@@ -54,7 +54,7 @@ def test_it_is_the_doubled_image_convolved(upsample: FastUpsample, side: tuple[i
 @torch.no_grad()
 @pytest.mark.skipif(extension.library() is None, reason="no extension was compiled")
 def test_it_doubles_by_winograd_with_the_plain_weight(upsample: FastUpsample, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(winograd, "wins", lambda *shape: shape == (24, 24, 6, 10))
+    monkeypatch.setattr(winograd, "wins", lambda *shape: shape == (24, 24, 6, 10, torch.float32))
     x, weight = torch.randn(2, 24, 3, 5), upsample.conv.weight
     assert error(upsample(x), plainly(x, weight, upsample.conv.bias)) < 1e-5
     assert upsample.conv.weight is weight

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from reverie.models.autoencoder import TinyAutoencoder, TinyConfig
-from reverie.runtime import pack, unpack
+from reverie.runtime import extension, pack, unpack, winograd
 from reverie.runtime.blocks import FastTinyDecoder, FastTinyEncoder
 from reverie.runtime.changes import seamless
 
@@ -48,6 +48,22 @@ def test_it_computes_the_same_fast(config: TinyConfig, size: tuple[int, int]) ->
         assert made.shape == plain.shape
         assert error(made, plain) < 2e-5  # composing rounds, too
     assert all(torch.equal(a, b) for a, b in zip(both(unpack(fast), size), wanted, strict=True))
+
+
+@torch.no_grad()
+@pytest.mark.skipif(extension.library() is None, reason="no extension was compiled")
+def test_a_doubled_image_is_convolved_from_the_small_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes, convolve = [], winograd.conv2d
+
+    def see(x: Tensor, *given: object, doubled: bool = False) -> Tensor:
+        sizes.append((*x.shape[2:], doubled))
+        return convolve(x, *given, doubled=doubled)
+
+    monkeypatch.setattr(winograd, "NARROW", 16)
+    monkeypatch.setattr(winograd, "conv2d", see)
+    z = torch.randn(1, 4, 4, 7, generator=torch.Generator().manual_seed(1))
+    assert error(pack(make(TAESD)).decode(z), make(TAESD).decode(z)) < 2e-5
+    assert [size for size in sizes if size[2]] == [(4, 7, True), (8, 14, True), (16, 28, True)]
 
 
 @torch.no_grad()

@@ -48,6 +48,24 @@ def test_it_convolves(compiled: bool, size: tuple[int, int], channels: int, made
         assert torch.equal(relu, y.relu())
 
 
+@pytest.mark.skipif(not hasattr(extension.library(), "winograd_bfloat16"), reason="not compiled for bfloat16")
+@pytest.mark.parametrize("size", [(4, 4), (5, 7), (33, 18)])
+@pytest.mark.parametrize(("channels", "made"), [(5, 7), (16, 32), (70, 33)])
+@pytest.mark.parametrize("doubled", [False, True])
+def test_bfloat16_is_rounded_once(size: tuple[int, int], channels: int, made: int, doubled: bool) -> None:
+    """Its sums are float's: almost all results are the exact ones, rounded."""
+    x, weight = last(numbers(3, channels, *size)).bfloat16(), numbers(made, channels, 3, 3).bfloat16()
+    bias, exactly = numbers(made).bfloat16(), directly(x, weight, doubled=doubled)
+    for add in (last(numbers(*exactly.shape, seed=2)).bfloat16(), numbers(3, made, 1, 1).bfloat16()):
+        wanted = exactly + bias.double()[:, None, None] + add
+        y = winograd.conv2d(x, weight, bias, add=add, doubled=doubled)
+        assert y.dtype == torch.bfloat16
+        assert error(y.double(), wanted) < 1.01 * error(wanted.bfloat16().double(), wanted)
+        assert torch.equal(winograd.conv2d(x, weight, bias, add=add, relu=True, doubled=doubled), y.relu())
+    x[0] = torch.nan
+    assert winograd.conv2d(x, weight, None, relu=True, doubled=doubled)[0].isnan().all()
+
+
 @pytest.mark.parametrize("padding", [(0, 0), (0, 1), (1, 0)])
 def test_it_pads_or_does_not(compiled: bool, padding: tuple[int, int]) -> None:
     x, weight = last(numbers(2, 20, 9, 6)), numbers(18, 20, 3, 3)
@@ -103,11 +121,13 @@ def test_it_takes_what_it_is_the_quicker_for(monkeypatch: pytest.MonkeyPatch) ->
         assert winograd.wins(64, 64, 512, 512)
         assert not winograd.wins(320, 16, 64, 64)
         assert not winograd.wins(640, 640, 2, 2)
+        assert not winograd.wins(640, 640, 8, 8, torch.bfloat16)
     monkeypatch.setattr(extension, "library", lambda: None)
     assert winograd.wins(1280, 640, 32, 32)
     assert not winograd.wins(1280, 1280, 16, 16)
     assert not winograd.wins(2560, 2560, 64, 64)
     assert not winograd.wins(64, 64, 512, 512)
+    assert not winograd.wins(1280, 640, 32, 32, torch.bfloat16)
 
 
 @torch.no_grad()

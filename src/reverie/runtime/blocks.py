@@ -65,7 +65,7 @@ class FastUpsample(Upsample):
         shape = (len(x), self.conv.out_channels, 2 * height, 2 * width)
         if math.prod(shape) >= LARGE:
             trim()
-        if extension.library() is not None and self.conv.winograd_padding(x, doubled=True):
+        if x.dtype == torch.float32 and self.conv.doubles(x):  # in bfloat16 the corners win
             return winograd.conv2d(x, self.conv.weight, self.conv.bias, doubled=True)
         if len(x) * height * width < SMALL:
             return super().forward(x, size)
@@ -328,17 +328,33 @@ class FastTinyEncoder(TinyEncoder):
 
 
 class FastTinyDecoder(TinyDecoder):
-    """Make one convolution of the layers after the last block, where the image is doubled without any activation."""
+    """Make one convolution of the layers after the last block, where the image is doubled without any activation.
+
+    Before it, what convolves a doubled image reads the small one.
+    """
 
     composed: tuple[Any, Composed] | None = None  # as of which weights
 
     def forward(self, z: Float[Tensor, "b c h w"]) -> Float[Tensor, "b 3 h2 w2"]:
         blocks, tail = split_decoder(self)
-        x = blocks(z)
+        x = _pass(blocks, z)
         if computes_plainly(*tail) or len(tail) == 1 or min(x.shape[2:]) < 3:
             return tail(x)
         self.composed = _renew(self.composed, tail, lambda: compose_tail(tail, x.shape[1]))
         return F.pixel_shuffle(convolve(x, self.composed[1]), scale_of(tail))
+
+
+def _pass(layers: nn.Sequential, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
+    """Pass an image through layers one after the other, a doubling and the convolution after it as one."""
+    left = iter(layers)
+    for layer in left:
+        if not isinstance(layer, nn.Upsample):
+            x = layer(x)
+        elif isinstance(conv := next(left), PackedConv2d) and not is_hooked(layer, conv) and conv.doubles(x):
+            x = winograd.conv2d(x.contiguous(memory_format=LAST), conv.weight, conv.bias, doubled=True)
+        else:
+            x = conv(layer(x))
+    return x
 
 
 Composed = tuple[Float[Tensor, "3 3 out in 3 3"], Float[Tensor, "out 3 3"]]

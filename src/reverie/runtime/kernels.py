@@ -337,6 +337,16 @@ def trim() -> None:
         release(0)
 
 
+def take_huge_pages(fresh: Tensor) -> None:
+    """Let a large tensor that nothing was written to yet come in huge pages: madvise(2), where Linux grants them.
+
+    Small pages that the system gives anew cost several times what writing to them does.
+    """
+    if fresh.nbytes >= MAPPED and (libc := _libc()) is not None:
+        first = -(-fresh.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+        libc.madvise(first, fresh.data_ptr() + fresh.nbytes - first, mmap.MADV_HUGEPAGE)
+
+
 @cache
 def _libc() -> ctypes.CDLL | None:
     """Return the C library where it has madvise and the system tells of pages: Linux."""

@@ -145,13 +145,18 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
             and all(image.is_contiguous(memory_format=LAST) for image in given)
         )
 
+    def doubles(self, x: Float[Tensor, "b c h w"]) -> bool:
+        """Tell whether Winograd's way in C is the quicker for x doubled, which it reads as it is."""
+        taken = extension.library() is not None and self.computes(x) and self.padding == (1, 1)
+        return taken and self.winograd_padding(x, doubled=True) is not None
+
     def winograd_padding(self, x: Tensor, doubled: bool = False) -> tuple[int, int] | None:
         """Return the padding where Winograd's way is the quicker for x, or for x doubled; else None."""
-        if (self.kernel_size, self.stride, self.dilation) != ((3, 3), (1, 1), (1, 1)) or x.dtype != torch.float32:
+        if (self.kernel_size, self.stride, self.dilation) != ((3, 3), (1, 1), (1, 1)):
             return None
         down, across = map(int, self.padding)
         high, wide = ((side << doubled) + 2 * pad - 2 for side, pad in ((x.shape[2], down), (x.shape[3], across)))
-        suits = max(down, across) < 2 and winograd.wins(self.in_channels, self.out_channels, high, wide)
+        suits = max(down, across) < 2 and winograd.wins(self.in_channels, self.out_channels, high, wide, x.dtype)
         return (down, across) if suits else None
 
     def __getstate__(self) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""Winograd convolution of 3x3 kernels, F(4x4, 3x3), in float32: a quarter of the products.
+"""Winograd convolution of 3x3 kernels, F(4x4, 3x3): a quarter of the products.
 
 An image is cut into tiles of 6x6 pixels that overlap by two, for 4x4 that are made. Tile and kernel are transformed so
 that multiplying them number by number gives the convolved pixels, transformed: for all channels, 36 products of
 matrices, with a quarter of the multiplications (Lavin and Gray 1509.09308). Nothing is kept: a kernel is transformed
 at every call. Exact but for rounding: 5e-6 of the direct result.
 
-In C (`c/winograd.c`) all is done in one pass, and the image may be doubled on the way. Where no extension was compiled
-the transforms too are products, with the Kronecker squares of their matrices, which wins at large images alone.
+In C (`c/winograd.c`) all is done in one pass, and the image may be doubled on the way, or be bfloat16, which is float32
+in between: no less exact than the direct way. Where no extension was compiled the transforms too are products, with the
+Kronecker squares of their matrices, which wins at large images of float32 alone.
 """
 
 from __future__ import annotations
@@ -20,24 +21,27 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from reverie.runtime import extension
+from reverie.runtime import extension, kernels
 
 MADE, SEEN = 4, 6  # pixels of a side of a tile
 
 
-def wins(channels: int, made: int, height: int, width: int) -> bool:
+def wins(channels: int, made: int, height: int, width: int, dtype: torch.dtype = torch.float32) -> bool:
     """Tell whether it is the quicker way between so many channels, to images of `height` x `width` pixels.
 
     How many images there are does not matter, lest one came out otherwise in another batch.
     """
-    if extension.library() is not None:
-        return min(channels, made) >= NARROW and height * width >= FEW
+    if hasattr(extension.library(), KERNELS.get(dtype, "")):
+        return min(channels, made) >= NARROW and height * width >= (FEW if dtype == torch.float32 else FEW_HALVES)
+    if dtype != torch.float32:
+        return False
     large = -(-height // MADE) * -(-width // MADE) >= MANY
     return large and min(channels, made) >= WIDE and SEEN**2 * channels * made <= LARGEST
 
 
-# Measured (docs/measured/performance.md): channels and pixels from which it wins in C,
-NARROW, FEW = 32, 16
+KERNELS = {torch.float32: "winograd", torch.bfloat16: "winograd_bfloat16"}  # in C
+# Measured (docs/measured/performance.md): channels and pixels from which it wins in C, and pixels in bfloat16,
+NARROW, FEW, FEW_HALVES = 32, 16, 256
 # and channels, tiles and numbers of a transformed kernel (128 MiB) between which it wins with torch's products.
 WIDE, MANY, LARGEST = 128, 64, 2**25
 
@@ -61,13 +65,15 @@ def conv2d(
         return _by_products(x, weight, bias, padding, add, relu, doubled)
     images, channels, height, width = x.shape
     high, wide = ((side << doubled) + 2 * pad - 2 for side, pad in zip((height, width), padding, strict=True))
-    y = torch.empty((images, len(weight), high, wide), memory_format=torch.channels_last, **extension.FLOATS)
+    size = (images, len(weight), high, wide)
+    y = torch.empty(size, dtype=x.dtype, device="cpu", memory_format=torch.channels_last)
+    kernels.take_huge_pages(y)
     one_pixel = add is not None and add.shape[2:] != y.shape[2:]
     if add is not None:
         add = add.expand(images, -1, -1, -1).contiguous(memory_format=torch.channels_last)
     shape = (images, height, width, channels, len(weight), *padding, int(doubled), int(one_pixel), int(relu))
     plan, room = _plan(*shape, torch.get_num_threads())
-    extension.call("winograd", plan, x, weight.contiguous(), bias, add, y, _ROOM.of(room))
+    extension.call(KERNELS[x.dtype], plan, x, weight.contiguous(), bias, add, y, _ROOM.of(room))
     return y
 
 

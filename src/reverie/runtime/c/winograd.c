@@ -2,8 +2,9 @@
 // 1509.09308). Tiles d of 6x6 pixels, 4 apart, and kernels g are transformed, multiplied number by number over all
 // channels, and the sums transformed back: y = A'[(G g G') * (B' d B)]A, with the matrices of Toom and Cook for the
 // points 0, P, -P, Q, -Q and infinity. P and Q are chosen for the least error (Barabasz et al. 1803.10986); what G
-// divides by, A' multiplies with here.
+// divides by, A' multiplies with here. Images, kernels and what is added may be bfloat16: all between them is float.
 #include "gemm.h"
+#include <immintrin.h>
 #include <omp.h>
 #include <string.h>
 
@@ -12,7 +13,7 @@ enum {
     SEEN = 6,
     NUMBERS = SEEN * SEEN,
     TAPS = 9,
-    LINE = 16,          // numbers of a line of a cache
+    LINE = 64,          // bytes of a line of a cache
     DEEP = 64,          // channels of a kernel that are transformed at a time, which stay in the second cache
     MOST = 9 * ROWS,    // tiles of a block at most, whose sums for COLUMNS channels stay there too
     ROOM = 1 << 22,     // numbers of a block's transformed tiles at most, which stay in the third
@@ -28,8 +29,8 @@ enum {
 #define BY_0 (1 / (PP * QQ))
 
 typedef struct {
-    const float *x, *weight, *bias, *add;
-    float *y;
+    const void *x, *weight, *bias, *add;
+    void *y;
 } Operands;
 
 typedef struct {                                // given:
@@ -48,18 +49,34 @@ typedef struct {
 
 INLINE int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
 
-INLINE vec load(const float *from, int64_t count) {
+// The numbers from `at` on, `count` of which are there at least, or all LANES; zeros for the others.
+INLINE vec load(const int halves, const void *from, int64_t at, int64_t count) {
+#ifdef __AVX512BF16__
+    if (halves) {
+        __mmask16 some = count < LANES ? (1u << count) - 1 : 0xffff;
+        return (vec)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(some, (const uint16_t *)from + at)), 16);
+    }
+#endif
+    (void)halves;
     vec all = {0};
-    if (count >= LANES) return *(const vec *)from;
-    memcpy(&all, from, 4 * count);
+    if (count >= LANES) return *(const vec *)((const float *)from + at);
+    memcpy(&all, (const float *)from + at, 4 * count);
     return all;
 }
 
-INLINE void store(float *to, vec all, int64_t count) {
+INLINE void store(const int halves, void *to, int64_t at, vec all, int64_t count) {
+#ifdef __AVX512BF16__
+    if (halves) {
+        __mmask16 some = count < LANES ? (1u << count) - 1 : 0xffff;
+        _mm256_mask_storeu_epi16((uint16_t *)to + at, some, (__m256i)_mm512_cvtneps_pbh((__m512)all));
+        return;
+    }
+#endif
+    (void)halves;
     if (count >= LANES)
-        *(vec *)to = all;
+        *(vec *)((float *)to + at) = all;
     else
-        memcpy(to, &all, 4 * count);
+        memcpy((float *)to + at, &all, 4 * count);
 }
 
 INLINE void transform_input(const vec d[SEEN], int64_t step, vec *v, int64_t apart) {
@@ -104,17 +121,18 @@ INLINE void find(const Convolution *task, int64_t tile, int64_t *image, int64_t 
     *left = MADE * (tile % task->across);
 }
 
-static void transform_tile(const Convolution *task, const Operands *of, const Block *block, int64_t number) {
+INLINE void transform_tile(const int halves, const Convolution *task, const Operands *of, const Block *block,
+                           int64_t number) {
     int64_t image, top, left, panel = number / block->high, row = number % block->high;
     find(task, block->first + number, &image, &top, &left);
-    const float *pixels[NUMBERS];
+    int64_t pixels[NUMBERS];
     for (int i = 0; i < SEEN; i++)
         for (int j = 0; j < SEEN; j++) {
             int64_t y = top + i - task->above, x = left + j - task->left;
             int inside = y >= 0 && x >= 0 && y < task->height << task->doubled && x < task->width << task->doubled;
             y >>= task->doubled, x >>= task->doubled;
             int64_t pixel = (image * task->height + y) * task->width + x;
-            pixels[SEEN * i + j] = inside ? of->x + pixel * task->channels : NULL;
+            pixels[SEEN * i + j] = inside ? pixel * task->channels : -1;
         }
     float *to = block->tiles + (panel * block->chunks * block->high + row) * LANES;
     for (int64_t chunk = 0; chunk < block->chunks; chunk++, to += block->high * LANES) {
@@ -124,8 +142,8 @@ static void transform_tile(const Convolution *task, const Operands *of, const Bl
         for (int i = 0; i < SEEN; i++) {
 #pragma GCC unroll 6
             for (int j = 0; j < SEEN; j++) {
-                const float *pixel = pixels[SEEN * i + j];
-                seen[j] = pixel ? load(pixel + at, count) : (vec){0};
+                int64_t pixel = pixels[SEEN * i + j];
+                seen[j] = pixel < 0 ? (vec){0} : load(halves, of->x, pixel + at, count);
             }
             transform_input(seen, 1, half + SEEN * i, 1);
         }
@@ -166,8 +184,8 @@ INLINE void transpose(vec rows[LANES]) {
 
 // Transform the kernels of COLUMNS channels of y, from `column` on, for LANES channels of x, from `at` on. They go to
 // to[number][channel][column].
-static void transform_kernels(const Convolution *task, const float *weight, int64_t column, int64_t at, float *to,
-                              int64_t apart) {
+INLINE void transform_kernels(const int halves, const Convolution *task, const void *weight, int64_t column, int64_t at,
+                              float *to, int64_t apart) {
     float taps[TAPS * LANES][COLUMNS] __attribute__((aligned(64)));
     int64_t count = TAPS * (task->channels - at);
     for (int64_t side = 0; side < COLUMNS; side += LANES)
@@ -176,8 +194,8 @@ static void transform_kernels(const Convolution *task, const float *weight, int6
 #pragma GCC unroll 16
             for (int64_t i = 0; i < LANES; i++) {
                 int64_t out = column + side + i;
-                const float *from = weight + (out * task->channels + at) * TAPS + tap;
-                rows[i] = out < task->made && tap < count ? load(from, count - tap) : (vec){0};
+                int64_t from = (out * task->channels + at) * TAPS + tap;
+                rows[i] = out < task->made && tap < count ? load(halves, weight, from, count - tap) : (vec){0};
             }
             transpose(rows);
 #pragma GCC unroll 16
@@ -201,13 +219,14 @@ static void transform_kernels(const Convolution *task, const float *weight, int6
 }
 
 // Transform back the sums of COLUMNS channels of a tile of y, from `column` on.
-static void write_tile(const Convolution *task, const Operands *of, int64_t tile, int64_t column, const float *sums,
-                       int64_t apart) {
+INLINE void write_tile(const int halves, const Convolution *task, const Operands *of, int64_t tile, int64_t column,
+                       const float *sums, int64_t apart) {
     int64_t image, top, left;
     find(task, tile, &image, &top, &left);
     for (int64_t side = 0; side < COLUMNS && column + side < task->made; side += LANES) {
         int64_t at = column + side, count = task->made - at;
-        vec half[MADE * SEEN], made[MADE], seen[SEEN], bias = of->bias ? load(of->bias + at, count) : (vec){0};
+        vec half[MADE * SEEN], made[MADE], seen[SEEN], bias = {0};
+        if (of->bias) bias = load(halves, of->bias, at, count);
 #pragma GCC unroll 6
         for (int j = 0; j < SEEN; j++) {
 #pragma GCC unroll 6
@@ -220,38 +239,38 @@ static void write_tile(const Convolution *task, const Operands *of, int64_t tile
             int64_t row = top + i;
             if (row >= task->high) break;
             int64_t place = ((image * task->high + row) * task->wide + left) * task->made + at;
-            float *to = of->y + place;
-            const float *add = of->add + (task->one_pixel ? image * task->made + at : place);
-            int64_t step = task->one_pixel ? 0 : task->made;
+            int64_t add = task->one_pixel ? image * task->made + at : place, step = task->one_pixel ? 0 : task->made;
 #pragma GCC unroll 4
             for (int j = 0; j < MADE; j++)
                 if (left + j < task->wide) {
                     vec pixel = made[j] + bias;
-                    if (of->add) pixel += load(add + j * step, count);
+                    if (of->add) pixel += load(halves, of->add, add + j * step, count);
                     if (task->relu) {  // what is no number stays none
                         lanes bits = (lanes)pixel;
                         pixel = (vec)(bits & (~(bits >> 31) | ((bits & 0x7fffffff) > 0x7f800000)));
                     }
-                    store(to + j * task->made, pixel, count);
+                    store(halves, of->y, place + j * task->made, pixel, count);
                 }
         }
     }
 }
 
 // What a block of tiles gives for COLUMNS channels of y.
-static void convolve_column(const Convolution *task, const Operands *of, const Block *block, int64_t column,
-                            float *room) {
+INLINE void convolve_column(const int halves, const Convolution *task, const Operands *of, const Block *block,
+                            int64_t column, float *room) {
     int64_t deep = DEEP * COLUMNS + APART, wide = block->count * COLUMNS + APART;
     float *kernels = room, *sums = room + NUMBERS * deep;
     for (int64_t chunk = 0; chunk < block->chunks; chunk += DEEP / LANES) {
         int64_t chunks = block->chunks - chunk < DEEP / LANES ? block->chunks - chunk : DEEP / LANES;
         for (int64_t one = 0; one < chunks; one++)
-            transform_kernels(task, of->weight, column, (chunk + one) * LANES, kernels + one * LANES * COLUMNS, deep);
-        int64_t ahead = chunk + chunks;
-        const float *soon = of->weight + ahead * LANES * TAPS;  // DEEP * TAPS numbers: NUMBERS lines of a cache
+            transform_kernels(halves, task, of->weight, column, (chunk + one) * LANES, kernels + one * LANES * COLUMNS,
+                              deep);
+        int64_t ahead = chunk + chunks, size = halves ? 2 : 4, bytes = task->channels * TAPS * size;
+        const char *soon = (const char *)of->weight + ahead * LANES * TAPS * size;  // DEEP * TAPS numbers
         for (int64_t number = 0; number < NUMBERS; number++) {
-            for (int64_t i = 0; i < COLUMNS && column + i < task->made && ahead < block->chunks; i++)
-                __builtin_prefetch(soon + (column + i) * task->channels * TAPS + number * LINE, 0, 2);
+            int some = ahead < block->chunks && number * LINE < DEEP * TAPS * size;
+            for (int64_t i = 0; i < COLUMNS && column + i < task->made && some; i++)
+                __builtin_prefetch(soon + (column + i) * bytes + number * LINE, 0, 2);
             for (int64_t panel = 0; panel < block->panels; panel++) {
                 int64_t row = panel * block->high, rows = least(block->high, block->count - row);
                 const float *tiles = block->tiles + number * block->apart;
@@ -261,7 +280,7 @@ static void convolve_column(const Convolution *task, const Operands *of, const B
         }
     }
     for (int64_t tile = 0; tile < block->count; tile++)
-        write_tile(task, of, block->first + tile, column, sums + tile * COLUMNS, wide);
+        write_tile(halves, task, of, block->first + tile, column, sums + tile * COLUMNS, wide);
 }
 
 static int64_t panels_of(int64_t count) { return (count + ROWS - 1) / ROWS; }
@@ -290,7 +309,8 @@ void winograd_plan(Convolution *task) {
     task->room = task->apart ? task->threads * (room + column) : room + task->threads * column;
 }
 
-static void convolve_block(const Convolution *task, const Operands *of, int64_t number, int64_t threads, float *room) {
+static void convolve_block(int halves, const Convolution *task, const Operands *of, int64_t number, int64_t threads,
+                           float *room) {
     int64_t tiles = task->images * task->down * task->across, first = number * task->each;
     int64_t count = least(task->each, tiles - first), chunks = (task->channels + LANES - 1) / LANES;
     Block block = {.first = first, .count = count, .panels = panels_of(count), .high = high_of(count), .chunks = chunks,
@@ -299,22 +319,35 @@ static void convolve_block(const Convolution *task, const Operands *of, int64_t 
 #pragma omp parallel num_threads(threads) if (threads > 1)
     {
 #pragma omp for schedule(static)
-        for (int64_t tile = 0; tile < count; tile++) transform_tile(task, of, &block, tile);
+        for (int64_t tile = 0; tile < count; tile++)
+            if (halves) transform_tile(1, task, of, &block, tile);
+            else transform_tile(0, task, of, &block, tile);
 #pragma omp for schedule(static)
         for (int64_t column = 0; column < task->made; column += COLUMNS) {
             int64_t own = threads > 1 ? omp_get_thread_num() : 0;
-            convolve_column(task, of, &block, column, room + NUMBERS * block.apart + own * room_of_column(count));
+            float *at = room + NUMBERS * block.apart + own * room_of_column(count);
+            if (halves) convolve_column(1, task, of, &block, column, at);
+            else convolve_column(0, task, of, &block, column, at);
         }
     }
 }
 
-// Shapes: x (images, height, width, channels), weight (made, channels, 3, 3), bias (made) or none, y (images, high,
-// wide, made), to which add is added where there is one: an image as large, or a pixel for each image.
-void winograd(const Convolution *task, const float *x, const float *weight, const float *bias, const float *add,
-              float *y, float *room) {
-    Operands of = {x, weight, bias, add, y};
+static void convolve(int halves, const Convolution *task, const Operands *of, float *room) {
     int64_t alone = task->apart ? 1 : task->threads, own = task->room / task->threads;
 #pragma omp parallel for num_threads(task->threads) if (task->apart) schedule(static)
     for (int64_t number = 0; number < task->blocks; number++)
-        convolve_block(task, &of, number, alone, task->apart ? room + omp_get_thread_num() * own : room);
+        convolve_block(halves, task, of, number, alone, task->apart ? room + omp_get_thread_num() * own : room);
 }
+
+// Shapes: x (images, height, width, channels), weight (made, channels, 3, 3), bias (made) or none, y (images, high,
+// wide, made), to which add is added where there is one: an image as large, or a pixel for each image.
+#define WINOGRAD(name, number, halves)                                                                                 \
+    void name(const Convolution *task, const number *x, const number *weight, const number *bias, const number *add,   \
+              number *y, float *room) {                                                                                \
+        Operands of = {x, weight, bias, add, y};                                                                       \
+        convolve(halves, task, &of, room);                                                                             \
+    }
+WINOGRAD(winograd, float, 0)
+#ifdef __AVX512BF16__
+WINOGRAD(winograd_bfloat16, uint16_t, 1)
+#endif
