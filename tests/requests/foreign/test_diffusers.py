@@ -33,7 +33,10 @@ def test_arguments(as_text: bool, read_png: Read) -> None:
             clip_skip=2,
         ),
         "a/b",
-        ("eta: 0.5",),
+        (
+            "clip_skip: layers are left out for the negative prompt too here, for the prompt alone there",
+            "eta: 0.5",
+        ),
     )
 
 
@@ -74,7 +77,8 @@ KARRAS = {"use_karras_sigmas": True}
 )
 def test_configurations(config: dict[str, Any], sampler: str, schedule: str, notes: int, read_png: Read) -> None:
     model = {"num_train_timesteps": 1000, "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
-    given = {name: value for name, value in GIVEN.items() if name != "eta"} | {"scheduler": model | config}
+    given = {name: value for name, value in GIVEN.items() if name not in ("eta", "clip_skip")}
+    given["scheduler"] = model | config
     for written in (json.dumps(given), json.dumps(given | {"scheduler": f"FrozenDict({given['scheduler']})"})):
         record = read_png({"parameters": written})
         assert (record.request.sampler, record.request.schedule) == (sampler, schedule)
@@ -85,3 +89,4 @@ def test_a_guidance_below_one_is_none(read_png: Read) -> None:
     """pipeline_stable_diffusion.py: do_classifier_free_guidance is guidance_scale > 1."""
     record = read_png({"parameters": json.dumps(GIVEN | {"guidance_scale": 0.0})})
     assert record.request.guidance == 1
+    assert record.notes == ("eta: 0.5",)  # no negative prompt is heard, so none is encoded otherwise

@@ -75,6 +75,8 @@ def read(data: Mapping[str, Any]) -> Draft | None:
     draft.seed("seed", "generator_seed")
     draft.size(draft.take("width"), draft.take("height"))
     draft.clip_skip(draft.take("clip_skip"), add=1)  # theirs counts the layers that are left out, of SDXL too
+    if draft.fields.get("clip_skip", 1) > 1 and draft.fields.get("guidance") != 1:
+        draft.note("clip_skip: layers are left out for the negative prompt too here, for the prompt alone there")
     if (scheduler := draft.take("scheduler", "sampler")) is not None:
         read_scheduler(draft, scheduler)
     draft.model = str(next((draft.given.pop(name) for name in MODELS if name in draft.given), ""))
