@@ -24,7 +24,7 @@ from reverie.pipeline import Pipeline
 from reverie.runtime import cache, cast_to, extension, int8, kernels, pack, quantize, unpack, winograd
 from reverie.runtime.cache import Kept, machine_folder, make_room, read, store, write
 from reverie.runtime.kernels import Panels, pack_panels
-from reverie.runtime.weights import PackedLayer
+from reverie.runtime.layers import PackedLayer
 
 from .test_exact import UNET, error, given, numbers
 

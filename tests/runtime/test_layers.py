@@ -18,8 +18,7 @@ from reverie.models.layers import GEGLU, Attention, TransformerBlock
 from reverie.models.unet import UNet
 from reverie.runtime import is_packed, kernels, pack, pack_after, transform
 from reverie.runtime.blocks import FastFeedForward
-from reverie.runtime.layers import PackedConv2d, PackedLinear, PackedPointwise
-from reverie.runtime.weights import PackedLayer
+from reverie.runtime.layers import PackedConv2d, PackedLayer, PackedLinear, PackedPointwise
 
 from .test_exact import UNET, error, given
 

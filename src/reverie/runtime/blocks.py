@@ -34,11 +34,13 @@ from reverie.runtime.layers import (
     FastLayerNorm,
     NarrowLinear,
     PackedConv2d,
+    PackedLayer,
     PackedLinear,
+    as_held,
     attend,
+    pack_together,
     project,
 )
-from reverie.runtime.weights import PackedLayer, as_held, pack_together
 
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""

@@ -31,12 +31,16 @@ from reverie.runtime.blocks import CORNERS, computes_plainly, corner_kernel
 from reverie.runtime.cache import remember
 from reverie.runtime.changes import gathers_otherwise, is_hooked
 from reverie.runtime.kernels import QUAD, OneDNNWeight, Panels, Rounded, native, pack_panels, round_weight
-from reverie.runtime.layers import LAST, NARROW, EdgeConv2d, PackedLinear, PackedPointwise
-from reverie.runtime.weights import (
+from reverie.runtime.layers import (
+    LAST,
+    NARROW,
+    EdgeConv2d,
     HeldConv2d,
     HeldLayer,
     HeldLinear,
     PackedLayer,
+    PackedLinear,
+    PackedPointwise,
     as_held,
     held_weights,
     pack_together,
