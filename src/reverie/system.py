@@ -14,10 +14,11 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from reverie.checkpoints import hub
+from reverie.checkpoints.identify import identify
 from reverie.checkpoints.load import STEMS, Components, load_folder, weight_files
 from reverie.checkpoints.save import FULL, Precision, save_folder
 from reverie.checkpoints.single import autoencoder_config, load_file, load_vae, recommendation_for, replace_unet
-from reverie.checkpoints.weights import content_hash, find_weights
+from reverie.checkpoints.weights import content_hash, find_weights, open_source
 from reverie.codecs.image import WHOLE, WHOLE_PACKED, ImageCodec
 from reverie.diffusion.denoiser import Network, Scalings, parameterise
 from reverie.diffusion.noise import slerp
@@ -26,10 +27,11 @@ from reverie.errors import ReverieError
 from reverie.models.k_unet import KUNet
 from reverie.models.unet import UNet
 from reverie.requests.references import BUNDLED, BUNDLED_NAME, locate_model, locate_part
-from reverie.runtime import is_packed, limit_threads, pack, pack_after, quantize, spare_threads
+from reverie.runtime import cast_to, is_packed, limit_threads, native, pack, pack_after, quantize, spare_threads
 from reverie.runtime.cache import machine_folder
 from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
+from reverie.runtime.layers import bytes_of
 from reverie.runtime.offload import HOST, Offloader, pick_offloader
 from reverie.runtime.transform import pick_device, pick_dtype, to_channels_last
 
@@ -291,7 +293,14 @@ def load(
     place = target if offloader is None else HOST
     found, name = _locate(path, revision, variant)
     vae = None if vae is None else _locate_vae(vae)
-    components = _read(found, place, kind, variant, config, prediction, vae)
+    plainly = not fast or target.type != "cpu" or not native(kind) or any(part is not None for part in (unet, compile))
+    later = not plainly and _reads_only(found, config, prediction)
+    components = _read(found, place, None if later else kind, variant, config, prediction, vae)
+    if later:
+        for network in (*components.text_encoders, components.unet, components.autoencoder):
+            cast_to(network, kind)
+        if components.image_encoder is not None:
+            components.image_encoder.to(kind)
     if unet is not None:
         components = replace_unet(components, unet, prediction)
     components = replace(components, recommended=recommendation_for(components, name, unet))
@@ -314,10 +323,17 @@ def load(
     return StableDiffusion(**vars(replace(components, name=name)))
 
 
+def _reads_only(path: Path, config: str | None, prediction: str | None) -> bool:
+    """Tell whether nothing is computed with a model's weights, nor added to them, while it is read."""
+    if path.is_dir():
+        return locate_part(path, "unet").parent == path
+    return not identify(open_source(path), path, config, prediction).doubtful
+
+
 def _read(
     path: Path,
     device: torch.device,
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
     variant: str | None,
     config: str | None,
     prediction: str | None,
@@ -356,7 +372,7 @@ def _quicken(
     """
     limit_threads()
     unet = components.unet
-    large = sum(weight.nbytes for weight in unet.parameters()) >= KEPT_FROM
+    large = bytes_of(unet) >= KEPT_FROM
     folder = machine_folder(name, files, unet.conv_in.weight.dtype) if large else None
     pack(components.autoencoder, folder)
     if max(unet.config.block_out_channels) < WIDE_FROM:

@@ -21,9 +21,10 @@ from reverie import system
 from reverie.cli.app import run
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
-from reverie.runtime import cache, extension, int8, kernels, pack, quantize, unpack, winograd
+from reverie.runtime import cache, cast_to, extension, int8, kernels, pack, quantize, unpack, winograd
 from reverie.runtime.cache import Kept, machine_folder, make_room, read, store, write
 from reverie.runtime.kernels import Panels, pack_panels
+from reverie.runtime.layers import PackedLayer
 
 from .test_exact import UNET, error, given, numbers
 
@@ -174,10 +175,34 @@ def test_a_weight_that_was_changed_is_neither_kept_nor_looked_for(way: Way, queu
         lambda: packed.load_state_dict({"weight": 2 * before, "bias": packed.bias}),
     ):
         packed.weight = nn.Parameter(before.clone())
-        cache.remember(nn.Sequential(packed), tmp_path / "model")
+        cache.remember(nn.Sequential(packed).named_parameters(), tmp_path / "model")
         change()
         assert error(packed(x), x @ (2 * before).T + packed.bias) < way.near
     assert len(queue.stored) == 1
+
+
+def test_weights_of_another_dtype_are_kept_without_being_made_plain(
+    way: Way, build: Build, queue: Now, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def read_in_half() -> UNet:
+        network = build().half()
+        cast_to(network, torch.float32)
+        return network
+
+    plainly = compute(way.take(build().half().float()))
+    assert torch.equal(compute(way.take(read_in_half(), tmp_path / "model")), plainly)
+    assert queue.stored
+    assert all(queue.stored)
+    shapes = packing(way, monkeypatch)
+    again = way.take(read_in_half(), tmp_path / "model")
+    assert torch.equal(compute(again), plainly)
+    assert shapes == []
+    assert not any(
+        torch.is_tensor(weight)
+        for layer in again.modules()
+        if isinstance(layer, PackedLayer)
+        for weight in [layer._parameters["weight"]]
+    )
 
 
 def test_where_nothing_can_be_written_all_is_as_without(way: Way, build: Build, queue: Now, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import resource
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,8 @@ import reverie
 from reverie import ImageToImage, Pipeline, TextToImage, system
 from reverie.adapters import lora
 from reverie.adapters.control import Control, bind_controls
-from reverie.checkpoints.save import save_folder
+from reverie.checkpoints.load import load_folder
+from reverie.checkpoints.save import Precision, save_folder
 from reverie.codecs import slices
 from reverie.codecs.image import WHOLE, WHOLE_PACKED, to_pictures
 from reverie.diffusion.denoiser import ScheduleConfig
@@ -26,6 +28,7 @@ from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.unet import UNet
 from reverie.runtime import int8, is_packed, pack
 from reverie.runtime.changes import seamless
+from reverie.runtime.layers import HeldLayer, as_held
 
 from .test_exact import UNET, error, given
 
@@ -77,11 +80,11 @@ def test_a_narrow_model_is_packed_and_does_not_give_its_memory_back_at_every_cal
     before = reverie.load(device="cpu", fast=False).unet(*given)
     assert error(bundled.unet(*given), before) < 1e-5
     assert is_packed(bundled.unet)
-    for _ in range(2):
+    faults = [resource.getrusage(resource.RUSAGE_SELF).ru_minflt]
+    for _ in range(5):  # the first few take what the others use
         bundled.codec.decode(z)
-    faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-    bundled.codec.decode(z)
-    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - faults < 1000  # 3,900 pages else
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    assert min(after - before for before, after in pairwise(faults)) < 1000  # 3,900 pages else
 
 
 @pytest.mark.skipif(not int8.available(), reason="this processor multiplies no 8-bit numbers")
@@ -195,6 +198,33 @@ def test_large_pictures_pass_in_slices(plain: Pipeline, fast: Pipeline) -> None:
     assert error(slices.decode_in_strips(fast.autoencoder, z), whole) < 1e-5
     assert len(to_pictures(fast.autoencoder.decode(z))) == 1
     assert (plain.codec.whole, fast.codec.whole) == (WHOLE, WHOLE_PACKED)
+
+
+@pytest.fixture
+def half(folder: Path, tmp_path: Path) -> Path:
+    """Write the same model in half precision."""
+    save_folder(load_folder(folder), tmp_path / "half", Precision(torch.float16))
+    return tmp_path / "half"
+
+
+def test_weights_in_half_precision_stay_in_their_file(half: Path, tmp_path: Path) -> None:
+    model, plain = reverie.load(half), reverie.load(half, fast=False)
+    layers = [layer for layer in model.unet.modules() if isinstance(layer, HeldLayer)]
+    assert len(layers) > 10
+    assert all(as_held(layer).dtype == torch.float16 for layer in layers)
+    assert error(latents(model, BEAR), latents(plain, BEAR)) < 1e-5
+    tower = model.text_encoders[0]
+    assert sum(as_held(layer).dtype == torch.float16 for layer in tower.modules() if isinstance(layer, HeldLayer)) > 3
+    assert not any(
+        as_held(layer).dtype == torch.float32
+        for layer in model.autoencoder.encoder.modules()
+        if isinstance(layer, HeldLayer)
+    )
+    model.save(tmp_path / "again")
+    again = reverie.load(tmp_path / "again", fast=False)
+    for name in ("unet", "autoencoder"):
+        theirs, ours = getattr(plain, name).state_dict(), getattr(again, name).state_dict()
+        assert all(torch.equal(ours[key], theirs[key]) and ours[key].dtype == torch.float32 for key in theirs)
 
 
 def test_a_model_is_saved_as_it_was_loaded(plain: Pipeline, fast: Pipeline, tmp_path: Path) -> None:

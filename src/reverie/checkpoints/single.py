@@ -112,17 +112,17 @@ def load_file(
     path: str | Path,
     *,
     device: torch.device = CPU,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = torch.float32,
     config: str | Family | None = None,
     prediction: str | None = None,
     vae: str | Path | None = None,
 ) -> Components:
     """Read a model from a single file (.safetensors, .ckpt, .pt, .gguf), as CompVis and Stability publish them.
 
-    It comes onto `device` in `dtype`. `config` names its family where names and shapes do not tell it, `prediction` its
-    parameterisation, and `vae` an autoencoder in place of its own. Running averages and what else a training left are
-    ignored, where there are plain weights. Weights stay mapped as `load_folder`'s do, and an autoencoder that overflows
-    in half precision is likewise read in float32. Raises ReverieError.
+    It comes onto `device` in `dtype` (None: each tensor in its own). `config` names its family where names and shapes
+    do not tell it, `prediction` its parameterisation, and `vae` an autoencoder in place of its own. Running averages
+    and what else a training left are ignored, where there are plain weights. Weights stay mapped as `load_folder`'s do,
+    and an autoencoder that overflows in half precision is likewise read in float32. Raises ReverieError.
     """
     path = Path(path)
     source = open_source(path)

@@ -2,9 +2,11 @@
 
 from reverie.runtime.int8 import quantize
 from reverie.runtime.kernels import native
+from reverie.runtime.layers import cast_to
 from reverie.runtime.transform import is_packed, limit_threads, one_thread, pack, pack_after, spare_threads, unpack
 
 __all__ = [
+    "cast_to",
     "is_packed",
     "limit_threads",
     "native",

@@ -36,6 +36,7 @@ from reverie.runtime.layers import (
     PackedConv2d,
     PackedLayer,
     PackedLinear,
+    as_held,
     attend,
     pack_together,
     project,
@@ -53,7 +54,7 @@ class FastUpsample(Upsample):
 
     conv: PackedConv2d
     # Of which weight, as of when and for which size: packed by corner.
-    corners: tuple[nn.Parameter, tuple[Any, ...], list[Any]] | None = None
+    corners: tuple[Tensor, tuple[Any, ...], list[Any]] | None = None
 
     def forward(self, x: Float[Tensor, "b c h w"], size: tuple[int, int] | None = None) -> Float[Tensor, "b c h2 w2"]:
         height, width = x.shape[2:]
@@ -83,24 +84,26 @@ class FastUpsample(Upsample):
 
     def by_corner_in_panels(self) -> Tensor:
         """Return the four kernels for small images, made anew where the weight is another or was written to."""
-        weight = self.conv.weight
-        state = "panels", *stamp(weight)
-        if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
+        held = as_held(self.conv)
+        state = "panels", *stamp(held)
+        if self.corners is None or self.corners[0] is not held or self.corners[1] != state:
+            weight = held.to(self.conv.dtype)
             kernels = [corner_kernel(weight, *corner).flatten(2).mT for corner in CORNERS]
-            self.corners = weight, state, [torch.cat([lay_panels(kernel) for kernel in kernels])]
+            self.corners = held, state, [torch.cat([lay_panels(kernel) for kernel in kernels])]
         return self.corners[2][0]
 
     def by_corner(self, size: torch.Size) -> list[Any]:
         """Return the four packed kernels, made anew where the weight is another or was written to, or the size is."""
-        weight = self.conv.weight
-        state = version(weight), size[2:]
-        if self.corners is None or self.corners[0] is not weight or self.corners[1] != state:
+        held = as_held(self.conv)
+        state = version(held), size[2:]
+        if self.corners is None or self.corners[0] is not held or self.corners[1] != state:
 
             def pack() -> list[Any]:
+                weight = held.to(self.conv.dtype)
                 return [self.pack_corner(weight, corner, size) for corner in CORNERS]
 
-            kept = keep([weight], f"corners for {size}", pack)
-            self.corners = weight, state, kept
+            kept = keep([held], f"corners for {size}", pack)
+            self.corners = held, state, kept
         return self.corners[2]
 
     def __getstate__(self) -> dict[str, Any]:

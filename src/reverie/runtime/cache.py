@@ -27,7 +27,7 @@ from threading import Thread, get_native_id
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from reverie.errors import ReverieError
@@ -65,15 +65,15 @@ class Origin:
 _ORIGINS = WeakTensorKeyDictionary()
 
 
-def remember(network: nn.Module, folder: Path) -> None:
-    """Let the packed forms of the weights that a network has now be kept in a folder.
+def remember(weights: Iterable[tuple[str, Tensor]], folder: Path) -> None:
+    """Let the packed forms of a network's weights, which have names there, be kept in a folder.
 
     What is written to them later is noticed by their address and torch's count of writes, which `.data` passes over.
     """
     if kernels.mappable():
         with suppress(OSError):
             os.utime(folder)  # for `make_room`: it was used
-        for name, weight in network.named_parameters():
+        for name, weight in weights:
             if not weight.is_inference():
                 _ORIGINS[weight] = Origin(folder, name, weight.data_ptr(), version(weight))
 

@@ -35,9 +35,14 @@ from reverie.runtime.layers import (
     LAST,
     NARROW,
     EdgeConv2d,
+    HeldConv2d,
+    HeldLayer,
+    HeldLinear,
     PackedLayer,
     PackedLinear,
     PackedPointwise,
+    as_held,
+    held_weights,
     pack_together,
 )
 
@@ -76,23 +81,26 @@ def quantize(network: M, folder: Path | None = None) -> M:
         raise ReverieError(f"int8 is for float32 on the CPU, not for {first.dtype} on {first.device}; leave out int8")
     for module in list(network.modules())[::-1]:  # parts before what holds them
         if (kind := _kind(module)) is not None:
+            if isinstance(module, HeldLayer) and not issubclass(kind, HeldLayer):
+                module.release()
             module.__class__ = kind
         elif type(module) in BLOCKS:
             block, needed = BLOCKS[type(module)]
             if all(isinstance(module.get_submodule(name), QUANTIZED) for name in needed):
                 module.__class__ = block
     if folder is not None:
-        remember(network, folder)
+        remember(held_weights(network), folder)
     return network
 
 
 def _kind(module: nn.Module) -> type[nn.Module] | None:
     """Choose the class of a layer; None for what is none, and for one that is narrow or cannot be rounded."""
-    if type(module) is nn.Linear:
-        return Int8Linear if min(module.weight.shape) >= NARROW else None
-    if type(module) is not nn.Conv2d:
+    if type(module) in (nn.Linear, HeldLinear):
+        return Int8Linear if min(as_held(module).shape) >= NARROW else None
+    if type(module) not in (nn.Conv2d, HeldConv2d):
         return None
-    if min(module.weight.shape[:2]) < NARROW:
+    assert isinstance(module, nn.Conv2d)
+    if min(as_held(module).shape[:2]) < NARROW:
         return EdgeConv2d
     if module.groups > 1 or module.padding_mode != "zeros" or isinstance(module.padding, str):
         return None

@@ -1,9 +1,11 @@
-"""Linear layers and convolutions with packed weights: one form at a time, plain once the weight is asked for; norms.
+"""Linear layers and convolutions whose weight has one form at a time; norms and attention.
 
-That is the one rule by which LoRA, saving, training and all else that reads or sets `weight` get along, without knowing
-of it. `layer.weight` gives back the plain values, bit by bit, and lets go of the packed ones; the layer packs again
-when it next computes. Layers that are always multiplied together, such as query, key and value, are packed as one.
-Only `parameters()` of a network leaves out what is packed; `unpack` the network first.
+A weight is as its file holds it, packed, or plain once it is asked for. That is the one rule by which LoRA, saving,
+training and all else that reads or sets `weight` get along, without knowing of it. `layer.weight` gives back the plain
+values, bit by bit, and lets go of the packed ones; the layer packs again when it next computes. Layers that are always
+multiplied together, such as query, key and value, are packed as one. Only `parameters()` of a network leaves out what
+is not plain; `unpack` the network first. What a file holds in another dtype stays there, mapped, until it is needed: so
+a model of 7 GB in half precision is never 14 GB of memory.
 
 Layers take what may be added in the same pass, and compute plainly where the packed kernels cannot: with gradients, on
 another device, in another dtype.
@@ -12,13 +14,14 @@ another device, in another dtype.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from threading import RLock
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from reverie.models.layers import GroupNormSiLU
@@ -26,7 +29,7 @@ from reverie.models.layers import attend as attend_plainly
 from reverie.runtime import extension, kernels, winograd
 from reverie.runtime.cache import keep
 from reverie.runtime.extension import FEW, SMALL, convolve_small, few, lay_panels, multiply, stamp
-from reverie.runtime.kernels import native, unpack
+from reverie.runtime.kernels import let_go, native, unpack
 
 Pack = Callable[[Tensor], Any]
 """Give a weight another form, whose `to_dense` gives the plain one."""
@@ -40,10 +43,10 @@ class PackedStore:
     `parts` is the list that `cache.keep` gave, which comes to hold mapped ones.
     """
 
-    def __init__(self, layers: Sequence[PackedLayer], parts: list[Any], shapes: Sequence[torch.Size]) -> None:
+    def __init__(self, layers: Sequence[HeldLayer], parts: list[Any], shapes: Sequence[torch.Size]) -> None:
         self.layers, self.parts, self.shapes = tuple(layers), parts, tuple(shapes)
 
-    def holds(self, layers: Sequence[PackedLayer]) -> bool:
+    def holds(self, layers: Sequence[HeldLayer]) -> bool:
         """Tell whether it holds exactly these layers, and none was given another weight since."""
         return self.layers == tuple(layers) and all(
             layer._parameters["weight"] is None and layer.store is self for layer in layers
@@ -54,36 +57,49 @@ class PackedStore:
         weight = torch.cat([unpack(part) for part in self.parts]) if len(self.parts) > 1 else unpack(self.parts[0])
         rows = [weight]
         if len(self.layers) > 1:  # each its own memory: files refuse tensors that share theirs
-            rows = [own.clone() for own in weight.split([layer.rows for layer in self.layers])]
+            rows = [own.clone() for own in weight.split([shape[0] for shape in self.shapes])]
         for layer, own, shape in zip(self.layers, rows, self.shapes, strict=True):
             if layer.store is self and layer._parameters["weight"] is None:
                 layer._parameters["weight"] = nn.Parameter(own.view(shape), requires_grad=layer.trainable)
                 layer.store = None
 
 
-class PackedLayer(nn.Module):
-    """Be a layer whose weight may be packed; comes before the plain class among a layer's bases.
+@dataclass(frozen=True, eq=False)
+class Unread:
+    """Hold a weight as its file does, and say in which dtype it is wanted."""
 
-    Nothing is set on the instance until it packs: a plain layer becomes a packed one by its class alone.
+    weight: Tensor
+    dtype: torch.dtype
+    is_cpu = True
+
+    def to_dense(self) -> Tensor:
+        """Return the weight's values in the dtype that is wanted."""
+        return self.weight.detach().to(self.dtype)
+
+
+class FileStore(PackedStore):
+    """Hold the weight of a layer in another dtype, as its file does, until the layer packs it or is asked for it."""
+
+    def __init__(self, layer: HeldLayer, dtype: torch.dtype) -> None:
+        weight = layer._parameters["weight"]
+        assert weight is not None
+        super().__init__([layer], [Unread(weight, dtype)], [weight.shape])
+        layer.trainable, layer.store = weight.requires_grad, self
+        layer._parameters["weight"] = None
+
+    def holds(self, layers: Sequence[HeldLayer]) -> bool:
+        """Tell that it is not packed."""
+        return False
+
+
+class HeldLayer(nn.Module):
+    """Be a layer whose weight may have another form; comes before the plain class among a layer's bases.
+
+    Nothing is set on the instance until then: a plain layer becomes such a one by its class alone.
     """
 
     store: PackedStore | None = None  # where the weight is while `_parameters["weight"]` is None
     trainable = True  # whether the plain weight asks for gradients
-    pack: Pack
-
-    @staticmethod
-    def multiply(x: Tensor, weight: Any, bias: Tensor | None, *, add: Tensor | None = None) -> Tensor:
-        """Multiply rows by a packed weight, and add `add`."""
-        return kernels.linear(x, weight, bias, add=add)
-
-    @property
-    def rows(self) -> int:
-        """Return how many outputs the layer has."""
-        raise NotImplementedError
-
-    def form(self) -> str:
-        """Say how the weight is packed, besides its values."""
-        return type(self).__name__
 
     def plain(self) -> nn.Parameter | None:
         """Return the plain weight, which the layer then holds until it packs again."""
@@ -93,6 +109,12 @@ class PackedLayer(nn.Module):
 
     weight: Any = property(plain)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Return what the layer computes in."""
+        held, store = self._parameters["weight"], self.store
+        return cast(torch.dtype, store.parts[0].dtype if held is None and store is not None else self.weight.dtype)
+
     def release(self) -> None:
         """Go back to the plain weight; the layers packed with this one do too."""
         with _LOCK:
@@ -100,22 +122,7 @@ class PackedLayer(nn.Module):
                 self.store.release()
             self.store = None
 
-    def shared_store(self) -> PackedStore | None:
-        """Return the store, where it holds this layer together with others."""
-        store = self.store
-        return store if store is not None and len(store.layers) > 1 and store.holds(store.layers) else None
-
-    def computes(self, x: Tensor) -> bool:
-        """Tell whether the packed kernels may take this input: on the CPU, of the weight's dtype, no gradients."""
-        held, store = self._parameters["weight"], self.store
-        if held is None and store is not None:
-            held = store.parts[0]
-        assert held is not None
-        fits = held.is_cpu and x.is_cpu and native(held.dtype) and x.dtype == held.dtype
-        padded_by_zeros = vars(self).get("padding_mode", "zeros") == "zeros"  # some let convolutions wrap by it
-        return fits and padded_by_zeros and not extension.operators_compute()
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> PackedLayer:
+    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> HeldLayer:
         self.release()  # moves and casts see the plain weight
         return super()._apply(fn, recurse)
 
@@ -132,16 +139,81 @@ class PackedLayer(nn.Module):
         return self.__dict__
 
 
+def as_held(layer: nn.Module) -> Tensor:
+    """Return a layer's weight as it is where it is not packed: as its file holds it, or plain."""
+    with _LOCK:
+        if isinstance(layer, HeldLayer) and layer._parameters["weight"] is None and isinstance(layer.store, FileStore):
+            return cast(Tensor, layer.store.parts[0].weight)
+        return layer.get_parameter("weight")
+
+
+def held_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Give the names and values of what is not packed: parameters, and weights as their files hold them."""
+    yield from network.named_parameters()
+    yield from ((f"{name}.weight", as_held(layer)) for name, layer in _unread(network))
+
+
+def _unread(network: nn.Module) -> Iterator[tuple[str, HeldLayer]]:
+    """Give the layers, with their names, whose weights are in their files."""
+    for name, module in network.named_modules():
+        if isinstance(module, HeldLayer) and isinstance(module.store, FileStore):
+            yield name, module
+
+
+def bytes_of(network: nn.Module) -> int:
+    """Return how many bytes the weights take that `held_weights` gives, once they are plain."""
+    plain = sum(weight.nbytes for weight in network.parameters())
+    return plain + sum(as_held(layer).numel() * layer.dtype.itemsize for _, layer in _unread(network))
+
+
+class PackedLayer(HeldLayer):
+    """Be a layer whose weight may be packed."""
+
+    pack: Pack
+
+    @staticmethod
+    def multiply(x: Tensor, weight: Any, bias: Tensor | None, *, add: Tensor | None = None) -> Tensor:
+        """Multiply rows by a packed weight, and add `add`."""
+        return kernels.linear(x, weight, bias, add=add)
+
+    @property
+    def rows(self) -> int:
+        """Return how many outputs the layer has."""
+        raise NotImplementedError
+
+    def form(self) -> str:
+        """Say how the weight is packed, besides its values."""
+        return type(self).__name__
+
+    def shared_store(self) -> PackedStore | None:
+        """Return the store, where it holds this layer together with others."""
+        store = self.store
+        return store if store is not None and len(store.layers) > 1 and store.holds(store.layers) else None
+
+    def computes(self, x: Tensor) -> bool:
+        """Tell whether the packed kernels may take this input: on the CPU, of the weight's dtype, no gradients."""
+        held, store = self._parameters["weight"], self.store
+        if held is None and store is not None:
+            held = store.parts[0]
+        assert held is not None
+        fits = held.is_cpu and x.is_cpu and native(held.dtype) and x.dtype == held.dtype
+        padded_by_zeros = vars(self).get("padding_mode", "zeros") == "zeros"  # some let convolutions wrap by it
+        return fits and padded_by_zeros and not extension.operators_compute()
+
+
 def pack_together(layers: Sequence[PackedLayer], parts: int = 1) -> PackedStore:
     """Return the store that holds exactly these layers in so many parts, packing them where they are not."""
     store = layers[0].store
     if store is not None and len(store.parts) == parts and store.holds(layers):
         return store
     with _LOCK:
-        for layer in layers:
-            layer.release()
-        weights = [layer.weight for layer in layers]
-        packed = keep(weights, f"{layers[0].form()} in {parts}", lambda: _pack_rows(layers[0].pack, weights, parts))
+        dtype, weights = layers[0].dtype, [as_held(layer) for layer in layers]
+
+        def pack() -> list[Any]:
+            rows = [own.detach().to(dtype) for own in weights]
+            return [layers[0].pack(part) for part in (torch.cat(rows) if len(rows) > 1 else rows[0]).chunk(parts)]
+
+        packed = keep(weights, f"{layers[0].form()} in {parts}", pack)
         store = PackedStore(layers, packed, [own.shape for own in weights])
         for layer, own in zip(layers, weights, strict=True):
             layer.trainable, layer.store = own.requires_grad, store
@@ -149,9 +221,48 @@ def pack_together(layers: Sequence[PackedLayer], parts: int = 1) -> PackedStore:
     return store
 
 
-def _pack_rows(pack: Pack, weights: Sequence[Tensor], parts: int) -> list[Any]:
-    weight = torch.cat([own.detach() for own in weights]) if len(weights) > 1 else weights[0].detach()
-    return [pack(part) for part in weight.chunk(parts)]
+class HeldLinear(HeldLayer, nn.Linear):
+    """Multiply by a weight that may stay in its file."""
+
+    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b out"]:
+        return F.linear(x, as_held(self).to(self.dtype), self.bias)
+
+
+class HeldConv2d(HeldLayer, nn.Conv2d):
+    """Convolve with a weight that may stay in its file."""
+
+    def forward(self, x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b out h2 w2"]:
+        return self._conv_forward(x, as_held(self).to(self.dtype), self.bias)
+
+
+class HeldEmbedding(HeldLayer, nn.Embedding):
+    """Look up rows of a table that may stay in its file."""
+
+    def forward(self, ids: Int64[Tensor, "*b"]) -> Float[Tensor, "*b d"]:
+        return F.embedding(ids, as_held(self)).to(self.dtype)
+
+
+HELD: dict[type[nn.Module], type[HeldLayer]] = {
+    nn.Linear: HeldLinear,
+    nn.Conv2d: HeldConv2d,
+    nn.Embedding: HeldEmbedding,
+}
+"""By the plain class: the one whose weight may stay in its file."""
+
+
+def cast_to(network: nn.Module, dtype: torch.dtype) -> None:
+    """Bring a network to a dtype, in place; what is in another stays in its file where a layer can hold it so."""
+    for module in network.modules():
+        for name, held in [*module._parameters.items(), *module._buffers.items()]:
+            if held is None or not held.is_floating_point() or held.dtype == dtype:
+                continue
+            if name == "weight" and type(module) in HELD:
+                module.__class__ = HELD[type(module)]
+                FileStore(cast(HeldLayer, module), dtype)
+            elif name in module._parameters:
+                module._parameters[name] = nn.Parameter(held.detach().to(dtype), requires_grad=held.requires_grad)
+            else:
+                module._buffers[name] = held.to(dtype)
 
 
 LAST = torch.channels_last
@@ -166,30 +277,32 @@ class EdgeConv2d(nn.Conv2d):
         return y.contiguous() if self.out_channels < NARROW else y
 
 
-class Narrow(nn.Module):
-    """Be a layer whose weight is kept in panels too (`c/products.c`), beside the plain one."""
+class Narrow(HeldLayer):
+    """Be a layer whose weight is kept in panels too (`c/products.c`), beside the one it is held as."""
 
-    weight: Tensor
     panels: tuple[Any, tuple[int, ...], list[Tensor]] | None = None  # of which weight, in how many parts, as of when
 
     def in_panels(self, parts: int = 1) -> list[Tensor]:
         """Return the weight's rows, in so many parts, made anew where the weight is another or was written to."""
-        weight = self.weight
-        now = (parts, *stamp(weight))
-        if self.panels is None or self.panels[0][0] is not weight or self.panels[1] != now:
-            made = [lay_panels(part.flatten(2).mT if part.dim() > 2 else part[:, None]) for part in weight.chunk(parts)]
-            self.panels = (weight, weight.untyped_storage()), now, made
+        held = as_held(self)
+        now = (parts, *stamp(held))
+        if self.panels is None or self.panels[0][0] is not held or self.panels[1] != now:
+            halves = held.to(self.dtype).chunk(parts)
+            made = [lay_panels(half.flatten(2).mT if half.dim() > 2 else half[:, None]) for half in halves]
+            let_go(held)
+            self.panels = (held, held.untyped_storage()), now, made
             return made
         return self.panels[2]
 
     def multiplies(self, x: Float[Tensor, "*b d"], add: Tensor | None = None) -> bool:
         """Tell whether the kernel in C is to multiply rows: few, and as many to be added; by a weight that counts."""
-        weight = self.weight
-        fits = add is None or add.shape == (*x.shape[:-1], len(weight))
-        return fits and not weight.is_inference() and few(x, weight, add)
+        held = as_held(self)
+        fits = add is None or add.shape == (*x.shape[:-1], len(held))
+        counts = not held.is_inference() and held.is_contiguous()
+        return fits and counts and held.is_cpu and self.dtype == x.dtype and few(x, add)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name != "panels"}
+        return {name: value for name, value in super().__getstate__().items() if name != "panels"}
 
 
 class NarrowLinear(Narrow, nn.Linear):
@@ -255,7 +368,7 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
         if (padding := self.winograd_padding(x)) is not None:
             return winograd.conv2d(x, self.weight, self.bias, padding, add, relu)
         if self.seen is None or self.seen[2:] != x.shape[2:]:  # another order may suit this height and width
-            self.release()
+            as_held(self)  # no longer packed
             self.seen = x.shape
         (weight,) = pack_together([self]).parts
         assert not isinstance(self.padding, str)
@@ -270,7 +383,7 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
             and self.in_channels * self.out_channels <= SMALL
             and len(x) * math.prod(x.shape[2:]) <= FEW
             and (add is None or len(add) == len(x))
-            and not self.weight.is_inference()
+            and not as_held(self).is_inference()
             and extension.takes(*given)
             and all(image.is_contiguous(memory_format=LAST) for image in given)
         )
@@ -290,7 +403,7 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
         return (down, across) if suits else None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in super().__getstate__().items() if name not in ("seen", "panels")}
+        return {name: value for name, value in super().__getstate__().items() if name != "seen"}
 
 
 class PackedPointwise(PackedLayer, Pointwise):
@@ -350,8 +463,9 @@ def project(layers: Sequence[PackedLinear | NarrowLinear], x: Float[Tensor, "b l
 
 def _product(store: PackedStore, x: Tensor) -> tuple[Tensor, ...]:
     biases = [layer.bias for layer in store.layers if isinstance(layer.bias, Tensor)]
-    product = store.layers[0].multiply(x, store.parts[0], torch.cat(biases) if biases else None)
-    return product.split([layer.rows for layer in store.layers], dim=-1)
+    first = cast(PackedLayer, store.layers[0])
+    product = first.multiply(x, store.parts[0], torch.cat(biases) if biases else None)
+    return product.split([shape[0] for shape in store.shapes], dim=-1)
 
 
 class FastGroupNorm(nn.GroupNorm):

@@ -1,7 +1,7 @@
 """Packing a network: its modules change their class, and nothing else; and device, dtype and threads to compute with.
 
 Modules, names, parameters and hooks stay: what held on to a layer still holds it. What a layer does with its weight is
-said in `weights.py`. A part that the packed kernels cannot take (another dtype or device, groups, few channels) stays
+said in `layers.py`. A part that the packed kernels cannot take (another dtype or device, groups, few channels) stays
 as it is.
 """
 
@@ -24,14 +24,20 @@ from reverie.runtime.blocks import BLOCKS
 from reverie.runtime.cache import remember
 from reverie.runtime.kernels import let_go
 from reverie.runtime.layers import (
+    HELD,
     NARROW,
     EdgeConv2d,
+    HeldConv2d,
+    HeldLayer,
+    HeldLinear,
     NarrowLinear,
     PackedConv2d,
     PackedLayer,
     PackedLinear,
     PackedPointwise,
     Pointwise,
+    as_held,
+    held_weights,
 )
 
 M = TypeVar("M", bound=nn.Module)
@@ -48,6 +54,7 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     PackedLinear: nn.Linear,
     NarrowLinear: nn.Linear,
     **{fast: plain for plain, (fast, _) in BLOCKS.items()},
+    **{held: plain for plain, held in HELD.items()},
 }
 """By the fast class: the plain one."""
 KEPT = ("store", "trainable", "contexts", "corners", "seen", "panels", "composed", "ways", "state", "held")
@@ -69,14 +76,17 @@ def pack(network: M, folder: Path | None = None) -> M:
     for module, layer in layers:
         module.__class__ = layer
     for module in modules:
-        if type(module) is nn.Conv2d:
+        if type(module) in (nn.Conv2d, HeldConv2d):
+            assert isinstance(module, nn.Conv2d)
+            if isinstance(module, HeldLayer) and not _is_pointwise(module):
+                module.release()
             module.__class__ = Pointwise if _is_pointwise(module) else EdgeConv2d
         elif type(module) in BLOCKS:
             block, needed = BLOCKS[type(module)]
             if all(_takes_more(module.get_submodule(name)) for name in needed):
                 module.__class__ = block
     if folder is not None:
-        remember(network, folder)
+        remember(held_weights(network), folder)
     return network
 
 
@@ -88,7 +98,7 @@ def pack_after(calls: int, network: nn.Module) -> None:
     left = iter(range(calls - 1))
 
     def count(module: nn.Module, inputs: object, output: object) -> None:
-        for weight in module.parameters():
+        for _, weight in held_weights(module):
             let_go(weight)
         if next(left, None) is None:
             handle.remove()
@@ -100,7 +110,7 @@ def pack_after(calls: int, network: nn.Module) -> None:
 def unpack(network: M) -> M:
     """Make a fast network plain again, in place, and return it; every weight is what it was, bit by bit."""
     for module in network.modules():
-        if isinstance(module, PackedLayer):
+        if isinstance(module, HeldLayer):
             module.release()
         if type(module) in PLAIN:
             module.__class__ = PLAIN[type(module)]
@@ -121,10 +131,11 @@ def _takes_more(module: nn.Module) -> bool:
 
 def _layer(module: nn.Module) -> type[PackedLayer | NarrowLinear] | None:
     """Choose the packed class of a layer; None for what is no layer, and for one that cannot or need not be packed."""
-    if type(module) not in (nn.Linear, nn.Conv2d):
+    if type(module) not in (nn.Linear, nn.Conv2d, HeldLinear, HeldConv2d):
         return None
-    weight = module.get_parameter("weight")
-    if not kernels.native(weight.dtype) or weight.device.type != "cpu":
+    weight = as_held(module)
+    dtype = module.dtype if isinstance(module, HeldLayer) else weight.dtype
+    if not kernels.native(dtype) or weight.device.type != "cpu":
         return None
     width = min(weight.shape[:2])
     if not isinstance(module, nn.Conv2d):
@@ -139,7 +150,7 @@ def _layer(module: nn.Module) -> type[PackedLayer | NarrowLinear] | None:
 def _is_pointwise(module: nn.Conv2d) -> bool:
     """Tell whether a convolution is a product for each pixel, between images that are wide enough."""
     one = (module.kernel_size, module.stride, module.padding, module.groups) == ((1, 1), (1, 1), (0, 0), 1)
-    return one and min(module.weight.shape[:2]) >= NARROW
+    return one and min(as_held(module).shape[:2]) >= NARROW
 
 
 CONTROL = Path("/sys/fs/cgroup")
