@@ -4,8 +4,8 @@
 # onfly_merge() puts adapters into a network's own weights, to draw a preview without the wrappers, and keeps what it replaces with
 # .data.cpu(). Of a tensor that lies on the CPU that is the tensor itself, and the merged weights are written into it: restoring
 # copies them onto themselves. Without a word the network stays merged, the next merge comes on top (twice the LoRA after two
-# previews), and with apply_to() the adapters act once more. Biases, which the kind "full" trains, are kept only after
-# they were overwritten, so they stay on every device. Keep a state_dict() of clones of your own. Seen: 30 November 2026.
+# previews), and with apply_to() the adapters act once more. Biases, which the kind "full" trains, are kept after they
+# were overwritten, so by the source they stay on any device. Keep a state_dict() of clones of your own. Seen: 30 November 2026.
 # What reverie does: LoRAs are merged into other tensors, and the very same ones are in place afterwards (adapters/lora.py).
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT

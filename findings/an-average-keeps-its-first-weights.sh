@@ -5,8 +5,7 @@
 # PostHocEMA does so at each 100th step alone, but with the factor of one step: the weights fade 100 times too slowly. Of a
 # weight that grows evenly from 0 to 1 in 10,000 steps the average for 0.05 is 0.947, and 0.151 comes out; for 0.28 it is 0.539,
 # and 0.0115. All widths that synthesize_ema_model() makes are as wrong, for its sums assume the right profile. With
-# update_every=10 it is 0.642 and 0.105, with 1 it is right: pass that. (A power of the factor would do it too.)
-# Seen: 30 November 2026.
+# update_every=10 it is 0.642 and 0.105, with 1 it is right: pass that. Seen: 30 November 2026.
 # What reverie does: the average takes in every step (train/ema.py).
 set -euo pipefail
 work=$(mktemp -d); trap 'rm -rf "$work"' EXIT

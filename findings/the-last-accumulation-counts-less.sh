@@ -5,7 +5,7 @@
 # with what there is. Of 10 batches and 4 steps the third update has two batches and divides by four: half of the gradient's
 # mean. Of 9 it is a quarter, and such a batch alone is all that an epoch of a small data set ends on (13 pictures, as DreamBooth
 # and textual inversion have them, are three updates and a quarter of one). Adam hides the size and not its weight beside earlier
-# gradients; clipping by norm no longer reaches it. sync_with_dataloader=False carries the rest over to the next epoch, and
+# gradients, and clipping by norm rarely reaches it. sync_with_dataloader=False carries the rest over to the next epoch, and
 # then all updates are whole. Seen: 30 November 2026.
 # What reverie does: a batch has one size wherever epochs end, and is computed in parts of it (data/loader.py).
 set -euo pipefail
