@@ -8,7 +8,6 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from networks import random_weights
 from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.models.autoencoder import AUTOENCODERS, Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower, TextTowerWithProjection
@@ -16,6 +15,7 @@ from reverie.models.clip_presets import CLIPS
 from reverie.models.unet import UNETS, UNet, UNetConfig
 from reverie.pipeline import Pipeline
 from reverie.tokenizer import Tokenizer
+from untrained import random_weights
 
 WORDS = ["a bear on a blue background", "an apple next to a bear", "red and green"]
 

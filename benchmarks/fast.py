@@ -21,6 +21,7 @@ from reverie.models.autoencoder import Autoencoder
 from reverie.models.clip import TextTower
 from reverie.models.unet import UNet
 from reverie.runtime import pack
+from untrained import random_weights
 
 M = TypeVar("M", bound=nn.Module)
 Clock = Callable[[], float]
@@ -70,7 +71,7 @@ def text(sizes: Sizes, rounds: int, clock: Clock) -> Iterator[Row]:
     """Measure the embedding of one prompt."""
     with torch.device("meta"):
         ours = TextTower(sizes.text)
-    ours.load_state_dict(networks.random_weights(ours), assign=True)
+    ours.load_state_dict(random_weights(ours), assign=True)
     ours.eval()
     fast = pack(plain_twin(ours, lambda: TextTower(sizes.text)))
     _, peer = networks.text_calls(sizes.text)

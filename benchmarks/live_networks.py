@@ -16,11 +16,11 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from networks import Predict, random_weights
 from reverie.checkpoints.weights import blueprint, load_weights
 from reverie.models.autoencoder import TinyAutoencoder
 from reverie.models.unet import UNETS, UNet
 from reverie.runtime import pack
+from untrained import Predict, random_weights
 
 SIDE, LENGTH = 512, 77
 STEP = 999.0  # the only one

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import CLIPTextConfig as PeerTextConfig
 from transformers import CLIPTextModel
@@ -21,6 +21,7 @@ from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.clip import CLIPTextConfig, TextTower
 from reverie.models.unet import UNETS, UNet, UNetConfig
 from reverie.runtime import kernels, pack, quantize, unpack
+from untrained import random_weights
 
 Call = Callable[[], Tensor]
 TRIES = 5  # of each product and convolution, of which the fastest tells the machine's best rate
@@ -181,18 +182,6 @@ def compare(name: str, ours: Call, theirs: Call, rounds: int, peer: str = "diffu
     return Row(name, "s", *times, peer=peer, note=f"relative difference {error:.0e}")
 
 
-def random_weights(model: nn.Module) -> dict[str, Tensor]:
-    """Draw weights for a model on the meta device that keep activations near 1, so that no denormals slow a side."""
-    generator = torch.Generator().manual_seed(0)
-    weights = {}
-    for name, value in model.state_dict().items():
-        fan_in = value[0].numel() if value.ndim > 1 else 4
-        weights[name] = torch.randn(value.shape, generator=generator).div_(fan_in**0.5)
-        if "norm" in name and name.endswith("weight"):
-            weights[name] += 1
-    return weights
-
-
 def unet_pair(config: UNetConfig) -> tuple[UNet, UNet2DConditionModel]:
     """Build both U-Nets around one set of weights; ours packs copies when it first computes, as it does for users."""
     ours, theirs = random_unet(config), empty_peer(config)
@@ -204,18 +193,6 @@ def empty_peer(config: UNetConfig) -> UNet2DConditionModel:
     """Build diffusers' U-Net without values."""
     with torch.device("meta"):
         return UNet2DConditionModel.from_config(write_unet(config)).eval()
-
-
-class Predict(nn.Module):
-    """Take and give tensors alone, as the conversion to another runtime wants them."""
-
-    def __init__(self, unet: UNet) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(self, x: Tensor, t: Tensor, context: Tensor) -> Tensor:
-        """Predict as the U-Net does."""
-        return self.unet(x, t, context)
 
 
 def random_unet(config: UNetConfig) -> UNet:

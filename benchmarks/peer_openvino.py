@@ -13,9 +13,10 @@ import openvino
 import torch
 from torch import Tensor, nn
 
-from networks import Predict, random_autoencoder, random_unet, unet_inputs
+from networks import random_autoencoder, random_unet, unet_inputs
 from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
 from reverie.models.unet import UNetConfig
+from untrained import Predict
 
 # What is not in 8 bits is in bfloat16, where the processor has that: OpenVINO's own choice.
 HINTS = {"float32": "f32", "bfloat16": "bf16", "int8": "bf16"}
