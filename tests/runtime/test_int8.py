@@ -229,6 +229,8 @@ def test_the_gate_is_the_gelu_far_out_too() -> None:
     nothing = pack_panels(torch.zeros(len(gates), 8))
     made = product(round_rows(numbers(1, 8)), nothing, torch.ones(len(gates)), gate=(nothing, gates))
     assert torch.allclose(made.double(), F.gelu(gates.double()), atol=3e-7, rtol=1e-6)
+    none = product(round_rows(numbers(1, 8)), nothing, torch.ones(len(gates)), gate=(nothing, gates * torch.nan))
+    assert none.isnan().all()
 
 
 @fused
