@@ -221,6 +221,26 @@ def test_products_add_and_gate(rows: int, width: int, outputs: int) -> None:
     assert error(product(x, weight, bias, gate=(gate, -bias)).double(), gated) < 1e-6
 
 
+@fused
+@torch.no_grad()
+def test_the_gate_is_the_gelu_far_out_too() -> None:
+    far = torch.tensor([-1e30, -100.0, -8.0, 8.0, 100.0, 1e30])
+    gates = torch.cat([torch.linspace(-7, 7, 1001), far])
+    nothing = pack_panels(torch.zeros(len(gates), 8))
+    made = product(round_rows(numbers(1, 8)), nothing, torch.ones(len(gates)), gate=(nothing, gates))
+    assert torch.allclose(made.double(), F.gelu(gates.double()), atol=3e-7, rtol=1e-6)
+    none = product(round_rows(numbers(1, 8)), nothing, torch.ones(len(gates)), gate=(nothing, gates * torch.nan))
+    assert none.isnan().all()
+
+
+@fused
+def test_rows_and_images_may_be_larger_than_a_stack() -> None:
+    wide = numbers(2, 1 << 22)
+    assert error(values(round_rows(wide)).double(), wide.double()) < 0.02
+    many = numbers(1 << 16, 16, 1, 1)
+    assert error(values(round_images(many)).permute(0, 3, 1, 2).double(), many.double()) < 0.02
+
+
 @torch.no_grad()
 def test_fused_blocks_compute_what_their_layers_do() -> None:
     """Within what rounding does: with a hook in every block, each layer is called by itself."""

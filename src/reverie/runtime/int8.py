@@ -48,6 +48,7 @@ from reverie.runtime.layers import (
 
 M = TypeVar("M", bound=nn.Module)
 LEVELS = 255  # of an input, beside the least
+KNOWN = 65  # numbers that `round_images` in C keeps of each channel
 PLAINLY: tuple[str, list[float], str] = ("none", [], "")  # what oneDNN does to a sum besides: nothing
 
 
@@ -174,8 +175,9 @@ def round_images(
     weight, bias = (None, None) if norm is None else (_floats(norm.weight), _floats(norm.bias))
     groups, eps = (1, 0.0) if norm is None else (norm.num_groups, norm.eps)
     made = (levels.q, levels.scales, levels.zeros)
-    shape = (images, height, width, channels, groups, *padding)
-    extension.call("round_images", x, *made, weight, bias, *shape, int(silu), _half(x.dtype), float(eps))
+    known, shape = torch.empty(images, KNOWN, channels, dtype=torch.float64), (images, height, width, channels, groups)
+    how = (*padding, int(silu), _half(x.dtype), float(eps))
+    extension.call("round_images", x, *made, weight, bias, known, *shape, *how)
     return levels
 
 
@@ -246,7 +248,7 @@ def _call(
 
 
 def _floats(values: Tensor | None) -> Float[Tensor, " n"] | None:
-    return None if values is None else values.detach().float()
+    return values if values is None or values.dtype == torch.float32 else values.detach().float()
 
 
 def _half(dtype: torch.dtype) -> int:

@@ -3,9 +3,9 @@
 #include "common.h"
 #ifdef __AVX512VNNI__
 #include <immintrin.h>
-#include <stdlib.h>
 
 enum { LANES = 16, ROWS = 6, WIDE = 64, VECTORS = WIDE / LANES };  // a tile: 6 rows times 64 outputs in 24 registers
+enum { QUAD = 4, LINE = 64 };  // inputs that lie together in a weight; bytes that memory moves at once
 enum { DEEP = 4096, MANY = 192, LEVELS = 255 };  // bytes of a row, and rows, for which one panel of a weight stays in L2
 
 #define INLINE static inline __attribute__((always_inline))
@@ -46,14 +46,23 @@ INLINE __m512 silus(__m512 x) {
     return x * reciprocals(1.0f + exponentials(_mm512_min_ps(-x, _mm512_set1_ps(87.3f))));
 }
 
-// x (1 + erf(x / sqrt 2)) / 2, with erf to 1.5e-7 (Abramowitz and Stegun, 7.1.26).
+// x (1 + erf(x / sqrt 2)) / 2 = max(x, 0) - y 2^p(y), y = |x|, to 1e-7: both polynomials are minimax, p of the logarithm of
+// erfc(x / sqrt 2) / 2 up to 5.7, the other of a power of two within half of a whole number.
 INLINE __m512 gelus(__m512 x) {
-    __m512 size = _mm512_abs_ps(x), t = reciprocals(1.0f + size * (0.3275911f * 0.70710678f));
-    __m512 p = t * 1.061405429f - 1.453152027f;
-    p = p * t + 1.421413741f;
-    p = p * t - 0.284496736f;
-    p = (p * t + 0.254829592f) * t;
-    return _mm512_max_ps(x, _mm512_setzero_ps()) - 0.5f * size * p * exponentials(-0.5f * x * x);
+    __m512 y = _mm512_min_ps(_mm512_set1_ps(5.7f), _mm512_abs_ps(x));  // in this order what is no number stays none
+    __m512 p = y * 3.309285265e-5f - 7.692201181e-4f;
+    p = p * y + 8.080718106e-3f;
+    p = p * y - 5.341210681e-2f;
+    p = p * y - 4.587709714e-1f;
+    p = p * y - 1.151201703f;
+    p = p * y - 9.99993061e-1f;
+    __m512 n = _mm512_roundscale_ps(p, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC), r = p - n;
+    __m512 power = r * 1.327647178e-3f + 9.675541333e-3f;
+    power = power * r + 5.550713274e-2f;
+    power = power * r + 2.402211972e-1f;
+    power = power * r + 6.931469671e-1f;
+    power = power * r + 1.000000072f;
+    return _mm512_max_ps(x, _mm512_setzero_ps()) - y * _mm512_scalef_ps(power, n);
 }
 
 typedef struct {
@@ -96,52 +105,67 @@ INLINE void store_levels(uint8_t *q, __mmask16 mask, __m512 value, Rounding by) 
     _mm_mask_storeu_epi8(q, mask, _mm512_cvtusepi32_epi8(level));
 }
 
+// What is known of numbers: their sum, and within which bits and bounds they are.
+typedef struct {
+    __m512 sum, low, high;
+    __m512i bits;
+} Extent;
+
+INLINE void extend(Extent *known, __m512 v) {
+    known->bits = largest_bits(known->bits, v);
+    known->sum += v;
+    known->low = _mm512_min_ps(known->low, v);
+    known->high = _mm512_max_ps(known->high, v);
+}
+
+static Rounding rounding_of(Extent known) {
+    if (_mm512_reduce_max_epu32(known.bits) >= ENDLESS) return no_rounding();
+    return rounding(_mm512_reduce_min_ps(known.low), _mm512_reduce_max_ps(known.high));
+}
+
+// Numbers of a row, by LayerNorm where there is a weight.
+INLINE __m512 normal(const void *x, int64_t from, int64_t c, int64_t half, __mmask16 mask, const float *weight,
+                     const float *bias, float mean, float inverse) {
+    __m512 v = load(x, from + c, half, mask);
+    if (!weight) return v;
+    return (v - mean) * (_mm512_maskz_loadu_ps(mask, weight + c) * inverse) + _mm512_maskz_loadu_ps(mask, bias + c);
+}
+
 // Round rows of `width` numbers, each by its own range; after LayerNorm (Ba et al. 1607.06450) where
 // there is a weight.
 void round_rows(const void *x, uint8_t *q, float *scale, int32_t *zero, const float *weight, const float *bias,
                 int64_t rows, int64_t width, int64_t half, float eps) {
 #pragma omp parallel for if (rows * width > 32768)
     for (int64_t row = 0; row < rows; row++) {
-        float line[width + LANES];
-        __m512 sum = _mm512_setzero_ps(), low = sum, high = sum;
-        __m512i bits = _mm512_setzero_si512();
-        for (int64_t c = 0; c < width; c += LANES) {
-            __m512 v = load(x, row * width + c, half, lanes(width - c));
-            _mm512_storeu_ps(line + c, v);
-            bits = largest_bits(bits, v);
-            sum += v;
-            low = _mm512_min_ps(low, v);
-            high = _mm512_max_ps(high, v);
-        }
+        const int64_t from = row * width;
+        Extent known = {0};
+        for (int64_t c = 0; c < width; c += LANES) extend(&known, load(x, from + c, half, lanes(width - c)));
+        float mean = 0, inverse = 1;
         if (weight) {
-            float mean = _mm512_reduce_add_ps(sum) / width;
-            __m512 square = low = high = _mm512_setzero_ps();
-            for (int64_t c = 0; c < width; c += LANES) {
-                __m512 v = _mm512_maskz_sub_ps(lanes(width - c), _mm512_loadu_ps(line + c), _mm512_set1_ps(mean));
-                square += v * v;
-            }
-            float by = 1 / sqrtf(_mm512_reduce_add_ps(square) / width + eps);
+            mean = _mm512_reduce_add_ps(known.sum) / width;
+            __m512 square = _mm512_setzero_ps();
             for (int64_t c = 0; c < width; c += LANES) {
                 __mmask16 mask = lanes(width - c);
-                __m512 factor = _mm512_maskz_loadu_ps(mask, weight + c) * by, shift = _mm512_maskz_loadu_ps(mask, bias + c);
-                __m512 v = (_mm512_loadu_ps(line + c) - mean) * factor + shift;
-                _mm512_storeu_ps(line + c, v);
-                bits = largest_bits(bits, v);
-                low = _mm512_min_ps(low, v);
-                high = _mm512_max_ps(high, v);
+                __m512 v = _mm512_maskz_sub_ps(mask, load(x, from + c, half, mask), _mm512_set1_ps(mean));
+                square += v * v;
             }
+            inverse = 1 / sqrtf(_mm512_reduce_add_ps(square) / width + eps);
+            known = (Extent){0};
+            for (int64_t c = 0; c < width; c += LANES)
+                extend(&known, normal(x, from, c, half, lanes(width - c), weight, bias, mean, inverse));
         }
-        Rounding by = _mm512_reduce_max_epu32(bits) < ENDLESS
-                          ? rounding(_mm512_reduce_min_ps(low), _mm512_reduce_max_ps(high))
-                          : no_rounding();
+        Rounding by = rounding_of(known);
         scale[row] = by.scale;
         zero[row] = by.zero;
-        for (int64_t c = 0; c < width; c += LANES)
-            store_levels(q + row * width + c, lanes(width - c), _mm512_loadu_ps(line + c), by);
+        for (int64_t c = 0; c < width; c += LANES) {
+            __mmask16 mask = lanes(width - c);
+            store_levels(q + from + c, mask, normal(x, from, c, half, mask, weight, bias, mean, inverse), by);
+        }
     }
 }
 
-enum { PARTS = 4, TOGETHER = 8 };  // what is known of a channel: sum, sum of squares, least, largest; rows at a time
+// What is known of a channel: sum, sum of squares, least, largest; pixels at a time; chunks of an image at most.
+enum { PARTS = 4, TOGETHER = 8, CHUNKS = 16 };
 
 static void statistics(const void *x, int64_t first, int64_t last, int64_t channels, int64_t half, double *known) {
     for (int64_t c = 0; c < channels; c++) {
@@ -186,15 +210,14 @@ static void silu_range(float *low, float *high) {
 
 // Round images in channels-last, each by its own range, into ones with `above` and `beside` zero pixels around; after
 // GroupNorm (Wu and He 1803.08494) where there is a weight, and SiLU where `with_silu`. The range follows from that of
-// each channel, without computing the numbers first.
+// each channel, without computing the numbers first. `known` has room for 65 numbers of each channel of an image: parts
+// by chunk, then what it is multiplied by and what is added.
 void round_images(const void *x, uint8_t *q, float *scale, int32_t *zero, const float *weight, const float *bias,
-                  int64_t images, int64_t height, int64_t width, int64_t channels, int64_t groups, int64_t above,
+                  double *known, int64_t images, int64_t height, int64_t width, int64_t channels, int64_t groups, int64_t above,
                   int64_t beside, int64_t with_silu, int64_t half, float eps) {
-    int64_t pixels = height * width, chunks = pixels < 256 ? 1 : 16, wide = channels / groups;
+    int64_t pixels = height * width, chunks = pixels < 256 ? 1 : CHUNKS, wide = channels / groups;
     int64_t broad = (width + 2 * beside) * channels;
-    double *known = malloc(images * chunks * PARTS * channels * sizeof *known);
-    float *affine = malloc(2 * images * channels * sizeof *affine);
-    Rounding by[images];
+    float *affine = (float *)(known + images * chunks * PARTS * channels);
 #pragma omp parallel for collapse(2) if (images * pixels * channels > 32768)
     for (int64_t image = 0; image < images; image++)
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
@@ -233,9 +256,9 @@ void round_images(const void *x, uint8_t *q, float *scale, int32_t *zero, const 
                 largest = fmaxf(largest, high);
             }
         }
-        by[image] = all_finite ? rounding(least, largest) : no_rounding();
-        scale[image] = by[image].scale;
-        zero[image] = by[image].zero;
+        Rounding by = all_finite ? rounding(least, largest) : no_rounding();
+        scale[image] = by.scale;
+        zero[image] = by.zero;
     }
     int64_t tall = height + 2 * above;
 #pragma omp parallel for collapse(2) if (images * pixels * channels > 32768)
@@ -244,12 +267,13 @@ void round_images(const void *x, uint8_t *q, float *scale, int32_t *zero, const 
             uint8_t *to = q + (image * tall + line) * broad;
             const float *factor = affine + 2 * image * channels, *shift = factor + channels;
             int64_t row = line - above;
+            Rounding by = {scale[image], 1 / scale[image], zero[image]};
             if (row < 0 || row >= height) {
-                memset(to, by[image].zero, broad);
+                memset(to, by.zero, broad);
                 continue;
             }
-            memset(to, by[image].zero, beside * channels);
-            memset(to + (beside + width) * channels, by[image].zero, beside * channels);
+            memset(to, by.zero, beside * channels);
+            memset(to + (beside + width) * channels, by.zero, beside * channels);
             to += beside * channels;
             for (int64_t column = 0; column < width; column++, to += channels) {
                 int64_t from = ((image * height + row) * width + column) * channels;
@@ -257,37 +281,46 @@ void round_images(const void *x, uint8_t *q, float *scale, int32_t *zero, const 
                     __mmask16 mask = lanes(channels - c);
                     __m512 v = load(x, from + c, half, mask) * _mm512_maskz_loadu_ps(mask, factor + c);
                     v += _mm512_maskz_loadu_ps(mask, shift + c);
-                    store_levels(to + c, mask, with_silu ? silus(v) : v, by[image]);
+                    store_levels(to + c, mask, with_silu ? silus(v) : v, by);
                 }
             }
         }
-    free(affine);
-    free(known);
 }
 
-// Add to the sums of a tile what `count` taps give, each of `quads` times 4 numbers.
-INLINE void accumulate(const int rows, const uint8_t *const *at, const int64_t *taps, int64_t count, int64_t quads,
-                       const int8_t *w, int32_t (*sums)[WIDE], int fresh) {
+// The taps of a kernel: `count` in rows of `broad`, `right` and `down` bytes apart, each of `quads` times 4 numbers.
+typedef struct {
+    int64_t count, broad, right, down, quads;
+} Taps;
+
+// Add to the sums of a tile what the taps from `first` to `last` give; nothing is summed before tap 0. The first is
+// `beside` others in its row, and `place` bytes from the first of all.
+INLINE void accumulate(const int rows, const uint8_t *const *at, const Taps *taps, int64_t first, int64_t last,
+                       int64_t beside, int64_t place, const int8_t *w, int32_t (*sums)[WIDE]) {
     __m512i sum[ROWS][VECTORS];
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
         for (int v = 0; v < VECTORS; v++)
-            sum[r][v] = fresh ? _mm512_setzero_si512() : _mm512_load_si512(sums[r] + LANES * v);
-    for (int64_t tap = 0; tap < count; tap++)
-        for (int64_t k = 0; k < quads; k++, w += 4 * WIDE) {
+            sum[r][v] = first ? _mm512_load_si512(sums[r] + LANES * v) : _mm512_setzero_si512();
+    for (int64_t tap = first; tap < last; tap++) {
+        for (int64_t k = 0; k < taps->quads; k++, w += QUAD * WIDE) {
             __m512i weight[VECTORS];
 #pragma GCC unroll 4
-            for (int v = 0; v < VECTORS; v++) weight[v] = _mm512_load_si512(w + 4 * LANES * v);
+            for (int v = 0; v < VECTORS; v++) weight[v] = _mm512_load_si512(w + QUAD * LANES * v);
 #pragma GCC unroll 6
             for (int r = 0; r < rows; r++) {
                 int32_t quad;
-                memcpy(&quad, at[r] + taps[tap] + 4 * k, 4);
+                memcpy(&quad, at[r] + place + QUAD * k, QUAD);
                 __m512i four = _mm512_set1_epi32(quad);
 #pragma GCC unroll 4
                 for (int v = 0; v < VECTORS; v++) sum[r][v] = _mm512_dpbusd_epi32(sum[r][v], four, weight[v]);
             }
         }
+        place += taps->right;
+        if (++beside < taps->broad) continue;
+        beside = 0;
+        place += taps->down - taps->broad * taps->right;
+    }
 #pragma GCC unroll 6
     for (int r = 0; r < rows; r++)
 #pragma GCC unroll 4
@@ -330,49 +363,62 @@ void convolve_int8(const uint8_t *x, const float *scale, const int32_t *zero, co
                    int64_t half) {
     const Weight weight[] = {{levels, scales, bias, totals}, {gate, gate_scales, gate_bias, gate_totals}};
     const int parts = gate ? 2 : 1;
-    int64_t taps[tall * broad], count = tall * broad, quads = (channels + 3) / 4;
-    for (int64_t tap = 0; tap < count; tap++) taps[tap] = tap / broad * down * x_row + tap % broad * right * x_pixel;
-    int64_t together = DEEP / (4 * quads) > 0 ? DEEP / (4 * quads) : 1, turns = (count + together - 1) / together;
+    const int64_t count = tall * broad, quads = (channels + QUAD - 1) / QUAD, size = half ? sizeof(bf16) : sizeof(float);
+    const Taps taps = {count, broad, right * x_pixel, down * x_row, quads};
+    int64_t together = DEEP / (QUAD * quads) > 0 ? DEEP / (QUAD * quads) : 1, turns = (count + together - 1) / together;
     together = (count + turns - 1) / turns;
     int64_t rows = images * height * width, blocks = (rows + MANY - 1) / MANY, panels = (outputs + WIDE - 1) / WIDE;
-    Row *row = malloc(rows * sizeof *row), *next = row;
-    for (int64_t image = 0; image < images; image++)
-        for (int64_t i = 0; i < height; i++)
-            for (int64_t j = 0; j < width; j++, next++)
-                *next = (Row){image * x_image + i * stride_y * x_row + j * stride_x * x_pixel,
-                              image * y_image + i * y_row + j * y_pixel, image, (next - row) / per};
 #pragma omp parallel for collapse(2) if (rows * outputs * count * channels > 65536)
     for (int64_t block = 0; block < blocks; block++)
         for (int64_t panel = 0; panel < panels; panel++) {
             _Alignas(64) int32_t sums[2][MANY][WIDE];
             __mmask16 masks[VECTORS];
-            int64_t start = block * MANY, end = start + MANY < rows ? start + MANY : rows, column = panel * WIDE;
+            Row row[MANY];
+            int64_t start = block * MANY, many = rows - start < MANY ? rows - start : MANY, column = panel * WIDE;
+            Row now = {0, 0, start / width / height, start / per};
+            int64_t j = start % width, i = start / width % height, left = per - start % per;
+            for (int64_t r = 0; r < many; r++) {
+                now.from = now.image * x_image + i * stride_y * x_row + j * stride_x * x_pixel;
+                now.to = now.image * y_image + i * y_row + j * y_pixel;
+                row[r] = now;
+                if (!--left) now.rounding++, left = per;
+                if (++j == width) j = 0, i++;
+                if (i == height) i = 0, now.image++;
+            }
             for (int v = 0; v < VECTORS; v++) masks[v] = lanes(outputs - column - LANES * v);
             for (int64_t tap = 0; tap < count; tap += together) {
-                int64_t some = count - tap < together ? count - tap : together;
-                for (int64_t first = start; first < end; first += ROWS) {
+                int64_t next = tap + together < count ? tap + together : count;
+                int64_t beside = tap % broad, place = tap / broad * taps.down + beside * taps.right;
+                for (int64_t first = 0; first < many; first += ROWS) {
                     const uint8_t *at[ROWS];
-                    int high = end - first < ROWS ? (int)(end - first) : ROWS;
-                    int64_t place = some == count ? 0 : first - start;
-                    for (int r = 0; r < high; r++) at[r] = x + row[first + r].from;
+                    int high = many - first < ROWS ? (int)(many - first) : ROWS;
+                    int32_t(*tile)[MANY][WIDE] = (void *)sums[0][next - tap == count ? 0 : first];
+                    for (int r = 0; r < high; r++) {
+                        at[r] = x + row[first + r].from;
+                        for (int64_t byte = 0; add && next == count && byte < WIDE * size; byte += LINE) {
+                            int64_t to = (row[first + r].to + column) * size + byte;  // there once the sums are
+                            __builtin_prefetch((const char *)add + to);
+                            __builtin_prefetch((char *)y + to, 1);
+                        }
+                    }
                     for (int part = 0; part < parts; part++) {
-                        const int8_t *from = weight[part].levels + (panel * count + tap) * quads * 4 * WIDE;
+                        const int8_t *from = weight[part].levels + (panel * count + tap) * quads * QUAD * WIDE;
                         switch (high) {
-#define CASE(n) case n: accumulate(n, at, taps + tap, some, quads, from, sums[part] + place, tap == 0); break;
+#define CASE(n) case n: accumulate(n, at, &taps, tap, next, beside, place, from, tile[part]); break;
                             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
                         }
                     }
-                    if (tap + some < count) continue;
+                    if (next < count) continue;
                     for (int r = 0; r < high; r++) {
                         const Row *now = row + first + r;
                         int64_t to = now->to + column;
                         int32_t level = zero[now->rounding];
                         float step = scale[now->rounding];
                         __m512 value[VECTORS];
-                        widen_sums(weight, column, level, step, sums[0][place + r], masks, value);
+                        widen_sums(weight, column, level, step, tile[0][r], masks, value);
                         if (gate) {
                             __m512 other[VECTORS];
-                            widen_sums(weight + 1, column, level, step, sums[1][place + r], masks, other);
+                            widen_sums(weight + 1, column, level, step, tile[1][r], masks, other);
                             for (int v = 0; v < VECTORS; v++) value[v] *= gelus(other[v]);
                         }
 #pragma GCC unroll 4
@@ -386,6 +432,5 @@ void convolve_int8(const uint8_t *x, const float *scale, const int32_t *zero, co
                 }
             }
         }
-    free(row);
 }
 #endif
