@@ -144,9 +144,10 @@ class HeldLayer(nn.Module):
 def as_held(layer: nn.Module) -> Tensor:
     """Return a layer's weight as it is where it is not packed: as its file holds it, or plain."""
     with _LOCK:
-        if isinstance(layer, HeldLayer) and layer._parameters["weight"] is None and isinstance(layer.store, FileStore):
+        held = layer._parameters.get("weight")
+        if held is None and isinstance(layer, HeldLayer) and isinstance(layer.store, FileStore):
             return cast(Tensor, layer.store.parts[0].weight)
-        return layer.get_parameter("weight")
+        return cast(Tensor, layer.weight)
 
 
 def held_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
