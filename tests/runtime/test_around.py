@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 from torch.utils.hooks import RemovableHandle
 
 from reverie.models.unet import UNet
@@ -93,6 +94,22 @@ def test_convolutions_that_are_let_wrap_do(pair: Pair) -> None:
             if isinstance(part, nn.Conv2d):
                 part.padding_mode = "circular"
     assert same(pair, times=3)
+
+
+class Doubled(nn.Module):
+    def forward(self, weight: Tensor) -> Tensor:
+        return 2 * weight
+
+
+def test_weights_may_be_parametrised(pair: Pair) -> None:
+    transformer = "down_blocks.0.attentions.0.transformer_blocks.0."
+    for name in (f"{transformer}attn1.to_q", f"{transformer}ff.net.0.proj", "mid_block.resnets.0.conv1"):
+        for unet in pair:
+            register_parametrization(unet.get_submodule(name), "weight", Doubled())
+        assert same(pair, times=3), name
+        for unet in pair:
+            remove_parametrizations(unet.get_submodule(name), "weight")
+        assert same(pair, times=3), name
 
 
 @pytest.mark.parametrize("change", [{"padding": (2, 2), "dilation": (2, 2)}, {"padding": (3, 3), "dilation": (3, 3)}])

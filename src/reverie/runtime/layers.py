@@ -104,6 +104,8 @@ class HeldLayer(nn.Module):
     def plain(self) -> nn.Parameter | None:
         """Return the plain weight, which the layer then holds until it packs again."""
         with _LOCK:
+            if "weight" not in self._parameters:  # as while torch.nn.utils.parametrize lays its own in that place
+                raise AttributeError(f"'{type(self).__name__}' has no weight of its own")
             self.release()
             return self._parameters["weight"]
 
@@ -112,7 +114,7 @@ class HeldLayer(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Return what the layer computes in."""
-        held, store = self._parameters["weight"], self.store
+        held, store = self._parameters.get("weight"), self.store
         return cast(torch.dtype, store.parts[0].dtype if held is None and store is not None else self.weight.dtype)
 
     def release(self) -> None:
@@ -142,9 +144,10 @@ class HeldLayer(nn.Module):
 def as_held(layer: nn.Module) -> Tensor:
     """Return a layer's weight as it is where it is not packed: as its file holds it, or plain."""
     with _LOCK:
-        if isinstance(layer, HeldLayer) and layer._parameters["weight"] is None and isinstance(layer.store, FileStore):
+        held = layer._parameters.get("weight")
+        if held is None and isinstance(layer, HeldLayer) and isinstance(layer.store, FileStore):
             return cast(Tensor, layer.store.parts[0].weight)
-        return layer.get_parameter("weight")
+        return cast(Tensor, layer.weight)
 
 
 def held_weights(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -192,10 +195,11 @@ class PackedLayer(HeldLayer):
 
     def computes(self, x: Tensor) -> bool:
         """Tell whether the packed kernels may take this input: on the CPU, of the weight's dtype, no gradients."""
-        held, store = self._parameters["weight"], self.store
+        held, store = self._parameters.get("weight"), self.store
         if held is None and store is not None:
             held = store.parts[0]
-        assert held is not None
+        if held is None:  # parametrised: its weight is computed anew at each call
+            return False
         fits = held.is_cpu and x.is_cpu and native(held.dtype) and x.dtype == held.dtype
         padded_by_zeros = vars(self).get("padding_mode", "zeros") == "zeros"  # some let convolutions wrap by it
         return fits and padded_by_zeros and not extension.operators_compute()
