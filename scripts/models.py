@@ -18,9 +18,13 @@ REVERIE = Path(sys.executable).with_name("reverie")
 ORDER = (
     *("clip", "autoencoder", "features", "decoder"),
     *("unet", "unet-pairs", "unet-common", "unet-more", "everyday", "enlarge", "everyday-on", "forgiving"),
-    *("everyday-more", "mending", "everyday-long", "mending-long", "honest-judge", "turbo", "patched", "ip-adapter"),
+    *("everyday-more", "mending", "everyday-long", "mending-long", "everyday-again", "everyday-fresh", "mending-fresh"),
+    *("honest-judge", "turbo", "patched", "ip-adapter"),
 )
-SAME_LATENTS = {"enlarge": "everyday", "forgiving": "everyday-on"}  # as those of an earlier run, which are copied
+SAME_LATENTS = {  # as those of an earlier run, which are copied
+    **{"enlarge": "everyday", "forgiving": "everyday-on"},
+    **{"everyday-again": "everyday-long", "turbo": "everyday-fresh"},
+}
 DRAWINGS = RUNS / "noto" / "package"  # where corpora/drawings.py looks
 
 

@@ -275,8 +275,9 @@ def load(
 
     `device` "auto" takes a GPU where there is one. `dtype` None is float16 on CUDA and float32 elsewhere, whatever the
     files hold. `fast` lets networks that gain by it compute with packed weights where they are float32 (or bfloat16, on
-    processors that compute in it) on the CPU: the same results but for rounding. `int8` rounds the U-Net's weights to 8
-    bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
+    processors that compute in it) on the CPU: the same results but for rounding. Weights that are packed, or still in
+    files of another dtype, are missing from `parameters()` until `runtime.unpack` or `state_dict()`. `int8` rounds the
+    U-Net's weights to 8 bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
     device one at a time, or their "blocks" (see `runtime.offload`); an `Offloader` is that of a model to share it
     with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `runtime.compiled`).
     The model is called by its file or folder, a hash of the weights, "v1-5 [1a2b3c4d5e]", the dtype where that is not
