@@ -47,7 +47,10 @@ def arguments() -> argparse.Namespace:
         "--unet", type=Path, default=runs / "everyday-fresh" / "export", help="whole model, diffusers' layout"
     )
     parser.add_argument(
-        "--decoder", type=Path, default=runs / "mending-fresh" / "export", help="autoencoder with the decoder that ships"
+        "--decoder",
+        type=Path,
+        default=runs / "mending-fresh" / "export",
+        help="autoencoder with the decoder that ships",
     )
     parser.add_argument("--turbo", type=Path, default=runs / "turbo" / "export", help="its student in few steps")
     parser.add_argument("--patched", type=Path, default=runs / "patched" / "export", help="the student's autoencoder")
