@@ -277,9 +277,10 @@ def load(
     files hold. `fast` lets networks that gain by it compute with packed weights where they are float32 (or bfloat16, on
     processors that compute in it) on the CPU: the same results but for rounding. Weights that are packed, or still in
     files of another dtype, are missing from `parameters()` until `runtime.unpack` or `state_dict()`. `int8` rounds the
-    U-Net's weights to 8 bits, and the model is named so. `offload` keeps the weights in host memory, from which "networks" come to the
-    device one at a time, or their "blocks" (see `runtime.offload`); an `Offloader` is that of a model to share it
-    with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see `runtime.compiled`).
+    U-Net's weights to 8 bits, and the model is named so. `offload` keeps the weights in host memory, from which
+    "networks" come to the device one at a time, or their "blocks" (see `runtime.offload`); an `Offloader` is that of a
+    model to share it with. `compile` is a folder to keep kernels in that are compiled for U-Net and decoder (see
+    `runtime.compiled`).
     The model is called by its file or folder, a hash of the weights, "v1-5 [1a2b3c4d5e]", the dtype where that is not
     float32, and the `prediction` that was named, so that what it draws says which of that name drew it. Raises
     ReverieError where there is no model or it is damaged.
