@@ -337,6 +337,14 @@ def trim() -> None:
         release(0)
 
 
+def give_back(memory: Tensor) -> None:
+    """Give the pages of a memory back, whose numbers are lost: madvise(2). It may be written to anew."""
+    first = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (memory.data_ptr() + memory.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size > 0 and (libc := _libc()) is not None:
+        libc.madvise(first, size, mmap.MADV_DONTNEED)
+
+
 def take_huge_pages(fresh: Tensor) -> None:
     """Let a large tensor that nothing was written to yet come in huge pages: madvise(2), where Linux grants them.
 

@@ -54,6 +54,7 @@ class PackedStore:
 
     def release(self) -> None:
         """Give every layer its plain weight back, but for those that were given another since."""
+        extension.end_plans()
         weight = torch.cat([unpack(part) for part in self.parts]) if len(self.parts) > 1 else unpack(self.parts[0])
         rows = [weight]
         if len(self.layers) > 1:  # each its own memory: files refuse tensors that share theirs
