@@ -26,7 +26,6 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.modules.module import _has_any_global_hook
 from torch.optim.optimizer import register_optimizer_step_post_hook
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -318,27 +317,28 @@ class CallPlan:
         self.whole, self.is_apart = True, False
         self.held: list[Any] = []  # memory that was there before
         self.tensors: Tensors = []
-        self.arena = self.made = torch.empty(0, dtype=torch.uint8, device="cpu")
-        self._slots: dict[int, tuple[Slot, torch.dtype | None, int]] = {}  # by whose memory it is
-        self._known: list[StorageWeakRef] = []  # so that an identity stands for one memory, though it is freed
-        self._given = [self._made(one) for one in given]
+        self.arena = torch.empty(0, dtype=torch.uint8, device="cpu")
+        self._slots: dict[int, tuple[Any, Slot, torch.dtype | None, int]] = {}  # by whose memory it is, and was
+        self._given = [self._give_slot(one) for one in given]
 
-    def _made(self, tensor: Tensor, size: int | None = None) -> Slot:
+    def _give_slot(self, tensor: Tensor, size: int | None = None) -> Slot:
         """Give what was made a slot: in the arena where it has a size, else a number."""
         memory = tensor.untyped_storage()
         lines = -(-(size or 0) // ALIGNED) * ALIGNED
         slot = Slot(self.is_apart, lines, number=len(self.tensors) if size is None else None)
         if size is None:
             self.tensors.append(None)
-        self._known.append(StorageWeakRef(memory))
-        self._slots[memory._cdata] = slot, tensor.dtype if size is None else None, tensor.data_ptr()
+        self._slots[memory._cdata] = ref(memory), slot, tensor.dtype if size is None else None, tensor.data_ptr()
         return slot
 
     def _place(self, tensor: Tensor) -> Place | None:
         """Return where a tensor lies that the plan makes, or is given."""
-        if tensor.layout != torch.strided or (found := self._slots.get(tensor.untyped_storage()._cdata)) is None:
+        if tensor.layout != torch.strided:
             return None
-        slot, dtype, start = found
+        memory = tensor.untyped_storage()
+        known, slot, dtype, start = self._slots.get(memory._cdata, (None, None, None, 0))
+        if known is None or slot is None or known() is not memory:  # freed since, and its address taken
+            return None
         self.whole &= dtype in (None, tensor.dtype)  # a tensor of torch's is not read as another dtype
         self.whole &= slot.lasting or slot is self._given[-1] or not self.is_apart
         return Place(slot, tensor.data_ptr() - start, tensor.dtype, tuple(tensor.shape), tensor.stride())
@@ -361,7 +361,7 @@ class CallPlan:
         if operator.is_view:
             return
         if operator.overloadpacket in MEMORY:
-            self._made(made, made.untyped_storage().nbytes())
+            self._give_slot(made, made.untyped_storage().nbytes())
             return
         results = made if isinstance(made, tuple | list) else (made,)
         self.whole &= all(one is None or (isinstance(one, Tensor) and one.layout == torch.strided) for one in results)
@@ -380,7 +380,9 @@ class CallPlan:
 
         before = {one.untyped_storage()._cdata for one in _tensors([*given, *named.values()])}
         operands, others = [operand(value) for value in given], {name: operand(value) for name, value in named.items()}
-        makes = [None if one is None or one.untyped_storage()._cdata in before else self._made(one) for one in results]
+        makes = [
+            None if one is None or one.untyped_storage()._cdata in before else self._give_slot(one) for one in results
+        ]
         self._calls.append(PlannedCall(operator, operands, [*slots, *filter(None, makes)], others, makes))
 
     @property
@@ -412,15 +414,14 @@ class CallPlan:
         self.lasting = 0
         for slot in dict.fromkeys(slot for call in self.before for slot in call.slots if slot.lasting):
             slot.start, self.lasting = self.lasting, self.lasting + slot.size
-        self.taken = sum(slot.size for slot, _, _ in self._slots.values())
-        size = _lay_out([call.slots for call in self.calls], done, self.lasting)
+        size = lay_out([call.slots for call in self.calls], done, self.lasting)
         self.arena = torch.empty(size, dtype=torch.uint8, device="cpu")
         kernels.take_huge_pages(self.arena)
         numbers = [[slot.number for slot in slots if slot.number is not None] for slots in done]
         self.passing = [number for some in numbers for number in some]
         self.first = [call.over(self.arena) for call in self.before]
         self.then = list(zip((call.over(self.arena) for call in self.calls), numbers[:-1], strict=True))
-        self.calls, self.before, self._slots, self._known = [], [], {}, []
+        self.calls, self.before, self._slots = [], [], {}
 
     def repeat(self, given: Sequence[Tensor], *, anew: bool) -> Tensor:
         """Call all that was written down, those apart where they are wanted `anew`, and return what is made."""
@@ -451,7 +452,7 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
             yield value
 
 
-def _lay_out(uses: Sequence[Sequence[Slot]], done: Sequence[Sequence[Slot]], top: int) -> int:
+def lay_out(uses: Sequence[Sequence[Slot]], done: Sequence[Sequence[Slot]], top: int) -> int:
     """Place what is used in an arena, from `top` on, each in the first piece that is free; return where it ends.
 
     What is `done` with after each use is free again.
