@@ -622,7 +622,8 @@ class FastUNet(UNet):
 
 def _state_of(inner: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
     """Say what modules and weights some are and as of when, and what must live for as long as that is to say so."""
-    weights = [weight for module in inner for weight in module._parameters.values() if weight is not None]
+    laid = [vars(module)["weight"] for module in inner if "weight" in vars(module)]  # no parameters
+    weights = [*laid, *(weight for module in inner for weight in module._parameters.values() if weight is not None)]
     packed = [part for module in inner if (store := vars(module).get("store")) for part in store.parts]
     shapes = [
         (conv.padding_mode, conv.padding, conv.stride, conv.dilation) for conv in inner if isinstance(conv, nn.Conv2d)
