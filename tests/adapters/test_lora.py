@@ -107,7 +107,7 @@ def test_a_lora_adds_its_product(tiny: Pipeline, write: Callable[..., Path]) -> 
 
 
 def test_a_seamless_picture_stays_so_with_a_lora_of_convolutions(tiny: Pipeline, write: Callable[..., Path]) -> None:
-    """What is added to a convolution wraps as it does; in peft it does not: findings/an-adapter-of-a-tile-has-a-seam.sh."""
+    """What is added to a convolution wraps as it does, but in peft (findings/an-adapter-of-a-tile-has-a-seam.sh)."""
     file = write(kohya("lora_unet", pairs(tiny.unet, "conv1"), alpha=1.5))
     x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 12, 16)
     with torch.no_grad(), seamless([tiny.unet], "xy"):
