@@ -1,6 +1,6 @@
-"""The compiled extension: kernels in C for processors with AVX2 or AVX-512, where a compiler was there to build them.
+"""The compiled extension: kernels in C for processors with AVX2, AVX-512 or AMX, where a compiler was there to build them.
 
-`c/*.c` is compiled once for either set of instructions as reverie is installed; what is missing is computed by torch's
+`c/*.c` is compiled once for each set of instructions as reverie is installed; what is missing is computed by torch's
 operators, slower. Threads are those of torch, whose OpenMP library is loaded first.
 
 Of a small network, asking takes longer than computing: so its calls are written down once, as a `CallPlan`, and
@@ -34,8 +34,10 @@ from reverie.models.unet import UNet
 from reverie.runtime.changes import gathers_otherwise, is_hooked
 
 # By the extension: what the processor must have, by torch.cpu.get_capabilities(). The first that runs here is taken.
+AVX512 = ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni", "avx512_bf16")
 BUILDS = {
-    "_avx512": ("avx512_f", "avx512_bw", "avx512_dq", "avx512_vl", "avx512_vnni", "avx512_bf16"),
+    "_amx": (*AVX512, "amx_tile", "amx_int8", "amx_bf16"),
+    "_avx512": AVX512,
     "_avx2": ("avx2", "fma3"),
 }
 
@@ -46,7 +48,9 @@ def library() -> ctypes.CDLL | None:
 
     One older than the sources beside it is left out, and that is said: what they are given may be otherwise now.
     """
-    has = torch.cpu.get_capabilities() if hasattr(torch.cpu, "get_capabilities") else {}
+    has = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
+    if has.get("amx_tile"):  # a process may use it once it asked: Linux, Documentation/arch/x86/xstate.rst
+        has["amx_tile"] = getattr(torch.cpu, "_init_amx", bool)()
     sources = list(Path(__file__).with_name("c").glob("*.[ch]"))  # there in a checkout, not in what a wheel installs
     for name, needed in BUILDS.items():
         files = (Path(__file__).with_name(name + suffix) for suffix in EXTENSION_SUFFIXES)
