@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import prune
 from torch.nn.utils.parametrize import register_parametrization, remove_parametrizations
 from torch.utils.hooks import RemovableHandle
 
@@ -19,6 +20,7 @@ from reverie.runtime import extension, layers, pack, transform
 from .test_exact import UNET, error, given
 
 Pair = tuple[UNet, UNet]
+TRANSFORMER = "down_blocks.0.attentions.0.transformer_blocks.0."
 
 
 @pytest.fixture(params=["packed", "narrow"])
@@ -102,14 +104,25 @@ class Doubled(nn.Module):
 
 
 def test_weights_may_be_parametrised(pair: Pair) -> None:
-    transformer = "down_blocks.0.attentions.0.transformer_blocks.0."
-    for name in (f"{transformer}attn1.to_q", f"{transformer}ff.net.0.proj", "mid_block.resnets.0.conv1"):
+    for name in (f"{TRANSFORMER}attn1.to_q", f"{TRANSFORMER}ff.net.0.proj", "mid_block.resnets.0.conv1"):
         for unet in pair:
             register_parametrization(unet.get_submodule(name), "weight", Doubled())
         assert same(pair, times=3), name
         for unet in pair:
             remove_parametrizations(unet.get_submodule(name), "weight")
         assert same(pair, times=3), name
+
+
+def test_weights_may_be_pruned(pair: Pair) -> None:
+    for name in (f"{TRANSFORMER}attn1.to_q", f"{TRANSFORMER}ff.net.0.proj", "mid_block.resnets.0.conv1"):
+        layers = [unet.get_submodule(name) for unet in pair]
+        for layer in layers:
+            prune.l1_unstructured(layer, "weight", 0.5)
+        assert same(pair, times=3), name
+        for layer in layers:
+            prune.remove(layer, "weight")
+        assert same(pair, times=3), name
+        assert all(int((layer.weight == 0).sum()) == layer.weight.numel() // 2 for layer in layers), name
 
 
 @pytest.mark.parametrize("change", [{"padding": (2, 2), "dilation": (2, 2)}, {"padding": (3, 3), "dilation": (3, 3)}])

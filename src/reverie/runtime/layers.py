@@ -101,15 +101,25 @@ class HeldLayer(nn.Module):
     store: PackedStore | None = None  # where the weight is while `_parameters["weight"]` is None
     trainable = True  # whether the plain weight asks for gradients
 
-    def plain(self) -> nn.Parameter | None:
+    def plain(self) -> Tensor | None:
         """Return the plain weight, which the layer then holds until it packs again."""
         with _LOCK:
             if "weight" not in self._parameters:  # as while torch.nn.utils.parametrize lays its own in that place
+                if "weight" in vars(self):
+                    return vars(self)["weight"]
                 raise AttributeError(f"'{type(self).__name__}' has no weight of its own")
             self.release()
             return self._parameters["weight"]
 
-    weight: Any = property(plain)
+    def lay(self, weight: Tensor) -> None:
+        """Take a weight that is no parameter, as torch.nn.utils.prune gives one anew before each call."""
+        vars(self)["weight"] = weight
+
+    def lift(self) -> None:
+        """Forget that weight."""
+        vars(self).pop("weight", None)
+
+    weight: Any = property(plain, lay, lift)
 
     @property
     def dtype(self) -> torch.dtype:
