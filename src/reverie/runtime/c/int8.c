@@ -1,12 +1,14 @@
 // Products and convolutions of 8-bit numbers with AVX512-VNNI or AMX, and the rounding of what they are given: unsigned
 // inputs, each row or image with a scale and a zero (Jacob et al. 1712.05877, eq. 1), signed weights, sums in 32 bits.
 #include "common.h"
+#include "tiles.h"
 #include <stdlib.h>
 #ifdef __AVX512VNNI__
 #include <immintrin.h>
 
 enum { LANES = 16, ROWS = 6, WIDE = 64, VECTORS = WIDE / LANES };  // a tile: 6 rows times 64 outputs in 24 registers
 enum { QUAD = 4, LINE = 64 };  // inputs that lie together in a weight; bytes that memory moves at once
+enum { NARROW = 64 };  // pixels beside each other below which too few are a tile of 16 in one row
 enum { DEEP = 4096, MANY = 192, LEVELS = 255 };  // bytes of a row, and rows, for which one panel of a weight stays in L2
 
 #define INLINE static inline __attribute__((always_inline))
@@ -329,20 +331,7 @@ INLINE void accumulate(const int rows, const uint8_t *const *at, const Taps *tap
 }
 
 #ifdef __AMX_INT8__
-// Rows of a register of AMX, each of 64 bytes; pixels beside each other below which too few rows are so.
-enum { TILE = 16, NARROW = 64 };
-
-// All eight registers whole (Intel's Software Developer's Manual, volume 1, chapter 18: palette 1).
-static void take_tiles(void) {
-    static const struct {
-        uint8_t palette, start, none[14];
-        uint16_t bytes[16];
-        uint8_t rows[16];
-    } shape = {.palette = 1, .bytes = {[0 ... 7] = LINE}, .rows = {[0 ... 7] = TILE}};
-    _tile_loadconfig(&shape);
-}
-
-static void return_tiles(void) { _tile_release(); }
+enum { TILED = 1 };
 
 // The same for 16 rows, `apart` bytes one from the next, of a multiple of 64 inputs.
 static void accumulate_tile(const uint8_t *at, int64_t apart, const Taps *taps, int64_t first, int64_t last,
@@ -365,6 +354,12 @@ static void accumulate_tile(const uint8_t *at, int64_t apart, const Taps *taps, 
     }
     END(0) END(1) END(2) END(3)
 }
+#else
+enum { TILED = 0 };
+static void accumulate_tile(const uint8_t *at, int64_t apart, const Taps *taps, int64_t first, int64_t last,
+                            int64_t beside, int64_t place, const int8_t *w, int32_t (*sums)[WIDE]) {}
+#endif
+
 // What each pixel of narrow images sees, tap by tap, so that all are equally far apart; NULL without memory for it.
 static uint8_t *unfold(const uint8_t *x, const Taps *taps, int64_t images, int64_t height, int64_t width, int64_t channels,
                        int64_t apart, int64_t down, int64_t right) {
@@ -380,15 +375,6 @@ static uint8_t *unfold(const uint8_t *x, const Taps *taps, int64_t images, int64
         }
     return seen;
 }
-#else
-enum { TILE = MANY + 1, NARROW = 0 };  // more rows than there ever are
-static void take_tiles(void) {}
-static void return_tiles(void) {}
-static void accumulate_tile(const uint8_t *at, int64_t apart, const Taps *taps, int64_t first, int64_t last,
-                            int64_t beside, int64_t place, const int8_t *w, int32_t (*sums)[WIDE]) {}
-static uint8_t *unfold(const uint8_t *x, const Taps *taps, int64_t images, int64_t height, int64_t width, int64_t channels,
-                       int64_t apart, int64_t down, int64_t right) { return NULL; }
-#endif
 
 typedef struct {
     int64_t from, to, image, rounding;  // where its inputs and outputs are, and which shift, scale and zero are its own
@@ -433,7 +419,7 @@ void convolve_int8(const uint8_t *x, const float *scale, const int32_t *zero, co
     together = (count + turns - 1) / turns;
     int64_t rows = images * height * width, blocks = (rows + MANY - 1) / MANY, panels = (outputs + WIDE - 1) / WIDE;
     const int64_t whole = channels % LINE == 0;
-    if (whole && count > 1 && width % TILE && width < NARROW) {
+    if (TILED && whole && count > 1 && width % TILE && width < NARROW) {
         uint8_t *q = unfold(x, &taps, images, height, width, channels, x_image, stride_y * x_row, stride_x * x_pixel);
         if (q) {
             const int64_t deep = count * channels;
@@ -471,7 +457,7 @@ void convolve_int8(const uint8_t *x, const float *scale, const int32_t *zero, co
                 int64_t beside = tap % broad, place = tap / broad * taps.down + beside * taps.right;
                 for (int64_t first = 0, high; first < many; first += high) {
                     const Row *these = row + first;
-                    const int tiled = whole && many - first >= TILE && these[TILE - 1].even >= TILE - 1;
+                    const int tiled = TILED && whole && many - first >= TILE && these[TILE - 1].even >= TILE - 1;
                     high = tiled ? TILE : (many - first < ROWS ? many - first : ROWS);
                     const uint8_t *at[ROWS];
                     int32_t(*tile)[MANY][WIDE] = (void *)sums[0][next - tap == count ? 0 : first];
