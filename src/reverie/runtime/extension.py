@@ -1,4 +1,4 @@
-"""The compiled extension: kernels in C for processors with AVX2, AVX-512 or AMX, where a compiler was there to build them.
+"""The compiled extension: kernels in C for processors with AVX2, AVX-512 or AMX, where a compiler was there for them.
 
 `c/*.c` is compiled once for each set of instructions as reverie is installed; what is missing is computed by torch's
 operators, slower. Threads are those of torch, whose OpenMP library is loaded first.
