@@ -552,7 +552,7 @@ def _normalise(norm: nn.GroupNorm, x: Float[Tensor, "b c h w"], *, silu: bool) -
 
 
 ATTENTION = {torch.float32: "attention_float32", torch.bfloat16: "attention_bfloat16"}  # kernels in C
-WIDEST = 256  # width of a head up to which it gains with AVX2; with AVX-512 it always does
+WIDEST = 256  # width of a head up to which it gains with AVX2 or tiles; with AVX-512 it always does
 WORD = 4  # bytes that it moves at once: a float, or two of bfloat16
 
 
@@ -583,7 +583,8 @@ def _attends(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     if (len(q), q.shape[2]) != (len(k), k.shape[2]) or k.shape != v.shape or not k.numel():
         return False
     width = q.shape[2] // heads
-    if width > WIDEST and not hasattr(extension.library(), ATTENTION[torch.bfloat16]):  # compiled for AVX2
+    wide_vectors = hasattr(extension.library(), ATTENTION[torch.bfloat16])  # AVX-512
+    if width > WIDEST and (kernels.tiled(q.dtype) or not wide_vectors):
         return False
     counts = (width, *(stride for x in (q, k, v) for stride in x.stride()[:2]))
     return not any(count * q.element_size() % WORD for count in counts)
