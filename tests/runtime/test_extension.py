@@ -396,8 +396,30 @@ def test_what_torch_computes_is_repeated_too(planned: tuple[UNet, UNet]) -> None
         assert error(fast(x + seed, t, context), plain(x + seed, t, context)) < 1e-5
 
 
+class Scaled(ResidualBlock):
+    """Compute what depends on an attribute, as adapters of peft do."""
+
+    scale = 2.0
+
+    def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
+        return super().forward(x, emb) * self.scale
+
+
+@torch.no_grad()
+def test_what_a_foreign_module_is_told_counts_at_once(planned: tuple[UNet, UNet]) -> None:
+    fast, plain = planned
+    for unet in planned:
+        unet.mid_block.resnets[0].__class__ = Scaled
+    for scale in (2.0, 2.0, 2.0, 5.0):
+        for unet in planned:
+            unet.mid_block.resnets[0].scale = scale
+        assert error(fast(*given()), plain(*given())) < 1e-5
+
+
 class Looking(ResidualBlock):
     """Compute what depends on a number that Python looks at."""
+
+    __module__ = ResidualBlock.__module__
 
     def forward(self, x: Tensor, emb: Tensor | None = None) -> Tensor:
         return super().forward(x, emb) * (2 if x.mean().item() > 0 else 3)

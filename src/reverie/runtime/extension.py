@@ -531,6 +531,7 @@ UNREPEATABLE = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 
 MOST = 8192  # pixels of a batch up to which what is between the kernels takes time enough to be spared
 SIZES = 4  # of which a U-Net keeps plans
+KNOWN = ("reverie.", "torch.nn.")  # whose modules are told by their weights: others may change by an attribute too
 _LOCK = RLock()
 _PLANNED: WeakSet[FastUNet] = WeakSet()
 Way = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -601,7 +602,8 @@ class FastUNet(UNet):
                 self.ways, self.state, self.held = {}, state, held
                 _PLANNED.add(self)
             counted = not any(isinstance(one, Tensor) and one.is_inference() for one in held)
-            self.ways[size] = partial(self._record, self.ways, size) if counted else self._plainly
+            told = counted and all(type(module).__module__.startswith(KNOWN) for module in inner)
+            self.ways[size] = partial(self._record, self.ways, size) if told else self._plainly
         return made
 
     def _plainly(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
