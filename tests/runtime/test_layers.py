@@ -309,7 +309,7 @@ def test_small_images_are_unfolded_where_tiles_multiply(
     unfolded: list[Tensor] = []
     unfold = kernels.unfold
     monkeypatch.setattr(kernels, "unfold", lambda x: unfolded.append(x) or unfold(x))
-    monkeypatch.setattr(kernels, "tiled", lambda dtype: True)
+    monkeypatch.setattr(kernels, "has_tiles", lambda dtype: True)
     monkeypatch.setattr(layers, "HEAVY", 0)
     monkeypatch.setattr(layers, "SMALL", 0)  # nor by the kernel in C
     monkeypatch.setattr(winograd, "wins", lambda *shape: False)

@@ -221,7 +221,7 @@ class Slot:
 
 
 @dataclass(frozen=True, eq=False)
-class Place:
+class SlotView:
     """Say how a tensor lies in a slot, `start` bytes from where the slot's own begins."""
 
     slot: Slot
@@ -264,9 +264,9 @@ class PlannedCall:
     def _of_kernel(self, arena: int) -> Repeat:
         kernel, given, moving = self.function, list(self.operands), list[tuple[int, int, int]]()
         for position, place in enumerate(self.operands):
-            if isinstance(place, Place) and (number := place.slot.number) is not None:
+            if isinstance(place, SlotView) and (number := place.slot.number) is not None:
                 moving.append((position, number, place.start))
-            elif isinstance(place, Place):
+            elif isinstance(place, SlotView):
                 given[position] = arena + place.slot.start + place.start
 
         def repeat(tensors: Tensors) -> None:
@@ -278,15 +278,15 @@ class PlannedCall:
 
     def _of_operator(self, arena: Tensor) -> Repeat:
         operands = [list(value) if isinstance(value, list) else value for value in self.operands]
-        named, operator, moving = dict(self.named or {}), self.function, list[tuple[Any, Any, int, Place]]()
+        named, operator, moving = dict(self.named or {}), self.function, list[tuple[Any, Any, int, SlotView]]()
         keys: list[tuple[Any, Any]] = [(operands, position) for position in range(len(operands))]
         keys += [(named, name) for name in named]
         keys += [(value, position) for value in operands if isinstance(value, list) for position in range(len(value))]
         for holder, key in keys:
             place = holder[key]
-            if isinstance(place, Place) and (number := place.slot.number) is not None:
+            if isinstance(place, SlotView) and (number := place.slot.number) is not None:
                 moving.append((holder, key, number, place))
-            elif isinstance(place, Place):
+            elif isinstance(place, SlotView):
                 holder[key] = place.within(arena)
         numbers = [(index, own) for index, slot in enumerate(self.makes) if slot and (own := slot.number) is not None]
         several = len(self.makes) > 1
@@ -335,7 +335,7 @@ class CallPlan:
         self._slots[memory._cdata] = ref(memory), slot, tensor.dtype if size is None else None, tensor.data_ptr()
         return slot
 
-    def _place(self, tensor: Tensor) -> Place | None:
+    def _place(self, tensor: Tensor) -> SlotView | None:
         """Return where a tensor lies that the plan makes, or is given."""
         if tensor.layout != torch.strided:
             return None
@@ -345,7 +345,7 @@ class CallPlan:
             return None
         self.whole &= dtype in (None, tensor.dtype)  # a tensor of torch's is not read as another dtype
         self.whole &= slot.lasting or slot is self._given[-1] or not self.is_apart
-        return Place(slot, tensor.data_ptr() - start, tensor.dtype, tuple(tensor.shape), tensor.stride())
+        return SlotView(slot, tensor.data_ptr() - start, tensor.dtype, tuple(tensor.shape), tensor.stride())
 
     def add(self, kernel: Callable[..., None], operands: Sequence[Operand], given: list[Any]) -> None:
         """Write the call of a kernel down, and with what it was called."""
@@ -457,7 +457,7 @@ def _tensors(values: Sequence[Any]) -> Iterator[Tensor]:
 
 
 def lay_out(uses: Sequence[Sequence[Slot]], done: Sequence[Sequence[Slot]], top: int) -> int:
-    """Place what is used in an arena, from `top` on, each in the first piece that is free; return where it ends.
+    """SlotView what is used in an arena, from `top` on, each in the first piece that is free; return where it ends.
 
     What is `done` with after each use is free again.
     """
@@ -602,8 +602,8 @@ class FastUNet(UNet):
                 self.ways, self.state, self.held = {}, state, held
                 _PLANNED.add(self)
             counted = not any(isinstance(one, Tensor) and one.is_inference() for one in held)
-            told = counted and all(type(module).__module__.startswith(KNOWN) for module in inner)
-            self.ways[size] = partial(self._record, self.ways, size) if told else self._plainly
+            counted &= all(type(module).__module__.startswith(KNOWN) for module in inner)
+            self.ways[size] = partial(self._record, self.ways, size) if counted else self._plainly
         return made
 
     def _plainly(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:

@@ -65,7 +65,7 @@ UNLIMITED = ("AMX", "ALL", "DEFAULT")  # of which one stands in ONEDNN_MAX_CPU_I
 
 
 @cache
-def tiled(dtype: torch.dtype) -> bool:
+def has_tiles(dtype: torch.dtype) -> bool:
     """Tell whether oneDNN multiplies matrices of a dtype by the tiles of AMX here: bfloat16.
 
     Products then take a fraction of the time that reading a large weight does.
@@ -121,7 +121,7 @@ def unpack(packed: Packed | Rounded) -> Tensor:
     return packed.to_dense()
 
 
-def shaped(rows: Tensor, shape: torch.Size) -> Tensor:
+def give_shape(rows: Tensor, shape: torch.Size) -> Tensor:
     """Return unpacked rows as a weight of a shape: of `pack_taps` each has its channels tap by tap."""
     if rows.dim() < len(shape):
         return rows.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2).contiguous()

@@ -61,7 +61,7 @@ class PackedStore:
             rows = [own.clone() for own in weight.split([shape[0] for shape in self.shapes])]
         for layer, own, shape in zip(self.layers, rows, self.shapes, strict=True):
             if layer.store is self and layer._parameters["weight"] is None:
-                layer._parameters["weight"] = nn.Parameter(kernels.shaped(own, shape), requires_grad=layer.trainable)
+                layer._parameters["weight"] = nn.Parameter(kernels.give_shape(own, shape), requires_grad=layer.trainable)
                 layer.store = None
 
 
@@ -407,7 +407,7 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
         """Tell whether a product of all that kernels see is the quicker way for images of a size: for small ones."""
         shape = (self.kernel_size, self.stride, self.padding, self.dilation)
         few = math.prod(size[2:]) <= UNFOLDED and self.in_channels * self.out_channels >= HEAVY
-        return few and shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and kernels.tiled(self.dtype)
+        return few and shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and kernels.has_tiles(self.dtype)
 
     def is_small(self, x: Float[Tensor, "b c h w"], add: Float[Tensor, "b out #h2 #w2"] | None = None) -> bool:
         """Tell whether the kernel in C is to convolve: few pixels to few channels, by 3x3 kernels."""
@@ -585,7 +585,7 @@ def _attends(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
         return False
     width = q.shape[2] // heads
     wide_vectors = hasattr(extension.library(), ATTENTION[torch.bfloat16])  # AVX-512
-    if width > WIDEST and (kernels.tiled(q.dtype) or not wide_vectors):
+    if width > WIDEST and (kernels.has_tiles(q.dtype) or not wide_vectors):
         return False
     counts = (width, *(stride for x in (q, k, v) for stride in x.stride()[:2]))
     return not any(count * q.element_size() % WORD for count in counts)
