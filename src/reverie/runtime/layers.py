@@ -60,7 +60,7 @@ class PackedStore:
             rows = [own.clone() for own in weight.split([shape[0] for shape in self.shapes])]
         for layer, own, shape in zip(self.layers, rows, self.shapes, strict=True):
             if layer.store is self and layer._parameters["weight"] is None:
-                layer._parameters["weight"] = nn.Parameter(kernels.shaped(own, shape), requires_grad=layer.trainable)
+                layer._parameters["weight"] = nn.Parameter(kernels.restore_shape(own, shape), requires_grad=layer.trainable)
                 layer.store = None
 
 
