@@ -123,7 +123,7 @@ def unpack(packed: Packed | Rounded) -> Tensor:
 
 def give_shape(rows: Tensor, shape: torch.Size) -> Tensor:
     """Return unpacked rows as a weight of a shape: of `pack_taps` each has its channels tap by tap."""
-    if rows.dim() < len(shape):
+    if rows.dim() < len(shape) and prod(shape[2:]) > 1:
         return rows.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2).contiguous()
     return rows.view(shape)
 
