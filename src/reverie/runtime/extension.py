@@ -541,7 +541,8 @@ def end_plans() -> None:
     """Let go of all plans, and so of the packed weights that they hold."""
     with _LOCK:
         for unet in list(_PLANNED):
-            unet.ways = unet.state = unet.held = None
+            for name in ("ways", "state", "held"):
+                vars(unet).pop(name, None)
             _PLANNED.discard(unet)
 
 
