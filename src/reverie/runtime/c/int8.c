@@ -49,10 +49,12 @@ INLINE __m512 silus(__m512 x) {
     return x * reciprocals(1.0f + exponentials(_mm512_min_ps(-x, _mm512_set1_ps(87.3f))));
 }
 
+enum { NO_NUMBER = 0x81 };  // quiet and signalling (VFPCLASSPS)
+
 // x (1 + erf(x / sqrt 2)) / 2 = max(x, 0) - y 2^p(y), y = |x|, to 1e-7: both polynomials are minimax, p of the logarithm of
 // erfc(x / sqrt 2) / 2 up to 5.7, the other of a power of two within half of a whole number.
 INLINE __m512 gelus(__m512 x) {
-    __m512 y = _mm512_min_ps(_mm512_set1_ps(5.7f), _mm512_abs_ps(x));  // in this order what is no number stays none
+    __m512 y = _mm512_min_ps(_mm512_set1_ps(5.7f), _mm512_abs_ps(x));
     __m512 p = y * 3.309285265e-5f - 7.692201181e-4f;
     p = p * y + 8.080718106e-3f;
     p = p * y - 5.341210681e-2f;
@@ -65,7 +67,8 @@ INLINE __m512 gelus(__m512 x) {
     power = power * r + 2.402211972e-1f;
     power = power * r + 6.931469671e-1f;
     power = power * r + 1.000000072f;
-    return _mm512_max_ps(x, _mm512_setzero_ps()) - y * _mm512_scalef_ps(power, n);
+    __m512 made = _mm512_max_ps(x, _mm512_setzero_ps()) - y * _mm512_scalef_ps(power, n);
+    return _mm512_mask_mov_ps(made, _mm512_fpclass_ps_mask(x, NO_NUMBER), x);  // least and greatest are numbers
 }
 
 typedef struct {
