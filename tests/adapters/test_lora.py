@@ -16,6 +16,7 @@ from reverie.adapters import lora
 from reverie.errors import ReverieError
 from reverie.models.unet import UNet
 from reverie.pipeline import Pipeline
+from reverie.runtime.changes import seamless
 
 from .conftest import RANK, Pairs, layers, pairs
 
@@ -103,6 +104,18 @@ def test_a_lora_adds_its_product(tiny: Pipeline, write: Callable[..., Path]) -> 
     for ours, theirs, without in zip(merged, wanted, plain, strict=True):
         torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
         assert (ours - without).abs().max() > 1e-2
+
+
+def test_a_seamless_picture_stays_so_with_a_lora_of_convolutions(tiny: Pipeline, write: Callable[..., Path]) -> None:
+    """What is added to a convolution wraps as it does, but in peft (findings/an-adapter-of-a-tile-has-a-seam.sh)."""
+    file = write(kohya("lora_unet", pairs(tiny.unet, "conv1"), alpha=1.5))
+    x, t, context = torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 12, 16)
+    with torch.no_grad(), seamless([tiny.unet], "xy"):
+        plain = tiny.unet(x, t, context)
+        with lora.apply(tiny, [(file, 1.0, 0.0)]):
+            heard, rolled = tiny.unet(x, t, context), tiny.unet(x.roll((2, 2), (2, 3)), t, context)
+    torch.testing.assert_close(rolled, heard.roll((2, 2), (2, 3)), atol=1e-5, rtol=1e-4)
+    assert (heard - plain).abs().max() > 1e-2
 
 
 def test_several_add_up(tiny: Pipeline, write: Callable[..., Path]) -> None:

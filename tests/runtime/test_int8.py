@@ -189,6 +189,9 @@ def assert_near(scales: Tensor, found: Tensor, wanted: Tensor) -> None:
         ((3, 64, 5, 5), 64, (2, 2), (2, 2), (1, 1)),
         ((1, 1500, 4, 15), 20, (3, 3), (1, 2), (1, 1)),  # a panel in parts, and several blocks of rows
         ((2, 16, 14, 15), 70, (1, 1), (1, 1), (1, 1)),
+        ((1, 128, 6, 32), 70, (3, 3), (1, 1), (1, 1)),  # by whole tiles, where the processor has them
+        ((2, 64, 4, 75), 20, (3, 3), (1, 1), (1, 1)),  # some of whose tiles are in two rows
+        ((2, 64, 9, 11), 70, (3, 3), (2, 2), (1, 1)),  # all
     ],
 )
 def test_images_are_convolved(
@@ -210,7 +213,7 @@ def test_images_are_convolved(
 
 @fused
 @torch.no_grad()
-@pytest.mark.parametrize(("rows", "width", "outputs"), [(5, 24, 40), (400, 130, 70), (1, 64, 64)])
+@pytest.mark.parametrize(("rows", "width", "outputs"), [(5, 24, 40), (400, 130, 70), (1, 64, 64), (21, 192, 70)])
 def test_products_add_and_gate(rows: int, width: int, outputs: int) -> None:
     x, add = round_rows(numbers(2, rows, width)), numbers(2, rows, outputs, seed=4)
     weight, gate = (pack_panels(numbers(outputs, width, seed=seed)) for seed in (2, 3))
@@ -219,6 +222,41 @@ def test_products_add_and_gate(rows: int, width: int, outputs: int) -> None:
     gated = plain * F.gelu(values(x) @ gate.to_dense().double().T - bias)
     assert error(product(x, weight, bias, add).double(), plain + add) < 1e-6
     assert error(product(x, weight, bias, gate=(gate, -bias)).double(), gated) < 1e-6
+
+
+@fused
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tiles_give_the_very_bits_that_registers_do(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As sums are whole numbers, which no order changes."""
+    tiles = extension.library()
+    monkeypatch.setattr(
+        extension, "BUILDS", {name: extension.BUILDS[name] for name in extension.BUILDS if name != "_amx"}
+    )
+    registers = extension.library.__wrapped__()
+    assert tiles is not None
+    if registers is None or registers._name == tiles._name:
+        pytest.skip("no tiles, or no other build")
+    results: list[list[Tensor]] = []
+    for library in (tiles, registers):
+        monkeypatch.setattr(extension, "library", lambda library=library: library)
+        made = []
+        for size, stride in (((1, 64, 3, 32), 1), ((2, 64, 3, 75), 1), ((2, 128, 8, 9), 2), ((1, 1536, 3, 16), 1)):
+            levels = round_images(numbers(*size).to(dtype), (1, 1))
+            weight, shape = pack_panels(numbers(70, size[1], 3, 3, seed=2)), [-(-side // stride) for side in size[2:]]
+            y = torch.empty((size[0], 70, *shape), dtype=dtype, memory_format=torch.channels_last)
+            made.append(convolve(levels, weight, numbers(70, seed=3), None, y, (stride, stride)))
+        for rows, width in ((1, 64), (37, 320), (200, 5120)):
+            x, weight, gate = (
+                round_rows(numbers(1, rows, width)),
+                *(pack_panels(numbers(70, width, seed=s)) for s in (2, 3)),
+            )
+            made += [
+                product(x, weight, None, numbers(1, rows, 70)),
+                product(x, weight, None, gate=(gate, None), dtype=dtype),
+            ]
+        results.append(made)
+    assert all(torch.equal(one, other) for one, other in zip(*results, strict=True))
 
 
 @fused

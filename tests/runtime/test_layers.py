@@ -16,7 +16,7 @@ from reverie.checkpoints.load import load_unet
 from reverie.checkpoints.save import save_unet
 from reverie.models.layers import GEGLU, Attention, TransformerBlock
 from reverie.models.unet import UNet
-from reverie.runtime import is_packed, kernels, pack, pack_after, transform
+from reverie.runtime import is_packed, kernels, layers, pack, pack_after, transform, winograd
 from reverie.runtime.blocks import FastFeedForward
 from reverie.runtime.layers import PackedConv2d, PackedLayer, PackedLinear, PackedPointwise
 
@@ -295,3 +295,33 @@ def test_a_convolution_is_packed_for_the_size_it_sees(monkeypatch: pytest.Monkey
         conv(x)
     assert sizes == [(2, 24, 5, 6), (1, 24, 7, 6), (1, 24, 5, 6)]  # the batch alone changes nothing
     assert torch.equal(conv.weight, weight)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("padding", [1, 0])
+@pytest.mark.parametrize("size", [(2, 5, 6), (1, 1, 1), (3, 8, 8), (1, 9, 9)])
+def test_small_images_are_unfolded_where_tiles_multiply(
+    size: tuple[int, int, int], padding: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, height, width = size
+    if padding == 0 and height < 3:
+        return
+    unfolded: list[Tensor] = []
+    unfold = kernels.unfold
+    monkeypatch.setattr(kernels, "unfold", lambda x: unfolded.append(x) or unfold(x))
+    monkeypatch.setattr(kernels, "has_tiles", lambda dtype: True)
+    monkeypatch.setattr(layers, "HEAVY", 0)
+    monkeypatch.setattr(layers, "SMALL", 0)  # nor by the kernel in C
+    monkeypatch.setattr(winograd, "wins", lambda *shape: False)
+    plain = nn.Conv2d(24, 40, 3, padding=padding).eval()
+    weight, x = plain.weight.clone(), torch.randn(images, 24, height, width)
+    exactly = F.conv2d(x.double(), weight.double(), plain.bias.double(), padding=padding)
+    packed = pack(nn.Sequential(plain))[0]
+    assert isinstance(packed, PackedConv2d)
+    for add in (None, torch.randn_like(exactly).float(), torch.randn(1, 40, 1, 1), torch.randn(images, 40, 1, 1)):
+        for relu in (False, True):
+            wanted = exactly if add is None else exactly + add
+            assert error(packed(x, add=add, relu=relu).double(), wanted.relu() if relu else wanted) < 1e-6
+    assert len(unfolded) == (8 if padding and height * width <= 64 else 0)
+    assert torch.equal(packed.weight, weight)
+    assert packed.weight.is_contiguous()

@@ -33,7 +33,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from reverie.errors import ReverieError
 from reverie.files import atomic_write, cache_folder, sha256_of, sweep
 from reverie.runtime import kernels
-from reverie.runtime.extension import version
+from reverie.runtime.extension import stop_recording, version
 from reverie.runtime.kernels import Panels, let_go
 
 FORMAT = 2  # of the files and of the panels in them
@@ -104,6 +104,7 @@ def keep(weights: Sequence[Tensor], form: str, pack: Callable[[], list[Any]]) ->
     numbers are kept, and the list comes to hold mapped ones of the same values once they are. The weights' own pages
     are let go of.
     """
+    stop_recording()
     file = _file_of(weights, form)
     if file is not None and (held := read(file)) is not None:
         return held

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from reverie.errors import ReverieError
 from reverie.models import layers
 from reverie.models.layers import ResidualBlock
+from reverie.models.unet import UNet, UpBlock
 from reverie.runtime import blocks, extension
 from reverie.runtime.blocks import CORNERS, computes_plainly, corner_kernel
 from reverie.runtime.cache import remember
@@ -411,7 +412,11 @@ class Int8Attention(blocks.FastAttention):
         inputs = [self.to_q, self.to_k, self.to_v] if context is None else [self.to_q]
         store = pack_together(inputs)
         made = product(x, store.parts[0], None, dtype=torch.bfloat16).split([layer.rows for layer in inputs], dim=-1)
-        keys, values = made[1:] if context is None else [part.bfloat16() for part in self.keys_values(context)]
+        if context is None:
+            keys, values = made[1:]
+        else:
+            with extension.apart():
+                keys, values = (part.bfloat16() for part in self.keys_values(context))
         gathered = round_rows(self.attend(made[0], keys, values, self.heads))
         last = cast(PackedLayer, self.to_out[0])
         (weight,) = pack_together([last]).parts
@@ -460,5 +465,7 @@ BLOCKS: dict[type[nn.Module], tuple[type[nn.Module], tuple[str, ...]]] = {
     layers.FeedForward: (blocks.FastFeedForward, ("net.0", "net.2")),
     layers.TransformerBlock: (Int8TransformerBlock, ("attn1", "attn2", "ff")),
     layers.SpatialTransformer: (Int8SpatialTransformer, ("proj_in", "proj_out")),
+    UpBlock: blocks.BLOCKS[UpBlock],
+    UNet: blocks.BLOCKS[UNet],
 }
 QUANTIZED = (Int8Linear, Int8Pointwise, Int8Conv2d, Int8GEGLU, blocks.FastAttention, blocks.FastFeedForward)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -60,6 +61,20 @@ def native(dtype: torch.dtype) -> bool:
     return dtype == torch.float32
 
 
+UNLIMITED = ("AMX", "ALL", "DEFAULT")  # of which one stands in ONEDNN_MAX_CPU_ISA where that allows AMX
+
+
+@cache
+def has_tiles(dtype: torch.dtype) -> bool:
+    """Tell whether oneDNN multiplies matrices of a dtype by the tiles of AMX here: bfloat16.
+
+    Products then take a fraction of the time that reading a large weight does.
+    """
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
+    allowed = any(word in limit for word in UNLIMITED) and getattr(torch.cpu, "_init_amx", bool)()
+    return dtype == torch.bfloat16 and bool(allowed)
+
+
 @torch.no_grad()
 def pack_conv2d(
     weight: Float[Tensor, "out in kh kw"],
@@ -87,9 +102,30 @@ def pack_linear(weight: Float[Tensor, "out in"]) -> Packed:
     return Packed(torch.ops.mkldnn._reorder_linear_weight.default(weight.detach().contiguous()))
 
 
+@torch.no_grad()
+def pack_taps(weight: Float[Tensor, "out in 3 3"]) -> Packed:
+    """Pack the weight of a convolution as that of a product of what `unfold` gives."""
+    return pack_linear(weight.permute(0, 2, 3, 1).flatten(1))
+
+
+def unfold(x: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w taps"]:
+    """Lay beside each pixel what a 3x3 kernel sees around it, channel by channel, with zeros beyond the edges."""
+    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, 1, 1, 1, 1))
+    image, row, pixel, channel = padded.stride()
+    size = (len(x), *x.shape[2:], 3, 3 * x.shape[1])  # three pixels of a row lie one after the other
+    return padded.as_strided(size, (image, row, pixel, row, channel)).flatten(3)
+
+
 def unpack(packed: Packed | Rounded) -> Tensor:
     """Return a packed weight's values, bit by bit those that were packed."""
     return packed.to_dense()
+
+
+def give_shape(rows: Tensor, shape: torch.Size) -> Tensor:
+    """Return unpacked rows as a weight of a shape: of `pack_taps` each has its channels tap by tap."""
+    if rows.dim() < len(shape) and prod(shape[2:]) > 1:
+        return rows.view(shape[0], *shape[2:], shape[1]).permute(0, 3, 1, 2).contiguous()
+    return rows.view(shape)
 
 
 def memory(packed: Packed | Panels) -> tuple[memoryview, bytes]:
@@ -335,6 +371,14 @@ def trim() -> None:
     release = getattr(_libc(), "malloc_trim", None)
     if release is not None:
         release(0)
+
+
+def give_back(memory: Tensor) -> None:
+    """Give the pages of a memory back, whose numbers are lost: madvise(2). It may be written to anew."""
+    first = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    size = (memory.data_ptr() + memory.nbytes - first) // mmap.PAGESIZE * mmap.PAGESIZE
+    if size > 0 and (libc := _libc()) is not None:
+        libc.madvise(first, size, mmap.MADV_DONTNEED)
 
 
 def take_huge_pages(fresh: Tensor) -> None:

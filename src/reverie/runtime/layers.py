@@ -54,13 +54,16 @@ class PackedStore:
 
     def release(self) -> None:
         """Give every layer its plain weight back, but for those that were given another since."""
+        extension.end_plans()
         weight = torch.cat([unpack(part) for part in self.parts]) if len(self.parts) > 1 else unpack(self.parts[0])
         rows = [weight]
         if len(self.layers) > 1:  # each its own memory: files refuse tensors that share theirs
             rows = [own.clone() for own in weight.split([shape[0] for shape in self.shapes])]
         for layer, own, shape in zip(self.layers, rows, self.shapes, strict=True):
             if layer.store is self and layer._parameters["weight"] is None:
-                layer._parameters["weight"] = nn.Parameter(own.view(shape), requires_grad=layer.trainable)
+                layer._parameters["weight"] = nn.Parameter(
+                    kernels.give_shape(own, shape), requires_grad=layer.trainable
+                )
                 layer.store = None
 
 
@@ -347,6 +350,11 @@ class Pointwise(Narrow, nn.Conv2d):
         return y if add is None else y + add
 
 
+# Measured with AMX (docs/measured/performance.md): pixels of an image up to which, and input times output channels from
+# which, a weight is read faster by a product than by a convolution.
+UNFOLDED, HEAVY = 64, 1 << 19
+
+
 class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
     """Convolve in channels-last: 3x3 kernels by Winograd, with the plain weight, others with a packed one."""
 
@@ -356,10 +364,15 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
         """Pack for the size that was seen."""
         assert self.seen is not None
         assert not isinstance(self.padding, str)
+        if self.unfolds(self.seen):
+            return kernels.pack_taps(weight)
         return kernels.pack_conv2d(weight, self.seen, self.stride, self.padding, self.dilation)
 
     def form(self) -> str:
         """Say for which size."""
+        assert self.seen is not None
+        if self.unfolds(self.seen):
+            return "taps"
         return f"conv2d {self.seen} {self.stride} {self.padding} {self.dilation}"
 
     @property
@@ -386,7 +399,17 @@ class PackedConv2d(PackedLayer, Narrow, nn.Conv2d):
             self.seen = x.shape
         (weight,) = pack_together([self]).parts
         assert not isinstance(self.padding, str)
+        if self.unfolds(x.shape):
+            taken = None if add is None else add.expand(len(x), -1, *x.shape[2:]).permute(0, 2, 3, 1).contiguous()
+            y = kernels.linear(kernels.unfold(x), weight, self.bias, add=taken).permute(0, 3, 1, 2)
+            return y.relu_() if relu else y
         return kernels.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation, add, relu)
+
+    def unfolds(self, size: torch.Size) -> bool:
+        """Tell whether a product of all that kernels see is the quicker way for images of a size: for small ones."""
+        shape = (self.kernel_size, self.stride, self.padding, self.dilation)
+        few = math.prod(size[2:]) <= UNFOLDED and self.in_channels * self.out_channels >= HEAVY
+        return few and shape == ((3, 3), (1, 1), (1, 1), (1, 1)) and kernels.has_tiles(self.dtype)
 
     def is_small(self, x: Float[Tensor, "b c h w"], add: Float[Tensor, "b out #h2 #w2"] | None = None) -> bool:
         """Tell whether the kernel in C is to convolve: few pixels to few channels, by 3x3 kernels."""
@@ -532,7 +555,7 @@ def _normalise(norm: nn.GroupNorm, x: Float[Tensor, "b c h w"], *, silu: bool) -
 
 
 ATTENTION = {torch.float32: "attention_float32", torch.bfloat16: "attention_bfloat16"}  # kernels in C
-WIDEST = 256  # width of a head up to which it gains with AVX2; with AVX-512 it always does
+WIDEST = 256  # width of a head up to which it gains with AVX2 or tiles; with AVX-512 it always does
 WORD = 4  # bytes that it moves at once: a float, or two of bfloat16
 
 
@@ -563,7 +586,8 @@ def _attends(q: Tensor, k: Tensor, v: Tensor, heads: int) -> bool:
     if (len(q), q.shape[2]) != (len(k), k.shape[2]) or k.shape != v.shape or not k.numel():
         return False
     width = q.shape[2] // heads
-    if width > WIDEST and not hasattr(extension.library(), ATTENTION[torch.bfloat16]):  # compiled for AVX2
+    wide_vectors = hasattr(extension.library(), ATTENTION[torch.bfloat16])  # AVX-512
+    if width > WIDEST and (kernels.has_tiles(q.dtype) or not wide_vectors):
         return False
     counts = (width, *(stride for x in (q, k, v) for stride in x.stride()[:2]))
     return not any(count * q.element_size() % WORD for count in counts)

@@ -4,8 +4,10 @@
 // lie. A query's answer depends on its own row alone: neither the batch nor the number of threads change it.
 //
 // bfloat16 is computed in pairs, which take the place of single floats: q and k as they lie, weights and values of two
-// keys side by side. "Words" are 32 bits: a float or a pair.
+// keys side by side. "Words" are 32 bits: a float or a pair. With AMX, tiles multiply pairs; then rows of keys and of
+// transposed values are filled up with zeros to whole tiles.
 #include "common.h"
+#include "tiles.h"
 #include <stdlib.h>
 #include <immintrin.h>
 #ifdef __AVX512F__
@@ -20,6 +22,11 @@ enum {
     KEYS = 96,                // of a block
     HELD = 1 << 16,           // words of queries and sums for which one block of keys is packed, about
     MOST = 8,                 // blocks of queries that share it at most
+#ifdef __AMX_BF16__
+    TILED = 1,                // whether tiles multiply pairs
+#else
+    TILED = 0,
+#endif
 };
 
 typedef int32_t word;
@@ -80,6 +87,52 @@ INLINE void tile(const int rows, const int vectors, const int pairs, const word 
     }
     EACH(r, rows) EACH(j, vectors) *(vec *)(c + r * wide + j * LANES) = sums[r][j];
 }
+
+#ifdef __AMX_BF16__
+// c = a b, or c += a b: one or two tiles of rows by one or two of columns, over `count` pairs of each.
+INLINE void multiply_tiles(const int two_high, const int two_wide, const word *a, int64_t row, const float *b,
+                           int64_t wide, int64_t count, float *c, const int more) {
+    const int64_t next = 4 * wide;  // bytes from a row of b and c to the next
+    __asm__ volatile("" ::: "memory");  // the compiler does not know that tiles are read from memory
+#define START(n, from) if (more) _tile_loadd(n, from, next); else _tile_zero(n);
+    START(0, c)
+    if (two_wide) { START(1, c + TILE) }
+    if (two_high) { START(2, c + TILE * wide) }
+    if (two_high && two_wide) { START(3, c + TILE * wide + TILE) }
+#undef START
+    for (int64_t t = 0; t < count; t += TILE, b += TILE * wide) {
+        _tile_loadd(4, a + t, 4 * row);
+        _tile_loadd(6, b, next);
+        _tile_dpbf16ps(0, 4, 6);
+        if (two_wide) {
+            _tile_loadd(7, b + TILE, next);
+            _tile_dpbf16ps(1, 4, 7);
+        }
+        if (two_high) {
+            _tile_loadd(5, a + TILE * row + t, 4 * row);
+            _tile_dpbf16ps(2, 5, 6);
+            if (two_wide) _tile_dpbf16ps(3, 5, 7);
+        }
+    }
+    _tile_stored(0, c, next);
+    if (two_wide) _tile_stored(1, c + TILE, next);
+    if (two_high) _tile_stored(2, c + TILE * wide, next);
+    if (two_high && two_wide) _tile_stored(3, c + TILE * wide + TILE, next);
+}
+
+// The same for any number of rows, of which there is room for whole tiles.
+INLINE void multiply_pairs(const int vectors, const word *a, int64_t row, const float *b, int64_t count, float *c,
+                           int64_t rows, const int more) {
+    const int64_t wide = vectors * TILE;
+    for (; rows > 0; rows -= 2 * TILE, a += 2 * TILE * row, c += 2 * TILE * wide)
+        for (int64_t left = 0; left < wide; left += 2 * TILE)
+            if (rows > TILE) multiply_tiles(1, vectors > 1, a, row, b + left, wide, count, c + left, more);
+            else multiply_tiles(0, vectors > 1, a, row, b + left, wide, count, c + left, more);
+}
+#else
+INLINE void multiply_pairs(const int vectors, const word *a, int64_t row, const float *b, int64_t count, float *c,
+                           int64_t rows, const int more) {}  // never asked for
+#endif
 
 INLINE void tiles(const int vectors, const int pairs, const word *a, int64_t row, int64_t step, const float *b,
                   int64_t count, float *c, int64_t rows, const float *factors) {
@@ -191,9 +244,9 @@ INLINE void soften(const int vectors, const int pairs, float *scores, float *pai
     EACH(j, vectors) *(vec *)(sums + j * LANES) = sum[j];
 }
 
-// Copy rows of keys one behind the other.
-static void pack_keys(const word *from, int64_t stride, int64_t keys, int64_t words, word *to) {
-    for (int64_t key = 0; key < keys; key++) memcpy(to + key * words, from + key * stride, 4 * words);
+// Copy rows of keys, so that they lie `to_stride` words apart.
+static void pack_keys(const word *from, int64_t stride, int64_t keys, int64_t words, word *to, int64_t to_stride) {
+    for (int64_t key = 0; key < keys; key++) memcpy(to + key * to_stride, from + key * stride, 4 * words);
 }
 
 // Lay the values of two keys beside each other, zeros beside a last one.
@@ -226,16 +279,44 @@ typedef struct {
     float *scores, *paired, *factors;
 } Scratch;
 
+INLINE int64_t whole_tiles(int64_t count) { return (count + TILE - 1) / TILE * TILE; }
+
+// Multiply what was gathered so far by `factors`, which mostly all are 1: the greatest score comes early.
+INLINE void fade(const int vectors, float *gathered, int64_t width, const float *factors) {
+    const int wide = vectors * LANES;
+    int all_one = 1;
+    for (int l = 0; l < wide; l++) all_one &= factors[l] == 1.0f;
+    if (all_one) return;
+    for (int64_t c = 0; c < width; c++)
+        EACH(j, vectors) *(vec *)(gathered + c * wide + j * LANES) *= *(vec *)(factors + j * LANES);
+}
+
 INLINE void gather(const int vectors, const int pairs, Seen seen, Asking at, Scratch s, int64_t words, int64_t width,
                    float scale, int first) {
+    if (pairs && TILED) {
+        const int wide = vectors * LANES;
+        const int64_t count = (seen.keys + 1) / 2, whole = whole_tiles(count);
+        multiply_pairs(vectors, seen.k, seen.k_row, at.asked, seen.k_row, s.scores, seen.keys, 0);
+        soften(vectors, 1, s.scores, s.paired, seen.keys, scale, at.greatest, at.sums, s.factors);
+        memset(s.paired + count * wide, 0, 4 * (whole - count) * wide);
+        if (first) {
+            multiply_pairs(vectors, seen.v, seen.v_row, s.paired, whole, at.gathered, width, 0);
+            return;
+        }
+        fade(vectors, at.gathered, width, s.factors);
+        multiply_pairs(vectors, seen.v, seen.v_row, s.paired, whole, at.gathered, width, 1);
+        return;
+    }
     tiles(vectors, pairs, seen.k, seen.k_row, 1, at.asked, words, s.scores, seen.keys, NULL);
     soften(vectors, pairs, s.scores, s.paired, seen.keys, scale, at.greatest, at.sums, s.factors);
     tiles(vectors, pairs, seen.v, 1, seen.v_row, pairs ? s.paired : s.scores, pairs ? (seen.keys + 1) / 2 : seen.keys,
           at.gathered, width, first ? NULL : s.factors);
 }
 
-static void begin(const float *q, int64_t q_row, int64_t queries, int64_t lanes, int64_t words, Asking at) {
+static void begin(const float *q, int64_t q_row, int64_t queries, int64_t lanes, int64_t words, int64_t deep,
+                  Asking at) {
     transpose(q, q_row, queries, words, at.asked, lanes, 1);
+    memset(at.asked + words * lanes, 0, 4 * (deep - words) * lanes);
     for (int64_t l = 0; l < lanes; l++) at.greatest[l] = -1e30f, at.sums[l] = 0;
 }
 
@@ -258,16 +339,23 @@ INLINE void finish(const int pairs, Asking at, int64_t queries, int64_t lanes, i
 static void attention(const int pairs, const word *q, const word *k, const word *v, float *out, int64_t images,
                       int64_t queries, int64_t keys, int64_t heads, int64_t width, int64_t q_image, int64_t q_row,
                       int64_t k_image, int64_t k_row, int64_t v_image, int64_t v_row, float scale) {
-    const int64_t words = pairs ? width / 2 : width, state = (words + width + 2) * BLOCK, fit = HELD / state;
+    const int64_t words = pairs ? width / 2 : width, tiled = pairs && TILED;
+    const int64_t deep = tiled ? whole_tiles(words) : words, high = tiled ? whole_tiles(width) : width;
+    const int64_t state = (deep + high + 2) * BLOCK, fit = HELD / state;
     const int64_t blocks = fit < 1 ? 1 : (fit < MOST ? fit : MOST), group = blocks * BLOCK;
     const int64_t groups = (queries + group - 1) / group;
     scale *= 1.44269504f;  // log2(e)
 #pragma omp parallel if (images * heads * queries * keys * width > 65536)
     {
-        float *held = aligned_alloc(64, 4 * (blocks * state + (2 * KEYS + 1) * BLOCK + KEYS * (words + width)));
+        float *held = aligned_alloc(64, 4 * (blocks * state + (2 * KEYS + 1) * BLOCK + KEYS * (deep + width + high)));
         float *scores = held + blocks * state;
         Scratch scratch = {scores, scores + KEYS * BLOCK, scores + 2 * KEYS * BLOCK};
-        word *packed_k = (word *)(scratch.factors + BLOCK), *packed_v = packed_k + KEYS * words;
+        word *packed_k = (word *)(scratch.factors + BLOCK), *packed_v = packed_k + KEYS * deep;
+        word *turned_v = packed_v + KEYS * width;
+        if (tiled) {
+            take_tiles();
+            memset(packed_k, 0, 4 * KEYS * (deep + width + high));
+        }
 #pragma omp for collapse(3) schedule(dynamic)
         for (int64_t image = 0; image < images; image++)
             for (int64_t head = 0; head < heads; head++)
@@ -280,10 +368,15 @@ static void attention(const int pairs, const word *q, const word *k, const word 
                             pair_values(seen.v, v_row, count, width, (uint32_t *)packed_v);
                             seen.v = packed_v, seen.v_row = width;
                         }
-                        if (blocks > 1) {
-                            pack_keys(seen.k, k_row, count, words, packed_k);
+                        if (tiled) {
+                            transpose((float *)packed_v, width, (count + 1) / 2, width, (float *)turned_v, KEYS / 2, 1);
+                            seen.v = turned_v, seen.v_row = KEYS / 2;
+                            pack_keys(seen.k, k_row, count, words, packed_k, deep);
+                            seen.k = packed_k, seen.k_row = deep;
+                        } else if (blocks > 1) {
+                            pack_keys(seen.k, k_row, count, words, packed_k, words);
                             seen.k = packed_k, seen.k_row = words;
-                            if (!pairs) pack_keys(seen.v, v_row, count, words, packed_v);
+                            if (!pairs) pack_keys(seen.v, v_row, count, words, packed_v, words);
                             seen.v = packed_v, seen.v_row = width;
                         }
                         for (int64_t block = 0; block < blocks; block++) {
@@ -292,10 +385,10 @@ static void attention(const int pairs, const word *q, const word *k, const word 
                             while (vectors < VECTORS && vectors * LANES < left) vectors *= 2;
                             int64_t lanes = vectors * LANES, some = left < BLOCK ? left : BLOCK;
                             float *at = held + block * state;
-                            Asking asking = {at, at + words * BLOCK, at + state - 2 * BLOCK, at + state - BLOCK};
+                            Asking asking = {at, at + deep * BLOCK, at + state - 2 * BLOCK, at + state - BLOCK};
                             if (!key)
                                 begin((const float *)q + image * q_image + query * q_row + head * words, q_row, some,
-                                      lanes, words, asking);
+                                      lanes, words, deep, asking);
 #define WAY(n, p) case 2 * n + p: gather(n, p, seen, asking, scratch, words, width, scale, !key); break;
                             switch (2 * vectors + pairs) {
                                 WAY(1, 0) WAY(2, 0)
@@ -313,6 +406,7 @@ static void attention(const int pairs, const word *q, const word *k, const word 
                             else finish(0, asking, some, lanes, words, to, heads * words);
                         }
                     }
+        if (tiled) return_tiles();
         free(held);
     }
 }

@@ -1,11 +1,14 @@
-// Products and convolutions of 8-bit numbers with AVX512-VNNI, and the rounding of what they are given: unsigned inputs,
-// each row or image with a scale and a zero (Jacob et al. 1712.05877, eq. 1), signed weights, sums in 32 bits.
+// Products and convolutions of 8-bit numbers with AVX512-VNNI or AMX, and the rounding of what they are given: unsigned
+// inputs, each row or image with a scale and a zero (Jacob et al. 1712.05877, eq. 1), signed weights, sums in 32 bits.
 #include "common.h"
+#include "tiles.h"
+#include <stdlib.h>
 #ifdef __AVX512VNNI__
 #include <immintrin.h>
 
 enum { LANES = 16, ROWS = 6, WIDE = 64, VECTORS = WIDE / LANES };  // a tile: 6 rows times 64 outputs in 24 registers
 enum { QUAD = 4, LINE = 64 };  // inputs that lie together in a weight; bytes that memory moves at once
+enum { NARROW = 64 };  // pixels beside each other below which too few are a tile of 16 in one row
 enum { DEEP = 4096, MANY = 192, LEVELS = 255 };  // bytes of a row, and rows, for which one panel of a weight stays in L2
 
 #define INLINE static inline __attribute__((always_inline))
@@ -46,10 +49,12 @@ INLINE __m512 silus(__m512 x) {
     return x * reciprocals(1.0f + exponentials(_mm512_min_ps(-x, _mm512_set1_ps(87.3f))));
 }
 
+enum { NO_NUMBER = 0x81 };  // quiet and signalling (VFPCLASSPS)
+
 // x (1 + erf(x / sqrt 2)) / 2 = max(x, 0) - y 2^p(y), y = |x|, to 1e-7: both polynomials are minimax, p of the logarithm of
 // erfc(x / sqrt 2) / 2 up to 5.7, the other of a power of two within half of a whole number.
 INLINE __m512 gelus(__m512 x) {
-    __m512 y = _mm512_min_ps(_mm512_set1_ps(5.7f), _mm512_abs_ps(x));  // in this order what is no number stays none
+    __m512 y = _mm512_min_ps(_mm512_set1_ps(5.7f), _mm512_abs_ps(x));
     __m512 p = y * 3.309285265e-5f - 7.692201181e-4f;
     p = p * y + 8.080718106e-3f;
     p = p * y - 5.341210681e-2f;
@@ -62,7 +67,8 @@ INLINE __m512 gelus(__m512 x) {
     power = power * r + 2.402211972e-1f;
     power = power * r + 6.931469671e-1f;
     power = power * r + 1.000000072f;
-    return _mm512_max_ps(x, _mm512_setzero_ps()) - y * _mm512_scalef_ps(power, n);
+    __m512 made = _mm512_max_ps(x, _mm512_setzero_ps()) - y * _mm512_scalef_ps(power, n);
+    return _mm512_mask_mov_ps(made, _mm512_fpclass_ps_mask(x, NO_NUMBER), x);  // least and greatest are numbers
 }
 
 typedef struct {
@@ -327,8 +333,55 @@ INLINE void accumulate(const int rows, const uint8_t *const *at, const Taps *tap
         for (int v = 0; v < VECTORS; v++) _mm512_store_si512(sums[r] + LANES * v, sum[r][v]);
 }
 
+#ifdef __AMX_INT8__
+enum { TILED = 1 };
+
+// The same for 16 rows, `apart` bytes one from the next, of a multiple of 64 inputs.
+static void accumulate_tile(const uint8_t *at, int64_t apart, const Taps *taps, int64_t first, int64_t last,
+                            int64_t beside, int64_t place, const int8_t *w, int32_t (*sums)[WIDE]) {
+#define START(v) if (first) _tile_loadd(v, sums[0] + LANES * v, 4 * WIDE); else _tile_zero(v);
+#define ADD(v, weight) \
+    _tile_loadd(weight, w + QUAD * LANES * v, QUAD * WIDE); \
+    _tile_dpbusd(v, 4, weight);
+#define END(v) _tile_stored(v, sums[0] + LANES * v, 4 * WIDE);
+    START(0) START(1) START(2) START(3)
+    for (int64_t tap = first; tap < last; tap++) {
+        for (int64_t k = 0; k < taps->quads; k += TILE, w += TILE * QUAD * WIDE) {
+            _tile_loadd(4, at + place + QUAD * k, apart);
+            ADD(0, 5) ADD(1, 6) ADD(2, 7) ADD(3, 5)
+        }
+        place += taps->right;
+        if (++beside < taps->broad) continue;
+        beside = 0;
+        place += taps->down - taps->broad * taps->right;
+    }
+    END(0) END(1) END(2) END(3)
+}
+#else
+enum { TILED = 0 };
+static void accumulate_tile(const uint8_t *at, int64_t apart, const Taps *taps, int64_t first, int64_t last,
+                            int64_t beside, int64_t place, const int8_t *w, int32_t (*sums)[WIDE]) {}
+#endif
+
+// What each pixel of narrow images sees, tap by tap, so that all are equally far apart; NULL without memory for it.
+static uint8_t *unfold(const uint8_t *x, const Taps *taps, int64_t images, int64_t height, int64_t width, int64_t channels,
+                       int64_t apart, int64_t down, int64_t right) {
+    uint8_t *seen = malloc(images * height * width * taps->count * channels);
+    if (!seen) return NULL;
+#pragma omp parallel for collapse(2) if (images * height * width * taps->count * channels > 65536)
+    for (int64_t image = 0; image < images; image++)
+        for (int64_t pixel = 0; pixel < height * width; pixel++) {
+            const uint8_t *from = x + image * apart + pixel / width * down + pixel % width * right;
+            uint8_t *to = seen + (image * height * width + pixel) * taps->count * channels;
+            for (int64_t tap = 0; tap < taps->count; tap++, to += channels)
+                memcpy(to, from + tap / taps->broad * taps->down + tap % taps->broad * taps->right, channels);
+        }
+    return seen;
+}
+
 typedef struct {
     int64_t from, to, image, rounding;  // where its inputs and outputs are, and which shift, scale and zero are its own
+    int64_t even;                       // how many rows before it are as far apart as the first two
 } Row;
 
 typedef struct {
@@ -368,18 +421,34 @@ void convolve_int8(const uint8_t *x, const float *scale, const int32_t *zero, co
     int64_t together = DEEP / (QUAD * quads) > 0 ? DEEP / (QUAD * quads) : 1, turns = (count + together - 1) / together;
     together = (count + turns - 1) / turns;
     int64_t rows = images * height * width, blocks = (rows + MANY - 1) / MANY, panels = (outputs + WIDE - 1) / WIDE;
-#pragma omp parallel for collapse(2) if (rows * outputs * count * channels > 65536)
-    for (int64_t block = 0; block < blocks; block++)
-        for (int64_t panel = 0; panel < panels; panel++) {
+    const int64_t whole = channels % LINE == 0;
+    if (TILED && whole && count > 1 && width % TILE && width < NARROW) {
+        uint8_t *q = unfold(x, &taps, images, height, width, channels, x_image, stride_y * x_row, stride_x * x_pixel);
+        if (q) {
+            const int64_t deep = count * channels;
+            convolve_int8(q, scale, zero, levels, scales, totals, bias, gate, gate_scales, gate_totals, gate_bias, shift, add, y,
+                          images, height, width, deep, outputs, height * width * deep, width * deep, deep, y_image, y_row,
+                          y_pixel, 1, 1, 1, 1, 1, 1, per, half);
+            free(q);
+            return;
+        }
+    }
+#pragma omp parallel if (rows * outputs * count * channels > 65536)
+    {
+        take_tiles();
+#pragma omp for
+        for (int64_t task = 0; task < blocks * panels; task++) {
             _Alignas(64) int32_t sums[2][MANY][WIDE];
             __mmask16 masks[VECTORS];
             Row row[MANY];
-            int64_t start = block * MANY, many = rows - start < MANY ? rows - start : MANY, column = panel * WIDE;
-            Row now = {0, 0, start / width / height, start / per};
+            int64_t start = task / panels * MANY, many = rows - start < MANY ? rows - start : MANY;
+            int64_t panel = task % panels, column = panel * WIDE;
+            Row now = {0, 0, start / width / height, start / per, 0};
             int64_t j = start % width, i = start / width % height, left = per - start % per;
             for (int64_t r = 0; r < many; r++) {
                 now.from = now.image * x_image + i * stride_y * x_row + j * stride_x * x_pixel;
                 now.to = now.image * y_image + i * y_row + j * y_pixel;
+                now.even = r && now.from - row[r - 1].from == stride_x * x_pixel ? now.even + 1 : 0;
                 row[r] = now;
                 if (!--left) now.rounding++, left = per;
                 if (++j == width) j = 0, i++;
@@ -389,20 +458,25 @@ void convolve_int8(const uint8_t *x, const float *scale, const int32_t *zero, co
             for (int64_t tap = 0; tap < count; tap += together) {
                 int64_t next = tap + together < count ? tap + together : count;
                 int64_t beside = tap % broad, place = tap / broad * taps.down + beside * taps.right;
-                for (int64_t first = 0; first < many; first += ROWS) {
+                for (int64_t first = 0, high; first < many; first += high) {
+                    const Row *these = row + first;
+                    const int tiled = TILED && whole && many - first >= TILE && these[TILE - 1].even >= TILE - 1;
+                    high = tiled ? TILE : (many - first < ROWS ? many - first : ROWS);
                     const uint8_t *at[ROWS];
-                    int high = many - first < ROWS ? (int)(many - first) : ROWS;
                     int32_t(*tile)[MANY][WIDE] = (void *)sums[0][next - tap == count ? 0 : first];
-                    for (int r = 0; r < high; r++) {
-                        at[r] = x + row[first + r].from;
+                    for (int r = 0; r < ROWS; r++) at[r] = x + these[r < high ? r : 0].from;
+                    for (int r = 0; r < high; r++)
                         for (int64_t byte = 0; add && next == count && byte < WIDE * size; byte += LINE) {
-                            int64_t to = (row[first + r].to + column) * size + byte;  // there once the sums are
+                            int64_t to = (these[r].to + column) * size + byte;  // there once the sums are
                             __builtin_prefetch((const char *)add + to);
                             __builtin_prefetch((char *)y + to, 1);
                         }
-                    }
                     for (int part = 0; part < parts; part++) {
                         const int8_t *from = weight[part].levels + (panel * count + tap) * quads * QUAD * WIDE;
+                        if (tiled) {
+                            accumulate_tile(at[0], stride_x * x_pixel, &taps, tap, next, beside, place, from, tile[part]);
+                            continue;
+                        }
                         switch (high) {
 #define CASE(n) case n: accumulate(n, at, &taps, tap, next, beside, place, from, tile[part]); break;
                             CASE(1) CASE(2) CASE(3) CASE(4) CASE(5) CASE(6)
@@ -410,7 +484,7 @@ void convolve_int8(const uint8_t *x, const float *scale, const int32_t *zero, co
                     }
                     if (next < count) continue;
                     for (int r = 0; r < high; r++) {
-                        const Row *now = row + first + r;
+                        const Row *now = these + r;
                         int64_t to = now->to + column;
                         int32_t level = zero[now->rounding];
                         float step = scale[now->rounding];
@@ -432,5 +506,7 @@ void convolve_int8(const uint8_t *x, const float *scale, const int32_t *zero, co
                 }
             }
         }
+        return_tiles();
+    }
 }
 #endif
