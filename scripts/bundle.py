@@ -44,15 +44,15 @@ def arguments() -> argparse.Namespace:
     runs = ROOT / "runs"
     parser = argparse.ArgumentParser(description="Put trained models into the package's assets, in half precision.")
     parser.add_argument(
-        "--unet", type=Path, default=runs / "everyday-fresh" / "export", help="whole model, diffusers' layout"
+        "--unet", type=Path, default=runs / "everyday-anew" / "export", help="whole model, diffusers' layout"
     )
     parser.add_argument(
         "--decoder",
         type=Path,
-        default=runs / "mending-fresh" / "export",
+        default=runs / "mending-anew" / "export",
         help="autoencoder with the decoder that ships",
     )
-    parser.add_argument("--turbo", type=Path, default=runs / "turbo" / "export", help="its student in few steps")
+    parser.add_argument("--turbo", type=Path, default=runs / "turbo-anew" / "export", help="its student in few steps")
     parser.add_argument("--patched", type=Path, default=runs / "patched" / "export", help="the student's autoencoder")
     parser.add_argument("--clip", type=Path, default=runs / "clip" / "export", help="CLIP, transformers' layout")
     parser.add_argument(
@@ -63,7 +63,7 @@ def arguments() -> argparse.Namespace:
     )
     parser.add_argument("--judge", type=Path, default=runs / "honest-judge" / "export", help="probe for the benchmark")
     parser.add_argument(
-        "--recipe", type=Path, default=ROOT / "recipes" / "everyday-fresh.toml", help="names the concepts"
+        "--recipe", type=Path, default=ROOT / "recipes" / "everyday-anew.toml", help="names the concepts"
     )
     parser.add_argument("--root", type=Path, default=ROOT, help="repository to write into")
     return parser.parse_args()

@@ -19,11 +19,12 @@ ORDER = (
     *("clip", "autoencoder", "features", "decoder"),
     *("unet", "unet-pairs", "unet-common", "unet-more", "everyday", "enlarge", "everyday-on", "forgiving"),
     *("everyday-more", "mending", "everyday-long", "mending-long", "everyday-again", "everyday-fresh", "mending-fresh"),
-    *("honest-judge", "turbo", "patched", "ip-adapter"),
+    *("everyday-anew", "mending-anew"),
+    *("honest-judge", "turbo", "turbo-anew", "patched", "ip-adapter"),
 )
 SAME_LATENTS = {  # as those of an earlier run, which are copied
     **{"enlarge": "everyday", "forgiving": "everyday-on"},
-    **{"everyday-again": "everyday-long", "turbo": "everyday-fresh"},
+    **{"everyday-again": "everyday-long", "turbo": "everyday-fresh", "turbo-anew": "everyday-anew"},
 }
 DRAWINGS = RUNS / "noto" / "package"  # where corpora/drawings.py looks
 
