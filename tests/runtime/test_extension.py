@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import gc
 import os
 import random
@@ -25,7 +26,7 @@ from torch import Tensor, nn
 from reverie.errors import RequestWarning
 from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
 from reverie.models.unet import UNet
-from reverie.runtime import extension, int8, layers, native, pack, quantize, transform, unpack
+from reverie.runtime import extension, int8, kernels, layers, native, pack, quantize, transform, unpack
 from reverie.runtime.changes import freeing, merging, perturbing, reusing, seamless
 from reverie.runtime.extension import (
     MODES,
@@ -76,6 +77,25 @@ def test_a_build_older_than_its_sources_is_left_out(tmp_path: Path, monkeypatch:
     os.utime(source, (time.time() + 60,) * 2)
     with pytest.warns(RequestWarning, match="older than their sources"):
         assert extension.library.__wrapped__() is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "build"), [("ALL", "_amx"), ("AVX512_CORE_AMX", "_amx"), ("AVX512_CORE_BF16", "_avx512")]
+)
+def test_a_limit_below_amx_leaves_the_tiles_out(
+    limit: str, build: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it does for oneDNN, whose variable it is."""
+    for name in extension.BUILDS:
+        (tmp_path / (name + EXTENSION_SUFFIXES[0])).touch()
+    every = dict.fromkeys((feature for needed in extension.BUILDS.values() for feature in needed), True)
+    monkeypatch.setattr(extension, "__file__", str(tmp_path / "extension.py"))
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: every)
+    monkeypatch.setattr(torch.cpu, "_init_amx", lambda: True)
+    monkeypatch.setattr(ctypes, "CDLL", lambda path: path)
+    monkeypatch.setattr(kernels, "has_tiles", kernels.has_tiles.__wrapped__)
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", limit)
+    assert Path(str(extension.library.__wrapped__())).name.startswith(build + ".")
 
 
 @pytest.mark.parametrize(

@@ -51,8 +51,7 @@ def library() -> ctypes.CDLL | None:
     One older than the sources beside it is left out, and that is said: what they are given may be otherwise now.
     """
     has = dict(torch.cpu.get_capabilities()) if hasattr(torch.cpu, "get_capabilities") else {}
-    if has.get("amx_tile"):  # a process may use it once it asked: Linux, Documentation/arch/x86/xstate.rst
-        has["amx_tile"] = getattr(torch.cpu, "_init_amx", bool)()
+    has["amx_tile"] = has.get("amx_tile") and kernels.has_tiles(torch.bfloat16)
     sources = list(Path(__file__).with_name("c").glob("*.[ch]"))  # there in a checkout, not in what a wheel installs
     for name, needed in BUILDS.items():
         files = (Path(__file__).with_name(name + suffix) for suffix in EXTENSION_SUFFIXES)

@@ -68,7 +68,8 @@ UNLIMITED = ("AMX", "ALL", "DEFAULT")  # of which one stands in ONEDNN_MAX_CPU_I
 def has_tiles(dtype: torch.dtype) -> bool:
     """Tell whether oneDNN multiplies matrices of a dtype by the tiles of AMX here: bfloat16.
 
-    Products then take a fraction of the time that reading a large weight does.
+    Products then take a fraction of the time that reading a large weight does. A process may use tiles once it asked
+    for them, which this does (Linux, Documentation/arch/x86/xstate.rst).
     """
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA", "ALL").upper()
     allowed = any(word in limit for word in UNLIMITED) and getattr(torch.cpu, "_init_amx", bool)()
