@@ -29,7 +29,9 @@ def arguments() -> argparse.Namespace:
         "--quick", action="store_true", help="tiny networks, few rounds: does the benchmark itself work?"
     )
     parser.add_argument("--parts", nargs="+", choices=list(PARTS), help="what to measure, in this order")
-    parser.add_argument("--pixels", nargs="+", type=int, help="sides of the pictures of U-Net and decoder (256 512)")
+    parser.add_argument(
+        "--pixels", nargs="+", type=int, help="sides of U-Net's and decoder's pictures (256 512), and whole ones (256)"
+    )
     parser.add_argument("--steps", nargs="+", type=int, default=(FEW, MANY), help="steps of SD 1.5's pictures")
     parser.add_argument("--rounds", type=int, help="rounds of A and B (5, and 3 of pictures; 2 with --quick)")
     parser.add_argument("--isa", default="native", choices=list(ISAS), help="compute as with these instructions")
@@ -44,11 +46,13 @@ class Bench:
     """Hold what is asked for; each method measures a part of it."""
 
     def __init__(self, options: argparse.Namespace, scratch: Path) -> None:
-        self.quick, self.openvino, self.sdcpp = options.quick, options.openvino_python, options.sdcpp
+        self.quick, self.sdcpp = options.quick, options.sdcpp
+        self.openvino = None if options.quick else options.openvino_python
         self.folder, self.steps, self.scratch = options.folder, options.steps, scratch
         self.rounds = options.rounds or (2 if self.quick else 5)
         self.cold_rounds = options.rounds or (1 if self.quick else COLD_ROUNDS)
         self.sizes = networks.QUICK if self.quick else networks.Sizes()
+        self.pixels = options.pixels or (BUNDLED_MODEL.pixels if self.quick else SMALL,)
         if options.pixels:
             sides = tuple(pixels // 8 for pixels in options.pixels)
             self.sizes = replace(self.sizes, unet_latents=sides, decoder_latents=sides)
@@ -74,8 +78,10 @@ class Bench:
 
     def picture(self) -> Iterator[Row]:
         """Measure whole processes from the prompt to the file, and their memory."""
-        for steps in self.steps:
-            yield from processes.cold(self.model, steps, self.cold_rounds, self.scratch)
+        for pixels in self.pixels:
+            for steps in self.steps:
+                model = replace(self.model, pixels=pixels)
+                yield from processes.cold(model, steps, self.cold_rounds, self.scratch, self.openvino)
 
     def loading(self) -> Iterator[Row]:
         """Measure from the files to the first step."""
@@ -97,7 +103,7 @@ class Bench:
 
     def low(self) -> Iterator[Row]:
         """Measure a step in bfloat16 and in int8 beside OpenVINO, where it is given."""
-        if self.openvino is not None and not self.quick:
+        if self.openvino is not None:
             yield from networks.low_unet_rows(self.sizes, self.rounds, self.openvino)
 
     def compiled(self) -> Iterator[Row]:

@@ -34,6 +34,8 @@ GOALS = {
     ("SD 1.5 U-Net step, 512 px", "the floor"): 1.0,
     ("SD 1.5 VAE decode, 512 px", "diffusers"): 1.5,
     ("SD 1.5 prompt to file, cold, 256 px, 4 steps", "diffusers"): 1.7,
+    ("SD 1.5 prompt to file, cold, 512 px, 20 steps", "diffusers"): 1.45,
+    ("SD 1.5 prompt to file, cold, 512 px, 20 steps", "OpenVINO"): 1.2,
 }
 # By name: what torch's own kernels, oneDNN (OpenVINO's too) and MKL read from the environment when they load.
 ISAS = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,7 +12,7 @@ import first_step as first
 import peer_picture
 import reverie
 from architectures import ARCHITECTURES, FULL, build
-from measure import GUIDANCE, PROMPT, Row, Run, alternate, run, seconds
+from measure import GUIDANCE, PROMPT, Row, Run, alternate, borrowed, run, seconds
 from reverie.media.pictures import save
 from reverie.models.clip import CLIPTextConfig, TextTower
 from reverie.requests.options import TextToImageOptions
@@ -56,14 +56,30 @@ def random_model(folder: Path) -> Model:
     return Model("SD 1.5", folder, 256)
 
 
-def cold(model: Model, steps: int, rounds: int, scratch: Path) -> Iterator[Row]:
-    """Measure whole processes from the prompt to the file: time and peak memory. The disk's cache is warm."""
+def cold(model: Model, steps: int, rounds: int, scratch: Path, openvino: Path | None = None) -> Iterator[Row]:
+    """Measure whole processes from the prompt to the file: time and peak memory. The disk's cache is warm.
+
+    OpenVINO takes its turn where the Python of its environment is given.
+    """
     file = str(scratch / "theirs.png")
     theirs = [sys.executable, peer_picture.__file__, str(model.folder), file, str(steps), str(model.pixels)]
+    sides = {"reverie": partial(draw_ours, model, steps, scratch), "diffusers": partial(run, theirs, **OFFLINE)}
+    if openvino is not None:
+        sides["OpenVINO"] = in_openvino(model, steps, openvino, scratch)
     for part in model.folder.rglob("*.safetensors"):  # into the disk's cache
         part.read_bytes()
-    pairs = [(draw_ours(model, steps, scratch), run(theirs, **OFFLINE)) for _ in range(rounds)]
-    yield from whole(model, steps, [mine for mine, _ in pairs], [other for _, other in pairs])
+    turns = [{side: draw() for side, draw in sides.items()} for _ in range(rounds)]
+    for peer in list(sides)[1:]:
+        yield from whole(model, steps, [turn["reverie"] for turn in turns], [turn[peer] for turn in turns], peer)
+
+
+def in_openvino(model: Model, steps: int, python: Path, scratch: Path) -> Callable[[], Run]:
+    """Convert a model for OpenVINO, and return how its pictures are drawn in a new process."""
+    converted = scratch / f"openvino-{model.pixels}"
+    script, borrows = str(Path(__file__).with_name("peer_openvino_picture.py")), {"PYTHONPATH": borrowed()}
+    run([str(python), script, "convert", str(model.folder), str(converted), str(model.pixels)], **borrows)
+    drawing = [str(python), script, "draw", str(converted), str(scratch / "openvino.png"), str(steps)]
+    return partial(run, drawing, **borrows)
 
 
 def whole(
