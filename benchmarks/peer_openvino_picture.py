@@ -1,8 +1,8 @@
 """What does OpenVINO take for one prompt? The same loop around its networks, from converted files to a picture file.
 
-First, and not timed, as an export is not: `python peer_openvino_picture.py convert FOLDER CONVERTED PIXELS`. Then the cold
-side of the benchmark, `python peer_openvino_picture.py draw CONVERTED FILE STEPS`. In float32; runs in an environment
-with openvino, and with torch and reverie on PYTHONPATH, whose tokenizer, sampler and pictures it takes.
+First, and not timed, as an export is not: `python peer_openvino_picture.py convert FOLDER CONVERTED PIXELS`. Then, the
+cold side of the benchmark, `python peer_openvino_picture.py draw CONVERTED FILE STEPS`. In float32; runs in an
+environment with openvino, and with torch and reverie on PYTHONPATH, whose tokenizer, sampler and pictures it takes.
 """
 
 from __future__ import annotations
