@@ -26,23 +26,11 @@ from torch import Tensor, nn
 from reverie.errors import RequestWarning
 from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
 from reverie.models.unet import UNet
-from reverie.runtime import extension, int8, kernels, layers, native, pack, quantize, transform, unpack
+from reverie.runtime import extension, int8, kernels, layers, native, pack, plans, quantize, transform, unpack
 from reverie.runtime.changes import freeing, merging, perturbing, reusing, seamless
-from reverie.runtime.extension import (
-    MODES,
-    FastUNet,
-    PlannedLevels,
-    Slot,
-    convolve_small,
-    lay_out,
-    lay_panels,
-    multiply,
-)
-from reverie.runtime.layers import (
-    LAST,
-    FastGroupNorm,
-    FastGroupNormSiLU,
-)
+from reverie.runtime.extension import MODES, convolve_small, lay_panels, multiply
+from reverie.runtime.layers import LAST, FastGroupNorm, FastGroupNormSiLU
+from reverie.runtime.plans import FastUNet, PlannedLevels, Slot, lay_out
 
 from .test_exact import UNET, error, given
 
@@ -497,7 +485,7 @@ WIDTHS = {"float32": 1e-5, "bfloat16": 0.05, "int8": 0.2}
 @pytest.mark.parametrize("kind", WIDTHS)
 @pytest.mark.parametrize("kept", [0, 2**26])
 def test_a_packed_unet_repeats_its_calls_to_the_bit(kind: str, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension, "KEPT", kept)
+    monkeypatch.setattr(plans, "KEPT", kept)
     monkeypatch.setattr(layers, "SMALL", 0)
     monkeypatch.setattr(transform, "WIDE", 16)
     if not (native(torch.bfloat16) if kind == "bfloat16" else kind == "float32" or int8.available()):
@@ -513,7 +501,7 @@ def test_a_packed_unet_repeats_its_calls_to_the_bit(kind: str, kept: int, monkey
     prompts = [context.to(dtype), (context + 1).to(dtype)]
     inputs = [((x + seed).to(dtype), t - 50 * seed, prompts[seed // 2 % 2]) for seed in range(8)]
     with monkeypatch.context() as without:
-        without.setattr(extension, "MOST", 0)
+        without.setattr(plans, "MOST", 0)
         wanted = [fast(*one) for one in inputs]
     answers = [fast(*one) for one in inputs]
     if kind != "int8" or int8.fuses():

@@ -32,20 +32,8 @@ from reverie.runtime.blocks import CORNERS, computes_plainly, corner_kernel
 from reverie.runtime.cache import remember
 from reverie.runtime.changes import gathers_otherwise, is_hooked
 from reverie.runtime.kernels import QUAD, OneDNNWeight, Panels, Rounded, native, pack_panels, round_weight
-from reverie.runtime.layers import (
-    LAST,
-    NARROW,
-    EdgeConv2d,
-    HeldConv2d,
-    HeldLayer,
-    HeldLinear,
-    PackedLayer,
-    PackedLinear,
-    PackedPointwise,
-    as_held,
-    held_weights,
-    pack_together,
-)
+from reverie.runtime.layers import LAST, NARROW, EdgeConv2d, PackedLayer, PackedLinear, PackedPointwise, pack_together
+from reverie.runtime.weights import HeldConv2d, HeldLayer, HeldLinear, as_held, held_weights
 
 M = TypeVar("M", bound=nn.Module)
 LEVELS = 255  # of an input, beside the least
