@@ -460,9 +460,10 @@ def _state_of(inner: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
     laid = [vars(module)["weight"] for module in inner if "weight" in vars(module)]  # no parameters
     weights = [*laid, *(weight for module in inner for weight in module._parameters.values() if weight is not None)]
     packed = [part for module in inner if (store := vars(module).get("store")) for part in store.parts]
-    settings = [read(module) for module in inner if (read := _settings(type(module)))]
+    kinds: list[Any] = [*map(type, inner)]
+    settings = [read(module) for module, kind in zip(inner, kinds, strict=True) if (read := _settings(kind))]
     those = [*inner, *weights, *packed]
-    state = [*map(id, those), *map(type, inner), *settings, *map(stamp, weights), torch.get_num_threads()]
+    state = [*map(id, those), *kinds, *settings, *map(stamp, weights), torch.get_num_threads()]
     return state, [*those, *(weight.untyped_storage() for weight in weights)]
 
 
