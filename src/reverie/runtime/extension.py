@@ -22,7 +22,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from reverie.errors import RequestWarning, warn
+from reverie.errors import RequestWarning, ReverieError, warn
 from reverie.runtime import kernels
 
 # By the extension: what the processor must have, by torch.cpu.get_capabilities(). The first that runs here is taken.
@@ -79,18 +79,36 @@ FLOATS: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
 def call(name: str, *operands: Operand) -> None:
     """Call a kernel: tensors go as the address of their numbers (None as no address), ints as int64_t, floats as float.
 
-    Raises RuntimeError where there is no extension.
+    Raises RuntimeError where there is no extension, and ReverieError where memory ran out.
     """
     held = library()
     if held is None:
         raise RuntimeError("no extension was compiled for this processor")
     kernel = getattr(held, name)  # ctypes keeps it, with what it takes
     if kernel.argtypes is None:
-        kernel.argtypes, kernel.restype = [*map(_type, operands)], None
+        kernel.argtypes = [*map(_type, operands)]
+        kernel.restype = ctypes.c_int if name in ALLOCATING else None
     given = [operand.data_ptr() if isinstance(operand, Tensor) else operand for operand in operands]
     if is_recorded():
         RECORDING.plan.add(kernel, operands, given)
-    kernel(*given)
+    check_memory(kernel(*given))
+
+
+ALLOCATING = {
+    "attention_bfloat16",
+    "attention_float32",
+    "convolve",
+    "group_norm",
+    "group_norm_bfloat16",
+    "product",
+}
+"""Kernels that take memory to compute in, and return whether there was none."""
+
+
+def check_memory(missing: int | None) -> None:
+    """Raise ReverieError where a kernel had no memory to compute in."""
+    if missing:
+        raise ReverieError("memory ran out while computing; ask for a smaller size, or close other programs")
 
 
 def _type(operand: Operand) -> type[ctypes.c_void_p | ctypes.c_int64 | ctypes.c_float]:

@@ -11,7 +11,8 @@ from bisect import bisect, insort
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
+from operator import attrgetter
 from threading import RLock
 from typing import Any
 from weakref import WeakSet, ref
@@ -22,10 +23,11 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from reverie.models.layers import Attention, SpatialTransformer, TransformerBlock
 from reverie.models.unet import UNet
 from reverie.runtime import kernels
 from reverie.runtime.changes import gathers_otherwise, is_hooked
-from reverie.runtime.extension import RECORDING, Operand, stamp, takes, version
+from reverie.runtime.extension import RECORDING, Operand, check_memory, stamp, takes, version
 
 
 @dataclass(eq=False)
@@ -90,7 +92,7 @@ class PlannedCall:
         def repeat(tensors: Tensors) -> None:
             for position, number, start in moving:
                 given[position] = tensors[number].data_ptr() + start
-            kernel(*given)
+            check_memory(kernel(*given))
 
         return repeat
 
@@ -345,8 +347,7 @@ def end_plans() -> None:
     """Let go of all plans, and so of the packed weights that they hold."""
     with _LOCK:
         for unet in list(_PLANNED):
-            for name in ("ways", "state", "held"):
-                vars(unet).pop(name, None)
+            vars(unet).pop("planned", None)
             _PLANNED.discard(unet)
 
 
@@ -368,17 +369,28 @@ class PlannedLevels:
         return made
 
 
+@dataclass(eq=False)
+class Plans:
+    """Hold how a U-Net computes what it computed before, by size, and what it is then."""
+
+    state: list[Any]
+    held: list[Any]  # by whose identities and addresses the state says so
+    ways: dict[Any, Way] = field(default_factory=dict)
+
+    def __reduce__(self) -> tuple[type[None], tuple[()]]:
+        """Become None in copies and pickles, whatever class the U-Net has: calls have addresses in them."""
+        return type(None), ()
+
+
 class FastUNet(UNet):
     """Repeat the calls that made all levels before, where the same kernels would be called.
 
     The first call of a size computes plainly, and packs; the second writes down. What changes a layer ends all plans:
-    another module, class or weight, or a weight that was written to; with hooks, and where an attention gathers
-    otherwise, they rest.
+    another module, class, weight or setting, or a weight that was written to; with hooks, and where an attention
+    gathers otherwise, they rest.
     """
 
-    ways: dict[Any, Way] | None = None  # by size, from the second call on
-    state: list[Any] | None = None  # what the plans are of
-    held: list[Any] | None = None  # by whose identities and addresses the state says so
+    planned: Plans | None = None  # from the second call on
 
     def levels(
         self,
@@ -397,18 +409,19 @@ class FastUNet(UNet):
         emb, context = emb.contiguous(), context.contiguous()
         size, (state, _) = (x.shape, emb.shape, context.shape, x.dtype), _state_of(inner)
         with _LOCK:
-            way = self.ways.get(size) if self.ways is not None and state == self.state else None
+            way = self.planned.ways.get(size) if self.planned is not None and state == self.planned.state else None
         if way is not None:
             return way(x, emb, context)
         made = self._plainly(x, emb, context)
         state, held = _state_of(inner)  # now that all is packed
         with _LOCK:
-            if self.ways is None or state != self.state or len(self.ways) >= SIZES:
-                self.ways, self.state, self.held = {}, state, held
+            if self.planned is None or state != self.planned.state or len(self.planned.ways) >= SIZES:
+                self.planned = Plans(state, held)
                 _PLANNED.add(self)
+            ways = self.planned.ways
             counted = not any(isinstance(one, Tensor) and one.is_inference() for one in held)
             counted &= all(type(module).__module__.startswith(KNOWN) for module in inner)
-            self.ways[size] = partial(self._record, self.ways, size) if counted else self._plainly
+            ways[size] = partial(self._record, ways, size) if counted else self._plainly
         return made
 
     def _plainly(self, x: Tensor, emb: Tensor, context: Tensor) -> Tensor:
@@ -423,8 +436,23 @@ class FastUNet(UNet):
         ways[size] = PlannedLevels(plan).repeat if plan.whole else self._plainly
         return made
 
-    def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in self.__dict__.items() if name not in ("ways", "state", "held")}
+
+SETTINGS: dict[type[nn.Module], tuple[str, ...]] = {
+    nn.Conv2d: ("padding_mode", "padding", "stride", "dilation"),
+    nn.GroupNorm: ("num_groups", "eps"),
+    nn.LayerNorm: ("eps",),
+    Attention: ("heads",),
+    TransformerBlock: ("only_cross",),
+    SpatialTransformer: ("linear",),
+}
+"""By the class: what calls depend on besides weights."""
+
+
+@cache
+def _settings(kind: type[nn.Module]) -> Callable[[nn.Module], Any] | None:
+    """Return what reads a module's settings; None for a class that has none."""
+    names = [name for plain, some in SETTINGS.items() if issubclass(kind, plain) for name in some]
+    return attrgetter(*names) if names else None
 
 
 def _state_of(inner: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
@@ -432,11 +460,10 @@ def _state_of(inner: Sequence[nn.Module]) -> tuple[list[Any], list[Any]]:
     laid = [vars(module)["weight"] for module in inner if "weight" in vars(module)]  # no parameters
     weights = [*laid, *(weight for module in inner for weight in module._parameters.values() if weight is not None)]
     packed = [part for module in inner if (store := vars(module).get("store")) for part in store.parts]
-    shapes = [
-        (conv.padding_mode, conv.padding, conv.stride, conv.dilation) for conv in inner if isinstance(conv, nn.Conv2d)
-    ]
+    kinds: list[Any] = [*map(type, inner)]
+    settings = [read(module) for module, kind in zip(inner, kinds, strict=True) if (read := _settings(kind))]
     those = [*inner, *weights, *packed]
-    state = [*map(id, those), *map(type, inner), *shapes, *map(stamp, weights), torch.get_num_threads()]
+    state = [*map(id, those), *kinds, *settings, *map(stamp, weights), torch.get_num_threads()]
     return state, [*those, *(weight.untyped_storage() for weight in weights)]
 
 

@@ -52,7 +52,7 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     **{held: plain for plain, held in HELD.items()},
 }
 """By the fast class: the plain one."""
-KEPT = ("store", "trainable", "contexts", "corners", "seen", "panels", "composed", "ways", "state", "held")
+KEPT = ("store", "trainable", "contexts", "corners", "seen", "panels", "composed", "planned")
 """What fast classes keep in their instances."""
 
 
