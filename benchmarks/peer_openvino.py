@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from networks import random_autoencoder, random_unet, unet_inputs
-from reverie.models.autoencoder import Autoencoder, AutoencoderConfig
+from reverie.models.autoencoder import AutoencoderConfig, ImageAutoencoder
 from reverie.models.unet import UNetConfig
 from untrained import Predict
 
@@ -26,7 +26,7 @@ SAMPLES = 4  # random inputs by which NNCF finds the ranges of what passes
 class Decoder(nn.Module):
     """Decode by calling the module, as the conversion does."""
 
-    def __init__(self, autoencoder: Autoencoder) -> None:
+    def __init__(self, autoencoder: ImageAutoencoder) -> None:
         super().__init__()
         self.autoencoder = autoencoder
 

@@ -63,7 +63,10 @@ def cold(model: Model, steps: int, rounds: int, scratch: Path, openvino: Path | 
     """
     file = str(scratch / "theirs.png")
     theirs = [sys.executable, peer_picture.__file__, str(model.folder), file, str(steps), str(model.pixels)]
-    sides = {"reverie": partial(draw_ours, model, steps, scratch), "diffusers": partial(run, theirs, **OFFLINE)}
+    sides: dict[str, Callable[[], Run]] = {
+        "reverie": partial(draw_ours, model, steps, scratch),
+        "diffusers": partial(run, theirs, **OFFLINE),
+    }
     if openvino is not None:
         sides["OpenVINO"] = in_openvino(model, steps, openvino, scratch)
     for part in model.folder.rglob("*.safetensors"):  # into the disk's cache

@@ -25,7 +25,7 @@ from reverie.checkpoints.save import Precision, save_clip, save_folder, write_te
 from reverie.cli.options import say
 from reverie.corpora.concepts import concepts
 from reverie.errors import ReverieError
-from reverie.models.autoencoder import Autoencoder
+from reverie.models.autoencoder import Autoencoder, ImageAutoencoder
 from reverie.train import enlarge
 from reverie.train.diffusion import LatentSettings
 from reverie.train.recipe import read
@@ -116,7 +116,7 @@ def check_judge(folder: Path, things: list[Known]) -> None:
 def write_model(unet: Path, decoder: Path, target: Path) -> None:
     """Write the model with the decoder of another run. Raises ReverieError where that does not fit."""
     components, tuned = load_folder(unet), load_autoencoder(decoder)
-    if not (same_latents(components.autoencoder, tuned) or enlarge.same_latents(components.autoencoder, tuned)):
+    if not same_latents(components.autoencoder, tuned):
         raise ReverieError(f"{decoder} has another encoder than {unet / 'vae'}; fine-tune with decoder_only = true")
     components = replace(components, autoencoder=tuned, recommended=Recommended(guidance=GUIDANCE, steps=STEPS))
     check_finite(components.unet, components.autoencoder, *components.text_encoders)
@@ -150,11 +150,19 @@ def check_finite(*parts: nn.Module) -> None:
                 raise ReverieError(f"{type(part).__name__}'s {name} does not fit half precision; lower its weights")
 
 
-def same_latents(first: Autoencoder, second: Autoencoder) -> bool:
-    """Tell whether two autoencoders have one configuration and encode alike, to the bit."""
+def same_latents(first: ImageAutoencoder, second: ImageAutoencoder) -> bool:
+    """Tell whether two autoencoders encode alike, to the bit: of one configuration, or the second enlarged.
+
+    Tiny ones (TAESD) do not: their encoders are parts of no run.
+    """
+    if not (isinstance(first, Autoencoder) and isinstance(second, Autoencoder)):
+        return False
     theirs = second.state_dict()
-    return first.config == second.config and all(
-        torch.equal(value, theirs[name]) for name, value in first.state_dict().items() if name.startswith(ENCODER)
+    return enlarge.same_latents(first, second) or (
+        first.config == second.config
+        and all(
+            torch.equal(value, theirs[name]) for name, value in first.state_dict().items() if name.startswith(ENCODER)
+        )
     )
 
 

@@ -11,7 +11,7 @@ import inspect
 import re
 import textwrap
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args, get_origin
+from typing import Any, Literal, NamedTuple, cast, get_args, get_origin
 
 from reverie.requests.base import Frozen, SampledRequest
 from reverie.requests.films import Animation
@@ -302,9 +302,10 @@ def _names(title: str, names: tuple[str, ...]) -> str:
 
 
 def _options(name: str, request: type[Frozen], without: tuple[str, ...]) -> str:
-    names = {known: title for title, known, _ in OPTIONS}
-    base = names.get(request.__bases__[0], "TypedDict")  # type: ignore[arg-type]
-    inherited = set(request.__bases__[0].model_fields) if base != "TypedDict" else set()
+    names: dict[type[Frozen], str] = {known: title for title, known, _ in OPTIONS}
+    parent = cast("type[Frozen]", request.__bases__[0])
+    base = names.get(parent, "TypedDict")
+    inherited = set(parent.model_fields) if base != "TypedDict" else set()
     left_out = f" but {' and '.join(without)}" if without else ""
     says = f'    """The fields of `{request.__name__}`{left_out}."""'
     fields = {field: kind for field, kind in _annotations(request).items() if field not in {*without, *inherited}}

@@ -226,6 +226,9 @@ def test_bad_input_is_refused_before_the_model_is_loaded(
     ("arguments", "says"),
     [
         (["imge", "x"], 'Did you mean "image"?'),
+        (["replay", "nowhere.png"], "cannot read 'nowhere.png': no such file or directory"),
+        (["serve", "--max-queue", "0"], "--max-queue 0 lets nobody draw; give 1 or more"),
+        (["serve", "--time-limit", "-1"], "--time-limit -1 lets nobody draw"),
         (["image"], "nothing to draw; give a prompt"),
         (["image", "x", "-o", "x.png", "--model", "nowhere"], "no model at 'nowhere'"),
         (["image", "x", "-o", "x.png", "--device", "abacus"], "abacus"),

@@ -73,6 +73,9 @@ def test_the_best_is_kept(
         (["--best-of", "2", "--count", "2"], "is no choice"),
         (["--best-of", "2", "--grid"], "--grid"),
         (["--clip", "x"], "--best-of"),
+        (["--explain", "--tile-size", "64"], "--explain does not go with --tile-size"),
+        (["--explain", "--region", "left=a bear"], "--explain does not go with --region;"),
+        (["--explain", "--refiner", "x"], "--explain does not go with --refiner"),
     ],
 )
 def test_options_that_go_ill_together(

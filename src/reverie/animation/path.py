@@ -188,7 +188,7 @@ def prepare_path(system: StableDiffusion, animation: Animation, request: TextToI
     if request.vary and system.image_encoder is None:
         raise ReverieError(
             f"{system.name} goes between no pictures that it varies; give a model of SD 2.1 unCLIP or of image "
-            "variations, or the pictures as `image`"
+            "variations, or the pictures as the keyframes' own (@image)"
         )
     run = prepare_run(system, request)
     return _Builder(

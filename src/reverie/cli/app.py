@@ -132,7 +132,12 @@ def message_of(error: Exception) -> str:
         from reverie.files import reason_of
 
         return reason_of(error) + (f": '{error.filename}'" if error.filename else "")
-    return re.sub(r"`([a-z][a-z0-9_]*)`", lambda field: "--" + field[1].replace("_", "-"), str(error))
+    from reverie.cli.ask import FIELDS
+
+    flags = {field: flag for flag, field in FIELDS.items()}
+    return re.sub(
+        r"`([a-z][a-z0-9_]*)`", lambda field: "--" + flags.get(field[1], field[1]).replace("_", "-"), str(error)
+    )
 
 
 def complain(message: str) -> None:

@@ -43,6 +43,9 @@ FIELDS = {"lora": "loras", "embedding": "embeddings", "lora_dir": "folders", "re
 
 SIDES = ("left", "right", "top", "bottom")
 MASKING = ("mask", "mask_blur", "only_masked", "padding", "fill")
+SOUND, FILM = ("audio", "a sound that moves a film"), ("init_video", "a film to draw over")
+SOURCES = {"drive": SOUND, "smooth": SOUND, "strength": FILM}
+"""Flags of a film that say nothing without another one."""
 SEEDS = 2**32  # that a film without one can come to
 
 
@@ -158,6 +161,10 @@ def ask_film(
         if one in fields:  # goes before the other one of a storyboard
             asked.pop(other, None)
     asked |= fields
+    for name, (source_name, source_is) in SOURCES.items():
+        if name in fields and source_name not in asked:
+            flag = source_name.replace("_", "-")
+            raise ReverieError(f"--{name} is about {source_is}; give one with --{flag}")
     if not asked["keyframes"]:
         raise ReverieError("nothing to show; give two prompts, --keyframe or --storyboard")
     if "init_video" in asked and "fps" not in asked and (rate := footage.read(asked["init_video"]).fps):

@@ -184,6 +184,9 @@ def read_settings(
 
     if workers < 1 or memory <= 0:
         raise ReverieError("workers and memory are more than nothing; give 1 or more of each")
+    for name, limit in vars(limits).items():
+        if limit < 1:
+            raise ReverieError(f"`{name}` {limit} lets nobody draw; give 1 or more", field=name)
     models, model = _folders(served.models), served.model
     if model is not None and Path(model).exists():
         place = Path(model).absolute()

@@ -136,10 +136,7 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
     Raises ReverieError where the request hands over to a refiner, whose attention is not watched, or has regions, for a
     prompt without words, and for a model that reads no words or doubles latents.
     """
-    if not system.text_encoders:
-        raise ReverieError(f"{system.name} sees pictures and reads no words; leave out `explain`", field="explain")
-    if doubles(system):
-        raise ReverieError(f"the attention of {system.name} is not recorded; leave out `explain`", field="explain")
+    check_explained(system)
     if request.refiner is not None:
         raise ReverieError("the attention of a refiner is not recorded; leave out the refiner")
     if request.tile_size is not None:
@@ -156,6 +153,14 @@ def explain(system: StableDiffusion, request: TextToImage) -> Explanation:
         (picture,) = finish(run, [single], step)
     size = (step.x.shape[2], step.x.shape[3])
     return Explanation(picture, _sum_words(recorder, words, size))
+
+
+def check_explained(system: StableDiffusion) -> None:
+    """Raise ReverieError for a model whose attention to words is not recorded."""
+    if not system.text_encoders:
+        raise ReverieError(f"{system.name} sees pictures and reads no words; leave out `explain`", field="explain")
+    if doubles(system):
+        raise ReverieError(f"the attention of {system.name} is not recorded; leave out `explain`", field="explain")
 
 
 def _sum_words(

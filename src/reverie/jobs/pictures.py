@@ -77,8 +77,9 @@ class PictureJob:
             raise ReverieError("`clip` ranks pictures; say of how many with `best_of`", field="clip")
         if self.grid and (self.explain or self.best_of is not None):
             raise ReverieError("`grid` is one file of all; leave it out with `best_of` and `explain`", field="grid")
-        if self.explain and self.request.refiner is not None:
-            raise ReverieError("`explain` cannot watch a refiner; leave out the refiner", field="explain")
+        for name in ("refiner", "tile_size", "regions"):
+            if self.explain and getattr(self.request, name):
+                raise ReverieError(f"`explain` does not go with `{name}`; leave out one of them", field="explain")
         if self.explain and not extract(self.request.prompt).text.strip():
             raise ReverieError("`explain` is about the words of a prompt; give some, or leave it out", field="explain")
 
@@ -100,12 +101,16 @@ class _Drawing:
     drawn: list[TextToImage] = field(default_factory=list)
 
     def run(self) -> Iterator[Event]:
+        from reverie.generate.explain import check_explained
+
         job = self.job
         self.sign = signing(job.c2pa)
         with self.watch.measure("load"):
             request = job.request
             asked, ranking = plan_ranking(request, job.best_of, job.clip, job.device)
             self.system = self.load(job.model)
+            if job.explain:
+                check_explained(self.system)
             yield from model_notes(self.system, job.drawn_by)
             self.finish = finishing(self.system, job.safety, job.watermark)
             if job.time_budget is not None:

@@ -19,6 +19,7 @@ from xml.etree import ElementTree
 from PIL import ExifTags, Image
 
 from reverie.errors import ReverieError
+from reverie.files import reason_of
 from reverie.media.encoder import COMMENT
 from reverie.media.footage import DEMUXERS as FILM_DEMUXERS
 from reverie.media.footage import FILMS
@@ -202,7 +203,7 @@ def _open(path: Path) -> Iterator[Image.Image]:
                 picture.load()  # text chunks may stand behind the pixels
             yield picture
     except DAMAGED as error:
-        reason = getattr(error, "strerror", None) or "not a picture, or damaged"
+        reason = reason_of(error) if getattr(error, "errno", None) else "not a picture, or damaged"
         raise ReverieError(f"cannot read '{path}': {reason}") from error
 
 
