@@ -19,9 +19,8 @@ import reverie
 from reverie.cli.app import run
 from reverie.media.pictures import open_picture
 from reverie.models.autoencoder import TinyAutoencoder, TinyConfig
-from reverie.models.clip import CLIPVisionConfig
+from reverie.models.clip import CLIPVisionConfig, SafetyChecker, SafetyConfig
 from reverie.models.controlnet import ControlNet, ControlNetConfig
-from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.requests.parts import Hires, Refiner, Variation
 from reverie.requests.pictures import ImageToImage, Inpaint, Outpaint
 

@@ -31,9 +31,9 @@ from reverie.runtime import cast_to, is_packed, limit_threads, native, pack, pac
 from reverie.runtime.cache import machine_folder
 from reverie.runtime.changes import check_combination
 from reverie.runtime.compiled import compile_network, keep_in
-from reverie.runtime.layers import bytes_of
 from reverie.runtime.offload import HOST, Offloader, pick_offloader
 from reverie.runtime.transform import pick_device, pick_dtype, to_channels_last
+from reverie.runtime.weights import bytes_of
 
 WIDE_FROM = 256  # widest level from which a U-Net's operations are worth several threads
 KEPT_FROM = 2**28  # bytes of a U-Net whose packed weights are kept for later processes

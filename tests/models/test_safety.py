@@ -15,8 +15,7 @@ from transformers import CLIPConfig
 from reverie.checkpoints.load import load_safety
 from reverie.codecs.clip_images import NOTE, screen_pictures
 from reverie.errors import ReverieError
-from reverie.models.clip import CLIPVisionConfig
-from reverie.models.safety import SafetyChecker, SafetyConfig
+from reverie.models.clip import CLIPVisionConfig, SafetyChecker, SafetyConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the oracle warns of its own affairs
 SHARED = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}

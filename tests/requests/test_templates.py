@@ -14,7 +14,7 @@ import pytest
 
 from reverie.errors import ReverieError
 from reverie.media.pictures import PARAMETERS
-from reverie.requests.foreign.infotext import split
+from reverie.requests.foreign.a1111 import split
 from reverie.requests.parts import Variation
 from reverie.requests.pictures import TextToImage
 from reverie.requests.records import texts

@@ -23,26 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reverie.errors import RequestWarning
-from reverie.models.layers import GroupNormSiLU, ResidualBlock, Upsample
+from reverie.errors import RequestWarning, ReverieError
+from reverie.models.layers import Attention, GroupNormSiLU, ResidualBlock, Upsample
 from reverie.models.unet import UNet
-from reverie.runtime import extension, int8, kernels, layers, native, pack, quantize, transform, unpack
+from reverie.runtime import extension, int8, kernels, layers, native, pack, plans, quantize, transform, unpack
 from reverie.runtime.changes import freeing, merging, perturbing, reusing, seamless
-from reverie.runtime.extension import (
-    MODES,
-    FastUNet,
-    PlannedLevels,
-    Slot,
-    convolve_small,
-    lay_out,
-    lay_panels,
-    multiply,
-)
-from reverie.runtime.layers import (
-    LAST,
-    FastGroupNorm,
-    FastGroupNormSiLU,
-)
+from reverie.runtime.extension import MODES, convolve_small, lay_panels, multiply
+from reverie.runtime.layers import LAST, FastGroupNorm, FastGroupNormSiLU
+from reverie.runtime.plans import FastUNet, PlannedCall, PlannedLevels, Slot, lay_out
 
 from .test_exact import UNET, error, given
 
@@ -250,7 +238,7 @@ def planned() -> tuple[UNet, UNet]:
 def ways(unet: UNet) -> list[Any]:
     """Return the plans' `repeat`, or what else the U-Net does at each size."""
     assert isinstance(unet, FastUNet)
-    return list((unet.ways or {}).values())
+    return list(unet.planned.ways.values()) if unet.planned is not None else []
 
 
 def twice(unet: UNet, inputs: tuple[Tensor, ...]) -> None:
@@ -322,7 +310,7 @@ unet = pack(UNet(UNetConfig(**widths, mid_transformer_depth=0, cross_attention_d
 with torch.no_grad():
     for _ in range(3):
         unet(torch.zeros(1, 4, 8, 8), torch.zeros(1), torch.zeros(1, 3, 32))
-(way,) = unet.ways.values()
+(way,) = unet.planned.ways.values()
 print(type(way.__self__).__name__, "torch._dynamo" in sys.modules)
 """
 
@@ -497,7 +485,7 @@ WIDTHS = {"float32": 1e-5, "bfloat16": 0.05, "int8": 0.2}
 @pytest.mark.parametrize("kind", WIDTHS)
 @pytest.mark.parametrize("kept", [0, 2**26])
 def test_a_packed_unet_repeats_its_calls_to_the_bit(kind: str, kept: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(extension, "KEPT", kept)
+    monkeypatch.setattr(plans, "KEPT", kept)
     monkeypatch.setattr(layers, "SMALL", 0)
     monkeypatch.setattr(transform, "WIDE", 16)
     if not (native(torch.bfloat16) if kind == "bfloat16" else kind == "float32" or int8.available()):
@@ -513,7 +501,7 @@ def test_a_packed_unet_repeats_its_calls_to_the_bit(kind: str, kept: int, monkey
     prompts = [context.to(dtype), (context + 1).to(dtype)]
     inputs = [((x + seed).to(dtype), t - 50 * seed, prompts[seed // 2 % 2]) for seed in range(8)]
     with monkeypatch.context() as without:
-        without.setattr(extension, "MOST", 0)
+        without.setattr(plans, "MOST", 0)
         wanted = [fast(*one) for one in inputs]
     answers = [fast(*one) for one in inputs]
     if kind != "int8" or int8.fuses():
@@ -549,8 +537,61 @@ def test_copies_of_a_planned_unet_are_without_its_plans(planned: tuple[UNet, UNe
     with torch.no_grad():
         twice(fast, inputs)
         again = copy.deepcopy(fast)
-        assert again.ways is None
+        assert again.planned is None
         again.mid_block.resnets[0].conv1.weight.mul_(3)
         assert error(fast(*inputs), plain(*inputs)) < 1e-5
     assert type(unpack(again)) is UNet
-    assert not {"ways", "state", "held"} & set(again.__dict__)
+    assert "planned" not in vars(again)
+
+
+def test_a_copy_made_while_reusing_has_no_plans(planned: tuple[UNet, UNet]) -> None:
+    fast, _ = planned
+    with torch.no_grad():
+        twice(fast, given())
+    with reusing(fast, 2):
+        again = copy.deepcopy(fast)
+    assert vars(again)["planned"] is None
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("kind", "name", "change"),
+    [
+        (nn.GroupNorm, "eps", lambda eps: 0.1),
+        (nn.GroupNorm, "num_groups", lambda groups: groups // 2),
+        (nn.LayerNorm, "eps", lambda eps: 0.1),
+        (Attention, "heads", lambda heads: 2 * heads),
+    ],
+)
+def test_settings_written_by_hand_end_the_plans(kind: type[nn.Module], name: str, change: Callable[[Any], Any]) -> None:
+    fast, plain = attentive()
+    inputs = given()
+    twice(fast, inputs)
+    for unet in (fast, plain):
+        for module in unet.modules():
+            if isinstance(module, kind):
+                setattr(module, name, change(getattr(module, name)))
+    assert error(fast(*inputs), plain(*inputs)) < 1e-5
+
+
+NUMBER = torch.zeros(1)
+
+
+@pytest.mark.parametrize(
+    ("name", "operands"),  # of sizes that pass all addresses; nothing is read
+    [
+        ("group_norm", (*[NUMBER] * 4, 2**40, 1, 2**10, 1, 0.0, 0)),
+        ("product", (NUMBER, NUMBER, None, None, NUMBER, 2**50, 1, 1, 0)),
+        ("convolve", (NUMBER, NUMBER, None, None, NUMBER, 2**40, 32, 32, 1, 1, 1, 0, 0)),
+        ("attention_float32", (*[NUMBER] * 4, 1, 1, 1, 1, 2**44, *[0] * 6, 1.0)),
+    ],
+)
+def test_memory_that_runs_out_is_an_error(name: str, operands: tuple[Any, ...]) -> None:
+    with pytest.raises(ReverieError, match="memory ran out"):
+        extension.call(name, *operands)
+
+
+def test_memory_that_runs_out_is_an_error_in_plans_too() -> None:
+    repeat = PlannedCall(lambda: 1, [], []).over(torch.empty(0, dtype=torch.uint8))
+    with pytest.raises(ReverieError, match="memory ran out"):
+        repeat([])

@@ -209,6 +209,8 @@ def test_images_are_convolved(
         convolve(levels, weight, bias, add, y, stride, dilation)
         exactly = wanted if add is None else wanted + add.double()
         assert error(y.double(), exactly) < (1e-2 if dtype == torch.bfloat16 else 1e-6)
+    with pytest.raises(ReverieError, match="what is added has shape"):
+        convolve(levels, weight, bias, shift[..., 0], y, stride, dilation)
 
 
 @fused
@@ -222,6 +224,8 @@ def test_products_add_and_gate(rows: int, width: int, outputs: int) -> None:
     gated = plain * F.gelu(values(x) @ gate.to_dense().double().T - bias)
     assert error(product(x, weight, bias, add).double(), plain + add) < 1e-6
     assert error(product(x, weight, bias, gate=(gate, -bias)).double(), gated) < 1e-6
+    with pytest.raises(ReverieError, match="what is added has shape"):
+        product(x, weight, bias, add[:1])
 
 
 @fused

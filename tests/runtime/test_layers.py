@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from reverie.checkpoints.load import load_unet
 from reverie.checkpoints.save import save_unet
+from reverie.errors import ReverieError
 from reverie.models.layers import GEGLU, Attention, TransformerBlock
 from reverie.models.unet import UNet
 from reverie.runtime import is_packed, kernels, layers, pack, pack_after, transform, winograd
@@ -96,6 +97,16 @@ def test_what_is_added_is_added(layer: PackedLayer) -> None:
     if isinstance(layer, PackedConv2d):
         pixel = torch.randn(2, 40, 1, 1)
         assert torch.equal(layer(x, add=pixel), y + pixel)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("kind", [PackedLinear, PackedPointwise])
+def test_what_is_added_of_another_shape_is_refused(kind: type[PackedLayer]) -> None:
+    layer = pack(nn.Sequential(LAYERS[kind]()))[0]
+    x = inputs(layer)
+    for add in (layer(x)[:1], layer(x)[..., :1]):
+        with pytest.raises(ReverieError, match="what is added has shape"):
+            layer(x, add=add)
 
 
 @torch.no_grad()

@@ -28,7 +28,7 @@ from reverie.models.controlnet import ControlNet, ControlNetConfig
 from reverie.models.unet import UNet
 from reverie.runtime import int8, is_packed, pack
 from reverie.runtime.changes import seamless
-from reverie.runtime.layers import HeldLayer, as_held
+from reverie.runtime.weights import HeldLayer, as_held
 
 from .test_exact import UNET, error, given
 

@@ -11,7 +11,7 @@ from torch import nn
 from reverie.models.unet import UNet
 from reverie.runtime import cast_to, is_packed, pack, pack_after, quantize, unpack
 from reverie.runtime.int8 import available
-from reverie.runtime.layers import FileStore, HeldEmbedding, HeldLayer, as_held
+from reverie.runtime.weights import FileStore, HeldEmbedding, HeldLayer, as_held
 
 from .test_exact import UNET, error, given
 

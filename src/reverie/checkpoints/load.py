@@ -30,10 +30,16 @@ from reverie.diffusion.denoiser import ScheduleConfig
 from reverie.diffusion.noise import EmbeddingNoise, PictureNoise
 from reverie.errors import ReverieError
 from reverie.models.autoencoder import Autoencoder, ImageAutoencoder, TinyAutoencoder, TinyConfig
-from reverie.models.clip import CLIP, TextTower, TextTowerWithProjection, VisionTowerWithProjection
+from reverie.models.clip import (
+    CLIP,
+    SafetyChecker,
+    SafetyConfig,
+    TextTower,
+    TextTowerWithProjection,
+    VisionTowerWithProjection,
+)
 from reverie.models.deltas import weight_delta
 from reverie.models.k_unet import KUNet, KUNetConfig
-from reverie.models.safety import SafetyChecker, SafetyConfig
 from reverie.models.unet import UNet, UNetConfig
 from reverie.requests.references import locate_part
 from reverie.sound.spectrogram import SpectrogramParams

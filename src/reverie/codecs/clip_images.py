@@ -19,8 +19,7 @@ from torch import Tensor
 
 from reverie.errors import ReverieError
 from reverie.media.pictures import eight_bits, read_stored
-from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, normalise
-from reverie.models.safety import SafetyChecker
+from reverie.models.clip import IMAGE_MEAN, IMAGE_STD, SafetyChecker, normalise
 
 Picture = Image.Image | str | Path
 Size = tuple[int, int]

@@ -2,8 +2,8 @@
 
 from reverie.runtime.int8 import quantize
 from reverie.runtime.kernels import native
-from reverie.runtime.layers import cast_to
 from reverie.runtime.transform import is_packed, limit_threads, one_thread, pack, pack_after, spare_threads, unpack
+from reverie.runtime.weights import cast_to
 
 __all__ = [
     "cast_to",

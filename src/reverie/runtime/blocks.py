@@ -25,7 +25,7 @@ from reverie.models.unet import UNet, UpBlock
 from reverie.runtime import extension, kernels, winograd
 from reverie.runtime.cache import keep
 from reverie.runtime.changes import is_hooked
-from reverie.runtime.extension import FEW, FastUNet, convolve_small, lay_panels, multiply, silu, stamp, version
+from reverie.runtime.extension import FEW, convolve_small, lay_panels, multiply, silu, stamp, version
 from reverie.runtime.kernels import trim
 from reverie.runtime.layers import (
     LAST,
@@ -36,11 +36,12 @@ from reverie.runtime.layers import (
     PackedConv2d,
     PackedLayer,
     PackedLinear,
-    as_held,
     attend,
     pack_together,
     project,
 )
+from reverie.runtime.plans import FastUNet
+from reverie.runtime.weights import as_held
 
 CORNERS = tuple(product((0, 1), repeat=2))
 """The corners of a doubled pixel: (0, 0) is above on the left."""

@@ -31,21 +31,9 @@ from reverie.runtime import blocks, extension
 from reverie.runtime.blocks import CORNERS, computes_plainly, corner_kernel
 from reverie.runtime.cache import remember
 from reverie.runtime.changes import gathers_otherwise, is_hooked
-from reverie.runtime.kernels import QUAD, OneDNNWeight, Panels, Rounded, native, pack_panels, round_weight
-from reverie.runtime.layers import (
-    LAST,
-    NARROW,
-    EdgeConv2d,
-    HeldConv2d,
-    HeldLayer,
-    HeldLinear,
-    PackedLayer,
-    PackedLinear,
-    PackedPointwise,
-    as_held,
-    held_weights,
-    pack_together,
-)
+from reverie.runtime.kernels import QUAD, OneDNNWeight, Panels, Rounded, check_shape, native, pack_panels, round_weight
+from reverie.runtime.layers import LAST, NARROW, EdgeConv2d, PackedLayer, PackedLinear, PackedPointwise, pack_together
+from reverie.runtime.weights import HeldConv2d, HeldLayer, HeldLinear, as_held, held_weights
 
 M = TypeVar("M", bound=nn.Module)
 LEVELS = 255  # of an input, beside the least
@@ -190,9 +178,14 @@ def product(
     gate: tuple[Panels, Float[Tensor, " out"] | None] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "*b out"]:
-    """Multiply rows by a weight, in the same pass multiply by the GELU of what `gate` makes, and add."""
+    """Multiply rows by a weight, in the same pass multiply by the GELU of what `gate` makes, and add.
+
+    Raises ReverieError where `add` is of another shape than the product.
+    """
     outputs, count = weight.shape[0], prod(x.shape)
     y = torch.empty((*x.shape, outputs), dtype=dtype or x.dtype, device="cpu")
+    if add is not None:
+        check_shape(add, y.shape)
     width = x.q.shape[3]
     size = (1, 1, count, width, outputs, 0, 0, width, 0, 0, outputs)
     added = None if add is None else add.contiguous()
@@ -212,10 +205,13 @@ def convolve(
 ) -> Float[Tensor, "b out h2 w2"]:
     """Convolve padded images into `y`, and in the same pass add `add`, which may be one pixel for all.
 
-    `origin` is the pixel of the padded images that the first output sees first.
+    `origin` is the pixel of the padded images that the first output sees first. Raises ReverieError where `add` is of
+    another shape.
     """
     images, outputs, height, width = y.shape
     shift = None
+    if add is not None:
+        check_shape(add, (*y.shape[:2], *(add.shape[2:] if add.shape[2:] == (1, 1) else y.shape[2:])))
     if add is not None and add.shape[2:] == (1, 1):
         shift, add = add.flatten(1).float().contiguous(), None
     q = x.q[:, origin[0] :, origin[1] :]

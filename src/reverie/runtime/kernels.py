@@ -23,6 +23,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int8, Int32, Int64, UInt8
 from torch import Tensor
 
+from reverie.errors import ReverieError
+
 Packed = NewType("Packed", Tensor)
 """A weight as oneDNN orders it."""
 
@@ -206,14 +208,24 @@ def linear(
     add: Float[Tensor, "*b out"] | None = None,
     multiply: Float[Tensor, "*b out"] | None = None,
 ) -> Float[Tensor, "*b out"]:
-    """Multiply by a weight, and in the same pass take the exact GELU, add or multiply: one of the three."""
+    """Multiply by a weight, and in the same pass take the exact GELU, add or multiply: one of the three.
+
+    Raises ReverieError where `add` is of another shape than the product.
+    """
     if add is not None:
+        check_shape(add, (*x.shape[:-1], weight.shape[0]))
         return torch.ops.mkldnn._linear_pointwise.binary(x, add, weight, bias, "add")
     if multiply is not None:
         return torch.ops.mkldnn._linear_pointwise.binary(x, multiply, weight, bias, "mul")
     if gelu:
         return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "gelu", NOTHING, "none")
     return torch.ops.mkldnn._linear_pointwise.default(x, weight, bias, "none", NOTHING, "")
+
+
+def check_shape(add: Tensor, shape: Sequence[int]) -> None:
+    """Raise ReverieError where what is to be added is not of the shape that it is added to."""
+    if add.shape != torch.Size(shape):
+        raise ReverieError(f"what is added has shape {tuple(add.shape)}, the product {tuple(shape)}; give it that")
 
 
 LARGEST = 127  # of a rounded weight, so that the range is the same on both sides

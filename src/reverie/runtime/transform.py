@@ -1,7 +1,7 @@
 """Packing a network: its modules change their class, and nothing else; and device, dtype and threads to compute with.
 
 Modules, names, parameters and hooks stay: what held on to a layer still holds it. What a layer does with its weight is
-said in `layers.py`. A part that the packed kernels cannot take (another dtype or device, groups, few channels) stays
+said in `weights.py`. A part that the packed kernels cannot take (another dtype or device, groups, few channels) stays
 as it is.
 """
 
@@ -24,21 +24,16 @@ from reverie.runtime.blocks import BLOCKS
 from reverie.runtime.cache import remember
 from reverie.runtime.kernels import let_go
 from reverie.runtime.layers import (
-    HELD,
     NARROW,
     EdgeConv2d,
-    HeldConv2d,
-    HeldLayer,
-    HeldLinear,
     NarrowLinear,
     PackedConv2d,
     PackedLayer,
     PackedLinear,
     PackedPointwise,
     Pointwise,
-    as_held,
-    held_weights,
 )
+from reverie.runtime.weights import HELD, HeldConv2d, HeldLayer, HeldLinear, as_held, held_weights
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -57,7 +52,7 @@ PLAIN: dict[type[nn.Module], type[nn.Module]] = {
     **{held: plain for plain, held in HELD.items()},
 }
 """By the fast class: the plain one."""
-KEPT = ("store", "trainable", "contexts", "corners", "seen", "panels", "composed", "ways", "state", "held")
+KEPT = ("store", "trainable", "contexts", "corners", "seen", "panels", "composed", "planned")
 """What fast classes keep in their instances."""
 
 

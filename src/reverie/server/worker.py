@@ -235,7 +235,7 @@ def _size_on_disk(place: Path) -> int:
 
 
 def _size_in_memory(pipeline: Pipeline) -> int:
-    from reverie.runtime.layers import bytes_of  # brings torch
+    from reverie.runtime.weights import bytes_of  # brings torch
 
     networks = (pipeline.unet, pipeline.autoencoder, *pipeline.text_encoders)
     return sum(map(bytes_of, networks))

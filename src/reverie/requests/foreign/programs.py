@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from reverie.requests.foreign.a1111 import as_float
+from reverie.requests.foreign.a1111 import as_float, pair
 from reverie.requests.foreign.draft import (
     COMFYUI_DISCARDS,
     START_IS_MISSING,
@@ -21,7 +21,6 @@ from reverie.requests.foreign.draft import (
     shorten,
     stem_of,
 )
-from reverie.requests.foreign.infotext import pair
 from reverie.requests.parts import Variation
 from reverie.requests.texts import json_object
 

@@ -8,7 +8,6 @@
 // transposed values are filled up with zeros to whole tiles.
 #include "common.h"
 #include "tiles.h"
-#include <stdlib.h>
 #include <immintrin.h>
 #ifdef __AVX512F__
 enum { LANES = 16, VECTORS = 4 };
@@ -336,23 +335,28 @@ INLINE void finish(const int pairs, Asking at, int64_t queries, int64_t lanes, i
 
 // q (images, queries, heads x width), k and v (images, keys, heads x width), rows and images so many words apart, into
 // out (images, queries, heads x width), without gaps. Where `pairs`, all are bfloat16, and width is even.
-static void attention(const int pairs, const word *q, const word *k, const word *v, float *out, int64_t images,
-                      int64_t queries, int64_t keys, int64_t heads, int64_t width, int64_t q_image, int64_t q_row,
-                      int64_t k_image, int64_t k_row, int64_t v_image, int64_t v_row, float scale) {
+static int attention(const int pairs, const word *q, const word *k, const word *v, float *out, int64_t images,
+                     int64_t queries, int64_t keys, int64_t heads, int64_t width, int64_t q_image, int64_t q_row,
+                     int64_t k_image, int64_t k_row, int64_t v_image, int64_t v_row, float scale) {
     const int64_t words = pairs ? width / 2 : width, tiled = pairs && TILED;
     const int64_t deep = tiled ? whole_tiles(words) : words, high = tiled ? whole_tiles(width) : width;
     const int64_t state = (deep + high + 2) * BLOCK, fit = HELD / state;
     const int64_t blocks = fit < 1 ? 1 : (fit < MOST ? fit : MOST), group = blocks * BLOCK;
     const int64_t groups = (queries + group - 1) / group;
+    int result = DONE;
     scale *= 1.44269504f;  // log2(e)
 #pragma omp parallel if (images * heads * queries * keys * width > 65536)
     {
         float *held = aligned_alloc(64, 4 * (blocks * state + (2 * KEYS + 1) * BLOCK + KEYS * (deep + width + high)));
+        if (!held) {
+#pragma omp atomic write
+            result = NO_MEMORY;
+        }
         float *scores = held + blocks * state;
         Scratch scratch = {scores, scores + KEYS * BLOCK, scores + 2 * KEYS * BLOCK};
         word *packed_k = (word *)(scratch.factors + BLOCK), *packed_v = packed_k + KEYS * deep;
         word *turned_v = packed_v + KEYS * width;
-        if (tiled) {
+        if (tiled && held) {
             take_tiles();
             memset(packed_k, 0, 4 * KEYS * (deep + width + high));
         }
@@ -360,7 +364,7 @@ static void attention(const int pairs, const word *q, const word *k, const word 
         for (int64_t image = 0; image < images; image++)
             for (int64_t head = 0; head < heads; head++)
                 for (int64_t part = 0; part < groups; part++)
-                    for (int64_t key = 0; key < keys; key += KEYS) {
+                    for (int64_t key = 0; held && key < keys; key += KEYS) {
                         int64_t count = keys - key < KEYS ? keys - key : KEYS;
                         Seen seen = {k + image * k_image + key * k_row + head * words,
                                      v + image * v_image + key * v_row + head * words, count, k_row, v_row};
@@ -406,17 +410,18 @@ static void attention(const int pairs, const word *q, const word *k, const word 
                             else finish(0, asking, some, lanes, words, to, heads * words);
                         }
                     }
-        if (tiled) return_tiles();
+        if (tiled && held) return_tiles();
         free(held);
     }
+    return result;
 }
 
 #define ATTENTION(name, pairs)                                                                                       \
-    void name(const word *q, const word *k, const word *v, float *out, int64_t images, int64_t queries, int64_t keys,  \
-              int64_t heads, int64_t width, int64_t q_image, int64_t q_row, int64_t k_image, int64_t k_row,            \
-              int64_t v_image, int64_t v_row, float scale) {                                                           \
-        attention(pairs, q, k, v, out, images, queries, keys, heads, width, q_image, q_row, k_image, k_row, v_image,   \
-                  v_row, scale);                                                                                       \
+    int name(const word *q, const word *k, const word *v, float *out, int64_t images, int64_t queries, int64_t keys,   \
+             int64_t heads, int64_t width, int64_t q_image, int64_t q_row, int64_t k_image, int64_t k_row,             \
+             int64_t v_image, int64_t v_row, float scale) {                                                            \
+        return attention(pairs, q, k, v, out, images, queries, keys, heads, width, q_image, q_row, k_image, k_row,     \
+                         v_image, v_row, scale);                                                                       \
     }
 ATTENTION(attention_float32, 0)
 #ifdef __AVX512BF16__

@@ -2,7 +2,10 @@
 #pragma once
 #include <math.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
+
+enum { DONE, NO_MEMORY };  // what a kernel returns that takes memory to compute in
 
 typedef uint16_t bf16;  // the upper half of a float
 

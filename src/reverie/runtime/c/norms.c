@@ -2,7 +2,6 @@
 // statistics' pass left in the cache. Sums are of the differences from each channel's first pixel, which leaves no large
 // mean to cancel (Chan, Golub and LeVeque 1983, "Algorithms for Computing the Sample Variance", section 3).
 #include "common.h"
-#include <stdlib.h>
 
 enum { ROWS = 64, WIDTH = 32 };  // pixels that are summed in float before double takes over; channels in registers
 
@@ -50,11 +49,16 @@ INLINE void apply(const int halves, const int with_silu, const void *x, void *y,
         }
 }
 
-static void normalise(int halves, const void *x, void *y, const void *weight, const void *bias, int64_t images,
-                      int64_t pixels, int64_t channels, int64_t groups, float eps, int64_t with_silu) {
+static int normalise(int halves, const void *x, void *y, const void *weight, const void *bias, int64_t images,
+                     int64_t pixels, int64_t channels, int64_t groups, float eps, int64_t with_silu) {
     int64_t chunks = pixels < 256 ? 1 : (pixels < 64 * 256 ? 4 : 64), wide = channels / groups;
-    double *sums = calloc(2 * images * chunks * channels, sizeof *sums);
-    float *affine = malloc(2 * images * channels * sizeof *affine);
+    double *sums = calloc(2 * images * chunks * channels + 1, sizeof *sums);
+    float *affine = malloc((2 * images * channels + 1) * sizeof *affine);
+    if (!sums || !affine) {
+        free(affine);
+        free(sums);
+        return NO_MEMORY;
+    }
 #pragma omp parallel for collapse(2) if (images * pixels * channels > 32768)
     for (int64_t image = 0; image < images; image++)
         for (int64_t chunk = 0; chunk < chunks; chunk++) {
@@ -101,16 +105,17 @@ static void normalise(int halves, const void *x, void *y, const void *weight, co
         }
     free(affine);
     free(sums);
+    return DONE;
 }
 
 // y = silu(norm(x) * weight + bias), or without the SiLU; y may be x. Shapes (images, pixels, channels).
-void group_norm(const float *x, float *y, const float *weight, const float *bias, int64_t images, int64_t pixels,
-                int64_t channels, int64_t groups, float eps, int64_t with_silu) {
-    normalise(0, x, y, weight, bias, images, pixels, channels, groups, eps, with_silu);
+int group_norm(const float *x, float *y, const float *weight, const float *bias, int64_t images, int64_t pixels,
+               int64_t channels, int64_t groups, float eps, int64_t with_silu) {
+    return normalise(0, x, y, weight, bias, images, pixels, channels, groups, eps, with_silu);
 }
 
 // The same in bfloat16, with all sums in float and double.
-void group_norm_bfloat16(const bf16 *x, bf16 *y, const bf16 *weight, const bf16 *bias, int64_t images, int64_t pixels,
-                         int64_t channels, int64_t groups, float eps, int64_t with_silu) {
-    normalise(1, x, y, weight, bias, images, pixels, channels, groups, eps, with_silu);
+int group_norm_bfloat16(const bf16 *x, bf16 *y, const bf16 *weight, const bf16 *bias, int64_t images, int64_t pixels,
+                        int64_t channels, int64_t groups, float eps, int64_t with_silu) {
+    return normalise(1, x, y, weight, bias, images, pixels, channels, groups, eps, with_silu);
 }

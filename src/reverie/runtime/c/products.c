@@ -4,7 +4,6 @@
 // columns. All sums of a tile of rows by a panel's columns stay in registers (Goto and van de Geijn 2008), and what
 // follows (bias, addition, GELU, a gate's product) is done to them before they are written.
 #include "common.h"
-#include <stdlib.h>
 #ifdef __AVX512F__
 enum { LANES = 16, VECTORS = 3, HIGH = 9 };  // of a tile: VECTORS x HIGH sums, of 32 registers
 #else
@@ -107,28 +106,35 @@ static void compute(const Layer *layer, const Row *rows, int64_t count) {
 }
 
 // y = x W' + bias, then its GELU, or plus `other`, or times it. x (rows, channels), y and `other` (rows, made).
-void product(const float *x, const float *weight, const float *bias, const float *other, float *y, int64_t count,
-             int64_t channels, int64_t made, int64_t then) {
+int product(const float *x, const float *weight, const float *bias, const float *other, float *y, int64_t count,
+            int64_t channels, int64_t made, int64_t then) {
     Layer layer = {weight, bias, other, channels, made, 1, {0}, then};
-    Row *rows = malloc(count * sizeof *rows);
+    Row *rows = malloc((count + 1) * sizeof *rows);
+    if (!rows) return NO_MEMORY;
     for (int64_t row = 0; row < count; row++) {
         int64_t at = row * made;
         rows[row] = (Row){x + row * channels, other ? other + at : y, y + at};
     }
     compute(&layer, rows, count);
     free(rows);
+    return DONE;
 }
 
 // Convolve channels-last images, padded by a pixel of zeros: by 3x3 kernels at every `stride`-th pixel, or (`corners`)
 // by the four of 2x2 that see a doubled image from the corners of its pixels. `other`, of which each image has as many
 // pixels as y or one, is added.
-void convolve(const float *x, const float *weight, const float *bias, const float *other, float *y, int64_t images,
-              int64_t height, int64_t width, int64_t channels, int64_t made, int64_t stride, int64_t corners,
-              int64_t one_pixel) {
+int convolve(const float *x, const float *weight, const float *bias, const float *other, float *y, int64_t images,
+             int64_t height, int64_t width, int64_t channels, int64_t made, int64_t stride, int64_t corners,
+             int64_t one_pixel) {
     int64_t line = (width + 2) * channels, image = (height + 2) * line, side = corners ? 2 : 3;
     int64_t down = (height - 1) / stride + 1, across = (width - 1) / stride + 1, scale = corners ? 2 : 1;
-    float *padded = calloc(images * image, sizeof *padded);
-    Row *rows = malloc(images * down * across * sizeof *rows);
+    float *padded = calloc(images * image + 1, sizeof *padded);
+    Row *rows = malloc((images * down * across + 1) * sizeof *rows);
+    if (!padded || !rows) {
+        free(rows);
+        free(padded);
+        return NO_MEMORY;
+    }
     for (int64_t n = 0; n < images; n++)
         for (int64_t i = 0; i < height; i++)
             memcpy(padded + n * image + (i + 1) * line + channels, x + (n * height + i) * width * channels,
@@ -151,6 +157,7 @@ void convolve(const float *x, const float *weight, const float *bias, const floa
     }
     free(rows);
     free(padded);
+    return DONE;
 }
 
 // y = (x - mean) / sqrt(variance + eps) weight + bias for each row (Ba et al. 1607.06450).

@@ -22,8 +22,8 @@ from pydantic import BaseModel, Field
 from reverie.errors import ReverieError
 from reverie.media.pictures import PARAMETERS, decode, encode, read_texts, size_of
 from reverie.requests.base import unknown
+from reverie.requests.foreign.a1111 import pair, split
 from reverie.requests.foreign.a1111_api import AUTOMATIC, MODULES, SCRIPTS, Drawing, Lenient, Redrawing, WebOptions
-from reverie.requests.foreign.infotext import pair, split
 from reverie.requests.parts import UPSCALER_NAMES
 from reverie.requests.samplers import RECORDS, SPACINGS, schedule_label
 from reverie.requests.templates import read_styles
